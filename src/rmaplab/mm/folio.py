@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Folios: anonymous memory as rows of columns.
+
+Models struct page and struct folio (include/linux/mm_types.h).  A page is a row, its row number the
+page frame number (pfn).  A folio of order n is 2**n consecutive rows that start at a multiple of 2**n; its
+first row is the head.  Every row of a folio carries its own values of `index`, so a folio can be split
+without telling anybody.
+
+Invariants
+- `mapcount[pfn]` is the number of page-table entries (present or migration) that map this very page.
+- `index[pfn]` is the page offset at which the page was first mapped: pgoff of the VMA plus distance.
+- a page that is exclusive (see pagetable.py) is mapped by exactly one entry.
+- a free row has order -1.
+
+Locking: a row is changed under the page-table lock of an entry that maps it, or while nothing does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+FOLIO_ANON: Final = 1
+FOLIO_KSM: Final = 2
+FOLIO_SWAPCACHE: Final = 4  # a copy is in swap, or an entry elsewhere still refers to it there
+FOLIO_LAZYFREE: Final = 8  # MADV_FREE: may be dropped while it stays clean
+FOLIO_LOCKED: Final = 16  # in the hands of reclaim or migration
+FOLIO_REFERENCED: Final = 32
+
+MAX_ORDER: Final = 9
+
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+
+
+class Column:
+    """One value a page, growing with the number of rows; `v` is the NumPy array, `m` the same memory
+    as a memoryview, which is quicker for single elements.  Both are replaced when the column grows, and
+    rows that were never written take no memory."""
+
+    def __init__(self, rows: int, dtype: Any) -> None:
+        self._dtype: Final = dtype
+        self.v: npt.NDArray[Any] = np.zeros(rows, dtype=dtype)
+        self.m: memoryview = self.v.data
+
+    def grow(self, rows: int) -> None:
+        old = self.v
+        new = np.zeros(rows, dtype=self._dtype)
+        new[: len(old)] = old
+        self.v = new
+        self.m = new.data
+
+
+class Folios:
+    """All anonymous memory of a machine."""
+
+    def __init__(self, rows: int = 4096) -> None:
+        self.rows = rows
+        self._columns: list[Column] = []
+        self.head = self.column(np.int32)  # pfn of the folio's first page
+        self.order = self.column(np.int8)  # of the folio, in every row of it; -1: free
+        self.flags = self.column(np.uint8)  # FOLIO_*, in every row of it
+        self.mapcount = self.column(np.int32)  # of this page
+        self.index = self.column(np.int64)  # of this page
+        self._next = 512  # never used so far; low numbers are left free so that pfn 0 means none
+        self._free: Int32s = np.zeros(4096, dtype=np.int32)  # order-0 rows, a stack
+        self._nr_free = 0
+        self._free_large: list[list[int]] = [[] for _ in range(MAX_ORDER + 1)]
+        self.in_use = 0
+        self.peak = 0
+        self.allocated = 0
+
+    def column(self, dtype: Any) -> Column:
+        """A new column of the designer's own, zero everywhere."""
+        column = Column(self.rows, dtype)
+        self._columns.append(column)
+        return column
+
+    def _reserve(self, rows: int) -> None:
+        if rows > self.rows:
+            while self.rows < rows:
+                self.rows *= 2
+            for column in self._columns:
+                column.grow(self.rows)
+
+    def _count(self, nr_pages: int) -> None:
+        self.in_use += nr_pages
+        self.allocated += nr_pages
+        if self.in_use > self.peak:
+            self.peak = self.in_use
+
+    def alloc(self, index: int) -> int:
+        """A new anonymous folio of order 0, mapped nowhere yet.  Returns its pfn."""
+        if self._nr_free:
+            self._nr_free -= 1
+            pfn = int(self._free[self._nr_free])
+        else:
+            pfn = self._next
+            self._next = pfn + 1
+            if pfn >= self.rows:
+                self._reserve(pfn + 1)
+        self.head.m[pfn] = pfn
+        self.order.m[pfn] = 0
+        self.flags.m[pfn] = FOLIO_ANON
+        self.mapcount.m[pfn] = 0
+        self.index.m[pfn] = index
+        self._count(1)
+        return pfn
+
+    def alloc_run(self, index: int, count: int) -> Int64s:
+        """`count` new folios of order 0 with consecutive indices from `index`.  Returns their pfns,
+        in the order in which `count` calls of `alloc` would have handed them out."""
+        reused = count if count < self._nr_free else self._nr_free
+        fresh = count - reused
+        self._reserve(self._next + fresh)
+        pfns = np.empty(count, dtype=np.int64)
+        if reused:
+            self._nr_free -= reused
+            pfns[:reused] = self._free[self._nr_free : self._nr_free + reused][::-1]
+        if fresh:
+            pfns[reused:] = np.arange(self._next, self._next + fresh)
+            self._next += fresh
+        self.head.v[pfns] = pfns
+        self.order.v[pfns] = 0
+        self.flags.v[pfns] = FOLIO_ANON
+        self.mapcount.v[pfns] = 0
+        self.index.v[pfns] = np.arange(index, index + count)
+        self._count(count)
+        return pfns
+
+    def alloc_large(self, index: int, order: int) -> int:
+        """A new anonymous folio of `order` (1 to 9), mapped nowhere yet.  Returns its head's pfn."""
+        nr_pages = 1 << order
+        if self._free_large[order]:
+            pfn = self._free_large[order].pop()
+        else:
+            pfn = self._next
+            while pfn & (nr_pages - 1):  # what is skipped to align goes to the order-0 stack
+                self._push_free(pfn)
+                pfn += 1
+            self._next = pfn + nr_pages
+            self._reserve(self._next)
+        self.head.v[pfn : pfn + nr_pages] = pfn
+        self.order.v[pfn : pfn + nr_pages] = order
+        self.flags.v[pfn : pfn + nr_pages] = FOLIO_ANON
+        self.mapcount.v[pfn : pfn + nr_pages] = 0
+        self.index.v[pfn : pfn + nr_pages] = np.arange(index, index + nr_pages)
+        self._count(nr_pages)
+        return pfn
+
+    def _push_free(self, pfn: int) -> None:
+        if pfn >= self.rows:
+            self._reserve(pfn + 1)
+        self.order.m[pfn] = -1
+        if self._nr_free == len(self._free):
+            self._grow_stack(self._nr_free + 1)
+        self._free[self._nr_free] = pfn
+        self._nr_free += 1
+
+    def _grow_stack(self, size: int) -> None:
+        capacity = len(self._free)
+        while capacity < size:
+            capacity *= 2
+        stack = np.zeros(capacity, dtype=np.int32)
+        stack[: self._nr_free] = self._free[: self._nr_free]
+        self._free = stack
+
+    def free(self, head: int) -> None:
+        """The folio whose first page is `head` is gone: nothing maps it and it is not in swap."""
+        order = self.order.m[head]
+        nr_pages = 1 << order
+        if order == 0:
+            self.flags.m[head] = 0
+            self._push_free(head)
+        else:
+            self.order.v[head : head + nr_pages] = -1
+            self.flags.v[head : head + nr_pages] = 0
+            self._free_large[order].append(head)
+        self.in_use -= nr_pages
+
+    def free_run(self, pfns: Int64s) -> None:
+        """Free folios of order 0, as `free` for each of them in this order would."""
+        count = len(pfns)
+        self.order.v[pfns] = -1
+        self.flags.v[pfns] = 0
+        if self._nr_free + count > len(self._free):
+            self._grow_stack(self._nr_free + count)
+        self._free[self._nr_free : self._nr_free + count] = pfns
+        self._nr_free += count
+        self.in_use -= count
+
+    def nr_pages(self, pfn: int) -> int:
+        """Pages of the folio that `pfn` belongs to."""
+        order: int = self.order.m[pfn]
+        return 1 << order
+
+    def total_mapcount(self, head: int) -> int:
+        """Entries that map any page of the folio (folio_mapcount())."""
+        order: int = self.order.m[head]
+        if order == 0:
+            count: int = self.mapcount.m[head]
+            return count
+        return int(self.mapcount.v[head : head + (1 << order)].sum())
+
+    def split(self, head: int) -> None:
+        """Split a large folio into folios of order 0; every page keeps index, mapcount and anchors."""
+        nr_pages = self.nr_pages(head)
+        self.order.v[head : head + nr_pages] = 0
+        self.head.v[head : head + nr_pages] = np.arange(head, head + nr_pages)
+
+    def set_flag(self, head: int, flag: int) -> None:
+        end = head + self.nr_pages(head)
+        self.flags.v[head:end] |= flag
+
+    def clear_flag(self, head: int, flag: int) -> None:
+        end = head + self.nr_pages(head)
+        self.flags.v[head:end] &= ~flag & 0xFF
+
+    def live(self) -> Int64s:
+        """The pfns of all pages in use."""
+        orders = self.order.v[512 : self._next]
+        return np.flatnonzero(orders >= 0) + 512
+
+    def nbytes_per_page(self) -> int:
+        """Bytes that one page takes in all columns, the designs' among them, and in the free stack."""
+        return sum(column.v.itemsize for column in self._columns) + self._free.itemsize

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Page tables: a dictionary of leaves, 512 entries each.
+
+Models the last level of Linux's page tables (a leaf is a PTE page: 512 entries, 2 MiB); the upper levels
+hold nothing that the reverse map needs.  An entry is one int64: flag bits, and above them a page frame
+number (or a swap slot).  Exactly one of the kind bits is set in an entry that is not none.
+
+    bits 0..11   PTE_* flags
+    bits 12..    pfn (ANON, MIGRATION), swap slot (SWAP), else 0
+
+Invariants
+- PTE_EXCLUSIVE is Linux's PageAnonExclusive() for a present entry, and the exclusive flag of a swap or
+  migration entry.  An exclusive page is mapped by one entry only, so the entry can carry the flag.
+- PTE_WRITE in an anonymous entry implies PTE_EXCLUSIVE.
+- `used` of a leaf is the number of its entries that are not none; a leaf without any may be dropped.
+
+Locking: the page-table lock, one a leaf.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from rmaplab.mm.folio import Int64s
+
+PTE_WRITE: Final = 1
+PTE_EXCLUSIVE: Final = 2
+PTE_DIRTY: Final = 4
+PTE_YOUNG: Final = 8
+PTE_ANON: Final = 16  # kind: present, an anonymous page
+PTE_ZERO: Final = 32  # kind: present, the zero page
+PTE_FILE: Final = 64  # kind: present, a page of the page cache
+PTE_SWAP: Final = 128  # kind: swapped out
+PTE_MIGRATION: Final = 256  # kind: the page is being migrated
+PTE_KSM: Final = 512  # with PTE_ANON or PTE_MIGRATION: the page belongs to KSM
+PTE_PRESENT: Final = PTE_ANON | PTE_ZERO | PTE_FILE
+PTE_SHIFT: Final = 12  # of pfn or swap slot
+PTE_FLAGS: Final = 0xFFF
+
+LEAF_SHIFT: Final = 21  # a leaf spans 2 MiB
+LEAF_ENTRIES: Final = 512
+
+
+class Leaf:
+    """512 entries: `v` as a NumPy array, `m` the same memory for single entries."""
+
+    def __init__(self, v: Int64s, used: int) -> None:
+        self.v: Final = v
+        self.m: Final[memoryview] = v.data
+        self.used = used
+
+
+class PageTable:
+    """The page table of one address space."""
+
+    def __init__(self) -> None:
+        self.leaves: dict[int, Leaf] = {}  # by address >> LEAF_SHIFT
+
+    def get(self, addr: int) -> int:
+        """The entry at `addr`, 0 if there is none."""
+        leaf = self.leaves.get(addr >> LEAF_SHIFT)
+        if leaf is None:
+            return 0
+        entry: int = leaf.m[(addr >> 12) & 511]
+        return entry
+
+    def leaf(self, addr: int) -> Leaf:
+        """The leaf for `addr`, made if there is none."""
+        number = addr >> LEAF_SHIFT
+        leaf = self.leaves.get(number)
+        if leaf is None:
+            leaf = Leaf(np.zeros(LEAF_ENTRIES, dtype=np.int64), 0)
+            self.leaves[number] = leaf
+        return leaf
+
+    def set(self, addr: int, entry: int) -> None:
+        """Store `entry` (0: none) at `addr`."""
+        leaf = self.leaf(addr)
+        i = (addr >> 12) & 511
+        old: int = leaf.m[i]
+        leaf.m[i] = entry
+        if old == 0:
+            if entry != 0:
+                leaf.used += 1
+        elif entry == 0:
+            leaf.used -= 1
+            if leaf.used == 0:
+                del self.leaves[addr >> LEAF_SHIFT]
+
+    def numbers(self, start: int, end: int) -> list[int]:
+        """Numbers of the leaves that exist and touch [start, end), ascending."""
+        first = start >> LEAF_SHIFT
+        last = (end - 1) >> LEAF_SHIFT
+        leaves = self.leaves
+        if last - first < len(leaves):
+            return [n for n in range(first, last + 1) if n in leaves]
+        return sorted([n for n in leaves if first <= n <= last])
+
+    def anon_entries(self) -> tuple[Int64s, Int64s]:
+        """Addresses and entries of all anonymous pages mapped (present or under migration)."""
+        addrs: list[Int64s] = []
+        entries: list[Int64s] = []
+        for number in sorted(self.leaves):
+            v = self.leaves[number].v
+            at = np.flatnonzero(v & (PTE_ANON | PTE_MIGRATION))
+            if len(at):
+                addrs.append((at.astype(np.int64) << 12) + (number << LEAF_SHIFT))
+                entries.append(v[at])
+        if not addrs:
+            empty = np.zeros(0, dtype=np.int64)
+            return empty, empty
+        return np.concatenate(addrs), np.concatenate(entries)

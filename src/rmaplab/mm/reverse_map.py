@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the machine asks of a reverse map.
+
+The machine tells a design every event at the place where Linux tells its own (the kernel function is
+named with each), and asks it three questions.  A design sees VMAs, address spaces and folio columns; it
+never changes them.  What it wants to remember it keeps in its slot of `VMA.rmap` and `MM.rmap`, and in
+columns that it asks `Folios.column` for.
+
+Anonymous pages only.  An event about pages names rows of `Folios`; every row of a large folio gets what
+its folio gets, so that a folio can be split silently.
+
+Order is part of the interface: "before" and "after" below are what the proofs of a design rest on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from mypy_extensions import mypyc_attr
+
+from rmaplab.mm.folio import Folios, Int64s
+from rmaplab.mm.profile import Profile
+from rmaplab.mm.vma import MM, VMA
+from rmaplab.sync.locks import Scheduler
+from rmaplab.sync.work import Ledger
+
+
+class Attachment:
+    """What a design gets from the machine that it is attached to.
+
+    slot:      the design's place in VMA.rmap and MM.rmap
+    folios:    the machine's folios; read `index` and `order`, ask for columns of your own
+    profile:   the kernel's rules and object sizes
+    scheduler: None, or who decides what runs next (pass it to every lock)
+    """
+
+    def __init__(self, slot: int, folios: Folios, profile: Profile, scheduler: Scheduler | None) -> None:
+        self.slot: Final = slot
+        self.folios: Final = folios
+        self.profile: Final = profile
+        self.scheduler: Final = scheduler
+
+
+class ObjectCount:
+    """One line of a footprint: objects of a type, bytes they take, pages of the slabs that hold them."""
+
+    def __init__(self, type: str, objects: int, peak: int, size: int, slab_pages: int, peak_pages: int) -> None:
+        self.type: Final = type
+        self.objects: Final = objects
+        self.peak: Final = peak
+        self.size: Final = size
+        self.slab_pages: Final = slab_pages
+        self.peak_pages: Final = peak_pages
+
+    @property
+    def nbytes(self) -> int:
+        return self.objects * self.size
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class ReverseMap:
+    """A design.  Subclass it, give it a `name`, and override what it needs to know."""
+
+    name: str = "unnamed"
+
+    def __init__(self, attachment: Attachment) -> None:
+        self.slot: Final = attachment.slot
+        self.folios: Final = attachment.folios
+        self.profile: Final = attachment.profile
+        self.scheduler: Final = attachment.scheduler
+        self.ledger: Final = Ledger(self.name)
+
+    # Address spaces
+
+    def mm_created(self, mm: MM) -> None:
+        """A fresh, empty address space (mm_init(), from execve)."""
+
+    def mm_forked(self, parent: MM, child: MM) -> None:
+        """`child` begins as a copy of `parent`; it has no VMAs yet (dup_mmap(), at its start)."""
+
+    def mm_gone(self, mm: MM) -> None:
+        """All VMAs of `mm` are gone, and no walk may look into it any more (exit_mmap(), at its end)."""
+
+    # VMAs
+
+    def vma_prepare(self, vma: VMA) -> None:
+        """`vma`, not prepared yet, is about to get its first anonymous page (__anon_vma_prepare())."""
+
+    def vma_forked(self, parent: VMA, child: VMA) -> None:
+        """`child` is the copy of the prepared `parent` in a forked address space; told before its
+        entries are copied (anon_vma_fork(), in dup_mmap()).  Not told for VM_WIPEONFORK."""
+
+    def vma_split(self, vma: VMA, new: VMA) -> None:
+        """The prepared `vma` is about to lose the range of `new`, which has its geometry already
+        (anon_vma_clone() in __split_vma()).  A geometry change of `vma` follows."""
+
+    def vma_joined(self, vma: VMA, donor: VMA) -> None:
+        """`vma`, not prepared, is about to grow over pages of the prepared `donor`, and becomes
+        prepared through it (dup_anon_vma()).  A geometry change follows."""
+
+    def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
+        """start, end or pgoff of `vma`, and of `neighbour` if one is named, are about to change
+        (vma_prepare() in mm/vma.c).  Only told if one of them is prepared."""
+
+    def geometry_end(self, vma: VMA, neighbour: VMA | None) -> None:
+        """They have changed (vma_complete())."""
+
+    def vma_absorbed(self, vma: VMA, gone: VMA) -> None:
+        """The prepared `gone` was merged into `vma`, which covers its range by now (anon_vma_merge())."""
+
+    def vma_copied(self, source: VMA, new: VMA) -> None:
+        """`new` is a fresh VMA that pages of the prepared `source` will move to (anon_vma_clone() in
+        copy_vma()).  If pages move to a VMA that existed, nothing but a geometry change is told."""
+
+    def vma_moved(self, source: VMA, target: VMA, source_addr: int, target_addr: int, nr_pages: int) -> None:
+        """The entries of `nr_pages` pages are about to move from `source_addr` to `target_addr`
+        (copy_vma() has returned, move_page_tables() comes next)."""
+
+    def vma_removed(self, vma: VMA) -> None:
+        """The prepared `vma` holds no anonymous pages any more: its entries are gone (unlink_anon_vmas(),
+        from munmap, exit and MREMAP_DONTUNMAP)."""
+
+    def need_move_locks(self, source: VMA, target: VMA) -> bool:
+        """May a walk see `target` before `source`, so that a move of entries has to hold the rmap lock
+        (copy_vma()'s need_rmap_locks)?"""
+        return False
+
+    def move_lock(self, vma: VMA) -> None:
+        """Keep walks away while entries move (take_rmap_locks())."""
+
+    def move_unlock(self, vma: VMA) -> None:
+        """Let them in again (drop_rmap_locks())."""
+
+    # Folios
+
+    def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
+        """The new pages pfn .. pfn+nr_pages-1 are about to be mapped at `addr` in `vma` alone
+        (folio_add_new_anon_rmap(), exclusive)."""
+
+    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
+        """The same for many folios of order 0 at consecutive addresses, in one go."""
+        for i in range(len(pfns)):
+            self.folio_mapped(vma, addr + (i << 12), int(pfns[i]), 1)
+
+    def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
+        """The new page `pfn`, read from swap, is about to be mapped at `addr`; unless `exclusive`, other
+        entries may refer to it (folio_add_new_anon_rmap() in do_swap_page())."""
+
+    def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
+        """Copy-on-write found pages pfn .. pfn+nr_pages-1 (one whole folio) mapped by `vma` alone and
+        takes them over (folio_move_anon_rmap())."""
+
+    def folio_moved(self, vma: VMA, addr: int, pfn: int) -> None:
+        """UFFDIO_MOVE took the exclusive page `pfn` to `addr` in `vma`; its index changed
+        (folio_move_anon_rmap() in mm/userfaultfd.c).  Told after `index` has its new value."""
+
+    def folio_migrated(self, old: int, new: int, nr_pages: int) -> None:
+        """Pages old.. are about to be replaced by new.., at the same places (folio_migrate_mapping():
+        mapping and index are copied)."""
+
+    def folio_freed(self, pfn: int, nr_pages: int) -> None:
+        """Pages pfn .. pfn+nr_pages-1, one folio, are mapped nowhere any more and free."""
+
+    def folios_freed(self, pfns: Int64s) -> None:
+        """The same for many folios of order 0."""
+        for i in range(len(pfns)):
+            self.folio_freed(int(pfns[i]), 1)
+
+    def ksm_added(self, vma: VMA, addr: int, pfn: int) -> None:
+        """KSM is about to map its page `pfn` at `addr` in `vma` (stable_tree_append()).  Such a page has no
+        index of its own: a walk goes by these places, and by the copies that forks made of them."""
+
+    def ksm_removed(self, mm: MM, addr: int, pfn: int) -> None:
+        """KSM forgets that place (remove_rmap_item_from_tree(): unmerged, changed, or `mm` gone)."""
+
+    # Questions
+
+    def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        """Places that may map the folio whose first page is `pfn`, in the order of the visit.
+
+        Yields (vma, address): the address of the first page of the folio that the VMA covers.  May yield
+        places that do not map it; must yield every place that does (rmap_walk()).
+        """
+        raise NotImplementedError(f"{self.name} does not say how to walk")
+
+    def can_merge(self, source: VMA | None, existing: VMA, copying: bool) -> bool:
+        """May a range become part of `existing`, everything else being equal?  `source` is the VMA that the
+        range belongs to (with `copying`, the VMA that mremap moves it from), None for a new mapping.
+        (is_mergeable_anon_vma())"""
+        return True
+
+    def can_join(self, prev: VMA, next: VMA) -> bool:
+        """May `prev` and `next`, each of which could take in the range between them, become one?
+        (are_anon_vmas_compatible())"""
+        return True
+
+    def footprint(self) -> list[ObjectCount]:
+        """What the design holds, a line a type."""
+        return [
+            ObjectCount(p.name, p.live, p.peak, p.size, p.slab_pages(p.live), p.slab_pages(p.peak))
+            for p in self.ledger.pools.values()
+        ]

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Address spaces and virtual memory areas: the data.
+
+Models struct mm_struct and struct vm_area_struct (include/linux/mm_types.h), reduced to what decides
+geometry, faults and the reverse map.  What is done with them is in the other files of mm/.
+
+Invariants
+- VMAs of one address space do not overlap, are page aligned, and lie in its tree by start address.
+- `pgoff` is the page offset of `start`: in the file for a file mapping, else the virtual page offset
+  that the VMA had when its first page was prepared (start >> 12 until then).
+- `anon_pgoff` is a second page offset, which follows the rule of anonymous VMAs for file mappings,
+  too: start >> 12 until `prepared`, and kept from then on.  For an anonymous VMA both are equal.
+- `prepared` says that the VMA may hold anonymous pages: Linux's `vma->anon_vma != NULL`.  The reverse
+  map was told (`vma_prepare` and the like) before it became true.
+
+Locking: `mmap_lock` for writing to change any of this; a fault holds the VMA's own lock, or `mmap_lock`
+for reading.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rmaplab.mm.pagetable import PageTable
+from rmaplab.mm.vma_tree import VMATree
+from rmaplab.sync.locks import RwSemaphore
+
+PAGE_SHIFT: Final = 12
+PAGE_SIZE: Final = 4096
+PAGE_MASK: Final = ~0xFFF
+TASK_SIZE: Final = 0x7FFFFFFFF000  # x86-64 with 4-level page tables
+
+# vm_flags, with Linux's values (include/linux/mm.h).
+VM_READ: Final = 0x1
+VM_WRITE: Final = 0x2
+VM_EXEC: Final = 0x4
+VM_SHARED: Final = 0x8
+VM_MAYREAD: Final = 0x10
+VM_MAYWRITE: Final = 0x20
+VM_MAYEXEC: Final = 0x40
+VM_MAYSHARE: Final = 0x80
+VM_GROWSDOWN: Final = 0x100
+VM_PFNMAP: Final = 0x400
+VM_LOCKED: Final = 0x2000
+VM_IO: Final = 0x4000
+VM_SEQ_READ: Final = 0x8000
+VM_RAND_READ: Final = 0x10000
+VM_DONTCOPY: Final = 0x20000
+VM_DONTEXPAND: Final = 0x40000
+VM_LOCKONFAULT: Final = 0x80000
+VM_ACCOUNT: Final = 0x100000
+VM_NORESERVE: Final = 0x200000
+VM_HUGETLB: Final = 0x400000
+VM_WIPEONFORK: Final = 0x2000000
+VM_DONTDUMP: Final = 0x4000000
+VM_SOFTDIRTY: Final = 0x8000000
+VM_MIXEDMAP: Final = 0x10000000
+VM_HUGEPAGE: Final = 0x20000000
+VM_NOHUGEPAGE: Final = 0x40000000
+VM_MERGEABLE: Final = 0x80000000
+VM_DROPPABLE: Final = 0x4000000000
+
+VM_ACCESS_FLAGS: Final = VM_READ | VM_WRITE | VM_EXEC
+VM_SPECIAL: Final = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
+
+
+class File:
+    """Something that can be mapped: a regular file, or shared anonymous memory.
+
+    id:       unique in one machine; stands for the inode
+    name:     what /proc/PID/maps would show, or "" where the recording keeps no names
+    is_shmem: memory that only lives in the page cache (shared anonymous, memfd, /dev/shm)
+    special:  vm_flags that its mmap handler adds (VM_PFNMAP | VM_IO for a device, say)
+    closes:   its vm_operations have a close hook, so a merge cannot delete a VMA of it
+    """
+
+    def __init__(self, id: int, name: str, is_shmem: bool = False, special: int = 0, closes: bool = False) -> None:
+        self.id: Final = id
+        self.name: Final = name
+        self.is_shmem: Final = is_shmem
+        self.special: Final = special
+        self.closes: Final = closes
+
+
+class VMA:
+    """A virtual memory area: [start, end), one set of rights, one backing."""
+
+    def __init__(self, mm: MM, id: int, start: int, end: int, pgoff: int, flags: int, file: File | None) -> None:
+        self.mm = mm
+        self.id: Final = id
+        self.start = start
+        self.end = end
+        self.pgoff = pgoff
+        self.anon_pgoff = start >> PAGE_SHIFT
+        self.flags = flags
+        self.file = file
+        self.prepared = False
+        self.detached = False  # unlinked from its mm's tree, about to go away
+        self.policy = 0  # NUMA policy: equal numbers are equal policies
+        self.uffd = 0  # userfaultfd context: equal numbers are the same context
+        self.name = ""  # prctl(PR_SET_VMA_ANON_NAME)
+        self.rmap: list[object | None] = []  # one slot a design
+
+    @property
+    def nr_pages(self) -> int:
+        return (self.end - self.start) >> PAGE_SHIFT
+
+    def __repr__(self) -> str:
+        return (
+            f"<VMA mm {self.mm.id} {self.start:#x}-{self.end:#x} pgoff {self.pgoff:#x}"
+            f"{' prepared' if self.prepared else ''}>"
+        )
+
+
+class MM:
+    """An address space."""
+
+    def __init__(self, id: int, mmap_lock: RwSemaphore, page_table: PageTable) -> None:
+        self.id: Final = id
+        self.mmap_lock: Final = mmap_lock
+        self.page_table: Final = page_table
+        self.tree = VMATree()
+        self.rmap: list[object | None] = []  # one slot a design
+        self.users = 1  # processes that run in it (mm_users)
+        self.alive = True  # false once exit_mmap() has run
+        self.mmap_base = 0x7FFFF7FFF000  # top-down placement starts here
+        self.task_size = TASK_SIZE
+        self.start_brk = 0
+        self.brk = 0
+        self.start_stack = 0
+        self.def_flags = 0  # mlockall(MCL_FUTURE)
+        self.total_vm = 0  # pages
+        self.locked_vm = 0  # pages
+
+    def __repr__(self) -> str:
+        return f"<MM {self.id}: {len(self.tree)} VMAs>"

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The VMAs of an address space, by address.
+
+Stands for the maple tree (lib/maple_tree.c): find by address, neighbours, ranges, and the highest or
+lowest gap that fits.  The layout is two levels, as in `sortedcontainers`: a list of blocks, each of
+at most 128 VMAs with their start addresses beside them, so that a look-up is two bisections in C and an
+insertion moves at most a block.  Each block knows the largest gap *before* one of its VMAs, worked out
+again only where a VMA came, went or changed since.
+
+Invariants
+- `_first[i]` is `_blocks[i].starts[0]`; `starts[j]` is `vmas[j].start`; both ascend; no block is empty.
+- a VMA's `start` or `end` changes only between `changing` and `changed`, or while it is not in the tree.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from rmaplab.mm.vma import VMA
+
+_BLOCK: Final = 128
+
+
+class _Block:
+    def __init__(self, starts: list[int], vmas: list[VMA]) -> None:
+        self.starts: Final = starts
+        self.vmas: Final = vmas
+        self.max_gap = -1  # bytes; -1: not known
+
+
+class VMATree:
+    """A sorted map from start address to VMA."""
+
+    def __init__(self) -> None:
+        self._first: list[int] = []
+        self._blocks: list[_Block] = []
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[VMA]:
+        for block in self._blocks:
+            yield from block.vmas
+
+    def to_list(self) -> list[VMA]:
+        """All VMAs, ascending."""
+        result: list[VMA] = []
+        for block in self._blocks:
+            result.extend(block.vmas)
+        return result
+
+    def fill(self, vmas: list[VMA]) -> None:
+        """Replace the contents by `vmas`, which ascend (fork copies the whole tree at once)."""
+        self._first = []
+        self._blocks = []
+        self._size = len(vmas)
+        for i in range(0, len(vmas), _BLOCK // 2):
+            part = vmas[i : i + _BLOCK // 2]
+            starts = [vma.start for vma in part]
+            self._first.append(starts[0])
+            self._blocks.append(_Block(starts, part))
+
+    def at(self, addr: int) -> VMA | None:
+        """The VMA that contains `addr`."""
+        vma = self.last_from(addr)
+        if vma is not None and addr < vma.end:
+            return vma
+        return None
+
+    def last_from(self, addr: int) -> VMA | None:
+        """The last VMA that starts at or below `addr`."""
+        i = bisect_right(self._first, addr) - 1
+        if i < 0:
+            return None
+        block = self._blocks[i]
+        return block.vmas[bisect_right(block.starts, addr) - 1]
+
+    def first_after(self, addr: int) -> VMA | None:
+        """The first VMA that ends above `addr` (find_vma())."""
+        i = bisect_right(self._first, addr) - 1
+        if i < 0:
+            return self._blocks[0].vmas[0] if self._blocks else None
+        block = self._blocks[i]
+        j = bisect_right(block.starts, addr) - 1
+        vma = block.vmas[j]
+        if addr < vma.end:
+            return vma
+        j += 1
+        if j < len(block.vmas):
+            return block.vmas[j]
+        i += 1
+        return self._blocks[i].vmas[0] if i < len(self._blocks) else None
+
+    def before(self, vma: VMA) -> VMA | None:
+        """The VMA below `vma`."""
+        return self.last_from(vma.start - 1)
+
+    def after(self, vma: VMA) -> VMA | None:
+        """The VMA above `vma`."""
+        return self.first_after(vma.end)
+
+    def overlapping(self, start: int, end: int) -> list[VMA]:
+        """The VMAs that touch [start, end), ascending."""
+        result: list[VMA] = []
+        if start >= end or not self._blocks:
+            return result
+        i = bisect_right(self._first, start) - 1
+        if i < 0:
+            i = 0
+        block = self._blocks[i]
+        j = bisect_right(block.starts, start) - 1
+        if j < 0:
+            j = 0
+        while True:
+            vmas = block.vmas
+            nr = len(vmas)
+            while j < nr:
+                vma = vmas[j]
+                if vma.start >= end:
+                    return result
+                if vma.end > start:
+                    result.append(vma)
+                j += 1
+            i += 1
+            if i == len(self._blocks):
+                return result
+            block = self._blocks[i]
+            j = 0
+
+    def insert(self, vma: VMA) -> None:
+        start = vma.start
+        self._size += 1
+        if not self._blocks:
+            self._first.append(start)
+            self._blocks.append(_Block([start], [vma]))
+            return
+        i = bisect_right(self._first, start) - 1
+        if i < 0:
+            i = 0
+        block = self._blocks[i]
+        j = bisect_right(block.starts, start)
+        block.starts.insert(j, start)
+        block.vmas.insert(j, vma)
+        block.max_gap = -1
+        if j == 0:
+            self._first[i] = start
+        if len(block.starts) > _BLOCK:
+            half = _BLOCK // 2
+            upper = _Block(block.starts[half:], block.vmas[half:])
+            del block.starts[half:]
+            del block.vmas[half:]
+            self._first.insert(i + 1, upper.starts[0])
+            self._blocks.insert(i + 1, upper)
+        elif j == len(block.starts) - 1:
+            self._stale(i + 1)
+
+    def remove(self, vma: VMA) -> None:
+        start = vma.start
+        i = bisect_right(self._first, start) - 1
+        block = self._blocks[i]
+        j = bisect_right(block.starts, start) - 1
+        if block.vmas[j] is not vma:
+            raise KeyError(f"{vma!r} is not in the tree")
+        self._size -= 1
+        del block.starts[j]
+        del block.vmas[j]
+        block.max_gap = -1
+        if not block.starts:
+            del self._blocks[i]
+            del self._first[i]
+            self._stale(i)
+        else:
+            if j == 0:
+                self._first[i] = block.starts[0]
+            if j == len(block.starts):
+                self._stale(i + 1)
+
+    def moved(self, vma: VMA, old_start: int) -> None:
+        """`vma` has new bounds, and had `old_start` before; its place among the others is the same."""
+        i = bisect_right(self._first, old_start) - 1
+        block = self._blocks[i]
+        j = bisect_right(block.starts, old_start) - 1
+        if block.vmas[j] is not vma:
+            raise KeyError(f"{vma!r} is not in the tree at {old_start:#x}")
+        block.starts[j] = vma.start
+        block.max_gap = -1
+        if j == 0:
+            self._first[i] = vma.start
+        if j == len(block.starts) - 1:
+            self._stale(i + 1)
+
+    def _stale(self, i: int) -> None:
+        if i < len(self._blocks):
+            self._blocks[i].max_gap = -1
+
+    def _gap_of(self, i: int) -> int:
+        """The largest gap before a VMA of block `i` (the gap before its first VMA included)."""
+        block = self._blocks[i]
+        if block.max_gap < 0:
+            end = self._blocks[i - 1].vmas[-1].end if i else 0
+            best = 0
+            for vma in block.vmas:
+                gap = vma.start - end
+                if gap > best:
+                    best = gap
+                end = vma.end
+            block.max_gap = best
+        return block.max_gap
+
+    def highest_gap(self, length: int, low: int, high: int, guard: int) -> int:
+        """Highest address of a gap of `length` bytes within [low, high), or -1.
+
+        `guard` bytes are kept free below a VMA that grows downwards (mm/mmap.c, vm_unmapped_area():
+        stack_guard_gap; the gap ends at vm_start_gap() of the next VMA).
+        """
+        from rmaplab.mm.vma import VM_GROWSDOWN
+
+        top = high
+        i = len(self._blocks) - 1
+        while i >= 0:
+            block = self._blocks[i]
+            below_block = self._blocks[i - 1].vmas[-1].end if i else 0
+            if top - block.vmas[-1].end < length and self._gap_of(i) < length:
+                if block.starts[0] < top:
+                    top = block.starts[0]
+                    if block.vmas[0].flags & VM_GROWSDOWN:
+                        top -= guard
+            else:
+                j = len(block.vmas) - 1
+                while j >= 0:
+                    vma = block.vmas[j]
+                    if vma.end <= top:
+                        bottom = vma.end if vma.end > low else low
+                        if top - bottom >= length:
+                            return top - length
+                    if vma.start < top:
+                        top = vma.start - (guard if vma.flags & VM_GROWSDOWN else 0)
+                    if top - low < length:
+                        return -1
+                    j -= 1
+            if top - low < length:
+                return -1
+            if below_block == 0 and i == 0:
+                break
+            i -= 1
+        if top - low >= length:
+            return top - length
+        return -1
+
+    def lowest_gap(self, length: int, low: int, high: int, guard: int) -> int:
+        """Lowest address of a gap of `length` bytes within [low, high), or -1 (bottom-up fallback)."""
+        from rmaplab.mm.vma import VM_GROWSDOWN
+
+        bottom = low
+        for vma in self.overlapping(low, high):
+            top = vma.start - (guard if vma.flags & VM_GROWSDOWN else 0)
+            if top - bottom >= length:
+                return bottom
+            if vma.end > bottom:
+                bottom = vma.end
+        if high - bottom >= length:
+            return bottom
+        return -1
