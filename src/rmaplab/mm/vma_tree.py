@@ -225,10 +225,9 @@ class VMATree:
             block = self._blocks[i]
             below_block = self._blocks[i - 1].vmas[-1].end if i else 0
             if top - block.vmas[-1].end < length and self._gap_of(i) < length:
-                if block.starts[0] < top:
-                    top = block.starts[0]
-                    if block.vmas[0].flags & VM_GROWSDOWN:
-                        top -= guard
+                first = block.vmas[0]
+                floor = first.start - (guard if first.flags & VM_GROWSDOWN else 0)
+                top = floor if floor < high else high
             else:
                 j = len(block.vmas) - 1
                 while j >= 0:
@@ -237,12 +236,12 @@ class VMATree:
                         bottom = vma.end if vma.end > low else low
                         if top - bottom >= length:
                             return top - length
-                    if vma.start < top:
-                        top = vma.start - (guard if vma.flags & VM_GROWSDOWN else 0)
-                    if top - low < length:
+                    floor = vma.start - (guard if vma.flags & VM_GROWSDOWN else 0)
+                    top = floor if floor < high else high  # a stack above `high` may reach below it, too
+                    if vma.start - low < length:
                         return -1
                     j -= 1
-            if top - low < length:
+            if block.starts[0] - low < length:
                 return -1
             if below_block == 0 and i == 0:
                 break
@@ -262,6 +261,9 @@ class VMATree:
                 return bottom
             if vma.end > bottom:
                 bottom = vma.end
+        above = self.first_after(high - 1)
+        if above is not None and above.flags & VM_GROWSDOWN and above.start - guard < high:
+            high = above.start - guard
         if high - bottom >= length:
             return bottom
         return -1
