@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The case that brought anon_vma hierarchies: many children, each with its own copy of every page.
+
+After the description in commit 5beb49305251 (2.6.34): 1000 children of one process, 1000 pages each in
+one VMA, all copied.  With one anon_vma for all of them a walk for any one page looked into 1000
+processes; with an anon_vma per child a child's page is found in one place, and only the parent's own
+pages, at most 1/N of all, still lead to all N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from rmaplab.trace.events import Event
+from rmaplab.workloads.workload import AREA, PAGE, Pages, Processes, Workload, fork, mmap, start, write
+
+
+class Aim7(Workload, frozen=True, kw_only=True):
+    """A parent writes all its pages and forks children, which write all of them, too."""
+
+    parameters: ClassVar[dict[str, str]] = {
+        "children": "children that copy everything",
+        "pages": "pages of the one VMA",
+    }
+
+    children: Processes = 1000
+    pages: Pages = 1000
+
+    def span(self) -> int:
+        return self.pages * PAGE
+
+    def events(self) -> Iterator[Event]:
+        yield start(1)
+        yield mmap(1, AREA, self.pages)
+        yield write(1, AREA, self.pages)
+        for child in range(2, self.children + 2):
+            yield fork(1, child)
+            yield write(child, AREA, self.pages)
