@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Everything happens in .venv, which is made from $(PYTHON); nothing is installed outside this directory.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+SOURCES := pyproject.toml setup.py $(shell find src -name '*.py' -o -name '*.typed' -o -name '*.parquet')
+
+.PHONY: install demo test bench docs lint clean
+
+install: $(VENV)/installed
+
+demo: install
+	$(BIN)/rmaplab compare -- $(BIN)/python -m rmaplab.example
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+bench: install
+	$(BIN)/python -m bench
+
+docs: install
+	$(BIN)/python docs/render.py build/docs
+
+lint: $(VENV)/tools
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "rmaplab needs Python 3.11 or newer, which $(PYTHON) is not: say make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	echo "$(PYTHON) could not make a virtual environment: on Debian, apt-get install python3-venv" >&2; exit 2; }
+	@echo "installing what the build needs into $(VENV)"
+	@$(PIP) install -c requirements-dev.lock 'setuptools>=77' 'mypy[mypyc]' numpy mypy_extensions
+	@touch $@
+
+# What setuptools left in build/ would be installed again, also where its source is gone.
+$(VENV)/installed: $(VENV)/made $(SOURCES)
+	@rm -rf build/lib* build/bdist*
+	@echo "installing rmaplab into $(VENV) (compiling it takes a minute)"
+	@mkdir -p build
+	@$(PIP) -vv install --no-build-isolation -c requirements-dev.lock . >build/install.log 2>&1 || \
+	{ tail -n 60 build/install.log >&2; exit 1; }
+	@grep '^ *rmaplab:' build/install.log || true
+	@$(BIN)/python -c 'import rmaplab; print("rmaplab", rmaplab.__version__, "is installed,", rmaplab.build_info())'
+	@touch $@
+
+$(VENV)/tools: $(VENV)/installed requirements-dev.lock
+	@echo "installing the tools of development into $(VENV)"
+	@$(PIP) install -r requirements-dev.lock
+	@touch $@
