@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Histories as files: Parquet, one row an event, and a header that says where it came from.
+
+Columns are the fields of `Event`, in that order, under the types in `_TYPES`; `op` is dictionary-encoded
+text.  The header is JSON in the schema's metadata, under the key `rmaplab`.  Anything that reads Parquet
+can read both.
+
+Invariants
+- The same history gives the same bytes (with the same version of pyarrow).
+- A file appears whole or not at all: it is written under another name, synced, and renamed.
+- What `read_history` returns has only known operations, processes with positive numbers, and files, names
+  and checkpoints that the header lists.  Whether the events are *possible* is for the machine to say.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rmaplab.mm.vma import (
+    VM_DONTDUMP,
+    VM_DONTEXPAND,
+    VM_IO,
+    VM_MIXEDMAP,
+    VM_PFNMAP,
+    File,
+)
+from rmaplab.trace.events import OPS, Event
+
+__all__ = [
+    "FORMAT_VERSION", "Checkpoint", "FileEntry", "Header", "History", "HistoryFormatError",
+    "HistoryWriteError", "MapsRow", "read_history", "write_history",
+]  # fmt: skip
+
+FORMAT_VERSION: Final = 1
+
+Column = npt.NDArray[Any]
+
+_TYPES: Final[dict[str, type[np.generic]]] = {
+    "op": np.int8,  # an index into OPS; in the file, the word itself
+    "pid": np.int32,
+    "addr": np.uint64,
+    "length": np.uint64,
+    "prot": np.uint32,
+    "flags": np.uint32,
+    "addr2": np.uint64,
+    "length2": np.uint64,
+    "file": np.int32,
+    "offset": np.uint64,
+    "pid2": np.int32,
+    "result": np.int64,
+    "time": np.int64,
+    "cpu": np.int16,
+}
+_SCHEMA: Final = pa.schema(
+    [
+        pa.field(name, pa.dictionary(pa.int8(), pa.string()) if name == "op" else pa.from_numpy_dtype(kind), False)
+        for name, kind in _TYPES.items()
+    ]
+)
+_CODE: Final = {op: code for code, op in enumerate(OPS)}
+_CHUNK: Final = 1 << 16  # rows turned into objects at a time
+_REWRITE: Final = "Record it again, or copy the file again from where it is intact."
+
+
+class HistoryFormatError(ValueError):
+    """A file is not a history that this version can read; the message says what to do."""
+
+
+class HistoryWriteError(OSError):
+    """A history could not be written; nothing was left behind."""
+
+
+class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Something that was mapped.
+
+    id:   what `Event.file` refers to
+    kind: "file"; "shmem": lives in the page cache only (shared anonymous memory, memfd, /dev/shm);
+          "sysv": the same with a close hook (shmat); "device": maps frames, not pages; "vdso", "vvar": what
+          the kernel maps into every process
+    name: its path, only where asked
+    """
+
+    id: int
+    kind: str = "file"
+    name: str = ""
+
+    def open(self) -> File:
+        """The machine's view of it."""
+        is_shmem, special, closes = FILE_KINDS[self.kind]
+        return File(self.id, self.name, is_shmem, special, closes)
+
+
+# is_shmem, vm_flags that its mmap handler adds, has a close hook.  The vDSO and its data have one
+# (mm/mmap.c special_mapping_vmops), which also keeps them from merging.
+FILE_KINDS: Final[dict[str, tuple[bool, int, bool]]] = {
+    "file": (False, 0, False),
+    "shmem": (True, 0, False),
+    "sysv": (True, 0, True),
+    "device": (False, VM_IO | VM_PFNMAP | VM_DONTEXPAND | VM_DONTDUMP, False),
+    "vdso": (False, 0, True),
+    "vvar": (False, VM_IO | VM_DONTDUMP | VM_PFNMAP | VM_MIXEDMAP, True),
+}
+
+
+class MapsRow(msgspec.Struct, frozen=True, array_like=True):
+    """A line of /proc/PID/maps, reduced to geometry.
+
+    start, end: bytes
+    perms:      "rw-p"
+    offset:     bytes, in the file; 0 for anonymous memory
+    backing:    "anon", "file", or "special" (the vDSO and its data)
+    """
+
+    start: int
+    end: int
+    perms: str
+    offset: int
+    backing: str
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """/proc/PID/maps of `pid` at the `mark` event whose offset is `number`."""
+
+    number: int
+    pid: int
+    maps: list[MapsRow]
+
+
+class Header(msgspec.Struct, kw_only=True):
+    """What a history says about itself.
+
+    recorder:  "perf", "strace", "import of perf script", "import of strace", or a workload's name
+    rmaplab:   version that wrote it
+    kernel:    release of the kernel that it was recorded on ("6.18.44"), by which the machine picks a profile
+    command:   name of the program; the whole command line only where asked
+    date:      ISO 8601, UTC
+    faults:    "recorded", or "synthesised: " and by which policy
+    files:     what was mapped; names:  texts that `name` events refer to by position
+    processes: names of processes by pid, only where asked
+    checkpoints: /proc/PID/maps at `mark` events
+    lost:      events that the recorder knows it lost; not 0 means that the history has holes
+    complete:  nothing was lost, and the program was seen to its end
+    ended:     how: "exit 0", "signal 2"
+    skipped:   system calls that were seen and have no event, by name
+    seconds:   how long the program ran while it was recorded
+    seconds_unrecorded: the same without a recorder, where measured
+    """
+
+    version: int = FORMAT_VERSION
+    recorder: str
+    rmaplab: str = ""
+    kernel: str = ""
+    command: str = ""
+    date: str = ""
+    faults: str = "recorded"
+    files: list[FileEntry] = []
+    names: list[str] = []
+    processes: dict[int, str] = {}
+    checkpoints: list[Checkpoint] = []
+    lost: int = 0
+    complete: bool = True
+    ended: str = ""
+    skipped: dict[str, int] = {}
+    seconds: float | None = None
+    seconds_unrecorded: float | None = None
+
+
+class History:
+    """A header, and events held as columns."""
+
+    def __init__(self, header: Header, events: Iterable[Event] = ()) -> None:
+        self.header: Final = header
+        rows = list(events)
+        self.columns: Final[dict[str, Column]] = {}
+        for name, kind in _TYPES.items():
+            values: list[Any] = [getattr(row, name) for row in rows]
+            try:
+                if name == "op":
+                    values = [_CODE[op] for op in values]
+                self.columns[name] = np.array(values, dtype=kind)
+            except (KeyError, OverflowError) as error:
+                raise ValueError(f"an event's {name} cannot be held in a history ({error})") from None
+
+    @classmethod
+    def of_columns(cls, header: Header, columns: dict[str, Column]) -> History:
+        """A history of columns that already have the right types; `op` holds indices into OPS."""
+        history = cls(header)
+        history.columns.update(columns)
+        return history
+
+    def __len__(self) -> int:
+        return len(self.columns["op"])
+
+    def __iter__(self) -> Iterator[Event]:
+        """The events in order."""
+        for start in range(0, len(self), _CHUNK):
+            part = [column[start : start + _CHUNK].tolist() for column in self.columns.values()]
+            part[0] = [OPS[code] for code in part[0]]
+            yield from map(Event, *part)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, History):
+            return NotImplemented
+        return self.header == other.header and all(
+            np.array_equal(column, other.columns[name]) for name, column in self.columns.items()
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What is in it, in figures."""
+        columns = self.columns
+        counts = np.bincount(columns["op"], minlength=len(OPS))
+        faults = columns["op"] == _CODE["fault"]
+        time = columns["time"]
+        return {
+            "events": len(self),
+            "by_op": {op: int(count) for op, count in zip(OPS, counts, strict=True) if count},
+            "processes": len(np.unique(columns["pid"])),
+            "faults": int(columns["length"][faults].sum()) >> 12,
+            "seconds": (int(time.max()) - int(time.min())) / 1e9 if len(self) else 0.0,
+            "checkpoints": len(self.header.checkpoints),
+            "lost": self.header.lost,
+            "complete": self.header.complete,
+        }
+
+
+def write_history(path: str | os.PathLike[str], history: History) -> None:
+    """Write `history` to `path`, whole or not at all.
+
+    :raises HistoryWriteError: the directory is missing or read-only, or the disk is full
+    """
+    target = Path(path)
+    metadata = {b"rmaplab": msgspec.json.encode(history.header)}
+    arrays: list[pa.Array] = []
+    for name, column in history.columns.items():
+        if name == "op":
+            arrays.append(pa.DictionaryArray.from_arrays(pa.array(column, pa.int8()), pa.array(OPS)))
+        else:
+            arrays.append(pa.array(column))
+    table = pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata(metadata))
+    temporary = ""
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            # Dictionaries for what repeats, differences for time and cpu: half the size of the default.
+            pq.write_table(
+                table, file, compression="zstd", compression_level=9, write_page_checksum=True,
+                use_dictionary=[name for name in _TYPES if name != "time"],
+                column_encoding={"time": "DELTA_BINARY_PACKED"},
+            )  # fmt: skip
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, target)
+    except OSError as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise HistoryWriteError(f"cannot write {target}: {reason}; nothing was left there") from None
+
+
+def read_history(path: str | os.PathLike[str]) -> History:
+    """Read a history, and see that it is one.
+
+    :raises HistoryFormatError: it is not; the message says what to do
+    :raises OSError: there is no such file, or it may not be read
+    """
+    with open(path, "rb") as file:
+        try:
+            reader = pq.ParquetFile(file, page_checksum_verification=True)
+            metadata = reader.schema_arrow.metadata or {}
+        except (pa.ArrowException, OSError):
+            raise HistoryFormatError(f"{path} is not a Parquet file, or was cut short. {_REWRITE}") from None
+        if b"rmaplab" not in metadata:
+            raise HistoryFormatError(
+                f"{path} is a Parquet file, but not a history: it has no `rmaplab` header. "
+                "Give a file that `rmaplab record` wrote."
+            )
+        header = _read_header(path, metadata[b"rmaplab"])
+        schema = reader.schema_arrow.remove_metadata()
+        if not schema.equals(_SCHEMA):
+            raise HistoryFormatError(f"{path} has other columns than a history: {_difference(schema)}. {_REWRITE}")
+        try:
+            table = reader.read()
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
+            raise HistoryFormatError(f"{path} is damaged: its contents do not match their checksums. {_REWRITE}") from None
+    columns: dict[str, Column] = {}
+    for name in _TYPES:
+        column = table.column(name).combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # no rows, or several row groups
+            column = pa.concat_arrays([c for c in column.unify_dictionaries().chunks] or [pa.array([], column.type)])
+        if column.null_count:
+            raise HistoryFormatError(f"{path} has rows without a value for {name}. {_REWRITE}")
+        if name == "op":
+            columns[name] = _codes(path, column)
+        else:
+            columns[name] = column.to_numpy(zero_copy_only=False)
+    _check_values(path, header, columns)
+    return History.of_columns(header, columns)
+
+
+def _read_header(path: str | os.PathLike[str], text: bytes) -> Header:
+    try:
+        version = msgspec.json.decode(text, type=_Version).version
+        if version > FORMAT_VERSION:
+            raise HistoryFormatError(
+                f"{path} has format version {version}, and this rmaplab reads up to {FORMAT_VERSION}. "
+                "Update rmaplab, or record again with this one."
+            )
+        header = msgspec.json.decode(text, type=Header)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise HistoryFormatError(f"{path} has a damaged header ({error}). {_REWRITE}") from None
+    for entry in header.files:
+        if entry.kind not in FILE_KINDS:
+            raise HistoryFormatError(f"{path} maps a file of unknown kind {entry.kind!r}. {_REWRITE}")
+    return header
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+def _difference(schema: pa.Schema) -> str:
+    """The first way in which `schema` is not ours."""
+    for field in _SCHEMA:
+        index = schema.get_field_index(field.name)
+        if index < 0:
+            return f"{field.name} is missing"
+        if schema.field(index).type != field.type:
+            return f"{field.name} is {schema.field(index).type} instead of {field.type}"
+    return f"{', '.join(schema.names)} instead of {', '.join(_SCHEMA.names)}, or values may be missing"
+
+
+def _codes(path: str | os.PathLike[str], column: pa.DictionaryArray) -> Column:
+    """Indices into OPS, whatever order the file's dictionary has."""
+    words = column.dictionary.to_pylist()
+    indices = column.indices.to_numpy(zero_copy_only=False)
+    for used in np.unique(indices):
+        if not 0 <= used < len(words) or words[used] not in _CODE:
+            word = words[used] if 0 <= used < len(words) else used
+            raise HistoryFormatError(
+                f"{path} has an unknown operation {word!r}. Update rmaplab, or record again with this one."
+            )
+    translate = np.array([_CODE.get(word, 0) for word in words] or [0], dtype=np.int8)
+    codes: Column = translate[indices]
+    return codes
+
+
+def _check_values(path: str | os.PathLike[str], header: Header, columns: dict[str, Column]) -> None:
+    op = columns["op"]
+    named = op == _CODE["name"]
+    files = np.array([entry.id for entry in header.files], dtype=np.int64)
+    marks = np.array([checkpoint.number for checkpoint in header.checkpoints], dtype=np.uint64)
+    file = columns["file"]
+    for what, bad in (
+        ("a process number that is not positive", columns["pid"] <= 0),
+        ("a negative second process number", columns["pid2"] < 0),
+        ("a negative time", columns["time"] < 0),
+        ("a file that its header does not list", ~named & (file != -1) & ~np.isin(file, files)),
+        ("a name that its header does not list", named & ((file < -1) | (file >= len(header.names)))),
+        ("a checkpoint that its header does not list",
+         (op == _CODE["mark"]) & (len(marks) > 0) & ~np.isin(columns["offset"], marks)),
+    ):  # fmt: skip
+        if bad.any():
+            raise HistoryFormatError(f"{path}, event {int(np.flatnonzero(bad)[0])}: {what}. {_REWRITE}")
