@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Random histories that are hard on a reverse map.
+
+`Author` writes one event after the other, looking at a machine that plays them, so that it can aim: at the
+boundaries of VMAs, at places from which something was moved away, at pages that two processes share.  All
+of it happens in few pages, because bugs live where offsets meet again:
+
+- every address lies in an arena of `pages` pages, every file offset stands for an address of it, and the
+  page offset of each stack does, too, so that page offsets of unlike origin collide;
+- moves go to places that were left earlier, and come back;
+- lengths are a few pages, so that ranges cut VMAs, span several, and end beyond them;
+- processes fork, and forks fork, while few pages are shared by many.
+
+An author with the same random numbers and the same machine writes the same history.  Its events carry the
+result that its machine gave.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from rmaplab.mm import abi
+from rmaplab.mm.errors import HistoryError
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.vma import PAGE_SHIFT, PAGE_SIZE, VMA
+from rmaplab.rmap.anon_vma import AnonVmaRmap
+from rmaplab.trace.events import FAULT_WRITE, Event
+from rmaplab.trace.history import FileEntry, Header
+from rmaplab.trace.play import Player
+
+ARENA: Final = 0x10_0000_0000
+FILES: Final = (FileEntry(0, "file"), FileEntry(1, "shmem"))
+
+_RW: Final = abi.PROT_READ | abi.PROT_WRITE
+_PROTS: Final = (_RW, _RW, _RW, _RW, abi.PROT_READ, abi.PROT_NONE, _RW | abi.PROT_EXEC, abi.PROT_WRITE)
+_ANON: Final = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS
+_ADVICE: Final = (
+    abi.MADV_DONTNEED, abi.MADV_DONTNEED, abi.MADV_FREE, abi.MADV_DONTFORK, abi.MADV_DOFORK, abi.MADV_WIPEONFORK,
+    abi.MADV_KEEPONFORK, abi.MADV_POPULATE_READ, abi.MADV_POPULATE_WRITE, abi.MADV_MERGEABLE,
+    abi.MADV_UNMERGEABLE, abi.MADV_RANDOM, abi.MADV_NORMAL, abi.MADV_DONTDUMP, abi.MADV_DODUMP, abi.MADV_COLD,
+    abi.MADV_PAGEOUT, abi.MADV_WILLNEED, abi.MADV_NOHUGEPAGE, 99,
+)  # fmt: skip
+
+# How often each operation is tried; what an arena of few pages turns into depends on it: mappings have
+# to live long enough to be forked and moved, and processes to be many but mortal.
+_WEIGHTS: Final = {
+    "mmap": 14, "munmap": 6, "mprotect": 8, "madvise": 6, "mlock": 2, "munlock": 2, "mlockall": 1,
+    "munlockall": 1, "mremap": 18, "brk": 2, "name": 2, "fault": 30, "fork": 6, "exit": 4, "exec": 1,
+    "swap_out": 5, "migrate": 3, "referenced": 1, "ksm": 2, "uffd_move": 4,
+}  # fmt: skip
+
+
+def header() -> Header:
+    """A header for histories of an `Author`."""
+    return Header(recorder="random", files=list(FILES), names=["", "heap", "stack"])
+
+
+class Author:
+    """Writes a history, one event at a time, and plays it on `machine`.
+
+    ops:       operations to choose among
+    pages:     size of the arena
+    processes: at most so many live at once
+    advice:    for madvise
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        rng: random.Random,
+        ops: Sequence[str] = tuple(_WEIGHTS),
+        pages: int = 48,
+        processes: int = 6,
+        advice: Sequence[int] = _ADVICE,
+    ) -> None:
+        unknown = set(ops) - set(_WEIGHTS)
+        if unknown:
+            raise HistoryError(f"an author cannot write {sorted(unknown)}; known are {sorted(_WEIGHTS)}")
+        self.machine = machine
+        self.player = Player(machine, header(), batch=False)
+        self._rng = rng
+        self._ops = tuple(ops)
+        self._weights = [_WEIGHTS[op] for op in ops]
+        self._pages = pages
+        self._processes = processes
+        self._advice = advice
+        self._left: list[int] = [ARENA]  # places that something was moved or unmapped from
+        self._next_pid = 1
+        self._writers: dict[str, Callable[[int], Event | None]] = {
+            "mmap": self._mmap, "munmap": self._munmap, "mprotect": self._mprotect, "madvise": self._madvise,
+            "mlock": self._mlock, "munlock": self._munlock, "mlockall": self._mlockall,
+            "munlockall": self._munlockall, "mremap": self._mremap, "brk": self._brk, "name": self._name,
+            "fault": self._fault, "fork": self._fork, "exit": self._exit, "exec": self._exec,
+            "swap_out": self._reclaim, "migrate": self._reclaim, "referenced": self._reclaim,
+            "ksm": self._ksm, "uffd_move": self._uffd_move,
+        }  # fmt: skip
+
+    def begin(self) -> Event:
+        """The first event: a process."""
+        return self._play(self._new_process(self._take_pid()))
+
+    def next(self) -> Event:
+        """One more event, played, with its result."""
+        while True:
+            event = self.propose()
+            if event is not None:
+                return self._play(event)
+
+    def propose(self) -> Event | None:
+        """One more event, not played; None if what was chosen cannot be done now."""
+        op = self._rng.choices(self._ops, self._weights)[0]
+        pid = self._rng.choice(sorted(self.machine.processes))
+        event = self._writers[op](pid)
+        if event is not None and event.op != op:
+            event.op = op
+        return event
+
+    def _play(self, event: Event) -> Event:
+        event.result = self.player.do(event)
+        return event
+
+    # Where
+
+    def _vmas(self, pid: int) -> list[VMA]:
+        end = ARENA + (self._pages << PAGE_SHIFT)
+        return self.machine.mm_of(pid).tree.overlapping(ARENA, end)
+
+    def _addr(self) -> int:
+        """Any page of the arena; rather one that something left."""
+        if self._rng.random() < 0.5:
+            return self._rng.choice(self._left[-8:])
+        return ARENA + (self._rng.randrange(self._pages) << PAGE_SHIFT)
+
+    def _length(self) -> int:
+        return self._rng.choice((1, 1, 2, 2, 3, 4, 6, 9)) << PAGE_SHIFT
+
+    def _range(self, pid: int) -> tuple[int, int]:
+        """address, length: as a VMA has them, or cutting it, or beyond it, or anywhere."""
+        rng = self._rng
+        vmas = self._vmas(pid)
+        if not vmas or rng.random() < 0.15:
+            return self._addr(), self._length()
+        i = rng.randrange(len(vmas))
+        start, end = vmas[i].start, vmas[i].end
+        how = rng.random()
+        if how < 0.3:
+            return start, end - start
+        if how < 0.45 and i + 1 < len(vmas):
+            end = vmas[i + 1].end if rng.random() < 0.5 else vmas[i + 1].start + PAGE_SIZE
+        elif how < 0.55:
+            end += PAGE_SIZE
+        cuts = range(start, end + 1, PAGE_SIZE)
+        first = rng.choice(cuts[:-1])
+        last = rng.choice(cuts[cuts.index(first) + 1 :])
+        return (start, last - start) if rng.random() < 0.3 else (first, last - first)
+
+    def _leave(self, addr: int) -> None:
+        self._left.append(addr)
+
+    # What
+
+    def _mmap(self, pid: int) -> Event:
+        rng = self._rng
+        kind = rng.random()
+        file, offset = -1, 0
+        addr = self._addr()
+        if kind < 0.6:
+            flags = _ANON
+        elif kind < 0.65:
+            flags = abi.MAP_SHARED | abi.MAP_ANONYMOUS
+        else:
+            flags = abi.MAP_PRIVATE if kind < 0.93 else abi.MAP_SHARED
+            file = rng.choice((0, 0, 1))
+            offset = addr if rng.random() < 0.5 else self._addr()
+        flags |= rng.choice((abi.MAP_FIXED, abi.MAP_FIXED, abi.MAP_FIXED_NOREPLACE, 0))
+        for flag, chance in (
+            (abi.MAP_GROWSDOWN, 0.04),
+            (abi.MAP_POPULATE, 0.08),
+            (abi.MAP_LOCKED, 0.03),
+            (abi.MAP_NORESERVE, 0.03),
+            (abi.MAP_STACK, 0.02),
+        ):
+            if rng.random() < chance:
+                flags |= flag
+        return Event("mmap", pid, addr, self._length(), rng.choice(_PROTS), flags, file=file, offset=offset)
+
+    def _munmap(self, pid: int) -> Event:
+        addr, length = self._range(pid)
+        self._leave(addr)
+        return Event("munmap", pid, addr, length)
+
+    def _mprotect(self, pid: int) -> Event:
+        addr, length = self._range(pid)
+        return Event("mprotect", pid, addr, length, self._rng.choice(_PROTS))
+
+    def _madvise(self, pid: int) -> Event:
+        addr, length = self._range(pid)
+        return Event("madvise", pid, addr, length, flags=self._rng.choice(self._advice))
+
+    def _mlock(self, pid: int) -> Event:
+        addr, length = self._range(pid)
+        return Event("mlock", pid, addr, length, flags=self._rng.choice((0, abi.MLOCK_ONFAULT, 2)))
+
+    def _munlock(self, pid: int) -> Event:
+        addr, length = self._range(pid)
+        return Event("munlock", pid, addr, length)
+
+    def _mlockall(self, pid: int) -> Event:
+        return Event("mlockall", pid, flags=self._rng.choice((1, 2, 3, 5, 6, 7, 4)))
+
+    def _munlockall(self, pid: int) -> Event:
+        return Event("munlockall", pid)
+
+    def _mremap(self, pid: int) -> Event:
+        rng = self._rng
+        addr, length = self._range(pid)
+        how = rng.random()
+        flags = abi.MREMAP_MAYMOVE
+        to = 0
+        if how < 0.65:
+            flags |= abi.MREMAP_FIXED
+            to = self._addr()
+        elif how < 0.75:
+            flags = 0
+        if rng.random() < 0.15:
+            flags |= abi.MREMAP_DONTUNMAP
+        new_length = length
+        if rng.random() < 0.35 and not flags & abi.MREMAP_DONTUNMAP:
+            new_length = max(PAGE_SIZE, length + rng.randrange(-3, 4) * PAGE_SIZE)
+        if rng.random() < 0.03:
+            length = 0
+        self._leave(addr)
+        return Event("mremap", pid, addr, length, flags=flags, length2=new_length, addr2=to)
+
+    def _brk(self, pid: int) -> Event:
+        start = self.machine.mm_of(pid).start_brk
+        return Event("brk", pid, start + self._rng.randrange(-1, 8) * PAGE_SIZE)
+
+    def _name(self, pid: int) -> Event:
+        addr, length = self._range(pid)
+        return Event("name", pid, addr, length, file=self._rng.randrange(3))
+
+    def _fault(self, pid: int) -> Event:
+        """One page, with -EFAULT for a start: `do` then asks for this page and no more."""
+        rng = self._rng
+        addr, length = self._range(pid)
+        if rng.random() < 0.1:
+            addr -= rng.randrange(1, 4) * PAGE_SIZE  # perhaps just below a stack
+        else:
+            addr += rng.randrange(length >> PAGE_SHIFT) << PAGE_SHIFT
+        flags = FAULT_WRITE if rng.random() < 0.7 else 0
+        return Event("fault", pid, addr, PAGE_SIZE, flags=flags, result=-abi.EFAULT)
+
+    def _take_pid(self) -> int:
+        self._next_pid += 1
+        return self._next_pid - 1
+
+    def _fork(self, pid: int) -> Event | None:
+        if len(self.machine.processes) >= self._processes:
+            return None
+        how = self._rng.random()
+        flags = abi.CLONE_VM if how < 0.05 else abi.CLONE_VM | abi.CLONE_VFORK if how < 0.1 else 0
+        return Event("fork", pid, flags=flags, pid2=self._take_pid())
+
+    def _exit(self, pid: int) -> Event | None:
+        return Event("exit", pid) if len(self.machine.processes) > 1 else None
+
+    def _exec(self, pid: int) -> Event | None:
+        """In an old process, or in one that no other is related to."""
+        if self._rng.random() < 0.4:
+            if len(self.machine.processes) >= self._processes:
+                return None
+            pid = self._take_pid()
+        return self._new_process(pid)
+
+    def _new_process(self, pid: int) -> Event:
+        """Its stack lies above the arena, and has the page offset of a place in the arena."""
+        stack = ARENA + ((self._pages + 300) << PAGE_SHIFT)
+        offset = ARENA + (self._rng.randrange(self._pages) << PAGE_SHIFT)
+        heap = ARENA + ((self._pages + 600) << PAGE_SHIFT)
+        return Event("exec", pid, stack, 3 * PAGE_SIZE, offset=offset, addr2=heap)
+
+    def _reclaim(self, pid: int) -> Event:
+        addr, length = self._range(pid)
+        return Event("", pid, addr, length)
+
+    def _ksm(self, pid: int) -> Event:
+        addr, _ = self._range(pid)
+        other = self._rng.choice(sorted(self.machine.processes))
+        addr2, _ = self._range(other)
+        return Event("ksm", pid, addr, pid2=other, addr2=addr2)
+
+    def _uffd_move(self, pid: int) -> Event:
+        source, length = self._range(pid)
+        self._leave(source)
+        target, _ = self._range(pid)
+        return Event("uffd_move", pid, target, length, addr2=source)
+
+
+def random_history(
+    rng: random.Random,
+    steps: int,
+    designs: Sequence[type[ReverseMap]] = (AnonVmaRmap,),
+    ops: Sequence[str] = tuple(_WEIGHTS),
+    pages: int = 48,
+    kernel: str = "6.12",
+) -> list[Event]:
+    """A history of `steps` events, whose results are those of a machine led by the first of `designs`."""
+    author = Author(Machine(PROFILES[kernel], designs), rng, ops, pages)
+    return [author.begin()] + [author.next() for _ in range(steps - 1)]
+
+
+def settle(
+    events: Sequence[Event], designs: Sequence[type[ReverseMap]] = (AnonVmaRmap,), kernel: str = "6.12"
+) -> list[Event]:
+    """`events` with the results that they have now, without those that have become impossible.
+
+    For histories from which something was taken out: a shorter counter-example, say.
+    """
+    player = Player(Machine(PROFILES[kernel], designs), header(), batch=False)
+    settled: list[Event] = []
+    for event in events:
+        copy = Event(**{field: getattr(event, field) for field in event.__struct_fields__})
+        try:
+            copy.result = player.do(copy)
+        except HistoryError:
+            continue
+        settled.append(copy)
+    return settled
+
+
+def shortest(
+    events: Sequence[Event], fails: Callable[[list[Event]], bool], again: Callable[[list[Event]], list[Event]] = settle
+) -> list[Event]:
+    """A history as short as leaving out events can make it, for which `fails` still holds.
+
+    `again` gives what is left its results.  No single event of the answer can be left out.
+    """
+    best = list(events)
+    chunk = len(best)
+    while chunk:
+        position = 0
+        while position < len(best):
+            shorter = again(best[:position] + best[position + chunk :])
+            if len(shorter) < len(best) and fails(shorter):
+                best = shorter
+            else:
+                position += chunk
+        chunk //= 2
+    return best

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Checks a machine while a history plays on it: every design, every mapped folio, against the page tables.
+
+    checker = Checker(machine)
+    for step, event in enumerate(history):
+        play(machine, event)
+        differences = checker.check(step, event)
+
+One check asks every design for a walk of every mapped folio and reports
+- `incomplete`: an entry maps the folio and the design's walk does not find it;
+- `stale`:      a walk visits a VMA that is not there any more, or an address outside it;
+- `missing`:    the reference design visits a VMA that this one does not;
+- `additional`: this design visits a VMA that the reference does not;
+- `invariant`:  the machine itself is broken, so that no answer could be trusted.
+The first, second and last are errors.  The other two are differences in policy, and say whether the place
+maps the folio.  A difference that was there at the last check already is counted, and not listed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import msgspec
+
+from rmaplab.check.sameness import compare
+from rmaplab.check.truth import MappedFolio, Place, Truth, entry_name, invariants
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.vma import MM, VMA
+from rmaplab.trace.events import Event
+
+Kind = Literal["incomplete", "stale", "missing", "additional", "invariant"]
+ERRORS: frozenset[Kind] = frozenset(("incomplete", "stale", "invariant"))
+
+
+class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing that does not hold, with the place where it shows.
+
+    kind:   see the module's text
+    step:   the step of the history after which it was found; `event` is that step
+    what:   a sentence that says it all
+    design: whose walk it is ("" for an invariant of the machine)
+    addr:   for one page that shows it: the address, in the VMA start .. end, of process `pid`
+    pfn:    that page's folio
+    folios: how many folios show the same in this VMA, at this step
+    maps:   whether the place maps the folio
+    """
+
+    kind: Kind
+    step: int
+    what: str
+    design: str = ""
+    event: Event | None = None
+    pid: int = 0
+    start: int = 0
+    end: int = 0
+    addr: int = 0
+    pfn: int = 0
+    folios: int = 0
+    maps: bool = False
+
+    @property
+    def is_error(self) -> bool:
+        """Whether somebody's page would be lost; the alternative is a difference in what is visited."""
+        return self.kind in ERRORS
+
+
+class Walks(msgspec.Struct):
+    """What the checked walks of one design added up to.
+
+    walks:     how many
+    places:    that they visited
+    useful:    of these, how many map the folio
+    worst:     most places that one walk visited
+    incomplete, stale, missing, missing_mapping, additional, additional_mapping: folio and place pairs
+               in which it differs, counted at every check; `_mapping`: the place maps the folio
+    """
+
+    walks: int = 0
+    places: int = 0
+    useful: int = 0
+    worst: int = 0
+    incomplete: int = 0
+    stale: int = 0
+    missing: int = 0
+    missing_mapping: int = 0
+    additional: int = 0
+    additional_mapping: int = 0
+
+
+class Counts(msgspec.Struct):
+    """How much was checked.
+
+    checks:  moments at which the machine was checked
+    folios:  folios that were walked, over all checks; `skipped` is how many were not (see Checker's `limit`)
+    entries: page-table entries compared with walks
+    """
+
+    checks: int = 0
+    folios: int = 0
+    skipped: int = 0
+    entries: int = 0
+    invariants: int = 0
+    designs: dict[str, Walks] = {}
+
+
+class Checker:
+    """Holds the designs of a machine against its page tables and against each other.
+
+    reference: name of the design that sameness compares with; no comparison where it does not watch
+    limit:     walk at most so many folios a check (0: all of them), other ones at each check; what was
+               left out is counted as `skipped`
+    """
+
+    def __init__(self, machine: Machine, reference: str = "anon_vma", limit: int = 0) -> None:
+        self.machine = machine
+        self.reference = next((d for d in machine.designs if d.name == reference), None)
+        self.limit = limit
+        self.counts = Counts(designs={design.name: Walks() for design in machine.designs})
+        self._known: set[tuple[object, ...]] = set()
+
+    def check(self, step: int, event: Event | None = None) -> list[Difference]:
+        """Everything that does not hold now and was not listed by the check before."""
+        report = _Report(self.machine, step, event, self.reference.name if self.reference else "")
+        truth = Truth(self.machine)
+        self.counts.checks += 1
+        for sentence in invariants(self.machine, truth):
+            self.counts.invariants += 1
+            report.add_invariant(sentence)
+        for i in self._chosen(len(truth)):
+            self._check_folio(truth.folio(i), report)
+        listed = [found for key, found in report.found.items() if key not in self._known]
+        self._known = set(report.found)
+        return [found.difference(report) for found in listed]
+
+    def _chosen(self, total: int) -> Iterable[int]:
+        if not self.limit or total <= self.limit:
+            return range(total)
+        self.counts.skipped += total - self.limit
+        stride = -(-total // self.limit)
+        chosen = range(self.counts.checks % stride, total, stride)
+        self.counts.skipped += self.limit - len(chosen)
+        return chosen
+
+    def _check_folio(self, folio: MappedFolio, report: _Report) -> None:
+        self.counts.folios += 1
+        self.counts.entries += len(folio.entries)
+        walks = {design.name: list(design.walk(folio.head)) for design in self.machine.designs}
+        expected = None if self.reference is None else walks[self.reference.name]
+        for name, places in walks.items():
+            tally = self.counts.designs[name]
+            tally.walks += 1
+            tally.places += len(places)
+            tally.worst = max(tally.worst, len(places))
+            for place in places:
+                if _is_stale(place):
+                    tally.stale += 1
+                    report.add("stale", name, place[0], place[1], folio, False)
+                elif folio.mapped_at(place):
+                    tally.useful += 1
+            for mm, addr, _ in folio.unseen(places):
+                tally.incomplete += 1
+                vma = mm.tree.at(addr)
+                if vma is not None:  # else the machine is broken, which its invariants report
+                    report.add("incomplete", name, vma, addr, folio, True)
+            if expected is None or expected is places:
+                continue
+            missing, additional = compare(expected, places)
+            for place in missing:
+                maps = folio.mapped_at(place)
+                tally.missing += 1
+                tally.missing_mapping += maps
+                report.add("missing", name, place[0], place[1], folio, maps)
+            for place in additional:
+                maps = folio.mapped_at(place)
+                tally.additional += 1
+                tally.additional_mapping += maps
+                report.add("additional", name, place[0], place[1], folio, maps)
+
+
+def _is_stale(place: Place) -> bool:
+    vma, addr = place
+    return vma.detached or not vma.mm.alive or not vma.start <= addr < vma.end
+
+
+class _Found:
+    """One difference in the making: the first folio that shows it, and how many more do."""
+
+    def __init__(self, kind: Kind, design: str, vma: VMA, addr: int, folio: MappedFolio, maps: bool) -> None:
+        self.kind = kind
+        self.design = design
+        self.vma = vma
+        self.addr = addr
+        self.folio = folio
+        self.maps = maps
+        self.folios = 1
+
+    def difference(self, report: _Report) -> Difference:
+        vma = self.vma
+        pid = report.pid_of(vma.mm)
+        others = f" (and {self.folios - 1} more folios)" if self.folios > 1 else ""
+        where = f"{self.addr:#x} in VMA {vma.start:#x}-{vma.end:#x} of process {pid}"
+        there = "maps it" if self.maps else f"has {entry_name(vma.mm.page_table.get(self.addr))}"
+        reference = report.reference
+        sentence = {
+            "incomplete": f"{where} maps folio {self.folio.head}{others}, and {self.design} does not find it",
+            "stale": f"{self.design} visits {where} for folio {self.folio.head}{others}, which is not there any more",
+            "missing": f"{reference} visits {where} for folio {self.folio.head}{others}, "
+            f"{self.design} does not; the place {there}",
+            "additional": f"{self.design} visits {where} for folio {self.folio.head}{others}, "
+            f"{reference} does not; the place {there}",
+        }[self.kind]
+        return Difference(
+            self.kind,
+            report.step,
+            sentence,
+            self.design,
+            report.event,
+            pid,
+            vma.start,
+            vma.end,
+            self.addr,
+            self.folio.head,
+            self.folios,
+            self.maps,
+        )
+
+
+class _Broken:
+    """A broken invariant of the machine."""
+
+    def __init__(self, sentence: str) -> None:
+        self.sentence = sentence
+
+    def difference(self, report: _Report) -> Difference:
+        return Difference("invariant", report.step, self.sentence, event=report.event)
+
+
+class _Report:
+    """The differences of one check, like ones put together."""
+
+    def __init__(self, machine: Machine, step: int, event: Event | None, reference: str) -> None:
+        self.machine = machine
+        self.step = step
+        self.event = event
+        self.reference = reference
+        self.found: dict[tuple[object, ...], _Found | _Broken] = {}
+
+    def add(self, kind: Kind, design: str, vma: VMA, addr: int, folio: MappedFolio, maps: bool) -> None:
+        key = (kind, design, vma.mm.id, vma.id, maps)
+        found = self.found.get(key)
+        if isinstance(found, _Found):
+            found.folios += 1
+        else:
+            self.found[key] = _Found(kind, design, vma, addr, folio, maps)
+
+    def add_invariant(self, sentence: str) -> None:
+        self.found["invariant", sentence] = _Broken(sentence)
+
+    def pid_of(self, mm: MM) -> int:
+        """The first process that runs in `mm`; 0 if none does."""
+        return min((p.pid for p in self.machine.processes.values() if p.mm is mm), default=0)
+
+
+def lockstep(
+    machine: Machine,
+    events: Iterable[Event],
+    play: Callable[[Machine, Event], object],
+    every: int = 1,
+    reference: str = "anon_vma",
+    go_on: bool = True,
+) -> tuple[list[Difference], Counts]:
+    """Plays `events` and checks after every `every`-th of them and after the last.
+
+    Without `go_on` it stops at the first error.  Returns the differences in the order found, and what was
+    checked.
+    """
+    checker = Checker(machine, reference)
+    differences: list[Difference] = []
+    step = -1
+    event: Event | None = None
+    for step, event in enumerate(events):
+        play(machine, event)
+        if step % every == every - 1:
+            differences += checker.check(step, event)
+            if not go_on and any(d.is_error for d in differences):
+                return differences, checker.counts
+    if (step + 1) % every:
+        differences += checker.check(step, event)
+    return differences, checker.counts
