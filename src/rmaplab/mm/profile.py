@@ -1,12 +1,33 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Kernel profiles: the rules that differ between kernel versions, and the sizes of objects.
 
-`6.12` is the reference: its sources are what mm/ and rmap/ model.  Others state how they differ, and
-each rule says which commit or version it comes from.
+`6.12` is the reference: its sources are what mm/ and rmap/ model.  The others state how they differ.  What
+all three have in common is no matter of a profile.
+
+Where it comes from
+- 6.1 and 6.12: the sources of Debian's linux-source-6.1 (6.1.192) and linux-source-6.12 (6.12.117), and the
+  BTF in its cloud images of the same versions, for x86-64.
+- 6.18: BTF, /proc/slabinfo and the behaviour of a running 6.18.44 on x86-64: each rule was tried there with
+  system calls, and /proc/self/smaps read afterwards.
+A rule is named with the file and function that has it, or where a version lacks it, would have it.
+
+Sizes
+- BTF has the size of a struct; what an object takes in its slab is more (mm/slub.c calculate_sizes(),
+  mm/slab_common.c calculate_alignment(); both the same in 6.1 and 6.12 for what follows).  6.18's were read
+  from /proc/slabinfo and agree with that reckoning.
+- anon_vma is 96 bytes in all three.  Its cache has a constructor and is SLAB_TYPESAFE_BY_RCU, so the free
+  pointer goes behind the object: 104.
+- anon_vma_chain, vm_area_struct, vma_lock and maple_node take just their own size.  The per-VMA lock does not
+  exist in 6.1, is an object of its own in 6.12 and part of vm_area_struct (cache-line aligned) in 6.18.
+- mm_struct is followed by CPU masks and aligned to cache lines (kernel/fork.c mm_cache_init()): 1096 and one
+  mask of 8 bytes (up to 64 possible CPUs) in 6.1, 1344 and two of 8 in 6.12; 1472 and three of 32 bytes
+  (CONFIG_NR_CPUS=256) in the 6.18 that was looked at.
+- cow_context and remap exist in no kernel: see `_cow_context_size` and `_REMAP_SIZE`.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 
@@ -14,14 +35,178 @@ class Profile:
     """One kernel.
 
     name:    "6.12"
-    relaxed_anon_merge: a prepared range may merge with an unprepared neighbour on either side unless it
-             was inherited from a parent process (mm/vma.c is_mergeable_anon_vma(), since 6.16)
-    move_many: mremap() may move a range of several VMAs at once (mm/mremap.c, since 6.17)
-    sizes:   bytes an object takes in its slab, by type
+    release: the kernel that rules and sizes were read from ("6.12.117")
+    sizes:   bytes an object takes in its slab, by type; "vma_lock" only where it is an object of its own
+
+    Rules that decide the geometry of VMAs:
+
+    relaxed_anon_merge: a prepared range may become part of an unprepared neighbour, unless its VMA was
+        inherited in a fork (its chain is not singular).  Without it, of two only the neighbour may be the
+        prepared one: never a prepared range and an unprepared neighbour.
+        (is_mergeable_anon_vma(): mm/vma.c since 6.16; 6.12 and 6.1 test the neighbour's chain alone)
+    upper_first: a new mapping goes to the VMA above it first, and the one below joins only if it could take
+        in pages of that; otherwise below goes first, and above joins if both agree.
+        (mm/mmap.c __mmap_region() in 6.1; mm/vma.c vma_merge_new_range() in 6.12)
+    close_forbids_merge: a VMA whose file has a close hook never merges; otherwise it only must not be
+        removed by a merge.  (mm/mmap.c is_mergeable_vma() in 6.1; mm/vma.c can_merge_remove_vma())
+    unaccount_unprepared: mprotect() that takes the right to write from an unprepared anonymous VMA takes
+        VM_ACCOUNT, too.  (mm/mprotect.c mprotect_fixup(), not in 6.1)
+    stack_nohugepage: MAP_STACK means VM_NOHUGEPAGE.  (include/linux/mman.h calc_vm_flag_bits(), not in 6.1)
+    move_many: mremap() with MREMAP_FIXED that does not resize may move a range of many VMAs.  Each goes as
+        if it were moved alone, in order of address: what the target has in a gap of the source stays, a
+        range that begins with a gap is -EFAULT, and an error leaves moved what was moved.
+        (mm/mremap.c remap_move(), since 6.17)
+    dontunmap_apart: the source of MREMAP_DONTUNMAP stays a VMA by itself: unprepared, it does not merge with
+        its own target; and once unprepared it has a fresh page offset.
+        (mm/vma.c copy_vma() and mm/mremap.c move_vma() in 6.12.117, also in 6.1.192; not yet in 6.18.44)
+    thp_placement: an anonymous mapping of a multiple of 2 MiB with no hint is placed on a multiple of 2 MiB.
+        (mm/mmap.c __get_unmapped_area(), mm/huge_memory.c __thp_get_unmapped_area(); not in 6.1)
+
+    What a system call knows:
+
+    droppable:     MAP_DROPPABLE  (mm/mmap.c do_mmap(), not in 6.1)
+    guard_regions: MADV_GUARD_INSTALL and MADV_GUARD_REMOVE.  Installing prepares an anonymous VMA, so that
+        fork copies its entries.  (mm/madvise.c, since 6.13)
     """
 
-    def __init__(self, name: str, relaxed_anon_merge: bool, move_many: bool, sizes: dict[str, int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        release: str,
+        sizes: dict[str, int],
+        *,
+        relaxed_anon_merge: bool = False,
+        upper_first: bool = False,
+        close_forbids_merge: bool = False,
+        unaccount_unprepared: bool = True,
+        stack_nohugepage: bool = True,
+        move_many: bool = False,
+        dontunmap_apart: bool = True,
+        thp_placement: bool = True,
+        droppable: bool = True,
+        guard_regions: bool = False,
+    ) -> None:
         self.name: Final = name
-        self.relaxed_anon_merge: Final = relaxed_anon_merge
-        self.move_many: Final = move_many
+        self.release: Final = release
         self.sizes: Final = sizes
+        self.relaxed_anon_merge: Final = relaxed_anon_merge
+        self.upper_first: Final = upper_first
+        self.close_forbids_merge: Final = close_forbids_merge
+        self.unaccount_unprepared: Final = unaccount_unprepared
+        self.stack_nohugepage: Final = stack_nohugepage
+        self.move_many: Final = move_many
+        self.dontunmap_apart: Final = dontunmap_apart
+        self.thp_placement: Final = thp_placement
+        self.droppable: Final = droppable
+        self.guard_regions: Final = guard_regions
+
+
+def _cow_context_size(maple_tree: int) -> int:
+    """A cow_context in a cache of its own, field by field as KERNEL.md section 3 lists them."""
+    return (
+        8  # the mm: struct mm_struct *
+        + 8  # the parent: struct cow_context *
+        + 16  # its children: struct list_head
+        + 16  # its place among the parent's children: struct list_head
+        + 4  # refcount_t
+        + 4  # the lock of the list of children: spinlock_t
+        + maple_tree  # the remap tree
+        + 16  # struct rcu_head, for the grace period before it is freed
+    )
+
+
+_REMAP_SIZE: Final = (
+    8  # first page offset: pgoff_t
+    + 8  # last page offset: pgoff_t
+    + 8  # how far from there the range is now, in pages: long
+    + 16  # the other offsets of the same range: struct list_head
+    + 16  # struct rcu_head: a walk may be looking at it
+)
+
+REFERENCE: Final = "6.12"
+
+PROFILES: Final[dict[str, Profile]] = {
+    "6.12": Profile(
+        "6.12",
+        "6.12.117",
+        {
+            "vm_area_struct": 176,
+            "vma_lock": 40,
+            "mm_struct": 1408,
+            "maple_node": 256,
+            "anon_vma": 104,
+            "anon_vma_chain": 64,
+            "cow_context": _cow_context_size(16),
+            "remap": _REMAP_SIZE,
+        },
+    ),
+    "6.1": Profile(
+        "6.1",
+        "6.1.192",
+        {
+            "vm_area_struct": 152,
+            "mm_struct": 1152,
+            "maple_node": 256,
+            "anon_vma": 104,
+            "anon_vma_chain": 64,
+            "cow_context": _cow_context_size(24),
+            "remap": _REMAP_SIZE,
+        },
+        upper_first=True,
+        close_forbids_merge=True,
+        unaccount_unprepared=False,
+        stack_nohugepage=False,
+        thp_placement=False,
+        droppable=False,
+    ),
+    "6.18": Profile(
+        "6.18",
+        "6.18.44",
+        {
+            "vm_area_struct": 192,
+            "mm_struct": 1600,
+            "maple_node": 256,
+            "anon_vma": 104,
+            "anon_vma_chain": 64,
+            "cow_context": _cow_context_size(16),
+            "remap": _REMAP_SIZE,
+        },
+        relaxed_anon_merge=True,
+        move_many=True,
+        dontunmap_apart=False,
+        guard_regions=True,
+    ),
+}
+
+
+def _ordinal(major: int, minor: int) -> int:
+    """Releases in order, one apart: 5.19 came before 6.0, and 6.19 before 7.0."""
+    return major * 20 + minor
+
+
+def profile_for(release: str) -> tuple[Profile, bool]:
+    """The profile for the kernel that calls itself `release` (`uname -r`), and whether it is that version's
+    own.  If not, it is the nearest known one, the older of two that are equally near (a rule is missing
+    before the version that brings it); the reference if `release` names no version.
+
+    >>> profile_for("6.18.44-generic")[0].name
+    '6.18'
+    """
+    match = re.match(r"(\d+)\.(\d+)", release)
+    if match is None:
+        return PROFILES[REFERENCE], False
+    major = int(match.group(1))
+    minor = int(match.group(2))
+    known = PROFILES.get(f"{major}.{minor}")
+    if known is not None:
+        return known, True
+    wanted = _ordinal(major, minor)
+    best = PROFILES[REFERENCE]
+    best_distance = -1
+    for name in ("6.1", "6.12", "6.18"):  # oldest first
+        numbers = name.split(".")
+        distance = abs(wanted - _ordinal(int(numbers[0]), int(numbers[1])))
+        if best_distance < 0 or distance < best_distance:
+            best = PROFILES[name]
+            best_distance = distance
+    return best, False

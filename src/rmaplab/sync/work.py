@@ -7,8 +7,9 @@ a class were taken (`LockClass`).  A `Ledger` holds all counts of one participan
 and so has every design.
 
 Slab geometry follows mm/slub.c, calculate_order(): the smallest order whose slab wastes at most a
-sixteenth of itself, then an eighth, then a quarter, starting from an order that fits a minimum number
-of objects.
+sixteenth of itself, then an eighth, a quarter, a half, starting from an order that fits a minimum number
+of objects.  That number grows with the CPUs of a machine, 4 * (fls(CPUs) + 1): the same cache may have
+larger slabs on a larger machine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final
 
 PAGE_SIZE: Final = 4096
 _SLUB_MAX_ORDER: Final = 3
-_MIN_OBJECTS: Final = 16  # 4 * (fls(nr_cpus) + 1) on a machine with 2..3 CPUs is 12; 16 on 4..7
+_MIN_OBJECTS: Final = 16  # a machine with 4 to 7 CPUs
 
 
 class Tally:
@@ -38,7 +39,7 @@ def slab_order(size: int, min_objects: int = _MIN_OBJECTS) -> int:
     lowest = 0
     while (PAGE_SIZE << lowest) < min_objects * size:
         lowest += 1
-    for fraction in (16, 8, 4):
+    for fraction in (16, 8, 4, 2):
         order = lowest
         while order <= _SLUB_MAX_ORDER:
             slab = PAGE_SIZE << order
