@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The harness: measures ratios in one run, writes build/bench.json and prints a table.
+
+Everything that is compared is run in turn (A B A B ...), each time in a process of its own, and the ratio
+is taken pair by pair: the machine's speed may drift, the ratio does not.  The median over the pairs is
+what is written down.  Beside each figure of the compiled model stands that of the interpreted one.
+
+Exit status 0 if all bars hold, 1 if one does not, 2 if it could not run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+import rmaplab
+from rmaplab.trace.history import read_history
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNEL = ROOT / "build" / "kernel"
+PAIRS = 5
+Measurement = Callable[[], float]
+progress = Console(stderr=True)
+
+
+class Row(msgspec.Struct):
+    """A line of the result.  A row without a bar is there to compare with."""
+
+    name: str
+    value: float
+    unit: str
+    bar: str | None
+    holds: bool | None
+    how: str
+
+
+def kernel(case: str, size: int, rounds: int) -> Measurement:
+    """Seconds that this machine's kernel takes."""
+
+    def measure() -> float:
+        done = subprocess.run(
+            [KERNEL, case, str(size), str(rounds)], check=True, stdout=subprocess.PIPE, text=True
+        )
+        return median(int(line) for line in done.stdout.split()) / 1e9
+
+    return measure
+
+
+def model(case: str, argument: int | Path, rounds: int, interpreted: bool = False) -> Measurement:
+    """What the model takes; interpreted, it is imported from src/, where nothing is compiled."""
+    environment = dict(os.environ)
+    if interpreted:
+        environment["PYTHONPATH"] = str(ROOT / "src")
+
+    def measure() -> float:
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.cases", case, str(argument), str(rounds)],
+            check=True,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        result = json.loads(done.stdout)
+        if interpreted and result["build"] != "interpreted":
+            raise RuntimeError("src/ holds compiled modules: remove them, the two builds are to be compared")
+        return median(result["values"])
+
+    return measure
+
+
+def in_turn(*measurements: Measurement, pairs: int = PAIRS) -> list[list[float]]:
+    """Each measurement's values, `pairs` of them, taken in turn."""
+    values: list[list[float]] = [[] for _ in measurements]
+    for _ in range(pairs):
+        for measurement, its in zip(measurements, values, strict=True):
+            its.append(measurement())
+    return values
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    return median(a / b for a, b in zip(above, below, strict=True))
+
+
+def at_most(name: str, value: float, unit: str, bar: float, how: str) -> Row:
+    return Row(name, value, unit, f"<= {bar:g}", value <= bar, how)
+
+
+def at_least(name: str, value: float, unit: str, bar: float, how: str) -> Row:
+    return Row(name, value, unit, f">= {bar:g}", value >= bar, how)
+
+
+def beside(name: str, value: float, unit: str, how: str) -> Row:
+    return Row(name, value, unit, None, None, how)
+
+
+def pages_that_fit(wanted: int) -> int:
+    """`wanted`, or as many pages as fit well into the memory that is free."""
+    available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    return min(wanted, available * 6 // 10 // 4096)
+
+
+def fork_rows(case: str, size: int, what: str, bar: float, rounds: int) -> list[Row]:
+    """Fork and exit of a process, against the kernel's own time."""
+    ours, theirs, slow = in_turn(
+        model(case, size, rounds), kernel(case, size, rounds), model(case, size, 3, interpreted=True)
+    )
+    how = (
+        f"anon_vma alone, fork and exit of a process with {what}, over the kernel's time for the same; "
+        f"medians of {PAIRS} runs in turn: model {median(ours) * 1e3:.3g} ms, kernel {median(theirs) * 1e3:.3g} ms"
+    )
+    name = f"fork+exit, {what}: model / kernel"
+    return [
+        at_most(name, ratio(ours, theirs), "times", bar, how),
+        beside(
+            f"{name}, interpreted", ratio(slow, theirs), "times", f"interpreted {median(slow) * 1e3:.3g} ms"
+        ),
+    ]
+
+
+def fork_lockstep_rows(size: int) -> list[Row]:
+    both, theirs = in_turn(model("fork_vmas_lockstep", size, 15), kernel("fork_vmas", size, 15), pairs=3)
+    how = "as above, with anon_vma and cow_context in lockstep"
+    return [beside(f"fork+exit, {size} VMAs, two designs: model / kernel", ratio(both, theirs), "times", how)]
+
+
+def page_rows() -> list[Row]:
+    size = pages_that_fit(3_000_000)
+    value = model("page_bytes", size, 1)()
+    how = f"growth of resident memory by {size} pages written in one VMA, two designs watching, over their number"
+    return [at_most("memory of a mapped page", value, "bytes", 48, how)]
+
+
+def event_rows() -> list[Row]:
+    few, many = 1500, 15000
+    one, ten = in_turn(model("events", few, 1), model("events", many, 1), pairs=3)
+    slow_one, slow_ten = in_turn(model("events", few, 1, True), model("events", many, 1, True), pairs=1)
+    how = (
+        f"prefork with {few} and {many} requests, two designs in lockstep: ten times the ratio of seconds an "
+        f"event; {median(ten) * 1e6:.3g} us an event"
+    )
+    name = "ten times the events"
+    return [
+        at_most(name, 10 * ratio(ten, one), "times the time", 11, how),
+        beside(f"{name}, interpreted", 10 * ratio(slow_ten, slow_one), "times the time",
+               f"{median(slow_ten) * 1e6:.3g} us an event"),
+    ]  # fmt: skip
+
+
+def vma_rows() -> list[Row]:
+    few, many = 2000, 20000
+    rows = []
+    for case, what in (
+        ("mmap", "mmap and munmap of a page"),
+        ("mprotect", "mprotect there and back"),
+        ("mremap", "mremap there and back"),
+        ("fault", "mmap, first write and munmap of a page"),
+    ):
+        small, large = in_turn(model(case, few, 5), model(case, many, 5))
+        slow_small, slow_large = in_turn(model(case, few, 3, True), model(case, many, 3, True), pairs=1)
+        how = (
+            f"{what} at a random place among {many} and among {few} VMAs of one address space, two designs in "
+            f"lockstep: {median(large) * 1e6:.3g} and {median(small) * 1e6:.3g} us"
+        )
+        name = f"ten times the VMAs: {case}"
+        rows += [
+            at_most(name, ratio(large, small), "times an operation", 1.5, how),
+            beside(f"{name}, interpreted", ratio(slow_large, slow_small), "times an operation",
+                   f"{median(slow_large) * 1e6:.3g} and {median(slow_small) * 1e6:.3g} us"),
+        ]  # fmt: skip
+    return rows
+
+
+def recordings() -> list[Path]:
+    """The recordings of real programs that the package and the tests bring along."""
+    return sorted([*Path(rmaplab.__file__).parent.rglob("*.parquet"), *(ROOT / "tests").rglob("*.parquet")])
+
+
+def replay_rows() -> list[Row]:
+    rows = []
+    for path in recordings():
+        header = read_history(path).header
+        if header.seconds_unrecorded is None:
+            continue
+        ours, slow = in_turn(model("replay", path, 3), model("replay", path, 1, True), pairs=3)
+        how = (
+            f"seconds that {header.command} ran unrecorded ({header.seconds_unrecorded:.3g} s, where it was "
+            f"recorded) over those of reading and replaying it with anon_vma and cow_context in lockstep "
+            f"({median(ours):.3g} s)"
+        )
+        name = f"replay of {path.stem}: program / model"
+        rows += [
+            at_least(name, header.seconds_unrecorded / median(ours), "times", 3, how),
+            beside(
+                f"{name}, interpreted",
+                header.seconds_unrecorded / median(slow),
+                "times",
+                f"{median(slow):.3g} s",
+            ),
+        ]
+    return rows
+
+
+def table(rows: list[Row]) -> Table:
+    result = Table(title=f"rmaplab {rmaplab.__version__}, {rmaplab.build_info()}")
+    for heading in ("figure", "value", "unit", "bar", "holds"):
+        result.add_column(heading, justify="right" if heading == "value" else "left")
+    for row in rows:
+        holds = {True: "yes", False: "NO", None: ""}[row.holds]
+        result.add_row(row.name, f"{row.value:.3g}", row.unit, row.bar or "", holds)
+    return result
+
+
+def main() -> int:
+    KERNEL.parent.mkdir(exist_ok=True)
+    compiler = os.environ.get("CC", "cc")
+    try:
+        subprocess.run([compiler, "-O2", "-o", KERNEL, ROOT / "bench" / "kernel.c"], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"bench needs a C compiler for the programs that time the kernel: {error}", file=sys.stderr)
+        return 2
+    pages = pages_that_fit(1_000_000)
+    parts: list[tuple[str, Callable[[], list[Row]]]] = [
+        ("replays of recorded programs", replay_rows),
+        ("fork of many VMAs", lambda: fork_rows("fork_vmas", 1000, "1000 VMAs of a page", 1.5, 15)),
+        ("fork of many VMAs, two designs", lambda: fork_lockstep_rows(1000)),
+        ("fork of many pages", lambda: fork_rows("fork_pages", pages, f"{pages} pages in a VMA", 0.5, 5)),
+        ("memory", page_rows),
+        ("ten times the events", event_rows),
+        ("ten times the VMAs", vma_rows),
+    ]
+    rows: list[Row] = []
+    for what, part in parts:
+        progress.print(f"measuring {what}")
+        rows += part()
+    (ROOT / "build" / "bench.json").write_bytes(msgspec.json.format(msgspec.json.encode(rows)) + b"\n")
+    Console().print(table(rows))
+    return 0 if all(row.holds is not False for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

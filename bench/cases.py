@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What bench/ measures in the model, a process a case: `python -m bench.cases CASE ARGUMENT ROUNDS`.
+
+Prints JSON: whether the model is compiled, and one value a round, in seconds unless the case says otherwise.
+The same code runs compiled and interpreted; the caller decides by the module search path.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable
+from random import Random
+from time import perf_counter
+
+import rmaplab
+from rmaplab.mm.abi import (
+    MAP_ANONYMOUS,
+    MAP_FIXED_NOREPLACE,
+    MAP_PRIVATE,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    PROT_READ,
+    PROT_WRITE,
+)
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.vma import MM, PAGE_SIZE
+from rmaplab.rmap.anon_vma import AnonVma
+from rmaplab.rmap.cow_context import CowContext
+from rmaplab.trace.history import read_history
+from rmaplab.trace.play import Player
+from rmaplab.workloads.prefork import Prefork
+
+LOCKSTEP: list[type[ReverseMap]] = [AnonVma, CowContext]
+ALONE: list[type[ReverseMap]] = [AnonVma]  # what the kernel itself does
+READ_WRITE = PROT_READ | PROT_WRITE
+PRIVATE = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+BASE = 0x7F00_0000_0000
+AWAY = 0x7E00_0000_0000
+STACK = 0x7FFC_0000_0000
+
+
+def machine_with_process(designs: list[type[ReverseMap]]) -> tuple[Machine, MM]:
+    machine = Machine(PROFILES["6.12"], designs)
+    machine.exec(1, STACK, 0x21000, STACK, 0)
+    return machine, machine.mm_of(1)
+
+
+def map_touched(machine: Machine, mm: MM, addr: int, nr_pages: int) -> None:
+    """Map `nr_pages` private anonymous pages at `addr` and write to each."""
+    if machine.mmap(mm, addr, nr_pages * PAGE_SIZE, READ_WRITE, PRIVATE, None, 0) != addr:
+        raise AssertionError(f"could not map {nr_pages} pages at {addr:#x}")
+    if machine.fault_range(mm, addr, nr_pages, True) != nr_pages:
+        raise AssertionError(f"could not touch {nr_pages} pages at {addr:#x}")
+
+
+def islands(designs: list[type[ReverseMap]], size: int) -> tuple[Machine, MM]:
+    """`size` VMAs of one touched page each, holes between them, as in kernel.c."""
+    machine, mm = machine_with_process(designs)
+    for i in range(size):
+        map_touched(machine, mm, BASE + 2 * i * PAGE_SIZE, 1)
+    return machine, mm
+
+
+def fork_and_exit(machine: Machine, rounds: int) -> list[float]:
+    seconds = []
+    for child in range(2, rounds + 3):
+        start = perf_counter()
+        machine.fork(1, child, 0)
+        machine.exit(child)
+        seconds.append(perf_counter() - start)
+    return seconds[1:]
+
+
+def fork_vmas(size: int, rounds: int) -> list[float]:
+    machine, _ = islands(ALONE, size)
+    return fork_and_exit(machine, rounds)
+
+
+def fork_vmas_lockstep(size: int, rounds: int) -> list[float]:
+    machine, _ = islands(LOCKSTEP, size)
+    return fork_and_exit(machine, rounds)
+
+
+def fork_pages(size: int, rounds: int) -> list[float]:
+    machine, mm = machine_with_process(ALONE)
+    map_touched(machine, mm, BASE, size)
+    return fork_and_exit(machine, rounds)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has resident."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def page_bytes(size: int, rounds: int) -> list[float]:
+    """In bytes: what the process grows by for each of `size` mapped pages."""
+    machine, mm = machine_with_process(LOCKSTEP)
+    gc.collect()
+    before = resident()
+    map_touched(machine, mm, BASE, size)
+    gc.collect()
+    return [(resident() - before) / size] * rounds
+
+
+def _among(size: int, rounds: int, operation: Callable[[Machine, MM, int], None]) -> list[float]:
+    """Seconds of one `operation` on a random VMA among `size`, averaged over many, a value a round."""
+    machine, mm = islands(LOCKSTEP, size)
+    random = Random(1)
+    seconds = []
+    for _ in range(rounds):
+        places = [BASE + 2 * random.randrange(size) * PAGE_SIZE for _ in range(500)]
+        start = perf_counter()
+        for addr in places:
+            operation(machine, mm, addr)
+        seconds.append((perf_counter() - start) / len(places))
+    return seconds
+
+
+def mmap(size: int, rounds: int) -> list[float]:
+    def operation(machine: Machine, mm: MM, addr: int) -> None:
+        hole = addr + PAGE_SIZE
+        machine.mmap(mm, hole, PAGE_SIZE, PROT_READ, PRIVATE, None, 0)
+        machine.munmap(mm, hole, PAGE_SIZE)
+
+    return _among(size, rounds, operation)
+
+
+def mprotect(size: int, rounds: int) -> list[float]:
+    def operation(machine: Machine, mm: MM, addr: int) -> None:
+        machine.mprotect(mm, addr, PAGE_SIZE, PROT_READ)
+        machine.mprotect(mm, addr, PAGE_SIZE, READ_WRITE)
+
+    return _among(size, rounds, operation)
+
+
+def mremap(size: int, rounds: int) -> list[float]:
+    def operation(machine: Machine, mm: MM, addr: int) -> None:
+        flags = MREMAP_MAYMOVE | MREMAP_FIXED
+        away = addr - BASE + AWAY
+        machine.mremap(mm, addr, PAGE_SIZE, PAGE_SIZE, flags, away)
+        machine.mremap(mm, away, PAGE_SIZE, PAGE_SIZE, flags, addr)
+
+    return _among(size, rounds, operation)
+
+
+def fault(size: int, rounds: int) -> list[float]:
+    def operation(machine: Machine, mm: MM, addr: int) -> None:
+        hole = addr + PAGE_SIZE
+        machine.mmap(mm, hole, PAGE_SIZE, READ_WRITE, PRIVATE, None, 0)
+        machine.fault(mm, hole, True)
+        machine.munmap(mm, hole, PAGE_SIZE)
+
+    return _among(size, rounds, operation)
+
+
+def events(size: int, rounds: int) -> list[float]:
+    """Seconds an event takes in a history of `size` requests to a server with a fixed state."""
+    result = []
+    for _ in range(rounds):
+        history = Prefork(requests=size).history()
+        todo = list(history)
+        player = Player(Machine(PROFILES["6.12"], LOCKSTEP), history.header)
+        start = perf_counter()
+        player.play(todo)
+        result.append((perf_counter() - start) / len(todo))
+    return result
+
+
+def replay(path: str, rounds: int) -> list[float]:
+    """Seconds from the file to the end of its replay."""
+    seconds = []
+    for _ in range(rounds):
+        start = perf_counter()
+        history = read_history(path)
+        Player(Machine(PROFILES["6.12"], LOCKSTEP), history.header).play(history)
+        seconds.append(perf_counter() - start)
+    return seconds
+
+
+SIZED = (fork_vmas, fork_vmas_lockstep, fork_pages, page_bytes, mmap, mprotect, mremap, fault, events)
+
+
+def main() -> None:
+    name, argument, rounds = sys.argv[1:]
+    if name == "replay":
+        values = replay(argument, int(rounds))
+    else:
+        values = {case.__name__: case for case in SIZED}[name](int(argument), int(rounds))
+    print(json.dumps({"build": rmaplab.build_info(), "values": values}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the project promises about itself: how it is built, installed and laid out."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import rmaplab
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "rmaplab"
+SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").rglob("*.py")])
+
+
+def names(files: list[Path]) -> list[str]:
+    return [str(file.relative_to(ROOT)) for file in files]
+
+
+def compiler_works() -> bool:
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    return shutil.which(compiler) is not None and header.exists()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What a build needs, copied away so that nothing is left behind in the source tree."""
+    shutil.copytree(
+        ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
+    )
+    for name in ("pyproject.toml", "setup.py", "README.md", "COPYING"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def build(checkout: Path, **environment: str) -> tuple[zipfile.ZipFile, str]:
+    """Builds a wheel; returns it and what the build said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps", "-w", "wheel", "."],
+        cwd=checkout,
+        env={**os.environ, "RMAPLAB_COMPILE": "", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (wheel,) = (checkout / "wheel").glob("*.whl")
+    return zipfile.ZipFile(wheel), done.stdout + done.stderr
+
+
+def modules(wheel: zipfile.ZipFile, suffix: str) -> set[str]:
+    return {name.split(".")[0] for name in wheel.namelist() if name.endswith(suffix)}
+
+
+def run_from(wheel: zipfile.ZipFile, where: Path, code: str) -> str:
+    """What `code` prints when the wheel's contents come first."""
+    wheel.extractall(where)
+    environment = {**os.environ, "PYTHONPATH": str(where)}
+    return subprocess.check_output(
+        [sys.executable, "-c", code], cwd=where, env=environment, text=True
+    ).strip()
+
+
+INFO = "import rmaplab; print(rmaplab.build_info())"
+
+
+def test_the_installed_build_is_compiled_where_a_compiler_is() -> None:
+    if Path(rmaplab.__file__).is_relative_to(ROOT / "src"):
+        assert rmaplab.build_info() == "interpreted"
+    elif compiler_works() and os.environ.get("RMAPLAB_COMPILE") != "0":
+        assert rmaplab.build_info() == "compiled"
+
+
+def test_without_a_compiler_the_same_code_is_installed_interpreted(checkout: Path, tmp_path: Path) -> None:
+    wheel, said = build(checkout, CC="/bin/false")
+    assert "rmaplab: no C compiler" in said
+    assert not modules(wheel, ".so")
+    assert modules(wheel, ".py") >= {
+        f"rmaplab/{p.relative_to(PACKAGE).with_suffix('')}" for p in PACKAGE.rglob("*.py")
+    }
+    assert run_from(wheel, tmp_path / "site", INFO) == "interpreted"
+
+
+def test_a_compiler_that_fails_half_way_leaves_the_interpreted_code(checkout: Path, tmp_path: Path) -> None:
+    if not compiler_works():
+        pytest.skip("no C compiler here")
+    compiler = tmp_path / "cc"
+    compiler.write_text(
+        '#!/bin/sh\ncase "$*" in *__native*) echo "out of memory" >&2; exit 1;; esac\nexec cc "$@"\n'
+    )
+    compiler.chmod(0o755)
+    wheel, said = build(checkout, CC=str(compiler))
+    assert "rmaplab: compiling failed" in said
+    assert not modules(wheel, ".so")
+    assert run_from(wheel, tmp_path / "site", INFO) == "interpreted"
+
+
+def test_a_failure_to_compile_is_an_error_where_it_was_asked_for(checkout: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        build(checkout, CC="/bin/false", RMAPLAB_COMPILE="1")
+
+
+def test_compiling_can_be_switched_off(checkout: Path) -> None:
+    wheel, _ = build(checkout, RMAPLAB_COMPILE="0")
+    assert not modules(wheel, ".so")
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=names(SOURCES))
+def test_a_file_says_its_licence_and_what_it_is(file: Path) -> None:
+    text = file.read_text()
+    assert text.startswith("# SPDX-License-Identifier: GPL-2.0-or-later\n")
+    assert ast.get_docstring(ast.parse(text)), "a file opens with a docstring: what it models, its invariants"
+
+
+def imports(file: Path) -> set[str]:
+    """Packages of rmaplab that `file` imports."""
+    return set(re.findall(r"^\s*(?:from|import) rmaplab\.(\w+)", file.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("package", "may_use"),
+    [("sync", {"sync"}), ("mm", {"mm", "sync"}), ("rmap", {"rmap", "mm", "sync"})],
+)
+def test_arrows_point_one_way(package: str, may_use: set[str]) -> None:
+    for file in (PACKAGE / package).glob("*.py"):
+        assert imports(file) <= may_use, f"{file.name} reaches upwards"
+
+
+def test_development_is_pinned_by_name_and_version_alone() -> None:
+    for line in (ROOT / "requirements-dev.lock").read_text().splitlines():
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), line
+
+
+def test_every_link_in_the_docs_leads_somewhere(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, ROOT / "docs" / "render.py", tmp_path / "html"], check=True)
+    assert (tmp_path / "html" / "README.html").exists()
