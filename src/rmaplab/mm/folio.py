@@ -7,7 +7,7 @@ first row is the head.  Every row of a folio carries its own values of `index`, 
 without telling anybody.
 
 Invariants
-- `mapcount[pfn]` is the number of page-table entries (present or migration) that map this very page.
+- `mapcount[pfn]` is the number of present page-table entries that map this very page.
 - `index[pfn]` is the page offset at which the page was first mapped: pgoff of the VMA plus distance.
 - a page that is exclusive (see pagetable.py) is mapped by exactly one entry.
 - a free row has order -1.

@@ -24,6 +24,8 @@ from typing import Final
 import numpy as np
 
 from rmaplab.mm.folio import Int64s
+from rmaplab.sync.locks import Scheduler, SpinLock
+from rmaplab.sync.work import LockClass
 
 PTE_WRITE: Final = 1
 PTE_EXCLUSIVE: Final = 2
@@ -46,17 +48,24 @@ LEAF_ENTRIES: Final = 512
 class Leaf:
     """512 entries: `v` as a NumPy array, `m` the same memory for single entries."""
 
-    def __init__(self, v: Int64s, used: int) -> None:
+    def __init__(self, v: Int64s, used: int, lock: SpinLock) -> None:
         self.v: Final = v
         self.m: Final[memoryview] = v.data
         self.used = used
+        self.lock: Final = lock
 
 
 class PageTable:
     """The page table of one address space."""
 
-    def __init__(self) -> None:
+    def __init__(self, lock_class: LockClass, scheduler: Scheduler | None) -> None:
+        self.lock_class: Final = lock_class
+        self.scheduler: Final = scheduler
         self.leaves: dict[int, Leaf] = {}  # by address >> LEAF_SHIFT
+
+    def new_leaf(self, v: Int64s, used: int) -> Leaf:
+        """A leaf that is in no table yet."""
+        return Leaf(v, used, SpinLock(self.lock_class, self.scheduler))
 
     def get(self, addr: int) -> int:
         """The entry at `addr`, 0 if there is none."""
@@ -71,7 +80,7 @@ class PageTable:
         number = addr >> LEAF_SHIFT
         leaf = self.leaves.get(number)
         if leaf is None:
-            leaf = Leaf(np.zeros(LEAF_ENTRIES, dtype=np.int64), 0)
+            leaf = self.new_leaf(np.zeros(LEAF_ENTRIES, dtype=np.int64), 0)
             self.leaves[number] = leaf
         return leaf
 

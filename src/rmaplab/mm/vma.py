@@ -100,6 +100,7 @@ class VMA:
         self.uffd = 0  # userfaultfd context: equal numbers are the same context
         self.name = ""  # prctl(PR_SET_VMA_ANON_NAME)
         self.rmap: list[object | None] = []  # one slot a design
+        self.lock: RwSemaphore | None = None  # the per-VMA lock (vm_lock)
 
     @property
     def nr_pages(self) -> int:

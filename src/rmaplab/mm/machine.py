@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The machine: processes, and the system calls that they make.
+
+    >>> machine = Machine(PROFILES["6.12"], [AnonVmaRmap])
+    >>> mm = machine.exec(1, 0x7FFC00000000, 0x21000, 0x7FFFFFFDE000, 0x555555560000)
+    >>> addr = machine.mmap(mm, 0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)
+    >>> machine.fault(mm, addr, True)
+    0
+
+System calls take the address space first and return what Linux returns: an address, 0, or a negative errno.
+What cannot happen (a process that does not exist) raises HistoryError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from rmaplab.mm import advice, ksm, memory, migrate, mmap, mremap, process, reclaim, userfaultfd
+from rmaplab.mm.abi import CLONE_VM, EFAULT
+from rmaplab.mm.errors import HistoryError
+from rmaplab.mm.profile import Profile
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.system import System
+from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, File
+from rmaplab.sync.locks import Scheduler
+
+
+class Process:
+    """A process: all threads that share a thread group id."""
+
+    def __init__(self, pid: int, mm: MM, parent: int) -> None:
+        self.pid: Final = pid
+        self.mm = mm
+        self.parent: Final = parent  # pid, 0 if it was not forked in this history
+
+
+class Machine(System):
+    """Processes and their memory, watched by one or more designs.
+
+    profile:      the kernel whose rules hold
+    designs:      classes of designs; each gets an instance in `self.designs`
+    leader:       index of the design that decides what may merge and whose walks reclaim uses
+    large_folios: highest order of anonymous folios that faults may allocate (0: only single pages)
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        designs: Sequence[type[ReverseMap]],
+        leader: int = 0,
+        scheduler: Scheduler | None = None,
+        large_folios: int = 0,
+    ) -> None:
+        super().__init__(profile, designs, leader, scheduler, large_folios)
+        self.processes: dict[int, Process] = {}
+        self.mms: dict[int, MM] = {}  # live address spaces, by id
+
+    # Processes
+
+    def process(self, pid: int) -> Process:
+        process = self.processes.get(pid)
+        if process is None:
+            raise HistoryError(f"there is no process {pid}: it was never started, or it has exited")
+        return process
+
+    def mm_of(self, pid: int) -> MM:
+        return self.process(pid).mm
+
+    def exec(self, pid: int, stack_start: int, stack_len: int, stack_offset: int, start_brk: int) -> MM:
+        """execve(2): `pid` gets a fresh address space with a stack (process.new_address_space()); a
+        process that is not known yet begins here."""
+        mm = process.new_address_space(self, stack_start, stack_len, stack_offset, start_brk)
+        self.mms[mm.id] = mm
+        known = self.processes.get(pid)
+        if known is None:
+            self.processes[pid] = Process(pid, mm, 0)
+        else:
+            old = known.mm
+            known.mm = mm
+            self._drop(old)
+        return mm
+
+    def fork(self, pid: int, child_pid: int, flags: int = 0) -> MM:
+        """fork(2); with CLONE_VM in `flags` the child shares the address space (vfork(2), threads that
+        are processes)."""
+        parent = self.process(pid)
+        if child_pid in self.processes:
+            raise HistoryError(f"process {pid} cannot fork {child_pid}: that process exists")
+        if flags & CLONE_VM:
+            mm = parent.mm
+            mm.users += 1
+        else:
+            mm = process.fork_address_space(self, parent.mm)
+            self.mms[mm.id] = mm
+        self.processes[child_pid] = Process(child_pid, mm, pid)
+        return mm
+
+    def exit(self, pid: int) -> None:
+        """The last thread of `pid` is gone."""
+        mm = self.process(pid).mm
+        del self.processes[pid]
+        self._drop(mm)
+
+    def _drop(self, mm: MM) -> None:
+        mm.users -= 1
+        if mm.users == 0:
+            process.exit_address_space(self, mm)
+            del self.mms[mm.id]
+
+    # System calls
+
+    def mmap(
+        self,
+        mm: MM,
+        addr: int,
+        length: int,
+        prot: int,
+        flags: int,
+        file: File | None,
+        offset: int,
+        at: int | None = None,
+    ) -> int:
+        return mmap.mmap(self, mm, addr, length, prot, flags, file, offset, at)
+
+    def munmap(self, mm: MM, addr: int, length: int) -> int:
+        return mmap.munmap(self, mm, addr, length)
+
+    def brk(self, mm: MM, addr: int) -> int:
+        return mmap.brk(self, mm, addr)
+
+    def mprotect(self, mm: MM, addr: int, length: int, prot: int) -> int:
+        return advice.mprotect(self, mm, addr, length, prot)
+
+    def mremap(
+        self, mm: MM, addr: int, old_len: int, new_len: int, flags: int, new_addr: int = 0, at: int | None = None
+    ) -> int:
+        return mremap.mremap(self, mm, addr, old_len, new_len, flags, new_addr, at)
+
+    def madvise(self, mm: MM, addr: int, length: int, advice_: int) -> int:
+        return advice.madvise(self, mm, addr, length, advice_)
+
+    def mlock(self, mm: MM, addr: int, length: int, flags: int = 0) -> int:
+        return advice.mlock(self, mm, addr, length, flags)
+
+    def munlock(self, mm: MM, addr: int, length: int) -> int:
+        return advice.munlock(self, mm, addr, length)
+
+    def mlockall(self, mm: MM, flags: int) -> int:
+        return advice.mlockall(self, mm, flags)
+
+    def munlockall(self, mm: MM) -> int:
+        return advice.munlockall(self, mm)
+
+    def set_name(self, mm: MM, addr: int, length: int, name: str) -> int:
+        return advice.set_name(self, mm, addr, length, name)
+
+    # Accesses
+
+    def fault(self, mm: MM, addr: int, write: bool) -> int:
+        """The program touches `addr`.  Returns 0, or -EFAULT where it would get SIGSEGV."""
+        vma = mm.tree.at(addr)
+        if vma is None:
+            vma = mmap.expand_stack(self, mm, addr)
+            if vma is None:
+                return -EFAULT
+        error = memory.access_error(vma, write)
+        if error:
+            return error
+        return memory.fault_vma(self, vma, addr & PAGE_MASK, 1, write)
+
+    def fault_range(self, mm: MM, addr: int, nr_pages: int, write: bool) -> int:
+        """Touch `nr_pages` pages from `addr` upwards, as `fault` would one by one.  Returns how many
+        were touched before one failed."""
+        addr &= PAGE_MASK
+        start = addr
+        end = addr + (nr_pages << PAGE_SHIFT)
+        while addr < end:
+            vma = mm.tree.at(addr)
+            if vma is None:
+                if self.fault(mm, addr, write):
+                    break
+                addr += PAGE_SIZE
+                continue
+            if memory.access_error(vma, write):
+                break
+            stop = min(end, vma.end)
+            memory.fault_vma(self, vma, addr, (stop - addr) >> PAGE_SHIFT, write)
+            addr = stop
+        return (addr - start) >> PAGE_SHIFT
+
+    # Users of the reverse map
+
+    def referenced(self, mm: MM, addr: int, nr_pages: int) -> int:
+        """Entries, wherever, that used the folios of this range since the last time."""
+        return reclaim.referenced(self, mm, addr, addr + (nr_pages << PAGE_SHIFT))
+
+    def swap_out(self, mm: MM, addr: int, nr_pages: int) -> int:
+        """Reclaim the folios of this range; returns the pages that became free."""
+        return reclaim.swap_out(self, mm, addr, addr + (nr_pages << PAGE_SHIFT))
+
+    def migrate(self, mm: MM, addr: int, nr_pages: int) -> int:
+        """Migrate the folios of this range; returns the pages that moved."""
+        return migrate.migrate(self, mm, addr, addr + (nr_pages << PAGE_SHIFT))
+
+    def ksm_merge(self, mm: MM, addr: int, other_mm: MM, other_addr: int) -> int:
+        return ksm.merge_pages(self, mm, addr & PAGE_MASK, other_mm, other_addr & PAGE_MASK)
+
+    def uffd_move(self, mm: MM, target: int, source: int, length: int) -> int:
+        return userfaultfd.move(self, mm, target, source, length)

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Splitting and merging VMAs.
+
+Models mm/vma.c: __split_vma(), vma_merge_existing_range(), vma_merge_new_range(), vma_expand(),
+vma_shrink(), vma_modify(), and vma_prepare()/vma_complete(), which bracket each change of geometry.
+
+A merge needs: the same flags (but VM_SOFTDIRTY), file, policy, userfaultfd context and name; page offsets
+that go on from one to the other; and the leader's consent, because whether two ranges may share a VMA
+depends on the reverse map.
+
+Locking: mmap_lock for writing; the per-VMA locks of all VMAs that change.
+"""
+
+from __future__ import annotations
+
+from rmaplab.mm.abi import ENOMEM, MAX_MAP_COUNT
+from rmaplab.mm.profile import Profile
+from rmaplab.mm.system import System
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_SOFTDIRTY, VM_SPECIAL, VMA, File
+
+
+class Attributes:
+    """What two ranges must share to be one VMA, apart from their place."""
+
+    def __init__(self, flags: int, file: File | None, policy: int = 0, uffd: int = 0, name: str = "") -> None:
+        self.flags = flags
+        self.file = file
+        self.policy = policy
+        self.uffd = uffd
+        self.name = name
+
+    def match(self, vma: VMA, profile: Profile) -> bool:
+        """is_mergeable_vma()"""
+        if profile.close_forbids_merge and vma.file is not None and vma.file.closes:
+            return False
+        return (
+            (vma.flags ^ self.flags) & ~VM_SOFTDIRTY == 0
+            and vma.file is self.file
+            and vma.policy == self.policy
+            and vma.uffd == self.uffd
+            and vma.name == self.name
+        )
+
+
+def attributes_of(vma: VMA) -> Attributes:
+    return Attributes(vma.flags, vma.file, vma.policy, vma.uffd, vma.name)
+
+
+def start_write(vma: VMA) -> None:
+    """Keep faults out of `vma` until mmap_lock is dropped (vma_start_write())."""
+    lock = vma.lock
+    if lock is not None:
+        lock.down_write()
+        lock.up_write()
+
+
+def _set_range(vma: VMA, start: int, end: int, pgoff: int) -> None:
+    vma.start = start
+    vma.end = end
+    vma.anon_pgoff += pgoff - vma.pgoff
+    vma.pgoff = pgoff
+
+
+def _geometry_begin(system: System, vma: VMA, neighbour: VMA | None) -> bool:
+    if not vma.prepared and (neighbour is None or not neighbour.prepared):
+        return False
+    for design in system.designs:
+        design.geometry_begin(vma, neighbour)
+    return True
+
+
+def _geometry_end(system: System, vma: VMA, neighbour: VMA | None) -> None:
+    for design in system.designs:
+        design.geometry_end(vma, neighbour)
+
+
+def change_range(system: System, vma: VMA, start: int, end: int, pgoff: int) -> None:
+    """Give one VMA that is in its tree new bounds (vma_shrink(), expand_downwards())."""
+    start_write(vma)
+    told = _geometry_begin(system, vma, None)
+    old_start = vma.start
+    _set_range(vma, start, end, pgoff)
+    vma.mm.tree.moved(vma, old_start)
+    if told:
+        _geometry_end(system, vma, None)
+
+
+def split(system: System, vma: VMA, addr: int, new_below: bool) -> VMA:
+    """Cut `vma` at `addr`; the new VMA is the lower part if `new_below`, else the upper.  Returns it."""
+    distance = (addr - vma.start) >> PAGE_SHIFT
+    if new_below:
+        new = system.copy_vma(vma.mm, vma, vma.start, addr, vma.pgoff)
+    else:
+        new = system.copy_vma(vma.mm, vma, addr, vma.end, vma.pgoff + distance)
+    if vma.prepared:
+        for design in system.designs:
+            design.vma_split(vma, new)
+        new.prepared = True
+    start_write(vma)
+    start_write(new)
+    told = _geometry_begin(system, vma, None)
+    old_start = vma.start
+    if new_below:
+        _set_range(vma, addr, vma.end, vma.pgoff + distance)
+    else:
+        _set_range(vma, vma.start, addr, vma.pgoff)
+    vma.mm.tree.moved(vma, old_start)
+    vma.mm.tree.insert(new)
+    if told:
+        _geometry_end(system, vma, None)
+    return new
+
+
+def split_checked(system: System, vma: VMA, addr: int, new_below: bool) -> int:
+    """split_vma(): 0, or -ENOMEM if there are too many mappings."""
+    if len(vma.mm.tree) >= MAX_MAP_COUNT:
+        return -ENOMEM
+    split(system, vma, addr, new_below)
+    return 0
+
+
+def _join(system: System, vma: VMA, donor: VMA) -> None:
+    """`vma` is going to hold pages of `donor` (dup_anon_vma())."""
+    if donor.prepared and not vma.prepared:
+        start_write(vma)
+        vma.anon_pgoff = donor.anon_pgoff + (vma.pgoff - donor.pgoff)
+        for design in system.designs:
+            design.vma_joined(vma, donor)
+        vma.prepared = True
+
+
+def _commit(
+    system: System,
+    vma: VMA,
+    start: int,
+    end: int,
+    pgoff: int,
+    neighbour: VMA | None,
+    boundary: int,
+    removed: list[VMA],
+) -> None:
+    """Give `vma` its new bounds, move the start of `neighbour` to `boundary`, drop `removed`
+    (commit_merge())."""
+    tree = vma.mm.tree
+    told = _geometry_begin(system, vma, neighbour)
+    for gone in removed:
+        tree.remove(gone)
+    old_start = vma.start
+    _set_range(vma, start, end, pgoff)
+    if neighbour is not None:
+        nb_start = neighbour.start
+        shift = boundary - nb_start
+        _set_range(neighbour, boundary, neighbour.end, neighbour.pgoff + (shift >> PAGE_SHIFT))
+        tree.moved(neighbour, nb_start)
+    tree.moved(vma, old_start)
+    if told:
+        _geometry_end(system, vma, neighbour)
+    for gone in removed:
+        if gone.prepared:
+            for design in system.designs:
+                design.vma_absorbed(vma, gone)
+        system.free_vma(gone)
+
+
+def merge_existing(system: System, vma: VMA, start: int, end: int, new: Attributes) -> VMA | None:
+    """Attributes of [start, end) within `vma` become `new`: let a neighbour with the same take it over.
+
+    Returns the VMA that holds the range now, or None if nothing merged (vma_merge_existing_range()).
+    """
+    left_side = start == vma.start
+    right_side = end == vma.end
+    if new.flags & VM_SPECIAL or not (left_side or right_side):
+        return None
+    tree = vma.mm.tree
+    leader = system.leader
+    pgoff = vma.pgoff + ((start - vma.start) >> PAGE_SHIFT)
+    nr_pages = (end - start) >> PAGE_SHIFT
+
+    prev = tree.before(vma) if left_side else None
+    merge_left = (
+        prev is not None
+        and prev.end == start
+        and new.match(prev, system.profile)
+        and prev.pgoff + prev.nr_pages == pgoff
+        and leader.can_merge(vma, prev, False)
+    )
+    next = tree.after(vma) if right_side else None
+    merge_right = (
+        next is not None
+        and next.start == end
+        and new.match(next, system.profile)
+        and next.pgoff == pgoff + nr_pages
+        and leader.can_merge(vma, next, False)
+    )
+    if merge_left and merge_right:
+        assert prev is not None and next is not None
+        merge_right = leader.can_join(prev, next)
+    if not merge_left and not merge_right:
+        return None
+
+    delete_vma = left_side and right_side
+    if delete_vma and vma.file is not None and vma.file.closes:
+        return None
+    if merge_left and merge_right and next is not None and next.file is not None and next.file.closes:
+        merge_right = False
+
+    start_write(vma)
+    if merge_left:
+        assert prev is not None
+        start_write(prev)
+        if merge_right:
+            assert next is not None
+            start_write(next)
+            _join(system, prev, next if next.prepared else vma)
+            _commit(system, prev, prev.start, next.end, prev.pgoff, None, 0, [vma, next])
+        elif delete_vma:
+            _join(system, prev, vma)
+            _commit(system, prev, prev.start, end, prev.pgoff, None, 0, [vma])
+        else:
+            _join(system, prev, vma)
+            _commit(system, prev, prev.start, end, prev.pgoff, vma, end, [])
+        return prev
+    assert next is not None
+    start_write(next)
+    _join(system, next, vma)
+    if delete_vma:
+        _commit(system, next, start, next.end, next.pgoff - nr_pages, None, 0, [vma])
+    else:
+        _commit(system, vma, vma.start, start, vma.pgoff, next, start, [])
+    return next
+
+
+def merge_new(
+    system: System,
+    mm: MM,
+    start: int,
+    end: int,
+    pgoff: int,
+    attributes: Attributes,
+    source: VMA | None = None,
+    copying: bool = False,
+    expand_only: bool = False,
+    not_with: VMA | None = None,
+) -> VMA | None:
+    """Let the VMAs beside the empty range [start, end) take it in.
+
+    source:      whose pages the range is going to hold, None for a new mapping
+    copying:     the pages are to be moved there by mremap (copy_vma())
+    expand_only: only the lower neighbour may (VMG_FLAG_JUST_EXPAND, brk)
+    not_with:    a VMA that must not (MREMAP_DONTUNMAP of an unprepared VMA: itself)
+    Returns the VMA that covers the range now, or None (vma_merge_new_range()).
+    """
+    if attributes.flags & VM_SPECIAL:
+        return None
+    tree = mm.tree
+    leader = system.leader
+    prev = tree.last_from(start)
+    next = None if expand_only else tree.first_after(end)
+    if prev is not_with:
+        prev = None
+    if next is not_with:
+        next = None
+    nr_pages = (end - start) >> PAGE_SHIFT
+    merge_left = (
+        prev is not None
+        and prev.end == start
+        and attributes.match(prev, system.profile)
+        and prev.pgoff + prev.nr_pages == pgoff
+        and leader.can_merge(source, prev, copying)
+    )
+    merge_right = (
+        next is not None
+        and next.start == end
+        and attributes.match(next, system.profile)
+        and next.pgoff == pgoff + nr_pages
+        and leader.can_merge(source, next, copying)
+    )
+    if merge_left and merge_right:
+        assert prev is not None and next is not None
+        if system.profile.upper_first and source is None:
+            merge_left = leader.can_merge(next, prev, False)
+        else:
+            merge_right = leader.can_join(prev, next) and not (next.file is not None and next.file.closes)
+    donor = source if copying else None
+    if merge_left:
+        assert prev is not None
+        start_write(prev)
+        if merge_right:
+            assert next is not None
+            start_write(next)
+            _join(system, prev, next)
+            if donor is not None:
+                _join(system, prev, donor)
+            _commit(system, prev, prev.start, next.end, prev.pgoff, None, 0, [next])
+        else:
+            if donor is not None:
+                _join(system, prev, donor)
+            _commit(system, prev, prev.start, end, prev.pgoff, None, 0, [])
+        return prev
+    if merge_right:
+        assert next is not None
+        start_write(next)
+        if donor is not None:
+            _join(system, next, donor)
+        _commit(system, next, start, next.end, next.pgoff - nr_pages, None, 0, [])
+        return next
+    return None
+
+
+def modify(system: System, vma: VMA, start: int, end: int, new: Attributes) -> VMA | int:
+    """Make [start, end) of `vma` a VMA by itself or part of a neighbour that has the attributes `new`,
+    which the caller then sets.  Returns the VMA or a negative errno (vma_modify())."""
+    merged = merge_existing(system, vma, start, end, new)
+    if merged is not None:
+        return merged
+    if vma.start < start:
+        error = split_checked(system, vma, start, True)
+        if error:
+            return error
+    if vma.end > end:
+        error = split_checked(system, vma, end, False)
+        if error:
+            return error
+    return vma

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mmap, munmap, brk, and the growth of stacks.
+
+Models mm/mmap.c (do_mmap(), mmap_region(), __get_unmapped_area(), brk, expand_downwards()) and the munmap
+half of mm/vma.c (vms_gather_munmap_vmas(), vms_complete_munmap_vmas()).
+
+Not modelled, because they decide neither geometry nor the reverse map: resource limits and memory
+commitment (the caller is taken to be privileged and memory plentiful), protection keys, sealing, the rights
+with which a file was opened (a file may be mapped in every way).
+"""
+
+from __future__ import annotations
+
+from rmaplab.mm import memory
+from rmaplab.mm.abi import (
+    EEXIST,
+    EFAULT,
+    EINVAL,
+    ENOMEM,
+    EOVERFLOW,
+    EPERM,
+    MAP_DROPPABLE,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_GROWSDOWN,
+    MAP_LOCKED,
+    MAP_NONBLOCK,
+    MAP_NORESERVE,
+    MAP_POPULATE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MAP_SHARED_VALIDATE,
+    MAP_STACK,
+    MAP_TYPE,
+    MAX_MAP_COUNT,
+    MMAP_MIN_ADDR,
+    STACK_GUARD_GAP,
+)
+from rmaplab.mm.merge import Attributes, change_range, merge_new, split, start_write
+from rmaplab.mm.system import System
+from rmaplab.mm.vma import (
+    MM,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    TASK_SIZE,
+    VM_ACCESS_FLAGS,
+    VM_ACCOUNT,
+    VM_DONTDUMP,
+    VM_DROPPABLE,
+    VM_GROWSDOWN,
+    VM_LOCKED,
+    VM_LOCKONFAULT,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
+    VM_NOHUGEPAGE,
+    VM_NORESERVE,
+    VM_SHARED,
+    VM_SOFTDIRTY,
+    VM_SPECIAL,
+    VM_WIPEONFORK,
+    VM_WRITE,
+    VMA,
+    File,
+)
+
+PMD_SIZE = 2 << 20
+_MAY_ALL = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+_ALL_BITS = (1 << 64) - 1
+
+
+def page_align(length: int) -> int:
+    return (length + PAGE_SIZE - 1) & PAGE_MASK
+
+
+def gap_start(vma: VMA) -> int:
+    """Where the room that `vma` keeps below itself begins (vm_start_gap())."""
+    if vma.flags & VM_GROWSDOWN:
+        return max(vma.start - STACK_GUARD_GAP, 0)
+    return vma.start
+
+
+def mmap(
+    system: System,
+    mm: MM,
+    addr: int,
+    length: int,
+    prot: int,
+    flags: int,
+    file: File | None,
+    offset: int,
+    at: int | None,
+) -> int:
+    """mmap(2).  Returns the address or a negative errno.
+
+    `file` None means MAP_ANONYMOUS; `offset` is in bytes.  `at`, if given, is where the kernel placed the
+    mapping in the history that is being replayed, and is taken where the kernel has the choice.
+    """
+    if offset & ~PAGE_MASK:
+        return -EINVAL
+    if length == 0:
+        return -EINVAL
+    if flags & MAP_FIXED_NOREPLACE:
+        flags |= MAP_FIXED
+    if not flags & MAP_FIXED:
+        addr &= PAGE_MASK
+        if 0 < addr < MMAP_MIN_ADDR:
+            addr = MMAP_MIN_ADDR
+    if length > _ALL_BITS - PAGE_SIZE:
+        return -ENOMEM
+    length = page_align(length)
+    pgoff = offset >> PAGE_SHIFT
+    if pgoff + (length >> PAGE_SHIFT) > _ALL_BITS >> PAGE_SHIFT:
+        return -EOVERFLOW
+    if len(mm.tree) > MAX_MAP_COUNT:
+        return -ENOMEM
+
+    mm.mmap_lock.down_write()
+    result = _map_locked(system, mm, addr, length, prot, flags, file, pgoff, at)
+    mm.mmap_lock.up_write()
+    if result >= 0:
+        vma = mm.tree.at(result)
+        if flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE or (vma is not None and vma.flags & VM_LOCKED):
+            populate(system, mm, result, result + length)
+    return result
+
+
+def _map_locked(
+    system: System,
+    mm: MM,
+    addr: int,
+    length: int,
+    prot: int,
+    flags: int,
+    file: File | None,
+    pgoff: int,
+    at: int | None,
+) -> int:
+    vm_flags = (prot & VM_ACCESS_FLAGS) | mm.def_flags | _MAY_ALL
+    if flags & MAP_GROWSDOWN:
+        vm_flags |= VM_GROWSDOWN
+    if flags & MAP_LOCKED:
+        vm_flags |= VM_LOCKED
+    if flags & MAP_STACK and system.profile.stack_nohugepage:
+        vm_flags |= VM_NOHUGEPAGE
+    addr = _place(system, mm, addr, length, flags, file, at)
+    if addr < 0:
+        return addr
+    if flags & MAP_FIXED_NOREPLACE and mm.tree.overlapping(addr, addr + length):
+        return -EEXIST
+
+    kind = flags & MAP_TYPE
+    if file is not None:
+        if kind == MAP_SHARED or kind == MAP_SHARED_VALIDATE:
+            vm_flags |= VM_SHARED | VM_MAYSHARE
+        elif kind != MAP_PRIVATE:
+            return -EINVAL
+        if vm_flags & VM_GROWSDOWN:
+            return -EINVAL
+    elif kind == MAP_SHARED:
+        if vm_flags & VM_GROWSDOWN:
+            return -EINVAL
+        pgoff = 0
+        vm_flags |= VM_SHARED | VM_MAYSHARE
+    elif kind == MAP_DROPPABLE or kind == MAP_PRIVATE:
+        if kind == MAP_DROPPABLE:
+            if not system.profile.droppable:
+                return -EINVAL
+            if flags & MAP_LOCKED or vm_flags & VM_GROWSDOWN:
+                return -EINVAL
+            vm_flags |= VM_DROPPABLE | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP
+        pgoff = addr >> PAGE_SHIFT
+    else:
+        return -EINVAL
+    if flags & MAP_NORESERVE:
+        vm_flags |= VM_NORESERVE
+
+    overlapping = mm.tree.overlapping(addr, addr + length)
+    if overlapping:
+        error = unmap_locked(system, mm, addr, addr + length, overlapping, False)
+        if error:
+            return error
+    if vm_flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE:
+        vm_flags |= VM_ACCOUNT
+    _region(system, mm, addr, addr + length, vm_flags, file, pgoff)
+    return addr
+
+
+def _region(system: System, mm: MM, start: int, end: int, vm_flags: int, file: File | None, pgoff: int) -> None:
+    """Map the empty range (mmap_region())."""
+    nr_pages = (end - start) >> PAGE_SHIFT
+    vma = merge_new(system, mm, start, end, pgoff, Attributes(vm_flags, file))
+    if vma is None and file is not None and file.special & ~vm_flags:
+        # A driver's mmap handler changed the flags; with the new ones a merge may work.
+        vm_flags |= file.special
+        vma = merge_new(system, mm, start, end, pgoff, Attributes(vm_flags, file))
+    if vma is None:
+        if file is None and vm_flags & VM_SHARED:
+            file = system.shared_memory()
+        vma = system.new_vma(mm, start, end, pgoff, vm_flags, file)
+        start_write(vma)
+        mm.tree.insert(vma)
+    mm.total_vm += nr_pages
+    if vma.flags & VM_LOCKED:
+        if vma.flags & VM_SPECIAL:
+            vma.flags &= ~(VM_LOCKED | VM_LOCKONFAULT)
+        else:
+            mm.locked_vm += nr_pages
+    vma.flags |= VM_SOFTDIRTY
+
+
+def _place(system: System, mm: MM, addr: int, length: int, flags: int, file: File | None, at: int | None) -> int:
+    """__get_unmapped_area(): the address, or a negative errno."""
+    if length > TASK_SIZE:
+        return -ENOMEM
+    if flags & MAP_FIXED:
+        if addr > TASK_SIZE - length:
+            return -ENOMEM
+        if addr & ~PAGE_MASK:
+            return -EINVAL
+        if addr < MMAP_MIN_ADDR:
+            return -EPERM
+        return addr
+    if at is not None:
+        return at
+    return unmapped_area(system, mm, addr, length, file, flags)
+
+
+def unmapped_area(system: System, mm: MM, addr: int, length: int, file: File | None, flags: int) -> int:
+    """Top-down placement with a hint (arch_get_unmapped_area_topdown(), thp_get_unmapped_area())."""
+    if length > TASK_SIZE - MMAP_MIN_ADDR:
+        return -ENOMEM
+    if addr:
+        addr = page_align(addr)
+        if MMAP_MIN_ADDR <= addr <= TASK_SIZE - length:
+            next = mm.tree.first_after(addr)
+            if next is None or addr + length <= gap_start(next):
+                return addr
+    guard = STACK_GUARD_GAP
+    high = mm.mmap_base
+    if system.profile.thp_placement and not addr and file is None and not flags & MAP_SHARED:
+        if length % PMD_SIZE == 0:
+            padded = mm.tree.highest_gap(length + PMD_SIZE, PAGE_SIZE, high, guard)
+            if padded >= 0:
+                below = -padded % PMD_SIZE
+                return padded + (below if below else PMD_SIZE)
+    found = mm.tree.highest_gap(length, PAGE_SIZE, high, guard)
+    if found < MMAP_MIN_ADDR:
+        found = mm.tree.lowest_gap(length, page_align(TASK_SIZE // 3), TASK_SIZE, guard)
+    if found < 0 or found > TASK_SIZE - length:
+        return -ENOMEM
+    return found
+
+
+def munmap(system: System, mm: MM, addr: int, length: int) -> int:
+    """munmap(2)."""
+    if addr & ~PAGE_MASK or addr > TASK_SIZE or length > TASK_SIZE - addr:
+        return -EINVAL
+    length = page_align(length)
+    if length == 0:
+        return -EINVAL
+    mm.mmap_lock.down_write()
+    vmas = mm.tree.overlapping(addr, addr + length)
+    if not vmas:
+        mm.mmap_lock.up_write()
+        return 0
+    error = unmap_locked(system, mm, addr, addr + length, vmas, True)
+    if error:
+        mm.mmap_lock.up_write()
+    else:
+        mm.mmap_lock.up_read()
+    return error
+
+
+def unmap_locked(system: System, mm: MM, start: int, end: int, vmas: list[VMA], downgrade: bool) -> int:
+    """Unmap [start, end), which `vmas` touch, with mmap_lock held for writing; with `downgrade` it is held
+    for reading afterwards, unless there was an error."""
+    first = vmas[0]
+    if start > first.start:
+        if end < first.end and len(mm.tree) >= MAX_MAP_COUNT:
+            return -ENOMEM
+        split(system, first, start, True)
+    last = vmas[-1]
+    if end < last.end:
+        split(system, last, end, False)
+    for vma in vmas:
+        start_write(vma)
+        mm.tree.remove(vma)
+        vma.detached = True
+        nr_pages = vma.nr_pages
+        mm.total_vm -= nr_pages
+        if vma.flags & VM_LOCKED:
+            mm.locked_vm -= nr_pages
+    if downgrade:
+        mm.mmap_lock.downgrade_write()
+    memory.zap_range(system, mm, start, end)
+    for vma in vmas:
+        system.tell_removed(vma)
+        system.free_vma(vma)
+    return 0
+
+
+def brk(system: System, mm: MM, addr: int) -> int:
+    """brk(2): the new end of the heap, or the old one if it cannot be changed."""
+    mm.mmap_lock.down_write()
+    result = _brk_locked(system, mm, addr)
+    mm.mmap_lock.up_write()
+    return result
+
+
+def _brk_locked(system: System, mm: MM, addr: int) -> int:
+    old = mm.brk
+    if addr < mm.start_brk:
+        return old
+    new_end = page_align(addr)
+    old_end = page_align(old)
+    if new_end == old_end:
+        mm.brk = addr
+        return addr
+    if addr <= old:
+        vmas = mm.tree.overlapping(new_end, old_end)
+        if not vmas or unmap_locked(system, mm, new_end, old_end, vmas, False):
+            return old
+        mm.brk = addr
+        return addr
+    if addr >= TASK_SIZE:
+        return old
+    next = mm.tree.first_after(old_end)
+    if next is not None and new_end + PAGE_SIZE > gap_start(next):
+        return old
+    if len(mm.tree) > MAX_MAP_COUNT:
+        return old
+    flags = 0x3 | _MAY_ALL | VM_ACCOUNT | mm.def_flags
+    pgoff = old_end >> PAGE_SHIFT
+    attributes = Attributes(flags, None)
+    vma = merge_new(system, mm, old_end, new_end, pgoff, attributes, expand_only=True)
+    if vma is None:
+        vma = system.new_vma(mm, old_end, new_end, pgoff, flags, None)
+        start_write(vma)
+        mm.tree.insert(vma)
+    nr_pages = (new_end - old_end) >> PAGE_SHIFT
+    mm.total_vm += nr_pages
+    if flags & VM_LOCKED:
+        mm.locked_vm += nr_pages
+    vma.flags |= VM_SOFTDIRTY
+    mm.brk = addr
+    if mm.def_flags & VM_LOCKED:
+        populate(system, mm, old_end, new_end)
+    return addr
+
+
+def expand_stack(system: System, mm: MM, addr: int) -> VMA | None:
+    """Let the VMA above `addr` grow down to it, if it does that (expand_stack(), expand_downwards())."""
+    vma = mm.tree.first_after(addr)
+    if vma is None or not vma.flags & VM_GROWSDOWN:
+        return None
+    if grow_down(system, vma, addr & PAGE_MASK):
+        return None
+    return vma
+
+
+def grow_down(system: System, vma: VMA, start: int) -> int:
+    """expand_downwards(): 0 or a negative errno."""
+    if start < MMAP_MIN_ADDR:
+        return -EPERM
+    prev = vma.mm.tree.before(vma)
+    if prev is not None and not prev.flags & VM_GROWSDOWN and prev.flags & VM_ACCESS_FLAGS:
+        if start - prev.end < STACK_GUARD_GAP:
+            return -ENOMEM
+    grow = (vma.start - start) >> PAGE_SHIFT
+    system.prepare(vma)
+    if grow > vma.pgoff:
+        return -ENOMEM
+    vma.mm.total_vm += grow
+    if vma.flags & VM_LOCKED:
+        vma.mm.locked_vm += grow
+    change_range(system, vma, start, vma.end, vma.pgoff - grow)
+    if vma.flags & VM_LOCKED:
+        populate(system, vma.mm, start, start + (grow << PAGE_SHIFT))
+    return 0
+
+
+def populate(system: System, mm: MM, start: int, end: int) -> int:
+    """Fault [start, end) in, as far as it goes (mm_populate(), populate_vma_page_range())."""
+    for vma in mm.tree.overlapping(start, end):
+        if vma.flags & VM_SPECIAL:
+            continue
+        low = max(start, vma.start)
+        high = min(end, vma.end)
+        if vma.flags & VM_LOCKED and vma.flags & VM_LOCKONFAULT:
+            continue
+        write = vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+        if not vma.flags & VM_ACCESS_FLAGS:
+            return -EFAULT
+        memory.fault_vma(system, vma, low, (high - low) >> PAGE_SHIFT, write)
+    return 0
+
+

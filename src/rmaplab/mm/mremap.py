@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mremap: grow and shrink in place, move, duplicate.
+
+Models mm/mremap.c (mremap(), mremap_to(), move_vma(), vma_to_resize()) and copy_vma() of mm/vma.c.
+
+A prepared VMA keeps its page offset when it moves; an anonymous one without pages gets a fresh one, which
+lets it merge at its new place, even with itself.
+"""
+
+from __future__ import annotations
+
+from rmaplab.mm import ksm, memory
+from rmaplab.mm.abi import (
+    EFAULT,
+    EINVAL,
+    ENOMEM,
+    MAP_SHARED,
+    MAX_MAP_COUNT,
+    MMAP_MIN_ADDR,
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+)
+from rmaplab.mm.merge import attributes_of, merge_new, split_checked, start_write
+from rmaplab.mm.mmap import page_align, populate, unmap_locked, unmapped_area
+from rmaplab.mm.system import System
+from rmaplab.mm.vma import (
+    MM,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    TASK_SIZE,
+    VM_DONTEXPAND,
+    VM_LOCKED,
+    VM_LOCKONFAULT,
+    VM_MAYSHARE,
+    VM_MERGEABLE,
+    VM_PFNMAP,
+    VM_SHARED,
+    VMA,
+)
+
+
+def mremap(
+    system: System, mm: MM, addr: int, old_len: int, new_len: int, flags: int, new_addr: int, at: int | None
+) -> int:
+    """mremap(2).  Returns the new address or a negative errno; `at` as in mmap()."""
+    if flags & ~(MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP):
+        return -EINVAL
+    if flags & MREMAP_FIXED and not flags & MREMAP_MAYMOVE:
+        return -EINVAL
+    if flags & MREMAP_DONTUNMAP and (not flags & MREMAP_MAYMOVE or old_len != new_len):
+        return -EINVAL
+    if addr & ~PAGE_MASK:
+        return -EINVAL
+    old_len = page_align(old_len)
+    new_len = page_align(new_len)
+    if new_len == 0:
+        return -EINVAL
+    mm.mmap_lock.down_write()
+    result = _mremap_locked(system, mm, addr, old_len, new_len, flags, new_addr, at)
+    mm.mmap_lock.up_write()
+    if result >= 0 and new_len > old_len:
+        vma = mm.tree.at(result)
+        if vma is not None and vma.flags & VM_LOCKED:
+            populate(system, mm, result + old_len, result + new_len)
+    return result
+
+
+def _mremap_locked(
+    system: System, mm: MM, addr: int, old_len: int, new_len: int, flags: int, new_addr: int, at: int | None
+) -> int:
+    if system.profile.move_many and flags & MREMAP_FIXED and old_len == new_len:
+        return _move_many(system, mm, addr, old_len, flags, new_addr)
+    vma = mm.tree.at(addr)
+    if vma is None:
+        return -EFAULT
+    if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+        return _mremap_to(system, mm, addr, old_len, new_len, flags, new_addr, at)
+    if old_len >= new_len:
+        if old_len > new_len:
+            vmas = mm.tree.overlapping(addr + new_len, addr + old_len)
+            if vmas:
+                error = unmap_locked(system, mm, addr + new_len, addr + old_len, vmas, False)
+                if error:
+                    return error
+        return addr
+    error = _check_resize(vma, addr, old_len, new_len, flags)
+    if error:
+        return error
+    if old_len == vma.end - addr:
+        end = vma.end + new_len - old_len
+        if end <= TASK_SIZE and not mm.tree.overlapping(vma.end, end):
+            return _expand(system, vma, addr, end)
+    if not flags & MREMAP_MAYMOVE:
+        return -ENOMEM
+    if at is None:
+        map_flags = MAP_SHARED if vma.flags & VM_MAYSHARE else 0
+        at = unmapped_area(system, mm, 0, new_len, vma.file, map_flags)
+        if at < 0:
+            return at
+    return _move_vma(system, vma, addr, old_len, new_len, at, flags)
+
+
+def _move_many(system: System, mm: MM, addr: int, length: int, flags: int, new_addr: int) -> int:
+    """Move each VMA of a range, gaps kept (remap_move()); an error leaves moved what was moved."""
+    if new_addr & ~PAGE_MASK or length > TASK_SIZE or new_addr > TASK_SIZE - length:
+        return -EINVAL
+    if addr + length > new_addr and new_addr + length > addr:
+        return -EINVAL
+    at = addr
+    end = addr + length
+    while at < end or at == addr:
+        vma = mm.tree.first_after(at)
+        if vma is None or vma.start >= max(end, addr + 1):
+            break
+        if vma.start > addr and at == addr:
+            return -EFAULT
+        start = max(at, vma.start)
+        stop = min(end, vma.end)
+        result = _mremap_to(system, mm, start, stop - start, stop - start, flags, new_addr + start - addr, None)
+        if result < 0 or stop == end:
+            return result if result < 0 else new_addr
+        at = stop
+    return new_addr if at > addr else -EFAULT
+
+
+def _expand(system: System, vma: VMA, addr: int, end: int) -> int:
+    """Grow where it is, taking in the next VMA if that fits (vma_merge_extend())."""
+    start = vma.end
+    pgoff = vma.pgoff + vma.nr_pages
+    nr_pages = (end - start) >> PAGE_SHIFT
+    merged = merge_new(system, vma.mm, start, end, pgoff, attributes_of(vma), source=vma)
+    if merged is None:
+        return -ENOMEM
+    vma.mm.total_vm += nr_pages
+    if merged.flags & VM_LOCKED:
+        vma.mm.locked_vm += nr_pages
+    return addr
+
+
+def _check_resize(vma: VMA, addr: int, old_len: int, new_len: int, flags: int) -> int:
+    """vma_to_resize(): 0 or a negative errno."""
+    if old_len == 0 and not vma.flags & (VM_SHARED | VM_MAYSHARE):
+        return -EINVAL
+    if flags & MREMAP_DONTUNMAP and vma.flags & (VM_DONTEXPAND | VM_PFNMAP):
+        return -EINVAL
+    if old_len > vma.end - addr:
+        return -EFAULT
+    if new_len == old_len:
+        return 0
+    pgoff = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
+    if pgoff + (new_len >> PAGE_SHIFT) >= 1 << 64:
+        return -EINVAL
+    if vma.flags & (VM_DONTEXPAND | VM_PFNMAP):
+        return -EFAULT
+    return 0
+
+
+def _mremap_to(
+    system: System, mm: MM, addr: int, old_len: int, new_len: int, flags: int, new_addr: int, at: int | None
+) -> int:
+    if new_addr & ~PAGE_MASK:
+        return -EINVAL
+    if new_len > TASK_SIZE or new_addr > TASK_SIZE - new_len:
+        return -EINVAL
+    if addr + old_len > new_addr and new_addr + new_len > addr:
+        return -EINVAL
+    if len(mm.tree) + 2 >= MAX_MAP_COUNT - 3:
+        return -ENOMEM
+    if flags & MREMAP_FIXED:
+        if new_addr < MMAP_MIN_ADDR:
+            return -EINVAL
+        vmas = mm.tree.overlapping(new_addr, new_addr + new_len)
+        if vmas:
+            error = unmap_locked(system, mm, new_addr, new_addr + new_len, vmas, False)
+            if error:
+                return error
+    if old_len > new_len:
+        vmas = mm.tree.overlapping(addr + new_len, addr + old_len)
+        if vmas:
+            error = unmap_locked(system, mm, addr + new_len, addr + old_len, vmas, False)
+            if error:
+                return error
+        old_len = new_len
+    vma = mm.tree.at(addr)
+    if vma is None:
+        return -EFAULT
+    error = _check_resize(vma, addr, old_len, new_len, flags)
+    if error:
+        return error
+    if not flags & MREMAP_FIXED:
+        if at is None:
+            map_flags = MAP_SHARED if vma.flags & VM_MAYSHARE else 0
+            at = unmapped_area(system, mm, new_addr, new_len, vma.file, map_flags)
+            if at < 0:
+                return at
+        new_addr = at
+    return _move_vma(system, vma, addr, old_len, new_len, new_addr, flags)
+
+
+def _move_vma(system: System, vma: VMA, old_addr: int, old_len: int, new_len: int, new_addr: int, flags: int) -> int:
+    """Move [old_addr, +old_len) of `vma` to the empty [new_addr, +new_len) (move_vma())."""
+    mm = vma.mm
+    if len(mm.tree) >= MAX_MAP_COUNT - 3:
+        return -ENOMEM
+    keep = flags & MREMAP_DONTUNMAP != 0
+    old_end = old_addr + old_len
+    vm_flags = vma.flags
+    if vm_flags & VM_MERGEABLE:
+        # A KSM page is found by its address: none may move.
+        ksm.unmerge_range(system, vma, old_addr, old_end)
+    if keep and vm_flags & VM_LOCKED:
+        error = 0
+        if vma.start != old_addr:
+            error = split_checked(system, vma, old_addr, True)
+        if not error and vma.end != old_end:
+            error = split_checked(system, vma, old_end, False)
+        if error:
+            return error
+    start_write(vma)
+
+    new_vma, merged = _copy_vma(system, vma, old_addr, new_addr, new_len, keep)
+    source = vma
+    if vma.detached:
+        source = new_vma  # an unprepared VMA merged with itself
+    if new_vma.prepared:
+        for design in system.designs:
+            design.vma_moved(source, new_vma, old_addr, new_addr, old_len >> PAGE_SHIFT)
+    locks = False
+    if merged and new_vma.prepared:
+        for design in system.designs:
+            locks = design.need_move_locks(source, new_vma) or locks
+    memory.move_page_tables(system, source, old_addr, new_vma, new_addr, old_len, locks)
+    mm.total_vm += new_len >> PAGE_SHIFT
+
+    if keep:
+        source.flags &= ~(VM_LOCKED | VM_LOCKONFAULT)
+        if source.start == old_addr and source.end == old_end:
+            system.tell_removed(source)
+            if source.file is None and system.profile.dontunmap_apart:
+                source.pgoff = source.start >> PAGE_SHIFT
+                source.anon_pgoff = source.pgoff
+        return new_addr
+
+    # What is left of the source on either side keeps VM_ACCOUNT; Linux hides it during the unmapping
+    # so that the moved part is not given back, which no merge can see.
+    if old_len:
+        vmas = mm.tree.overlapping(old_addr, old_end)
+        if vmas:
+            unmap_locked(system, mm, old_addr, old_end, vmas, False)
+    if vm_flags & VM_LOCKED:
+        mm.locked_vm += new_len >> PAGE_SHIFT
+    return new_addr
+
+
+def _copy_vma(
+    system: System, vma: VMA, old_addr: int, addr: int, length: int, keep: bool
+) -> tuple[VMA, bool]:
+    """The VMA that covers [addr, +length) for pages of `vma`, and whether it was there before
+    (copy_vma())."""
+    pgoff = vma.pgoff + ((old_addr - vma.start) >> PAGE_SHIFT)
+    not_with = None
+    if vma.file is None and not vma.flags & VM_SHARED and not vma.prepared:
+        pgoff = addr >> PAGE_SHIFT
+        if keep and system.profile.dontunmap_apart:
+            not_with = vma
+    merged = merge_new(
+        system, vma.mm, addr, addr + length, pgoff, attributes_of(vma), source=vma, copying=True, not_with=not_with
+    )
+    if merged is not None:
+        return merged, True
+    new = system.copy_vma(vma.mm, vma, addr, addr + length, pgoff)
+    if vma.prepared:
+        for design in system.designs:
+            design.vma_copied(vma, new)
+        new.prepared = True
+    start_write(new)
+    vma.mm.tree.insert(new)
+    return new, False
+
+

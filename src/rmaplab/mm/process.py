@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Address spaces are born, copied and go: execve, fork, exit.
+
+Models kernel/fork.c dup_mmap(), fs/exec.c setup_arg_pages() with relocate_vma_down() of mm/mmap.c, and
+mm/mmap.c exit_mmap().
+
+fork tells the designs of each VMA before its entries are copied.  Entries are copied for neighbouring VMAs
+in one go: what lies between two of them has no entries.
+"""
+
+from __future__ import annotations
+
+from rmaplab.mm import memory
+from rmaplab.mm.errors import HistoryError
+from rmaplab.mm.merge import change_range
+from rmaplab.mm.mmap import grow_down
+from rmaplab.mm.system import System
+from rmaplab.mm.vma import (
+    MM,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    TASK_SIZE,
+    VM_ACCOUNT,
+    VM_DONTCOPY,
+    VM_GROWSDOWN,
+    VM_LOCKED,
+    VM_LOCKONFAULT,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYWRITE,
+    VM_NOHUGEPAGE,
+    VM_READ,
+    VM_SOFTDIRTY,
+    VM_WIPEONFORK,
+    VM_WRITE,
+    VMA,
+)
+
+_STACK_FLAGS = (
+    VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_GROWSDOWN | VM_ACCOUNT | VM_SOFTDIRTY
+)
+_ARGUMENT_PAGES = 2  # pages of arguments and environment that a small program is started with
+
+
+def new_address_space(
+    system: System, stack_start: int, stack_len: int, stack_offset: int, start_brk: int
+) -> MM:
+    """The address space of a program that was just exec'd, with its stack and nothing else.
+
+    The stack begins below `stack_offset + stack_len`, gets its arguments, moves down until it ends at
+    `stack_start + stack_len`, and grows to its length: from then on its page offset is not its address.
+    All arguments are byte addresses or lengths.
+    """
+    end = stack_start + stack_len
+    old_end = stack_offset + stack_len
+    for what, value in (("start", stack_start), ("length", stack_len), ("page offset", stack_offset)):
+        if value & ~PAGE_MASK or value < 0:
+            raise HistoryError(f"exec: the stack's {what} {value:#x} is not a multiple of {PAGE_SIZE}")
+    if stack_len == 0 or old_end > TASK_SIZE or end > old_end or stack_start < PAGE_SIZE:
+        raise HistoryError(
+            f"exec: a stack at {stack_start:#x}, {stack_len:#x} bytes long, cannot have come from"
+            f" {stack_offset:#x}: it moves down, and fits below {TASK_SIZE:#x}"
+        )
+    mm = system.new_mm()
+    for design in system.designs:
+        design.mm_created(mm)
+    arguments = min(_ARGUMENT_PAGES << PAGE_SHIFT, stack_len)
+    start = old_end - arguments
+    stack = system.new_vma(mm, start, old_end, start >> PAGE_SHIFT, _STACK_FLAGS, None)
+    mm.tree.insert(stack)
+    memory.fault_vma(system, stack, start, arguments >> PAGE_SHIFT, True)
+    if old_end != end:
+        _relocate_down(system, stack, old_end - end)
+    if stack.start > stack_start:
+        error = grow_down(system, stack, stack_start)
+        if error:
+            raise HistoryError(f"exec: the stack cannot grow down to {stack_start:#x}")
+    mm.total_vm = stack_len >> PAGE_SHIFT
+    mm.start_stack = end
+    mm.start_brk = start_brk
+    mm.brk = start_brk
+    return mm
+
+
+def _relocate_down(system: System, vma: VMA, shift: int) -> None:
+    """relocate_vma_down(): cover old and new place, move the entries, keep the new place."""
+    old_start = vma.start
+    old_end = vma.end
+    change_range(system, vma, old_start - shift, old_end, vma.pgoff)
+    memory.move_page_tables(system, vma, old_start, vma, old_start - shift, old_end - old_start, False)
+    change_range(system, vma, old_start - shift, old_end - shift, vma.pgoff)
+
+
+def fork_address_space(system: System, parent: MM) -> MM:
+    """A copy of `parent` (dup_mm(), dup_mmap())."""
+    child = system.new_mm()
+    child.mmap_base = parent.mmap_base
+    child.start_brk = parent.start_brk
+    child.brk = parent.brk
+    child.start_stack = parent.start_stack
+    child.def_flags = parent.def_flags & VM_NOHUGEPAGE
+    child.total_vm = parent.total_vm
+    designs = system.designs
+    parent.mmap_lock.down_write()
+    child.mmap_lock.down_write()
+    for design in designs:
+        design.mm_forked(parent, child)
+    copies: list[VMA] = []
+    run_start = -1
+    run_end = -1
+    for vma in parent.tree.to_list():
+        lock = vma.lock
+        if lock is not None:
+            lock.down_write()
+            lock.up_write()
+        if vma.flags & VM_DONTCOPY:
+            child.total_vm -= vma.nr_pages
+            if run_start >= 0:
+                memory.copy_page_range(system, parent, child, run_start, run_end)
+                run_start = -1
+            continue
+        copy = system.copy_vma(child, vma, vma.start, vma.end, vma.pgoff)
+        copies.append(copy)
+        wiped = vma.flags & VM_WIPEONFORK != 0
+        if vma.prepared and not wiped:
+            for design in designs:
+                design.vma_forked(vma, copy)
+            copy.prepared = True
+        copy.flags &= ~(VM_LOCKED | VM_LOCKONFAULT)
+        if copy.prepared:
+            # vma_needs_copy(): what has no anonymous pages can be faulted in again.
+            if run_start < 0:
+                run_start = vma.start
+            run_end = vma.end
+        elif run_start >= 0:
+            memory.copy_page_range(system, parent, child, run_start, run_end)
+            run_start = -1
+    child.tree.fill(copies)
+    if run_start >= 0:
+        memory.copy_page_range(system, parent, child, run_start, run_end)
+    child.mmap_lock.up_write()
+    parent.mmap_lock.up_write()
+    return child
+
+
+def exit_address_space(system: System, mm: MM) -> None:
+    """The last user of `mm` is gone (exit_mmap())."""
+    mm.mmap_lock.down_read()
+    memory.zap_range(system, mm, 0, TASK_SIZE)
+    mm.mmap_lock.up_read()
+    mm.mmap_lock.down_write()
+    vmas = mm.tree.to_list()
+    for vma in vmas:
+        system.tell_removed(vma)
+    for vma in vmas:
+        system.free_vma(vma)
+    mm.tree.fill([])
+    mm.alive = False
+    mm.mmap_lock.up_write()
+    for design in system.designs:
+        design.mm_gone(mm)
+    system.mm_pool.free()

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What all of the machine shares: folios, swap, the designs that watch, and the counts of its work.
+
+The functions of mm/ take a `System` first, as Linux's have its globals.  `telling` the designs is in one
+place here where an event has more than one call site.
+
+Invariant: every design in `designs` was told every event since the first; `leader` is one of them, and
+the machine's own users of the reverse map (reclaim, migration) walk with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from rmaplab.mm.errors import HistoryError
+from rmaplab.mm.folio import Folios, Int64s
+from rmaplab.mm.pagetable import PageTable
+from rmaplab.mm.profile import Profile
+from rmaplab.mm.reverse_map import Attachment, ReverseMap
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File
+from rmaplab.sync.locks import RwSemaphore, Scheduler
+from rmaplab.sync.work import Ledger
+
+
+class SwapSlot:
+    """A page's worth of swap: how many entries refer to it, and the page that caches it (0: none).
+
+    A slot filled from a KSM page is read back as a private copy by everybody (mm/ksm.c,
+    ksm_might_need_to_copy()): its users need not be related.
+    """
+
+    def __init__(self, from_ksm: bool) -> None:
+        self.count = 0
+        self.cached_pfn = 0
+        self.from_ksm: Final = from_ksm
+
+
+class System:
+    """State shared by all address spaces of one machine."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        designs: Sequence[type[ReverseMap]],
+        leader: int = 0,
+        scheduler: Scheduler | None = None,
+        large_folios: int = 0,
+    ) -> None:
+        if not designs:
+            raise HistoryError("a machine needs at least one design to watch it")
+        if not 0 <= leader < len(designs):
+            raise HistoryError(f"leader {leader} is not one of the {len(designs)} designs")
+        if not 0 <= large_folios <= 9:
+            raise HistoryError(f"large folios of order {large_folios}: 0 (off) to 9 is possible")
+        self.profile: Final = profile
+        self.scheduler: Final = scheduler
+        self.large_folios: Final = large_folios
+        self.folios: Final = Folios()
+        self.designs: Final[list[ReverseMap]] = [
+            design(Attachment(slot, self.folios, profile, scheduler)) for slot, design in enumerate(designs)
+        ]
+        self.leader: Final = self.designs[leader]
+        self.nr_large = 0  # large folios allocated ever: 0 keeps the fast paths fast
+        self.swap: Final[dict[int, SwapSlot]] = {}
+        self.slot_of: Final[dict[int, int]] = {}  # pfn in the swap cache -> slot
+        self.ksm_pages: Final[set[int]] = set()
+        self._next_slot = 1
+        self._free_slots: list[int] = []
+        self._next_mm = 1
+        self._next_vma = 1
+        self._next_shmem = -1  # ids of files that only the machine knows are negative
+
+        ledger = Ledger("machine")
+        self.ledger: Final = ledger
+        self.mmap_lock_class: Final = ledger.lock_class("mmap_lock")
+        self.vma_lock_class: Final = ledger.lock_class("vma_lock")
+        self.ptl_class: Final = ledger.lock_class("page_table_lock")
+        self.vma_pool: Final = ledger.pool("vm_area_struct", profile.sizes["vm_area_struct"])
+        self.mm_pool: Final = ledger.pool("mm_struct", profile.sizes["mm_struct"])
+        self.faults: Final = ledger.tally("faults")
+        self.pages_zeroed: Final = ledger.tally("pages zeroed")
+        self.pages_copied: Final = ledger.tally("pages copied")
+        self.pages_reused: Final = ledger.tally("pages reused")
+        self.entries_copied: Final = ledger.tally("entries copied at fork")
+        self.entries_zapped: Final = ledger.tally("entries zapped")
+        self.entries_moved: Final = ledger.tally("entries moved")
+        self.entries_protected: Final = ledger.tally("entries protected")
+        self.walks: Final = ledger.tally("rmap walks")
+        self.walk_places: Final = ledger.tally("rmap places visited")
+        self.walk_hits: Final = ledger.tally("rmap places that mapped")
+
+    # Objects
+
+    def new_mm(self) -> MM:
+        page_table = PageTable(self.ptl_class, self.scheduler)
+        mm = MM(self._next_mm, RwSemaphore(self.mmap_lock_class, self.scheduler), page_table)
+        self._next_mm += 1
+        mm.rmap = [None] * len(self.designs)
+        self.mm_pool.alloc()
+        return mm
+
+    def new_vma(self, mm: MM, start: int, end: int, pgoff: int, flags: int, file: File | None) -> VMA:
+        """A VMA that is in no tree yet."""
+        vma = VMA(mm, self._next_vma, start, end, pgoff, flags, file)
+        self._next_vma += 1
+        vma.lock = RwSemaphore(self.vma_lock_class, self.scheduler)
+        vma.rmap = [None] * len(self.designs)
+        self.vma_pool.alloc()
+        return vma
+
+    def copy_vma(self, mm: MM, vma: VMA, start: int, end: int, pgoff: int) -> VMA:
+        """A VMA like `vma` but for its place (vm_area_dup()); not prepared, in no tree."""
+        new = self.new_vma(mm, start, end, pgoff, vma.flags, vma.file)
+        new.anon_pgoff = vma.anon_pgoff + (pgoff - vma.pgoff)
+        new.policy = vma.policy
+        new.uffd = vma.uffd
+        new.name = vma.name
+        return new
+
+    def free_vma(self, vma: VMA) -> None:
+        vma.detached = True
+        vma.prepared = False
+        self.vma_pool.free()
+
+    def shared_memory(self) -> File:
+        """A file behind a shared anonymous mapping (shmem_zero_setup())."""
+        self._next_shmem -= 1
+        return File(self._next_shmem, "", is_shmem=True)
+
+    # Telling the designs
+
+    def prepare(self, vma: VMA) -> None:
+        """`vma` is about to get an anonymous page (vmf_anon_prepare())."""
+        if not vma.prepared:
+            vma.anon_pgoff = vma.pgoff if vma.file is None else vma.start >> PAGE_SHIFT
+            for design in self.designs:
+                design.vma_prepare(vma)
+            vma.prepared = True
+
+    def tell_removed(self, vma: VMA) -> None:
+        if vma.prepared:
+            for design in self.designs:
+                design.vma_removed(vma)
+            vma.prepared = False
+
+    # Pages
+
+    def release_page(self, pfn: int) -> None:
+        """One entry that mapped `pfn` is gone: the folio may be free now (folio_remove_rmap_pte())."""
+        folios = self.folios
+        count = folios.mapcount.m[pfn] - 1
+        folios.mapcount.m[pfn] = count
+        if count == 0:
+            self.try_free(folios.head.m[pfn])
+
+    def release_pages(self, pfns: Int64s, repeated: bool) -> None:
+        """The same for many pages; `repeated` if a page may be among them twice (KSM)."""
+        folios = self.folios
+        mapcount = folios.mapcount.v
+        if repeated:
+            for pfn in pfns:
+                self.release_page(int(pfn))
+            return
+        counts = mapcount[pfns] - 1
+        mapcount[pfns] = counts
+        unmapped = pfns[counts == 0]
+        if len(unmapped) == 0:
+            return
+        if self.nr_large == 0 and not self.slot_of:
+            for design in self.designs:
+                design.folios_freed(unmapped)
+            folios.free_run(unmapped)
+        else:
+            for pfn in unmapped:
+                head: int = folios.head.m[pfn]
+                if folios.order.m[head] >= 0:
+                    self.try_free(head)
+
+    def try_free(self, head: int) -> None:
+        """Free the folio if nothing maps it and no swap entry wants it (folio_put(), __folio_put())."""
+        folios = self.folios
+        if folios.total_mapcount(head) != 0:
+            return
+        slot = self.slot_of.get(head)
+        if slot is not None:
+            if self.swap[slot].count > 0:
+                return  # stays in the swap cache
+            self.uncache(head)
+        self.free_folio(head)
+
+    def free_folio(self, head: int) -> None:
+        nr_pages = self.folios.nr_pages(head)
+        for design in self.designs:
+            design.folio_freed(head, nr_pages)
+        self.ksm_pages.discard(head)
+        self.folios.free(head)
+
+    # Swap
+
+    def alloc_slot(self, from_ksm: bool) -> int:
+        if self._free_slots:
+            slot = self._free_slots.pop()
+        else:
+            slot = self._next_slot
+            self._next_slot += 1
+        self.swap[slot] = SwapSlot(from_ksm)
+        return slot
+
+    def cache(self, slot: int, pfn: int) -> None:
+        """`pfn` holds what `slot` holds (add_to_swap_cache())."""
+        self.swap[slot].cached_pfn = pfn
+        self.slot_of[pfn] = slot
+
+    def uncache(self, pfn: int) -> None:
+        """`pfn` leaves the swap cache (delete_from_swap_cache()); its slot goes with the last entry."""
+        slot = self.slot_of.pop(pfn)
+        self.swap[slot].cached_pfn = 0
+        if self.swap[slot].count == 0:
+            self._free_slot(slot)
+
+    def put_slot(self, slot: int) -> None:
+        """One entry that referred to `slot` is gone (free_swap_and_cache())."""
+        swap_slot = self.swap[slot]
+        swap_slot.count -= 1
+        if swap_slot.count == 0:
+            pfn = swap_slot.cached_pfn
+            if pfn == 0:
+                self._free_slot(slot)
+            elif self.folios.mapcount.m[pfn] == 0:
+                self.uncache(pfn)
+                self.free_folio(pfn)
+
+    def _free_slot(self, slot: int) -> None:
+        del self.swap[slot]
+        self._free_slots.append(slot)
