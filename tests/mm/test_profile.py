@@ -120,6 +120,10 @@ def test_all_slabs_of_the_running_kernel_are_packed_as_the_ledger_packs_them() -
         assert (1 << order, (PAGE_SIZE << order) // size) == (pages, objects), name
 
 
+def test_a_slab_may_waste_more_than_a_quarter_rather_than_hold_one_object() -> None:
+    assert slab_order(11000) == 3  # two objects in 32 KiB; an order less holds one, with 5 KiB to spare
+
+
 _PROLOGUE = """
 import ctypes, re
 libc = ctypes.CDLL(None, use_errno=True)
