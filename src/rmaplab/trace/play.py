@@ -16,7 +16,7 @@ Invariant: batched or one by one, the machine ends up in the same state, page nu
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -26,6 +26,7 @@ from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, File
 from rmaplab.trace.events import FAULT_WRITE, Event
+from rmaplab.trace.history import Header
 
 # Errors that a memory system call reports on behalf of somebody else: the file, limits, a signal.
 _FROM_OUTSIDE: Final = frozenset(
@@ -73,28 +74,20 @@ def _result(value: int) -> str:
 class Player:
     """Plays events on `machine`.
 
-    files:    what an event's `file` counts into
-    names:    what a `name` event's `file` counts into
-    batch:    apply consecutive faults as one run
-    on_mark:  called with the process and the number of a checkpoint
+    header: says which files, names and checkpoints the events refer to
+    batch:  apply consecutive faults as one run
     """
 
-    def __init__(
-        self,
-        machine: Machine,
-        files: Sequence[File] = (),
-        names: Sequence[str] = (),
-        *,
-        batch: bool = True,
-        on_mark: Callable[[int, int], None] | None = None,
-    ) -> None:
+    def __init__(self, machine: Machine, header: Header, *, batch: bool = True) -> None:
         self.machine: Final = machine
         self.differences: Final[list[Difference]] = []
         self.played = 0  # events
-        self._files: Final = files
-        self._names: Final = names
+        self.geometry: Final[list[Geometry]] = []
+        self.marks = 0  # checkpoints that were compared
+        self._files: Final = {entry.id: entry.open() for entry in header.files}
+        self._names: Final = header.names
+        self._checkpoints: Final = {checkpoint.number: checkpoint for checkpoint in header.checkpoints}
         self._batch: Final = batch
-        self._on_mark: Final = on_mark
         self._acts: Final[Mapping[str, Callable[[Event], int]]] = {
             "exec": self._exec,
             "fork": self._fork,
@@ -127,10 +120,10 @@ class Player:
         for _ in self.steps(events):
             pass
 
-    def steps(self, events: Iterable[Event]) -> Iterator[int]:
-        """Play `events`, and yield after each step the number of events played so far.
+    def steps(self, events: Iterable[Event]) -> Iterator[tuple[int, Event]]:
+        """Play `events`, and yield after each step the number of events played so far, and the step.
 
-        A step is one event, or one run of faults.
+        A step is one event, or one run of faults (then the event is their sum).
         """
         run: Event | None = None  # faults that are not applied yet, as one event
         nr_run = 0
@@ -147,7 +140,7 @@ class Player:
                         nr_run += 1
                         continue
                     self._step(run, nr_run)
-                    yield self.played
+                    yield self.played, run
                     run = None
                 if self._batch and event.result == 0:
                     run = _copy_of_fault(event)
@@ -155,21 +148,28 @@ class Player:
                     continue
             elif run is not None:
                 self._step(run, nr_run)
-                yield self.played
+                yield self.played, run
                 run = None
             self._step(event, 1)
-            yield self.played
+            yield self.played, event
         if run is not None:
             self._step(run, nr_run)
-            yield self.played
+            yield self.played, run
 
-    def _step(self, event: Event, nr_events: int) -> None:
+    def do(self, event: Event) -> int:
+        """Do what `event` says and return the machine's result, whatever the event's own is.
+
+        :raises HistoryError: the event is impossible
+        """
         act = self._acts.get(event.op)
         if act is None:
-            raise HistoryError(f"event {self.played}: there is no operation {event.op!r}")
+            raise HistoryError(f"there is no operation {event.op!r}")
+        return act(event)
+
+    def _step(self, event: Event, nr_events: int) -> None:
         if event.result not in _FROM_OUTSIDE:
             try:
-                got = act(event)
+                got = self.do(event)
             except HistoryError as error:
                 raise HistoryError(
                     f"event {self.played}: {event.op} of process {event.pid}: {error}"
@@ -213,9 +213,10 @@ class Player:
     def _file(self, number: int) -> File | None:
         if number < 0:
             return None
-        if number >= len(self._files):
+        file = self._files.get(number)
+        if file is None:
             raise HistoryError(f"file {number} is not among the history's {len(self._files)} files")
-        return self._files[number]
+        return file
 
     def _munmap(self, event: Event) -> int:
         return self.machine.munmap(self._mm(event), event.addr, event.length)

@@ -25,6 +25,7 @@ from rmaplab.mm.abi import (
     PROT_WRITE,
 )
 from rmaplab.trace.events import FAULT_WRITE, Event
+from rmaplab.trace.history import FileEntry, Header, History
 
 PAGE: Final = 4096
 MAX_PROCESSES: Final = 10_000
@@ -70,8 +71,16 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Names of the files that are mapped; an event's `file` counts into them."""
         return []
 
+    def history(self) -> History:
+        """The history, with a header that says which workload it is."""
+        parameters = " ".join(f"{name}={getattr(self, name)}" for name in self.__struct_fields__)
+        name = type(self).__name__.lower()
+        files = [FileEntry(number, name=file) for number, file in enumerate(self.files())]
+        header = Header(recorder=f"workload {name}", command=f"{name} {parameters}", files=files)
+        return History(header, self.events())
+
     def events(self) -> Iterator[Event]:
-        """The history, from the first execve on."""
+        """What happens, from the first execve on."""
         raise NotImplementedError(f"{type(self).__name__} does not say what happens")
 
 

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line: `rmaplab record | replay | run | compare`.
+
+Typer only reads the command line here: each command returns the job that it asked for, and `main` does
+it, where every way to fail becomes one sentence on stderr and exit status 2.  Data goes to stdout,
+progress to stderr.  Exit status 0: done, and all holds; 1: done, and something does not hold; 2: could
+not be done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+from rich.console import Console
+
+import rmaplab
+from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare
+from rmaplab.measure.progress import Meter
+from rmaplab.measure.report import Inputs, Source, print_report, report
+from rmaplab.mm.errors import HistoryError
+from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.rmap import load as load_design
+from rmaplab.trace.history import History, HistoryFormatError, HistoryWriteError, read_history, write_history
+from rmaplab.workloads import FAMILIES, WorkloadError, workload
+
+HOLDS: Final = 0
+DOES_NOT_HOLD: Final = 1
+COULD_NOT_RUN: Final = 2
+
+DESIGNS: Final = ("anon_vma", "cow_context_prototype", "cow_context")
+
+Job = Callable[[], int]
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done; the message is one sentence that says why."""
+
+
+app = typer.Typer(
+    name="rmaplab",
+    help="A laboratory for the anonymous reverse mapping of Linux.",
+    epilog="Exit status: 0 done and all holds, 1 done and something does not hold, 2 could not run.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"rmaplab {rmaplab.__version__} ({rmaplab.build_info()})")
+        raise typer.Exit
+
+
+@app.callback()
+def _rmaplab(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    pass
+
+
+Designs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rmap",
+        metavar="DESIGN",
+        help="A design: its name, package.module:Class, or a file. May be repeated.",
+    ),
+]
+Leader = Annotated[
+    str, typer.Option(metavar="DESIGN", help="The design that VMA merging follows (default: the first).")
+]
+ProfileName = Annotated[
+    str,
+    typer.Option(
+        "--profile",
+        metavar="NAME",
+        help=f"The kernel whose rules apply: {', '.join(PROFILES)} (default: the recording's, else {REFERENCE}).",
+    ),
+]
+Check = Annotated[
+    bool,
+    typer.Option(
+        "--check/--no-check", help="Walk folios in every design and hold them against the page tables."
+    ),
+]
+Every = Annotated[
+    int,
+    typer.Option(min=0, metavar="N", help=f"Check after every N events (0: at {MOMENTS} moments in all)."),
+]
+Folios = Annotated[
+    int,
+    typer.Option(min=0, metavar="N", help="Walk at most N folios at a check, other ones each time (0: all)."),
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of what is chosen at random.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Names = Annotated[
+    bool, typer.Option("--names", help="Keep names of files and processes, and the command line.")
+]
+
+
+@app.command("record")
+def _record(
+    context: typer.Context,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="F", help="The history to write (Parquet).")
+    ],
+    names: Names = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Take /proc/PID/maps of each process at its end, too.")
+    ] = False,
+    json: Json = False,
+) -> Job:
+    """Run a command, and record the memory history of it and all its children.
+
+    \b
+    Example:
+      rmaplab record -o sort.parquet -- sh -c 'ls -l / | sort'
+    """
+    command: list[str] = context.obj
+
+    def job() -> int:
+        raise NotImplementedError
+
+    return job
+
+
+@app.command("replay")
+def _replay(
+    recording: Annotated[str, typer.Argument(metavar="F", help="A history that `rmaplab record` wrote.")],
+    rmap: Designs = None,
+    leader: Leader = "",
+    profile: ProfileName = "",
+    check: Check = False,
+    every: Every = 0,
+    folios: Folios = FOLIOS,
+    seed: Seed = 1,
+    json: Json = False,
+) -> Job:
+    """Run a recording through designs (anon_vma, unless --rmap names others); print what they hold and did.
+
+    \b
+    Example:
+      rmaplab replay sort.parquet --rmap anon_vma --rmap cow_context
+    """
+
+    def job() -> int:
+        history, source = _from_file(recording)
+        plan = _plan(rmap or ["anon_vma"], leader, _profile(profile, source), check, every, folios)
+        return _compare("replay", history, source, plan, seed, json)
+
+    return job
+
+
+@app.command("run", epilog="")
+def _run(
+    name: Annotated[str, typer.Argument(metavar="WORKLOAD", help="Its name; see the list below.")],
+    parameters: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Its parameters.")
+    ] = None,
+    rmap: Designs = None,
+    leader: Leader = "",
+    profile: ProfileName = "",
+    check: Check = False,
+    every: Every = 0,
+    folios: Folios = FOLIOS,
+    seed: Seed = 1,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="F", help="Write the history to F, too.")
+    ] = None,
+    json: Json = False,
+) -> Job:
+    """Run a built-in workload through designs (anon_vma, unless --rmap names others).
+
+    \b
+    Example:
+      rmaplab run zygote apps=50 restarts=100 --rmap cow_context
+    """
+
+    def job() -> int:
+        history, source = _from_workload(name, parameters or [], seed)
+        if output is not None:
+            write_history(output, history)
+        plan = _plan(rmap or ["anon_vma"], leader, _profile(profile, source), check, every, folios)
+        return _compare("run", history, source, plan, seed, json)
+
+    return job
+
+
+@app.command("compare")
+def _compare_command(
+    context: typer.Context,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[F | WORKLOAD [NAME=VALUE]... | -- CMD...]",
+            help="A recording, a workload, or a command to record.",
+        ),
+    ] = None,
+    rmap: Designs = None,
+    leader: Leader = "",
+    profile: ProfileName = "",
+    check: Check = True,
+    every: Every = 0,
+    folios: Folios = FOLIOS,
+    seed: Seed = 1,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="F", help="Keep the recording of CMD in F.")
+    ] = None,
+    names: Names = False,
+    json: Json = False,
+) -> Job:
+    """Put one history through all designs, side by side: same VMAs? memory, work, locks.
+
+    \b
+    Examples:
+      rmaplab compare -- make -j2
+      rmaplab compare sort.parquet
+      rmaplab compare forkchain generations=200 --json
+    """
+    command: list[str] = context.obj
+
+    def job() -> int:
+        if bool(what) == bool(command):
+            raise UsageError("compare needs one of: a recording, a workload, or -- and a command")
+        if not what:
+            history, source = _from_command(command, output, names)
+        elif what[0] in FAMILIES or not os.path.exists(what[0]):
+            history, source = _from_workload(what[0], what[1:], seed)
+        elif len(what) > 1:
+            raise UsageError(f"a recording has no parameters, so {what[1]!r} means nothing after {what[0]}")
+        else:
+            history, source = _from_file(what[0])
+        plan = _plan(rmap or list(DESIGNS), leader, _profile(profile, source), check, every, folios)
+        if not rmap:  # what the prototype's own source misses is news, but no failure, unless somebody asked
+            plan = plan._replace(excused=frozenset(["cow_context_prototype"]))
+        return _compare("compare", history, source, plan, seed, json)
+
+    return job
+
+
+# Where histories come from
+
+
+def _from_workload(name: str, parameters: Sequence[str], seed: int) -> tuple[History, Source]:
+    if name not in FAMILIES and ("/" in name or name.endswith(".parquet")):
+        raise UsageError(f"there is no file {name}")
+    values: dict[str, str] = {"seed": str(seed)}
+    for parameter in parameters:
+        key, equals, value = parameter.partition("=")
+        if not equals:
+            raise UsageError(f"{parameter!r} is no parameter: say NAME=VALUE")
+        values[key] = value
+    history = workload(name, values).history()
+    return history, Source(history.header.command, history.header.recorder)
+
+
+def _from_file(path: str) -> tuple[History, Source]:
+    history = read_history(path)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    header = history.header
+    return history, Source(
+        header.command or Path(path).name, header.recorder, header.kernel, header.faults, header.lost, digest
+    )
+
+
+def _from_command(command: Sequence[str], output: Path | None, names: bool) -> tuple[History, Source]:
+    raise NotImplementedError
+
+
+# What is done with them
+
+
+def _profile(name: str, source: Source) -> Profile:
+    if not name:
+        return profile_for(source.kernel)[0]
+    if name not in PROFILES:
+        raise UsageError(f"there is no profile {name!r} (there are {', '.join(PROFILES)})")
+    return PROFILES[name]
+
+
+def _plan(
+    designs: Sequence[str], leader: str, profile: Profile, check: bool, every: int, folios: int
+) -> Plan:
+    classes = [load_design(spec) for spec in designs]
+    names = [design.name for design in classes]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"two of the designs are called {name!r}, so the report could not tell them apart"
+            )
+    if leader and leader not in designs and leader not in names:
+        raise UsageError(f"the leader {leader!r} is not one of the designs ({', '.join(names)})")
+    first = 0
+    if leader:
+        first = designs.index(leader) if leader in designs else names.index(leader)
+    return Plan(classes, profile, first, every, folios, check)
+
+
+def _compare(command: str, history: History, source: Source, plan: Plan, seed: int, json: bool) -> int:
+    with Meter() as meter:
+        found = compare(history, plan, meter)
+    names = [design.name for design in plan.designs]
+    inputs = Inputs(source, names, names[plan.leader], plan.profile.name, seed, plan.every, plan.folios)
+    told = report(command, f"{rmaplab.__version__} ({rmaplab.build_info()})", inputs, found)
+    if json:
+        sys.stdout.write(told.json())
+    else:
+        print_report(told, Console(highlight=False))
+    return HOLDS if told.holds else DOES_NOT_HOLD
+
+
+# How it ends
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program `rmaplab`."""
+    sys.exit(_main(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _main(arguments: list[str]) -> int:
+    command: list[str] = []
+    if "--" in arguments:
+        cut = arguments.index("--")
+        arguments, command = arguments[:cut], arguments[cut + 1 :]
+    try:
+        job = app(arguments, prog_name="rmaplab", standalone_mode=False, obj=command)
+        status = job() if callable(job) else HOLDS  # --help and --version are done already
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return _say("interrupted, so there is no result")
+    except BrokenPipeError:
+        # Whoever read stdout has gone; keep the interpreter from writing to it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _say("nobody reads the output any more")
+    except typer.TyperException as error:
+        return _say(f"{error.format_message()} See rmaplab --help.")
+    except (UsageError, WorkloadError, HistoryError, HistoryFormatError, HistoryWriteError) as error:
+        return _say(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}")
+    except MemoryError:
+        return _say("there is not enough memory for a history of this size")
+
+
+def _say(sentence: str) -> int:
+    print(f"rmaplab: {sentence}", file=sys.stderr)
+    return COULD_NOT_RUN

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reads the counts of a machine and its designs, and keeps those of an observer out of them.
+
+A history makes a design do work, and so does a checker that walks every folio.  An `Aside` stands
+around what observers do: it adds up what they made each design do, and sets the counts back.
+
+Invariant: with or without observers, and however many, the history's own counts are the same.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Final
+
+from rmaplab.check.lockstep import Walks
+from rmaplab.measure.figures import Counts, DesignFigures, Locks, MachineFigures, Objects, Work
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.sync.work import Ledger, Pool
+
+
+class Aside:
+    """A context manager: what is counted inside is added to `work`, and not to the history's counts.
+
+    >>> aside = Aside(machine)
+    >>> with aside:
+    ...     differences = checker.check(step)
+    >>> aside.work("anon_vma").tallies["anon_vma nodes visited"]
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine: Final = machine
+        self._accounts: Final = {ledger.owner: _Account(ledger) for ledger in _ledgers(machine)}
+
+    def __enter__(self) -> None:
+        for account in self._accounts.values():
+            account.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        for account in self._accounts.values():
+            account.close()
+
+    def work(self, owner: str) -> Work:
+        """What was counted inside so far for a design (or "machine")."""
+        return self._accounts[owner].work()
+
+
+class _Account:
+    """One ledger's part of an `Aside`."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger: Final = ledger
+        self._tallies: Final[dict[str, int]] = {}
+        self._locks: Final[dict[str, tuple[int, int]]] = {}
+        self._before_tallies: dict[str, int] = {}
+        self._before_locks: dict[str, tuple[int, int]] = {}
+        self._before_pools: dict[str, tuple[int, int]] = {}
+
+    def open(self) -> None:
+        ledger = self._ledger
+        self._before_tallies = {name: tally.count for name, tally in ledger.tallies.items()}
+        self._before_locks = {name: (lock.writes, lock.reads) for name, lock in ledger.locks.items()}
+        self._before_pools = {name: (pool.peak, pool.allocated) for name, pool in ledger.pools.items()}
+
+    def close(self) -> None:
+        for name, tally in self._ledger.tallies.items():
+            before = self._before_tallies.get(name, 0)
+            self._add(name, tally.count - before)
+            tally.count = before
+        for name, lock in self._ledger.locks.items():
+            writes, reads = self._before_locks.get(name, (0, 0))
+            w, r = self._locks.get(name, (0, 0))
+            self._locks[name] = (w + lock.writes - writes, r + lock.reads - reads)
+            lock.writes, lock.reads = writes, reads
+        for name, pool in self._ledger.pools.items():
+            peak, allocated = self._before_pools.get(name, (0, 0))
+            self._add(_allocations(name), pool.allocated - allocated)
+            pool.peak, pool.allocated = peak, allocated
+
+    def _add(self, name: str, count: int) -> None:
+        self._tallies[name] = self._tallies.get(name, 0) + count
+
+    def work(self) -> Work:
+        locks = [Locks(name, writes, reads) for name, (writes, reads) in sorted(self._locks.items())]
+        return Work(dict(sorted(self._tallies.items())), locks)
+
+
+def _ledgers(machine: Machine) -> list[Ledger]:
+    return [machine.ledger, *(design.ledger for design in machine.designs)]
+
+
+def _allocations(pool: str) -> str:
+    return f"{pool} allocated"
+
+
+def design_figures(design: ReverseMap, walks: Walks, walk_work: Work, vmas: Counts | None) -> DesignFigures:
+    """What `design` holds and did so far."""
+    allocated = {pool.name: pool.allocated for pool in design.ledger.pools.values()}
+    objects = [
+        Objects(o.type, o.size, o.objects, o.peak, allocated.get(o.type, 0), o.slab_pages, o.peak_pages)
+        for o in design.footprint()
+    ]
+    return DesignFigures(design.name, objects, _work(design.ledger), walks, walk_work, vmas)
+
+
+def machine_figures(machine: Machine, events: int) -> MachineFigures:
+    """What `machine` holds and did so far."""
+    pools = machine.ledger.pools
+    folios = machine.folios
+    return MachineFigures(
+        events=events,
+        mms=_counts(pools["mm_struct"]),
+        vmas=vma_counts(machine),
+        pages=Counts(folios.in_use, folios.peak, folios.allocated),
+        objects=[
+            Objects(
+                pool.name,
+                pool.size,
+                pool.live,
+                pool.peak,
+                pool.allocated,
+                pool.slab_pages(pool.live),
+                pool.slab_pages(pool.peak),
+            )
+            for pool in pools.values()
+        ],
+        work=_work(machine.ledger),
+    )
+
+
+def vma_counts(machine: Machine) -> Counts:
+    """VMAs of all address spaces."""
+    return _counts(machine.ledger.pools["vm_area_struct"])
+
+
+def _counts(pool: Pool) -> Counts:
+    return Counts(pool.live, pool.peak, pool.allocated)
+
+
+def _work(ledger: Ledger) -> Work:
+    tallies = {name: tally.count for name, tally in ledger.tallies.items()}
+    tallies |= {_allocations(name): pool.allocated for name, pool in ledger.pools.items()}
+    locks = [Locks(name, lock.writes, lock.reads) for name, lock in sorted(ledger.locks.items())]
+    return Work(dict(sorted(tallies.items())), locks)

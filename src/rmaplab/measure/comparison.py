@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The main job: one history, all designs, checked against the page tables and against each other.
+
+One machine carries all designs in lockstep, and VMA geometry follows one of them, the leader.  At a
+number of moments, evenly spread over the history, a `Checker` walks the mapped folios in every design;
+its walks are also what the report says about walks.  A design that merges VMAs by a rule of its own has
+then one more machine to itself, for the number of VMAs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from rmaplab.check import lockstep
+from rmaplab.check.lockstep import Checker
+from rmaplab.measure.collect import Aside, design_figures, machine_figures, vma_counts
+from rmaplab.measure.figures import Counts, DesignFigures, MachineFigures
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.profile import Profile
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.trace.events import Event
+from rmaplab.trace.history import History
+from rmaplab.trace.play import Player
+
+MOMENTS: Final = 100  # checks of one history, where nothing else was asked for
+FOLIOS: Final = 1000  # walked at each of them, where nothing else was asked for
+LISTED: Final = 20  # differences of one kind and design that are kept; all are counted
+
+Progress = Callable[[str, int, int], None]  # what is being done, events done, events in all
+
+
+class Plan(NamedTuple):
+    """How a history is to be compared.
+
+    designs: to watch it; leader: index of the one that VMA geometry follows
+    every:   check after every so many events; 0: at MOMENTS moments
+    folios:  walked at a check; 0: all of them
+    check:   with False nothing is walked, so nothing is checked
+    alone:   play the history once more for each design that does not lead, to count its VMAs
+    batch:   apply consecutive faults as one run
+    excused: names of designs whose incompleteness is a finding and no error
+    """
+
+    designs: list[type[ReverseMap]]
+    profile: Profile
+    leader: int = 0
+    every: int = 0
+    folios: int = FOLIOS
+    check: bool = True
+    alone: bool = True
+    batch: bool = True
+    excused: frozenset[str] = frozenset()
+
+
+class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Something that two parties do not agree on.
+
+    kind:    "incomplete", "stale", "missing", "additional", "invariant" (see check/lockstep.py);
+             "result": the machine returned something else than the kernel; "geometry": its VMAs are not
+             those of /proc/PID/maps
+    error:   whether the history does not hold because of it
+    event:   number of the event after which it showed, from 0
+    """
+
+    kind: str
+    what: str
+    event: int
+    error: bool
+    design: str = ""
+    place_maps: bool = False
+
+
+class Checks(msgspec.Struct, frozen=True):
+    """How much was checked.
+
+    moments: at which the designs were checked; folios: walked, and `skipped` for want of time
+    entries: page-table entries held against the walks; results: of system calls held against the kernel's
+    maps:    address spaces held against /proc/PID/maps
+    """
+
+    moments: int
+    folios: int
+    skipped: int
+    entries: int
+    results: int
+    maps: int
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """All figures of a comparison.
+
+    counted: differences by kind, where `differences` lists the first of each kind only
+    """
+
+    machine: MachineFigures
+    designs: list[DesignFigures]
+    checks: Checks
+    counted: dict[str, int]
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """What a comparison found."""
+
+    figures: Figures
+    differences: list[Difference]
+
+    @property
+    def holds(self) -> bool:
+        return not any(difference.error for difference in self.differences)
+
+
+def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
+    """Play `history` on the designs of `plan`, check them, and count.
+
+    :raises HistoryError: the history is impossible
+    """
+    total = len(history)
+    machine = Machine(plan.profile, plan.designs, leader=plan.leader)
+    player = Player(machine, history.header, batch=plan.batch)
+    checker = Checker(machine, limit=plan.folios)
+    aside = Aside(machine)
+    found = _Found(plan.excused)
+    every = plan.every or max(1, total // MOMENTS)
+    due = every if plan.check else total + 1
+    for played, event in player.steps(history):
+        if played >= due or (played == total and plan.check):
+            with aside:
+                found.add_checked(checker.check(played - 1, event))
+            due = played // every * every + every
+        progress("playing", played, total)
+    for result in player.differences:
+        found.add(Difference("result", str(result), result.number, error=True))
+    for geometry in player.geometry:
+        found.add(Difference("geometry", str(geometry), geometry.number, error=True))
+
+    alone = [vma_counts(machine) if design is machine.leader else None for design in machine.designs]
+    if plan.alone:
+        for slot, design in enumerate(machine.designs):
+            if alone[slot] is None:
+                alone[slot] = _alone(history, plan, slot, progress)
+    designs = [
+        design_figures(design, checker.counts.designs[design.name], aside.work(design.name), vmas)
+        for design, vmas in zip(machine.designs, alone, strict=True)
+    ]
+    counts = checker.counts
+    checks = Checks(counts.checks, counts.folios, counts.skipped, counts.entries, total, player.marks)
+    figures = Figures(machine_figures(machine, total), designs, checks, dict(sorted(found.counted.items())))
+    return Comparison(figures, found.listed)
+
+
+def _alone(history: History, plan: Plan, slot: int, progress: Progress) -> Counts:
+    """VMAs where one design decides by itself what may merge."""
+    design = plan.designs[slot]
+    machine = Machine(plan.profile, [design])
+    player = Player(machine, history.header, batch=plan.batch)
+    for played, _ in player.steps(history):
+        progress(f"playing with {design.name} alone", played, len(history))
+    return vma_counts(machine)
+
+
+class _Found:
+    """Differences as they come in: all of them counted, the first of each kind kept."""
+
+    def __init__(self, excused: frozenset[str]) -> None:
+        self.listed: Final[list[Difference]] = []
+        self.counted: Final[dict[str, int]] = {}
+        self._excused: Final = excused
+
+    def add_checked(self, differences: list[lockstep.Difference]) -> None:
+        for difference in differences:
+            error = difference.is_error and difference.design not in self._excused
+            self.add(
+                Difference(
+                    difference.kind,
+                    difference.what,
+                    difference.step,
+                    error,
+                    difference.design,
+                    difference.maps,
+                )
+            )
+
+    def add(self, difference: Difference) -> None:
+        key = f"{difference.kind} {difference.design}".rstrip()
+        self.counted[key] = self.counted.get(key, 0) + 1
+        if self.counted[key] <= LISTED:
+            self.listed.append(difference)

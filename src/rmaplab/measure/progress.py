@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Says on stderr how far long work has come: a bar on a terminal, a line now and then elsewhere.
+
+Nothing is said about work that is done within a second or so, and nothing is ever written to stdout.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+_QUIET: Final = 1.5  # seconds until the bar appears
+_REFRESH: Final = 0.2  # seconds between two of its states
+_LINE_EVERY: Final = 15.0  # seconds between two lines where there is no terminal
+
+
+class Meter:
+    """A context manager that is called with what is being done, how much of it is done, and of how much."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._bar: Final[Progress | None] = (
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+                auto_refresh=False,
+            )
+            if console.is_terminal
+            else None
+        )
+        self._task: TaskID | None = None
+        self._calls = 0
+        self._next = time.monotonic() + (_QUIET if self._bar else _LINE_EVERY)
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self._calls += 1
+        if self._calls & 63:  # asking for the time is dearer than most events
+            return
+        now = time.monotonic()
+        if now < self._next:
+            return
+        if self._bar is None:
+            print(f"rmaplab: {what}, {done:,} of {total:,} events", file=sys.stderr, flush=True)
+            self._next = now + _LINE_EVERY
+            return
+        if self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task(what, total=total)
+        self._bar.update(self._task, description=what, completed=done, total=total)
+        self._bar.refresh()
+        self._next = now + _REFRESH

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A comparison as one object for programs (`--json`) and as tables for people.
+
+The same inputs give the same report, byte for byte: it holds no times and no paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rmaplab.measure.comparison import Comparison, Difference, Figures
+from rmaplab.measure.figures import Counts, DesignFigures, Objects, Work
+
+_SHOWN = 5  # differences of one kind and design in the tables; `--json` has more
+
+
+class Source(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a history came from.
+
+    name:     the workload with its parameters, or the program that was recorded
+    sha256:   of a recording's file
+    recorder, kernel, faults, lost: from the recording's header
+    """
+
+    name: str
+    recorder: str
+    kernel: str = ""
+    faults: str = ""
+    lost: int = 0
+    sha256: str = ""
+
+
+class Inputs(msgspec.Struct, frozen=True):
+    """What a report depends on; `leader` is the design that VMA geometry follows."""
+
+    history: Source
+    designs: list[str]
+    leader: str
+    profile: str
+    seed: int
+    every: int
+    folios: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a command found; `holds` says whether it found nothing wrong."""
+
+    command: str
+    version: str
+    inputs: Inputs
+    holds: bool
+    figures: Figures
+    differences: list[Difference]
+
+    def json(self) -> str:
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
+
+
+def report(command: str, version: str, inputs: Inputs, found: Comparison) -> Report:
+    return Report(command, version, inputs, found.holds, found.figures, found.differences)
+
+
+def print_report(report: Report, console: Console) -> None:
+    """The report as tables that fit 100 columns."""
+    inputs, figures = report.inputs, report.figures
+    source = inputs.history
+    console.print(f"History   {source.name}")
+    origin = ", ".join(
+        part
+        for part in (
+            f"recorded with {source.recorder}" if source.sha256 else "",
+            f"on Linux {source.kernel}" if source.kernel else "",
+            f"faults {source.faults}" if source.faults not in ("", "recorded") else "",
+            f"{source.lost:,} events lost" if source.lost else "",
+        )
+        if part
+    )
+    if origin:
+        console.print(f"          {origin}")
+    console.print(
+        f"Machine   profile {inputs.profile}, seed {inputs.seed}, VMAs merge by the rule of {inputs.leader}"
+    )
+    console.print()
+    _print_machine(figures, console)
+    _print_memory(figures.designs, console)
+    _print_matrix("Work done for the history", [(d.design, d.work) for d in figures.designs], console)
+    if figures.checks.moments:
+        _print_walks(figures.designs, console)
+        _print_matrix(
+            "Work done for these walks", [(d.design, d.walk_work) for d in figures.designs], console
+        )
+    if any(design.vmas for design in figures.designs):
+        _print_vmas(figures.designs, console)
+    _print_differences(report, console)
+    _print_verdict(report, console)
+
+
+def _table(first: str, *others: str) -> Table:
+    """A table whose first column is text and whose other columns are numbers."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for other in others:
+        table.add_column(other, justify="right", no_wrap=True)
+    return table
+
+
+def _print(title: str, table: Table, console: Console) -> None:
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(table)
+    console.print()
+
+
+def _print_machine(figures: Figures, console: Console) -> None:
+    machine = figures.machine
+    table = _table("", "at the end", "at most", "in all")
+    rows: list[tuple[str, Counts]] = [
+        ("address spaces", machine.mms),
+        ("VMAs", machine.vmas),
+        ("anonymous pages", machine.pages),
+    ]
+    table.add_row("events", "", "", f"{machine.events:,}")
+    for name, counts in rows:
+        table.add_row(name, f"{counts.at_end:,}", f"{counts.peak:,}", f"{counts.made:,}")
+    for name, count in machine.work.tallies.items():
+        if count and not name.endswith(" allocated"):
+            table.add_row(name, "", "", f"{count:,}")
+    for lock in machine.work.locks:
+        if lock.writes:
+            table.add_row(f"{lock.lock} taken, exclusive", "", "", f"{lock.writes:,}")
+        if lock.reads:
+            table.add_row(f"{lock.lock} taken, shared", "", "", f"{lock.reads:,}")
+    _print("What happened", table, console)
+
+
+def _print_memory(designs: Sequence[DesignFigures], console: Console) -> None:
+    table = _table("design, type", "bytes each", "made", "at most", "KiB", "at the end", "KiB")
+    for design in designs:
+        if not design.objects:
+            table.add_row(f"{design.design}: nothing", "", "", "", "", "", "")
+            continue
+        table.add_row(design.design)
+        for o in design.objects:
+            table.add_row(f"  {o.type}", f"{o.size:,}", *_object_cells(o))
+        if len(design.objects) > 1:
+            peak, end = sum(o.peak_pages for o in design.objects), sum(o.end_pages for o in design.objects)
+            table.add_row("  all types", "", "", "", f"{peak * 4:,}", "", f"{end * 4:,}")
+    _print("Memory held, in KiB of slab pages", table, console)
+
+
+def _object_cells(o: Objects) -> Iterable[str]:
+    return f"{o.allocated:,}", f"{o.peak:,}", f"{o.peak_pages * 4:,}", f"{o.at_end:,}", f"{o.end_pages * 4:,}"
+
+
+def _print_matrix(title: str, works: Sequence[tuple[str, Work]], console: Console) -> None:
+    """Kinds of work against designs; what no design did is left out."""
+    rows: dict[str, dict[str, int]] = {}
+    for design, work in works:
+        for name, count in work.tallies.items():
+            rows.setdefault(name, {})[design] = count
+        for lock in work.locks:
+            rows.setdefault(f"{lock.lock} taken, exclusive", {})[design] = lock.writes
+            rows.setdefault(f"{lock.lock} taken, shared", {})[design] = lock.reads
+    table = _table("", *(design for design, _ in works))
+    for name in sorted(rows):
+        counts = rows[name]
+        if any(counts.values()):
+            table.add_row(name, *(f"{counts[design]:,}" if design in counts else "-" for design, _ in works))
+    if table.row_count:
+        _print(title, table, console)
+
+
+def _print_walks(designs: Sequence[DesignFigures], console: Console) -> None:
+    table = _table(
+        "design", "walks", "places", "a walk", "mapping", "worst", "not found", "VMAs more", "VMAs fewer"
+    )
+    for design in designs:
+        walks = design.walks
+        table.add_row(
+            design.design,
+            f"{walks.walks:,}",
+            f"{walks.places:,}",
+            f"{walks.places / walks.walks:.2f}" if walks.walks else "-",
+            f"{100 * walks.useful / walks.places:.1f} %" if walks.places else "-",
+            f"{walks.worst:,}",
+            f"{walks.incomplete:,}",
+            f"{walks.additional:,}",
+            f"{walks.missing:,}",
+        )
+    _print("Walks: places visited, and the share of them that map the folio", table, console)
+
+
+def _print_vmas(designs: Sequence[DesignFigures], console: Console) -> None:
+    table = _table("design", "at the end", "at most", "made")
+    for design in designs:
+        if design.vmas is not None:
+            vmas = design.vmas
+            table.add_row(design.design, f"{vmas.at_end:,}", f"{vmas.peak:,}", f"{vmas.made:,}")
+    _print("VMAs, where each design decides by itself what may merge", table, console)
+
+
+_KINDS = {
+    "invariant": "The machine itself is broken",
+    "result": "Results of system calls that differ from the recorded ones",
+    "geometry": "VMAs that differ from /proc/PID/maps",
+    "incomplete": "Places that map a folio and were not visited",
+    "stale": "Places visited that were not there any more",
+    "missing": "VMAs that anon_vma visits and this design does not",
+    "additional": "VMAs that this design visits and anon_vma does not",
+}
+
+
+def _print_differences(report: Report, console: Console) -> None:
+    for key, total in report.figures.counted.items():
+        kind, _, design = key.partition(" ")
+        listed = [d for d in report.differences if d.kind == kind and d.design == design][:_SHOWN]
+        of = f" ({design})" if design else ""
+        finding = "" if kind in ("missing", "additional") or any(d.error for d in listed) else ", a finding"
+        console.print(f"{_KINDS[kind]}{of}: {total:,}{finding}")
+        for difference in listed:
+            console.print(f"  after event {difference.event}: {difference.what}", soft_wrap=True)
+        if total > len(listed):
+            console.print(f"  and {total - len(listed):,} more")
+        console.print()
+
+
+def _print_verdict(report: Report, console: Console) -> None:
+    checks = report.figures.checks
+    if checks.moments:
+        skipped = f" ({checks.skipped:,} more were mapped and not drawn)" if checks.skipped else ""
+        console.print(
+            f"Checked   at {checks.moments:,} moments: {checks.folios:,} folios walked{skipped}, "
+            f"{checks.entries:,} page-table entries",
+            soft_wrap=True,
+        )
+        for design in report.figures.designs:
+            if "anon_vma" in report.inputs.designs and design.design != "anon_vma":
+                console.print(f"Same VMAs {design.design}: {_sameness(design)}", soft_wrap=True)
+    console.print(f"Verdict   {'holds' if report.holds else 'does not hold'}")
+
+
+def _sameness(design: DesignFigures) -> str:
+    walks = design.walks
+    if not walks.missing and not walks.additional:
+        return "yes, exactly those of anon_vma"
+    parts = []
+    if walks.additional:
+        parts.append(f"{walks.additional:,} more ({walks.additional_mapping:,} of them map the folio)")
+    if walks.missing:
+        parts.append(f"{walks.missing:,} fewer ({walks.missing_mapping:,} of them map the folio)")
+    return "no, " + " and ".join(parts)
