@@ -167,6 +167,14 @@ def _mremap_to(
         return -EINVAL
     if len(mm.tree) + 2 >= MAX_MAP_COUNT - 3:
         return -ENOMEM
+    if system.profile.move_many:
+        # check_prep_vma() comes first there: what cannot be moved leaves its target mapped.
+        vma = mm.tree.at(addr)
+        if vma is None:
+            return -EFAULT
+        error = _check_resize(vma, addr, min(old_len, new_len), new_len, flags)
+        if error:
+            return error
     if flags & MREMAP_FIXED:
         if new_addr < MMAP_MIN_ADDR:
             return -EINVAL

@@ -77,6 +77,9 @@ class System:
         self.vma_lock_class: Final = ledger.lock_class("vma_lock")
         self.ptl_class: Final = ledger.lock_class("page_table_lock")
         self.vma_pool: Final = ledger.pool("vm_area_struct", profile.sizes["vm_area_struct"])
+        # Where the per-VMA lock is an object of its own, each VMA has one.
+        lock_size = profile.sizes.get("vma_lock", 0)
+        self.vma_lock_pool: Final = ledger.pool("vma_lock", lock_size) if lock_size else None
         self.mm_pool: Final = ledger.pool("mm_struct", profile.sizes["mm_struct"])
         self.faults: Final = ledger.tally("faults")
         self.pages_zeroed: Final = ledger.tally("pages zeroed")
@@ -107,6 +110,8 @@ class System:
         vma.lock = RwSemaphore(self.vma_lock_class, self.scheduler)
         vma.rmap = [None] * len(self.designs)
         self.vma_pool.alloc()
+        if self.vma_lock_pool is not None:
+            self.vma_lock_pool.alloc()
         return vma
 
     def copy_vma(self, mm: MM, vma: VMA, start: int, end: int, pgoff: int) -> VMA:
@@ -122,6 +127,8 @@ class System:
         vma.detached = True
         vma.prepared = False
         self.vma_pool.free()
+        if self.vma_lock_pool is not None:
+            self.vma_lock_pool.free()
 
     def shared_memory(self) -> File:
         """A file behind a shared anonymous mapping (shmem_zero_setup())."""
