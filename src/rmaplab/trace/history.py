@@ -63,7 +63,9 @@ _TYPES: Final[dict[str, type[np.generic]]] = {
 }
 _SCHEMA: Final = pa.schema(
     [
-        pa.field(name, pa.dictionary(pa.int8(), pa.string()) if name == "op" else pa.from_numpy_dtype(kind), False)
+        pa.field(
+            name, pa.dictionary(pa.int8(), pa.string()) if kind is np.int8 else pa.from_numpy_dtype(kind)
+        )
         for name, kind in _TYPES.items()
     ]
 )
@@ -247,16 +249,19 @@ def write_history(path: str | os.PathLike[str], history: History) -> None:
         else:
             arrays.append(pa.array(column))
     table = pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata(metadata))
+    # By way of memory: pyarrow's threads must not meet a Python file, or they may outlive the interpreter.
+    sink = pa.BufferOutputStream()
+    # Dictionaries for what repeats, differences for the time: half the size of the default.
+    pq.write_table(
+        table, sink, compression="zstd", compression_level=9, write_page_checksum=True,
+        use_dictionary=[name for name in _TYPES if name != "time"],
+        column_encoding={"time": "DELTA_BINARY_PACKED"},
+    )  # fmt: skip
     temporary = ""
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         with os.fdopen(descriptor, "wb") as file:
-            # Dictionaries for what repeats, differences for time and cpu: half the size of the default.
-            pq.write_table(
-                table, file, compression="zstd", compression_level=9, write_page_checksum=True,
-                use_dictionary=[name for name in _TYPES if name != "time"],
-                column_encoding={"time": "DELTA_BINARY_PACKED"},
-            )  # fmt: skip
+            file.write(sink.getvalue())
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
@@ -276,30 +281,35 @@ def read_history(path: str | os.PathLike[str]) -> History:
     :raises HistoryFormatError: it is not; the message says what to do
     :raises OSError: there is no such file, or it may not be read
     """
-    with open(path, "rb") as file:
-        try:
-            reader = pq.ParquetFile(file, page_checksum_verification=True)
-            metadata = reader.schema_arrow.metadata or {}
-        except (pa.ArrowException, OSError):
-            raise HistoryFormatError(f"{path} is not a Parquet file, or was cut short. {_REWRITE}") from None
-        if b"rmaplab" not in metadata:
-            raise HistoryFormatError(
-                f"{path} is a Parquet file, but not a history: it has no `rmaplab` header. "
-                "Give a file that `rmaplab record` wrote."
-            )
-        header = _read_header(path, metadata[b"rmaplab"])
-        schema = reader.schema_arrow.remove_metadata()
-        if not schema.equals(_SCHEMA):
-            raise HistoryFormatError(f"{path} has other columns than a history: {_difference(schema)}. {_REWRITE}")
-        try:
-            table = reader.read()
-        except (pa.ArrowException, OSError, UnicodeDecodeError):
-            raise HistoryFormatError(f"{path} is damaged: its contents do not match their checksums. {_REWRITE}") from None
+    contents = pa.BufferReader(Path(path).read_bytes())
+    try:
+        reader = pq.ParquetFile(contents, page_checksum_verification=True)
+        metadata = reader.schema_arrow.metadata or {}
+    except (pa.ArrowException, OSError):
+        raise HistoryFormatError(f"{path} is not a Parquet file, or was cut short. {_REWRITE}") from None
+    if b"rmaplab" not in metadata:
+        raise HistoryFormatError(
+            f"{path} is a Parquet file, but not a history: it has no `rmaplab` header. "
+            "Give a file that `rmaplab record` wrote."
+        )
+    header = _read_header(path, metadata[b"rmaplab"])
+    schema = reader.schema_arrow.remove_metadata()
+    if not schema.equals(_SCHEMA):
+        raise HistoryFormatError(
+            f"{path} has other columns than a history: {_difference(schema)}. {_REWRITE}"
+        )
+    try:
+        table = reader.read(use_threads=False)
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
+        raise HistoryFormatError(
+            f"{path} is damaged: its contents do not match their checksums. {_REWRITE}"
+        ) from None
     columns: dict[str, Column] = {}
     for name in _TYPES:
         column = table.column(name).combine_chunks()
         if isinstance(column, pa.ChunkedArray):  # no rows, or several row groups
-            column = pa.concat_arrays([c for c in column.unify_dictionaries().chunks] or [pa.array([], column.type)])
+            chunks = column.unify_dictionaries().chunks
+            column = pa.concat_arrays(chunks or [pa.array([], column.type)])
         if column.null_count:
             raise HistoryFormatError(f"{path} has rows without a value for {name}. {_REWRITE}")
         if name == "op":
@@ -368,7 +378,7 @@ def _check_values(path: str | os.PathLike[str], header: Header, columns: dict[st
         ("a negative second process number", columns["pid2"] < 0),
         ("a negative time", columns["time"] < 0),
         ("a file that its header does not list", ~named & (file != -1) & ~np.isin(file, files)),
-        ("a name that its header does not list", named & ((file < -1) | (file >= len(header.names)))),
+        ("a name that its header does not list", named & ((file < 0) | (file >= len(header.names)))),
         ("a checkpoint that its header does not list",
          (op == _CODE["mark"]) & (len(marks) > 0) & ~np.isin(columns["offset"], marks)),
     ):  # fmt: skip

@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From what a recorder sees to events: threads become processes, calls become operations.
+
+A recorder tells a `Reducer` what it saw in the order in which it took effect: tasks started and gone,
+programs executed, system calls that returned, faults.  The reducer keeps what of that changed memory.
+It follows the processes whose exec it saw, and their descendants; others it does not know, and passes over.
+
+What it decides
+- A process exits when its last thread does: that is when its address space goes.
+- Calls that failed changed nothing and are dropped; but mprotect, madvise and mlock work their way through a
+  range and may fail half-way, so these are kept.
+- A fault that the address space did not allow ended in a signal or in EFAULT, and gets that result.
+- Adjacent faults of a kind become one run, if nothing else happened between them.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+import msgspec
+
+from rmaplab.mm.abi import (
+    CLONE_VFORK,
+    CLONE_VM,
+    MADV_DOFORK,
+    MADV_DONTFORK,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_GROWSDOWN,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MAP_TYPE,
+    MREMAP_DONTUNMAP,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+)
+from rmaplab.mm.vma import PAGE_MASK, PAGE_SIZE, TASK_SIZE
+from rmaplab.trace.events import FAULT_WRITE, Event
+from rmaplab.trace.history import Checkpoint, FileEntry, Header, History, MapsRow
+from rmaplab.trace.spaces import Range, Space, page_align
+
+CLONE_THREAD: Final = 0x10000
+PR_SET_VMA: Final = 0x53564D41
+SHM_RDONLY: Final = 0o10000
+SHM_EXEC: Final = 0o100000
+
+SYNTHESIS: Final = (
+    "synthesised: each private range that becomes writable is written at once, from its start, at most 256 "
+    "pages; a forked child at once writes the first page of each of its private writable ranges"
+)
+_SYNTHETIC_PAGES: Final = 256
+_UNMODELLED: Final = frozenset(
+    "io_destroy io_setup map_shadow_stack mbind migrate_pages move_pages mseal process_madvise "
+    "remap_file_pages set_mempolicy_home_node userfaultfd".split()
+)
+_MAY_FAIL_HALF_WAY: Final = frozenset(("mprotect", "madvise", "mlock"))
+
+
+class Backing(msgspec.Struct, frozen=True):
+    """What a mapping maps.  `key` is the same for the same file, `path` what the kernel calls it."""
+
+    key: str
+    path: str
+
+    @property
+    def kind(self) -> str:
+        """As in FileEntry."""
+        path = self.path
+        if path == "[vdso]":
+            return "vdso"
+        if path.startswith("[v"):
+            return "vvar"
+        if path.startswith(("/dev/zero (deleted)", "/memfd:", "/dev/shm/", "/anon_hugepage")):
+            return "shmem"
+        if path.startswith("/SYSV"):
+            return "sysv"
+        if path.startswith(("anon_inode:", "/dev/")) and path != "/dev/zero":
+            return "device"
+        return "file"
+
+
+class Process:
+    """A process as a recorder sees it: threads in an address space."""
+
+    def __init__(self, pid: int, space: Space) -> None:
+        self.pid: Final = pid
+        self.space = space
+        self.tids = {pid}
+
+
+class Reducer:
+    """Collects events.
+
+    names:      keep the names of files and processes
+    synthesise: faults are not observed; make them up, as SYNTHESIS says
+    maps:       /proc/PID/maps at the end of each life of a pid
+    """
+
+    def __init__(
+        self,
+        *,
+        names: bool = False,
+        synthesise: bool = False,
+        maps: dict[int, list[list[MapsRow]]] | None = None,
+    ) -> None:
+        self.events: Final[list[Event]] = []
+        self._names: Final = names
+        self._synthesise: Final = synthesise
+        self._maps: Final = maps or {}
+        self._tasks: Final[dict[int, Process]] = {}
+        self._files: Final[dict[str, FileEntry]] = {}
+        self._labels: Final[dict[str, int]] = {}
+        self._texts: Final[list[str]] = []
+        self._comms: Final[dict[int, str]] = {}
+        self._checkpoints: Final[list[Checkpoint]] = []
+        self._skipped: Final[dict[str, int]] = {}
+        self._start = -1
+        self._time = 0
+        self._cpu = -1
+
+    def at(self, time: int, cpu: int) -> None:
+        """What is told next happened at `time` (ns, any origin) on `cpu`."""
+        self._time = time
+        self._cpu = cpu
+
+    # Tasks
+
+    def started(self, tid: int, child: int, flags: int) -> None:
+        """Task `tid` made the task `child` with these clone flags."""
+        parent = self._tasks.get(tid)
+        if parent is None:
+            return
+        if flags & CLONE_THREAD:
+            parent.tids.add(child)
+            self._tasks[child] = parent
+            return
+        space = parent.space if flags & CLONE_VM else parent.space.copy()
+        process = Process(child, space)
+        self._tasks[child] = process
+        self._emit("fork", parent, pid2=child, flags=flags & (CLONE_VM | CLONE_VFORK))
+        if self._synthesise and not flags & CLONE_VM:
+            for range in space.ranges:
+                self._touch(process, range.start, min(range.end, range.start + PAGE_SIZE))
+
+    def gone(self, tid: int) -> None:
+        """Task `tid` is gone."""
+        process = self._tasks.pop(tid, None)
+        if process is None:
+            return
+        process.tids.discard(tid)
+        if process.tids:
+            return
+        lives = self._maps.get(process.pid)
+        if lives:
+            number = len(self._checkpoints)
+            self._checkpoints.append(Checkpoint(number, process.pid, lives.pop(0)))
+            self._emit("mark", process, offset=number)
+        self._emit("exit", process)
+
+    def named(self, tid: int, comm: str) -> None:
+        """Task `tid` calls itself `comm`."""
+        process = self._tasks.get(tid)
+        if self._names and process is not None:
+            self._comms[process.pid] = comm
+
+    def executed(self, tid: int, pid: int, stack: int, length: int, offset: int) -> None:
+        """Task `tid` of process `pid` runs a new program; `stack` and so on as in the exec event."""
+        old = self._tasks.get(tid)
+        if old is not None:
+            pid = old.pid
+            for thread in old.tids:
+                self._tasks.pop(thread, None)
+        process = Process(pid, Space(None))
+        self._tasks[pid] = process
+        process.space.born = self._emit("exec", process, addr=stack, length=length, offset=offset)
+        process.space.insert(Range(stack, stack + length, PROT_READ | PROT_WRITE, True, grows_down=True))
+        self._touch(process, stack + length - 2 * PAGE_SIZE, stack + length)
+
+    def knows(self, tid: int) -> bool:
+        """Is `tid` a task that is followed?"""
+        return tid in self._tasks
+
+    def mapped_by_exec(
+        self, tid: int, start: int, length: int, prot: int, offset: int, backing: Backing | None
+    ) -> None:
+        """Executing the program mapped this (what the ELF loader and the architecture do)."""
+        process = self._tasks.get(tid)
+        if process is None:
+            return
+        flags = MAP_PRIVATE | MAP_FIXED
+        if backing is None:
+            flags |= MAP_ANONYMOUS
+            offset = 0
+        file = -1 if backing is None else self._file(backing)
+        self._emit(
+            "mmap",
+            process,
+            addr=start,
+            length=length,
+            prot=prot,
+            flags=flags,
+            file=file,
+            offset=offset,
+            result=start,
+        )
+        process.space.insert(Range(start, start + length, prot, True))
+        self._touch(process, start, start + length)
+
+    # Faults
+
+    def fault(self, tid: int, addr: int, write: bool | None) -> None:
+        """Task `tid` (or the kernel on its behalf) touched `addr`.  Where it is not known whether it wrote
+        (None), it did if it was allowed to."""
+        process = self._tasks.get(tid)
+        if process is None or addr >= TASK_SIZE:
+            return
+        space = process.space
+        range = space.at(addr)
+        if range is None:
+            grown = space.grow_stack(addr)
+            if grown is None:
+                return  # beyond the stack's limit, which the machine does not have
+            range = space.at(addr)
+        if write is None:
+            write = space.allows(addr, True)
+        flags = FAULT_WRITE if write else 0
+        result = 0 if space.allows(addr, write) else -errno.EFAULT
+        addr &= PAGE_MASK
+        if self.events:
+            last = self.events[-1]
+            if (
+                last.op == "fault" and last.pid == process.pid and last.addr + last.length == addr
+                and last.flags == flags and last.result == result == 0
+                and range is not None and range.start < addr
+            ):  # fmt: skip
+                last.length += PAGE_SIZE
+                return
+        self._emit("fault", process, addr=addr, length=PAGE_SIZE, flags=flags, result=result)
+
+    def _touch(self, process: Process, start: int, end: int) -> None:
+        """Synthesise faults, if that is asked for."""
+        if not self._synthesise:
+            return
+        for range in process.space.within(start, end):
+            if range.private and range.prot & PROT_WRITE:
+                low = max(start, range.start)
+                high = min(end, range.end, low + _SYNTHETIC_PAGES * PAGE_SIZE)
+                self._emit("fault", process, addr=low, length=high - low, flags=FAULT_WRITE)
+
+    # System calls
+
+    def call(
+        self,
+        tid: int,
+        name: str,
+        args: list[int],
+        result: int,
+        backing: Backing | None = None,
+        length: int = 0,
+        label: str = "",
+    ) -> None:
+        """Task `tid` called `name`, which returned `result`.
+
+        backing: what mmap or shmat mapped, where known
+        length:  of what shmat mapped
+        label:   the name that prctl gave a range, where known
+        """
+        process = self._tasks.get(tid)
+        if process is None:
+            return
+        name = _SAME.get(name, name)
+        if result < 0 and not (name in _MAY_FAIL_HALF_WAY and result == -errno.ENOMEM):
+            return
+        if name in _UNMODELLED:
+            self._skipped[name] = self._skipped.get(name, 0) + 1
+            return
+        a, b, c, d, e = (args + [0] * 5)[:5]
+        if name == "mmap":
+            self._mmap(process, a, b, c, d, 0 if len(args) < 6 else args[5], result, backing)
+        elif name == "shmat":
+            prot = PROT_READ | (0 if c & SHM_RDONLY else PROT_WRITE) | (PROT_EXEC if c & SHM_EXEC else 0)
+            self._mmap(
+                process, 0, length, prot, MAP_SHARED, 0, result, backing or Backing(f"sysv {a}", "/SYSV")
+            )
+        elif name == "munmap":
+            self._emit(name, process, addr=a, length=b)
+            process.space.remove(a, a + page_align(b))
+        elif name == "shmdt":
+            range = process.space.at(a)
+            if range is not None:
+                self._emit("munmap", process, addr=a, length=range.end - a)
+                process.space.remove(a, range.end)
+        elif name == "mprotect":
+            self._infer(process, a, b)
+            self._emit(name, process, addr=a, length=b, prot=c, result=result)
+            for range in process.space.pieces(a, a + page_align(b)):
+                fresh = not range.prot & PROT_WRITE
+                range.prot = c & 7
+                if fresh:
+                    self._touch(process, range.start, range.end)
+        elif name == "mremap":
+            self._infer(process, a, b)
+            self._emit(name, process, addr=a, length=b, length2=c, flags=d, addr2=e, result=result)
+            keep = d & MREMAP_DONTUNMAP != 0 or b == 0
+            process.space.move(a, page_align(b), result, page_align(c), keep)
+            self._touch(
+                process, result + (0 if d & MREMAP_DONTUNMAP else page_align(b)), result + page_align(c)
+            )
+        elif name == "brk":
+            self._brk(process, a, result)
+        elif name == "madvise":
+            self._infer(process, a, b)
+            self._emit(name, process, addr=a, length=b, flags=c, result=result)
+            if c == MADV_DONTFORK or c == MADV_DOFORK:
+                for range in process.space.pieces(a, a + page_align(b)):
+                    range.dont_fork = c == MADV_DONTFORK
+        elif name in ("mlock", "munlock"):
+            self._emit(name, process, addr=a, length=b, flags=c if name == "mlock" else 0, result=result)
+        elif name == "mlockall":
+            self._emit(name, process, flags=a)
+        elif name == "munlockall":
+            self._emit(name, process)
+        elif name == "prctl" and a == PR_SET_VMA:
+            key = label or (f"at {e:x}" if e else "")
+            if key not in self._labels:
+                self._labels[key] = len(self._labels)
+                self._texts.append(key if self._names or not key else f"name {len(self._texts)}")
+            self._emit("name", process, addr=c, length=d, file=self._labels[key])
+
+    def _mmap(
+        self, process: Process, addr: int, length: int, prot: int, flags: int, offset: int, result: int,
+        backing: Backing | None,
+    ) -> None:  # fmt: skip
+        private = flags & MAP_TYPE not in (MAP_SHARED, MAP_SHARED | MAP_PRIVATE)
+        if flags & MAP_ANONYMOUS:
+            offset = 0
+            if private:
+                backing = None
+            elif backing is None:
+                backing = Backing(f"shared {len(self._files)}", "/dev/zero (deleted)")
+        elif backing is None:
+            backing = Backing(f"unknown {len(self._files)}", "")
+        file = -1 if backing is None else self._file(backing)
+        self._emit(
+            "mmap",
+            process,
+            addr=addr,
+            length=length,
+            prot=prot & 7,
+            flags=flags,
+            file=file,
+            offset=offset,
+            result=result,
+        )
+        end = result + page_align(length)
+        process.space.insert(Range(result, end, prot & 7, private, grows_down=flags & MAP_GROWSDOWN != 0))
+        self._touch(process, result, end)
+
+    def _brk(self, process: Process, addr: int, result: int) -> None:
+        space = process.space
+        if not space.brk:
+            # The first answer to brk(0) is where the heap starts: the kernel tells it nowhere else.
+            space.brk = space.start_brk = result
+            if space.born is not None:
+                space.born.addr2 = result
+            return
+        if addr != result or addr == space.brk:
+            return  # a question, or refused
+        self._emit("brk", process, addr=addr, result=result)
+        old, new = page_align(space.brk), page_align(addr)
+        if new > old:
+            space.insert(Range(old, new, PROT_READ | PROT_WRITE, True))
+            self._touch(process, old, new)
+        else:
+            space.remove(new, old)
+        space.brk = addr
+
+    def _infer(self, process: Process, start: int, length: int) -> None:
+        """strace does not see what exec maps.  A call that succeeded on a range of which nothing is known
+        shows that something is there: take it for a private mapping of the program's file."""
+        if not self._synthesise:
+            return
+        end = start + page_align(length)
+        at = start
+        for range in [*process.space.within(start, end), Range(end, end, 0, True)]:
+            if at < range.start:
+                self.mapped_by_exec(
+                    process.pid, at, range.start - at, PROT_READ | PROT_WRITE, 0, Backing("program", "")
+                )
+            at = max(at, range.end)
+
+    def _file(self, backing: Backing) -> int:
+        entry = self._files.get(backing.key)
+        if entry is None:
+            kind = backing.kind
+            name = backing.path if self._names or kind in ("vdso", "vvar") else ""
+            entry = FileEntry(len(self._files), kind, name)
+            self._files[backing.key] = entry
+        return entry.id
+
+    def _emit(self, op: str, process: Process, **fields: int) -> Event:
+        if self._start < 0:
+            self._start = self._time
+        event = Event(op, process.pid, **fields, time=self._time - self._start, cpu=self._cpu)
+        self.events.append(event)
+        return event
+
+    def finish(self, header: Header) -> History:
+        """The history of what was told, under `header`."""
+        header.files = list(self._files.values())
+        header.names = self._texts
+        header.processes = self._comms
+        header.checkpoints = self._checkpoints
+        header.skipped = self._skipped
+        if self._synthesise:
+            header.faults = SYNTHESIS
+        return History(header, self.events)
+
+
+# Calls that are others under another name, or with arguments that decide nothing here.
+_SAME: Final = {"mlock2": "mlock", "pkey_mprotect": "mprotect"}

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a recorder has to remember of an address space, to make sense of what it sees.
+
+The machine (mm/) knows how VMAs split and merge; a recorder only needs to tell whether an access was
+allowed, where a range ends, and what a process has mapped that it may write to.  So here a range is
+whatever one call made of it, and ranges never merge.
+
+Invariant: ranges do not overlap, are page aligned, and ascend.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Final
+
+import msgspec
+
+from rmaplab.mm.abi import PROT_WRITE, STACK_GUARD_GAP
+from rmaplab.mm.vma import PAGE_MASK, PAGE_SIZE
+from rmaplab.trace.events import Event
+
+# What setrlimit allows unless it is asked for more.  The machine has no limits (mm/mmap.py).
+STACK_LIMIT: Final = 8 << 20
+
+
+class Range(msgspec.Struct):
+    """[start, end), mapped with `prot`."""
+
+    start: int
+    end: int
+    prot: int
+    private: bool
+    grows_down: bool = False
+    dont_fork: bool = False
+
+
+class Space:
+    """An address space as a recorder sees it.  `born` is the exec event that made it."""
+
+    def __init__(self, born: Event | None) -> None:
+        self.born = born
+        self.ranges: list[Range] = []
+        self._starts: list[int] = []
+        self.brk = 0  # 0: not known yet
+        self.start_brk = 0
+
+    def copy(self) -> Space:
+        """The address space of a forked child."""
+        child = Space(None)
+        child.ranges = [msgspec.structs.replace(range) for range in self.ranges if not range.dont_fork]
+        child._starts = [range.start for range in child.ranges]
+        child.brk = self.brk
+        child.start_brk = self.start_brk
+        return child
+
+    def at(self, addr: int) -> Range | None:
+        """The range that contains `addr`."""
+        i = bisect_right(self._starts, addr) - 1
+        if i >= 0 and addr < self.ranges[i].end:
+            return self.ranges[i]
+        return None
+
+    def within(self, start: int, end: int) -> list[Range]:
+        """The ranges that touch [start, end)."""
+        i = max(bisect_right(self._starts, start) - 1, 0)
+        found: list[Range] = []
+        while i < len(self.ranges) and self.ranges[i].start < end:
+            if self.ranges[i].end > start:
+                found.append(self.ranges[i])
+            i += 1
+        return found
+
+    def insert(self, new: Range) -> None:
+        """Map `new` over whatever was there."""
+        self.remove(new.start, new.end)
+        i = bisect_right(self._starts, new.start)
+        self.ranges.insert(i, new)
+        self._starts.insert(i, new.start)
+
+    def remove(self, start: int, end: int) -> list[Range]:
+        """Unmap [start, end); returns what was there."""
+        self._cut(start)
+        self._cut(end)
+        i = bisect_right(self._starts, start - 1)
+        j = bisect_right(self._starts, end - 1)
+        removed = self.ranges[i:j]
+        del self.ranges[i:j]
+        del self._starts[i:j]
+        return removed
+
+    def pieces(self, start: int, end: int) -> list[Range]:
+        """The ranges of exactly [start, end), cut off from what surrounds them."""
+        self._cut(start)
+        self._cut(end)
+        return self.within(start, end)
+
+    def _cut(self, addr: int) -> None:
+        range = self.at(addr)
+        if range is not None and range.start < addr:
+            upper = msgspec.structs.replace(range, start=addr)
+            range.end = addr
+            i = bisect_right(self._starts, addr)
+            self.ranges.insert(i, upper)
+            self._starts.insert(i, addr)
+
+    def move(self, old: int, old_length: int, new: int, new_length: int, keep: bool) -> None:
+        """mremap(): what lies at `old` goes to `new`, where the last range grows, or the rest is cut off.
+        With `keep` the old ranges stay, too."""
+        moved = self.pieces(old, old + old_length) if old_length else self.within(old, old + 1)
+        copies = [
+            msgspec.structs.replace(range, start=max(range.start, old) - old + new, end=range.end - old + new)
+            for range in moved
+        ]
+        if not keep:
+            self.remove(old, old + max(old_length, new_length if old == new else 0))
+        for i, range in enumerate(copies):
+            if i == len(copies) - 1:
+                range.end = new + new_length
+            range.end = min(range.end, new + new_length)
+            if range.start < range.end:
+                self.insert(range)
+
+    def grow_stack(self, addr: int) -> bool | None:
+        """Let the range above `addr` grow down to it if it does that.  None: it would, but for the limit."""
+        i = bisect_right(self._starts, addr)
+        if i == len(self.ranges) or not self.ranges[i].grows_down:
+            return False
+        range = self.ranges[i]
+        start = addr & PAGE_MASK
+        if i and self.ranges[i - 1].prot and start - self.ranges[i - 1].end < STACK_GUARD_GAP:
+            return False
+        if range.end - start > STACK_LIMIT:
+            return None
+        range.start = start
+        self._starts[i] = start
+        return True
+
+    def allows(self, addr: int, write: bool) -> bool:
+        """May `addr` be accessed?  (x86-64: what may be written or executed may be read.)"""
+        range = self.at(addr)
+        return range is not None and range.prot != 0 and (not write or range.prot & PROT_WRITE != 0)
+
+
+def page_align(length: int) -> int:
+    return (length + PAGE_SIZE - 1) & PAGE_MASK
