@@ -21,7 +21,6 @@ from rmaplab.measure.figures import Counts, DesignFigures, MachineFigures
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.trace.events import Event
 from rmaplab.trace.history import History
 from rmaplab.trace.play import Player
 
@@ -138,7 +137,7 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
 
     alone = [vma_counts(machine) if design is machine.leader else None for design in machine.designs]
     if plan.alone:
-        for slot, design in enumerate(machine.designs):
+        for slot in range(len(alone)):
             if alone[slot] is None:
                 alone[slot] = _alone(history, plan, slot, progress)
     designs = [

@@ -27,6 +27,7 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, File
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import Header
+from rmaplab.trace.maps import MapsDifference, compare_maps
 
 # Errors that a memory system call reports on behalf of somebody else: the file, limits, a signal.
 _FROM_OUTSIDE: Final = frozenset(
@@ -65,6 +66,17 @@ class Difference(msgspec.Struct, frozen=True):
         )
 
 
+class GeometryDifference(msgspec.Struct, frozen=True):
+    """A VMA of process `pid` that only /proc/PID/maps has, or only the machine, at `mark` event `number`."""
+
+    number: int
+    pid: int
+    difference: MapsDifference
+
+    def __str__(self) -> str:
+        return f"process {self.pid} at event {self.number}: {self.difference}"
+
+
 def _result(value: int) -> str:
     if value < 0:
         return f"-{errno.errorcode.get(-value, str(-value))}"
@@ -82,7 +94,7 @@ class Player:
         self.machine: Final = machine
         self.differences: Final[list[Difference]] = []
         self.played = 0  # events
-        self.geometry: Final[list[Geometry]] = []
+        self.geometry: Final[list[GeometryDifference]] = []
         self.marks = 0  # checkpoints that were compared
         self._files: Final = {entry.id: entry.open() for entry in header.files}
         self._names: Final = header.names
@@ -301,8 +313,13 @@ class Player:
         return self.machine.uffd_move(self._mm(event), event.addr, event.addr2, event.length)
 
     def _mark(self, event: Event) -> int:
-        if self._on_mark is not None:
-            self._on_mark(event.pid, event.offset)
+        checkpoint = self._checkpoints.get(event.offset)
+        if checkpoint is not None:
+            self.marks += 1
+            self.geometry += [
+                GeometryDifference(self.played, event.pid, difference)
+                for difference in compare_maps(checkpoint.maps, self._mm(event))
+            ]
         return 0
 
 
