@@ -178,14 +178,23 @@ class Player:
             raise HistoryError(f"there is no operation {event.op!r}")
         return act(event)
 
+    def do(self, event: Event) -> int:
+        """Do what `event` says, whatever its result was when it was recorded.  Returns the machine's.
+
+        :raises HistoryError: the event is impossible
+        """
+        act = self._acts.get(event.op)
+        if act is None:
+            raise HistoryError(f"there is no operation {event.op!r}")
+        return act(event)
+
     def _step(self, event: Event, nr_events: int) -> None:
         if event.result not in _FROM_OUTSIDE:
             try:
                 got = self.do(event)
             except HistoryError as error:
-                raise HistoryError(
-                    f"event {self.played}: {event.op} of process {event.pid}: {error}"
-                ) from None
+                where = f"event {self.played}: {event.op} of process {event.pid}"
+                raise HistoryError(f"{where}: {error}") from None
             if got != event.result:
                 self.differences.append(Difference(self.played, event, got))
         self.played += nr_events
