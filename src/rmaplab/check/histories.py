@@ -26,13 +26,15 @@ from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.vma import PAGE_SHIFT, PAGE_SIZE, VMA
+from rmaplab.mm.vma import PAGE_SHIFT, PAGE_SIZE, VM_READ, VM_SHARED, VM_WRITE, VMA
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry, Header
 from rmaplab.trace.play import Player
 
 ARENA: Final = 0x10_0000_0000
+_STACK: Final = ARENA - (600 << PAGE_SHIFT)
+_LOWEST: Final = ARENA - (1000 << PAGE_SHIFT)
 FILES: Final = (FileEntry(0, "file"), FileEntry(1, "shmem"))
 
 _RW: Final = abi.PROT_READ | abi.PROT_WRITE
@@ -44,6 +46,10 @@ _ADVICE: Final = (
     abi.MADV_UNMERGEABLE, abi.MADV_RANDOM, abi.MADV_NORMAL, abi.MADV_DONTDUMP, abi.MADV_DODUMP, abi.MADV_COLD,
     abi.MADV_PAGEOUT, abi.MADV_WILLNEED, abi.MADV_NOHUGEPAGE, 99,
 )  # fmt: skip
+
+# A result with which the player asks the machine for everything: where a mapping goes, whether a page can
+# be touched.
+_UNKNOWN: Final = -abi.EFAULT
 
 # How often each operation is tried; what an arena of few pages turns into depends on it: mappings have
 # to live long enough to be forked and moved, and processes to be many but mortal.
@@ -66,6 +72,7 @@ class Author:
     pages:     size of the arena
     processes: at most so many live at once
     advice:    for madvise
+    sharing:   the share of forks that share the address space (CLONE_VM)
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class Author:
         pages: int = 48,
         processes: int = 6,
         advice: Sequence[int] = _ADVICE,
+        sharing: float = 0.1,
     ) -> None:
         unknown = set(ops) - set(_WEIGHTS)
         if unknown:
@@ -88,8 +96,10 @@ class Author:
         self._pages = pages
         self._processes = processes
         self._advice = advice
+        self._sharing = sharing
         self._left: list[int] = [ARENA]  # places that something was moved or unmapped from
         self._next_pid = 1
+        self._heap = ARENA + ((pages + 600) << PAGE_SHIFT)
         self._writers: dict[str, Callable[[int], Event | None]] = {
             "mmap": self._mmap, "munmap": self._munmap, "mprotect": self._mprotect, "madvise": self._madvise,
             "mlock": self._mlock, "munlock": self._munlock, "mlockall": self._mlockall,
@@ -99,9 +109,10 @@ class Author:
             "ksm": self._ksm, "uffd_move": self._uffd_move,
         }  # fmt: skip
 
-    def begin(self) -> Event:
-        """The first event: a process."""
-        return self._play(self._new_process(self._take_pid()))
+    def begin(self, event: Event | None = None) -> Event:
+        """The first event: a process, or `event`, which starts process 1."""
+        first = self._new_process(self._take_pid())
+        return self._play(first if event is None else event)
 
     def next(self) -> Event:
         """One more event, played, with its result."""
@@ -120,14 +131,14 @@ class Author:
         return event
 
     def _play(self, event: Event) -> Event:
+        event.result = 0 if event.op == "fault" and event.length > PAGE_SIZE else _UNKNOWN
         event.result = self.player.do(event)
         return event
 
     # Where
 
     def _vmas(self, pid: int) -> list[VMA]:
-        end = ARENA + (self._pages << PAGE_SHIFT)
-        return self.machine.mm_of(pid).tree.overlapping(ARENA, end)
+        return self.machine.mm_of(pid).tree.overlapping(_LOWEST, self._heap + (16 << PAGE_SHIFT))
 
     def _addr(self) -> int:
         """Any page of the arena; rather one that something left."""
@@ -230,11 +241,18 @@ class Author:
             flags |= abi.MREMAP_DONTUNMAP
         new_length = length
         if rng.random() < 0.35 and not flags & abi.MREMAP_DONTUNMAP:
-            new_length = max(PAGE_SIZE, length + rng.randrange(-3, 4) * PAGE_SIZE)
+            new_length = max(PAGE_SIZE, length + rng.randrange(-3, self._room(pid, addr)) * PAGE_SIZE)
         if rng.random() < 0.03:
             length = 0
         self._leave(addr)
         return Event("mremap", pid, addr, length, flags=flags, length2=new_length, addr2=to)
+
+    def _room(self, pid: int, addr: int) -> int:
+        """Pages to grow by; none for shared anonymous memory, which ends where its first mapping did: what
+        is beyond gets SIGBUS, and the machine knows no sizes of files."""
+        vma = self.machine.mm_of(pid).tree.at(addr)
+        anonymous = vma is not None and vma.file is not None and vma.file.id not in {f.id for f in FILES}
+        return 1 if anonymous else 4
 
     def _brk(self, pid: int) -> Event:
         start = self.machine.mm_of(pid).start_brk
@@ -245,15 +263,22 @@ class Author:
         return Event("name", pid, addr, length, file=self._rng.randrange(3))
 
     def _fault(self, pid: int) -> Event:
-        """One page, with -EFAULT for a start: `do` then asks for this page and no more."""
         rng = self._rng
+        write = rng.random() < 0.7
+        flags = FAULT_WRITE if write else 0
+        allowing = VM_WRITE if write else VM_READ
+        vmas = [vma for vma in self._vmas(pid) if vma.flags & allowing]
+        if vmas and rng.random() < 0.6:  # a run of pages, all of which can be touched
+            vma = rng.choice(vmas)
+            first = rng.randrange(vma.nr_pages)
+            length = min(vma.nr_pages - first, rng.randrange(1, 8)) << PAGE_SHIFT
+            return Event("fault", pid, vma.start + (first << PAGE_SHIFT), length, flags=flags)
         addr, length = self._range(pid)
         if rng.random() < 0.1:
             addr -= rng.randrange(1, 4) * PAGE_SIZE  # perhaps just below a stack
         else:
             addr += rng.randrange(length >> PAGE_SHIFT) << PAGE_SHIFT
-        flags = FAULT_WRITE if rng.random() < 0.7 else 0
-        return Event("fault", pid, addr, PAGE_SIZE, flags=flags, result=-abi.EFAULT)
+        return Event("fault", pid, addr, PAGE_SIZE, flags=flags)
 
     def _take_pid(self) -> int:
         self._next_pid += 1
@@ -262,8 +287,9 @@ class Author:
     def _fork(self, pid: int) -> Event | None:
         if len(self.machine.processes) >= self._processes:
             return None
-        how = self._rng.random()
-        flags = abi.CLONE_VM if how < 0.05 else abi.CLONE_VM | abi.CLONE_VFORK if how < 0.1 else 0
+        flags = 0
+        if self._rng.random() < self._sharing:
+            flags = abi.CLONE_VM | (abi.CLONE_VFORK if self._rng.random() < 0.5 else 0)
         return Event("fork", pid, flags=flags, pid2=self._take_pid())
 
     def _exit(self, pid: int) -> Event | None:
@@ -278,11 +304,9 @@ class Author:
         return self._new_process(pid)
 
     def _new_process(self, pid: int) -> Event:
-        """Its stack lies above the arena, and has the page offset of a place in the arena."""
-        stack = ARENA + ((self._pages + 300) << PAGE_SHIFT)
+        """Its stack lies below the arena, and has the page offset of a place in the arena."""
         offset = ARENA + (self._rng.randrange(self._pages) << PAGE_SHIFT)
-        heap = ARENA + ((self._pages + 600) << PAGE_SHIFT)
-        return Event("exec", pid, stack, 3 * PAGE_SIZE, offset=offset, addr2=heap)
+        return Event("exec", pid, _STACK, 3 * PAGE_SIZE, offset=offset, addr2=self._heap)
 
     def _reclaim(self, pid: int) -> Event:
         addr, length = self._range(pid)
@@ -295,9 +319,18 @@ class Author:
         return Event("ksm", pid, addr, pid2=other, addr2=addr2)
 
     def _uffd_move(self, pid: int) -> Event:
-        source, length = self._range(pid)
+        """Between two VMAs that allow it, if there are two; the target should be empty, and often is not."""
+        rng = self._rng
+        vmas = [v for v in self._vmas(pid) if v.file is None and v.flags & (VM_WRITE | VM_SHARED) == VM_WRITE]
+        if len(vmas) < 2 or rng.random() < 0.2:
+            source, length = self._range(pid)
+            target, _ = self._range(pid)
+        else:
+            one, other = rng.sample(vmas, 2)
+            length = rng.randrange(1, min(one.nr_pages, other.nr_pages) + 1) << PAGE_SHIFT
+            source = rng.randrange(one.start, one.end - length + 1, PAGE_SIZE)
+            target = rng.randrange(other.start, other.end - length + 1, PAGE_SIZE)
         self._leave(source)
-        target, _ = self._range(pid)
         return Event("uffd_move", pid, target, length, addr2=source)
 
 

@@ -36,9 +36,15 @@ BELOW_FENCE: Final = 64 << 20  # bytes under the fence that are looked at
 _NR: Final = {
     "mmap": 9, "mprotect": 10, "munmap": 11, "mremap": 25, "madvise": 28, "munlock": 150, "mlock2": 325,
 }  # fmt: skip
-PLAYABLE: Final = frozenset(
-    ("mmap", "munmap", "mprotect", "mremap", "madvise", "mlock", "munlock", "fault", "fork", "exit")
-)
+PLAYABLE: Final = ("mmap", "munmap", "mprotect", "mremap", "madvise", "mlock", "munlock", "fault", "fork", "exit")
+# What the witness is asked for; without swap, MADV_PAGEOUT does nothing there.
+ADVICE: Final = (
+    abi.MADV_DONTNEED, abi.MADV_DONTNEED, abi.MADV_FREE, abi.MADV_DONTFORK, abi.MADV_DOFORK, abi.MADV_WIPEONFORK,
+    abi.MADV_KEEPONFORK, abi.MADV_POPULATE_READ, abi.MADV_POPULATE_WRITE, abi.MADV_MERGEABLE,
+    abi.MADV_UNMERGEABLE, abi.MADV_RANDOM, abi.MADV_SEQUENTIAL, abi.MADV_NORMAL, abi.MADV_DONTDUMP,
+    abi.MADV_DODUMP, abi.MADV_COLD, abi.MADV_WILLNEED, abi.MADV_NOHUGEPAGE, abi.MADV_REMOVE,
+    abi.MADV_DONTNEED_LOCKED, 99,
+)  # fmt: skip
 
 # The letters of smaps' VmFlags line (fs/proc/task_mmu.c show_smap_vma_flags()) that a program's own calls
 # decide; soft-dirty and what only shows the configuration of the kernel is left out.

@@ -74,6 +74,7 @@ from rmaplab.mm.vma import (
     VM_LOCKED,
     VM_LOCKONFAULT,
     VM_MAYSHARE,
+    VM_MAYWRITE,
     VM_MERGEABLE,
     VM_NOHUGEPAGE,
     VM_NORESERVE,
@@ -423,7 +424,7 @@ def _advise_range(system: System, vma: VMA, start: int, end: int, advice: int) -
     elif advice == MADV_REMOVE:
         if vma.flags & VM_LOCKED or vma.file is None:
             return -EINVAL
-        if vma.flags & (VM_SHARED | VM_WRITE) != VM_SHARED | VM_WRITE:
+        if vma.flags & (VM_SHARED | VM_MAYWRITE) != VM_SHARED | VM_MAYWRITE:
             return -EACCES
     return end
 

@@ -4,9 +4,9 @@
 Models mm/mmap.c (do_mmap(), mmap_region(), __get_unmapped_area(), brk, expand_downwards()) and the munmap
 half of mm/vma.c (vms_gather_munmap_vmas(), vms_complete_munmap_vmas()).
 
-Not modelled, because they decide neither geometry nor the reverse map: resource limits and memory
-commitment (the caller is taken to be privileged and memory plentiful), protection keys, sealing, the rights
-with which a file was opened (a file may be mapped in every way).
+Not modelled, because they decide neither geometry nor the reverse map: resource limits but that of the stack's
+size, and memory commitment (the caller is taken to be privileged and memory plentiful), protection keys,
+sealing, the rights with which a file was opened (a file may be mapped in every way).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from rmaplab.mm.abi import (
     MAX_MAP_COUNT,
     MMAP_MIN_ADDR,
     STACK_GUARD_GAP,
+    STACK_LIMIT,
 )
 from rmaplab.mm.merge import Attributes, change_range, merge_new, split, start_write
 from rmaplab.mm.system import System
@@ -371,7 +372,7 @@ def grow_down(system: System, vma: VMA, start: int) -> int:
             return -ENOMEM
     grow = (vma.start - start) >> PAGE_SHIFT
     system.prepare(vma)
-    if grow > vma.pgoff:
+    if grow > vma.pgoff or vma.end - start > STACK_LIMIT:
         return -ENOMEM
     vma.mm.total_vm += grow
     if vma.flags & VM_LOCKED:

@@ -56,6 +56,11 @@ def mremap(
     new_len = page_align(new_len)
     if new_len == 0:
         return -EINVAL
+    if system.profile.move_many and flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+        # check_mremap_params() comes before the look for a VMA there.
+        error = _check_target(addr, old_len, new_len, new_addr)
+        if error:
+            return error
     mm.mmap_lock.down_write()
     result = _mremap_locked(system, mm, addr, old_len, new_len, flags, new_addr, at)
     mm.mmap_lock.up_write()
@@ -103,10 +108,6 @@ def _mremap_locked(
 
 def _move_many(system: System, mm: MM, addr: int, length: int, flags: int, new_addr: int) -> int:
     """Move each VMA of a range, gaps kept (remap_move()); an error leaves moved what was moved."""
-    if new_addr & ~PAGE_MASK or length > TASK_SIZE or new_addr > TASK_SIZE - length:
-        return -EINVAL
-    if addr + length > new_addr and new_addr + length > addr:
-        return -EINVAL
     at = addr
     end = addr + length
     while at < end or at == addr:
@@ -156,15 +157,21 @@ def _check_resize(vma: VMA, addr: int, old_len: int, new_len: int, flags: int) -
     return 0
 
 
-def _mremap_to(
-    system: System, mm: MM, addr: int, old_len: int, new_len: int, flags: int, new_addr: int, at: int | None
-) -> int:
-    if new_addr & ~PAGE_MASK:
-        return -EINVAL
-    if new_len > TASK_SIZE or new_addr > TASK_SIZE - new_len:
+def _check_target(addr: int, old_len: int, new_len: int, new_addr: int) -> int:
+    """The new place is aligned, in the address space, and apart from the old one."""
+    if new_addr & ~PAGE_MASK or new_len > TASK_SIZE or new_addr > TASK_SIZE - new_len:
         return -EINVAL
     if addr + old_len > new_addr and new_addr + new_len > addr:
         return -EINVAL
+    return 0
+
+
+def _mremap_to(
+    system: System, mm: MM, addr: int, old_len: int, new_len: int, flags: int, new_addr: int, at: int | None
+) -> int:
+    error = _check_target(addr, old_len, new_len, new_addr)
+    if error:
+        return error
     if len(mm.tree) + 2 >= MAX_MAP_COUNT - 3:
         return -ENOMEM
     if system.profile.move_many:
