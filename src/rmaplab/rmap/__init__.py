@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reverse-map designs, one file each.
+
+`DESIGNS` are the ones that come with rmaplab, in the order in which reports list them.  `load` finds these
+and any other by a name, a module, a file, or an installed entry point.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Final
+
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.rmap.anon_vma import AnonVmaRmap
+from rmaplab.rmap.cow_context import CowContextRmap
+from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
+from rmaplab.rmap.page_scan import PageScanRmap
+
+__all__ = ["DESIGNS", "ENTRY_POINT_GROUP", "load"]
+
+DESIGNS: Final[dict[str, type[ReverseMap]]] = {
+    "anon_vma": AnonVmaRmap,
+    "cow_context": CowContextRmap,
+    "cow_context_prototype": CowContextPrototypeRmap,
+    "page_scan": PageScanRmap,
+}
+
+ENTRY_POINT_GROUP: Final = "rmaplab.designs"
+
+
+def load(spec: str) -> type[ReverseMap]:
+    """The design that `spec` names: a known name ("anon_vma"), "package.module:Class", a file
+    ("mine.py", or "mine.py:Class" if it has more than one design), or the name of an entry point in
+    the group `rmaplab.designs`.
+
+    >>> load("anon_vma").name
+    'anon_vma'
+
+    Raises ValueError with what was wrong and what would be right.
+    """
+    known = DESIGNS.get(spec)
+    if known is not None:
+        return known
+    place, _, attribute = spec.partition(":")
+    if place.endswith(".py"):
+        return _from_file(Path(place), attribute)
+    if attribute:
+        return _from_module(place, attribute)
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name == spec:
+            return _checked(entry.load(), f"entry point {spec!r}")
+    raise ValueError(
+        f"no design is called {spec!r}: give one of {', '.join(DESIGNS)}, package.module:Class,"
+        f" a .py file, or an entry point of the group {ENTRY_POINT_GROUP}"
+    )
+
+
+def _from_module(module_name: str, attribute: str) -> type[ReverseMap]:
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"cannot import {module_name!r} ({error}): give package.module:Class") from error
+    if not hasattr(module, attribute):
+        raise ValueError(f"module {module_name!r} has no {attribute!r}: give package.module:Class")
+    return _checked(getattr(module, attribute), f"{module_name}:{attribute}")
+
+
+def _from_file(path: Path, attribute: str) -> type[ReverseMap]:
+    if not path.is_file():
+        raise ValueError(f"there is no file {str(path)!r}: give the path of a Python file with a design")
+    module_name = f"rmaplab_design_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None  # a .py file always has a loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
+    if attribute:
+        if not hasattr(module, attribute):
+            raise ValueError(f"{path} has no {attribute!r}: give {path}:Class")
+        return _checked(getattr(module, attribute), f"{path}:{attribute}")
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, ReverseMap) and value.__module__ == module_name
+    ]
+    if len(own) != 1:
+        names = ", ".join(value.__name__ for value in own) or "none"
+        raise ValueError(
+            f"{path} has {len(own)} subclasses of ReverseMap ({names}): there must be one,"
+            f" or give {path}:Class"
+        )
+    return own[0]
+
+
+def _checked(found: object, what: str) -> type[ReverseMap]:
+    if isinstance(found, type) and issubclass(found, ReverseMap):
+        return found
+    raise ValueError(f"{what} is not a design: it must be a subclass of rmaplab.mm.reverse_map.ReverseMap")

@@ -1,0 +1,500 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Design `anon_vma`: the anonymous reverse map of Linux, after mm/rmap.c and mm/vma.c of 6.12.
+
+A folio points to an *anon_vma*; an anon_vma knows, in an interval tree, every VMA that may map the folios
+that point to it.  What links the two is an *anon_vma_chain* (AVC): one for each pair of a VMA and an
+anon_vma.
+
+    VMA ──▶ AVC ─▶ AVC ─▶ …        the VMA's chain: its own anon_vma last, the root of the family first
+             │      │
+             ▼      ▼
+        anon_vma  anon_vma ◀── folios that this VMA's process mapped first
+         (root)                   (in the interval tree: this VMA, and those of its children)
+
+Data
+- `AnonVma`: an interval tree of AVCs, `root` and `parent` in the family that forks made of one VMA,
+  `refcount` (one for being in use by VMAs, one for each non-root of the family, one for each KSM place),
+  `num_children` (anon_vmas whose parent it is; a root is its own parent) and `num_active_vmas` (VMAs whose
+  new pages go to it).
+- `AnonVmaChain`: a node of one anon_vma's tree and a link of one VMA's chain.
+- `Family`: what a VMA has of it: the anon_vma for its new pages, and its chain.
+- for each page, the number of the anon_vma that its folio points to.
+
+Invariants
+- A VMA that may map a folio of anon_vma A has an AVC to A.  That is the whole proof of completeness: a child
+  gets an AVC for each of its parent's before a single entry is copied, a split or moved VMA for each of its
+  source's, and an AVC goes away only when its VMA has no anonymous pages left.
+- The key of an AVC is the range of page offsets of its VMA; so it has to leave the trees while the VMA's
+  start, end or page offset changes.
+- At equal keys a tree keeps the order of insertion: a parent is visited before its children, and the source
+  of a move before its destination, unless `need_move_locks` says otherwise.
+- While a folio is mapped, its anon_vma is alive.  An anchor is read for mapped folios only, so numbers of
+  freed anon_vmas are used again without clearing anchors.
+
+Locking: the rwsem of the *root* covers the trees and counters of the whole family: for reading while
+walking, for writing while anything in it changes.  Chains are covered by mmap_lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, cast
+
+import numpy as np
+
+from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
+from rmaplab.mm.reverse_map import Attachment, ReverseMap
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.rmap.interval_tree import IntervalNode, IntervalTree
+from rmaplab.rmap.neighbours import may_merge_later
+from rmaplab.sync.locks import RwSemaphore
+from rmaplab.sync.work import LockClass, Pool, Tally
+
+_LAST_PGOFF: Final = (1 << 62) - 1
+
+
+class AnonVma(IntervalTree):
+    """struct anon_vma: the VMAs that may map the folios which point here."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number: Final = number  # what folios hold
+        self.family_root: AnonVma = self
+        self.parent: AnonVma = self
+        self.rwsem: RwSemaphore | None = None  # the root's, the only one that is ever locked
+        self.refcount = 1
+        self.num_children = 0
+        self.num_active_vmas = 0
+
+
+class AnonVmaChain(IntervalNode):
+    """struct anon_vma_chain: one VMA in one anon_vma."""
+
+    def __init__(self, vma: VMA, anon_vma: AnonVma) -> None:
+        super().__init__()
+        self.vma: Final = vma
+        self.anon_vma: Final = anon_vma
+
+
+class Family:
+    """A VMA's share: `anon_vma` takes its new pages (vma->anon_vma), `chain` links it to all that may have
+    pages of it, the oldest first (vma->anon_vma_chain, which Linux keeps newest first)."""
+
+    def __init__(self, anon_vma: AnonVma | None) -> None:
+        self.anon_vma = anon_vma
+        self.chain: list[AnonVmaChain] = []
+
+
+class KsmPlace:
+    """struct ksm_rmap_item, as far as the walk needs it: where KSM mapped its page."""
+
+    def __init__(self, mm: MM, addr: int, anon_vma: AnonVma) -> None:
+        self.mm: Final = mm
+        self.addr: Final = addr
+        self.anon_vma: Final = anon_vma
+
+
+class AnonVmaRmap(ReverseMap):
+    """One anon_vma per family of VMAs, an interval tree in each, one lock a hierarchy."""
+
+    name = "anon_vma"
+
+    def __init__(self, attachment: Attachment) -> None:
+        super().__init__(attachment)
+        sizes = attachment.profile.sizes
+        self.anchor: Final[Column] = attachment.folios.column(np.int32)
+        self.anon_vma_pool: Final[Pool] = self.ledger.pool("anon_vma", sizes["anon_vma"])
+        self.chain_pool: Final[Pool] = self.ledger.pool("anon_vma_chain", sizes["anon_vma_chain"])
+        self.lock_class: Final[LockClass] = self.ledger.lock_class("anon_vma root rwsem")
+        self.visited: Final[Tally] = self.ledger.tally("interval tree nodes visited")
+        self.reused: Final[Tally] = self.ledger.tally("anon_vmas reused")
+        self.walks: Final[Tally] = self.ledger.tally("walks")
+        self.places: Final[Tally] = self.ledger.tally("places visited")
+        self.anon_vmas: Final[list[AnonVma | None]] = [None]  # by number; 0 is no anon_vma
+        self.free_numbers: Final[list[int]] = []
+        self.ksm: Final[dict[int, list[KsmPlace]]] = {}  # by pfn, the newest place last
+
+    # A VMA's first page
+
+    def vma_prepare(self, vma: VMA) -> None:
+        # __anon_vma_prepare(): share a neighbour's if the two may be merged again one day, so that
+        # mprotect() to and fro does not leave them apart for good.
+        anon_vma = self._neighbours_anon_vma(vma)
+        if anon_vma is None:
+            anon_vma = self._new_anon_vma()
+            anon_vma.rwsem = RwSemaphore(self.lock_class, self.scheduler)
+            anon_vma.num_children = 1  # itself
+        family = Family(anon_vma)
+        self._lock(anon_vma)
+        vma.rmap[self.slot] = family
+        self._link(family, vma, anon_vma)
+        anon_vma.num_active_vmas += 1
+        self._unlock(anon_vma)
+
+    def _neighbours_anon_vma(self, vma: VMA) -> AnonVma | None:
+        """find_mergeable_anon_vma(): the next VMA first, then the previous one."""
+        tree = vma.mm.tree
+        after = tree.after(vma)
+        if after is not None and may_merge_later(vma, after):
+            anon_vma = self._shareable(after)
+            if anon_vma is not None:
+                return anon_vma
+        before = tree.before(vma)
+        if before is not None and may_merge_later(before, vma):
+            return self._shareable(before)
+        return None
+
+    def _shareable(self, vma: VMA) -> AnonVma | None:
+        """reusable_anon_vma(): only that of a VMA with a single link.  One that was inherited would bring
+        its parent's pages along, for which the other VMA has no AVC."""
+        family = self._family(vma)
+        if family is not None and len(family.chain) == 1:
+            return family.anon_vma
+        return None
+
+    # Fork
+
+    def vma_forked(self, parent: VMA, child: VMA) -> None:
+        # anon_vma_fork().  The child starts without an anon_vma of its own, which tells the clone that it
+        # may take over one that nobody uses any more.
+        source = cast(Family, parent.rmap[self.slot])
+        inherited = source.anon_vma
+        assert inherited is not None
+        family = Family(None)
+        child.rmap[self.slot] = family
+        self._clone(family, child, source)
+        if family.anon_vma is not None:
+            self.reused.count += 1
+            return
+        anon_vma = self._new_anon_vma()
+        anon_vma.num_active_vmas = 1
+        root = inherited.family_root
+        anon_vma.family_root = root
+        anon_vma.rwsem = root.rwsem
+        anon_vma.parent = inherited
+        root.refcount += 1  # the lock lives in the root
+        family.anon_vma = anon_vma
+        self._lock(anon_vma)
+        self._link(family, child, anon_vma)
+        inherited.num_children += 1
+        self._unlock(anon_vma)
+
+    # Split, merge, move: geometry
+
+    def vma_split(self, vma: VMA, new: VMA) -> None:
+        self._copy_family(vma, new)
+
+    def vma_joined(self, vma: VMA, donor: VMA) -> None:
+        self._copy_family(donor, vma)
+
+    def vma_copied(self, source: VMA, new: VMA) -> None:
+        self._copy_family(source, new)
+
+    def _copy_family(self, source: VMA, new: VMA) -> None:
+        """`new` gets what `source` has: an anon_vma_clone() that is not a fork's."""
+        original = cast(Family, source.rmap[self.slot])
+        family = Family(original.anon_vma)
+        new.rmap[self.slot] = family
+        self._clone(family, new, original)
+
+    def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
+        # vma_prepare() of mm/vma.c: the keys are about to change, so all AVCs leave their trees.
+        family = self._family(vma)
+        beside = None if neighbour is None else self._family(neighbour)
+        self._lock(_anon_vma_of_either(family, beside))
+        self._take_out(family)
+        self._take_out(beside)
+
+    def geometry_end(self, vma: VMA, neighbour: VMA | None) -> None:
+        family = self._family(vma)
+        beside = None if neighbour is None else self._family(neighbour)
+        self._put_back(family, vma)
+        if neighbour is not None:
+            self._put_back(beside, neighbour)
+        self._unlock(_anon_vma_of_either(family, beside))
+
+    def _take_out(self, family: Family | None) -> None:
+        if family is not None:
+            chain = family.chain
+            i = len(chain) - 1
+            while i >= 0:
+                avc = chain[i]
+                avc.anon_vma.remove(avc, self.visited)
+                i -= 1
+
+    def _put_back(self, family: Family | None, vma: VMA) -> None:
+        if family is not None:
+            first = vma.pgoff
+            last = first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1
+            chain = family.chain
+            i = len(chain) - 1
+            while i >= 0:
+                avc = chain[i]
+                avc.anon_vma.insert(avc, first, last, self.visited)
+                i -= 1
+
+    def need_move_locks(self, source: VMA, target: VMA) -> bool:
+        # copy_vma(): the pages move into a VMA that existed.  If its key is not greater than the source's, a
+        # walk may pass it first, then miss an entry that moved there from the source.
+        return target.pgoff <= source.pgoff
+
+    def move_lock(self, vma: VMA) -> None:
+        family = self._family(vma)
+        if family is not None and family.anon_vma is not None:
+            self._lock(family.anon_vma)
+
+    def move_unlock(self, vma: VMA) -> None:
+        family = self._family(vma)
+        if family is not None and family.anon_vma is not None:
+            self._unlock(family.anon_vma)
+
+    # A VMA's end
+
+    def vma_absorbed(self, vma: VMA, gone: VMA) -> None:
+        self._unlink_all(gone)
+
+    def vma_removed(self, vma: VMA) -> None:
+        self._unlink_all(vma)
+
+    def _unlink_all(self, vma: VMA) -> None:
+        """unlink_anon_vmas()."""
+        family = cast(Family, vma.rmap[self.slot])
+        vma.rmap[self.slot] = None
+        active = family.anon_vma
+        assert active is not None
+        chain = family.chain
+        emptied = 0
+        self._lock(active)
+        i = len(chain) - 1  # the newest first: a parent must be there when its child is freed
+        while i >= 0:
+            avc = chain[i]
+            anon_vma = avc.anon_vma
+            anon_vma.remove(avc, self.visited)
+            if anon_vma.root is None:
+                anon_vma.parent.num_children -= 1
+                emptied += 1
+            i -= 1
+        active.num_active_vmas -= 1
+        self._unlock(active)
+        if emptied:
+            # Freed only now: the last reference to a root may go with it, and its lock with that.
+            i = len(chain) - 1
+            while i >= 0:
+                anon_vma = chain[i].anon_vma
+                if anon_vma.root is None:
+                    self._put(anon_vma)
+                i -= 1
+        self.chain_pool.free(len(chain))
+
+    # The links
+
+    def _family(self, vma: VMA) -> Family | None:
+        return cast("Family | None", vma.rmap[self.slot])
+
+    def _link(self, family: Family, vma: VMA, anon_vma: AnonVma) -> None:
+        """One more AVC.  The caller holds the root's lock."""
+        avc = AnonVmaChain(vma, anon_vma)
+        self.chain_pool.alloc()
+        family.chain.append(avc)
+        first = vma.pgoff
+        anon_vma.insert(avc, first, first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1, self.visited)
+
+    def _clone(self, family: Family, vma: VMA, source: Family) -> None:
+        """anon_vma_clone(): an AVC of `vma` for each of `source`, the oldest first.
+
+        If `family` has no anon_vma yet (a fork), it takes over one on the way that no VMA puts pages into
+        and that has at most one child.  This bounds the chains of a process whose line of ancestors each
+        forked once and went away; a root, its own child, is never taken.
+        """
+        root = source.chain[0].anon_vma
+        self._lock(root)
+        own = family.anon_vma
+        for link in source.chain:
+            anon_vma = link.anon_vma
+            self._link(family, vma, anon_vma)
+            if own is None and anon_vma.num_children < 2 and anon_vma.num_active_vmas == 0:
+                own = anon_vma
+        if own is not None:
+            own.num_active_vmas += 1
+            family.anon_vma = own
+        self._unlock(root)
+
+    def _new_anon_vma(self) -> AnonVma:
+        if self.free_numbers:
+            number = self.free_numbers.pop()
+            anon_vma = AnonVma(number)
+            self.anon_vmas[number] = anon_vma
+        else:
+            anon_vma = AnonVma(len(self.anon_vmas))
+            self.anon_vmas.append(anon_vma)
+        self.anon_vma_pool.alloc()
+        return anon_vma
+
+    def _put(self, anon_vma: AnonVma) -> None:
+        """put_anon_vma()."""
+        anon_vma.refcount -= 1
+        if anon_vma.refcount == 0:
+            root = anon_vma.family_root
+            self._free(anon_vma)
+            if root is not anon_vma:
+                root.refcount -= 1
+                if root.refcount == 0:
+                    self._free(root)
+
+    def _free(self, anon_vma: AnonVma) -> None:
+        self.anon_vmas[anon_vma.number] = None
+        self.free_numbers.append(anon_vma.number)
+        self.anon_vma_pool.free()
+
+    def _lock(self, anon_vma: AnonVma) -> None:
+        rwsem = anon_vma.rwsem
+        assert rwsem is not None
+        rwsem.down_write()
+
+    def _unlock(self, anon_vma: AnonVma) -> None:
+        rwsem = anon_vma.rwsem
+        assert rwsem is not None
+        rwsem.up_write()
+
+    # Folios
+
+    def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
+        self._point(pfn, nr_pages, self._own(vma))
+
+    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
+        self.anchor.v[pfns] = self._own(vma).number
+
+    def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
+        # __folio_set_anon(): others may still refer to it in swap, in any process of the family, so unless
+        # it is known to be this VMA's alone it belongs to the oldest.
+        anon_vma = self._own(vma)
+        if not exclusive:
+            anon_vma = anon_vma.family_root
+        self.anchor.m[pfn] = anon_vma.number
+
+    def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
+        self._point(pfn, nr_pages, self._own(vma))
+
+    def folio_moved(self, vma: VMA, addr: int, pfn: int) -> None:
+        self.anchor.m[pfn] = self._own(vma).number
+
+    def folio_migrated(self, old: int, new: int, nr_pages: int) -> None:
+        anchor = self.anchor.v
+        anchor[new : new + nr_pages] = anchor[old : old + nr_pages]
+
+    def folio_freed(self, pfn: int, nr_pages: int) -> None:
+        for place in self.ksm.pop(pfn, []):
+            self._put(place.anon_vma)
+
+    def folios_freed(self, pfns: Int64s) -> None:
+        if self.ksm:
+            for i in range(len(pfns)):
+                self.folio_freed(int(pfns[i]), 1)
+
+    def _own(self, vma: VMA) -> AnonVma:
+        """The anon_vma for new pages of `vma`, which is prepared."""
+        anon_vma = cast(Family, vma.rmap[self.slot]).anon_vma
+        assert anon_vma is not None
+        return anon_vma
+
+    def _point(self, pfn: int, nr_pages: int, anon_vma: AnonVma) -> None:
+        if nr_pages == 1:
+            self.anchor.m[pfn] = anon_vma.number
+        else:
+            self.anchor.v[pfn : pfn + nr_pages] = anon_vma.number
+
+    # KSM
+
+    def ksm_added(self, vma: VMA, addr: int, pfn: int) -> None:
+        anon_vma = self._own(vma)
+        anon_vma.refcount += 1  # the place may outlive the VMA
+        self.ksm.setdefault(pfn, []).append(KsmPlace(vma.mm, addr, anon_vma))
+
+    def ksm_removed(self, mm: MM, addr: int, pfn: int) -> None:
+        places = self.ksm.get(pfn, [])
+        for i in range(len(places)):
+            place = places[i]
+            if place.mm is mm and place.addr == addr:
+                del places[i]
+                self._put(place.anon_vma)
+                return
+
+    # The walk
+
+    def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        self.walks.count += 1
+        flags: int = self.folios.flags.m[pfn]
+        if flags & FOLIO_KSM:
+            yield from self._walk_ksm(pfn)
+            return
+        number: int = self.anchor.m[pfn]
+        anon_vma = self.anon_vmas[number]
+        if anon_vma is None:
+            return
+        first: int = self.folios.index.m[pfn]
+        last = first + self.folios.nr_pages(pfn) - 1
+        rwsem = anon_vma.rwsem
+        assert rwsem is not None
+        rwsem.down_read()
+        try:
+            node = anon_vma.first_touching(first, last, self.visited)
+            while node is not None:
+                self.places.count += 1
+                vma = cast(AnonVmaChain, node).vma
+                distance = first - vma.pgoff  # negative if the VMA covers only a later part of the folio
+                yield vma, vma.start + (distance << PAGE_SHIFT if distance > 0 else 0)
+                node = anon_vma.next_touching(node, first, last, self.visited)
+        finally:
+            rwsem.up_read()
+
+    def _walk_ksm(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        """rmap_walk_ksm(): each place in its own address space, then, in a second round, the same address
+        in others of the family, in case they were forked since."""
+        for search_new_forks in (False, True):
+            for place in reversed(self.ksm.get(pfn, [])):
+                rwsem = place.anon_vma.rwsem
+                assert rwsem is not None
+                rwsem.down_read()
+                try:
+                    addr = place.addr
+                    for node in place.anon_vma.touching(0, _LAST_PGOFF, self.visited):
+                        vma = cast(AnonVmaChain, node).vma
+                        if vma.start <= addr < vma.end and (vma.mm is place.mm) != search_new_forks:
+                            self.places.count += 1
+                            yield vma, addr
+                finally:
+                    rwsem.up_read()
+
+    # Merge rules
+
+    def can_merge(self, source: VMA | None, existing: VMA, copying: bool) -> bool:
+        # is_mergeable_anon_vma().  A VMA whose chain is not singular was forked: merging something into it
+        # would put that under a lock which other processes use.
+        family = None if source is None else self._family(source)
+        there = self._family(existing)
+        if self.profile.relaxed_anon_merge:
+            if family is not None and there is None:
+                return len(family.chain) == 1
+            if family is None and there is not None:
+                return len(there.chain) == 1
+        elif (family is None or there is None) and there is not None and len(there.chain) == 1:
+            return True
+        return _same_anon_vma(family, there)
+
+    def can_join(self, prev: VMA, next: VMA) -> bool:
+        family = self._family(prev)
+        beside = self._family(next)
+        return family is None or beside is None or family.anon_vma is beside.anon_vma
+
+
+def _same_anon_vma(family: Family | None, other: Family | None) -> bool:
+    if family is None or other is None:
+        return family is other
+    return family.anon_vma is other.anon_vma
+
+
+def _anon_vma_of_either(family: Family | None, beside: Family | None) -> AnonVma:
+    """Whose root to lock for a change of geometry: one of the two VMAs is prepared."""
+    some = beside if family is None else family
+    assert some is not None and some.anon_vma is not None
+    return some.anon_vma

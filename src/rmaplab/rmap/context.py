@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""CoW contexts: one object per address space, in the tree that forks make.
+
+What the designs `cow_context_prototype` and `cow_context` share; after mm/cow_context.c of the prototype's
+branch (mm_init_cow_context(), dup_cow_context(), drop_cow_context(), traverse_contexts()).
+
+Invariants
+- the context of a forked address space is a child of its parent's; one made by exec has no parent.
+- a context is alive as long as its address space, one of its children or a KSM place refers to it.  So all
+  contexts above a living one are there, though their address spaces may be gone (`mm` is None).
+- hence: whoever inherited a page through forks from the address space that first had it is in the subtree
+  of that one's context.
+
+Locking: `lock` of the parent covers its list of children, and `lock` of a context its remap tree.  Both are
+read under RCU: an unlinked context keeps its own links, and is freed after a grace period.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, cast
+
+from mypy_extensions import mypyc_attr
+
+from rmaplab.mm.reverse_map import Attachment, ReverseMap
+from rmaplab.mm.vma import MM, VMA
+from rmaplab.rmap.remap_tree import RemapMemory, RemapTree
+from rmaplab.sync.locks import Rcu, SpinLock
+from rmaplab.sync.work import LockClass, Pool, Tally
+
+
+class CowContext:
+    """struct cow_context: one address space in the tree of forks."""
+
+    def __init__(
+        self, number: int, mm: MM, parent: CowContext | None, lock: SpinLock, remaps: RemapTree
+    ) -> None:
+        self.number: Final = number  # what folios hold
+        self.mm: MM | None = mm
+        self.parent: Final = parent
+        self.root: Final[CowContext | None] = None if parent is None else parent.top()
+        self.lock: Final = lock
+        self.remaps: Final = remaps
+        self.refcount = 1
+        self.first_child: CowContext | None = None  # the newest
+        self.next_sibling: CowContext | None = None
+        self.previous_sibling: CowContext | None = None
+        # Between the two halves of a geometry change, under mmap_lock: what the VMAs were before it, and
+        # the VMA that a split makes.
+        self.before: Final[list[tuple[int, int, int]]] = []
+        self.split_off: VMA | None = None
+
+    def top(self) -> CowContext:
+        """The context that all of this tree descend from."""
+        return self if self.root is None else self.root
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class ContextRmap(ReverseMap):
+    """A reverse map that has one CoW context per address space."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        super().__init__(attachment)
+        sizes = attachment.profile.sizes
+        self.context_pool: Final[Pool] = self.ledger.pool("cow_context", sizes["cow_context"])
+        self.memory: Final = RemapMemory(self.ledger, sizes["maple_node"])
+        self.lock_class: Final[LockClass] = self.ledger.lock_class("cow_context lock")
+        self.rcu: Final = Rcu(self.ledger, self.scheduler)
+        self.walks: Final[Tally] = self.ledger.tally("walks")
+        self.visited: Final[Tally] = self.ledger.tally("contexts visited")
+        self.look_ups: Final[Tally] = self.ledger.tally("vma tree look-ups")
+        self.places: Final[Tally] = self.ledger.tally("places visited")
+        self.contexts: Final[list[CowContext | None]] = [None]  # by number; 0 is no context
+        self.free_numbers: Final[list[int]] = []
+
+    def new_remap_tree(self) -> RemapTree:
+        return RemapTree(self.memory)
+
+    def context_of(self, mm: MM) -> CowContext:
+        return cast(CowContext, mm.rmap[self.slot])
+
+    # An address space
+
+    def mm_created(self, mm: MM) -> None:
+        mm.rmap[self.slot] = self._new_context(mm, None)
+
+    def mm_forked(self, parent: MM, child: MM) -> None:
+        above = self.context_of(parent)
+        context = self._new_context(child, above)
+        above.refcount += 1
+        above.lock.lock()
+        first = above.first_child
+        context.next_sibling = first
+        if first is not None:
+            first.previous_sibling = context
+        self.point("link child context", above)
+        above.first_child = context
+        above.lock.unlock()
+        child.rmap[self.slot] = context
+
+    def mm_gone(self, mm: MM) -> None:
+        context = self.context_of(mm)
+        self.point("clear context's mm", context)
+        context.mm = None
+        self.put(context)
+
+    def _new_context(self, mm: MM, parent: CowContext | None) -> CowContext:
+        number = self.free_numbers.pop() if self.free_numbers else len(self.contexts)
+        lock = SpinLock(self.lock_class, self.scheduler)
+        context = CowContext(number, mm, parent, lock, self.new_remap_tree())
+        if number == len(self.contexts):
+            self.contexts.append(context)
+        else:
+            self.contexts[number] = context
+        self.context_pool.alloc()
+        return context
+
+    def put(self, context: CowContext) -> None:
+        """Drop a reference; what nobody refers to goes, from the bottom up."""
+        gone: CowContext | None = context
+        while gone is not None:
+            gone.refcount -= 1
+            if gone.refcount:
+                return
+            above = gone.parent
+            if above is not None:
+                above.lock.lock()
+                self._unlink(gone, above)
+                above.lock.unlock()
+            gone.remaps.clear()
+            self.contexts[gone.number] = None
+            self.free_numbers.append(gone.number)
+            self.context_pool.free()
+            self.rcu.deferred_free()
+            gone = above
+
+    def _unlink(self, context: CowContext, above: CowContext) -> None:
+        before = context.previous_sibling
+        after = context.next_sibling
+        if before is None:
+            above.first_child = after
+        else:
+            before.next_sibling = after
+        if after is not None:
+            after.previous_sibling = before
+
+    # The walk
+
+    def subtree(self, top: CowContext) -> Iterator[CowContext]:
+        """`top` first; then what is below it, depth first, the children of a context before itself."""
+        self.visited.count += 1
+        yield top
+        at = _lowest_first(top)
+        while at is not top:
+            self.visited.count += 1
+            self.point("visit context", at)
+            yield at
+            sibling = at.next_sibling
+            if sibling is not None:
+                at = _lowest_first(sibling)
+            else:
+                above = at.parent
+                assert above is not None  # `at` is below `top`
+                at = above
+
+    def point(self, what: str, subject: object) -> None:
+        if self.scheduler is not None:
+            self.scheduler.point(what, subject)
+
+    def vmas_at(self, mm: MM, start: int, end: int) -> list[VMA]:
+        """The VMAs of `mm` that touch [start, end)."""
+        self.look_ups.count += 1
+        self.point("look up VMA", mm)
+        return mm.tree.overlapping(start, end)
+
+
+def _lowest_first(context: CowContext) -> CowContext:
+    """Down along first children."""
+    child = context.first_child
+    while child is not None:
+        context = child
+        child = context.first_child
+    return context

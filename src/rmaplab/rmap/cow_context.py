@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Design `cow_context`: CoW contexts, with an anonymous page offset for every VMA.
+
+The idea of the prototype (see cow_context_prototype.py): a folio points to the context of the address space
+that first had it, and carries a page offset; whoever inherited the folio is found by looking, in that
+context and all below it, at the address that the page offset stands for.  Only what is *not* at that
+address is recorded.
+
+What is different: a MAP_PRIVATE mapping of a file needs no record either.  Its folios are not indexed by
+offset in the file, but by an *anonymous page offset*, which begins as the address of the VMA, as that of an
+anonymous VMA does, and sticks to the VMA from its first page on.
+
+Data
+- for each page, one number that holds its context and its anonymous page offset.
+- for each prepared VMA, its *shift*: what to add to vm_pgoff to get the anonymous page offset.  0 for
+  anonymous memory.  It never changes while the VMA is prepared, because whatever changes the VMA's geometry
+  (split, merge, growth, mremap) keeps vm_pgoff in step.
+- for each context, a remap tree: where the VMAs are that are *displaced*, that is, whose address is not what
+  their anonymous page offset says.
+
+Invariants
+- Index: an entry at address `a` of a prepared VMA, present, swapped out or migrating, is for a page of index
+  pgoff(a) + shift.  Fork, split, merge and move keep this true of the entry; a new page gets its index so.
+- Subtree: all who have an entry for a folio are in the subtree of the context that the folio points to.
+- Records: the remap tree holds exactly the ranges and displacements of the prepared VMAs that are displaced.
+- Neighbours: VMAs of one address space that could ever be merged by anon_vma's rule have the same shift: a
+  VMA takes over the shift of a neighbour at its first page if mprotect() could make them one.
+
+From these the walk is complete: any entry for the folio is in a context of the subtree (Subtree), at an
+address that is its index plus the displacement of its VMA (Index), which is 0 or recorded (Records).
+
+Locking: nothing is shared between address spaces but the lists of children.  A context's lock covers its
+remap tree, because munmap() removes records with mmap_lock held for reading only.  Walks run under RCU.
+A record is there before entries are at the place that it is for, and goes after they went.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, cast
+
+import numpy as np
+
+from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
+from rmaplab.mm.reverse_map import Attachment
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.rmap.context import ContextRmap, CowContext
+from rmaplab.rmap.neighbours import may_merge_later
+
+# What a page holds: number of the context << 40 | anonymous page offset + 2**39.  The bias is there because
+# the page offset of a VMA that was moved up and then grew down may be negative.
+_CONTEXT_SHIFT: Final = 40
+_PGOFF_MASK: Final = (1 << _CONTEXT_SHIFT) - 1
+_PGOFF_BIAS: Final = 1 << (_CONTEXT_SHIFT - 1)
+
+
+class KsmPlace:
+    """Where KSM mapped its page; the context lives as long as the place is remembered."""
+
+    def __init__(self, context: CowContext, addr: int) -> None:
+        self.context: Final = context
+        self.addr: Final = addr
+
+
+class CowContextRmap(ContextRmap):
+    """One context per address space; records for displaced VMAs only."""
+
+    name = "cow_context"
+
+    def __init__(self, attachment: Attachment) -> None:
+        super().__init__(attachment)
+        self.where: Final[Column] = attachment.folios.column(np.int64)
+        self.ksm: Final[dict[int, list[KsmPlace]]] = {}  # by pfn, the newest place last
+
+    def shift_of(self, vma: VMA) -> int | None:
+        """What to add to vm_pgoff for the anonymous page offset; None for a VMA that is not prepared."""
+        return cast("int | None", vma.rmap[self.slot])
+
+    # A VMA's first page
+
+    def vma_prepare(self, vma: VMA) -> None:
+        shift = 0
+        if vma.file is not None:
+            neighbours = self._shift_of_neighbour(vma)
+            shift = (vma.start >> PAGE_SHIFT) - vma.pgoff if neighbours is None else neighbours
+        vma.rmap[self.slot] = shift
+        self._record(vma)
+
+    def _shift_of_neighbour(self, vma: VMA) -> int | None:
+        tree = vma.mm.tree
+        after = tree.after(vma)
+        if after is not None and may_merge_later(vma, after):
+            shift = self.shift_of(after)
+            if shift is not None:
+                return shift
+        before = tree.before(vma)
+        if before is not None and may_merge_later(before, vma):
+            return self.shift_of(before)
+        return None
+
+    # Fork
+
+    def vma_forked(self, parent: VMA, child: VMA) -> None:
+        child.rmap[self.slot] = parent.rmap[self.slot]
+        self._record(child)
+
+    # Split, merge, move: geometry
+
+    def vma_split(self, vma: VMA, new: VMA) -> None:
+        # The record of `vma` covers both; what geometry_end() finds outside `vma` is there for `new`.
+        new.rmap[self.slot] = vma.rmap[self.slot]
+        self.context_of(vma.mm).split_off = new
+
+    def vma_joined(self, vma: VMA, donor: VMA) -> None:
+        # `vma` has no pages yet, so it may as well be indexed as if it were part of `donor`.
+        vma.rmap[self.slot] = donor.rmap[self.slot]
+
+    def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
+        before = self.context_of(vma.mm).before
+        before.clear()
+        self._note(vma, before)
+        if neighbour is not None:
+            self._note(neighbour, before)
+
+    def geometry_end(self, vma: VMA, neighbour: VMA | None) -> None:
+        self._record(vma)
+        if neighbour is not None:
+            self._record(neighbour)
+        context = self.context_of(vma.mm)
+        if context.before:
+            now: list[tuple[int, int, int]] = []
+            self._note(vma, now)
+            if neighbour is not None:
+                self._note(neighbour, now)
+            if context.split_off is not None:
+                self._note(context.split_off, now)
+            for first, last, offset in context.before:
+                self._remove_but(context, first, last, offset, now)
+        context.split_off = None
+
+    def _remove_but(
+        self, context: CowContext, first: int, last: int, offset: int, keep: list[tuple[int, int, int]]
+    ) -> None:
+        """Remove the record of first..last at `offset` but for what `keep` has."""
+        for kept_first, kept_last, kept_offset in sorted(keep):
+            if kept_offset == offset and kept_last >= first and kept_first <= last:
+                if kept_first > first:
+                    self._forget(context, first, kept_first - 1, offset)
+                first = kept_last + 1
+        if first <= last:
+            self._forget(context, first, last, offset)
+
+    def vma_absorbed(self, vma: VMA, gone: VMA) -> None:
+        # `vma` covers the range by now, with a record of its own that says the same.
+        gone.rmap[self.slot] = None
+
+    def vma_copied(self, source: VMA, new: VMA) -> None:
+        new.rmap[self.slot] = source.rmap[self.slot]
+        self._record(new)
+
+    # A VMA's end
+
+    def vma_removed(self, vma: VMA) -> None:
+        ranges: list[tuple[int, int, int]] = []
+        self._note(vma, ranges)
+        for first, last, offset in ranges:
+            self._forget(self.context_of(vma.mm), first, last, offset)
+        vma.rmap[self.slot] = None
+
+    # Records
+
+    def _note(self, vma: VMA, ranges: list[tuple[int, int, int]]) -> None:
+        """Append (first, last, displacement) of `vma`, in anonymous page offsets, if it is displaced."""
+        shift = self.shift_of(vma)
+        if shift is not None:
+            first = vma.pgoff + shift
+            offset = (vma.start >> PAGE_SHIFT) - first
+            if offset != 0:
+                ranges.append((first, first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1, offset))
+
+    def _record(self, vma: VMA) -> None:
+        shift = self.shift_of(vma)
+        if shift is not None:
+            first = vma.pgoff + shift
+            offset = (vma.start >> PAGE_SHIFT) - first
+            if offset != 0:
+                last = first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1
+                context = self.context_of(vma.mm)
+                context.lock.lock()
+                self.point("add record", context)
+                context.remaps.add(first, last, offset)
+                context.lock.unlock()
+
+    def _forget(self, context: CowContext, first: int, last: int, offset: int) -> None:
+        context.lock.lock()
+        self.point("remove record", context)
+        context.remaps.remove(first, last, offset)
+        context.lock.unlock()
+
+    # Folios
+
+    def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
+        where = self._where(self.context_of(vma.mm), vma, addr)
+        if nr_pages == 1:
+            self.where.m[pfn] = where
+        else:
+            self.where.v[pfn : pfn + nr_pages] = np.arange(where, where + nr_pages)
+
+    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
+        where = self._where(self.context_of(vma.mm), vma, addr)
+        self.where.v[pfns] = np.arange(where, where + len(pfns))
+
+    def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
+        # Others may have the same swap entry, and whoever faults it in next gets this folio without anybody
+        # being told.  They inherited it as this one did, so all are below the oldest context.
+        context = self.context_of(vma.mm)
+        if not exclusive:
+            context = context.top()
+        self.where.m[pfn] = self._where(context, vma, addr)
+
+    def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
+        number = self.context_of(vma.mm).number
+        where = self.where.v[pfn : pfn + nr_pages]
+        where &= _PGOFF_MASK
+        where |= number << _CONTEXT_SHIFT
+
+    def folio_moved(self, vma: VMA, addr: int, pfn: int) -> None:
+        self.where.m[pfn] = self._where(self.context_of(vma.mm), vma, addr)
+
+    def folio_migrated(self, old: int, new: int, nr_pages: int) -> None:
+        where = self.where.v
+        where[new : new + nr_pages] = where[old : old + nr_pages]
+
+    def _where(self, context: CowContext, vma: VMA, addr: int) -> int:
+        """What a page at `addr` of `vma`, which is prepared, is to hold."""
+        pgoff = vma.pgoff + cast(int, vma.rmap[self.slot]) + ((addr - vma.start) >> PAGE_SHIFT)
+        return (context.number << _CONTEXT_SHIFT) + _PGOFF_BIAS + pgoff
+
+    # KSM
+
+    def ksm_added(self, vma: VMA, addr: int, pfn: int) -> None:
+        context = self.context_of(vma.mm)
+        context.refcount += 1
+        self.ksm.setdefault(pfn, []).append(KsmPlace(context, addr))
+
+    def ksm_removed(self, mm: MM, addr: int, pfn: int) -> None:
+        places = self.ksm.get(pfn, [])
+        for i in range(len(places)):
+            place = places[i]
+            if place.context.mm is mm and place.addr == addr:
+                del places[i]
+                self.put(place.context)
+                return
+
+    def folio_freed(self, pfn: int, nr_pages: int) -> None:
+        for place in self.ksm.pop(pfn, []):
+            self.put(place.context)
+
+    def folios_freed(self, pfns: Int64s) -> None:
+        if self.ksm:
+            for i in range(len(pfns)):
+                self.folio_freed(int(pfns[i]), 1)
+
+    # The walk
+
+    def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        self.walks.count += 1
+        flags: int = self.folios.flags.m[pfn]
+        if flags & FOLIO_KSM:
+            yield from self._walk_ksm(pfn)
+            return
+        where: int = self.where.m[pfn]
+        top = self.contexts[where >> _CONTEXT_SHIFT]
+        if top is None:
+            return
+        first = (where & _PGOFF_MASK) - _PGOFF_BIAS
+        nr_pages = self.folios.nr_pages(pfn)
+        self.rcu.read_lock()
+        try:
+            for context in self.subtree(top):
+                mm = context.mm
+                if mm is None:
+                    continue
+                yield from self._at(mm, first, nr_pages, 0)
+                if context.remaps.depth:
+                    self.point("read records", context)
+                    for offset in context.remaps.offsets(first, first + nr_pages - 1):
+                        yield from self._at(mm, first, nr_pages, offset)
+        finally:
+            self.rcu.read_unlock()
+
+    def _at(self, mm: MM, first: int, nr_pages: int, offset: int) -> Iterator[tuple[VMA, int]]:
+        """The VMAs that have page offsets from `first` on with this displacement."""
+        start = (first + offset) << PAGE_SHIFT
+        for vma in self.vmas_at(mm, start, start + (nr_pages << PAGE_SHIFT)):
+            shift = self.shift_of(vma)
+            if shift is not None and (vma.start >> PAGE_SHIFT) - vma.pgoff - shift == offset:
+                self.places.count += 1
+                yield vma, start if start > vma.start else vma.start
+
+    def _walk_ksm(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        """Each place in its own address space first, then the same address in those forked from it: a KSM
+        page does not move (mremap() unmerges it)."""
+        places = self.ksm.get(pfn, [])
+        self.rcu.read_lock()
+        try:
+            for place in reversed(places):
+                self.visited.count += 1
+                yield from self._ksm_at(place.context, place.addr)
+            for place in reversed(places):
+                for context in self.subtree(place.context):
+                    if context is not place.context:
+                        yield from self._ksm_at(context, place.addr)
+        finally:
+            self.rcu.read_unlock()
+
+    def _ksm_at(self, context: CowContext, addr: int) -> Iterator[tuple[VMA, int]]:
+        mm = context.mm
+        if mm is not None:
+            for vma in self.vmas_at(mm, addr, addr + 1):
+                if self.shift_of(vma) is not None:
+                    self.places.count += 1
+                    yield vma, addr
+
+    # Merge rules
+
+    def can_merge(self, source: VMA | None, existing: VMA, copying: bool) -> bool:
+        # Where both have pages, the anonymous page offsets must go on from one to the other, too.  vm_pgoff
+        # does already, so that is to say: the same shift.
+        return source is None or self.can_join(source, existing)
+
+    def can_join(self, prev: VMA, next: VMA) -> bool:
+        shift = self.shift_of(prev)
+        other = self.shift_of(next)
+        return shift is None or other is None or shift == other

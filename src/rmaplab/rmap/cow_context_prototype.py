@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Design `cow_context_prototype`: CoW contexts as the prototype of May 2026 has them.
+
+What mm/cow_context.c of its author's branch project/cow-context *does*, with its hooks in mm/vma.c, mm/rmap.c
+and mm/mremap.c, not what it ought to do.  Where it misses something, so does this; docs/designs/ has the
+list.  The function that a method models is named with it.
+
+A folio points to the context of the address space that first had it, and its index is vm_pgoff-based, as
+today.  A VMA whose address is what its page offsets say (offset 0) needs nothing.  One that is elsewhere is
+*recorded* in its context: these page offsets are at that offset, too.
+
+Data
+- for each page, the number of a context (folio->cow_context).
+- for each context, a remap tree; its entries hold one offset in place, or a sorted array.
+- nothing for a VMA.  A MAP_PRIVATE file mapping is recorded like a moved one: its page offset is the file's.
+
+What the walk relies on
+- an exclusive folio points to the context of the one process that maps it, and sits at offset 0 there.
+  Neither half is true: see `walk`.
+- every VMA that is not at offset 0 and has anonymous pages is recorded.  `RecordTree` and the hooks do not
+  quite keep this.
+
+Locking: records change under mmap_lock, and those of munmap(), which holds it for reading only, under a
+spin lock; a context's list of children has another.  The walk runs under RCU and takes none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, cast
+
+import numpy as np
+
+from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
+from rmaplab.mm.reverse_map import Attachment
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.rmap.context import ContextRmap, CowContext
+from rmaplab.rmap.remap_tree import Offsets, RemapTree
+
+_UNSIGNED: Final = (1 << 64) - 1
+_UNWRITTEN: Final = 0  # what an array slot holds that was never written, where the kernel zeroes its heap
+
+
+class RecordTree(RemapTree):
+    """The prototype's remap tree: entries are never joined, and cover more than they are asked to."""
+
+    def add(self, first: int, last: int, offset: int) -> None:
+        """add_new_remap(): split what straddles either end, append to what is there, fill the gaps."""
+        self.split(first)
+        self.split(last + 1)
+        i = self.seek(first)
+        at = first
+        while at <= last:
+            if i < len(self.firsts) and self.firsts[i] == at:
+                self._append(i, offset)
+            else:
+                end = last
+                if i < len(self.firsts) and self.firsts[i] <= last:
+                    end = self.firsts[i] - 1
+                self.firsts.insert(i, at)
+                self.lasts.insert(i, end)
+                self.entries.insert(i, Offsets([offset], 0))
+            at = self.lasts[i] + 1
+            i += 1
+        self.account()
+
+    def _append(self, i: int, offset: int) -> None:
+        """append_remap_offset(): into an array of twice the room if there is none left, even if the offset
+        turns out to be there already."""
+        entry = self.entries[i]
+        room = entry.room
+        if room == 0:
+            room = 2
+        elif len(entry.values) == room:
+            room *= 2
+        self.store(i, insert_sorted(entry.values, offset), room)
+
+    def update(self, first: int, last: int, old: int, new: int) -> bool:
+        """find_and_remap_existing(): wherever one of the page offsets first..last is at `old`, say `new`.
+        The whole entry says so from then on, though it may begin before `first` or end after `last`, and
+        an array is not sorted again.  False if there was none."""
+        found = False
+        i = self.seek(first)
+        while i < len(self.firsts) and self.firsts[i] <= last:
+            values = self.entries[i].values
+            for k in range(len(values)):
+                if values[k] == old:
+                    values[k] = new
+                    found = True
+            i += 1
+        return found
+
+    def remove(self, first: int, last: int, offset: int) -> None:
+        """find_and_unmap_existing(): drop the first `offset` from every entry that touches first..last.
+        It goes for the whole entry."""
+        i = self.seek(first)
+        while i < len(self.firsts) and self.firsts[i] <= last:
+            entry = self.entries[i]
+            if offset in entry.values:
+                entry.values.remove(offset)
+                if not entry.values or entry.values == [_UNWRITTEN]:
+                    self.delete(i)  # an offset of 0, stored in place, reads as an empty entry
+                    continue
+                if len(entry.values) == 1:
+                    self.store(i, entry.values, 0)
+            i += 1
+        self.account()
+
+    def collect(self, first: int, last: int) -> list[int]:
+        """The offsets that walk_context() gathers in an array of its own, in the same way."""
+        found: list[int] = []
+        i = self.seek(first)
+        while i < len(self.firsts) and self.firsts[i] <= last:
+            for value in self.entries[i].values:
+                found = insert_sorted(found, value)
+            i += 1
+        return found
+
+
+def insert_sorted(values: list[int], new: int) -> list[int]:
+    """__dynarray_append_value(): insert into an array sorted as unsigned numbers, unless it is there.
+
+    Those that are greater have to make room, but the loop that moves them stops one too early: the first of
+    them is not moved and gets overwritten.
+
+    >>> insert_sorted([2, 4], 6)
+    [2, 4, 6]
+    >>> insert_sorted([4, 6], 2)
+    [2, 6, 6]
+    >>> insert_sorted([4], 2)
+    [2, 0]
+    """
+    at = len(values)
+    while at > 0:
+        value = values[at - 1]
+        if value == new:
+            return values
+        if value & _UNSIGNED < new & _UNSIGNED:
+            break
+        at -= 1
+    if at == len(values):
+        return [*values, new]
+    rest = values[at + 1 :]
+    return [*values[:at], new, rest[0] if rest else _UNWRITTEN, *rest]
+
+
+class CowContextPrototypeRmap(ContextRmap):
+    """One context per address space; records for every VMA whose address is not its page offset."""
+
+    name = "cow_context_prototype"
+
+    def __init__(self, attachment: Attachment) -> None:
+        super().__init__(attachment)
+        self.anchor: Final[Column] = attachment.folios.column(np.int32)
+
+    def new_remap_tree(self) -> RemapTree:
+        return RecordTree(self.memory)
+
+    def records_of(self, context: CowContext) -> RecordTree:
+        return cast(RecordTree, context.remaps)
+
+    # A VMA's first page
+
+    def vma_prepare(self, vma: VMA) -> None:
+        # __anon_vma_prepare(): only for files.  An anonymous VMA is taken to be at its page offset.
+        if vma.file is not None:
+            self._record(vma)
+
+    # Fork
+
+    def vma_forked(self, parent: VMA, child: VMA) -> None:
+        # cow_context_do_fork()
+        self._record(child)
+        if parent.file is not None:
+            self._record(parent)
+
+    # Split, merge, move: geometry
+
+    def vma_split(self, vma: VMA, new: VMA) -> None:
+        self.context_of(vma.mm).split_off = new
+
+    def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
+        before = self.context_of(vma.mm).before
+        before.clear()
+        before.append(self._range(vma))
+        if neighbour is not None:
+            before.append(self._range(neighbour))
+
+    def geometry_end(self, vma: VMA, neighbour: VMA | None) -> None:
+        context = self.context_of(vma.mm)
+        self._adjust(context, vma, context.before[0])
+        if neighbour is not None:
+            self._adjust(context, neighbour, context.before[1])
+        new = context.split_off
+        if new is not None:
+            context.split_off = None
+            start = vma.start if vma.start < new.start else new.start
+            self._remap(new, start)
+
+    def _range(self, vma: VMA) -> tuple[int, int, int]:
+        """First and last page offset, and offset; the latter is 0 if the VMA is not to be recorded."""
+        first = vma.pgoff
+        offset = (vma.start >> PAGE_SHIFT) - first if vma.prepared else 0
+        return first, first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1, offset
+
+    def _adjust(self, context: CowContext, vma: VMA, before: tuple[int, int, int]) -> None:
+        """cow_context_vma_adjust(): remove, then add with the new geometry, one VMA after the other."""
+        old_first, old_last, offset = before
+        if offset != 0:
+            self._drop(context, old_first, old_last, offset)
+            first, last, _ = self._range(vma)
+            self.point("add record", context)
+            context.remaps.add(first, last, offset)
+
+    def vma_copied(self, source: VMA, new: VMA) -> None:
+        # copy_vma() names the start of the source, also where only a later part of it moves.
+        self._remap(new, source.start)
+
+    def _remap(self, vma: VMA, old_start: int) -> None:
+        """cow_context_do_remap(): `vma`, which is where it is now, was at `old_start`.  One that is home
+        again is not to be recorded, and its old record left to whoever unmaps the source."""
+        first = vma.pgoff
+        offset = (vma.start >> PAGE_SHIFT) - first
+        if offset != 0:
+            last = first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1
+            context = self.context_of(vma.mm)
+            records = self.records_of(context)
+            self.point("update record", context)
+            if not records.update(first, last, (old_start >> PAGE_SHIFT) - first, offset):
+                records.add(first, last, offset)
+
+    # A VMA's end
+
+    def vma_removed(self, vma: VMA) -> None:
+        # remove_vma().  The source of MREMAP_DONTUNMAP stays in its tree, and keeps what record it has.
+        if vma.detached:
+            first, last, offset = self._range(vma)
+            if offset != 0:
+                self._drop(self.context_of(vma.mm), first, last, offset)
+
+    # Records
+
+    def _record(self, vma: VMA) -> None:
+        """add_new_remap() for a VMA that has, or is about to have, anonymous pages."""
+        first = vma.pgoff
+        offset = (vma.start >> PAGE_SHIFT) - first
+        if offset != 0:
+            context = self.context_of(vma.mm)
+            self.point("add record", context)
+            context.remaps.add(first, first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1, offset)
+
+    def _drop(self, context: CowContext, first: int, last: int, offset: int) -> None:
+        context.lock.lock()
+        self.point("remove record", context)
+        context.remaps.remove(first, last, offset)
+        context.lock.unlock()
+
+    # Folios
+
+    def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
+        number = self.context_of(vma.mm).number
+        if nr_pages == 1:
+            self.anchor.m[pfn] = number
+        else:
+            self.anchor.v[pfn : pfn + nr_pages] = number
+
+    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
+        self.anchor.v[pfns] = self.context_of(vma.mm).number
+
+    def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
+        # __folio_set_anon(): whoever is first gets it, shared or not.
+        self.folio_mapped(vma, addr, pfn, 1)
+
+    def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
+        # folio_move_anon_rmap()
+        self.folio_mapped(vma, 0, pfn, nr_pages)
+
+    def folio_moved(self, vma: VMA, addr: int, pfn: int) -> None:
+        self.folio_mapped(vma, addr, pfn, 1)
+
+    def folio_migrated(self, old: int, new: int, nr_pages: int) -> None:
+        anchor = self.anchor.v
+        anchor[new : new + nr_pages] = anchor[old : old + nr_pages]
+
+    # The walk
+
+    def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        # cow_context_walk(), walk_context().  In each context: offset 0 first; then, if nobody else mapped
+        # the folio before and after that look, the end of the whole walk, found or not; else all that is
+        # recorded.
+        self.walks.count += 1
+        flags: int = self.folios.flags.m[pfn]
+        number: int = self.anchor.m[pfn]
+        top = self.contexts[number]
+        if top is None or flags & FOLIO_KSM:  # nothing is there for KSM yet
+            return
+        first: int = self.folios.index.m[pfn]
+        nr_pages = self.folios.nr_pages(pfn)
+        self.rcu.read_lock()
+        try:
+            for context in self.subtree(top):
+                mm = context.mm
+                if mm is None:
+                    continue
+                was_exclusive = self._exclusive(pfn, nr_pages)
+                yield from self._at(mm, first, nr_pages, 0)
+                if was_exclusive and self._exclusive(pfn, nr_pages):
+                    return
+                if context.remaps.depth:
+                    self.point("read records", context)
+                    for offset in self.records_of(context).collect(first, first + nr_pages - 1):
+                        yield from self._at(mm, first, nr_pages, offset)
+        finally:
+            self.rcu.read_unlock()
+
+    def _exclusive(self, pfn: int, nr_pages: int) -> bool:
+        """!folio_maybe_mapped_shared().  For a large folio Linux counts by process; here it is one whose
+        pages are all mapped once, which only differs where two processes kept a part each."""
+        if nr_pages == 1:
+            mapcount: int = self.folios.mapcount.m[pfn]
+            return mapcount <= 1
+        return int(self.folios.mapcount.v[pfn : pfn + nr_pages].max()) <= 1
+
+    def _at(self, mm: MM, first: int, nr_pages: int, offset: int) -> Iterator[tuple[VMA, int]]:
+        """walk_context_remap(): the VMAs there whose own offset is this one, prepared or not."""
+        start = (first + offset) << PAGE_SHIFT
+        for vma in self.vmas_at(mm, start, start + (nr_pages << PAGE_SHIFT)):
+            if (vma.start >> PAGE_SHIFT) - vma.pgoff == offset:
+                self.places.count += 1
+                yield vma, start if start > vma.start else vma.start

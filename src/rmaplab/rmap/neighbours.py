@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which neighbouring VMAs may become one later.
+
+Models mm/vma.c, anon_vma_compatible(): when the first page of a VMA is prepared, a design may want to
+treat it like a neighbour from which it differs only by what mprotect() can change back.
+"""
+
+from __future__ import annotations
+
+from rmaplab.mm.vma import PAGE_SHIFT, VM_ACCESS_FLAGS, VM_SOFTDIRTY, VMA
+
+
+def may_merge_later(below: VMA, above: VMA) -> bool:
+    """Are the two adjacent and alike but for access rights, so that mprotect() could make them one?"""
+    return (
+        below.end == above.start
+        and below.policy == above.policy
+        and below.file is above.file
+        and (below.flags ^ above.flags) & ~(VM_ACCESS_FLAGS | VM_SOFTDIRTY) == 0
+        and above.pgoff == below.pgoff + ((above.start - below.start) >> PAGE_SHIFT)
+    )
