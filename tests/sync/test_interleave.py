@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The model checker on textbook races, whose numbers of interleavings are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import comb
+
+import pytest
+
+from rmaplab.sync.errors import Finding
+from rmaplab.sync.interleave import Execution, Scenario, explore, replay
+from rmaplab.sync.locks import RwSemaphore, SpinLock
+from rmaplab.sync.work import LockClass
+
+
+class Cell:
+    """A word of shared memory."""
+
+    def __init__(self, value: int = 0) -> None:
+        self.value = value
+
+
+def load(execution: Execution, cell: Cell) -> int:
+    execution.point("cell", cell, False)
+    return cell.value
+
+
+def store(execution: Execution, cell: Cell, value: int) -> None:
+    execution.point("cell", cell, True)
+    cell.value = value
+
+
+def nothing() -> None:
+    """A check that is satisfied with everything."""
+
+
+def lost_update(execution: Execution) -> Callable[[], None]:
+    cell = Cell()
+
+    def increment() -> None:
+        store(execution, cell, load(execution, cell) + 1)
+
+    execution.add("one", increment)
+    execution.add("two", increment)
+
+    def check() -> None:
+        assert cell.value == 2, f"an update was lost: {cell.value}"
+
+    return check
+
+
+def test_lost_update_has_six_interleavings_of_which_four_lose() -> None:
+    outcome = explore(Scenario("lost update", lost_update), reduce=False, stop_at_first=False)
+    assert (outcome.executions, len(outcome.failures), outcome.exhausted) == (6, 4, True)
+
+
+def test_lost_update_has_four_orders_that_differ() -> None:
+    outcome = explore(Scenario("lost update", lost_update), stop_at_first=False)
+    assert (outcome.executions, len(outcome.failures), outcome.exhausted) == (4, 2, True)
+
+
+def test_a_lock_around_the_update_loses_none() -> None:
+    def build(execution: Execution) -> Callable[[], None]:
+        cell = Cell()
+        lock = SpinLock(LockClass("lock"), execution)
+
+        def increment() -> None:
+            lock.lock()
+            store(execution, cell, load(execution, cell) + 1)
+            lock.unlock()
+
+        execution.add("one", increment)
+        execution.add("two", increment)
+
+        def check() -> None:
+            assert cell.value == 2
+
+        return check
+
+    outcome = explore(Scenario("locked update", build), stop_at_first=False)
+    assert (outcome.executions, outcome.failures) == (2, [])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_steps_on_different_objects_have_one_order_that_differs(steps: int) -> None:
+    def build(execution: Execution) -> Callable[[], None]:
+        cells = [Cell(), Cell()]
+
+        def writer(cell: Cell) -> Callable[[], None]:
+            def body() -> None:
+                for value in range(steps):
+                    store(execution, cell, value)
+
+            return body
+
+        execution.add("one", writer(cells[0]))
+        execution.add("two", writer(cells[1]))
+        return nothing
+
+    scenario = Scenario("independent", build)
+    assert explore(scenario, reduce=False).executions == comb(2 * steps, steps)
+    assert explore(scenario).executions == 1
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3])
+def test_one_writer_among_readers_has_an_order_for_each_subset_that_goes_before(readers: int) -> None:
+    def build(execution: Execution) -> Callable[[], None]:
+        cell = Cell()
+        execution.add("writer", lambda: store(execution, cell, 1))
+        for number in range(readers):
+            execution.add(f"reader {number}", lambda: nothing() if load(execution, cell) else None)
+        return nothing
+
+    assert explore(Scenario("readers", build)).executions == 2**readers
+
+
+def opposite_orders(execution: Execution) -> Callable[[], None]:
+    first = SpinLock(LockClass("first"), execution)
+    second = SpinLock(LockClass("second"), execution)
+
+    def nest(outer: SpinLock, inner: SpinLock) -> Callable[[], None]:
+        def body() -> None:
+            outer.lock()
+            inner.lock()
+            inner.unlock()
+            outer.unlock()
+
+        return body
+
+    execution.add("one", nest(first, second))
+    execution.add("two", nest(second, first))
+    return nothing
+
+
+def test_locks_in_opposite_orders_deadlock_in_one_of_three_orders() -> None:
+    outcome = explore(Scenario("opposite orders", opposite_orders), stop_at_first=False)
+    assert outcome.executions == 3
+    assert [str(f.error) for f in outcome.failures] == [
+        "deadlock: one waits for second and holds first; two waits for first and holds second"
+    ]
+    assert outcome.lock_order == {("first", "second"), ("second", "first")}
+
+
+def test_a_reader_that_becomes_a_writer_waits_for_the_other_reader() -> None:
+    def build(execution: Execution) -> Callable[[], None]:
+        rwsem = RwSemaphore(LockClass("rwsem"), execution)
+        other = RwSemaphore(LockClass("other"), execution)
+
+        def body() -> None:
+            rwsem.down_read()
+            other.down_write()
+            other.up_write()
+            rwsem.up_read()
+            rwsem.down_write()
+            rwsem.up_write()
+
+        execution.add("one", body)
+        execution.add("two", body)
+        return nothing
+
+    outcome = explore(Scenario("inversion", build), stop_at_first=False)
+    assert outcome.exhausted and outcome.failures == []
+
+    def upgrade(execution: Execution) -> Callable[[], None]:
+        rwsem = RwSemaphore(LockClass("rwsem"), execution)
+        inner = RwSemaphore(LockClass("inner"), execution)
+
+        def reader() -> None:
+            rwsem.down_read()
+            inner.down_write()
+            inner.up_write()
+            rwsem.up_read()
+
+        def writer() -> None:
+            inner.down_write()
+            rwsem.down_write()
+            rwsem.up_write()
+            inner.up_write()
+
+        execution.add("reader", reader)
+        execution.add("writer", writer)
+        return nothing
+
+    failures = explore(Scenario("reader-writer inversion", upgrade), stop_at_first=False).failures
+    assert [str(f.error).split(":")[0] for f in failures] == ["deadlock"]
+
+
+def test_aba_fools_compare_and_swap() -> None:
+    """A stack of two nodes: pop reads top and next, the other pops both and pushes the first again."""
+
+    def build(execution: Execution) -> Callable[[], None]:
+        top = Cell(1)
+        following = {1: 2, 2: 0, 0: 0}
+        popped: list[int] = []
+
+        def compare_and_swap(old: int, new: int) -> bool:
+            execution.point("top", top, True)
+            if top.value != old:
+                return False
+            top.value = new
+            return True
+
+        def pop() -> int:
+            old = load(execution, top)
+            new = following[old]
+            return old if compare_and_swap(old, new) else 0
+
+        def victim() -> None:
+            popped.append(pop())
+
+        def rival() -> None:
+            if pop() == 1 and pop() == 2:
+                following[1] = load(execution, top)
+                if compare_and_swap(following[1], 1):
+                    popped.append(2)
+
+        execution.add("victim", victim)
+        execution.add("rival", rival)
+
+        def check() -> None:
+            assert not (2 in popped and top.value == 2), "node 2 was popped, and is on the stack"
+
+        return check
+
+    outcome = explore(Scenario("ABA", build), stop_at_first=False)
+    assert [str(f.error).splitlines()[0] for f in outcome.failures] == ["node 2 was popped, and is on the stack"]
+
+
+def reader_and_freer(grace_period: bool) -> Scenario:
+    def build(execution: Execution) -> Callable[[], None]:
+        pointer = Cell(1)
+        thing = Cell(7)
+
+        def reader() -> None:
+            execution.rcu_enter()
+            if load(execution, pointer):
+                assert load(execution, thing) == 7
+            execution.rcu_leave()
+
+        def freer() -> None:
+            store(execution, pointer, 0)
+            if grace_period:
+                execution.rcu_call("thing", thing)
+            else:
+                execution.free("thing", thing)
+
+        execution.add("reader", reader)
+        execution.add("freer", freer)
+        return nothing
+
+    return Scenario("reader and freer", build)
+
+
+def test_a_free_without_a_grace_period_is_a_use_after_free() -> None:
+    failures = explore(reader_and_freer(False), stop_at_first=False).failures
+    assert failures
+    assert {str(f.error) for f in failures} == {"reader cell after freer freed it: use after free"}
+
+
+def test_a_grace_period_waits_for_the_reader() -> None:
+    outcome = explore(reader_and_freer(True), stop_at_first=False)
+    assert outcome.exhausted and outcome.failures == [] and outcome.executions > 1
+
+
+def test_a_failure_replays_exactly() -> None:
+    scenario = Scenario("lost update", lost_update)
+    failure = explore(scenario).failures[0]
+    again = replay(scenario, failure.path)
+    assert again is not None
+    assert [s.task for s in again.trace] == failure.path
+    assert str(again.error).splitlines()[0] == str(failure.error).splitlines()[0]
+
+
+def test_a_path_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        replay(Scenario("lost update", lost_update), [0, 0, 0])
+
+
+def test_without_preemption_a_race_between_two_steps_is_not_seen() -> None:
+    scenario = Scenario("lost update", lost_update)
+    assert explore(scenario, reduce=False, preemptions=0, stop_at_first=False).failures == []
+    assert explore(scenario, reduce=False, preemptions=1, stop_at_first=False).failures
+
+
+def test_a_lock_given_back_by_who_does_not_hold_it_is_found() -> None:
+    def build(execution: Execution) -> Callable[[], None]:
+        lock = SpinLock(LockClass("lock"), execution)
+        execution.add("one", lock.unlock)
+        return nothing
+
+    failure = explore(Scenario("unlock", build)).failures[0]
+    assert isinstance(failure.error, Finding)
+    assert "does not hold" in str(failure.error)
+
+
+def test_a_lock_taken_twice_is_found() -> None:
+    def build(execution: Execution) -> Callable[[], None]:
+        lock = SpinLock(LockClass("lock"), execution)
+
+        def body() -> None:
+            lock.lock()
+            lock.lock()
+
+        execution.add("one", body)
+        return nothing
+
+    assert "waits for itself" in str(explore(Scenario("twice", build)).failures[0].error)
+
+
+def test_reduction_finds_what_trying_everything_finds() -> None:
+    """Three tasks with two steps each over two cells: the outcomes that can be reached are the same."""
+
+    def outcomes(reduce: bool) -> set[tuple[int, int]]:
+        seen: set[tuple[int, int]] = set()
+
+        def build(execution: Execution) -> Callable[[], None]:
+            cells = [Cell(1), Cell(2)]
+
+            def mix(source: int, target: int, factor: int) -> Callable[[], None]:
+                def body() -> None:
+                    value = load(execution, cells[source])
+                    store(execution, cells[target], value * factor + 1)
+
+                return body
+
+            execution.add("a", mix(0, 1, 2))
+            execution.add("b", mix(1, 0, 3))
+            execution.add("c", mix(0, 0, 5))
+
+            def check() -> None:
+                seen.add((cells[0].value, cells[1].value))
+
+            return check
+
+        assert explore(Scenario("mix", build), reduce=reduce).exhausted
+        return seen
+
+    assert outcomes(True) == outcomes(False)
