@@ -184,8 +184,6 @@ def _vmas(mm: MM, wrong: list[str]) -> None:
             wrong.append(f"{vma!r} is empty or not page aligned")
         if vma.mm is not mm or vma.detached:
             wrong.append(f"{vma!r} is in the tree of mm {mm.id}, but belongs elsewhere")
-        if vma.file is None and vma.pgoff != vma.anon_pgoff:
-            wrong.append(f"{vma!r} is anonymous and has the anonymous page offset {vma.anon_pgoff:#x}")
         end = vma.end
         total += vma.nr_pages
     if total != mm.total_vm:

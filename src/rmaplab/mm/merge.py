@@ -57,7 +57,6 @@ def start_write(vma: VMA) -> None:
 def _set_range(vma: VMA, start: int, end: int, pgoff: int) -> None:
     vma.start = start
     vma.end = end
-    vma.anon_pgoff += pgoff - vma.pgoff
     vma.pgoff = pgoff
 
 
@@ -123,7 +122,6 @@ def _join(system: System, vma: VMA, donor: VMA) -> None:
     """`vma` is going to hold pages of `donor` (dup_anon_vma())."""
     if donor.prepared and not vma.prepared:
         start_write(vma)
-        vma.anon_pgoff = donor.anon_pgoff + (vma.pgoff - donor.pgoff)
         for design in system.designs:
             design.vma_joined(vma, donor)
         vma.prepared = True

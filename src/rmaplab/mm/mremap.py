@@ -254,7 +254,6 @@ def _move_vma(system: System, vma: VMA, old_addr: int, old_len: int, new_len: in
             system.tell_removed(source)
             if source.file is None and system.profile.dontunmap_apart:
                 source.pgoff = source.start >> PAGE_SHIFT
-                source.anon_pgoff = source.pgoff
         return new_addr
 
     # What is left of the source on either side keeps VM_ACCOUNT; Linux hides it during the unmapping

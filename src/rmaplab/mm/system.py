@@ -18,7 +18,7 @@ from rmaplab.mm.folio import Folios, Int64s
 from rmaplab.mm.pagetable import PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import Attachment, ReverseMap
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File
+from rmaplab.mm.vma import MM, VMA, File
 from rmaplab.sync.locks import RwSemaphore, Scheduler
 from rmaplab.sync.work import Ledger
 
@@ -117,7 +117,6 @@ class System:
     def copy_vma(self, mm: MM, vma: VMA, start: int, end: int, pgoff: int) -> VMA:
         """A VMA like `vma` but for its place (vm_area_dup()); not prepared, in no tree."""
         new = self.new_vma(mm, start, end, pgoff, vma.flags, vma.file)
-        new.anon_pgoff = vma.anon_pgoff + (pgoff - vma.pgoff)
         new.policy = vma.policy
         new.uffd = vma.uffd
         new.name = vma.name
@@ -140,7 +139,6 @@ class System:
     def prepare(self, vma: VMA) -> None:
         """`vma` is about to get an anonymous page (vmf_anon_prepare())."""
         if not vma.prepared:
-            vma.anon_pgoff = vma.pgoff if vma.file is None else vma.start >> PAGE_SHIFT
             for design in self.designs:
                 design.vma_prepare(vma)
             vma.prepared = True

@@ -8,8 +8,6 @@ Invariants
 - VMAs of one address space do not overlap, are page aligned, and lie in its tree by start address.
 - `pgoff` is the page offset of `start`: in the file for a file mapping, else the virtual page offset
   that the VMA had when its first page was prepared (start >> 12 until then).
-- `anon_pgoff` is a second page offset, which follows the rule of anonymous VMAs for file mappings,
-  too: start >> 12 until `prepared`, and kept from then on.  For an anonymous VMA both are equal.
 - `prepared` says that the VMA may hold anonymous pages: Linux's `vma->anon_vma != NULL`.  The reverse
   map was told (`vma_prepare` and the like) before it became true.
 
@@ -91,7 +89,6 @@ class VMA:
         self.start = start
         self.end = end
         self.pgoff = pgoff
-        self.anon_pgoff = start >> PAGE_SHIFT
         self.flags = flags
         self.file = file
         self.prepared = False
