@@ -29,14 +29,14 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SIZE
-from rmaplab.rmap.anon_vma import AnonVma
-from rmaplab.rmap.cow_context import CowContext
+from rmaplab.rmap.anon_vma import AnonVmaRmap
+from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.trace.history import read_history
 from rmaplab.trace.play import Player
 from rmaplab.workloads.prefork import Prefork
 
-LOCKSTEP: list[type[ReverseMap]] = [AnonVma, CowContext]
-ALONE: list[type[ReverseMap]] = [AnonVma]  # what the kernel itself does
+LOCKSTEP: list[type[ReverseMap]] = [AnonVmaRmap, CowContextRmap]
+ALONE: list[type[ReverseMap]] = [AnonVmaRmap]  # what the kernel itself does
 READ_WRITE = PROT_READ | PROT_WRITE
 PRIVATE = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
 BASE = 0x7F00_0000_0000
