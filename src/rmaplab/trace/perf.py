@@ -14,9 +14,9 @@ Text made elsewhere may instead have syscalls:sys_enter_NAME tracepoints and the
 tells the address (perf record -d) but not the kind.
 
 When did it happen?  Faults: at their time.  A call: somewhere between its entry and its exit, and threads
-may race.  mmap and mprotect tell through MMAP2, which the kernel writes while it holds the mmap_lock.  munmap
-counts from its entry: what it frees is free for others before it returns.  mremap counts from its exit, unless
-another thread got something where it moved from.  exec counts from COMM.
+may race.  mmap and mprotect tell through MMAP2, which the kernel writes while it holds the mmap_lock.
+munmap counts from its entry: what it frees is free for others before it returns.  mremap counts from its
+exit, unless another thread got something where it moved from.  exec counts from COMM.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def perf_filter() -> str:
 
 
 class _Call(msgspec.Struct):
-    """A system call that has not returned.  `effect`: the time and line at which it is known to have happened."""
+    """A system call that has not returned.  `effect`: time and line at which it is known to have happened."""
 
     name: str
     args: list[int]

@@ -159,6 +159,13 @@ class Reducer:
             self._emit("mark", process, offset=number)
         self._emit("exit", process)
 
+    def process_gone(self, tid: int) -> None:
+        """All threads of the process that `tid` belongs to are gone."""
+        process = self._tasks.get(tid)
+        if process is not None:
+            for thread in sorted(process.tids):
+                self.gone(thread)
+
     def named(self, tid: int, comm: str) -> None:
         """Task `tid` calls itself `comm`."""
         process = self._tasks.get(tid)

@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run a command, and record the memory history of it and all its children.
+
+perf is asked first: it sees every fault.  Where it may not run, strace sees the system calls, and faults
+are synthesised (reduce.SYNTHESIS).  Either way the history begins with the command's exec and ends when the
+command has ended; a descendant that lives on then is still there at the end of the history.
+
+The command is started by a shell that stops itself first, so that the recorder is watching before it runs.
+It has a process group of its own unless it shares a terminal with us, so a signal reaches all of it: the
+first Ctrl-C is passed on, the second becomes SIGTERM, the third SIGKILL, and the recording is kept.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import msgspec
+
+import rmaplab
+from rmaplab.trace.history import Header, History, HistoryWriteError, MapsRow, write_history
+from rmaplab.trace.perf import EVENTS, SCRIPT_OPTIONS, PerfText, perf_filter
+from rmaplab.trace.reduce import Reducer
+from rmaplab.trace.strace import STRACE_OPTIONS, StraceText
+from rmaplab.trace.tracer import Tracer
+
+__all__ = ["RecordError", "Recording", "record"]
+
+_ATTEMPTS: Final = 3  # runs, each with a buffer eight times larger, before lost events are accepted
+_TOTAL_BUFFER: Final = 256 << 20  # bytes, of all CPUs
+_UNPRIVILEGED_BUFFER: Final = 512 << 10  # a CPU; kernel.perf_event_mlock_kb allows 516 KiB
+
+Say = Callable[[str], None]
+
+
+class RecordError(Exception):
+    """Nothing was recorded; the message is one sentence that says why."""
+
+
+class _NotPermitted(Exception):
+    """This recorder may not run here."""
+
+
+class Recording(msgspec.Struct):
+    """What `record` made.
+
+    status: the command's exit status, or minus the signal that ended it
+    """
+
+    history: History
+    status: int
+
+
+def record(
+    command: Sequence[str],
+    output: str | os.PathLike[str],
+    *,
+    recorder: str = "auto",
+    check: bool = False,
+    names: bool = False,
+    seconds_unrecorded: float | None = None,
+    say: Say = lambda text: None,
+    buffer: int | None = None,
+) -> Recording:
+    """Run `command`, record it, write the history to `output`.
+
+    recorder: "perf", "strace", or "auto": perf, and strace where perf is not permitted
+    check:    take /proc/PID/maps of each process at its end, too (perf only)
+    names:    keep names of files and processes, and the command line
+    seconds_unrecorded: how long it runs without, for the header
+    say:      is told in sentences what is going on
+    buffer:   bytes that perf has for each CPU, at first (a power of two)
+
+    :raises RecordError: no such command, no recorder that may run
+    :raises HistoryWriteError: `output` cannot be written
+    """
+    if not command:
+        raise RecordError("there is no command to record: give one after --")
+    if shutil.which(command[0]) is None:
+        raise RecordError(f"there is no command {command[0]!r} that can be run")
+    directory = Path(output).resolve().parent
+    if not os.access(directory, os.W_OK):
+        reason = "it may not be written" if directory.exists() else "it does not exist"
+        raise HistoryWriteError(f"cannot write to {directory}: {reason}")
+    header = Header(
+        recorder="",
+        rmaplab=rmaplab.__version__,
+        kernel=os.uname().release,
+        command=shlex.join(command) if names else os.path.basename(command[0]),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seconds_unrecorded=seconds_unrecorded,
+    )
+    recording = _run(command, header, recorder, check, names, say, buffer)
+    write_history(output, recording.history)
+    return recording
+
+
+def _run(
+    command: Sequence[str],
+    header: Header,
+    recorder: str,
+    check: bool,
+    names: bool,
+    say: Say,
+    buffer: int | None,
+) -> Recording:
+    if recorder not in ("auto", "perf", "strace"):
+        raise RecordError(f"there is no recorder {recorder!r}: say perf, strace or auto")
+    why = ""
+    if recorder != "strace":
+        try:
+            return _with_perf(command, header, check, names, say, buffer)
+        except _NotPermitted as error:
+            why = str(error)
+        if recorder == "perf":
+            raise RecordError(f"perf cannot record here: {why}")
+        if check:
+            raise RecordError(f"--check needs perf, which cannot record here: {why}")
+        say(f"perf cannot record here ({why}), so strace does, and faults are synthesised")
+    elif check:
+        raise RecordError("--check needs perf: strace is the tracer already, and a process can have only one")
+    try:
+        return _with_strace(command, header, names, say)
+    except _NotPermitted as error:
+        if why:
+            raise RecordError(f"neither perf ({why}) nor strace ({error}) can record here") from None
+        raise RecordError(f"strace cannot record here: {error}") from None
+
+
+# perf
+
+
+def _with_perf(
+    command: Sequence[str], header: Header, check: bool, names: bool, say: Say, buffer: int | None
+) -> Recording:
+    if os.uname().machine != "x86_64":
+        raise _NotPermitted(f"its fault events are read on x86-64 only, and this is {os.uname().machine}")
+    if shutil.which("perf") is None:
+        raise _NotPermitted("it is not installed (Debian: apt-get install linux-perf)")
+    if buffer is None:
+        buffer = _UNPRIVILEGED_BUFFER
+        if os.geteuid() == 0:
+            share = max(_TOTAL_BUFFER // (os.cpu_count() or 1), 1 << 20)
+            buffer = 1 << (share.bit_length() - 1)
+    header.recorder = "perf"
+    for attempt in range(_ATTEMPTS):
+        size = buffer << 3 * attempt
+        with tempfile.TemporaryDirectory(prefix="rmaplab-") as directory:
+            run = _perf_run(command, f"{directory}/perf.data", size, check)
+            text = PerfText()
+            _perf_script(f"{directory}/perf.data", text)
+        if not text.lost:
+            break
+        say(f"perf lost {text.lost} events with a buffer of {size >> 10} KiB for each CPU")
+        if run.interrupted or attempt == _ATTEMPTS - 1:
+            say("the recording has holes, and its header says so")
+            break
+        say(f"running the command again with {size >> 7} KiB")
+    reducer = Reducer(names=names, maps=run.maps)
+    text.tell(reducer)
+    if not reducer.events:
+        raise RecordError(f"perf saw nothing of {command[0]!r}: it ended before it was executed")
+    return _finish(header, reducer, run, text.lost)
+
+
+class _Run(msgspec.Struct):
+    """How a run of the command went."""
+
+    status: int  # as waitpid gives it
+    seconds: float
+    interrupted: bool
+    maps: dict[int, list[list[MapsRow]]] = {}
+
+
+def _perf_run(command: Sequence[str], data: str, size: int, check: bool) -> _Run:
+    child = _start_stopped(command)
+    try:
+        perf = _start_perf(child.pid, data, size)
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL) if _has_own_group() else child.kill()
+        child.wait()
+        raise
+    tracer = Tracer()
+    if check:
+        try:
+            tracer.attach(child.pid)
+        except OSError as error:
+            child.kill()
+            child.wait()
+            _stop_perf(perf)
+            raise RecordError(
+                f"--check needs ptrace, which is not permitted here: {error.strerror}"
+            ) from None
+    with _Signals(child.pid) as signals:
+        begun = time.monotonic()
+        os.kill(child.pid, signal.SIGCONT)
+        status = tracer.wait(child.pid, perf) if check else os.waitpid(child.pid, 0)[1]
+        seconds = time.monotonic() - begun
+    child.returncode = os.waitstatus_to_exitcode(status)
+    _stop_perf(perf)
+    return _Run(status, seconds, signals.count > 0, tracer.maps)
+
+
+def _start_perf(pid: int, data: str, size: int) -> subprocess.Popen[str]:
+    """perf, watching `pid` already."""
+    # With a delay, however short, perf says when it has enabled its events.
+    options = ["-o", data, "-p", str(pid), "-D", "1", "-m", f"{size >> 10}K"]
+    options += ["-k", "CLOCK_MONOTONIC", "-c", "1", "-d", "--sample-cpu", "-B", "-N"]
+    for event in EVENTS:
+        options += ["-e", event]
+        if event.startswith("raw_syscalls"):
+            options += ["--filter", perf_filter()]
+    perf = subprocess.Popen(
+        ["perf", "record", *options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "LC_ALL": "C"},
+        text=True,
+        errors="replace",
+        process_group=0,
+    )
+    assert perf.stderr is not None
+    said = ""
+    for line in perf.stderr:
+        if "Events enabled" in line:
+            return perf
+        said += line
+    perf.wait()
+    raise _NotPermitted(_first_sentence(said))
+
+
+def _stop_perf(perf: subprocess.Popen[str]) -> None:
+    """Have perf write out what it has, which it does as soon as nobody is left to watch, too."""
+    perf.send_signal(signal.SIGINT)
+    _, said = perf.communicate()
+    if "No space left" in said:
+        raise RecordError(
+            f"the disk that holds {tempfile.gettempdir()} is full: perf could not keep its data "
+            "(set TMPDIR to a directory with more room)"
+        )
+    if perf.returncode not in (0, -signal.SIGINT):
+        raise RecordError(f"perf failed: {_first_sentence(said)}")
+
+
+def _perf_script(data: str, text: PerfText) -> None:
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as said,
+        subprocess.Popen(
+            ["perf", "script", "-i", data, *SCRIPT_OPTIONS],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            errors="replace",
+            process_group=0,
+        ) as script,
+    ):
+        assert script.stdout is not None
+        text.read(script.stdout)
+        if script.wait():
+            said.seek(0)
+            raise RecordError(
+                f"perf script could not read what perf recorded: {_first_sentence(said.read())}"
+            )
+
+
+def _first_sentence(said: str) -> str:
+    """What a program said when it failed, in a line."""
+    lines = [line.strip() for line in said.splitlines() if line.strip(" \t=") and "Ignoring" not in line]
+    for line in lines:
+        if "ermission" in line or "permitted" in line or "paranoid" in line:
+            return line
+    return next((line for line in lines if not line.startswith("WARNING")), "it gave no reason")
+
+
+# strace
+
+
+def _with_strace(command: Sequence[str], header: Header, names: bool, say: Say) -> Recording:
+    strace = shutil.which("strace")
+    if strace is None:
+        raise _NotPermitted("it is not installed (Debian: apt-get install strace)")
+    probe = subprocess.run(
+        [strace, "-o", os.devnull, "true"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if probe.returncode:
+        raise _NotPermitted(_first_sentence(probe.stderr))
+    header.recorder = "strace"
+    with tempfile.TemporaryDirectory(prefix="rmaplab-") as directory:
+        path = f"{directory}/strace"
+        child = subprocess.Popen(
+            [strace, *STRACE_OPTIONS, "-o", path, "--", *command],
+            process_group=0 if _has_own_group() else None,
+        )
+        with _Signals(child.pid) as signals:
+            begun = time.monotonic()
+            status = os.waitpid(child.pid, 0)[1]
+            seconds = time.monotonic() - begun
+        child.returncode = os.waitstatus_to_exitcode(status)
+        text = StraceText()
+        with open(path, errors="replace") as lines:
+            text.read(lines)
+    reducer = Reducer(names=names, synthesise=True)
+    text.tell(reducer)
+    if not reducer.events:
+        raise RecordError(f"strace saw nothing of {command[0]!r}")
+    return _finish(header, reducer, _Run(status, seconds, signals.count > 0), 0)
+
+
+# Both
+
+
+def _finish(header: Header, reducer: Reducer, run: _Run, lost: int) -> Recording:
+    status = os.waitstatus_to_exitcode(run.status)
+    header.ended = f"exit {status}" if status >= 0 else f"signal {-status}"
+    header.seconds = round(run.seconds, 3)
+    header.lost = lost
+    header.complete = not lost
+    return Recording(reducer.finish(header), status)
+
+
+def _has_own_group() -> bool:
+    return not sys.stdin.isatty()
+
+
+def _start_stopped(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    """The command, or rather a shell that will become it at SIGCONT."""
+    child = subprocess.Popen(
+        ["/bin/sh", "-c", 'kill -STOP $$; exec "$@"', "sh", *command],
+        process_group=0 if _has_own_group() else None,
+    )
+    os.waitpid(child.pid, os.WUNTRACED)
+    return child
+
+
+class _Signals:
+    """While the command runs, SIGINT and SIGTERM are for the command.
+
+    count: signals that came
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.count = 0
+        self._pid: Final = pid
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count > 1:
+            number = signal.SIGTERM if self.count == 2 else signal.SIGKILL
+        try:
+            if _has_own_group():
+                os.killpg(self._pid, number)
+            elif number != signal.SIGINT:  # a Ctrl-C at the terminal has reached the command, too
+                os.kill(self._pid, number)
+        except ProcessLookupError:
+            pass
