@@ -242,7 +242,7 @@ def merge_new(
 ) -> VMA | None:
     """Let the VMAs beside the empty range [start, end) take it in.
 
-    source:      whose pages the range is going to hold, None for a new mapping
+    source:      whose pages the range is going to hold (a VMA that grows, or is moved), None for a new mapping
     copying:     the pages are to be moved there by mremap (copy_vma())
     expand_only: only the lower neighbour may (VMG_FLAG_JUST_EXPAND, brk)
     not_with:    a VMA that must not (MREMAP_DONTUNMAP of an unprepared VMA: itself)
@@ -258,20 +258,21 @@ def merge_new(
         prev = None
     if next is not_with:
         next = None
+    growing = source is not None and not copying
     nr_pages = (end - start) >> PAGE_SHIFT
     merge_left = (
         prev is not None
         and prev.end == start
         and attributes.match(prev, system.profile)
         and prev.pgoff + prev.nr_pages == pgoff
-        and leader.can_merge(source, prev, copying)
+        and leader.can_merge(source, prev, growing)
     )
     merge_right = (
         next is not None
         and next.start == end
         and attributes.match(next, system.profile)
         and next.pgoff == pgoff + nr_pages
-        and leader.can_merge(source, next, copying)
+        and leader.can_merge(source, next, growing)
     )
     if merge_left and merge_right:
         assert prev is not None and next is not None

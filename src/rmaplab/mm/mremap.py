@@ -224,7 +224,7 @@ def _move_vma(system: System, vma: VMA, old_addr: int, old_len: int, new_len: in
     if vm_flags & VM_MERGEABLE:
         # A KSM page is found by its address: none may move.
         ksm.unmerge_range(system, vma, old_addr, old_end)
-    if keep and vm_flags & VM_LOCKED:
+    if keep and vm_flags & VM_LOCKED and system.profile.dontunmap_apart:
         error = 0
         if vma.start != old_addr:
             error = split_checked(system, vma, old_addr, True)

@@ -184,10 +184,10 @@ class ReverseMap:
         """
         raise NotImplementedError(f"{self.name} does not say how to walk")
 
-    def can_merge(self, source: VMA | None, existing: VMA, copying: bool) -> bool:
+    def can_merge(self, source: VMA | None, existing: VMA, growing: bool) -> bool:
         """May a range become part of `existing`, everything else being equal?  `source` is the VMA that the
-        range belongs to (with `copying`, the VMA that mremap moves it from), None for a new mapping.
-        (is_mergeable_anon_vma())"""
+        range belongs to, or that mremap moves it from, or with `growing` the VMA that is to grow over the
+        range, which is not mapped yet; None for a new mapping.  (is_mergeable_anon_vma())"""
         return True
 
     def can_join(self, prev: VMA, next: VMA) -> bool:

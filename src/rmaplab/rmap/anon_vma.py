@@ -467,14 +467,14 @@ class AnonVmaRmap(ReverseMap):
 
     # Merge rules
 
-    def can_merge(self, source: VMA | None, existing: VMA, copying: bool) -> bool:
+    def can_merge(self, source: VMA | None, existing: VMA, growing: bool) -> bool:
         # is_mergeable_anon_vma().  A VMA whose chain is not singular was forked: merging something into it
         # would put that under a lock which other processes use.
         family = None if source is None else self._family(source)
         there = self._family(existing)
         if self.profile.relaxed_anon_merge:
             if family is not None and there is None:
-                return len(family.chain) == 1
+                return growing or len(family.chain) == 1  # who only grows hands no chain to anybody
             if family is None and there is not None:
                 return len(there.chain) == 1
         elif (family is None or there is None) and there is not None and len(there.chain) == 1:

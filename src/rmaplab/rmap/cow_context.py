@@ -324,7 +324,7 @@ class CowContextRmap(ContextRmap):
 
     # Merge rules
 
-    def can_merge(self, source: VMA | None, existing: VMA, copying: bool) -> bool:
+    def can_merge(self, source: VMA | None, existing: VMA, growing: bool) -> bool:
         # Where both have pages, the anonymous page offsets must go on from one to the other, too.  vm_pgoff
         # does already, so that is to say: the same shift.
         return source is None or self.can_join(source, existing)
