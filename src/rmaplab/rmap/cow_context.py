@@ -236,6 +236,11 @@ class CowContextRmap(ContextRmap):
         pgoff = vma.pgoff + cast(int, vma.rmap[self.slot]) + ((addr - vma.start) >> PAGE_SHIFT)
         return (context.number << _CONTEXT_SHIFT) + _PGOFF_BIAS + pgoff
 
+    def anchor_of(self, pfn: int) -> tuple[CowContext | None, int]:
+        """The context that page `pfn` points to, and its anonymous page offset."""
+        where: int = self.where.m[pfn]
+        return self.contexts[where >> _CONTEXT_SHIFT], (where & _PGOFF_MASK) - _PGOFF_BIAS
+
     # KSM
 
     def ksm_added(self, vma: VMA, addr: int, pfn: int) -> None:
@@ -269,11 +274,9 @@ class CowContextRmap(ContextRmap):
         if flags & FOLIO_KSM:
             yield from self._walk_ksm(pfn)
             return
-        where: int = self.where.m[pfn]
-        top = self.contexts[where >> _CONTEXT_SHIFT]
+        top, first = self.anchor_of(pfn)
         if top is None:
             return
-        first = (where & _PGOFF_MASK) - _PGOFF_BIAS
         nr_pages = self.folios.nr_pages(pfn)
         self.rcu.read_lock()
         try:
