@@ -13,9 +13,11 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 import typer
@@ -25,18 +27,23 @@ import rmaplab
 from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare
 from rmaplab.measure.progress import Meter
 from rmaplab.measure.report import Inputs, Source, print_report, report
-from rmaplab.mm.errors import HistoryError
+from rmaplab.mm.errors import HistoryError, InvariantError
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
-from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.rmap import load as load_design
+from rmaplab.rmap import DESIGNS, load
 from rmaplab.trace.history import History, HistoryFormatError, HistoryWriteError, read_history, write_history
+from rmaplab.trace.record import RecordError, record
 from rmaplab.workloads import FAMILIES, WorkloadError, workload
 
 HOLDS: Final = 0
 DOES_NOT_HOLD: Final = 1
 COULD_NOT_RUN: Final = 2
 
-DESIGNS: Final = ("anon_vma", "cow_context_prototype", "cow_context")
+# What `compare` compares, unless told otherwise.  page_scan looks at every page table for every walk, which
+# takes as long as it sounds, and could only agree with the page tables that all are checked against anyway.
+COMPARED: Final = tuple(name for name in DESIGNS if name != "page_scan")
+
+COMMANDS: Final = ("record", "replay", "run", "compare")
+_VERSION: Final = f"{rmaplab.__version__} ({rmaplab.build_info()})"
 
 Job = Callable[[], int]
 
@@ -58,7 +65,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"rmaplab {rmaplab.__version__} ({rmaplab.build_info()})")
+        print(f"rmaplab {_VERSION}")
         raise typer.Exit
 
 
@@ -111,13 +118,19 @@ Names = Annotated[
 ]
 
 
-@app.command("record")
+Recorder = Annotated[
+    str, typer.Option(metavar="perf|strace|auto", help="What watches the command (auto: perf, else strace).")
+]
+
+
+@app.command("record", short_help="Run a command and record its memory history.")
 def _record(
     context: typer.Context,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="F", help="The history to write (Parquet).")
     ],
     names: Names = False,
+    recorder: Recorder = "auto",
     check: Annotated[
         bool, typer.Option("--check", help="Take /proc/PID/maps of each process at its end, too.")
     ] = False,
@@ -132,12 +145,34 @@ def _record(
     command: list[str] = context.obj
 
     def job() -> int:
-        raise NotImplementedError
+        if not command:
+            raise UsageError("record needs a command, after --")
+        with _output_of_commands_to_stderr(json):
+            history = record(
+                command, output, recorder=recorder, check=check, names=names, say=_progress
+            ).history
+        summary = history.summary()
+        if json:
+            told = {
+                "command": "record",
+                "version": _VERSION,
+                "inputs": {"history": {"name": history.header.command, "recorder": history.header.recorder}},
+                "holds": history.header.complete,
+                "figures": summary,
+                "differences": [],
+            }
+            print(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+        else:
+            _progress(
+                f"recorded {summary['events']:,} events of {summary['processes']:,} processes "
+                f"with {history.header.recorder} in {output}"
+            )
+        return HOLDS if history.header.complete else DOES_NOT_HOLD
 
     return job
 
 
-@app.command("replay")
+@app.command("replay", short_help="Run a recording through designs.")
 def _replay(
     recording: Annotated[str, typer.Argument(metavar="F", help="A history that `rmaplab record` wrote.")],
     rmap: Designs = None,
@@ -164,7 +199,18 @@ def _replay(
     return job
 
 
-@app.command("run", epilog="")
+def _families() -> str:
+    """The workloads and their parameters, for a help text."""
+    text = "\b\nWorkloads, their parameters and what these are without being told:"
+    for name, family in FAMILIES.items():
+        text += f"\n\n\b\n{name}: {(family.__doc__ or '').splitlines()[0]}"
+        default = family()
+        for parameter, what in family.parameters.items():
+            text += f"\n  {f'{parameter}={getattr(default, parameter)}':20} {what}"
+    return text
+
+
+@app.command("run", short_help="Run a built-in workload through designs.", epilog=_families())
 def _run(
     name: Annotated[str, typer.Argument(metavar="WORKLOAD", help="Its name; see the list below.")],
     parameters: Annotated[
@@ -199,7 +245,7 @@ def _run(
     return job
 
 
-@app.command("compare")
+@app.command("compare", short_help="Put one history through all designs, side by side.")
 def _compare_command(
     context: typer.Context,
     what: Annotated[
@@ -243,7 +289,7 @@ def _compare_command(
             raise UsageError(f"a recording has no parameters, so {what[1]!r} means nothing after {what[0]}")
         else:
             history, source = _from_file(what[0])
-        plan = _plan(rmap or list(DESIGNS), leader, _profile(profile, source), check, every, folios)
+        plan = _plan(rmap or list(COMPARED), leader, _profile(profile, source), check, every, folios)
         if not rmap:  # what the prototype's own source misses is news, but no failure, unless somebody asked
             plan = plan._replace(excused=frozenset(["cow_context_prototype"]))
         return _compare("compare", history, source, plan, seed, json)
@@ -278,7 +324,32 @@ def _from_file(path: str) -> tuple[History, Source]:
 
 
 def _from_command(command: Sequence[str], output: Path | None, names: bool) -> tuple[History, Source]:
-    raise NotImplementedError
+    """Record `command`; what it prints goes to stderr, because stdout is for the report."""
+    with tempfile.TemporaryDirectory(prefix="rmaplab-") as directory:
+        path = output or Path(directory, "recording.parquet")
+        with _output_of_commands_to_stderr(True):
+            record(command, path, names=names, say=_progress)
+        return _from_file(str(path))
+
+
+@contextmanager
+def _output_of_commands_to_stderr(wanted: bool) -> Iterator[None]:
+    """While inside, programs that are started find our stderr where they look for stdout."""
+    if not wanted:
+        yield
+        return
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+
+
+def _progress(sentence: str) -> None:
+    print(f"rmaplab: {sentence}", file=sys.stderr, flush=True)
 
 
 # What is done with them
@@ -295,7 +366,10 @@ def _profile(name: str, source: Source) -> Profile:
 def _plan(
     designs: Sequence[str], leader: str, profile: Profile, check: bool, every: int, folios: int
 ) -> Plan:
-    classes = [load_design(spec) for spec in designs]
+    try:
+        classes = [load(spec) for spec in designs]
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     names = [design.name for design in classes]
     for name in names:
         if names.count(name) > 1:
@@ -315,11 +389,11 @@ def _compare(command: str, history: History, source: Source, plan: Plan, seed: i
         found = compare(history, plan, meter)
     names = [design.name for design in plan.designs]
     inputs = Inputs(source, names, names[plan.leader], plan.profile.name, seed, plan.every, plan.folios)
-    told = report(command, f"{rmaplab.__version__} ({rmaplab.build_info()})", inputs, found)
+    told = report(command, _VERSION, inputs, found)
     if json:
         sys.stdout.write(told.json())
     else:
-        print_report(told, Console(highlight=False))
+        print_report(told, Console(highlight=False, markup=False))
     return HOLDS if told.holds else DOES_NOT_HOLD
 
 
@@ -349,13 +423,25 @@ def _main(arguments: list[str]) -> int:
         return _say("nobody reads the output any more")
     except typer.TyperException as error:
         return _say(f"{error.format_message()} See rmaplab --help.")
-    except (UsageError, WorkloadError, HistoryError, HistoryFormatError, HistoryWriteError) as error:
+    except (
+        UsageError,
+        WorkloadError,
+        HistoryError,
+        HistoryFormatError,
+        HistoryWriteError,
+        RecordError,
+    ) as error:
         return _say(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}")
+    except InvariantError as error:
+        return _say(f"the machine or a design is broken: {error}")
     except MemoryError:
         return _say("there is not enough memory for a history of this size")
+    except Exception:  # a mistake in a design of one's own, or in rmaplab: its author wants to see where
+        traceback.print_exc()
+        return COULD_NOT_RUN
 
 
 def _say(sentence: str) -> int:

@@ -24,8 +24,8 @@ from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.trace.history import History
 from rmaplab.trace.play import Player
 
-MOMENTS: Final = 100  # checks of one history, where nothing else was asked for
-FOLIOS: Final = 1000  # walked at each of them, where nothing else was asked for
+MOMENTS: Final = 20  # checks of one history, where nothing else was asked for
+FOLIOS: Final = 500  # walked at each of them, where nothing else was asked for
 LISTED: Final = 20  # differences of one kind and design that are kept; all are counted
 
 Progress = Callable[[str, int, int], None]  # what is being done, events done, events in all

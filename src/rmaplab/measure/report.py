@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from rmaplab.measure.comparison import Comparison, Difference, Figures
@@ -110,7 +111,7 @@ def _table(first: str, *others: str) -> Table:
 
 
 def _print(title: str, table: Table, console: Console) -> None:
-    console.print(title, style="bold", soft_wrap=True)
+    console.print(title, style="bold")
     console.print(table)
     console.print()
 
@@ -222,7 +223,7 @@ def _print_differences(report: Report, console: Console) -> None:
         finding = "" if kind in ("missing", "additional") or any(d.error for d in listed) else ", a finding"
         console.print(f"{_KINDS[kind]}{of}: {total:,}{finding}")
         for difference in listed:
-            console.print(f"  after event {difference.event}: {difference.what}", soft_wrap=True)
+            console.print(Padding(f"after event {difference.event}: {difference.what}", (0, 0, 0, 2)))
         if total > len(listed):
             console.print(f"  and {total - len(listed):,} more")
         console.print()
@@ -239,7 +240,7 @@ def _print_verdict(report: Report, console: Console) -> None:
         )
         for design in report.figures.designs:
             if "anon_vma" in report.inputs.designs and design.design != "anon_vma":
-                console.print(f"Same VMAs {design.design}: {_sameness(design)}", soft_wrap=True)
+                console.print(f"Same VMAs {design.design}: {_sameness(design)}")
     console.print(f"Verdict   {'holds' if report.holds else 'does not hold'}")
 
 

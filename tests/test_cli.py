@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line from outside: what it prints, where, and with which exit status it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmaplab.cli import COMMANDS
+from rmaplab.trace.events import Event
+from rmaplab.trace.history import Header, History, write_history
+from rmaplab.workloads import FAMILIES
+from rmaplab.workloads.workload import AREA, fork, leave, mmap, start, write
+
+SMALL = {
+    "aim7": ["children=5", "pages=4"],
+    "bgsave": ["pages=300", "saves=2", "writes=20"],
+    "elf": ["processes=2", "libraries=2"],
+    "forkchain": ["generations=5", "vmas=2"],
+    "prefork": ["workers=3", "requests=30", "vmas=2"],
+    "reclaim": ["processes=3", "steps=60", "vmas=3"],
+    "remapper": ["buffers=3", "moves=30", "children=2"],
+    "zygote": ["apps=3", "restarts=1", "vmas=5", "own_vmas=4"],
+}
+
+
+def rmaplab(
+    *arguments: str, status: int = 0, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the program; it has to end with `status`, and never with a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "rmaplab", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "100", **environment},
+        timeout=120,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def refused(*arguments: str, cwd: Path | None = None) -> str:
+    """What the program says where it cannot run: one line on stderr, nothing on stdout, exit status 2."""
+    done = rmaplab(*arguments, status=2, cwd=cwd)
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("rmaplab: ")
+    return done.stderr.removeprefix("rmaplab: ").rstrip("\n")
+
+
+def report(*arguments: str, status: int = 0) -> dict[str, Any]:
+    object_ = json.loads(rmaplab(*arguments, "--json", status=status).stdout)
+    assert isinstance(object_, dict)
+    return object_
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    """A history in a file: a process that forks a child, which copies two pages."""
+    path = tmp_path / "history.parquet"
+    events = [start(1), mmap(1, AREA, 8), write(1, AREA, 8), fork(1, 2), write(2, AREA, 2), leave(1)]
+    write_history(path, History(Header(recorder="by hand", command="example"), events))
+    return path
+
+
+# What it says about itself
+
+
+def test_version_says_how_it_was_built() -> None:
+    assert rmaplab("--version").stdout.split()[2] in ("(compiled)", "(interpreted)")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_an_example(command: str) -> None:
+    text = rmaplab(command, "--help").stdout
+    assert f"  rmaplab {command} " in text
+
+
+def test_help_of_run_lists_the_workloads_and_their_parameters() -> None:
+    text = rmaplab("run", "--help").stdout
+    for name, family in FAMILIES.items():
+        assert name in text
+        for parameter in family.parameters:
+            assert parameter in text
+
+
+# The main job
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_workload_holds(name: str) -> None:
+    found = report("compare", name, *SMALL[name], "--every", "1", "--folios", "0")
+    assert found["holds"] is True
+    assert found["figures"]["checks"]["moments"] > 0
+    assert not [d for d in found["differences"] if d["error"]]
+
+
+def test_json_has_what_scripts_rely_on() -> None:
+    found = report("compare", "forkchain", *SMALL["forkchain"], "--seed", "7")
+    assert [*found] == ["command", "version", "inputs", "holds", "figures", "differences"]
+    assert found["command"] == "compare"
+    inputs = found["inputs"]
+    assert inputs["history"]["name"] == "forkchain seed=7 generations=5 vmas=2 pages=16 writes=2"
+    assert inputs["designs"] == ["anon_vma", "cow_context", "cow_context_prototype"]
+    assert (inputs["leader"], inputs["profile"], inputs["seed"]) == ("anon_vma", "6.12", 7)
+    for design in found["figures"]["designs"]:
+        assert [*design] == ["design", "objects", "work", "walks", "walk_work", "vmas"]
+        assert design["walks"]["walks"] >= design["walks"]["useful"] > 0
+        assert design["vmas"]["made"] > 0
+        for o in design["objects"]:
+            assert o["allocated"] >= o["peak"] >= o["at_end"]
+
+
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_the_same_inputs_give_the_same_bytes(how: list[str]) -> None:
+    one, other = (rmaplab("compare", "reclaim", *SMALL["reclaim"], *how).stdout for _ in range(2))
+    assert one == other
+
+
+def test_tables_fit_100_columns_and_need_no_colour() -> None:
+    text = rmaplab("compare", "zygote", *SMALL["zygote"]).stdout
+    assert "\x1b" not in text
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert text.endswith("Verdict   holds\n")
+
+
+def test_checking_does_not_change_what_was_counted() -> None:
+    seen = [
+        report("compare", "reclaim", *SMALL["reclaim"], *how)["figures"]
+        for how in (["--no-check"], ["--every", "1"], ["--every", "7", "--folios", "3"])
+    ]
+    for figures in seen:
+        for design in figures["designs"]:
+            del design["walks"], design["walk_work"]
+        del figures["checks"], figures["counted"]
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_a_leader_decides_what_merges() -> None:
+    found = report("compare", "elf", *SMALL["elf"], "--leader", "cow_context")
+    assert found["inputs"]["leader"] == "cow_context"
+
+
+def test_a_recording_can_be_replayed_and_compared(recording: Path) -> None:
+    replayed = report("replay", str(recording), "--rmap", "anon_vma")
+    compared = report("compare", str(recording))
+    assert replayed["inputs"]["history"] == compared["inputs"]["history"]
+    assert len(compared["inputs"]["history"]["sha256"]) == 64
+    assert replayed["figures"]["machine"]["events"] == 6
+
+
+def test_a_workload_can_be_kept_and_replayed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.parquet"
+    ran = report("run", "forkchain", *SMALL["forkchain"], "-o", str(kept))
+    replayed = report("replay", str(kept))
+    assert ran["figures"] == replayed["figures"]
+
+
+# A design of one's own
+
+DESIGN = """
+from rmaplab.mm.reverse_map import ReverseMap
+
+class {name}(ReverseMap):
+    name = {called!r}
+    def walk(self, pfn):
+        return iter(())
+"""
+
+
+def test_a_design_that_misses_a_page_does_not_hold(tmp_path: Path) -> None:
+    (tmp_path / "blind.py").write_text(DESIGN.format(name="Blind", called="blind"))
+    found = report("run", "aim7", *SMALL["aim7"], "--check", "--rmap", str(tmp_path / "blind.py"), status=1)
+    assert found["holds"] is False
+    difference = found["differences"][0]
+    assert (difference["kind"], difference["design"], difference["error"]) == ("incomplete", "blind", True)
+    assert "blind does not find it" in difference["what"]
+
+
+def test_designs_are_told_apart_by_name(tmp_path: Path) -> None:
+    (tmp_path / "same.py").write_text(DESIGN.format(name="Same", called="anon_vma"))
+    said = refused("compare", "aim7", "--rmap", "anon_vma", "--rmap", str(tmp_path / "same.py"))
+    assert said.startswith("two of the designs are called 'anon_vma'")
+
+
+# What does not hold
+
+
+def test_a_result_that_the_machine_does_not_give_is_reported_with_its_event(tmp_path: Path) -> None:
+    path = tmp_path / "odd.parquet"
+    odd = mmap(1, AREA, 1)
+    odd.result = -12
+    write_history(path, History(Header(recorder="by hand"), [start(1), odd]))
+    done = rmaplab("replay", str(path), status=1)
+    assert "event 1: mmap of process 1" in done.stdout
+    assert "-ENOMEM when it was recorded" in done.stdout
+    assert done.stdout.endswith("Verdict   does not hold\n")
+
+
+# What cannot run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["compare"], "compare needs one of: a recording, a workload, or -- and a command"),
+        (["compare", "zygot"], "there is no workload 'zygot'; did you mean 'zygote'?"),
+        (["compare", "./none.parquet"], "there is no file ./none.parquet"),
+        (
+            ["compare", "aim7", "--", "true"],
+            "compare needs one of: a recording, a workload, or -- and a command",
+        ),
+        (["compare", "aim7", "children"], "'children' is no parameter: say NAME=VALUE"),
+        (["compare", "aim7", "child=3"], "aim7 has no parameter 'child'; did you mean 'children'?"),
+        (["compare", "aim7", "children=x"], "aim7 children=x: expected int, got str"),
+        (["compare", "aim7", "--profile", "2.4"], "there is no profile '2.4' (there are 6."),
+        (["compare", "aim7", "--leader", "me"], "the leader 'me' is not one of the designs (anon_vma, "),
+        (["run", "aim7", "--every", "-1"], "Invalid value for '--every'"),
+        (["run", "aim7", "--evry", "1"], "No such option: --evry"),
+        (["run"], "Missing argument 'WORKLOAD'"),
+        (["replay"], "Missing argument 'F'"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["replay", "/"], "/: "),
+        (["run", "aim7", "children=2", "-o", "/nowhere/f.parquet"], "cannot write /nowhere/f.parquet: "),
+        (["record", "-o", "f.parquet"], "record needs a command, after --"),
+        (["run", "aim7", "--rmap", "nothing_such"], ""),
+        (["run", "aim7", "--rmap", "no.such.module:Class"], ""),
+        (["run", "aim7", "--rmap", "./no_such_file.py"], ""),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: list[str], sentence: str) -> None:
+    assert refused(*arguments).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda data: data[: len(data) // 2], "is not a Parquet file, or was cut short"),
+        (lambda data: b"", "is not a Parquet file, or was cut short"),
+        (lambda data: data[:60] + bytes(40) + data[100:], "is damaged"),
+    ],
+)
+def test_a_damaged_recording_is_one_sentence(recording: Path, damage: Any, sentence: str) -> None:
+    recording.write_bytes(damage(recording.read_bytes()))
+    assert sentence in refused("replay", str(recording))
+
+
+def test_a_recording_of_the_future_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "future.parquet"
+    write_history(path, History(Header(recorder="by hand", version=99), [start(1)]))
+    assert "format version 99" in refused("replay", str(path))
+
+
+@pytest.mark.parametrize(
+    ("events", "sentence"),
+    [
+        (
+            [start(1), write(1, AREA, 1)],
+            "event 1: fault of process 1: touches 0x7f0000000000, where nothing is mapped",
+        ),
+        ([start(1), leave(2)], "event 1: exit of process 2: there is no process 2"),
+        ([start(1), leave(1), leave(1)], "event 2: exit of process 1: there is no process 1"),
+        ([start(1), fork(1, 1)], "event 1: fork of process 1: process 1 cannot fork 1"),
+        ([mmap(1, AREA, 1)], "event 0: mmap of process 1: there is no process 1"),
+        ([Event("exec", 1, addr=1, length=4096)], "event 0: exec of process 1: "),
+    ],
+)
+def test_an_impossible_event_is_one_sentence(tmp_path: Path, events: list[Event], sentence: str) -> None:
+    path = tmp_path / "odd.parquet"
+    write_history(path, History(Header(recorder="by hand"), events))
+    assert refused("replay", str(path)).startswith(sentence)
+
+
+def test_an_interrupt_is_one_sentence() -> None:
+    """SIGINT while it works."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "rmaplab", "compare", "bgsave", "pages=2000000", "--every", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            process.communicate(timeout=3)
+        except subprocess.TimeoutExpired:
+            process.send_signal(2)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert out == ""
+    assert err == "rmaplab: interrupted, so there is no result\n"
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m rmaplab run aim7 children=5 pages=5 --json | true; echo ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert done.stdout in ("0\n", "2\n")
+
+
+def test_a_full_disk_is_one_sentence() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m rmaplab run aim7 children=5 pages=5 > /dev/full",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "rmaplab: No space left on device\n"
