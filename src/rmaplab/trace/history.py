@@ -2,7 +2,7 @@
 """Histories as files: Parquet, one row an event, and a header that says where it came from.
 
 Columns are the fields of `Event`, in that order, under the types in `_TYPES`; `op` is dictionary-encoded
-text.  The header is JSON in the schema's metadata, under the key `rmaplab`.  Anything that reads Parquet
+text.  The header is JSON in the file's key-value metadata, under the key `rmaplab`.  Anything that reads Parquet
 can read both.
 
 Invariants
@@ -64,7 +64,7 @@ _TYPES: Final[dict[str, type[np.generic]]] = {
 _SCHEMA: Final = pa.schema(
     [
         pa.field(
-            name, pa.dictionary(pa.int8(), pa.string()) if kind is np.int8 else pa.from_numpy_dtype(kind)
+            name, pa.dictionary(pa.int32(), pa.string()) if kind is np.int8 else pa.from_numpy_dtype(kind)
         )
         for name, kind in _TYPES.items()
     ]
@@ -241,22 +241,22 @@ def write_history(path: str | os.PathLike[str], history: History) -> None:
     :raises HistoryWriteError: the directory is missing or read-only, or the disk is full
     """
     target = Path(path)
-    metadata = {b"rmaplab": msgspec.json.encode(history.header)}
     arrays: list[pa.Array] = []
     for name, column in history.columns.items():
         if name == "op":
-            arrays.append(pa.DictionaryArray.from_arrays(pa.array(column, pa.int8()), pa.array(OPS)))
+            arrays.append(pa.DictionaryArray.from_arrays(pa.array(column, pa.int32()), pa.array(OPS)))
         else:
             arrays.append(pa.array(column))
-    table = pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata(metadata))
     # By way of memory: pyarrow's threads must not meet a Python file, or they may outlive the interpreter.
     sink = pa.BufferOutputStream()
     # Dictionaries for what repeats, differences for the time: half the size of the default.
-    pq.write_table(
-        table, sink, compression="zstd", compression_level=9, write_page_checksum=True,
+    with pq.ParquetWriter(
+        sink, _SCHEMA, compression="zstd", compression_level=9, write_page_checksum=True,
         use_dictionary=[name for name in _TYPES if name != "time"],
-        column_encoding={"time": "DELTA_BINARY_PACKED"},
-    )  # fmt: skip
+        column_encoding={"time": "DELTA_BINARY_PACKED"}, store_schema=False,
+    ) as writer:  # fmt: skip
+        writer.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA))
+        writer.add_key_value_metadata({"rmaplab": msgspec.json.encode(history.header).decode()})
     temporary = ""
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -283,8 +283,8 @@ def read_history(path: str | os.PathLike[str]) -> History:
     """
     contents = pa.BufferReader(Path(path).read_bytes())
     try:
-        reader = pq.ParquetFile(contents, page_checksum_verification=True)
-        metadata = reader.schema_arrow.metadata or {}
+        reader = pq.ParquetFile(contents, read_dictionary=["op"], page_checksum_verification=True)
+        metadata = reader.metadata.metadata or {}
     except (pa.ArrowException, OSError):
         raise HistoryFormatError(f"{path} is not a Parquet file, or was cut short. {_REWRITE}") from None
     if b"rmaplab" not in metadata:
