@@ -114,7 +114,7 @@ def test_json_has_what_scripts_rely_on() -> None:
     assert (inputs["leader"], inputs["profile"], inputs["seed"]) == ("anon_vma", "6.12", 7)
     for design in found["figures"]["designs"]:
         assert [*design] == ["design", "objects", "work", "walks", "walk_work", "vmas"]
-        assert design["walks"]["walks"] >= design["walks"]["useful"] > 0
+        assert design["walks"]["places"] >= design["walks"]["useful"] > 0
         assert design["vmas"]["made"] > 0
         for o in design["objects"]:
             assert o["allocated"] >= o["peak"] >= o["at_end"]

@@ -27,7 +27,7 @@ import rmaplab
 from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare
 from rmaplab.measure.progress import Meter
 from rmaplab.measure.report import Inputs, Source, print_report, report
-from rmaplab.mm.errors import HistoryError, InvariantError
+from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
 from rmaplab.rmap import DESIGNS, load
 from rmaplab.trace.history import History, HistoryFormatError, HistoryWriteError, read_history, write_history
@@ -435,8 +435,6 @@ def _main(arguments: list[str]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}")
-    except InvariantError as error:
-        return _say(f"the machine or a design is broken: {error}")
     except MemoryError:
         return _say("there is not enough memory for a history of this size")
     except Exception:  # a mistake in a design of one's own, or in rmaplab: its author wants to see where

@@ -18,6 +18,7 @@ from rmaplab.check import lockstep
 from rmaplab.check.lockstep import Checker
 from rmaplab.measure.collect import Aside, design_figures, machine_figures, vma_counts
 from rmaplab.measure.figures import Counts, DesignFigures, MachineFigures
+from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
@@ -58,8 +59,9 @@ class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
     """Something that two parties do not agree on.
 
     kind:    "incomplete", "stale", "missing", "additional", "invariant" (see check/lockstep.py);
-             "result": the machine returned something else than the kernel; "geometry": its VMAs are not
-             those of /proc/PID/maps
+             "broken": the machine could not go on with what its leader told it;
+             "result": the machine returned something else than the kernel;
+             "geometry": its VMAs are not those of /proc/PID/maps
     error:   whether the history does not hold because of it
     event:   number of the event after which it showed, from 0
     """
@@ -124,12 +126,15 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
     found = _Found(plan.excused)
     every = plan.every or max(1, total // MOMENTS)
     due = every if plan.check else total + 1
-    for played, event in player.steps(history):
-        if played >= due or (played == total and plan.check):
-            with aside:
-                found.add_checked(checker.check(played - 1, event))
-            due = played // every * every + every
-        progress("playing", played, total)
+    try:
+        for played, event in player.steps(history):
+            if played >= due or (played == total and plan.check):
+                with aside:
+                    found.add_checked(checker.check(played - 1, event))
+                due = played // every * every + every
+            progress("playing", played, total)
+    except InvariantError as error:
+        found.add_broken(str(error), player.played, machine.leader.name)
     for result in player.differences:
         found.add(Difference("result", str(result), result.number, error=True))
     for geometry in player.geometry:
@@ -139,7 +144,7 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
     if plan.alone:
         for slot in range(len(alone)):
             if alone[slot] is None:
-                alone[slot] = _alone(history, plan, slot, progress)
+                alone[slot] = _alone(history, plan, slot, found, progress)
     designs = [
         design_figures(design, checker.counts.designs[design.name], aside.work(design.name), vmas)
         for design, vmas in zip(machine.designs, alone, strict=True)
@@ -150,13 +155,17 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
     return Comparison(figures, found.listed)
 
 
-def _alone(history: History, plan: Plan, slot: int, progress: Progress) -> Counts:
-    """VMAs where one design decides by itself what may merge."""
+def _alone(history: History, plan: Plan, slot: int, found: _Found, progress: Progress) -> Counts | None:
+    """VMAs where one design decides by itself what may merge; None if it does not get to the end."""
     design = plan.designs[slot]
     machine = Machine(plan.profile, [design])
     player = Player(machine, history.header, batch=plan.batch)
-    for played, _ in player.steps(history):
-        progress(f"playing with {design.name} alone", played, len(history))
+    try:
+        for played, _ in player.steps(history):
+            progress(f"playing with {design.name} alone", played, len(history))
+    except InvariantError as error:
+        found.add_broken(str(error), player.played, design.name)
+        return None
     return vma_counts(machine)
 
 
@@ -181,6 +190,10 @@ class _Found:
                     difference.maps,
                 )
             )
+
+    def add_broken(self, what: str, event: int, leader: str) -> None:
+        """The machine could not go on, led by `leader`."""
+        self.add(Difference("broken", what, event, leader not in self._excused, leader))
 
     def add(self, difference: Difference) -> None:
         key = f"{difference.kind} {difference.design}".rstrip()

@@ -206,6 +206,7 @@ def _print_vmas(designs: Sequence[DesignFigures], console: Console) -> None:
 
 _KINDS = {
     "invariant": "The machine itself is broken",
+    "broken": "The machine cannot go on with what this design, leading it, answers",
     "result": "Results of system calls that differ from the recorded ones",
     "geometry": "VMAs that differ from /proc/PID/maps",
     "incomplete": "Places that map a folio and were not visited",
