@@ -169,16 +169,6 @@ class Player:
             yield self.played, run
 
     def do(self, event: Event) -> int:
-        """Do what `event` says and return the machine's result, whatever the event's own is.
-
-        :raises HistoryError: the event is impossible
-        """
-        act = self._acts.get(event.op)
-        if act is None:
-            raise HistoryError(f"there is no operation {event.op!r}")
-        return act(event)
-
-    def do(self, event: Event) -> int:
         """Do what `event` says, whatever its result was when it was recorded.  Returns the machine's.
 
         :raises HistoryError: the event is impossible
@@ -325,10 +315,10 @@ class Player:
         checkpoint = self._checkpoints.get(event.offset)
         if checkpoint is not None:
             self.marks += 1
-            self.geometry += [
+            self.geometry.extend(
                 GeometryDifference(self.played, event.pid, difference)
                 for difference in compare_maps(checkpoint.maps, self._mm(event))
-            ]
+            )
         return 0
 
 
