@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Takes a picture of a machine: everything in it, as parts by key.
+
+What is too much to look at is folded: processes beyond a dozen into their parent's count, VMAs of an address
+space and pages of a VMA into runs, places of a walk into a number.  What an operation touched is never folded.
+
+Invariant: a picture says nothing but what is so.  What is folded is counted, and a cell of many pages answers
+for its first one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from rmaplab.check.truth import MappedFolio, Truth
+from rmaplab.explore.layout import drop_crowded, fold, place
+from rmaplab.explore.merging import backing, rights, why_apart
+from rmaplab.explore.parts import (
+    EXCLUSIVE,
+    KSM,
+    WRITABLE,
+    Answer,
+    Area,
+    Cell,
+    Folded,
+    Folio,
+    Holding,
+    Place,
+    Process,
+    Space,
+    State,
+)
+from rmaplab.explore.views import Names, View, hexa, view_of
+from rmaplab.explore.witness import Witness
+from rmaplab.mm.folio import (
+    FOLIO_KSM,
+    FOLIO_LAZYFREE,
+    FOLIO_LOCKED,
+    FOLIO_REFERENCED,
+    FOLIO_SWAPCACHE,
+    Int64s,
+)
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.pagetable import (
+    LEAF_SHIFT,
+    PTE_ANON,
+    PTE_EXCLUSIVE,
+    PTE_FILE,
+    PTE_KSM,
+    PTE_MIGRATION,
+    PTE_SHIFT,
+    PTE_SWAP,
+    PTE_WRITE,
+    PTE_ZERO,
+)
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.sync.locks import RwSemaphore, SpinLock
+
+PROCESSES: Final = 12  # shown one by one
+AREAS: Final = 24  # of an address space
+CELLS: Final = 32  # of a VMA
+FOLIOS: Final = 600  # walked at a step
+PLACES: Final = 48  # of a walk
+DRAWINGS: Final = 10  # of one sort
+
+_KINDS: Final = ((PTE_ANON, "A"), (PTE_MIGRATION, "M"), (PTE_SWAP, "S"), (PTE_ZERO, "Z"), (PTE_FILE, "F"))
+_FLAGS: Final = (
+    (FOLIO_KSM, "KSM"),
+    (FOLIO_SWAPCACHE, "in swap, too"),
+    (FOLIO_LAZYFREE, "may be dropped"),
+    (FOLIO_LOCKED, "locked"),
+    (FOLIO_REFERENCED, "referenced"),
+)
+
+
+class Camera:
+    """Looks at `machine`, whose scheduler is `witness`.
+
+    answers: what walks found, each kind once
+    """
+
+    def __init__(self, machine: Machine, witness: Witness, process_names: dict[int, str]) -> None:
+        self.machine: Final = machine
+        self.witness: Final = witness
+        self.answers: Final[list[Answer]] = []
+        self.views: Final[list[View]] = [view_of(design, Names()) for design in machine.designs]
+        self._process_names: Final = process_names
+        self._numbers: Final[dict[bytes, int]] = {}  # of answers, by what they say
+
+    # A picture
+
+    def picture(self, busy: Collection[int], touched: int) -> State:
+        """The state of everything.
+
+        busy:    processes that are not to be folded
+        touched: an address in theirs that is not to be folded either
+        """
+        state: State = {}
+        shown = self._processes(state, busy)
+        mms = {self.machine.processes[pid].mm.id: self.machine.processes[pid].mm for pid in shown}
+        for mm in mms.values():
+            self._space(
+                state, mm, touched if any(pid in busy for pid in shown if self._runs_in(pid, mm)) else 0
+            )
+        self._folios(state)
+        for slot, (design, view) in enumerate(zip(self.machine.designs, self.views, strict=True)):
+            parts = drop_crowded(fold(view.parts(self.machine), set(mms)), DRAWINGS)
+            place(parts)
+            for key, part in parts.items():
+                state[f"{slot}/{key}"] = part
+                part.above = f"{slot}/{part.above}" if part.above else ""
+            state[f"{slot}/"] = Holding(
+                [(line.type, line.objects, line.nbytes) for line in design.footprint()]
+            )
+        return state
+
+    def _runs_in(self, pid: int, mm: MM) -> bool:
+        return self.machine.processes[pid].mm is mm
+
+    def _processes(self, state: State, busy: Collection[int]) -> list[int]:
+        processes = self.machine.processes
+        shown = sorted(processes)
+        if len(shown) > PROCESSES:
+            first = [pid for pid in busy if pid in processes]
+            first += [processes[pid].parent for pid in first if processes[pid].parent in processes]
+            rest = (pid for pid in shown if pid not in first)
+            shown = sorted({*first, *_some(rest, PROCESSES - len(set(first)))})
+        for pid in shown:
+            process = processes[pid]
+            state[f"p{pid}"] = Process(pid, process.parent, process.mm.id, self._process_names.get(pid, ""))
+        for pid, process in processes.items():
+            if pid not in shown:
+                key = f"+{process.parent}"
+                folded = state.get(key)
+                if not isinstance(folded, Folded):
+                    folded = state[key] = Folded(process.parent, 0, 0, 0)
+                folded.processes += 1
+                folded.areas += len(process.mm.tree)
+                folded.pages += _mapped(process.mm)
+        return shown
+
+    # Address spaces
+
+    def _space(self, state: State, mm: MM, touched: int) -> None:
+        vmas = mm.tree.to_list()
+        kept = {vma.id for vma in vmas}
+        if len(vmas) > AREAS:
+            at = mm.tree.at(touched) if touched else None
+            ranked = sorted(vmas, key=lambda vma: (vma is not at, not vma.prepared, vma.start))
+            kept = {vma.id for vma in ranked[:AREAS]}
+        areas: list[int] = []
+        before: VMA | None = None
+        for vma in vmas:
+            if vma.id in kept:
+                areas.append(vma.id)
+                state[f"V{vma.id}"] = self._area(vma, before)
+            elif areas and areas[-1] < 0:
+                areas[-1] -= 1
+            else:
+                areas.append(-1)
+            before = vma
+        pids = sorted(pid for pid, process in self.machine.processes.items() if process.mm is mm)
+        state[f"m{mm.id}"] = Space(mm.id, pids, areas, _mapped(mm))
+
+    def _area(self, vma: VMA, before: VMA | None) -> Area:
+        cells, more = self._cells(vma)
+        apart: list[str] = []
+        if before is not None and before.end == vma.start:
+            apart = why_apart(self.machine, self.views, before, vma)
+        return Area(
+            vma.id,
+            vma.mm.id,
+            vma.start,
+            vma.end,
+            vma.pgoff,
+            rights(vma),
+            backing(vma) if not vma.name else f"{backing(vma)} “{vma.name}”",
+            vma.prepared,
+            cells,
+            more,
+            apart,
+            _why(vma),
+        )
+
+    def _cells(self, vma: VMA) -> tuple[list[Cell], int]:
+        pages, entries = _entries(vma)
+        if len(pages) == 0:
+            return [], 0
+        starts = np.arange(len(pages))
+        if len(pages) > CELLS:
+            starts = self._runs(pages, entries)
+        ends = np.append(starts[1:], len(pages))
+        cells = [
+            self._cell(int(pages[start]), int(end - start), int(entries[start]))
+            for start, end in zip(starts[:CELLS].tolist(), ends[:CELLS].tolist(), strict=True)
+        ]
+        return cells, sum(int(end - start) for start, end in zip(starts[CELLS:], ends[CELLS:], strict=True))
+
+    def _runs(self, pages: Int64s, entries: Int64s) -> Int64s:
+        """Where pages begin that are not like the one before: another kind, not the next frame, or mapped
+        more or less often."""
+        flags = entries & (
+            PTE_ANON | PTE_MIGRATION | PTE_SWAP | PTE_ZERO | PTE_FILE | PTE_KSM | PTE_WRITE | PTE_EXCLUSIVE
+        )
+        numbers = entries >> PTE_SHIFT
+        anon = entries & PTE_ANON != 0
+        counts = np.where(anon, self.machine.folios.mapcount.v[np.where(anon, numbers, 0)], 0)
+        step = np.where(entries & (PTE_ANON | PTE_MIGRATION | PTE_SWAP) != 0, 1, 0)[1:]
+        other = (
+            (np.diff(pages) != 1)
+            | (np.diff(flags) != 0)
+            | (np.diff(numbers) != step)
+            | (np.diff(counts) != 0)
+        )
+        return np.concatenate([np.zeros(1, dtype=np.int64), np.flatnonzero(other) + 1])
+
+    def _cell(self, page: int, count: int, entry: int) -> Cell:
+        kind = next(letter for bit, letter in _KINDS if entry & bit)
+        number = entry >> PTE_SHIFT
+        head = int(self.machine.folios.head.m[number]) if kind in "AM" else 0
+        marks = (
+            (WRITABLE if entry & PTE_WRITE else 0)
+            | (EXCLUSIVE if entry & PTE_EXCLUSIVE else 0)
+            | (KSM if entry & PTE_KSM else 0)
+        )
+        return Cell(page, count, kind, number if kind in "AMS" else 0, head, marks)
+
+    # Folios and what walks find
+
+    def _folios(self, state: State) -> None:
+        heads: dict[int, None] = {}
+        for part in list(state.values()):
+            if isinstance(part, Area):
+                for cell in part.cells:
+                    if cell.head and len(heads) < FOLIOS:
+                        heads[cell.head] = None
+        truth = Truth(self.machine)
+        for head in heads:
+            at = int(np.searchsorted(truth.heads, head))
+            if at < len(truth) and truth.heads[at] == head:
+                state[f"f{head}"] = self._folio(truth.folio(at))
+
+    def _folio(self, mapped: MappedFolio) -> Folio:
+        folios = self.machine.folios
+        head = mapped.head
+        flags: int = folios.flags.m[head]
+        return Folio(
+            head,
+            mapped.nr_pages,
+            int(folios.index.m[head]),
+            folios.total_mapcount(head),
+            ", ".join(word for bit, word in _FLAGS if flags & bit),
+            [f"{slot}/{key}" if (key := view.anchor(head)) else "" for slot, view in enumerate(self.views)],
+            [self._ask(slot, mapped) for slot in range(len(self.views))],
+        )
+
+    def _ask(self, slot: int, mapped: MappedFolio) -> tuple[int, int]:
+        """Walk for a folio in a design: number of the answer, and page that its places count from."""
+        design = self.machine.designs[slot]
+        view = self.views[slot]
+        witness = self.witness
+        before = {name: tally.count for name, tally in design.ledger.tallies.items()}
+        places: list[Place] = []
+        held: list[str] = []
+        base = more = more_hits = 0
+        witness.forget()
+        witness.listening = True
+        try:
+            for vma, addr in design.walk(mapped.head):
+                hit = mapped.mapped_at((vma, addr))
+                if len(places) == PLACES:
+                    more += 1
+                    more_hits += hit
+                    continue
+                page = (addr - vma.start) >> PAGE_SHIFT
+                if not places:
+                    base = page
+                    held = [self.lock_name(lock) for lock in witness.held]
+                witness.listening = False
+                via = [f"{slot}/{key}" for key in view.via(mapped.head, vma, addr)]
+                witness.listening = True
+                places.append(Place(vma.id, page - base, hit, via))
+        finally:
+            witness.listening = False
+        trail = [f"{slot}/{name}" for thing in witness.points if (name := view.names.known(thing))]
+        work = [
+            (name, tally.count - before.get(name, 0))
+            for name, tally in design.ledger.tallies.items()
+            if tally.count != before.get(name, 0)
+        ]
+        answer = Answer(places, held, list(dict.fromkeys(trail)), work, more, more_hits)
+        return self._number(answer), base
+
+    def _number(self, answer: Answer) -> int:
+        said = msgspec.msgpack.encode(answer)
+        number = self._numbers.get(said)
+        if number is None:
+            number = self._numbers[said] = len(self.answers)
+            self.answers.append(answer)
+        return number
+
+    # Locks
+
+    def lock_name(self, lock: object) -> str:
+        """A lock in words: its class, and whose it is where that says something."""
+        if isinstance(lock, str):
+            return lock
+        for view in self.views:
+            name = view.lock_name(lock)
+            if name:
+                return name
+        for pid, process in self.machine.processes.items():
+            if process.mm.mmap_lock is lock:
+                return f"mmap_lock of process {pid}"
+        return lock.lock_class.name if isinstance(lock, RwSemaphore | SpinLock) else "a lock"
+
+
+def _some(pids: Iterable[int], count: int) -> list[int]:
+    return [pid for pid, _ in zip(pids, range(max(0, count)), strict=False)]
+
+
+def _mapped(mm: MM) -> int:
+    """Anonymous pages that an address space maps."""
+    return len(mm.page_table.anon_entries()[0])
+
+
+def _entries(vma: VMA) -> tuple[Int64s, Int64s]:
+    """Page numbers within `vma` that have an entry, and the entries."""
+    table = vma.mm.page_table
+    pages: list[Int64s] = []
+    entries: list[Int64s] = []
+    for number in table.numbers(vma.start, vma.end):
+        base = number << LEAF_SHIFT
+        low = max(0, vma.start - base) >> PAGE_SHIFT
+        high = min(vma.end - base, 1 << LEAF_SHIFT) >> PAGE_SHIFT
+        v = table.leaves[number].v[low:high]
+        at = np.flatnonzero(v)
+        pages.append(at + ((base - vma.start) >> PAGE_SHIFT) + low)
+        entries.append(v[at])
+    if not pages:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    return np.concatenate(pages), np.concatenate(entries)
+
+
+def _why(vma: VMA) -> str:
+    """What a reader may wonder about."""
+    home = vma.pgoff << PAGE_SHIFT
+    if vma.file is not None:
+        told = f"Its page offset counts pages of the file, from page {hexa(vma.pgoff)}."
+    elif home == vma.start:
+        told = "It is where its page offset says."
+    else:
+        told = (
+            f"Its page offset stands for address {hexa(home)}: it was moved after its first page"
+            " (execve does that to a stack), and the page offset stuck."
+        )
+    if vma.prepared:
+        return told
+    return f"{told} No anonymous page was ever in it, so no reverse map knows it."

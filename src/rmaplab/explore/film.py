@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A history as a film: plays it, and takes a picture after each step.
+
+A long history is shown through a *window* of events, or as a whole in steps of many events each; what lies
+before the window is played all the same.
+
+Invariants
+- the same history, designs and window give the same film, byte for byte.
+- the work and the locks of a step are the history's own: what the camera makes designs do is left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from rmaplab.explore import words
+from rmaplab.explore.camera import Camera
+from rmaplab.explore.parts import MACHINE, DesignLine, Effort, Film, State, Step
+from rmaplab.explore.tours import Tour
+from rmaplab.explore.witness import Witness
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
+from rmaplab.mm.profile import Profile
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.sync.locks import RwSemaphore, SpinLock
+from rmaplab.sync.work import Ledger
+from rmaplab.trace.events import Event
+from rmaplab.trace.history import History
+from rmaplab.trace.play import Player
+
+STEPS: Final = 300  # of a film, where nothing else was asked for
+NOTES: Final = 60  # a step
+
+Played = Iterator[tuple[int, Event]]
+
+
+class Shot:
+    """What of a history is to be seen: events `first` to `last` (counted from 1), in at most `steps` steps."""
+
+    def __init__(self, first: int = 1, last: int = 0, steps: int = STEPS) -> None:
+        self.first: Final = first
+        self.last: Final = last
+        self.steps: Final = steps
+
+
+def shoot(
+    history: History,
+    designs: Sequence[type[ReverseMap]],
+    profile: Profile,
+    *,
+    leader: int = 0,
+    shot: Shot | None = None,
+    tour: Tour | None = None,
+) -> Film:
+    """The film of `history`, watched by `designs`; `tour` says what to tell at each event."""
+    return _Shooting(history, designs, profile, leader, tour).shoot(shot or Shot())
+
+
+class _Shooting:
+    def __init__(
+        self,
+        history: History,
+        designs: Sequence[type[ReverseMap]],
+        profile: Profile,
+        leader: int,
+        tour: Tour | None,
+    ) -> None:
+        self.history: Final = history
+        self.tour: Final = tour
+        self.witness: Final = Witness()
+        self.machine: Final = Machine(profile, designs, leader, self.witness)
+        # Told one by one, every event has a sentence; otherwise a run of faults is one step.
+        self.player: Final = Player(self.machine, history.header, batch=tour is None)
+        self.camera: Final = Camera(self.machine, self.witness, history.header.processes)
+        self.ledgers: Final = [self.machine.ledger, *(design.ledger for design in self.machine.designs)]
+        self.state: State = {}
+        self.born: Final[dict[str, int]] = {}
+        self.steps: Final[list[Step]] = []
+
+    def shoot(self, shot: Shot) -> Film:
+        total = len(self.history)
+        last = min(shot.last or total, total)
+        first = max(1, min(shot.first, last))
+        each = max(1, -(-(last - first + 1) // shot.steps))
+        played = self.player.steps(self.history)
+        before = 0
+        while before < first - 1:
+            before, _ = next(played)
+        self._begin(before)
+        if each == 1:
+            self._one_by_one(played, last)
+        else:
+            self._many_by_many(played, last, each)
+        header = self.history.header
+        return Film(
+            title=self.tour.title if self.tour else header.command or "a history",
+            origin=header.recorder,
+            profile=self.machine.profile.name,
+            leader=self.machine.leader.name,
+            designs=[
+                DesignLine(design.name, dict(view.about))
+                for design, view in zip(self.machine.designs, self.camera.views, strict=True)
+            ],
+            events=total,
+            first=first,
+            last=self.steps[-1].events,
+            steps=self.steps,
+            answers=self.camera.answers,
+        )
+
+    # Steps
+
+    def _begin(self, before: int) -> None:
+        told = (
+            f"{words.plural(before, 'event')} came before this window."
+            if before
+            else "Nothing has happened yet."
+        )
+        step = Step(before, "begin", 0, told, say=self.tour.about if self.tour else "")
+        self._finish(step, [], 0)
+
+    def _one_by_one(self, played: Played, last: int) -> None:
+        witness = self.witness
+        while True:
+            counts = [_Counts(ledger) for ledger in self.ledgers]
+            witness.forget()
+            witness.held.clear()
+            witness.listening = True
+            got = next(played, None)
+            witness.listening = False
+            if got is None:
+                return
+            number, event = got
+            step = Step(number, event.op, event.pid, words.tell(event, self.history.header.names))
+            step.efforts = self._efforts(counts, witness.taken)
+            if self.tour is not None:
+                beat = self.tour.beats[number - 1]
+                step.say = beat.say
+                self._finish(step, [event.pid, event.pid2], event.addr)
+                if beat.ask is not None:
+                    step.ask = self._folio_at(*beat.ask)
+            else:
+                self._finish(step, [event.pid, event.pid2], event.addr)
+            if number >= last:
+                return
+
+    def _many_by_many(self, played: Played, last: int, each: int) -> None:
+        number = self.steps[-1].events
+        while number < last:
+            counts = [_Counts(ledger) for ledger in self.ledgers]
+            ops: list[str] = []
+            acting: Counter[int] = Counter()
+            goal = min(last, number + each)
+            addr = 0
+            for number, event in played:
+                ops.append(event.op)
+                acting[event.pid] += 1
+                addr = event.addr
+                if number >= goal:
+                    break
+            if not ops:
+                return
+            busy = [pid for pid, _ in acting.most_common(3)]
+            step = Step(number, "events", busy[0], words.tell_many(ops))
+            step.efforts = self._efforts(counts, None)
+            self._finish(step, busy, addr)
+
+    def _finish(self, step: Step, busy: list[int], touched: int) -> None:
+        """Take the picture after `step`, and write down what is different in it."""
+        now = self.camera.picture(busy, touched)
+        number = len(self.steps)
+        before = self.state
+        for key, part in now.items():
+            if key not in before:
+                self.born[key] = number
+            part.born = self.born[key]
+            if before.get(key) != part:
+                step.put[key] = part
+        step.gone = [key for key in before if key not in now]
+        found = words.notes(before, now) if number else []
+        step.notes = found[:NOTES]
+        step.folded_notes = len(found) - len(step.notes)
+        self.state = now
+        self.steps.append(step)
+
+    def _folio_at(self, pid: int, addr: int) -> str:
+        entry = self.machine.mm_of(pid).page_table.get(addr)
+        if not entry & (PTE_ANON | PTE_MIGRATION):
+            raise ValueError(f"a tour asks for {addr:#x} of process {pid}, where no anonymous page is")
+        return f"f{self.machine.folios.head.m[entry >> PTE_SHIFT]}"
+
+    # Work
+
+    def _efforts(self, before: list[_Counts], taken: Sequence[tuple[object, bool]] | None) -> list[Effort]:
+        """What each participant did since `before`; `taken` are the locks, one by one, where they were
+        watched."""
+        efforts = []
+        for slot, (ledger, old) in enumerate(zip(self.ledgers, before, strict=True), MACHINE):
+            now = _Counts(ledger)
+            work = [
+                (name, count - old.work.get(name, 0))
+                for name, count in now.work.items()
+                if count != old.work.get(name, 0)
+            ]
+            if taken is None:
+                locks = Counter({key: count - old.locks.get(key, 0) for key, count in now.locks.items()})
+            else:
+                locks = self._named(taken, ledger)
+            found = [(name, count, write) for (name, write), count in sorted(locks.items()) if count]
+            if work or found:
+                efforts.append(Effort(slot, work, found))
+        return efforts
+
+    def _named(self, taken: Sequence[tuple[object, bool]], ledger: Ledger) -> Counter[tuple[str, bool]]:
+        """How often each lock of `ledger` was taken, by name and mode."""
+        names: dict[int, str] = {}
+        counts: Counter[tuple[str, bool]] = Counter()
+        for lock, write in taken:
+            if isinstance(lock, RwSemaphore | SpinLock) and lock.lock_class in ledger.locks.values():
+                if id(lock) not in names:
+                    names[id(lock)] = self.camera.lock_name(lock)
+                counts[names[id(lock)], write] += 1
+        return counts
+
+
+class _Counts:
+    """What a ledger says at one moment: work, and locks taken by class and mode."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.work: Final = {name: tally.count for name, tally in ledger.tallies.items()}
+        self.work.update((f"{name} allocated", pool.allocated) for name, pool in ledger.pools.items())
+        self.locks: Final = {
+            (name, write): lock.writes if write else lock.reads
+            for name, lock in ledger.locks.items()
+            for write in (True, False)
+        }

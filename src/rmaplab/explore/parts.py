@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What pictures are made of: records that the page, the terminal and notebooks share.
+
+Keys name parts across all steps: "p7" a process by pid, "m3" an address space, "V12" a VMA, "f513" a folio by
+the pfn of its first page, "+7" the children of process 7 that are folded into one; and for the design in slot
+0 "0/…", where the rest is the design's own business, with "0/" for what it holds in all.
+
+Invariants
+- a key that vanishes and comes back is another object.
+- parts are compared by value; `x`, `y` and `born` are no part of what an object *is*, and no news if they change.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+MACHINE: Final = -1  # the slot of what belongs to no design
+
+# Marks of a cell.
+WRITABLE: Final = 1
+EXCLUSIVE: Final = 2
+KSM: Final = 4
+
+
+class Process(msgspec.Struct, tag="process", tag_field="is"):
+    """A process.  `parent` is 0 if no fork of this history made it."""
+
+    pid: int
+    parent: int
+    mm: int
+    name: str = ""
+    born: int = 0
+
+
+class Space(msgspec.Struct, tag="space", tag_field="is"):
+    """An address space.
+
+    areas: ids of its VMAs by address; -n stands for n VMAs that are folded
+    pages: anonymous pages that its page table maps
+    """
+
+    id: int
+    pids: list[int]
+    areas: list[int]
+    pages: int
+    born: int = 0
+
+
+class Folded(msgspec.Struct, tag="folded", tag_field="is"):
+    """Children of one process that are not shown: how many, with how many VMAs and mapped pages in all."""
+
+    parent: int
+    processes: int
+    areas: int
+    pages: int
+    born: int = 0
+
+
+class Cell(msgspec.Struct, array_like=True):
+    """Pages of a VMA that are alike.
+
+    page:  the first one, counted from the VMA's start
+    count: how many
+    kind:  A anonymous page, Z the zero page, F page of the page cache, S swapped out, M under migration
+    pfn:   of the first one; for S the swap slot
+    head:  pfn of the folio that `pfn` belongs to
+    marks: WRITABLE, EXCLUSIVE, KSM
+    """
+
+    page: int
+    count: int
+    kind: str
+    pfn: int
+    head: int
+    marks: int
+
+
+class Area(msgspec.Struct, tag="area", tag_field="is"):
+    """A VMA.
+
+    pgoff:  page offset of its start (see mm/vma.py)
+    cells:  what its page table has; not mapped pages have none
+    more:   cells that are folded: the pages in them
+    apart:  why it is not one with the VMA that ends where it starts, if there is such a one
+    why:    what made it, or how it differs from what one would expect
+    """
+
+    id: int
+    mm: int
+    start: int
+    end: int
+    pgoff: int
+    rights: str
+    backing: str
+    prepared: bool
+    cells: list[Cell]
+    more: int = 0
+    apart: list[str] = []
+    why: str = ""
+    born: int = 0
+
+
+class Folio(msgspec.Struct, tag="folio", tag_field="is"):
+    """An anonymous folio.
+
+    anchors: for each design, the key of what the folio points to ("" where it has nothing of the kind)
+    walks:   for each design, (number of an `Answer`, page number that its places count from)
+    """
+
+    pfn: int
+    pages: int
+    index: int
+    mapcount: int
+    flags: str
+    anchors: list[str]
+    walks: list[tuple[int, int]]
+    born: int = 0
+
+
+class Place(msgspec.Struct, array_like=True):
+    """A place of a walk, in the order of the visit.
+
+    vma:   its id
+    page:  number of the page in the VMA, less the base that the folio names
+    hit:   whether the folio is mapped there
+    via:   keys of the design's objects that led there
+    """
+
+    vma: int
+    page: int
+    hit: bool
+    via: list[str]
+
+
+class Answer(msgspec.Struct):
+    """What a design answers when asked for a folio; folios side by side share one.
+
+    held:  locks and sections that the walk holds at its places
+    trail: keys of the design's objects that it looked at, in order
+    work:  what it counted
+    more:  further places, and how many of them map the folio
+    """
+
+    places: list[Place]
+    held: list[str]
+    trail: list[str]
+    work: list[tuple[str, int]]
+    more: int = 0
+    more_hits: int = 0
+
+
+class Part(msgspec.Struct, tag="part", tag_field="is"):
+    """An object of a design.
+
+    group: the drawing that it belongs to; "id|title"
+    kind:  its type, in the kernel's words
+    facts: what it holds
+    above: key of what it hangs under in its drawing; side: "l" or "r" in a binary tree
+    area:  id of the VMA that it is for; mm: id of the address space; 0 if neither
+    count: objects that this one stands for, where some are folded
+    """
+
+    group: str
+    kind: str
+    label: str
+    facts: list[tuple[str, str]]
+    why: str
+    above: str = ""
+    side: str = ""
+    area: int = 0
+    mm: int = 0
+    count: int = 1
+    x: float = 0.0
+    y: float = 0.0
+    born: int = 0
+
+
+class Holding(msgspec.Struct, tag="holding", tag_field="is"):
+    """What a design holds in all: (type, objects, bytes)."""
+
+    objects: list[tuple[str, int, int]]
+    born: int = 0
+
+
+AnyPart = Process | Space | Folded | Area | Folio | Part | Holding
+State = dict[str, AnyPart]
+
+
+class Note(msgspec.Struct, array_like=True):
+    """Something that a step did to an object: born, changed or gone; `slot` says whose it is."""
+
+    slot: int
+    what: str
+    key: str
+    words: str
+
+
+class Effort(msgspec.Struct, array_like=True):
+    """What a participant did in a step: work by name, and locks as (which, how often, exclusively)."""
+
+    slot: int
+    work: list[tuple[str, int]]
+    locks: list[tuple[str, int, bool]]
+
+
+class Step(msgspec.Struct, omit_defaults=True):
+    """One step.
+
+    events: played so far, this step included
+    words:  the operation in words; say: what a guided tour adds
+    ask:    key of the folio that a tour asks for here
+    put, gone: parts that are new or changed, and keys that went
+    """
+
+    events: int
+    op: str
+    pid: int
+    words: str
+    say: str = ""
+    ask: str = ""
+    put: dict[str, AnyPart] = {}
+    gone: list[str] = []
+    notes: list[Note] = []
+    efforts: list[Effort] = []
+    folded_notes: int = 0
+
+
+class DesignLine(msgspec.Struct):
+    """A design as the page introduces it; `about` explains each drawing by its group's id."""
+
+    name: str
+    about: dict[str, str]
+
+
+class Film(msgspec.Struct):
+    """A history as pictures: what the page is made from."""
+
+    title: str
+    origin: str
+    profile: str
+    leader: str
+    designs: list[DesignLine]
+    events: int
+    first: int
+    last: int
+    steps: list[Step]
+    answers: list[Answer]
+
+
+def states(film: Film) -> list[State]:
+    """The state after each step."""
+    state: State = {}
+    result = []
+    for step in film.steps:
+        state = {key: part for key, part in state.items() if key not in step.gone}
+        state.update(step.put)
+        result.append(state)
+    return result

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guided tours: short histories with a few sentences a step.
+
+Each tour is a file that has its events and its sentences side by side; addresses and sizes are chosen to be
+read.  `TOURS` lists them in the order in which a newcomer would take them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rmaplab.explore.tours import fork_copy_fork, mremap_home, page_life, reuse, two_offsets
+from rmaplab.explore.tours.tour import Beat, Tour
+
+__all__ = ["TOURS", "Beat", "Tour"]
+
+TOURS: Final[dict[str, Tour]] = {
+    tour.name: tour
+    for tour in (page_life.TOUR, fork_copy_fork.TOUR, reuse.TOUR, mremap_home.TOUR, two_offsets.TOUR)
+}

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""MAP_PRIVATE: two offsets."""
+
+from rmaplab.explore.tours.tour import Beat, Tour
+from rmaplab.mm.abi import MAP_FIXED_NOREPLACE, MAP_PRIVATE
+from rmaplab.workloads.workload import AREA, fork, mmap, read, start, write
+
+_PRIVATE = MAP_PRIVATE | MAP_FIXED_NOREPLACE
+
+TOUR = Tour(
+    "two-offsets",
+    "MAP_PRIVATE: two offsets",
+    "A private mapping of a file has a page offset that counts pages of the file, not addresses. Its copied"
+    " pages are anonymous memory and must be found by the reverse map. What shall their index be? Three designs"
+    " answer: anon_vma, the prototype of CoW contexts, and ours.",
+    ("anon_vma", "cow_context_prototype", "cow_context"),
+    (
+        Beat(start(1), "A process. Its stack is recorded in both context designs, since execve moved it."),
+        Beat(
+            mmap(1, AREA, 4, flags=_PRIVATE, file=0, offset=0x10000),
+            "Four pages of a library are mapped privately, from page 0x10 of the file on. vm_pgoff is 0x10.",
+        ),
+        Beat(
+            read(1, AREA, 2),
+            "Two pages are read: pages of the page cache (F). They belong to the file, whose own reverse map finds"
+            " them. Nothing for us to do.",
+        ),
+        Beat(
+            write(1, AREA, 1),
+            "A write copies the first page. anon_vma takes vm_pgoff as its index: 0x10. That is fine, its tree is"
+            " keyed by vm_pgoff. The prototype does the same, but then the address does not follow from the index:"
+            " it needs a record, although nothing was moved. cow_context gives the VMA a second, anonymous page"
+            " offset, which begins as its address. No record; the shift between the two is kept with the VMA.",
+            ask=(1, AREA),
+        ),
+        Beat(
+            mmap(1, AREA + 0x100000, 4, flags=_PRIVATE, file=0, offset=0x10000),
+            "The same part of the file is mapped once more, elsewhere.",
+        ),
+        Beat(
+            write(1, AREA + 0x100000, 1),
+            "Its first page is copied, too. The prototype has two pages of index 0x10 in one context and two"
+            " records for them, so a walk for either looks at both places. In cow_context each has its own anonymous"
+            " page offset, and in anon_vma its own anon_vma: one place each.",
+            ask=(1, AREA),
+        ),
+        Beat(
+            fork(1, 2),
+            "A fork copies both. The prototype records them in the child, and adds them once more in the parent, which has them.",
+            ask=(1, AREA),
+        ),
+        Beat(
+            write(2, AREA, 1),
+            "The child writes, and its copy is its own.",
+            ask=(2, AREA),
+        ),
+    ),
+    ("/usr/lib/libexample.so",),
+)

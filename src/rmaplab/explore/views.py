@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How each design looks from outside: its objects as parts of a picture.
+
+`view_of` knows the designs that come with rmaplab.  Any other may bring its own: a method
+`explorer_view(names)` that returns a `View`.  One that does not is shown by what `footprint` says it holds,
+and by its walks, which need nothing more.
+
+Invariant: looking changes nothing, and counts nothing.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final, cast
+
+from rmaplab.explore.parts import Part
+from rmaplab.mm.folio import FOLIO_KSM
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, Family
+from rmaplab.rmap.context import ContextRmap, CowContext
+from rmaplab.rmap.cow_context import CowContextRmap
+from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
+from rmaplab.rmap.interval_tree import IntervalNode
+
+
+class Names:
+    """Short names for objects, the same one as long as the object lives: A1, A2, ... C1, C2, ..."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+        self._held: dict[int, object] = {}  # keeps an id from being used again for another object
+        self._next: dict[str, int] = {}
+
+    def name(self, thing: object, letter: str) -> str:
+        found = self._names.get(id(thing))
+        if found is None:
+            number = self._next.get(letter, 0) + 1
+            self._next[letter] = number
+            found = f"{letter}{number}"
+            self._names[id(thing)] = found
+            self._held[id(thing)] = thing
+        return found
+
+    def known(self, thing: object) -> str:
+        """The name of `thing`, "" if it has none."""
+        return self._names.get(id(thing), "")
+
+
+class View:
+    """A design that nothing is known of but its interface: no objects to draw.
+
+    about: what each sort of drawing shows, by the id of its group, in the order in which to draw them
+    names: of the design's objects
+    """
+
+    about: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, names: Names) -> None:
+        self.names: Final = names
+
+    def parts(self, machine: Machine) -> dict[str, Part]:
+        """The design's objects by key, each after the one that it hangs under."""
+        return {}
+
+    def anchor(self, pfn: int) -> str:
+        """Key of what the folio `pfn` points to."""
+        return ""
+
+    def via(self, pfn: int, vma: VMA, addr: int) -> list[str]:
+        """Keys of the objects that lead a walk for `pfn` to this place."""
+        return []
+
+    def lock_name(self, lock: object) -> str:
+        """What to call a lock of the design, "" if it is not known."""
+        return ""
+
+    def why_apart(self, prev: VMA, next: VMA) -> str:
+        """Why the design keeps these two adjacent VMAs from being one; asked if it does."""
+        return "the design says no"
+
+
+def pages(first: int, last: int) -> str:
+    """A closed range of page offsets."""
+    return hexa(first) if first == last else f"{hexa(first)}–{hexa(last)}"
+
+
+def hexa(number: int) -> str:
+    return f"-0x{-number:x}" if number < 0 else f"0x{number:x}"
+
+
+def signed(number: int) -> str:
+    """A distance in pages."""
+    return f"+{hexa(number)}" if number >= 0 else f"−0x{-number:x}"
+
+
+def processes_of(machine: Machine) -> dict[int, list[int]]:
+    """Pids by the id of the address space that they run in."""
+    result: dict[int, list[int]] = {}
+    for pid, process in machine.processes.items():
+        result.setdefault(process.mm.id, []).append(pid)
+    return result
+
+
+def owner(pids: dict[int, list[int]], mm: MM | None) -> str:
+    """Whose address space it is, in words."""
+    if mm is None or mm.id not in pids:
+        return "an address space that is gone" if mm is None or not mm.alive else "a process that is exiting"
+    of = pids[mm.id]
+    return f"process {of[0]}" if len(of) == 1 else f"processes {', '.join(map(str, of))}"
+
+
+class AnonVmaView(View):
+    """anon_vma: the hierarchy, an interval tree for each anon_vma, and each VMA's chain."""
+
+    about: ClassVar[dict[str, str]] = {
+        "hierarchy": "Each anon_vma under the one of the VMA that it was forked from. A walk of any folio in a"
+        " family, and any change to its trees, takes the lock of the family's root.",
+        "tree": "The VMAs that may map folios which point to this anon_vma, ordered by page offset. “max” is"
+        " the greatest last page offset of the node and all below it: a search skips a subtree that ends too"
+        " early.",
+        "chains": "For each VMA that has had a page: the anon_vma that its new folios will point to, and all"
+        " that it is linked to, because older folios of its pages may point there.",
+    }
+
+    def __init__(self, design: AnonVmaRmap, names: Names) -> None:
+        super().__init__(names)
+        self.design: Final = design
+
+    def _name(self, anon_vma: AnonVma) -> str:
+        return self.names.name(anon_vma, "A")
+
+    def parts(self, machine: Machine) -> dict[str, Part]:
+        result: dict[str, Part] = {}
+        pids = processes_of(machine)
+        users: dict[str, list[str]] = {}
+        chains: dict[str, Part] = {}
+        for mm in machine.mms.values():
+            for vma in mm.tree:
+                family = cast("Family | None", vma.rmap[self.design.slot])
+                if family is None or family.anon_vma is None:
+                    continue
+                name = self._name(family.anon_vma)
+                users.setdefault(name, []).append(f"V{vma.id}")
+                linked = [self._name(avc.anon_vma) for avc in family.chain]
+                chains[f"V{vma.id}"] = Part(
+                    "chains|Chains, one a VMA",
+                    "chain",
+                    f"V{vma.id}",
+                    [("new folios", name), ("linked", " ".join(linked))],
+                    f"V{vma.id} of {owner(pids, mm)} has had anonymous pages, so it must be found from every"
+                    " anon_vma that one of its folios may point to.",
+                    area=vma.id,
+                    mm=mm.id,
+                )
+        for anon_vma in self.design.anon_vmas:
+            if anon_vma is not None:
+                name = self._name(anon_vma)
+                root = anon_vma.parent is anon_vma
+                used = users.get(name, [])
+                why = (
+                    f"The new folios of {', '.join(used[:4])}{' and others' if len(used) > 4 else ''} point here."
+                    if used
+                    else "No VMA puts new folios here any more; it stays for the folios that it has, and for"
+                    " those below."
+                )
+                result[name] = Part(
+                    "hierarchy|Hierarchy of anon_vmas",
+                    "anon_vma",
+                    name,
+                    [
+                        ("refs", str(anon_vma.refcount)),
+                        ("children", str(anon_vma.num_children)),
+                        ("active", str(anon_vma.num_active_vmas)),
+                    ],
+                    f"{'The root of a family.' if root else f'Made by a fork, below {self._name(anon_vma.parent)}.'}"
+                    f" {why}",
+                    above="" if root else self._name(anon_vma.parent),
+                )
+                self._tree(result, name, anon_vma, pids)
+        result.update(chains)
+        return result
+
+    def _tree(
+        self, result: dict[str, Part], name: str, anon_vma: AnonVma, pids: dict[int, list[int]]
+    ) -> None:
+        todo: list[tuple[IntervalNode | None, str, str]] = [(anon_vma.root, "", "")]
+        while todo:
+            node, above, side = todo.pop()
+            if node is None:
+                continue
+            vma = cast(AnonVmaChain, node).vma
+            key = f"{name}.V{vma.id}"
+            result[key] = Part(
+                f"tree.{name}|Interval tree of {name}",
+                "anon_vma_chain",
+                f"V{vma.id}",
+                [("key", pages(node.first, node.last)), ("max", hexa(node.subtree_last))],
+                f"Links V{vma.id} of {owner(pids, vma.mm)} with {name}: it may map folios that point to {name}.",
+                above=above,
+                side=side,
+                area=vma.id,
+                mm=vma.mm.id,
+            )
+            todo.append((node.right, key, "r"))
+            todo.append((node.left, key, "l"))
+
+    def anchor(self, pfn: int) -> str:
+        anon_vma = self.design.anon_vmas[self.design.anchor.m[pfn]]
+        if anon_vma is None or self.design.folios.flags.m[pfn] & FOLIO_KSM:
+            return ""
+        return self._name(anon_vma)
+
+    def via(self, pfn: int, vma: VMA, addr: int) -> list[str]:
+        anchor = self.anchor(pfn)
+        return [anchor, f"{anchor}.V{vma.id}"] if anchor else []
+
+    def lock_name(self, lock: object) -> str:
+        for anon_vma in self.design.anon_vmas:
+            if anon_vma is not None and anon_vma.rwsem is lock:
+                return f"root rwsem of {self._name(anon_vma.family_root)}"
+        return ""
+
+    def why_apart(self, prev: VMA, next: VMA) -> str:
+        slot = self.design.slot
+        below = cast("Family | None", prev.rmap[slot])
+        above = cast("Family | None", next.rmap[slot])
+        if below is not None and above is not None:
+            assert below.anon_vma is not None and above.anon_vma is not None
+            return (
+                f"both have pages, of different anon_vmas: V{prev.id}'s is {self._name(below.anon_vma)},"
+                f" V{next.id}'s is {self._name(above.anon_vma)}"
+            )
+        had, has = (prev, below) if above is None else (next, above)
+        linked = 0 if has is None else len(has.chain)
+        return (
+            f"V{had.id} has pages and is linked to {linked} anon_vmas: it was forked, and to join it a VMA without"
+            " pages would have to come under a lock that other processes use"
+            if linked > 1
+            else f"a range with pages does not join a VMA that has had none (only V{had.id} has)"
+        )
+
+
+class ContextView(View):
+    """Contexts: the tree of forks, and what each one's remap tree holds."""
+
+    about: ClassVar[dict[str, str]] = {
+        "ancestry": "One context an address space, below that of the process that forked it, the newest child"
+        " first. A walk begins at the context that the folio points to and visits all below it.",
+        "records": "Where a page offset is to be found if not at the address that it stands for: the"
+        " distance in pages. Only what was moved is recorded.",
+        "shifts": "Distance from vm_pgoff, an offset in the file, to the anonymous page offset, by which the"
+        " copied pages of the mapping are found.",
+    }
+
+    def __init__(self, design: ContextRmap, names: Names) -> None:
+        super().__init__(names)
+        self.design: Final = design
+
+    def _name(self, context: CowContext) -> str:
+        return self.names.name(context, "C")
+
+    def parts(self, machine: Machine) -> dict[str, Part]:
+        pids = processes_of(machine)
+        result: dict[str, Part] = {}
+        for context in self.design.contexts:
+            if context is not None and context.parent is None:
+                self._below(result, context, "", pids)
+        if isinstance(self.design, CowContextRmap):
+            for mm in machine.mms.values():
+                for vma in mm.tree:
+                    shift = self.design.shift_of(vma)
+                    if vma.file is not None and shift is not None:
+                        result[f"shift.V{vma.id}"] = Part(
+                            "shifts|Shifts of file mappings",
+                            "shift",
+                            f"V{vma.id}",
+                            [("shift", signed(shift))],
+                            f"V{vma.id} of {owner(pids, mm)} maps a file privately and has copied pages.",
+                            area=vma.id,
+                            mm=mm.id,
+                        )
+        return result
+
+    def _below(
+        self, result: dict[str, Part], context: CowContext, above: str, pids: dict[int, list[int]]
+    ) -> None:
+        todo: list[tuple[CowContext, str]] = [(context, above)]
+        while todo:
+            context, above = todo.pop()
+            name = self._name(context)
+            mm = context.mm
+            whose = "exited" if mm is None else owner(pids, mm)
+            records = context.remaps.ranges()
+            result[name] = Part(
+                "ancestry|Contexts, in the tree of forks",
+                "cow_context",
+                name,
+                [("of", whose), ("refs", str(context.refcount)), ("records", str(len(records)))],
+                f"The address space of {whose}."
+                if mm is not None
+                else "Its address space is gone, but contexts below it are alive, and folios may point here.",
+                above=above,
+                mm=0 if mm is None else mm.id,
+            )
+            for first, last, offset in records:
+                result[f"{name}@{first:x}{offset:+x}"] = Part(
+                    f"records.{name}|Remap tree of {name}",
+                    "record",
+                    pages(first, last),
+                    [("are at", signed(offset))],
+                    f"{whose[0].upper()}{whose[1:]} has page offsets {pages(first, last)} at address"
+                    f" {hexa((first + offset) << PAGE_SHIFT)} instead of {hexa(first << PAGE_SHIFT)}.",
+                    mm=0 if mm is None else mm.id,
+                )
+            children = []
+            child = context.first_child
+            while child is not None:
+                children.append((child, name))
+                child = child.next_sibling
+            todo += reversed(children)
+
+    def _anchored(self, pfn: int) -> tuple[CowContext | None, int]:
+        """The context that the folio points to, and the folio's page offset in this design's terms."""
+        design = self.design
+        if isinstance(design, CowContextRmap):
+            return design.anchor_of(pfn)
+        if isinstance(design, CowContextPrototypeRmap):
+            return design.contexts[design.anchor.m[pfn]], int(design.folios.index.m[pfn])
+        return None, 0
+
+    def anchor(self, pfn: int) -> str:
+        context, _ = self._anchored(pfn)
+        return "" if context is None or self.design.folios.flags.m[pfn] & FOLIO_KSM else self._name(context)
+
+    def via(self, pfn: int, vma: VMA, addr: int) -> list[str]:
+        context = self.design.context_of(vma.mm)
+        name = self._name(context)
+        _, index = self._anchored(pfn)
+        page = index + self._distance(pfn, addr, vma, index)
+        offset = (addr >> PAGE_SHIFT) - page
+        for first, last, recorded in context.remaps.ranges():
+            if recorded == offset and first <= page <= last:
+                return [name, f"{name}@{first:x}{offset:+x}"]
+        return [name]
+
+    def _distance(self, pfn: int, addr: int, vma: VMA, index: int) -> int:
+        """Which page of the folio a place stands for: a later one if the VMA begins inside the folio."""
+        design = self.design
+        if addr != vma.start or design.folios.nr_pages(pfn) == 1:
+            return 0
+        shift = design.shift_of(vma) if isinstance(design, CowContextRmap) else 0
+        return max(0, vma.pgoff + (shift or 0) - index)
+
+    def lock_name(self, lock: object) -> str:
+        for context in self.design.contexts:
+            if context is not None and context.lock is lock:
+                return f"lock of {self._name(context)}"
+        return ""
+
+    def why_apart(self, prev: VMA, next: VMA) -> str:
+        design = self.design
+        if isinstance(design, CowContextRmap):
+            below, above = design.shift_of(prev), design.shift_of(next)
+            assert below is not None and above is not None
+            return (
+                "the anonymous page offsets do not go on from one to the other: the shifts are"
+                f" {signed(below)} and {signed(above)}"
+            )
+        return super().why_apart(prev, next)
+
+
+def view_of(design: ReverseMap, names: Names) -> View:
+    """How to look at `design`."""
+    own = getattr(design, "explorer_view", None)
+    if own is not None:
+        view = own(names)
+        assert isinstance(view, View)
+        return view
+    if isinstance(design, AnonVmaRmap):
+        return AnonVmaView(design, names)
+    if isinstance(design, ContextRmap):
+        return ContextView(design, names)
+    return View(names)

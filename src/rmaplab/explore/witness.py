@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sees which locks are taken and what is looked at, in the place of a scheduler.
+
+One thing runs at a time here, so nothing is ever decided: the witness only writes down.
+"""
+
+from __future__ import annotations
+
+from rmaplab.sync.locks import Scheduler
+
+RCU = "RCU read section"
+
+
+class Witness(Scheduler):
+    """Writes down locks and steps while `listening`.
+
+    taken:  (lock, exclusively) in the order of acquisition
+    held:   locks and RCU sections held now, the oldest first
+    points: what was stepped on, in order
+    """
+
+    def __init__(self) -> None:
+        self.listening = False
+        self.taken: list[tuple[object, bool]] = []
+        self.held: list[object] = []
+        self.points: list[object] = []
+
+    def forget(self) -> None:
+        self.taken.clear()
+        self.points.clear()
+
+    def acquire(self, lock: object, write: bool) -> None:
+        if self.listening:
+            self.taken.append((lock, write))
+            self.held.append(lock)
+
+    def release(self, lock: object, write: bool) -> None:
+        if self.listening and lock in self.held:
+            self.held.remove(lock)
+
+    def rcu_enter(self) -> None:
+        if self.listening:
+            self.held.append(RCU)
+
+    def rcu_leave(self) -> None:
+        if self.listening:
+            self.held.remove(RCU)
+
+    def point(self, what: str, subject: object) -> None:
+        if self.listening:
+            self.points.append(subject)
