@@ -18,6 +18,7 @@ from rmaplab.measure.comparison import Comparison, Difference, Figures
 from rmaplab.measure.figures import Counts, DesignFigures, Objects, Work
 from rmaplab.measure.finding import line
 
+_REFERENCE = "anon_vma"  # whose VMAs the others are compared with
 _SHOWN = 3  # differences of one kind and design in the tables; `--json` has more
 
 
@@ -87,7 +88,7 @@ def print_report(report: Report, console: Console) -> None:
     _print_memory(figures.designs, console)
     _print_matrix("Work done for the history", [(d.design, d.work) for d in figures.designs], console)
     if figures.checks.moments:
-        _print_walks(figures.designs, console)
+        _print_walks(figures.designs, _REFERENCE in inputs.designs, console)
         _print_matrix(
             "Work done for these walks", [(d.design, d.walk_work) for d in figures.designs], console
         )
@@ -162,7 +163,7 @@ def _print_matrix(title: str, works: Sequence[tuple[str, Work]], console: Consol
         for lock in work.locks:
             rows.setdefault(f"{lock.lock} taken, exclusive", {})[design] = lock.writes
             rows.setdefault(f"{lock.lock} taken, shared", {})[design] = lock.reads
-    table = _table("", *(design for design, _ in works))
+    table = _table("", *(_heading(design) for design, _ in works))
     for name in sorted(rows):
         counts = rows[name]
         if any(counts.values()):
@@ -171,24 +172,32 @@ def _print_matrix(title: str, works: Sequence[tuple[str, Work]], console: Consol
         _print(title, table, console)
 
 
-def _print_walks(designs: Sequence[DesignFigures], console: Console) -> None:
-    table = _table(
-        "design", "walks", "places", "a walk", "mapping", "worst", "not found", "VMAs more", "VMAs fewer"
+def _print_walks(designs: Sequence[DesignFigures], reference: bool, console: Console) -> None:
+    """What the walks visited; with a `reference`, also in comparison with it."""
+    table = _table("", *(_heading(design.design) for design in designs))
+    walks = [design.walks for design in designs]
+    table.add_row("walks", *(f"{w.walks:,}" for w in walks))
+    table.add_row("places visited", *(f"{w.places:,}" for w in walks))
+    table.add_row("  a walk", *(f"{w.places / w.walks:.2f}" if w.walks else "-" for w in walks))
+    table.add_row("  in the longest walk", *(f"{w.worst:,}" for w in walks))
+    table.add_row(
+        "  that map the folio", *(f"{100 * w.useful / w.places:.1f} %" if w.places else "-" for w in walks)
     )
-    for design in designs:
-        walks = design.walks
-        table.add_row(
-            design.design,
-            f"{walks.walks:,}",
-            f"{walks.places:,}",
-            f"{walks.places / walks.walks:.2f}" if walks.walks else "-",
-            f"{100 * walks.useful / walks.places:.1f} %" if walks.places else "-",
-            f"{walks.worst:,}",
-            f"{walks.incomplete:,}",
-            f"{walks.additional:,}",
-            f"{walks.missing:,}",
-        )
-    _print("Walks: places visited, and the share of them that map the folio", table, console)
+    table.add_row("places that map, not visited", *(f"{w.incomplete:,}" for w in walks))
+    if reference:
+        table.add_row(f"VMAs that {_REFERENCE} does not visit", *(f"{w.additional:,}" for w in walks))
+        table.add_row(f"VMAs that only {_REFERENCE} visits", *(f"{w.missing:,}" for w in walks))
+    _print("Walks of a sample of folios", table, console)
+
+
+def _heading(design: str) -> str:
+    """A name as a narrow heading: broken after an underscore where it is long."""
+    lines = [""]
+    for part in design.replace("_", "_ ").split():
+        if lines[-1] and len(lines[-1]) + len(part) > 12:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _print_vmas(designs: Sequence[DesignFigures], console: Console) -> None:
@@ -208,8 +217,8 @@ _KINDS = {
     "geometry": "VMAs that differ from /proc/PID/maps",
     "incomplete": "Places that map a folio and were not visited",
     "stale": "Places visited that were not there any more",
-    "missing": "VMAs that anon_vma visits and this design does not",
-    "additional": "VMAs that this design visits and anon_vma does not",
+    "missing": f"VMAs that {_REFERENCE} visits and this design does not",
+    "additional": f"VMAs that this design visits and {_REFERENCE} does not",
 }
 
 
@@ -251,7 +260,7 @@ def _print_verdict(report: Report, console: Console) -> None:
         walked = f"at {checks.moments:,} moments: {checks.folios:,} folios walked{skipped}"
         _print_fact("Checked", f"{walked}, {checks.entries:,} page-table entries", console)
         for design in report.figures.designs:
-            if "anon_vma" in report.inputs.designs and design.design != "anon_vma":
+            if _REFERENCE in report.inputs.designs and design.design != _REFERENCE:
                 _print_fact("Same VMAs", f"{design.design}: {_sameness(design)}", console)
     _print_fact("Verdict", "holds" if report.holds else "does not hold", console)
 
@@ -263,7 +272,7 @@ def _print_fact(label: str, text: str, console: Console) -> None:
 def _sameness(design: DesignFigures) -> str:
     walks = design.walks
     if not walks.missing and not walks.additional:
-        return "yes, exactly those of anon_vma"
+        return f"yes, exactly those of {_REFERENCE}"
     parts = []
     if walks.additional:
         parts.append(f"{walks.additional:,} more ({walks.additional_mapping:,} of them map the folio)")
