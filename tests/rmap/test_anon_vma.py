@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import cast
 
 import pytest
-from rmap.world import LOW, RW, World
 
+from rmap.world import LOW, RW, World
 from rmaplab.mm.abi import PROT_EXEC, PROT_READ
 from rmaplab.mm.vma import MM, PAGE_SIZE, VMA
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, Family

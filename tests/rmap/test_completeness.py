@@ -6,8 +6,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from rmap.world import LOW, RW, World
 
+from rmap.world import LOW, RW, World
 from rmaplab.check.histories import header, random_history
 from rmaplab.check.lockstep import lockstep
 from rmaplab.mm.abi import MADV_DONTFORK, MADV_MERGEABLE, MADV_WIPEONFORK, PROT_EXEC, PROT_READ

@@ -12,8 +12,8 @@ import random
 from typing import cast
 
 import pytest
-from rmap.world import LOW, RW, World
 
+from rmap.world import LOW, RW, World
 from rmaplab.check.histories import header, random_history
 from rmaplab.mm.abi import MADV_MERGEABLE, MADV_WIPEONFORK, PROT_READ
 from rmaplab.mm.machine import Machine

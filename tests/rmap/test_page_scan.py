@@ -7,8 +7,8 @@ import random
 from typing import cast
 
 import pytest
-from rmap.world import LOW, World
 
+from rmap.world import LOW, World
 from rmaplab.check.histories import header, random_history
 from rmaplab.check.truth import Truth
 from rmaplab.mm.machine import Machine

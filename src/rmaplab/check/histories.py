@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Final
 
 from rmaplab.mm import abi
@@ -26,7 +27,16 @@ from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.vma import PAGE_SHIFT, PAGE_SIZE, VM_READ, VM_SHARED, VM_WRITE, VMA
+from rmaplab.mm.vma import (
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    VM_ACCESS_FLAGS,
+    VM_MERGEABLE,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+    VMA,
+)
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry, Header
@@ -47,17 +57,18 @@ _ADVICE: Final = (
     abi.MADV_PAGEOUT, abi.MADV_WILLNEED, abi.MADV_NOHUGEPAGE, 99,
 )  # fmt: skip
 
-# A result with which the player asks the machine for everything: where a mapping goes, whether a page can
-# be touched.
-_UNKNOWN: Final = -abi.EFAULT
-
 # How often each operation is tried; what an arena of few pages turns into depends on it: mappings have
 # to live long enough to be forked and moved, and processes to be many but mortal.
 _WEIGHTS: Final = {
     "mmap": 14, "munmap": 6, "mprotect": 8, "madvise": 6, "mlock": 2, "munlock": 2, "mlockall": 1,
     "munlockall": 1, "mremap": 18, "brk": 2, "name": 2, "fault": 30, "fork": 6, "exit": 4, "exec": 1,
-    "swap_out": 5, "migrate": 3, "referenced": 1, "ksm": 2, "uffd_move": 4,
+    "swap_out": 5, "migrate": 3, "referenced": 1, "ksm": 5, "uffd_move": 4,
 }  # fmt: skip
+OPERATIONS: Final = tuple(_WEIGHTS)
+
+# A result with which the player asks the machine for everything: where a mapping goes, whether a page can
+# be touched.
+_UNKNOWN: Final = -abi.EFAULT
 
 
 def header() -> Header:
@@ -79,7 +90,7 @@ class Author:
         self,
         machine: Machine,
         rng: random.Random,
-        ops: Sequence[str] = tuple(_WEIGHTS),
+        ops: Sequence[str] = OPERATIONS,
         pages: int = 48,
         processes: int = 6,
         advice: Sequence[int] = _ADVICE,
@@ -111,8 +122,12 @@ class Author:
 
     def begin(self, event: Event | None = None) -> Event:
         """The first event: a process, or `event`, which starts process 1."""
-        first = self._new_process(self._take_pid())
+        first = self.first()
         return self._play(first if event is None else event)
+
+    def first(self) -> Event:
+        """The first event, not played."""
+        return self._new_process(self._take_pid())
 
     def next(self) -> Event:
         """One more event, played, with its result."""
@@ -122,11 +137,12 @@ class Author:
                 return self._play(event)
 
     def propose(self) -> Event | None:
-        """One more event, not played; None if what was chosen cannot be done now."""
+        """One more event, not played; None if what was chosen cannot be done now.  Reclaim's writer leaves
+        the operation open."""
         op = self._rng.choices(self._ops, self._weights)[0]
         pid = self._rng.choice(sorted(self.machine.processes))
         event = self._writers[op](pid)
-        if event is not None and event.op != op:
+        if event is not None and not event.op:
             event.op = op
         return event
 
@@ -176,6 +192,10 @@ class Author:
 
     def _mmap(self, pid: int) -> Event:
         rng = self._rng
+        if rng.random() < 0.2:
+            event = self._bridge(pid)
+            if event is not None:
+                return event
         kind = rng.random()
         file, offset = -1, 0
         addr = self._addr()
@@ -199,14 +219,30 @@ class Author:
                 flags |= flag
         return Event("mmap", pid, addr, self._length(), rng.choice(_PROTS), flags, file=file, offset=offset)
 
+    def _bridge(self, pid: int) -> Event | None:
+        """Anonymous memory that exactly fills the gap above some VMA, and is like it: all three may merge."""
+        rng = self._rng
+        vmas = self._vmas(pid)
+        gaps = [(a, b) for a, b in pairwise(vmas) if 0 < b.start - a.end <= 16 * PAGE_SIZE]
+        if not gaps:
+            return None
+        below, above = rng.choice(gaps)
+        prot = below.flags & VM_ACCESS_FLAGS
+        return Event("mmap", pid, below.end, above.start - below.end, prot, _ANON | abi.MAP_FIXED)
+
     def _munmap(self, pid: int) -> Event:
         addr, length = self._range(pid)
         self._leave(addr)
         return Event("munmap", pid, addr, length)
 
     def _mprotect(self, pid: int) -> Event:
+        """Rights at random, or those of the VMA above, with which it may then merge."""
         addr, length = self._range(pid)
-        return Event("mprotect", pid, addr, length, self._rng.choice(_PROTS))
+        prot = self._rng.choice(_PROTS)
+        above = self.machine.mm_of(pid).tree.at(addr + length)
+        if above is not None and self._rng.random() < 0.4:
+            prot = above.flags & VM_ACCESS_FLAGS
+        return Event("mprotect", pid, addr, length, prot)
 
     def _madvise(self, pid: int) -> Event:
         addr, length = self._range(pid)
@@ -234,7 +270,12 @@ class Author:
         to = 0
         if how < 0.65:
             flags |= abi.MREMAP_FIXED
+            vma = self.machine.mm_of(pid).tree.at(addr)
             to = self._addr()
+            if vma is not None and rng.random() < 0.3:  # home, to where its page offset says
+                home = (vma.pgoff << PAGE_SHIFT) + addr - vma.start
+                if ARENA <= home < ARENA + (self._pages << PAGE_SHIFT):
+                    to = home
         elif how < 0.75:
             flags = 0
         if rng.random() < 0.15:
@@ -312,11 +353,21 @@ class Author:
         addr, length = self._range(pid)
         return Event("", pid, addr, length)
 
-    def _ksm(self, pid: int) -> Event:
-        addr, _ = self._range(pid)
-        other = self._rng.choice(sorted(self.machine.processes))
-        addr2, _ = self._range(other)
-        return Event("ksm", pid, addr, pid2=other, addr2=addr2)
+    def _ksm(self, pid: int) -> Event | None:
+        """Two pages that are there; or first the advice that lets them be merged."""
+        rng = self._rng
+        other = rng.choice(sorted(self.machine.processes))
+        pair = []
+        for which in (pid, other):
+            addrs, _ = self.machine.mm_of(which).page_table.anon_entries()
+            if len(addrs) == 0:
+                return None
+            addr = int(rng.choice(addrs.tolist()))
+            vma = self.machine.mm_of(which).tree.at(addr)
+            if vma is not None and not vma.flags & (VM_MERGEABLE | VM_SHARED):
+                return Event("madvise", which, vma.start, vma.end - vma.start, flags=abi.MADV_MERGEABLE)
+            pair.append(addr)
+        return Event("ksm", pid, pair[0], pid2=other, addr2=pair[1])
 
     def _uffd_move(self, pid: int) -> Event:
         """Between two VMAs that allow it, if there are two; the target should be empty, and often is not."""
@@ -338,7 +389,7 @@ def random_history(
     rng: random.Random,
     steps: int,
     designs: Sequence[type[ReverseMap]] = (AnonVmaRmap,),
-    ops: Sequence[str] = tuple(_WEIGHTS),
+    ops: Sequence[str] = OPERATIONS,
     pages: int = 48,
     kernel: str = "6.12",
 ) -> list[Event]:

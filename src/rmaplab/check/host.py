@@ -200,6 +200,7 @@ class Host:
     def vmas(self, pid: int) -> list[HostVMA]:
         """All VMAs, ascending."""
         found: list[HostVMA] = []
+        head: list[str] = []
         for line in Path(f"/proc/{self.processes[pid].pid}/smaps").read_text().splitlines():
             if line.startswith("VmFlags:"):
                 flags = sum(_VM_FLAGS.get(letters, 0) for letters in line.split()[1:])

@@ -14,6 +14,7 @@ It imports nothing of rmaplab, and touches no memory of the regions under test o
 
 import ctypes
 import gc
+import itertools
 import os
 import signal
 import socket
@@ -102,8 +103,8 @@ def raise_fence(libc: ctypes.CDLL) -> int:
     with open("/proc/self/maps") as lines:
         rows = [line.split() for line in lines]
     ranges = [[int(word, 16) for word in row[0].split("-")] for row in rows if row[-1] != "[vsyscall]"]
-    ranges = [(start, end) for start, end in ranges if start >= LIBRARIES][:-1]  # the last is the stack
-    for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False):
+    above = [pair for pair in ranges if pair[0] >= LIBRARIES][:-1]  # the last is the stack
+    for (_, end), (start, _) in itertools.pairwise(above):
         if start > end:
             libc.mmap(end, start - end, 0, shared | MAP_FIXED, 2**64 - 1, 0)
     fence: int = libc.mmap(0, FENCE, 0, shared, 2**64 - 1, 0)

@@ -11,9 +11,10 @@ One check asks every design for a walk of every mapped folio and reports
 - `stale`:      a walk visits a VMA that is not there any more, or an address outside it;
 - `missing`:    the reference design visits a VMA that this one does not;
 - `additional`: this design visits a VMA that the reference does not;
+- `record`:     the design's own records are not what the VMAs say;
 - `invariant`:  the machine itself is broken, so that no answer could be trusted.
-The first, second and last are errors.  The other two are differences in policy, and say whether the place
-maps the folio.  A difference that was there at the last check already is counted, and not listed again.
+All but `missing` and `additional` are errors.  These two are differences in policy, and say whether the
+place maps the folio.  A difference that was there at the last check already is counted, and not listed again.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from typing import Literal
 import msgspec
 
 from rmaplab.check.sameness import compare
-from rmaplab.check.truth import MappedFolio, Place, Truth, entry_name, invariants
+from rmaplab.check.truth import MappedFolio, Place, Truth, entry_name, invariants, stray_records
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.trace.events import Event
 
-Kind = Literal["incomplete", "stale", "missing", "additional", "invariant"]
-ERRORS: frozenset[Kind] = frozenset(("incomplete", "stale", "invariant"))
+Kind = Literal["incomplete", "stale", "missing", "additional", "record", "invariant"]
+ERRORS: frozenset[Kind] = frozenset(("incomplete", "stale", "record", "invariant"))
 
 
 class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -94,6 +95,7 @@ class Counts(msgspec.Struct):
     checks:  moments at which the machine was checked
     folios:  folios that were walked, over all checks; `skipped` is how many were not (see Checker's `limit`)
     entries: page-table entries compared with walks
+    invariants, records: of these that did not hold
     """
 
     checks: int = 0
@@ -101,6 +103,7 @@ class Counts(msgspec.Struct):
     skipped: int = 0
     entries: int = 0
     invariants: int = 0
+    records: int = 0
     designs: dict[str, Walks] = {}
 
 
@@ -126,7 +129,11 @@ class Checker:
         self.counts.checks += 1
         for sentence in invariants(self.machine, truth):
             self.counts.invariants += 1
-            report.add_invariant(sentence)
+            report.add_sentence("invariant", sentence)
+        for design in self.machine.designs:
+            for sentence in stray_records(design, self.machine.mms.values()):
+                self.counts.records += 1
+                report.add_sentence("record", sentence, design.name)
         for i in self._chosen(len(truth)):
             self._check_folio(truth.folio(i), report)
         listed = [found for key, found in report.found.items() if key not in self._known]
@@ -226,14 +233,16 @@ class _Found:
         )
 
 
-class _Broken:
-    """A broken invariant of the machine."""
+class _Sentence:
+    """A difference that has no folio to show it."""
 
-    def __init__(self, sentence: str) -> None:
+    def __init__(self, kind: Kind, sentence: str, design: str) -> None:
+        self.kind = kind
         self.sentence = sentence
+        self.design = design
 
     def difference(self, report: _Report) -> Difference:
-        return Difference("invariant", report.step, self.sentence, event=report.event)
+        return Difference(self.kind, report.step, self.sentence, self.design, report.event)
 
 
 class _Report:
@@ -244,7 +253,7 @@ class _Report:
         self.step = step
         self.event = event
         self.reference = reference
-        self.found: dict[tuple[object, ...], _Found | _Broken] = {}
+        self.found: dict[tuple[object, ...], _Found | _Sentence] = {}
 
     def add(self, kind: Kind, design: str, vma: VMA, addr: int, folio: MappedFolio, maps: bool) -> None:
         key = (kind, design, vma.mm.id, vma.id, maps)
@@ -254,8 +263,8 @@ class _Report:
         else:
             self.found[key] = _Found(kind, design, vma, addr, folio, maps)
 
-    def add_invariant(self, sentence: str) -> None:
-        self.found["invariant", sentence] = _Broken(sentence)
+    def add_sentence(self, kind: Kind, sentence: str, design: str = "") -> None:
+        self.found[kind, sentence] = _Sentence(kind, sentence, design)
 
     def pid_of(self, mm: MM) -> int:
         """The first process that runs in `mm`; 0 if none does."""

@@ -15,7 +15,7 @@ The machine itself is checked, too (`invariants`): truth read from broken page t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -32,7 +32,9 @@ from rmaplab.mm.pagetable import (
     PTE_WRITE,
     PTE_ZERO,
 )
+from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VMA
+from rmaplab.rmap.cow_context import CowContextRmap
 
 Place = tuple[VMA, int]
 
@@ -115,6 +117,41 @@ class Truth:
         """Every folio that is mapped anywhere."""
         for i in range(len(self)):
             yield self.folio(i)
+
+
+def stray_records(design: ReverseMap, mms: Iterable[MM]) -> list[str]:
+    """Where the remap trees of `cow_context` are not what the VMAs say, a sentence each.
+
+    A record too many costs a look-up in each walk and memory, but no walk shows it: no VMA is where it
+    says.  The prototype's records are known to be inexact, and not looked at.
+    """
+    wrong: list[str] = []
+    if not isinstance(design, CowContextRmap):
+        return wrong
+    for mm in mms:
+        displaced: list[tuple[int, int, int]] = []
+        for vma in mm.tree:
+            shift = design.shift_of(vma)
+            if shift is not None:
+                first = vma.pgoff + shift
+                displaced.append(((vma.start >> PAGE_SHIFT) - first, first, first + vma.nr_pages - 1))
+        expected = _joined([found for found in displaced if found[0]])
+        recorded = _joined([(offset, first, last) for first, last, offset in design.context_of(mm).remaps.ranges()])
+        for offset, first, last in sorted(set(recorded) ^ set(expected)):
+            has = "a record" if (offset, first, last) in recorded else "no record"
+            wrong.append(f"mm {mm.id} has {has} of page offsets {first:#x} to {last:#x} at offset {offset:#x}")
+    return wrong
+
+
+def _joined(ranges: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """(offset, first, last), sorted, with those that touch or overlap made one."""
+    joined: list[tuple[int, int, int]] = []
+    for offset, first, last in sorted(ranges):
+        if joined and joined[-1][0] == offset and first <= joined[-1][2] + 1:
+            joined[-1] = (offset, joined[-1][1], max(last, joined[-1][2]))
+        else:
+            joined.append((offset, first, last))
+    return joined
 
 
 def entry_name(entry: int) -> str:

@@ -18,10 +18,12 @@ from rmaplab.check import lockstep
 from rmaplab.check.lockstep import Checker
 from rmaplab.measure.collect import Aside, design_figures, machine_figures, vma_counts
 from rmaplab.measure.figures import Counts, DesignFigures, MachineFigures
+from rmaplab.measure.finding import shortest_history
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.trace.events import Event
 from rmaplab.trace.history import History
 from rmaplab.trace.play import Player
 
@@ -64,6 +66,7 @@ class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
              "geometry": its VMAs are not those of /proc/PID/maps
     error:   whether the history does not hold because of it
     event:   number of the event after which it showed, from 0
+    shortest: a history of its own that shows the same, for the first place that each design misses
     """
 
     kind: str
@@ -72,6 +75,7 @@ class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
     error: bool
     design: str = ""
     place_maps: bool = False
+    shortest: list[Event] = []
 
 
 class Checks(msgspec.Struct, frozen=True):
@@ -123,7 +127,7 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
     player = Player(machine, history.header, batch=plan.batch)
     checker = Checker(machine, limit=plan.folios)
     aside = Aside(machine)
-    found = _Found(plan.excused)
+    found = _Found(history, plan)
     every = plan.every or max(1, total // MOMENTS)
     due = every if plan.check else total + 1
     try:
@@ -172,28 +176,36 @@ def _alone(history: History, plan: Plan, slot: int, found: _Found, progress: Pro
 class _Found:
     """Differences as they come in: all of them counted, the first of each kind kept."""
 
-    def __init__(self, excused: frozenset[str]) -> None:
+    def __init__(self, history: History, plan: Plan) -> None:
         self.listed: Final[list[Difference]] = []
         self.counted: Final[dict[str, int]] = {}
-        self._excused: Final = excused
+        self._history: Final = history
+        self._plan: Final = plan
 
     def add_checked(self, differences: list[lockstep.Difference]) -> None:
-        for difference in differences:
-            error = difference.is_error and difference.design not in self._excused
+        for found in differences:
             self.add(
                 Difference(
-                    difference.kind,
-                    difference.what,
-                    difference.step,
-                    error,
-                    difference.design,
-                    difference.maps,
+                    kind=found.kind,
+                    what=found.what,
+                    event=found.step,
+                    error=found.is_error and found.design not in self._plan.excused,
+                    design=found.design,
+                    place_maps=found.maps,
+                    shortest=self._shortest(found),
                 )
             )
 
+    def _shortest(self, found: lockstep.Difference) -> list[Event]:
+        if found.kind != "incomplete" or f"incomplete {found.design}" in self.counted:
+            return []
+        plan = self._plan
+        design = next(design for design in plan.designs if design.name == found.design)
+        return shortest_history(self._history, found, plan.profile, plan.designs[plan.leader], design)
+
     def add_broken(self, what: str, event: int, leader: str) -> None:
         """The machine could not go on, led by `leader`."""
-        self.add(Difference("broken", what, event, leader not in self._excused, leader))
+        self.add(Difference("broken", what, event, leader not in self._plan.excused, leader))
 
     def add(self, difference: Difference) -> None:
         key = f"{difference.kind} {difference.design}".rstrip()

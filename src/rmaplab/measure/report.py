@@ -7,17 +7,18 @@ The same inputs give the same report, byte for byte: it holds no times and no pa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from textwrap import wrap
 
 import msgspec
 from rich import box
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 
 from rmaplab.measure.comparison import Comparison, Difference, Figures
 from rmaplab.measure.figures import Counts, DesignFigures, Objects, Work
+from rmaplab.measure.finding import line
 
-_SHOWN = 5  # differences of one kind and design in the tables; `--json` has more
+_SHOWN = 3  # differences of one kind and design in the tables; `--json` has more
 
 
 class Source(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -70,22 +71,17 @@ def print_report(report: Report, console: Console) -> None:
     """The report as tables that fit 100 columns."""
     inputs, figures = report.inputs, report.figures
     source = inputs.history
-    console.print(f"History   {source.name}")
-    origin = ", ".join(
-        part
-        for part in (
-            f"recorded with {source.recorder}" if source.sha256 else "",
-            f"on Linux {source.kernel}" if source.kernel else "",
-            f"faults {source.faults}" if source.faults not in ("", "recorded") else "",
-            f"{source.lost:,} events lost" if source.lost else "",
-        )
-        if part
+    _print_fact("History", source.name, console)
+    origin = (
+        f"recorded with {source.recorder}" if source.sha256 else "",
+        f"on Linux {source.kernel}" if source.kernel else "",
+        f"faults {source.faults}" if source.faults not in ("", "recorded") else "",
+        f"{source.lost:,} events lost" if source.lost else "",
     )
-    if origin:
-        console.print(f"          {origin}")
-    console.print(
-        f"Machine   profile {inputs.profile}, seed {inputs.seed}, VMAs merge by the rule of {inputs.leader}"
-    )
+    if any(origin):
+        _print_fact("", ", ".join(part for part in origin if part), console)
+    rules = f"profile {inputs.profile}, seed {inputs.seed}, VMAs merge by the rule of {inputs.leader}"
+    _print_fact("Machine", rules, console)
     console.print()
     _print_machine(figures, console)
     _print_memory(figures.designs, console)
@@ -206,6 +202,7 @@ def _print_vmas(designs: Sequence[DesignFigures], console: Console) -> None:
 
 _KINDS = {
     "invariant": "The machine itself is broken",
+    "record": "Records that are not what the VMAs say",
     "broken": "The machine cannot go on with what this design, leading it, answers",
     "result": "Results of system calls that differ from the recorded ones",
     "geometry": "VMAs that differ from /proc/PID/maps",
@@ -222,27 +219,45 @@ def _print_differences(report: Report, console: Console) -> None:
         listed = [d for d in report.differences if d.kind == kind and d.design == design][:_SHOWN]
         of = f" ({design})" if design else ""
         finding = "" if kind in ("missing", "additional") or any(d.error for d in listed) else ", a finding"
-        console.print(f"{_KINDS[kind]}{of}: {total:,}{finding}")
+        _print_text(f"{_KINDS[kind]}{of}: {total:,}{finding}", 0, console)
         for difference in listed:
-            console.print(Padding(f"after event {difference.event}: {difference.what}", (0, 0, 0, 2)))
+            _print_text(f"after event {difference.event}: {difference.what}", 2, console)
+            if difference.shortest:
+                _print_text("the shortest history found that shows the same:", 4, console)
+                for event in difference.shortest:
+                    _print_text(line(event), 6, console)
         if total > len(listed):
-            console.print(f"  and {total - len(listed):,} more")
+            _print_text(f"and {total - len(listed):,} more", 2, console)
         console.print()
+
+
+def _print_text(text: str, indent: int, console: Console, hang: int = 2) -> None:
+    """Print a paragraph, its first line indented by `indent`, the others by `hang` more."""
+    first, others = " " * indent, " " * (indent + hang)
+    for part in wrap(text, console.width - 1, initial_indent=first, subsequent_indent=others):
+        console.print(part)
 
 
 def _print_verdict(report: Report, console: Console) -> None:
     checks = report.figures.checks
+    counted = report.figures.counted
+    results = f"{counted['result']:,} differ" if "result" in counted else "as recorded"
+    _print_fact("Results", f"of {checks.results:,} events: {results}", console)
+    if checks.maps:
+        geometry = f"{counted['geometry']:,} VMAs differ" if "geometry" in counted else "the same VMAs"
+        _print_fact("Maps", f"{checks.maps:,} of /proc/PID/maps: {geometry}", console)
     if checks.moments:
         skipped = f" ({checks.skipped:,} more were mapped and not drawn)" if checks.skipped else ""
-        console.print(
-            f"Checked   at {checks.moments:,} moments: {checks.folios:,} folios walked{skipped}, "
-            f"{checks.entries:,} page-table entries",
-            soft_wrap=True,
-        )
+        walked = f"at {checks.moments:,} moments: {checks.folios:,} folios walked{skipped}"
+        _print_fact("Checked", f"{walked}, {checks.entries:,} page-table entries", console)
         for design in report.figures.designs:
             if "anon_vma" in report.inputs.designs and design.design != "anon_vma":
-                console.print(f"Same VMAs {design.design}: {_sameness(design)}")
-    console.print(f"Verdict   {'holds' if report.holds else 'does not hold'}")
+                _print_fact("Same VMAs", f"{design.design}: {_sameness(design)}", console)
+    _print_fact("Verdict", "holds" if report.holds else "does not hold", console)
+
+
+def _print_fact(label: str, text: str, console: Console) -> None:
+    _print_text(f"{label:9} {text}", 0, console, hang=10)
 
 
 def _sameness(design: DesignFigures) -> str:

@@ -271,7 +271,7 @@ def _copy_vma(
     (copy_vma())."""
     pgoff = vma.pgoff + ((old_addr - vma.start) >> PAGE_SHIFT)
     not_with = None
-    if vma.file is None and not vma.flags & VM_SHARED and not vma.prepared:
+    if vma.file is None and not vma.flags & VM_SHARED and not vma.prepared and system.profile.fresh_pgoff:
         pgoff = addr >> PAGE_SHIFT
         if keep and system.profile.dontunmap_apart:
             not_with = vma

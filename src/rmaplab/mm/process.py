@@ -32,15 +32,13 @@ from rmaplab.mm.vma import (
     VM_MAYWRITE,
     VM_NOHUGEPAGE,
     VM_READ,
-    VM_SOFTDIRTY,
     VM_WIPEONFORK,
     VM_WRITE,
     VMA,
 )
 
-_STACK_FLAGS = (
-    VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_GROWSDOWN | VM_ACCOUNT | VM_SOFTDIRTY
-)
+# Without VM_SOFTDIRTY: setup_arg_pages() gives the stack its rights with a set of flags that lacks it.
+_STACK_FLAGS = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_GROWSDOWN | VM_ACCOUNT
 _ARGUMENT_PAGES = 2  # pages of arguments and environment that a small program is started with
 
 

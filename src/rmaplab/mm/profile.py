@@ -59,6 +59,8 @@ class Profile:
     dontunmap_apart: the source of MREMAP_DONTUNMAP stays a VMA by itself: unprepared, it does not merge with
         its own target; and once unprepared it has a fresh page offset.
         (mm/vma.c copy_vma() and mm/mremap.c move_vma() in 6.12.117, also in 6.1.192; not yet in 6.18.44)
+    fresh_pgoff: an anonymous VMA that mremap() moves before it was prepared gets the page offset of its new
+        place.  (mm/vma.c copy_vma(), in all three; a profile without it is a bug for the checks to find)
     thp_placement: an anonymous mapping of a multiple of 2 MiB with no hint is placed on a multiple of 2 MiB.
         (mm/mmap.c __get_unmapped_area(), mm/huge_memory.c __thp_get_unmapped_area(); not in 6.1)
 
@@ -82,6 +84,7 @@ class Profile:
         stack_nohugepage: bool = True,
         move_many: bool = False,
         dontunmap_apart: bool = True,
+        fresh_pgoff: bool = True,
         thp_placement: bool = True,
         droppable: bool = True,
         guard_regions: bool = False,
@@ -96,6 +99,7 @@ class Profile:
         self.stack_nohugepage: Final = stack_nohugepage
         self.move_many: Final = move_many
         self.dontunmap_apart: Final = dontunmap_apart
+        self.fresh_pgoff: Final = fresh_pgoff
         self.thp_placement: Final = thp_placement
         self.droppable: Final = droppable
         self.guard_regions: Final = guard_regions

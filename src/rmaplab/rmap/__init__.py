@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Reverse-map designs, one file each.
 
-`DESIGNS` are the ones that come with rmaplab, in the order in which reports list them.  `load` finds these
-and any other by a name, a module, a file, or an installed entry point.
+`DESIGNS` are the ones that come with rmaplab, in the order in which reports list them: those that merge least
+come first.  In lockstep the first should lead, because a design is complete only where no VMAs merge that
+its own rule would keep apart; each can follow those before it.  `load` finds these and any other by a name, a
+module, a file, or an installed entry point.
 """
 
 from __future__ import annotations

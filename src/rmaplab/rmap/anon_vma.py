@@ -41,6 +41,7 @@ from collections.abc import Iterator
 from typing import Final, cast
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
 from rmaplab.mm.reverse_map import Attachment, ReverseMap
@@ -94,6 +95,8 @@ class KsmPlace:
         self.anon_vma: Final = anon_vma
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 class AnonVmaRmap(ReverseMap):
     """One anon_vma per family of VMAs, an interval tree in each, one lock a hierarchy."""
 

@@ -40,6 +40,7 @@ from collections.abc import Iterator
 from typing import Final, cast
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
 from rmaplab.mm.reverse_map import Attachment
@@ -62,6 +63,8 @@ class KsmPlace:
         self.addr: Final = addr
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 class CowContextRmap(ContextRmap):
     """One context per address space; records for displaced VMAs only."""
 

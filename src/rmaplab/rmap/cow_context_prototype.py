@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from typing import Final, cast
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
 from rmaplab.mm.reverse_map import Attachment
@@ -144,6 +145,8 @@ def insert_sorted(values: list[int], new: int) -> list[int]:
     return [*values[:at], new, rest[0] if rest else _UNWRITTEN, *rest]
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 class CowContextPrototypeRmap(ContextRmap):
     """One context per address space; records for every VMA whose address is not its page offset."""
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
+from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import Int64s
 from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, PTE_ANON, PTE_MIGRATION, PTE_SHIFT
@@ -26,6 +27,8 @@ from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.sync.work import Tally
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PageScanRmap(ReverseMap):
     """Every page table of every process."""
 

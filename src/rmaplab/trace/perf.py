@@ -151,11 +151,13 @@ _Seen = _Exec | _Segment | _Fork | _Fault | _Returned | _Gone | str  # str: a ne
 class PerfText:
     """Reads the lines of `perf script`, in the order of their times, and tells a Reducer.
 
-    lost: events that perf says it lost
+    lost:         events that perf says it lost
+    kind_unknown: there were faults of which the text does not tell whether they wrote
     """
 
     def __init__(self) -> None:
         self.lost = 0
+        self.kind_unknown = False
         self._lines = 0
         self._seen: list[tuple[int, int, int, int, _Seen]] = []  # time, line, cpu, tid, what
         self._calls: dict[int, _Call] = {}  # by tid
@@ -218,10 +220,12 @@ class PerfText:
             if raw is not None:
                 self._return(now, cpu, pid, tid, SYSCALLS.get(int(raw[1]), ""), int(raw[2]))
         elif event.startswith("syscalls:sys_enter_"):
-            self._enter(now, tid, event[19:], [int(word, 16) for word in _ARGUMENT.findall(": " + data)])
+            self._enter(now, tid, event[19:], [int(word, 16) for word in _ARGUMENT.findall(data)])
         elif event.startswith("syscalls:sys_exit_"):
-            value = int(data, 0)
-            self._return(now, cpu, pid, tid, event[18:], value - (value >> 63 << 64))
+            returned = _HEX.match(data)
+            if returned is not None:
+                value = int(returned[1], 16)
+                self._return(now, cpu, pid, tid, event[18:], value - (value >> 63 << 64))
         elif event == "task:task_newtask":
             new = _NEWTASK.match(data)
             if new is not None:
@@ -251,6 +255,7 @@ class PerfText:
         elif event.startswith("page-faults"):
             addr = _HEX.match(data)
             if addr is not None:
+                self.kind_unknown = True
                 self._add(now, cpu, tid, _Fault(int(addr[1], 16), None))
 
     def _add(self, when: tuple[int, int], cpu: int, tid: int, what: _Seen) -> None:

@@ -185,9 +185,10 @@ class Reducer:
         process.space.insert(Range(stack, stack + length, PROT_READ | PROT_WRITE, True, grows_down=True))
         self._touch(process, stack + length - 2 * PAGE_SIZE, stack + length)
 
-    def knows(self, tid: int) -> bool:
-        """Is `tid` a task that is followed?"""
-        return tid in self._tasks
+    @property
+    def alive(self) -> bool:
+        """Is there a process that has not exited?"""
+        return bool(self._tasks)
 
     def mapped_by_exec(
         self, tid: int, start: int, length: int, prot: int, offset: int, backing: Backing | None

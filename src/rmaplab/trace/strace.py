@@ -91,6 +91,7 @@ class StraceText:
         self._entered: dict[int, tuple[int, str]] = {}  # by tid: line, text so far
         self._first_line: dict[int, int] = {}  # by tid, of the task's present life
         self._children: set[int] = set()
+        self._ended: set[int] = set()
         self._sizes: dict[int, int] = {}  # of System V segments
         self._opened: dict[tuple[int, int], str] = {}  # by task and descriptor: what it refers to
 
@@ -98,13 +99,16 @@ class StraceText:
         """Take in `lines`; those that are about something else are passed over."""
         day = 0
         before = -1
+        cut = ""
         for line in lines:
             self._line += 1
             attached = _ATTACHED.search(line)
             if attached is not None:
                 self._children.add(int(attached[1]))
+                cut = line[: attached.start()]  # it comes in the middle of the line that made the process
                 continue
-            match = _LINE.match(line.rstrip("\n"))
+            match = _LINE.match(cut + line.rstrip("\n"))
+            cut = ""
             if match is None:
                 continue
             if match["hours"] is not None:
@@ -121,11 +125,17 @@ class StraceText:
                 self._time = number if number > 10**17 else self._time + number  # -ttt, or -r
             else:
                 self._time += 1000
-            tid = int(match["bracketed"] or match["bare"] or _FIRST)
+            tid = int(match["bracketed"] or match["bare"] or self._only())
             if match["bracketed"] is not None and tid not in self._children:
                 tid = _FIRST
             self._first_line.setdefault(tid, self._line)
             self._text(tid, match["rest"])
+
+    def _only(self) -> int:
+        """The task that a line without a number is about: strace leaves it out where there is only one."""
+        if _FIRST not in self._ended:
+            return _FIRST
+        return next(iter(self._first_line), _FIRST)
 
     def tell(self, reducer: Reducer) -> None:
         """Tell `reducer` all of it, in the order in which it took effect."""
@@ -179,6 +189,7 @@ class StraceText:
 
     def _end(self, tid: int, name: str) -> None:
         self._first_line.pop(tid, None)
+        self._ended.add(tid)
         self._acts.append(((self._line, 1), _Act(tid, self._time, name, [])))
 
     def _name_file(self, tid: int, args: list[str]) -> None:
