@@ -54,6 +54,8 @@ class Scheduler:
 
     def wait(self, what: str, subject: object, ready: Callable[[], bool]) -> None:
         """The caller cannot go on until `ready()`, which looks at `subject`."""
+        if not ready():
+            raise RuntimeError(f"waiting for {what}, and nobody else runs who could bring it about")
 
     def chunk(self) -> int:
         """How many page-table entries a long operation may do in one step (0: all of them)."""
