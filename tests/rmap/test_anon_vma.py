@@ -211,9 +211,10 @@ def test_a_copy_lands_behind_its_source_or_moves_under_the_lock(world: World) ->
     addr = world.map(mm, pages=4)
     world.write(mm, addr, 4)
     low, high = world.vma(mm, addr), VMA(mm, 0, LOW, LOW + PAGE_SIZE, (addr >> 12) + 1, 0, None)
-    assert design(world).need_move_locks(high, low)
-    assert design(world).need_move_locks(low, low)
-    assert not design(world).need_move_locks(low, high)
+    assert design(world).need_move_locks(high, low, True)
+    assert design(world).need_move_locks(low, low, True)
+    assert not design(world).need_move_locks(low, high, True)
+    assert not design(world).need_move_locks(low, low, False)
 
 
 def test_6_12_never_merges_a_prepared_range_into_an_unprepared_neighbour() -> None:

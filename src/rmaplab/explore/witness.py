@@ -46,6 +46,6 @@ class Witness(Scheduler):
         if self.listening:
             self.held.remove(RCU)
 
-    def point(self, what: str, subject: object) -> None:
+    def point(self, what: str, subject: object, write: bool = False) -> None:
         if self.listening:
             self.points.append(subject)

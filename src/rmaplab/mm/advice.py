@@ -53,7 +53,8 @@ from rmaplab.mm.abi import (
     PROT_SEM,
     PROT_WRITE,
 )
-from rmaplab.mm.merge import Attributes, attributes_of, modify, start_write
+from rmaplab.mm.locking import start_write, write_unlock
+from rmaplab.mm.merge import Attributes, attributes_of, modify
 from rmaplab.mm.mmap import page_align, populate
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
@@ -112,7 +113,7 @@ def mprotect(system: System, mm: MM, start: int, length: int, prot: int) -> int:
         return -EINVAL
     mm.mmap_lock.down_write()
     error = _mprotect_locked(system, mm, start, end, prot & VM_ACCESS_FLAGS, grows)
-    mm.mmap_lock.up_write()
+    write_unlock(mm)
     return error
 
 
@@ -181,7 +182,7 @@ def mlock(system: System, mm: MM, start: int, length: int, flags: int) -> int:
     start &= PAGE_MASK
     mm.mmap_lock.down_write()
     error = _apply_lock_flags(system, mm, start, start + length, vm_flags)
-    mm.mmap_lock.up_write()
+    write_unlock(mm)
     if error:
         return error
     error = populate(system, mm, start, start + length)
@@ -194,7 +195,7 @@ def munlock(system: System, mm: MM, start: int, length: int) -> int:
     start &= PAGE_MASK
     mm.mmap_lock.down_write()
     error = _apply_lock_flags(system, mm, start, start + length, 0)
-    mm.mmap_lock.up_write()
+    write_unlock(mm)
     return error
 
 
@@ -209,7 +210,7 @@ def mlockall(system: System, mm: MM, flags: int) -> int:
         mm.def_flags |= to_add
     if flags & MCL_CURRENT:
         _lock_all(system, mm, to_add)
-    mm.mmap_lock.up_write()
+    write_unlock(mm)
     if flags & MCL_CURRENT:
         for vma in mm.tree.to_list():
             populate(system, mm, vma.start, vma.end)
@@ -221,7 +222,7 @@ def munlockall(system: System, mm: MM) -> int:
     mm.mmap_lock.down_write()
     mm.def_flags &= ~_LOCKED_MASK
     _lock_all(system, mm, 0)
-    mm.mmap_lock.up_write()
+    write_unlock(mm)
     return 0
 
 
@@ -330,7 +331,7 @@ def madvise(system: System, mm: MM, start: int, length: int, advice: int) -> int
         mm.mmap_lock.down_read()
     error = _walk_vmas(system, mm, start, end, advice)
     if flag_advice:
-        mm.mmap_lock.up_write()
+        write_unlock(mm)
     else:
         mm.mmap_lock.up_read()
     return error
@@ -478,5 +479,5 @@ def set_name(system: System, mm: MM, start: int, length: int, name: str) -> int:
             error = result
             break
         at = result if result > stop else stop
-    mm.mmap_lock.up_write()
+    write_unlock(mm)
     return error

@@ -19,10 +19,11 @@ from typing import Final
 from rmaplab.mm import advice, ksm, memory, migrate, mmap, mremap, process, reclaim, userfaultfd
 from rmaplab.mm.abi import CLONE_VM, EFAULT
 from rmaplab.mm.errors import HistoryError
+from rmaplab.mm.locking import lock_of, write_downgrade
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, File
+from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VMA, File
 from rmaplab.sync.locks import Scheduler
 
 
@@ -159,15 +160,41 @@ class Machine(System):
 
     def fault(self, mm: MM, addr: int, write: bool) -> int:
         """The program touches `addr`.  Returns 0, or -EFAULT where it would get SIGSEGV."""
+        vma = self._lock_vma(mm, addr, write)
+        if vma is not None:
+            error = memory.access_error(vma, write) or memory.fault_vma(self, vma, addr & PAGE_MASK, 1, write)
+            lock_of(vma).up_read()
+            return error
+        mm.mmap_lock.down_read()
         vma = mm.tree.at(addr)
         if vma is None:
+            mm.mmap_lock.up_read()
+            mm.mmap_lock.down_write()
             vma = mmap.expand_stack(self, mm, addr)
-            if vma is None:
-                return -EFAULT
-        error = memory.access_error(vma, write)
-        if error:
-            return error
-        return memory.fault_vma(self, vma, addr & PAGE_MASK, 1, write)
+            write_downgrade(mm)
+        error = -EFAULT if vma is None else memory.access_error(vma, write)
+        if vma is not None and not error:
+            error = memory.fault_vma(self, vma, addr & PAGE_MASK, 1, write)
+        mm.mmap_lock.up_read()
+        return error
+
+    def _lock_vma(self, mm: MM, addr: int, write: bool) -> VMA | None:
+        """The VMA at `addr`, locked for a fault, unless it takes mmap_lock (lock_vma_under_rcu()): there is
+        no VMA, it is changing, or it would have to be prepared, for which its neighbours must stay."""
+        self.rcu.read_lock()
+        if self.scheduler is not None:
+            self.scheduler.point("look up VMA", mm.tree)
+        vma = mm.tree.at(addr)
+        if vma is not None:
+            if not lock_of(vma).try_down_read():
+                vma = None
+            else:
+                unprepared = write and not vma.prepared and not vma.flags & VM_SHARED
+                if unprepared or vma.detached or not vma.start <= addr < vma.end:
+                    lock_of(vma).up_read()
+                    vma = None
+        self.rcu.read_unlock()
+        return vma
 
     def fault_range(self, mm: MM, addr: int, nr_pages: int, write: bool) -> int:
         """Touch `nr_pages` pages from `addr` upwards, as `fault` would one by one.  Returns how many
@@ -176,17 +203,16 @@ class Machine(System):
         start = addr
         end = addr + (nr_pages << PAGE_SHIFT)
         while addr < end:
-            vma = mm.tree.at(addr)
-            if vma is None:
-                if self.fault(mm, addr, write):
-                    break
-                addr += PAGE_SIZE
-                continue
-            if memory.access_error(vma, write):
+            # The first page of each VMA finds out what is wrong, if anything is.
+            if self.fault(mm, addr, write):
                 break
-            stop = min(end, vma.end)
-            memory.fault_vma(self, vma, addr, (stop - addr) >> PAGE_SHIFT, write)
-            addr = stop
+            addr += PAGE_SIZE
+            vma = mm.tree.at(addr)
+            if vma is not None and addr < end and self.scheduler is None and not memory.access_error(vma, write):
+                stop = min(end, vma.end)
+                lock_of(vma).lock_class.reads += (stop - addr) >> PAGE_SHIFT
+                memory.fault_vma(self, vma, addr, (stop - addr) >> PAGE_SHIFT, write)
+                addr = stop
         return (addr - start) >> PAGE_SHIFT
 
     # Users of the reverse map

@@ -22,6 +22,7 @@ import numpy as np
 from rmaplab.mm.abi import EFAULT
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.folio import FOLIO_ANON, FOLIO_LAZYFREE, Int64s
+from rmaplab.mm.locking import lock_leaf, lock_new_leaf, unlock_leaf
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
     LEAF_SHIFT,
@@ -39,11 +40,13 @@ from rmaplab.mm.pagetable import (
     Leaf,
     PageTable,
 )
+from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VM_LOCKED, VM_SHARED, VM_WRITE, VMA
 
 _NEW: Final = PTE_ANON | PTE_WRITE | PTE_EXCLUSIVE | PTE_DIRTY | PTE_YOUNG
 _NEW_READ_ONLY: Final = PTE_ANON | PTE_EXCLUSIVE | PTE_DIRTY | PTE_YOUNG
+_SHARED: Final = ~(PTE_WRITE | PTE_EXCLUSIVE | PTE_YOUNG)  # what fork leaves of an entry, on both sides
 _BATCH: Final = 4  # shorter runs are quicker one by one
 _LEAF_SIZE: Final = 1 << LEAF_SHIFT
 
@@ -52,12 +55,14 @@ _LEAF_SIZE: Final = 1 << LEAF_SHIFT
 
 
 def fault_vma(system: System, vma: VMA, addr: int, nr_pages: int, write: bool) -> int:
-    """Touch `nr_pages` pages from `addr`, all in `vma`, whose flags allow it.  Returns 0 or -EFAULT."""
+    """Touch `nr_pages` pages from `addr`, all in `vma`, whose flags allow it.  The caller keeps the VMA as it
+    is: by its lock, or by mmap_lock.  Returns 0."""
     page_table = vma.mm.page_table
     end = addr + (nr_pages << PAGE_SHIFT)
+    chunk = 0 if system.scheduler is None else system.scheduler.chunk()
     while addr < end:
         stop = min(end, (addr | (_LEAF_SIZE - 1)) + 1)
-        if stop - addr < _BATCH << PAGE_SHIFT:
+        if chunk or stop - addr < _BATCH << PAGE_SHIFT:
             while addr < stop:
                 _fault_one(system, vma, addr, write)
                 addr += PAGE_SIZE
@@ -103,10 +108,7 @@ def _fault_leaf(system: System, vma: VMA, page_table: PageTable, addr: int, stop
 
 def _new_pages(system: System, vma: VMA, page_table: PageTable, addr: int, first: int, count: int) -> None:
     """Write faults that all need a new page each (do_anonymous_page(), do_cow_fault(), wp_page_copy())."""
-    lock = vma.lock
     system.faults.count += count
-    if lock is not None:
-        lock.lock_class.reads += count
     system.prepare(vma)
     leaf = page_table.leaf(addr)
     entries = leaf.v[first : first + count]
@@ -136,9 +138,6 @@ def _no_page_run(
 ) -> None:
     """Faults on nothing that map the zero page or the page cache."""
     system.faults.count += count
-    lock = vma.lock
-    if lock is not None:
-        lock.lock_class.reads += count
     leaf = page_table.leaf(addr)
     entry = _no_page_entry(vma, write)
     leaf.lock.lock_class.writes += count - 1
@@ -160,77 +159,107 @@ def _no_page_entry(vma: VMA, write: bool) -> int:
 
 
 def _fault_one(system: System, vma: VMA, addr: int, write: bool) -> None:
+    """One access: faults until the entry allows it (handle_pte_fault())."""
     system.faults.count += 1
-    lock = vma.lock
-    if lock is not None:
-        lock.down_read()
-    leaf = vma.mm.page_table.leaf(addr)
+    while not _fault_once(system, vma, addr, write):
+        pass
+
+
+def _fault_once(system: System, vma: VMA, addr: int, write: bool) -> bool:
+    """One fault; False if something came in between, and the access has to be tried again."""
+    page_table = vma.mm.page_table
+    leaf = lock_new_leaf(page_table, addr)
     i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
     entry: int = leaf.m[i]
     if entry & PTE_SWAP:
-        _swap_in(system, vma, addr, leaf, i, entry, write)
-    elif entry & PTE_MIGRATION:
-        raise InvariantError(
-            f"address {addr:#x} of mm {vma.mm.id} waits for the migration of page {entry >> PTE_SHIFT}, which is over:"
-            " a migration entry was not found and restored"
-        )
-    elif entry == 0:
-        if vma.flags & VM_SHARED or not write:
-            leaf.lock.lock()
-            leaf.m[i] = _no_page_entry(vma, write)
-            leaf.used += 1
-            leaf.lock.unlock()
-        else:
-            _new_page(system, vma, addr, leaf, i, 0)
-    elif not write:
-        leaf.m[i] = entry | PTE_YOUNG
-    elif entry & PTE_WRITE:
-        leaf.m[i] = entry | PTE_DIRTY | PTE_YOUNG
-    elif vma.flags & VM_SHARED:
+        leaf.lock.unlock()
+        return _swap_in(system, vma, addr, i, entry, write)
+    if entry & PTE_MIGRATION:
+        leaf.lock.unlock()
+        _wait_for_migration(system, page_table, addr, entry)
+        return False
+    if write and not vma.flags & VM_SHARED and not entry & PTE_WRITE:
+        if entry == 0:
+            return _new_page(system, vma, addr, leaf, i, 0)
+        return _write_protected(system, vma, addr, leaf, i, entry)
+    if entry == 0:
+        leaf.m[i] = _no_page_entry(vma, write)
+        leaf.used += 1
+    elif write:
         leaf.m[i] = entry | PTE_WRITE | PTE_DIRTY | PTE_YOUNG
     else:
-        _write_protected(system, vma, addr, leaf, i, entry)
-    if lock is not None:
-        lock.up_read()
+        leaf.m[i] = entry | PTE_YOUNG
+    leaf.lock.unlock()
+    return True
 
 
-def _write_protected(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, entry: int) -> None:
-    """A write to a present page of a private mapping that is not mapped writable (do_wp_page())."""
-    if entry & PTE_ANON:
-        pfn = entry >> PTE_SHIFT
-        if entry & PTE_EXCLUSIVE or _can_reuse(system, vma, pfn, entry):
-            system.pages_reused.count += 1
-            flags = PTE_EXCLUSIVE | PTE_DIRTY | PTE_YOUNG
-            if vma.flags & VM_WRITE:
-                flags |= PTE_WRITE
-            leaf.lock.lock()
-            leaf.m[i] = entry | flags
-            leaf.lock.unlock()
-            return
-    _new_page(system, vma, addr, leaf, i, entry)
+class _EntryChanged:
+    """What waits for a migration entry to be replaced."""
+
+    def __init__(self, page_table: PageTable, addr: int, entry: int) -> None:
+        self.page_table: Final = page_table
+        self.addr: Final = addr
+        self.entry: Final = entry
+
+    def ready(self) -> bool:
+        return self.page_table.get(self.addr) != self.entry
+
+
+def _wait_for_migration(system: System, page_table: PageTable, addr: int, entry: int) -> None:
+    """migration_entry_wait()"""
+    if system.scheduler is None:
+        raise InvariantError(
+            f"address {addr:#x} waits for the migration of page {entry >> PTE_SHIFT}, which is over: a migration entry"
+            " was not found and restored"
+        )
+    leaf = page_table.leaf(addr)
+    system.scheduler.wait("the migration entry to go", leaf.lock, _EntryChanged(page_table, addr, entry).ready)
+
+
+def _write_protected(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, entry: int) -> bool:
+    """A write to a present page of a private mapping that is not mapped writable (do_wp_page()).  `leaf` is
+    locked, and unlocked on return."""
+    if entry & PTE_ANON and (entry & PTE_EXCLUSIVE or _can_reuse(system, vma, entry >> PTE_SHIFT, entry)):
+        system.pages_reused.count += 1
+        flags = PTE_EXCLUSIVE | PTE_DIRTY | PTE_YOUNG
+        if vma.flags & VM_WRITE:
+            flags |= PTE_WRITE
+        leaf.m[i] = entry | flags
+        leaf.lock.unlock()
+        return True
+    return _new_page(system, vma, addr, leaf, i, entry)
 
 
 def _can_reuse(system: System, vma: VMA, pfn: int, entry: int) -> bool:
     """wp_can_reuse_anon_folio(); takes the folio over if so."""
     folios = system.folios
-    if entry & PTE_KSM or folios.mapcount.m[pfn] != 1 or folios.order.m[pfn] != 0:
+    if entry & PTE_KSM or folios.order.m[pfn] != 0 or system.mapcount(pfn) != 1:
+        return False
+    if pfn in system.pins or not system.trylock_folio(pfn):
         return False
     slot = system.slot_of.get(pfn)
-    if slot is not None:
-        if system.swap[slot].count > 0:
-            return False
+    if slot is not None and system.swap[slot].count == 0:
         system.uncache(pfn)
-    for design in system.designs:
-        design.folio_reused(vma, pfn, 1)
-    return True
+        slot = None
+    alone = slot is None and pfn not in system.pins and folios.mapcount.m[pfn] == 1
+    if alone:
+        for design in system.designs:
+            design.folio_reused(vma, pfn, 1)
+    system.unlock_folio(pfn)
+    return alone
 
 
-def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int) -> None:
-    """Give `addr` an anonymous page of its own, in place of `old`."""
-    system.prepare(vma)
+def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int) -> bool:
+    """Give `addr` an anonymous page of its own, in place of `old`.  `leaf` is locked, and unlocked on
+    return."""
+    if not vma.prepared:
+        leaf.lock.unlock()
+        system.prepare(vma)
+        return False
     folios = system.folios
     if old == 0 and system.large_folios and _new_large(system, vma, addr, leaf, i):
-        return
+        leaf.lock.unlock()
+        return True
     if old & (PTE_ANON | PTE_FILE):
         system.pages_copied.count += 1
     else:
@@ -238,19 +267,22 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
     pfn = folios.alloc(vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT))
     for design in system.designs:
         design.folio_mapped(vma, addr, pfn, 1)
-    leaf.lock.lock()
     folios.mapcount.m[pfn] = 1
     leaf.m[i] = pfn << PTE_SHIFT | (_NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY)
+    left = 1
     if old == 0:
         leaf.used += 1
+    elif old & PTE_ANON:
+        left = system.drop_mapcount(old >> PTE_SHIFT)
     leaf.lock.unlock()
-    if old & PTE_ANON:
-        system.release_page(old >> PTE_SHIFT)
+    if left == 0:
+        system.try_free(folios.head.m[old >> PTE_SHIFT])
+    return True
 
 
 def _new_large(system: System, vma: VMA, addr: int, leaf: Leaf, i: int) -> bool:
-    """Map the largest folio that is aligned, lies in the VMA and finds nothing mapped
-    (alloc_anon_folio())."""
+    """Map the largest folio that is aligned, lies in the VMA and finds nothing mapped (alloc_anon_folio()).
+    `leaf` is locked."""
     if vma.file is not None:
         return False
     order = system.large_folios
@@ -271,42 +303,67 @@ def _new_large(system: System, vma: VMA, addr: int, leaf: Leaf, i: int) -> bool:
     system.pages_zeroed.count += nr_pages
     for design in system.designs:
         design.folio_mapped(vma, start, pfn, nr_pages)
-    leaf.lock.lock()
     folios.mapcount.v[pfn : pfn + nr_pages] = 1
     flags = _NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY
     entries[:] = (np.arange(pfn, pfn + nr_pages, dtype=np.int64) << PTE_SHIFT) | flags
     leaf.used += nr_pages
-    leaf.lock.unlock()
     return True
 
 
-def _swap_in(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, entry: int, write: bool) -> None:
-    """do_swap_page()"""
+def _swap_in(system: System, vma: VMA, addr: int, i: int, entry: int, write: bool) -> bool:
+    """do_swap_page().  False if the access has to be tried again."""
     folios = system.folios
     slot_number = entry >> PTE_SHIFT
-    slot = system.swap[slot_number]
     system.prepare(vma)
+    slot = system.swap.get(slot_number)
+    if slot is None:
+        return False  # the last entry that referred to it went meanwhile, and that was ours
     pgoff = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
     if slot.from_ksm:
         # The other users of the slot need not be related to this one: a copy for this one alone.
         pfn = folios.alloc(pgoff)
-        fresh = True
-        exclusive = True
-        system.put_slot(slot_number)
     else:
         pfn = slot.cached_pfn
-        fresh = pfn == 0
-        if fresh:
+        if pfn == 0:
             pfn = folios.alloc(pgoff)
+            folios.flags.m[pfn] = 0  # nobody's yet: whoever maps it first decides
             system.cache(slot_number, pfn)
-        exclusive = entry & PTE_EXCLUSIVE != 0
+            system.pages_copied.count += 1
+    system.get_folio(pfn)
+    system.lock_folio(pfn)
+    done = False
+    if slot.from_ksm or system.slot_of.get(pfn) == slot_number:
+        leaf = lock_new_leaf(vma.mm.page_table, addr)
+        done = leaf.m[i] == entry
+        if done:
+            _map_swapped(system, vma, addr, leaf, i, slot_number, pfn, write)
+        leaf.lock.unlock()
+    system.unlock_folio(pfn)
+    system.put_folio(pfn)
+    if not done:
+        return False
+    return not write or vma.mm.page_table.get(addr) & (PTE_WRITE | PTE_EXCLUSIVE) != 0
+
+
+def _map_swapped(
+    system: System, vma: VMA, addr: int, leaf: Leaf, i: int, slot_number: int, pfn: int, write: bool
+) -> None:
+    """Map `pfn`, which is locked and holds what `slot_number` holds; `leaf` is locked, too."""
+    folios = system.folios
+    entry: int = leaf.m[i]
+    slot = system.swap[slot_number]
+    exclusive = entry & PTE_EXCLUSIVE != 0 or slot.from_ksm
+    if slot.from_ksm:
+        system.put_slot(slot_number)
+    else:
         slot.count -= 1
-        if slot.count == 0 and folios.mapcount.m[pfn] == 0 and (write or exclusive or vma.flags & VM_LOCKED):
+        alone = slot.count == 0 and folios.mapcount.m[pfn] == 0 and system.pins[pfn] == 1
+        if alone and (write or exclusive or vma.flags & VM_LOCKED):
             # should_try_to_free_swap(): nobody else can want what is in swap.
             system.uncache(pfn)
             exclusive = True
-    if fresh:
-        system.pages_copied.count += 1
+    if folios.mapcount.m[pfn] == 0 and (slot.from_ksm or not folios.flags.m[pfn] & FOLIO_ANON):
+        folios.flags.m[pfn] = FOLIO_ANON
         for design in system.designs:
             design.folio_swapped_in(vma, addr, pfn, exclusive)
     flags = PTE_ANON | PTE_YOUNG | (PTE_DIRTY if write else 0)
@@ -314,12 +371,9 @@ def _swap_in(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, entry: int
         flags |= PTE_EXCLUSIVE
         if vma.flags & VM_WRITE:
             flags |= PTE_WRITE
-    leaf.lock.lock()
+    system.mapcount_changes(pfn)
     folios.mapcount.m[pfn] += 1
     leaf.m[i] = pfn << PTE_SHIFT | flags
-    leaf.lock.unlock()
-    if write and not exclusive:
-        _write_protected(system, vma, addr, leaf, i, pfn << PTE_SHIFT | flags)
 
 
 # Zapping
@@ -328,50 +382,57 @@ def _swap_in(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, entry: int
 def zap_range(system: System, mm: MM, start: int, end: int) -> None:
     """Remove all entries of [start, end) (unmap_page_range())."""
     leaves = mm.page_table.leaves
+    chunk = 0 if system.scheduler is None else system.scheduler.chunk()
     for number in mm.page_table.numbers(start, end):
         base = number << LEAF_SHIFT
         first = (start - base) >> PAGE_SHIFT if start > base else 0
         last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
         leaf = leaves[number]
-        if last - first <= _BATCH:
-            _zap_few(system, leaf, first, last)
+        if chunk:
+            for i in np.flatnonzero(leaf.v[first:last]).tolist():
+                zap_at(system, mm, base + ((first + i) << PAGE_SHIFT))
+        elif last - first <= _BATCH:
+            for i in range(first, last):
+                if leaf.m[i]:
+                    zap_at(system, mm, base + (i << PAGE_SHIFT))
         else:
             _zap_leaf(system, leaf, first, last)
-        if leaf.used == 0:
-            del leaves[number]
+            if leaf.used == 0:
+                del leaves[number]
 
 
-def _zap_few(system: System, leaf: Leaf, first: int, last: int) -> None:
-    for i in range(first, last):
-        entry: int = leaf.m[i]
-        if entry:
-            zap_entry(system, leaf, i, entry)
-
-
-def zap_entry(system: System, leaf: Leaf, i: int, entry: int) -> None:
-    """Remove one entry that is not none."""
-    system.entries_zapped.count += 1
-    leaf.lock.lock()
-    leaf.m[i] = 0
-    leaf.used -= 1
-    leaf.lock.unlock()
-    if entry & PTE_ANON:
-        system.release_page(entry >> PTE_SHIFT)
+def zap_at(system: System, mm: MM, addr: int) -> None:
+    """Remove the entry at `addr`, if there is one."""
+    leaf = lock_leaf(mm.page_table, addr)
+    if leaf is None:
+        return
+    i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
+    entry: int = leaf.m[i]
+    left = 1
+    if entry:
+        system.entries_zapped.count += 1
+        leaf.m[i] = 0
+        leaf.used -= 1
+        if entry & PTE_ANON:
+            left = system.drop_mapcount(entry >> PTE_SHIFT)
+    unlock_leaf(mm.page_table, addr, leaf)
+    if left == 0:
+        system.try_free(system.folios.head.m[entry >> PTE_SHIFT])
     elif entry & PTE_SWAP:
         system.put_slot(entry >> PTE_SHIFT)
 
 
 def _zap_leaf(system: System, leaf: Leaf, first: int, last: int) -> None:
+    leaf.lock.lock()
     entries = leaf.v[first:last]
     there = entries[entries != 0]
     count = len(there)
-    if count == 0:
-        return
-    system.entries_zapped.count += count
-    leaf.lock.lock()
     entries[:] = 0
     leaf.used -= count
     leaf.lock.unlock()
+    if count == 0:
+        return
+    system.entries_zapped.count += count
     anon = there[(there & PTE_ANON) != 0]
     if len(anon):
         ksm = bool(system.ksm_pages) and bool((anon & PTE_KSM).any())
@@ -388,15 +449,21 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
     """Copy the entries of [start, end), all of private mappings, write-protecting both sides
     (copy_page_range())."""
     mapcount = system.folios.mapcount
-    keep = ~(PTE_WRITE | PTE_EXCLUSIVE | PTE_YOUNG)
     target_table = target.page_table
+    chunk = 0 if system.scheduler is None else system.scheduler.chunk()
     for number in source.page_table.numbers(start, end):
         leaf = source.page_table.leaves[number]
         base = number << LEAF_SHIFT
+        if chunk:
+            for i in np.flatnonzero(leaf.v).tolist():
+                addr = base + (i << PAGE_SHIFT)
+                if start <= addr < end:
+                    _copy_entry(system, source, target, addr)
+            continue
         whole = start <= base and base + _LEAF_SIZE <= end
         leaf.lock.lock()
         if whole:
-            leaf.v[:] &= keep
+            leaf.v[:] &= _SHARED
             copy = leaf.v.copy()
             used = leaf.used
             target_table.leaves[number] = target_table.new_leaf(copy, used)
@@ -404,7 +471,7 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
             first = (start - base) >> PAGE_SHIFT if start > base else 0
             last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
             entries = leaf.v[first:last]
-            entries &= keep
+            entries &= _SHARED
             copy = entries
             used = int(np.count_nonzero(copy))
             if used:
@@ -424,46 +491,82 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
                 system.swap[int(entry) >> PTE_SHIFT].count += 1
 
 
+def _copy_entry(system: System, source: MM, target: MM, addr: int) -> None:
+    """Copy the entry at `addr` as it is by now: present, swapped out or migrating (copy_pte_range())."""
+    new = lock_new_leaf(target.page_table, addr)
+    leaf = lock_leaf(source.page_table, addr)
+    if leaf is not None:
+        i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
+        entry: int = leaf.m[i]
+        if entry:
+            entry &= _SHARED
+            system.entries_copied.count += 1
+            if entry & PTE_ANON:
+                system.mapcount_changes(entry >> PTE_SHIFT)
+                system.folios.mapcount.m[entry >> PTE_SHIFT] += 1
+            elif entry & PTE_SWAP:
+                system.swap[entry >> PTE_SHIFT].count += 1
+            leaf.m[i] = entry
+            new.m[i] = entry
+            new.used += 1
+        leaf.lock.unlock()
+    unlock_leaf(target.page_table, addr, new)
+
+
 # mremap
 
 
-def move_page_tables(system: System, vma: VMA, old: int, new_vma: VMA, new: int, length: int, locks: bool) -> None:
-    """Move the entries of `length` bytes at `old` to `new` (move_page_tables()); with `locks`, walks are
-    kept away meanwhile.  The ranges may overlap if `new` is below `old` (an exec'd stack)."""
+def move_page_tables(system: System, vma: VMA, old: int, new_vma: VMA, new: int, length: int, merged: bool) -> None:
+    """Move the entries of `length` bytes at `old` to `new` (move_page_tables()).  `merged` says that `new_vma`
+    was there before, so that a walk may come to it before it comes to `vma`.  The ranges may overlap if
+    `new` is below `old` (an exec'd stack)."""
     page_table = vma.mm.page_table
+    chunk = 0 if system.scheduler is None else system.scheduler.chunk()
+    locking: list[ReverseMap] = []
+    if vma is not new_vma and new_vma.prepared:
+        locking = [design for design in system.designs if design.need_move_locks(vma, new_vma, merged)]
     end = old + length
     while old < end:
-        stop = min(end, (old | (_LEAF_SIZE - 1)) + 1)
-        new_stop = (new | (_LEAF_SIZE - 1)) + 1
-        if new_stop - new < stop - old:
-            stop = old + (new_stop - new)
-        number = old >> LEAF_SHIFT
-        leaf = page_table.leaves.get(number)
+        stop = min(end, (old | (_LEAF_SIZE - 1)) + 1, old + (new | (_LEAF_SIZE - 1)) + 1 - new)
+        leaf = page_table.leaves.get(old >> LEAF_SHIFT)
         if leaf is not None:
             first = (old >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
             count = (stop - old) >> PAGE_SHIFT
-            entries = leaf.v[first : first + count].copy()
-            used = int(np.count_nonzero(entries))
-            if used:
-                system.entries_moved.count += used
-                if locks:
-                    for design in system.designs:
-                        design.move_lock(vma)
-                target = page_table.leaf(new)
-                leaf.lock.lock()
-                leaf.v[first : first + count] = 0
-                leaf.used -= used
-                new_first = (new >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
-                target.v[new_first : new_first + count] = entries
-                target.used += used
-                leaf.lock.unlock()
-                if leaf.used == 0:
-                    del page_table.leaves[number]
-                if locks:
-                    for design in system.designs:
-                        design.move_unlock(vma)
+            if chunk:
+                for i in np.flatnonzero(leaf.v[first : first + count]).tolist():
+                    at = i << PAGE_SHIFT
+                    _move_entries(system, page_table, old + at, new + at, 1, vma, locking)
+            elif leaf.v[first : first + count].any():
+                _move_entries(system, page_table, old, new, count, vma, locking)
         new += stop - old
         old = stop
+
+
+def _move_entries(
+    system: System, page_table: PageTable, old: int, new: int, count: int, vma: VMA, locking: list[ReverseMap]
+) -> None:
+    """Move `count` entries, all of one leaf and to one leaf (move_ptes())."""
+    for design in locking:
+        design.move_lock(vma)
+    leaf = lock_leaf(page_table, old)
+    if leaf is not None:
+        target = page_table.leaf(new)
+        if target is not leaf:
+            target = lock_new_leaf(page_table, new)
+        first = (old >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
+        new_first = (new >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
+        entries = leaf.v[first : first + count].copy()
+        used = int(np.count_nonzero(entries))
+        system.entries_moved.count += used
+        leaf.v[first : first + count] = 0
+        leaf.used -= used
+        target.v[new_first : new_first + count] = entries
+        target.used += used
+        if target is not leaf:
+            unlock_leaf(page_table, new, target)
+        unlock_leaf(page_table, old, leaf)
+    for design in locking:
+        design.move_unlock(vma)
 
 
 # mprotect
@@ -481,9 +584,9 @@ def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
         first = (start - base) >> PAGE_SHIFT if start > base else 0
         last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
         leaf = page_table.leaves[number]
+        leaf.lock.lock()
         entries = leaf.v[first:last]
         system.entries_protected.count += int(np.count_nonzero(entries))
-        leaf.lock.lock()
         if writable:
             # can_change_pte_writable(): a write to an exclusive page would reuse it anyway.
             both = PTE_ANON | PTE_EXCLUSIVE
@@ -496,28 +599,36 @@ def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
 def mark_lazyfree(system: System, mm: MM, start: int, end: int) -> None:
     """MADV_FREE: present pages may be dropped while they stay clean, swapped ones go at once
     (madvise_free_pte_range())."""
-    folios = system.folios
     for number in mm.page_table.numbers(start, end):
         base = number << LEAF_SHIFT
         leaf = mm.page_table.leaves[number]
         first = (start - base) >> PAGE_SHIFT if start > base else 0
         last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
         for i in np.flatnonzero(leaf.v[first:last]).tolist():
-            entry: int = leaf.m[first + i]
-            if entry & PTE_SWAP:
-                zap_entry(system, leaf, first + i, entry)
-            elif entry & PTE_ANON and not entry & PTE_KSM:
-                pfn = entry >> PTE_SHIFT
-                if folios.mapcount.m[pfn] == 1 and folios.order.m[pfn] == 0:
-                    slot = system.slot_of.get(pfn)
-                    if slot is not None:
-                        if system.swap[slot].count > 0:
-                            continue
-                        system.uncache(pfn)
-                    folios.flags.m[pfn] = FOLIO_ANON | FOLIO_LAZYFREE
-                    leaf.m[first + i] = entry & ~(PTE_DIRTY | PTE_YOUNG)
-        if leaf.used == 0:
-            del mm.page_table.leaves[number]
+            _mark_lazyfree_at(system, mm, base + ((first + i) << PAGE_SHIFT))
+
+
+def _mark_lazyfree_at(system: System, mm: MM, addr: int) -> None:
+    folios = system.folios
+    leaf = lock_leaf(mm.page_table, addr)
+    if leaf is None:
+        return
+    i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
+    entry: int = leaf.m[i]
+    pfn = entry >> PTE_SHIFT
+    if entry & PTE_ANON and not entry & PTE_KSM and folios.order.m[pfn] == 0 and system.mapcount(pfn) == 1:
+        if system.trylock_folio(pfn):
+            slot = system.slot_of.get(pfn)
+            if slot is not None and system.swap[slot].count == 0:
+                system.uncache(pfn)
+                slot = None
+            if slot is None:
+                folios.flags.m[pfn] = FOLIO_ANON | FOLIO_LAZYFREE
+                leaf.m[i] = entry & ~(PTE_DIRTY | PTE_YOUNG)
+            system.unlock_folio(pfn)
+    leaf.lock.unlock()
+    if entry & PTE_SWAP:
+        zap_at(system, mm, addr)
 
 
 def anon_pfns(mm: MM, start: int, end: int) -> Int64s:

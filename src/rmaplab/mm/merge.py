@@ -14,6 +14,7 @@ Locking: mmap_lock for writing; the per-VMA locks of all VMAs that change.
 from __future__ import annotations
 
 from rmaplab.mm.abi import ENOMEM, MAX_MAP_COUNT
+from rmaplab.mm.locking import start_write
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_SOFTDIRTY, VM_SPECIAL, VMA, File
@@ -46,15 +47,8 @@ def attributes_of(vma: VMA) -> Attributes:
     return Attributes(vma.flags, vma.file, vma.policy, vma.uffd, vma.name)
 
 
-def start_write(vma: VMA) -> None:
-    """Keep faults out of `vma` until mmap_lock is dropped (vma_start_write())."""
-    lock = vma.lock
-    if lock is not None:
-        lock.down_write()
-        lock.up_write()
-
-
-def _set_range(vma: VMA, start: int, end: int, pgoff: int) -> None:
+def _set_range(system: System, vma: VMA, start: int, end: int, pgoff: int) -> None:
+    system.vma_changes(vma)
     vma.start = start
     vma.end = end
     vma.pgoff = pgoff
@@ -78,7 +72,8 @@ def change_range(system: System, vma: VMA, start: int, end: int, pgoff: int) -> 
     start_write(vma)
     told = _geometry_begin(system, vma, None)
     old_start = vma.start
-    _set_range(vma, start, end, pgoff)
+    _set_range(system, vma, start, end, pgoff)
+    system.tree_changes(vma.mm)
     vma.mm.tree.moved(vma, old_start)
     if told:
         _geometry_end(system, vma, None)
@@ -100,9 +95,10 @@ def split(system: System, vma: VMA, addr: int, new_below: bool) -> VMA:
     told = _geometry_begin(system, vma, None)
     old_start = vma.start
     if new_below:
-        _set_range(vma, addr, vma.end, vma.pgoff + distance)
+        _set_range(system, vma, addr, vma.end, vma.pgoff + distance)
     else:
-        _set_range(vma, vma.start, addr, vma.pgoff)
+        _set_range(system, vma, vma.start, addr, vma.pgoff)
+    system.tree_changes(vma.mm)
     vma.mm.tree.moved(vma, old_start)
     vma.mm.tree.insert(new)
     if told:
@@ -141,14 +137,18 @@ def _commit(
     (commit_merge())."""
     tree = vma.mm.tree
     told = _geometry_begin(system, vma, neighbour)
-    for gone in removed:
-        tree.remove(gone)
     old_start = vma.start
-    _set_range(vma, start, end, pgoff)
+    _set_range(system, vma, start, end, pgoff)
+    nb_start = -1
     if neighbour is not None:
         nb_start = neighbour.start
         shift = boundary - nb_start
-        _set_range(neighbour, boundary, neighbour.end, neighbour.pgoff + (shift >> PAGE_SHIFT))
+        _set_range(system, neighbour, boundary, neighbour.end, neighbour.pgoff + (shift >> PAGE_SHIFT))
+    # To who walks the tree under RCU, one store changes it all (vma_iter_store()).
+    system.tree_changes(vma.mm)
+    for gone in removed:
+        tree.remove(gone)
+    if neighbour is not None:
         tree.moved(neighbour, nb_start)
     tree.moved(vma, old_start)
     if told:

@@ -10,29 +10,34 @@ migration is given up and the entries are restored.  There is no second chance f
 from __future__ import annotations
 
 from rmaplab.mm.errors import InvariantError
-from rmaplab.mm.pagetable import PTE_ANON, PTE_FLAGS, PTE_MIGRATION, PTE_SHIFT
-from rmaplab.mm.reclaim import folio_heads, mapped_addresses
+from rmaplab.mm.locking import lock_leaf
+from rmaplab.mm.pagetable import LEAF_ENTRIES, PTE_ANON, PTE_FLAGS, PTE_MIGRATION, PTE_SHIFT
+from rmaplab.mm.reclaim import addresses, lock_mapped, maps
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT
 
 
 def migrate(system: System, mm: MM, start: int, end: int) -> int:
     """Move the folios mapped in [start, end) elsewhere.  Returns how many pages moved."""
     moved = 0
-    for head in folio_heads(system, mm, start, end):
-        moved += migrate_folio(system, head)
+    for head in lock_mapped(system, mm, start, end):
+        if system.trylock_folio(head):
+            moved += _migrate_folio(system, head)
+            system.unlock_folio(head)
+        system.put_folio(head)
     return moved
 
 
-def migrate_folio(system: System, head: int) -> int:
+def _migrate_folio(system: System, head: int) -> int:
+    """Move one folio, which is locked (unmap_and_move())."""
     folios = system.folios
     nr_pages = folios.nr_pages(head)
     if head in system.ksm_pages or head in system.slot_of:
         # The stable node of KSM and the swap cache would have to follow; both are left to a later pass.
         return 0
-    made = _try_to_migrate(system, head, nr_pages)
-    if folios.total_mapcount(head) != 0:
-        _restore(system, head, head, nr_pages, made)
+    made = _try_to_migrate(system, head)
+    if system.mapcount(head) != 0 or made == 0:
+        _restore(system, head, head, made)
         return 0
     order: int = folios.order.m[head]
     index: int = folios.index.m[head]
@@ -40,47 +45,53 @@ def migrate_folio(system: System, head: int) -> int:
     # The pages may have come together by UFFDIO_MOVE or a split: each keeps its own index and flags.
     folios.index.v[new : new + nr_pages] = folios.index.v[head : head + nr_pages]
     folios.flags.v[new : new + nr_pages] = folios.flags.v[head : head + nr_pages]
+    system.get_folio(new)
+    system.lock_folio(new)
     for design in system.designs:
         design.folio_migrated(head, new, nr_pages)
-    _restore(system, head, new, nr_pages, made)
+    _restore(system, head, new, made)
     system.pages_copied.count += nr_pages
-    for design in system.designs:
-        design.folio_freed(head, nr_pages)
-    folios.free(head)
+    system.unlock_folio(new)
+    system.put_folio(new)
     return nr_pages
 
 
-def _try_to_migrate(system: System, head: int, nr_pages: int) -> int:
-    """Replace entries by migration entries; returns how many."""
-    mapcount = system.folios.mapcount
+def _try_to_migrate(system: System, head: int) -> int:
+    """Replace entries by migration entries; returns how many (try_to_migrate())."""
     made = 0
     system.walks.count += 1
-    for vma, addr in system.leader.walk(head):
+    for vma, first in system.leader.walk(head):
         system.walk_places.count += 1
-        hits = mapped_addresses(system, vma, addr, head)
-        if hits:
-            system.walk_hits.count += 1
-        page_table = vma.mm.page_table
-        for at in hits:
-            entry = page_table.get(at)
-            page_table.set(at, entry & ~PTE_ANON | PTE_MIGRATION)
-            mapcount.m[entry >> PTE_SHIFT] -= 1
-            made += 1
-        if system.folios.total_mapcount(head) == 0:
+        hits = 0
+        for addr in addresses(system, vma, first, head):
+            leaf = lock_leaf(vma.mm.page_table, addr)
+            if leaf is None:
+                continue
+            i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
+            entry: int = leaf.m[i]
+            if maps(system, entry, head):
+                leaf.m[i] = entry & ~PTE_ANON | PTE_MIGRATION
+                system.drop_mapcount(entry >> PTE_SHIFT)
+                hits += 1
+            leaf.lock.unlock()
+        system.walk_hits.count += hits > 0
+        made += hits
+        if system.mapcount(head) == 0:
             break
     return made
 
 
-def _restore(system: System, old: int, new: int, nr_pages: int, made: int) -> None:
-    """Make every migration entry for pages old.. map new.. (remove_migration_ptes())."""
+def _restore(system: System, old: int, new: int, made: int) -> None:
+    """Make every migration entry for the folio `old` map `new` (remove_migration_ptes())."""
     restored = 0
     system.walks.count += 1
-    for vma, addr in system.leader.walk(new):
+    for vma, first in system.leader.walk(new):
         system.walk_places.count += 1
-        count = _restore_in(system, vma, addr, old, new, nr_pages)
-        if count:
-            system.walk_hits.count += 1
-        restored += count
+        hits = 0
+        for addr in addresses(system, vma, first, new):
+            hits += _restore_at(system, vma.mm, addr, old, new)
+        system.walk_hits.count += hits > 0
+        restored += hits
     if restored < made and system.scheduler is None:
         raise InvariantError(
             f"{system.leader.name} found {made} entries of page {old} before its migration and {restored} after it:"
@@ -88,18 +99,18 @@ def _restore(system: System, old: int, new: int, nr_pages: int, made: int) -> No
         )
 
 
-def _restore_in(system: System, vma: VMA, addr: int, old: int, new: int, nr_pages: int) -> int:
-    page_table = vma.mm.page_table
-    mapcount = system.folios.mapcount
-    end = min(vma.end, addr + (nr_pages << PAGE_SHIFT))
-    restored = 0
-    while addr < end:
-        entry = page_table.get(addr)
-        pfn = entry >> PTE_SHIFT
-        if entry & PTE_MIGRATION and old <= pfn < old + nr_pages:
-            pfn += new - old
-            mapcount.m[pfn] += 1
-            page_table.set(addr, pfn << PTE_SHIFT | entry & PTE_FLAGS & ~PTE_MIGRATION | PTE_ANON)
-            restored += 1
-        addr += 1 << PAGE_SHIFT
-    return restored
+def _restore_at(system: System, mm: MM, addr: int, old: int, new: int) -> int:
+    """remove_migration_pte(): 1 if there was one."""
+    leaf = lock_leaf(mm.page_table, addr)
+    if leaf is None:
+        return 0
+    i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
+    entry: int = leaf.m[i]
+    pfn = (entry >> PTE_SHIFT) + new - old
+    found = entry & PTE_MIGRATION != 0 and new <= pfn < new + system.folios.nr_pages(new)
+    if found:
+        system.mapcount_changes(pfn)
+        system.folios.mapcount.m[pfn] += 1
+        leaf.m[i] = pfn << PTE_SHIFT | entry & PTE_FLAGS & ~PTE_MIGRATION | PTE_ANON
+    leaf.lock.unlock()
+    return 1 if found else 0

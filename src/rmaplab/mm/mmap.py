@@ -37,7 +37,8 @@ from rmaplab.mm.abi import (
     STACK_GUARD_GAP,
     STACK_LIMIT,
 )
-from rmaplab.mm.merge import Attributes, change_range, merge_new, split, start_write
+from rmaplab.mm.locking import start_write, write_downgrade, write_unlock
+from rmaplab.mm.merge import Attributes, change_range, merge_new, split
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
     MM,
@@ -120,7 +121,7 @@ def mmap(
 
     mm.mmap_lock.down_write()
     result = _map_locked(system, mm, addr, length, prot, flags, file, pgoff, at)
-    mm.mmap_lock.up_write()
+    write_unlock(mm)
     if result >= 0:
         vma = mm.tree.at(result)
         if flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE or (vma is not None and vma.flags & VM_LOCKED):
@@ -202,6 +203,7 @@ def _region(system: System, mm: MM, start: int, end: int, vm_flags: int, file: F
             file = system.shared_memory()
         vma = system.new_vma(mm, start, end, pgoff, vm_flags, file)
         start_write(vma)
+        system.tree_changes(mm)
         mm.tree.insert(vma)
     mm.total_vm += nr_pages
     if vma.flags & VM_LOCKED:
@@ -265,11 +267,11 @@ def munmap(system: System, mm: MM, addr: int, length: int) -> int:
     mm.mmap_lock.down_write()
     vmas = mm.tree.overlapping(addr, addr + length)
     if not vmas:
-        mm.mmap_lock.up_write()
+        write_unlock(mm)
         return 0
     error = unmap_locked(system, mm, addr, addr + length, vmas, True)
     if error:
-        mm.mmap_lock.up_write()
+        write_unlock(mm)
     else:
         mm.mmap_lock.up_read()
     return error
@@ -288,14 +290,16 @@ def unmap_locked(system: System, mm: MM, start: int, end: int, vmas: list[VMA], 
         split(system, last, end, False)
     for vma in vmas:
         start_write(vma)
+        system.tree_changes(mm)
         mm.tree.remove(vma)
+        system.vma_changes(vma)
         vma.detached = True
         nr_pages = vma.nr_pages
         mm.total_vm -= nr_pages
         if vma.flags & VM_LOCKED:
             mm.locked_vm -= nr_pages
     if downgrade:
-        mm.mmap_lock.downgrade_write()
+        write_downgrade(mm)
     memory.zap_range(system, mm, start, end)
     for vma in vmas:
         system.tell_removed(vma)
@@ -307,7 +311,7 @@ def brk(system: System, mm: MM, addr: int) -> int:
     """brk(2): the new end of the heap, or the old one if it cannot be changed."""
     mm.mmap_lock.down_write()
     result = _brk_locked(system, mm, addr)
-    mm.mmap_lock.up_write()
+    write_unlock(mm)
     return result
 
 
@@ -340,6 +344,7 @@ def _brk_locked(system: System, mm: MM, addr: int) -> int:
     if vma is None:
         vma = system.new_vma(mm, old_end, new_end, pgoff, flags, None)
         start_write(vma)
+        system.tree_changes(mm)
         mm.tree.insert(vma)
     nr_pages = (new_end - old_end) >> PAGE_SHIFT
     mm.total_vm += nr_pages

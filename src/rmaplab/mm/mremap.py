@@ -21,7 +21,8 @@ from rmaplab.mm.abi import (
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
 )
-from rmaplab.mm.merge import attributes_of, merge_new, split_checked, start_write
+from rmaplab.mm.locking import start_write, write_unlock
+from rmaplab.mm.merge import attributes_of, merge_new, split_checked
 from rmaplab.mm.mmap import page_align, populate, unmap_locked, unmapped_area
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
@@ -63,7 +64,7 @@ def mremap(
             return error
     mm.mmap_lock.down_write()
     result = _mremap_locked(system, mm, addr, old_len, new_len, flags, new_addr, at)
-    mm.mmap_lock.up_write()
+    write_unlock(mm)
     if result >= 0 and new_len > old_len:
         vma = mm.tree.at(result)
         if vma is not None and vma.flags & VM_LOCKED:
@@ -241,11 +242,7 @@ def _move_vma(system: System, vma: VMA, old_addr: int, old_len: int, new_len: in
     if new_vma.prepared:
         for design in system.designs:
             design.vma_moved(source, new_vma, old_addr, new_addr, old_len >> PAGE_SHIFT)
-    locks = False
-    if merged and new_vma.prepared:
-        for design in system.designs:
-            locks = design.need_move_locks(source, new_vma) or locks
-    memory.move_page_tables(system, source, old_addr, new_vma, new_addr, old_len, locks)
+    memory.move_page_tables(system, source, old_addr, new_vma, new_addr, old_len, merged)
     mm.total_vm += new_len >> PAGE_SHIFT
 
     if keep:
@@ -289,6 +286,7 @@ def _copy_vma(
             design.vma_copied(vma, new)
         new.prepared = True
     start_write(new)
+    system.tree_changes(vma.mm)
     vma.mm.tree.insert(new)
     return new, False
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from rmaplab.mm import memory
 from rmaplab.mm.errors import HistoryError
+from rmaplab.mm.locking import start_write, write_unlock
 from rmaplab.mm.merge import change_range
 from rmaplab.mm.mmap import grow_down
 from rmaplab.mm.system import System
@@ -108,10 +109,7 @@ def fork_address_space(system: System, parent: MM) -> MM:
     run_start = -1
     run_end = -1
     for vma in parent.tree.to_list():
-        lock = vma.lock
-        if lock is not None:
-            lock.down_write()
-            lock.up_write()
+        start_write(vma)
         if vma.flags & VM_DONTCOPY:
             child.total_vm -= vma.nr_pages
             if run_start >= 0:
@@ -126,7 +124,13 @@ def fork_address_space(system: System, parent: MM) -> MM:
                 design.vma_forked(vma, copy)
             copy.prepared = True
         copy.flags &= ~(VM_LOCKED | VM_LOCKONFAULT)
-        if copy.prepared:
+        if system.scheduler is not None:
+            # Others may look: each VMA is in its tree before its entries are copied, one VMA at a time.
+            system.tree_changes(child)
+            child.tree.insert(copy)
+            if copy.prepared:
+                memory.copy_page_range(system, parent, child, vma.start, vma.end)
+        elif copy.prepared:
             # vma_needs_copy(): what has no anonymous pages can be faulted in again.
             if run_start < 0:
                 run_start = vma.start
@@ -134,11 +138,12 @@ def fork_address_space(system: System, parent: MM) -> MM:
         elif run_start >= 0:
             memory.copy_page_range(system, parent, child, run_start, run_end)
             run_start = -1
-    child.tree.fill(copies)
+    if system.scheduler is None:
+        child.tree.fill(copies)
     if run_start >= 0:
         memory.copy_page_range(system, parent, child, run_start, run_end)
-    child.mmap_lock.up_write()
-    parent.mmap_lock.up_write()
+    write_unlock(child)
+    write_unlock(parent)
     return child
 
 
@@ -151,11 +156,12 @@ def exit_address_space(system: System, mm: MM) -> None:
     vmas = mm.tree.to_list()
     for vma in vmas:
         system.tell_removed(vma)
+    system.tree_changes(mm)
+    mm.tree.fill([])
     for vma in vmas:
         system.free_vma(vma)
-    mm.tree.fill([])
     mm.alive = False
-    mm.mmap_lock.up_write()
+    write_unlock(mm)
     for design in system.designs:
         design.mm_gone(mm)
     system.mm_pool.free()

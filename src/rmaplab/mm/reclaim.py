@@ -4,6 +4,8 @@
 Models mm/rmap.c folio_referenced() and try_to_unmap(), with what mm/vmscan.c shrink_folio_list() does around
 it.  They walk with the leading design and believe it: a mapping that the walk misses leaves the folio
 mapped, and the caller gives up.  A large folio is split before it is swapped out.
+
+Locking: a user holds a reference to the folio and its lock, and takes the page-table lock at each place.
 """
 
 from __future__ import annotations
@@ -11,52 +13,71 @@ from __future__ import annotations
 import numpy as np
 
 from rmaplab.mm.folio import FOLIO_LAZYFREE, FOLIO_REFERENCED
+from rmaplab.mm.locking import lock_leaf, unlock_leaf
 from rmaplab.mm.memory import anon_pfns
-from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_EXCLUSIVE, PTE_SHIFT, PTE_SWAP, PTE_YOUNG
+from rmaplab.mm.pagetable import LEAF_ENTRIES, PTE_ANON, PTE_DIRTY, PTE_EXCLUSIVE, PTE_SHIFT, PTE_SWAP, PTE_YOUNG
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_LOCKED, VMA
 
 
-def mapped_addresses(system: System, vma: VMA, addr: int, head: int) -> list[int]:
-    """Where `vma` maps pages of the folio that it would map from `addr` on (page_vma_mapped_walk())."""
-    folios = system.folios
-    nr_pages = folios.nr_pages(head)
-    page_table = vma.mm.page_table
-    found: list[int] = []
-    end = min(vma.end, addr + (nr_pages << PAGE_SHIFT))
-    while addr < end:
-        entry = page_table.get(addr)
-        if entry & PTE_ANON:
-            pfn = entry >> PTE_SHIFT
-            if head <= pfn < head + nr_pages:
-                found.append(addr)
-        addr += 1 << PAGE_SHIFT
-    return found
+def addresses(system: System, vma: VMA, addr: int, head: int) -> range:
+    """Where `vma` would map the pages of the folio, of which it covers the first at `addr`
+    (page_vma_mapped_walk())."""
+    end = min(vma.end, addr + (system.folios.nr_pages(head) << PAGE_SHIFT))
+    return range(addr, end, 1 << PAGE_SHIFT)
+
+
+def maps(system: System, entry: int, head: int) -> bool:
+    """Does the entry map a page of the folio?"""
+    return entry & PTE_ANON != 0 and head <= entry >> PTE_SHIFT < head + system.folios.nr_pages(head)
+
+
+def lock_mapped(system: System, mm: MM, start: int, end: int) -> list[int]:
+    """First pages of the folios mapped in [start, end), each once, in the order of the range, with a
+    reference to each (as if isolated from an LRU list)."""
+    heads = folio_heads(system, mm, start, end)
+    for head in heads:
+        system.get_folio(head)
+    return heads
 
 
 def referenced(system: System, mm: MM, start: int, end: int) -> int:
     """Look at every mapping of the folios mapped in [start, end), and age it.  Returns how many entries had
     been used since the last time."""
-    folios = system.folios
     total = 0
-    for head in folio_heads(system, mm, start, end):
-        mapcount = folios.total_mapcount(head)
-        seen = 0
-        system.walks.count += 1
-        for vma, addr in system.leader.walk(head):
-            system.walk_places.count += 1
-            hits = mapped_addresses(system, vma, addr, head)
-            if hits:
-                system.walk_hits.count += 1
-            for at in hits:
-                entry = vma.mm.page_table.get(at)
+    for head in lock_mapped(system, mm, start, end):
+        if system.trylock_folio(head):
+            total += _folio_referenced(system, head)
+            system.unlock_folio(head)
+        system.put_folio(head)
+    return total
+
+
+def _folio_referenced(system: System, head: int) -> int:
+    """folio_referenced()"""
+    total = 0
+    left = system.mapcount(head)
+    system.walks.count += 1
+    for vma, first in system.leader.walk(head):
+        system.walk_places.count += 1
+        hits = 0
+        for addr in addresses(system, vma, first, head):
+            leaf = lock_leaf(vma.mm.page_table, addr)
+            if leaf is None:
+                continue
+            i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
+            entry: int = leaf.m[i]
+            if maps(system, entry, head):
+                hits += 1
                 if entry & PTE_YOUNG:
                     total += 1
-                    vma.mm.page_table.set(at, entry & ~PTE_YOUNG)
-                seen += 1
-            if seen == mapcount:
-                break  # folio_referenced_one() stops the walk once every mapping was seen
-        folios.set_flag(head, FOLIO_REFERENCED)
+                    leaf.m[i] = entry & ~PTE_YOUNG
+            leaf.lock.unlock()
+        system.walk_hits.count += hits > 0
+        left -= hits
+        if left == 0:
+            break  # folio_referenced_one() stops the walk once every mapping was seen
+    system.folios.set_flag(head, FOLIO_REFERENCED)
     return total
 
 
@@ -72,73 +93,90 @@ def folio_heads(system: System, mm: MM, start: int, end: int) -> list[int]:
 def swap_out(system: System, mm: MM, start: int, end: int) -> int:
     """Reclaim the folios mapped in [start, end).  Returns how many pages could be freed."""
     freed = 0
-    for head in folio_heads(system, mm, start, end):
+    for head in lock_mapped(system, mm, start, end):
         freed += swap_out_folio(system, head)
     return freed
 
 
 def page_out(system: System, mm: MM, start: int, end: int) -> None:
     """MADV_PAGEOUT: reclaim what only this range maps (madvise_cold_or_pageout_pte_range())."""
-    for head in folio_heads(system, mm, start, end):
-        folios = system.folios
-        if folios.total_mapcount(head) == folios.nr_pages(head) and folios.mapcount.m[head] == 1:
+    folios = system.folios
+    for head in lock_mapped(system, mm, start, end):
+        if system.mapcount(head) == folios.nr_pages(head) and folios.mapcount.m[head] == 1:
             swap_out_folio(system, head)
+        else:
+            system.put_folio(head)
 
 
 def swap_out_folio(system: System, head: int) -> int:
+    """Reclaim one folio, to which the caller has a reference that is dropped here (shrink_folio_list()).
+    Returns how many pages became free."""
     folios = system.folios
+    if not system.trylock_folio(head):
+        system.put_folio(head)
+        return 0
     nr_pages = folios.nr_pages(head)
     if nr_pages > 1:
         folios.split(head)
-        freed = 0
-        for pfn in range(head, head + nr_pages):
-            if folios.mapcount.m[pfn] > 0:
-                freed += swap_out_folio(system, pfn)
-            else:
-                system.try_free(pfn)
-        return freed
-    lazyfree = folios.flags.m[head] & FOLIO_LAZYFREE != 0
-    slot = -1
-    if not lazyfree:
-        cached = system.slot_of.get(head)
-        slot = cached if cached is not None else system.alloc_slot(head in system.ksm_pages)
-        if cached is None:
-            system.cache(slot, head)
-    _try_to_unmap(system, head, slot)
-    if folios.mapcount.m[head] > 0:
-        if slot >= 0 and system.swap[slot].count == 0:
-            system.uncache(head)  # nothing was swapped out, no entry refers to the slot
-        return 0
-    if slot >= 0:
-        system.uncache(head)
-    system.free_folio(head)
-    return 1
+        system.unlock_folio(head)
+        for pfn in range(head + 1, head + nr_pages):
+            system.get_folio(pfn)
+        return sum(swap_out_folio(system, pfn) for pfn in range(head, head + nr_pages))
+    was_mapped = system.mapcount(head) > 0
+    if was_mapped:
+        _unmap_folio(system, head)
+    freed = was_mapped and system.mapcount(head) == 0
+    if freed:
+        slot = system.slot_of.get(head)
+        if slot is not None:
+            system.uncache(head)  # what it held is in swap now
+    system.unlock_folio(head)
+    system.put_folio(head)
+    return 1 if freed else 0
+
+
+def _unmap_folio(system: System, pfn: int) -> None:
+    """Give a small folio room in swap, and replace what maps it by entries that refer to that."""
+    if system.folios.flags.m[pfn] & FOLIO_LAZYFREE:
+        _try_to_unmap(system, pfn, -1)
+        return
+    slot = system.slot_of.get(pfn)
+    if slot is None:
+        slot = system.alloc_slot(pfn in system.ksm_pages)
+        system.cache(slot, pfn)
+    _try_to_unmap(system, pfn, slot)
+    if system.swap[slot].count == 0 and system.mapcount(pfn) > 0:
+        system.uncache(pfn)  # nothing was swapped out, no entry refers to the slot
 
 
 def _try_to_unmap(system: System, pfn: int, slot: int) -> None:
     """Replace the entries that map the small folio `pfn` by swap entries for `slot` (or by nothing if slot
     is -1: MADV_FREE), until none is left."""
-    mapcount = system.folios.mapcount
     system.walks.count += 1
     for vma, addr in system.leader.walk(pfn):
         system.walk_places.count += 1
         page_table = vma.mm.page_table
-        entry = page_table.get(addr)
-        if not entry & PTE_ANON or entry >> PTE_SHIFT != pfn:
+        leaf = lock_leaf(page_table, addr)
+        if leaf is None:
             continue
-        system.walk_hits.count += 1
-        if vma.flags & VM_LOCKED:
-            return  # the folio goes to the unevictable list
-        if slot < 0:
-            if entry & PTE_DIRTY:
+        i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
+        entry: int = leaf.m[i]
+        left = 1
+        if maps(system, entry, pfn):
+            system.walk_hits.count += 1
+            if vma.flags & VM_LOCKED:
+                left = 0  # the folio goes to the unevictable list
+            elif slot < 0 and entry & PTE_DIRTY:
                 system.folios.clear_flag(pfn, FOLIO_LAZYFREE)  # used again: swap-backed again
-                return
-            page_table.set(addr, 0)
-        else:
-            system.swap[slot].count += 1
-            page_table.set(addr, slot << PTE_SHIFT | PTE_SWAP | entry & PTE_EXCLUSIVE)
-        mapcount.m[pfn] -= 1
-        if mapcount.m[pfn] == 0:
+                left = 0
+            elif slot < 0:
+                leaf.m[i] = 0
+                leaf.used -= 1
+                left = system.drop_mapcount(pfn)
+            else:
+                system.swap[slot].count += 1
+                leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & PTE_EXCLUSIVE
+                left = system.drop_mapcount(pfn)
+        unlock_leaf(page_table, addr, leaf)
+        if left == 0:
             return
-
-

@@ -121,16 +121,16 @@ class ReverseMap:
         """The prepared `vma` holds no anonymous pages any more: its entries are gone (unlink_anon_vmas(),
         from munmap, exit and MREMAP_DONTUNMAP)."""
 
-    def need_move_locks(self, source: VMA, target: VMA) -> bool:
-        """May a walk see `target` before `source`, so that a move of entries has to hold the rmap lock
-        (copy_vma()'s need_rmap_locks)?"""
+    def need_move_locks(self, source: VMA, target: VMA, merged: bool) -> bool:
+        """Might a walk miss entries that move from `source` to `target` meanwhile, so that it has to be told
+        of each move?  `merged`: `target` was there before (copy_vma()'s need_rmap_locks)."""
         return False
 
     def move_lock(self, vma: VMA) -> None:
-        """Keep walks away while entries move (take_rmap_locks())."""
+        """Some entries are about to move away from `vma` (take_rmap_locks())."""
 
     def move_unlock(self, vma: VMA) -> None:
-        """Let them in again (drop_rmap_locks())."""
+        """They have moved (drop_rmap_locks())."""
 
     # Folios
 

@@ -19,7 +19,7 @@ from rmaplab.mm.pagetable import PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import Attachment, ReverseMap
 from rmaplab.mm.vma import MM, VMA, File
-from rmaplab.sync.locks import RwSemaphore, Scheduler
+from rmaplab.sync.locks import Rcu, RwSemaphore, Scheduler, SpinLock
 from rmaplab.sync.work import Ledger
 
 
@@ -34,6 +34,16 @@ class SwapSlot:
         self.count = 0
         self.cached_pfn = 0
         self.from_ksm: Final = from_ksm
+
+
+class _Prepared:
+    """What waits for a VMA to be prepared."""
+
+    def __init__(self, vma: VMA) -> None:
+        self.vma: Final = vma
+
+    def ready(self) -> bool:
+        return self.vma.prepared
 
 
 class System:
@@ -65,6 +75,8 @@ class System:
         self.swap: Final[dict[int, SwapSlot]] = {}
         self.slot_of: Final[dict[int, int]] = {}  # pfn in the swap cache -> slot
         self.ksm_pages: Final[set[int]] = set()
+        self.pins: Final[dict[int, int]] = {}  # references to folios that are no mappings, by first page
+        self._folio_locks: Final[dict[int, SpinLock]] = {}
         self._next_slot = 1
         self._free_slots: list[int] = []
         self._next_mm = 1
@@ -76,6 +88,9 @@ class System:
         self.mmap_lock_class: Final = ledger.lock_class("mmap_lock")
         self.vma_lock_class: Final = ledger.lock_class("vma_lock")
         self.ptl_class: Final = ledger.lock_class("page_table_lock")
+        self.folio_lock_class: Final = ledger.lock_class("folio lock")
+        self._any_folio_lock: Final = SpinLock(self.folio_lock_class, None)
+        self.rcu: Final = Rcu(ledger, scheduler)
         self.vma_pool: Final = ledger.pool("vm_area_struct", profile.sizes["vm_area_struct"])
         # Where the per-VMA lock is an object of its own, each VMA has one.
         lock_size = profile.sizes.get("vma_lock", 0)
@@ -125,6 +140,8 @@ class System:
     def free_vma(self, vma: VMA) -> None:
         vma.detached = True
         vma.prepared = False
+        if self.scheduler is not None:
+            self.scheduler.rcu_call("vm_area_struct", vma)
         self.vma_pool.free()
         if self.vma_lock_pool is not None:
             self.vma_lock_pool.free()
@@ -134,14 +151,77 @@ class System:
         self._next_shmem -= 1
         return File(self._next_shmem, "", is_shmem=True)
 
+    # What who looks without a lock may see change
+
+    def tree_changes(self, mm: MM) -> None:
+        """The tree of `mm` is about to change."""
+        if self.scheduler is not None:
+            self.scheduler.point("change VMA tree", mm.tree, True)
+
+    def vma_changes(self, vma: VMA) -> None:
+        """The bounds of `vma`, or whether it is in its tree, are about to change."""
+        if self.scheduler is not None:
+            self.scheduler.point("change VMA", vma, True)
+
+    def mapcount_changes(self, pfn: int) -> None:
+        """The number of entries that map `pfn` is about to change."""
+        if self.scheduler is not None:
+            self.scheduler.point("change mapcount", pfn, True)
+
+    def mapcount(self, head: int) -> int:
+        """Entries that map the folio, for who holds no lock that keeps it (folio_mapcount())."""
+        if self.scheduler is not None:
+            self.scheduler.point("read mapcount", head)
+        return self.folios.total_mapcount(head)
+
+    # Folio lock and reference, as far as the users of the reverse map need them
+
+    def lock_folio(self, head: int) -> None:
+        """folio_lock(), for who holds a reference"""
+        self._folio_lock(head).lock()
+
+    def trylock_folio(self, head: int) -> bool:
+        return self._folio_lock(head).try_lock()
+
+    def unlock_folio(self, head: int) -> None:
+        self._folio_lock(head).unlock()
+
+    def _folio_lock(self, head: int) -> SpinLock:
+        if self.scheduler is None:
+            return self._any_folio_lock  # nobody else is there: it only counts
+        lock = self._folio_locks.get(head)
+        if lock is None:
+            lock = SpinLock(self.folio_lock_class, self.scheduler)
+            self._folio_locks[head] = lock
+        return lock
+
+    def get_folio(self, head: int) -> None:
+        """Keep the folio from being freed while its mappings change (folio_get())."""
+        self.pins[head] = self.pins.get(head, 0) + 1
+
+    def put_folio(self, head: int) -> None:
+        """folio_put()"""
+        if self.pins[head] == 1:
+            del self.pins[head]
+            self.try_free(head)
+        else:
+            self.pins[head] -= 1
+
     # Telling the designs
 
     def prepare(self, vma: VMA) -> None:
-        """`vma` is about to get an anonymous page (vmf_anon_prepare())."""
+        """`vma` is about to get an anonymous page (vmf_anon_prepare()).  The caller holds mmap_lock, for
+        reading at least, so that the neighbours stay; two may come at the same time."""
         if not vma.prepared:
+            if vma.preparing:
+                assert self.scheduler is not None  # who else could have begun
+                self.scheduler.wait("VMA to be prepared", vma, _Prepared(vma).ready)
+                return
+            vma.preparing = True
             for design in self.designs:
                 design.vma_prepare(vma)
             vma.prepared = True
+            vma.preparing = False
 
     def tell_removed(self, vma: VMA) -> None:
         if vma.prepared:
@@ -154,10 +234,17 @@ class System:
     def release_page(self, pfn: int) -> None:
         """One entry that mapped `pfn` is gone: the folio may be free now (folio_remove_rmap_pte())."""
         folios = self.folios
-        count = folios.mapcount.m[pfn] - 1
-        folios.mapcount.m[pfn] = count
-        if count == 0:
+        if self.drop_mapcount(pfn) == 0:
             self.try_free(folios.head.m[pfn])
+
+    def drop_mapcount(self, pfn: int) -> int:
+        """One entry that mapped `pfn` is gone; returns how many are left.  If none, try_free() is next, when
+        no page-table lock is held."""
+        self.mapcount_changes(pfn)
+        mapcount = self.folios.mapcount.m
+        count: int = mapcount[pfn] - 1
+        mapcount[pfn] = count
+        return count
 
     def release_pages(self, pfns: Int64s, repeated: bool) -> None:
         """The same for many pages; `repeated` if a page may be among them twice (KSM)."""
@@ -185,7 +272,7 @@ class System:
     def try_free(self, head: int) -> None:
         """Free the folio if nothing maps it and no swap entry wants it (folio_put(), __folio_put())."""
         folios = self.folios
-        if folios.total_mapcount(head) != 0:
+        if folios.order.m[head] < 0 or folios.total_mapcount(head) != 0 or head in self.pins:
             return
         slot = self.slot_of.get(head)
         if slot is not None:
@@ -232,9 +319,8 @@ class System:
             pfn = swap_slot.cached_pfn
             if pfn == 0:
                 self._free_slot(slot)
-            elif self.folios.mapcount.m[pfn] == 0:
-                self.uncache(pfn)
-                self.free_folio(pfn)
+            else:
+                self.try_free(pfn)
 
     def _free_slot(self, slot: int) -> None:
         del self.swap[slot]

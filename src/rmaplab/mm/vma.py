@@ -92,6 +92,7 @@ class VMA:
         self.flags = flags
         self.file = file
         self.prepared = False
+        self.preparing = False  # somebody is telling the designs of its first page
         self.detached = False  # unlinked from its mm's tree, about to go away
         self.policy = 0  # NUMA policy: equal numbers are equal policies
         self.uffd = 0  # userfaultfd context: equal numbers are the same context
@@ -119,7 +120,8 @@ class MM:
         self.page_table: Final = page_table
         self.tree = VMATree()
         self.rmap: list[object | None] = []  # one slot a design
-        self.users = 1  # processes that run in it (mm_users)
+        self.users = 1  # processes that run in it, and walks that look into it (mm_users)
+        self.write_locked: list[VMA] = []  # VMAs whose locks go with mmap_lock (vma_start_write())
         self.alive = True  # false once exit_mmap() has run
         self.mmap_base = 0x7FFFF7FFF000  # top-down placement starts here
         self.task_size = TASK_SIZE

@@ -236,10 +236,10 @@ class AnonVmaRmap(ReverseMap):
                 avc.anon_vma.insert(avc, first, last, self.visited)
                 i -= 1
 
-    def need_move_locks(self, source: VMA, target: VMA) -> bool:
+    def need_move_locks(self, source: VMA, target: VMA, merged: bool) -> bool:
         # copy_vma(): the pages move into a VMA that existed.  If its key is not greater than the source's, a
         # walk may pass it first, then miss an entry that moved there from the source.
-        return target.pgoff <= source.pgoff
+        return merged and target.pgoff <= source.pgoff
 
     def move_lock(self, vma: VMA) -> None:
         family = self._family(vma)

@@ -131,7 +131,7 @@ class ContextRmap(ReverseMap):
             self.contexts[gone.number] = None
             self.free_numbers.append(gone.number)
             self.context_pool.free()
-            self.rcu.deferred_free()
+            self.rcu.call("cow_context", gone)
             gone = above
 
     def _unlink(self, context: CowContext, above: CowContext) -> None:

@@ -37,8 +37,9 @@ ENTER: Final = 2
 LEAVE: Final = 3
 CALL: Final = 4
 FREE: Final = 5
+WAIT: Final = 6
 
-_KINDS: Final = ("", "takes", "enters", "leaves", "defers the free of", "frees")
+_KINDS: Final = ("", "takes", "enters", "leaves", "defers the free of", "frees", "waits for")
 
 
 class Step:
@@ -80,6 +81,7 @@ class Task:
         self.done = False
         self.held: list[tuple[object, bool]] = []
         self.rcu_depth = 0
+        self.ready: Callable[[], bool] | None = None
         self.waits_for: list[int] = []  # a grace period: the readers that must leave first
 
     def run(self) -> None:
@@ -120,6 +122,25 @@ class Execution(Scheduler):
             self.lock_order.add((_class_of(held), name))
         self._announce(task, ACQUIRE, name, lock, write)
         task.held.append((lock, write))
+
+    def try_acquire(self, lock: object, write: bool) -> bool:
+        task = self.current
+        if task is None:
+            return True
+        self._announce(task, POINT, f"tries {_class_of(lock)}", lock, True)
+        key = self._key(lock)
+        state = self.locks.get(key)
+        if state is None:
+            state = LockState()
+            self.locks[key] = state
+        if state.writer >= 0 or (write and state.readers):
+            return False
+        if write:
+            state.writer = task.number
+        else:
+            state.readers.append(task.number)
+        task.held.append((lock, write))
+        return True
 
     def release(self, lock: object, write: bool) -> None:
         task = self.current
@@ -187,16 +208,25 @@ class Execution(Scheduler):
         if task is not None:
             self._announce(task, POINT, what, subject, write)
 
+    def wait(self, what: str, subject: object, ready: Callable[[], bool]) -> None:
+        task = self.current
+        if task is not None:
+            task.ready = ready
+            self._announce(task, WAIT, what, subject, False)
+            task.ready = None
+
     def chunk(self) -> int:
         return 1 if self.current is not None else 0
 
     # Running
 
     def _key(self, subject: object) -> int:
-        key = self.keys.get(id(subject))
+        """The number of an object; an int stands for itself (a page by its pfn, say)."""
+        identity = -1 - subject if isinstance(subject, int) else id(subject)
+        key = self.keys.get(identity)
         if key is None:
             key = len(self.keys)
-            self.keys[id(subject)] = key
+            self.keys[identity] = key
             self.kept.append(subject)
         return key
 
@@ -215,6 +245,8 @@ class Execution(Scheduler):
             if state is None:
                 return True
             return state.writer < 0 and not (step.write and state.readers)
+        if task.ready is not None:
+            return task.ready()
         if step.kind == FREE and task.waits_for:
             return not any(self.tasks[n].rcu_depth > 0 for n in task.waits_for)
         return True

@@ -8,6 +8,7 @@ count, which is right where one thing runs at a time: nobody could hold it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from mypy_extensions import mypyc_attr
@@ -26,6 +27,10 @@ class Scheduler:
     def acquire(self, lock: object, write: bool) -> None:
         """The caller wants `lock`, exclusively if `write`."""
 
+    def try_acquire(self, lock: object, write: bool) -> bool:
+        """The caller takes `lock` if that needs no waiting."""
+        return True
+
     def release(self, lock: object, write: bool) -> None:
         """The caller gives `lock` back."""
 
@@ -38,8 +43,19 @@ class Scheduler:
     def rcu_leave(self) -> None:
         """A read-side critical section ends."""
 
-    def point(self, what: str, subject: object) -> None:
-        """The caller is about to read or change shared state: another may go first."""
+    def rcu_call(self, what: str, subject: object) -> None:
+        """`subject` is to be freed after a grace period."""
+
+    def free(self, what: str, subject: object) -> None:
+        """`subject` is freed now."""
+
+    def point(self, what: str, subject: object, write: bool = False) -> None:
+        """The caller is about to read (or, with `write`, to change) shared state: another may go first."""
+
+    def wait(self, what: str, subject: object, ready: Callable[[], bool]) -> None:
+        """The caller cannot go on until `ready()`, which looks at `subject`."""
+        if not ready():
+            raise RuntimeError(f"waiting for {what}, and nobody else runs who could bring it about")
 
     def chunk(self) -> int:
         """How many page-table entries a long operation may do in one step (0: all of them)."""
@@ -57,6 +73,10 @@ class RwSemaphore:
         self.lock_class.reads += 1
         if self.scheduler is not None:
             self.scheduler.acquire(self, False)
+
+    def try_down_read(self) -> bool:
+        self.lock_class.reads += 1
+        return self.scheduler is None or self.scheduler.try_acquire(self, False)
 
     def up_read(self) -> None:
         if self.scheduler is not None:
@@ -88,6 +108,10 @@ class SpinLock:
         if self.scheduler is not None:
             self.scheduler.acquire(self, True)
 
+    def try_lock(self) -> bool:
+        self.lock_class.writes += 1
+        return self.scheduler is None or self.scheduler.try_acquire(self, True)
+
     def unlock(self) -> None:
         if self.scheduler is not None:
             self.scheduler.release(self, True)
@@ -114,6 +138,42 @@ class Rcu:
         if self.scheduler is not None:
             self.scheduler.rcu_leave()
 
-    def deferred_free(self) -> None:
-        """Count an object handed to kfree_rcu() or call_rcu()."""
+    def call(self, what: str, subject: object) -> None:
+        """Free `subject` once all who may be looking at it have left (kfree_rcu(), call_rcu())."""
         self._frees.count += 1
+        if self.scheduler is not None:
+            self.scheduler.rcu_call(what, subject)
+
+
+class SequenceCount:
+    """A sequence counter (seqcount_t): writers, who are serialised by something else, make it odd while
+    they change what it covers; a reader that saw it odd, or changed, has to read again."""
+
+    def __init__(self, scheduler: Scheduler | None) -> None:
+        self.scheduler: Final = scheduler
+        self.sequence = 0
+
+    def read_begin(self) -> int:
+        """The count to compare with later, once no writer is at it."""
+        if self.scheduler is not None:
+            self.scheduler.wait("sequence count to be even", self, self.is_even)
+        return self.sequence
+
+    def is_even(self) -> bool:
+        return self.sequence & 1 == 0
+
+    def read_retry(self, begun: int) -> bool:
+        """Did anything change since `begun`?"""
+        if self.scheduler is not None:
+            self.scheduler.point("sequence count", self)
+        return self.sequence != begun
+
+    def write_begin(self) -> None:
+        if self.scheduler is not None:
+            self.scheduler.point("sequence count", self, True)
+        self.sequence += 1
+
+    def write_end(self) -> None:
+        if self.scheduler is not None:
+            self.scheduler.point("sequence count", self, True)
+        self.sequence += 1

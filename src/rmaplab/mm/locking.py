@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How an address space is locked: mmap_lock, the locks of its VMAs, the locks of its page tables.
+
+Models include/linux/mmap_lock.h (mmap_lock), vma_start_write() and lock_vma_under_rcu() (include/linux/mm.h,
+mm/memory.c), and pte_offset_map_lock() (mm/pgtable-generic.c).
+
+Order, outermost first: mmap_lock, VMA lock, folio lock, the design's locks, page-table lock (mm/rmap.c, at its top).
+"""
+
+from __future__ import annotations
+
+from rmaplab.mm.pagetable import LEAF_SHIFT, Leaf, PageTable
+from rmaplab.mm.vma import MM, VMA
+from rmaplab.sync.locks import RwSemaphore
+
+
+def lock_of(vma: VMA) -> RwSemaphore:
+    lock = vma.lock
+    assert lock is not None  # System.new_vma() gave it one
+    return lock
+
+
+def start_write(vma: VMA) -> None:
+    """Keep faults out of `vma` until mmap_lock, which is held for writing, is given back."""
+    lock = vma.lock
+    if lock is None:
+        return
+    if lock.scheduler is None:
+        lock.lock_class.writes += 1
+    elif vma not in vma.mm.write_locked:
+        lock.down_write()
+        vma.mm.write_locked.append(vma)
+
+
+def _end_write(mm: MM) -> None:
+    for vma in mm.write_locked:
+        lock_of(vma).up_write()
+    mm.write_locked.clear()
+
+
+def write_unlock(mm: MM) -> None:
+    """mmap_write_unlock()"""
+    if mm.write_locked:
+        _end_write(mm)
+    mm.mmap_lock.up_write()
+
+
+def write_downgrade(mm: MM) -> None:
+    """mmap_write_downgrade()"""
+    if mm.write_locked:
+        _end_write(mm)
+    mm.mmap_lock.downgrade_write()
+
+
+def lock_leaf(page_table: PageTable, addr: int) -> Leaf | None:
+    """The leaf for `addr`, locked; None if there is none (pte_offset_map_lock())."""
+    number = addr >> LEAF_SHIFT
+    while True:
+        leaf = page_table.leaves.get(number)
+        if leaf is None:
+            return None
+        leaf.lock.lock()
+        if page_table.leaves.get(number) is leaf:
+            return leaf
+        leaf.lock.unlock()  # freed, and perhaps made anew, before we had the lock
+
+
+def lock_new_leaf(page_table: PageTable, addr: int) -> Leaf:
+    """The leaf for `addr`, locked, made if there is none (pte_alloc_map_lock())."""
+    while True:
+        page_table.leaf(addr)
+        leaf = lock_leaf(page_table, addr)
+        if leaf is not None:
+            return leaf
+
+
+def unlock_leaf(page_table: PageTable, addr: int, leaf: Leaf) -> None:
+    """Unlock; a leaf without entries goes."""
+    if leaf.used == 0:
+        page_table.leaves.pop(addr >> LEAF_SHIFT, None)
+    leaf.lock.unlock()
