@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The machine against the kernel that this runs on, event by event.
+
+Both do the same random events; after each one the result, the VMAs with their flags, and the pages with who
+shares them have to be the same (rmaplab/check/host.py).
+"""
+
+import os
+import random
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+from rmaplab.check.histories import Author, header
+from rmaplab.check.host import ADVICE, ARENA, PLAYABLE, Host, HostUnavailable, compare
+from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.profile import PROFILES, Profile, profile_for
+from rmaplab.rmap.anon_vma import AnonVmaRmap
+from rmaplab.trace.events import FAULT_WRITE, Event
+from rmaplab.trace.play import Player
+
+PAGE = 4096
+START = Event("exec", 1, 0x7FF0_0000_0000, 3 * PAGE, offset=0x7FF1_0000_0000)
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    try:
+        host = Host()
+    except HostUnavailable as why:
+        warnings.warn(f"nothing was compared with the running kernel: {why}", stacklevel=1)
+        pytest.skip(str(why))
+    yield host
+    host.close()
+
+
+def own_profile() -> Profile:
+    release = os.uname().release
+    profile, own = profile_for(release)
+    if not own:
+        warnings.warn(f"nothing was compared with the running kernel: no profile for {release}", stacklevel=1)
+        pytest.skip(f"no profile for {release}")
+    return profile
+
+
+def first_difference(host: Host, profile: Profile, seed: int, steps: int, ops: tuple[str, ...] = PLAYABLE) -> str:
+    """What the kernel does differently, "" if nothing."""
+    machine = Machine(profile, [AnonVmaRmap])
+    author = Author(machine, random.Random(seed), ops, processes=4, advice=ADVICE, sharing=0)
+    author.begin(START)
+    machine.mm_of(1).mmap_base = host.fence()
+    for step in range(steps):
+        event = author.next()
+        result = host.play(event)
+        wrong = [] if result == event.result else [f"the kernel returns {result:#x}, the machine {event.result:#x}"]
+        wrong += compare(host, machine)
+        if wrong:
+            return f"step {step}, {event}: {'; '.join(wrong)}"
+    return ""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_kernel_does_what_the_machine_does(host: Host, seed: int) -> None:
+    assert first_difference(host, own_profile(), seed, 350) == ""
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_kernel_merges_and_moves_as_the_machine_does(host: Host, seed: int) -> None:
+    """Few kinds of events, and so more merges, in fewer processes."""
+    ops = ("mmap", "munmap", "mprotect", "mremap", "mremap", "fault", "madvise")
+    assert first_difference(host, own_profile(), 100 + seed, 350, ops) == ""
+
+
+def test_another_kernels_rules_are_told_apart(host: Host) -> None:
+    """The witness can fail: a machine with the rules of another version is found out."""
+    other = PROFILES["6.18" if own_profile().name == "6.1" else "6.1"]
+    assert first_difference(host, other, 1, 350) != ""
+
+
+def test_sharing_is_compared_not_only_presence(host: Host) -> None:
+    """After a fork the child copies one page of two; a machine in which it copied the other is found out."""
+    machine = Machine(own_profile(), [AnonVmaRmap])
+    player = Player(machine, header(), batch=False)
+    rw, flags = PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+    player.do(START)
+    for event in (
+        Event("mmap", 1, ARENA, 2 * PAGE, rw, flags),
+        Event("fault", 1, ARENA, 2 * PAGE, flags=FAULT_WRITE),
+        Event("fork", 1, pid2=2),
+    ):
+        player.do(event)
+        host.play(event)
+    assert compare(host, machine) == []
+    player.do(Event("fault", 2, ARENA, PAGE, flags=FAULT_WRITE))
+    host.play(Event("fault", 2, ARENA + PAGE, PAGE, flags=FAULT_WRITE))
+    wrong = compare(host, machine)
+    assert any("not shared by the same places" in sentence for sentence in wrong)
+    assert any("more than once" in sentence for sentence in wrong)
