@@ -212,9 +212,10 @@ def test_a_copy_lands_behind_its_source_or_moves_under_the_lock(world: World) ->
     low = world.vma(mm, world.map(mm))
     high = world.vma(mm, world.map(mm))
     assert low.pgoff < high.pgoff
-    assert design(world).need_move_locks(high, low)
-    assert design(world).need_move_locks(low, low)
-    assert not design(world).need_move_locks(low, high)
+    assert design(world).need_move_locks(high, low, True)
+    assert design(world).need_move_locks(low, low, True)
+    assert not design(world).need_move_locks(low, high, True)
+    assert not design(world).need_move_locks(high, low, False)  # a fresh copy is linked behind its source
 
 
 def test_6_12_never_merges_a_prepared_range_into_an_unprepared_neighbour() -> None:
