@@ -103,6 +103,12 @@ class Space:
             return errno.errorcode[-result]
         return (result - ARENA) // PAGE if result else 0
 
+    def place(self, pages: int, prot: int = RW, flags: int = 0) -> int:
+        """mmap() of private anonymous memory where the kernel likes; the page number it chose."""
+        result = self.do(Event("mmap", 1, 0, pages * PAGE, prot, MAP_PRIVATE | MAP_ANONYMOUS | flags))
+        assert isinstance(result, int), f"nothing was mapped: {result}"
+        return result
+
     # System calls, with page numbers
 
     def map(

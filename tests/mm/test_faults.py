@@ -208,8 +208,7 @@ def test_a_run_of_faults_is_like_one_by_one(seed: int, large_folios: int) -> Non
     one, many = (Machine(PROFILES["6.12"], [AnonVmaRmap], large_folios=large_folios) for _ in range(2))
     author = Author(one, random.Random(seed))
     twin = Author(many, random.Random(0))
-    event = author.begin()
-    twin.player.do(event)
+    twin.player.do(author.begin())
     for _ in range(250):
         event = author.propose()
         if event is None:

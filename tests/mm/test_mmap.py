@@ -45,8 +45,8 @@ def test_an_occupied_hint_is_not_taken(space: Space) -> None:
 
 def test_without_a_hint_mappings_go_top_down_and_merge(space: Space) -> None:
     mm = space.machine.mm_of(1)
-    first = space.do(Event("mmap", 1, 0, 2 * PAGE, RW, HINT))
-    second = space.do(Event("mmap", 1, 0, 3 * PAGE, RW, HINT))
+    first = space.place(2)
+    second = space.place(3)
     assert first == (mm.mmap_base - at(0)) // PAGE - 2
     assert second == first - 3
     vma = mm.tree.at(at(second))
@@ -54,17 +54,17 @@ def test_without_a_hint_mappings_go_top_down_and_merge(space: Space) -> None:
 
 
 def test_a_gap_that_fits_is_filled_from_above(space: Space) -> None:
-    top = space.do(Event("mmap", 1, 0, 10 * PAGE, RW, HINT))
+    top = space.place(10)
     space.unmap(top + 2, 2)
     space.unmap(top + 6, 3)
-    assert space.do(Event("mmap", 1, 0, 2 * PAGE, R, HINT)) == top + 7
-    assert space.do(Event("mmap", 1, 0, 2 * PAGE, R, HINT)) == top + 2
-    assert space.do(Event("mmap", 1, 0, 2 * PAGE, R, HINT)) == top - 2
+    assert space.place(2, R) == top + 7
+    assert space.place(2, R) == top + 2
+    assert space.place(2, R) == top - 2
 
 
 def test_room_is_left_below_a_stack(space: Space) -> None:
-    stack = space.do(Event("mmap", 1, 0, 2 * PAGE, RW, HINT | MAP_GROWSDOWN))
-    assert space.do(Event("mmap", 1, 0, 2 * PAGE, RW, HINT)) == stack - 256 - 2
+    stack = space.place(2, flags=MAP_GROWSDOWN)
+    assert space.place(2) == stack - 256 - 2
 
 
 def test_a_fixed_mapping_replaces_what_is_there(space: Space) -> None:
