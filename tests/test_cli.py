@@ -149,7 +149,7 @@ def test_tables_fit_100_columns_and_need_no_colour() -> None:
     text = rmaplab("compare", "zygote", *SMALL["zygote"]).stdout
     assert "\x1b" not in text
     assert max(len(line) for line in text.splitlines()) <= 100
-    assert text.endswith("Verdict   holds\n")
+    assert "\nVerdict   holds" in text
 
 
 def test_checking_does_not_change_what_was_counted() -> None:

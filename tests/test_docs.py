@@ -17,6 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from rmaplab.measure.comparison import Plan, compare
+from rmaplab.mm.profile import profile_for
+from rmaplab.rmap import DESIGNS
+from rmaplab.trace.history import read_history
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 _BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -61,6 +66,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def test_examples_do_what_the_page_says(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     directory = tmp_path / "here"
     directory.mkdir()
+    (directory / "src").symlink_to(ROOT / "src")
     names: dict[str, object] = {}
     status = 0
     for kind, block in blocks(page):
@@ -83,3 +89,22 @@ def test_examples_do_what_the_page_says(page: Path, tmp_path: Path, environment:
                 status = done.returncode
                 printed = "".join(line.rstrip() + "\n" for line in done.stdout.splitlines())
                 assert pattern(expected).fullmatch(printed), f"$ {command}\n{printed}{done.stderr}"
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+_ROW = re.compile(r"^\| (\w+) \| " + r" \| ".join([r"([\d,]+)"] * 6) + r" \|$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("row", _ROW.findall((ROOT / "README.md").read_text()), ids=lambda row: row[0])
+def test_the_table_of_results_is_what_comes_out(row: tuple[str, ...]) -> None:
+    history = read_history(ROOT / f"src/rmaplab/data/recordings/{row[0]}.parquet")
+    designs = [DESIGNS["anon_vma"], DESIGNS["cow_context"]]
+    plan = Plan(designs, profile_for(history.header.kernel)[0], check=False, alone=False)
+    figures = compare(history, plan, quiet).figures
+    held = [4 * sum(o.peak_pages for o in design.objects) for design in figures.designs]
+    taken = [sum(lock.writes for lock in design.work.locks) for design in figures.designs]
+    found = (figures.machine.mms.made, figures.machine.vmas.peak, *held, *taken)
+    assert row[1:] == tuple(f"{number:,}" for number in found)

@@ -133,5 +133,5 @@ def line(event: Event) -> str:
     for name in event.__struct_fields__[2:]:
         value = getattr(event, name)
         if name not in ("time", "cpu") and value != (-1 if name == "file" else 0):
-            words.append(f"{name}={value}" if -4096 < value < 10 else f"{name}={value:#x}")
+            words.append(f"{name}={value}" if name == "pid2" or -4096 < value < 10 else f"{name}={value:#x}")
     return " ".join(words)

@@ -14,10 +14,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rmaplab.check.lockstep import ERRORS
 from rmaplab.measure.comparison import Comparison, Difference, Figures
 from rmaplab.measure.figures import Counts, DesignFigures, Objects, Work
 from rmaplab.measure.finding import line
 
+_ERRORS = (*ERRORS, "broken")
 _REFERENCE = "anon_vma"  # whose VMAs the others are compared with
 _SHOWN = 3  # differences of one kind and design in the tables; `--json` has more
 
@@ -227,7 +229,7 @@ def _print_differences(report: Report, console: Console) -> None:
         kind, _, design = key.partition(" ")
         listed = [d for d in report.differences if d.kind == kind and d.design == design][:_SHOWN]
         of = f" ({design})" if design else ""
-        finding = "" if kind in ("missing", "additional") or any(d.error for d in listed) else ", a finding"
+        finding = ", a finding" if kind in _ERRORS and not any(d.error for d in listed) else ""
         _print_text(f"{_KINDS[kind]}{of}: {total:,}{finding}", 0, console)
         for difference in listed:
             _print_text(f"after event {difference.event}: {difference.what}", 2, console)
@@ -243,7 +245,9 @@ def _print_differences(report: Report, console: Console) -> None:
 def _print_text(text: str, indent: int, console: Console, hang: int = 2) -> None:
     """Print a paragraph, its first line indented by `indent`, the others by `hang` more."""
     first, others = " " * indent, " " * (indent + hang)
-    for part in wrap(text, console.width - 1, initial_indent=first, subsequent_indent=others):
+    for part in wrap(
+        text, console.width - 1, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
+    ):
         console.print(part)
 
 
@@ -262,7 +266,11 @@ def _print_verdict(report: Report, console: Console) -> None:
         for design in report.figures.designs:
             if _REFERENCE in report.inputs.designs and design.design != _REFERENCE:
                 _print_fact("Same VMAs", f"{design.design}: {_sameness(design)}", console)
-    _print_fact("Verdict", "holds" if report.holds else "does not hold", console)
+    verdict = "holds" if report.holds else "does not hold"
+    found = sorted({d.design for d in report.differences if d.kind in _ERRORS and not d.error})
+    if found:
+        verdict += f" (what {' and '.join(found)} misses decides only where it is asked for with --rmap)"
+    _print_fact("Verdict", verdict, console)
 
 
 def _print_fact(label: str, text: str, console: Console) -> None:
