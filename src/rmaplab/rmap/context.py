@@ -163,9 +163,9 @@ class ContextRmap(ReverseMap):
                 assert above is not None  # `at` is below `top`
                 at = above
 
-    def point(self, what: str, subject: object) -> None:
+    def point(self, what: str, subject: object, write: bool = False) -> None:
         if self.scheduler is not None:
-            self.scheduler.point(what, subject)
+            self.scheduler.point(what, subject, write)
 
     def vmas_at(self, mm: MM, start: int, end: int) -> list[VMA]:
         """The VMAs of `mm` that touch [start, end)."""
