@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-SOURCES := pyproject.toml setup.py $(shell find src -name '*.py' -o -name '*.typed' -o -name '*.parquet')
+SOURCES := pyproject.toml setup.py $(shell find src -name '*.py' -o -name '*.typed' -o -name '*.parquet' -o -path '*/page/*')
 
 .PHONY: install demo test bench docs lint clean
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line: `rmaplab record | replay | run | compare`.
+"""The command line: `rmaplab record | replay | run | compare`, and those of explore/commands.py.
 
 Typer only reads the command line here: each command returns the job that it asked for, and `main` does
 it, where every way to fail becomes one sentence on stderr and exit status 2.  Data goes to stdout,
@@ -24,11 +24,13 @@ import typer
 from rich.console import Console
 
 import rmaplab
+from rmaplab.explore import commands as explore
 from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare
 from rmaplab.measure.progress import Meter
 from rmaplab.measure.report import Inputs, Source, print_report, report
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
+from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import DESIGNS, load
 from rmaplab.trace.history import History, HistoryFormatError, HistoryWriteError, read_history, write_history
 from rmaplab.trace.record import RecordError, record
@@ -283,12 +285,8 @@ def _compare_command(
             raise UsageError("compare needs one of: a recording, a workload, or -- and a command")
         if not what:
             history, source = _from_command(command, output, names)
-        elif what[0] in FAMILIES or not os.path.exists(what[0]):
-            history, source = _from_workload(what[0], what[1:], seed)
-        elif len(what) > 1:
-            raise UsageError(f"a recording has no parameters, so {what[1]!r} means nothing after {what[0]}")
         else:
-            history, source = _from_file(what[0])
+            history, source = _from_what(what, seed)
         plan = _plan(rmap or list(COMPARED), leader, _profile(profile, source), check, every, folios)
         if not rmap:  # what the prototype's own source misses is news, but no failure, unless somebody asked
             plan = plan._replace(excused=frozenset(["cow_context_prototype"]))
@@ -298,6 +296,15 @@ def _compare_command(
 
 
 # Where histories come from
+
+
+def _from_what(what: Sequence[str], seed: int) -> tuple[History, Source]:
+    """A workload with its parameters, or a recording."""
+    if what[0] in FAMILIES or not os.path.exists(what[0]):
+        return _from_workload(what[0], what[1:], seed)
+    if len(what) > 1:
+        raise UsageError(f"a recording has no parameters, so {what[1]!r} means nothing after {what[0]}")
+    return _from_file(what[0])
 
 
 def _from_workload(name: str, parameters: Sequence[str], seed: int) -> tuple[History, Source]:
@@ -363,13 +370,17 @@ def _profile(name: str, source: Source) -> Profile:
     return PROFILES[name]
 
 
+def _design(spec: str) -> type[ReverseMap]:
+    try:
+        return load(spec)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 def _plan(
     designs: Sequence[str], leader: str, profile: Profile, check: bool, every: int, folios: int
 ) -> Plan:
-    try:
-        classes = [load(spec) for spec in designs]
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    classes = [_design(spec) for spec in designs]
     names = [design.name for design in classes]
     for name in names:
         if names.count(name) > 1:
@@ -395,6 +406,20 @@ def _compare(command: str, history: History, source: Source, plan: Plan, seed: i
     else:
         print_report(told, Console(highlight=False, markup=False))
     return HOLDS if told.holds else DOES_NOT_HOLD
+
+
+# Pictures
+
+explore.mount(
+    app,
+    explore.Finders(
+        history=lambda what, seed: _from_what(what, seed)[0],
+        profile=lambda name, history: _profile(
+            name, Source(history.header.command, history.header.recorder, history.header.kernel)
+        ),
+        design=_design,
+    ),
+)
 
 
 # How it ends

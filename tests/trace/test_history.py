@@ -191,7 +191,9 @@ def test_a_newer_format_says_update(tmp_path: Path) -> None:
     assert "Update rmaplab" in refusal(rewritten(tmp_path / "h.parquet", header=header))
 
 
-@pytest.mark.parametrize("header", [b"{", b"[]", b'{"version": 1}', b"\xff", b'{"version": 1, "recorder": 7}'])
+@pytest.mark.parametrize(
+    "header", [b"{", b"[]", b'{"version": 1}', b"\xff", b'{"version": 1, "recorder": 7}']
+)
 def test_a_damaged_header_is_noticed(tmp_path: Path, header: bytes) -> None:
     assert "damaged header" in refusal(rewritten(tmp_path / "h.parquet", header=header))
 

@@ -92,7 +92,9 @@ def sorts_of_memory():
     zero = os.open("/dev/zero", os.O_RDWR)
     ctypes.memset(map_pages(2, RW, mmap.MAP_PRIVATE, zero), 1, PAGE)
     named = map_pages(8)
-    libc.prctl(0x53564D41, 0, named + 2 * PAGE, 2 * PAGE, ctypes.cast(ctypes.c_char_p(b"tortured"), ctypes.c_void_p))
+    libc.prctl(
+        0x53564D41, 0, named + 2 * PAGE, 2 * PAGE, ctypes.cast(ctypes.c_char_p(b"tortured"), ctypes.c_void_p)
+    )
     locked = map_pages(8)
     libc.mlock(locked + PAGE, 3 * PAGE, 0)
     libc.munlock(locked + 2 * PAGE, PAGE, 0)
@@ -124,7 +126,9 @@ in_child(bad_accesses)
 in_child(lambda: deep(20))
 os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
 try:
-    os.posix_spawn("/nonexistent", ["nothing"], {})  # an exec that fails, in a child that shares the address space
+    os.posix_spawn(
+        "/nonexistent", ["nothing"], {}
+    )  # an exec that fails, in a child that shares the address space
 except FileNotFoundError:
     pass
 in_child(lambda: os.execv("/bin/sh", ["sh", "-c", "exit 0 | cat"]))

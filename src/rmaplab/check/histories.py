@@ -370,17 +370,23 @@ class Author:
         return Event("ksm", pid, pair[0], pid2=other, addr2=pair[1])
 
     def _uffd_move(self, pid: int) -> Event:
-        """Between two VMAs that allow it, if there are two; the target should be empty, and often is not."""
+        """A page that is there, to where none is; or anything."""
         rng = self._rng
-        vmas = [v for v in self._vmas(pid) if v.file is None and v.flags & (VM_WRITE | VM_SHARED) == VM_WRITE]
-        if len(vmas) < 2 or rng.random() < 0.2:
+        mm = self.machine.mm_of(pid)
+        pages = mm.page_table.anon_entries()[0].tolist()
+        holes = [
+            addr
+            for vma in self._vmas(pid)
+            if vma.file is None and vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+            for addr in range(vma.start, vma.end, PAGE_SIZE)
+            if mm.page_table.get(addr) == 0
+        ]
+        if pages and holes and rng.random() < 0.8:
+            source, target = rng.choice(pages), rng.choice(holes)
+            length = rng.choice((1, 1, 2)) << PAGE_SHIFT
+        else:
             source, length = self._range(pid)
             target, _ = self._range(pid)
-        else:
-            one, other = rng.sample(vmas, 2)
-            length = rng.randrange(1, min(one.nr_pages, other.nr_pages) + 1) << PAGE_SHIFT
-            source = rng.randrange(one.start, one.end - length + 1, PAGE_SIZE)
-            target = rng.randrange(other.start, other.end - length + 1, PAGE_SIZE)
         self._leave(source)
         return Event("uffd_move", pid, target, length, addr2=source)
 

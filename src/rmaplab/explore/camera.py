@@ -34,7 +34,7 @@ from rmaplab.explore.parts import (
     Space,
     State,
 )
-from rmaplab.explore.views import Names, View, hexa, view_of
+from rmaplab.explore.views import View, hexa, view_of
 from rmaplab.explore.witness import Witness
 from rmaplab.mm.folio import (
     FOLIO_KSM,
@@ -66,6 +66,7 @@ CELLS: Final = 32  # of a VMA
 FOLIOS: Final = 600  # walked at a step
 PLACES: Final = 48  # of a walk
 DRAWINGS: Final = 10  # of one sort
+UNWATCHED: Final = "locks that nobody watched"
 
 _KINDS: Final = ((PTE_ANON, "A"), (PTE_MIGRATION, "M"), (PTE_SWAP, "S"), (PTE_ZERO, "Z"), (PTE_FILE, "F"))
 _FLAGS: Final = (
@@ -78,7 +79,7 @@ _FLAGS: Final = (
 
 
 class Camera:
-    """Looks at `machine`, whose scheduler is `witness`.
+    """Looks at `machine`.  Locks are seen if `witness` is its scheduler.
 
     answers: what walks found, each kind once
     """
@@ -87,7 +88,8 @@ class Camera:
         self.machine: Final = machine
         self.witness: Final = witness
         self.answers: Final[list[Answer]] = []
-        self.views: Final[list[View]] = [view_of(design, Names()) for design in machine.designs]
+        self.views: Final[list[View]] = [view_of(design) for design in machine.designs]
+        self._watches: Final = machine.scheduler is witness
         self._process_names: Final = process_names
         self._numbers: Final[dict[bytes, int]] = {}  # of answers, by what they say
 
@@ -279,14 +281,14 @@ class Camera:
                 page = (addr - vma.start) >> PAGE_SHIFT
                 if not places:
                     base = page
-                    held = [self.lock_name(lock) for lock in witness.held]
+                    held = [self.lock_name(lock) for lock in witness.held] if self._watches else [UNWATCHED]
                 witness.listening = False
                 via = [f"{slot}/{key}" for key in view.via(mapped.head, vma, addr)]
                 witness.listening = True
                 places.append(Place(vma.id, page - base, hit, via))
         finally:
             witness.listening = False
-        trail = [f"{slot}/{name}" for thing in witness.points if (name := view.names.known(thing))]
+        trail = [f"{slot}/{name}" for thing in witness.points if (name := view.key(thing))]
         work = [
             (name, tally.count - before.get(name, 0))
             for name, tally in design.ledger.tallies.items()

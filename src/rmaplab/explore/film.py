@@ -17,9 +17,10 @@ from typing import Final
 
 from rmaplab.explore import words
 from rmaplab.explore.camera import Camera
-from rmaplab.explore.parts import MACHINE, DesignLine, Effort, Film, State, Step
+from rmaplab.explore.parts import MACHINE, DesignLine, Effort, Film, Shot, State, Step
 from rmaplab.explore.tours import Tour
 from rmaplab.explore.witness import Witness
+from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.profile import Profile
@@ -30,19 +31,9 @@ from rmaplab.trace.events import Event
 from rmaplab.trace.history import History
 from rmaplab.trace.play import Player
 
-STEPS: Final = 300  # of a film, where nothing else was asked for
 NOTES: Final = 60  # a step
 
 Played = Iterator[tuple[int, Event]]
-
-
-class Shot:
-    """What of a history is to be seen: events `first` to `last` (counted from 1), in at most `steps` steps."""
-
-    def __init__(self, first: int = 1, last: int = 0, steps: int = STEPS) -> None:
-        self.first: Final = first
-        self.last: Final = last
-        self.steps: Final = steps
 
 
 def shoot(
@@ -53,9 +44,18 @@ def shoot(
     leader: int = 0,
     shot: Shot | None = None,
     tour: Tour | None = None,
+    ask: tuple[int, int] | None = None,
 ) -> Film:
-    """The film of `history`, watched by `designs`; `tour` says what to tell at each event."""
-    return _Shooting(history, designs, profile, leader, tour).shoot(shot or Shot())
+    """The film of `history`, watched by `designs`.
+
+    tour: says what to tell at each event
+    ask:  (pid, address) of a page to ask for at the last step
+    """
+    shooting = _Shooting(history, designs, profile, leader, tour)
+    film = shooting.shoot(shot or Shot())
+    if ask is not None:
+        film.steps[-1].ask = shooting.folio_at(*ask)
+    return film
 
 
 class _Shooting:
@@ -140,7 +140,7 @@ class _Shooting:
                 step.say = beat.say
                 self._finish(step, [event.pid, event.pid2], event.addr)
                 if beat.ask is not None:
-                    step.ask = self._folio_at(*beat.ask)
+                    step.ask = self.folio_at(*beat.ask)
             else:
                 self._finish(step, [event.pid, event.pid2], event.addr)
             if number >= last:
@@ -185,10 +185,10 @@ class _Shooting:
         self.state = now
         self.steps.append(step)
 
-    def _folio_at(self, pid: int, addr: int) -> str:
+    def folio_at(self, pid: int, addr: int) -> str:
         entry = self.machine.mm_of(pid).page_table.get(addr)
         if not entry & (PTE_ANON | PTE_MIGRATION):
-            raise ValueError(f"a tour asks for {addr:#x} of process {pid}, where no anonymous page is")
+            raise HistoryError(f"process {pid} has no anonymous page at {addr:#x} to ask for")
         return f"f{self.machine.folios.head.m[entry >> PTE_SHIFT]}"
 
     # Work

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where the objects of a design are drawn: forests laid out by igraph (Reingold and Tilford's algorithm).
 
-A unit is the distance between two neighbours.  What is no tree (records, chains) is a list, which the page
-sets as text flows, so that only trees get places here.
+A unit is the distance between two neighbours.  What is no tree (records, chains) is a list, of which `x` only
+says the order.
 
-Invariant: of two objects on one level the one that comes first is drawn further left, and a left child of a
-binary tree left of its parent, even if it has no sibling.
+Invariant: of two objects below one, the one that comes first is drawn further left; a left child of a binary
+tree is drawn left of its parent, and a right one right of it, even if it has no sibling.
 """
 
 from __future__ import annotations
@@ -87,43 +87,48 @@ def drop_crowded(parts: dict[str, Part], most: int) -> dict[str, Part]:
 
 
 def place(parts: Mapping[str, Part]) -> None:
-    """Give each part of a tree its place."""
+    """Give each part its place in its drawing."""
     groups: dict[str, dict[str, Part]] = {}
     for key, part in parts.items():
-        if part.group.partition("|")[0].partition(".")[0] not in LISTS:
-            groups.setdefault(part.group, {})[key] = part
-    for members in groups.values():
-        _place_forest(members)
+        groups.setdefault(part.group, {})[key] = part
+    for group, members in groups.items():
+        if group.partition("|")[0].partition(".")[0] in LISTS:
+            for number, part in enumerate(members.values()):
+                part.x = float(number)
+        else:
+            _place_forest(members)
 
 
 def _place_forest(parts: dict[str, Part]) -> None:
-    numbers = {key: number for number, key in enumerate(parts)}
-    edges: list[tuple[int, int]] = []
-    roots: list[int] = []
-    size = len(numbers)
     children: dict[str, list[str]] = {}
     for key, part in parts.items():
-        if part.above in numbers:
-            children.setdefault(part.above, []).append(key)
+        children.setdefault(part.above if part.above in parts else "", []).append(key)
+    # igraph draws siblings in the order of their numbers, so they are numbered from left to right; a number
+    # without a key is an empty place, which keeps an only child on its side.
+    numbers: list[str] = []
+    edges: list[tuple[int, int]] = []
+    roots: list[int] = []
+    todo = [(key, -1) for key in reversed(children.get("", []))]
+    while todo:
+        key, above = todo.pop()
+        number = len(numbers)
+        numbers.append(key)
+        if above < 0:
+            roots.append(number)
         else:
-            roots.append(numbers[key])
-    for above, below in children.items():
-        sides = [parts[key].side for key in below]
-        if sides == ["r"]:  # an empty place keeps an only child on its side
-            edges.append((numbers[above], size))
-            size += 1
-        edges += [(numbers[above], numbers[key]) for key in sorted(below, key=lambda key: parts[key].side)]
-        if sides == ["l"]:
-            edges.append((numbers[above], size))
-            size += 1
-    if size == 1:
-        next(iter(parts.values())).x = 0.0
+            edges.append((above, number))
+        below = sorted(children.get(key, []), key=lambda child: parts[child].side) if key else []
+        if len(below) == 1 and parts[below[0]].side:
+            below.insert(0 if parts[below[0]].side == "r" else 1, "")
+        todo += [(child, number) for child in reversed(below)]
+    if not edges:
+        for number, key in enumerate(numbers):
+            parts[key].x = float(number)
         return
-    graph = igraph.Graph(size, edges)
-    places = graph.layout_reingold_tilford(mode="all", root=roots).coords
+    places = igraph.Graph(len(numbers), edges).layout_reingold_tilford(mode="all", root=roots).coords
     left = min(x for x, _ in places)
     top = min(y for _, y in places)
-    for key, part in parts.items():
-        x, y = places[numbers[key]]
-        part.x = round(x - left, 2)
-        part.y = round(y - top, 2)
+    for key, (x, y) in zip(numbers, places, strict=True):
+        if key:
+            parts[key].x = round(x - left, 2)
+            parts[key].y = round(y - top, 2)

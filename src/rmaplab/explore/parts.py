@@ -6,7 +6,7 @@ the pfn of its first page, "+7" the children of process 7 that are folded into o
 0 "0/…", where the rest is the design's own business, with "0/" for what it holds in all.
 
 Invariants
-- a key that vanishes and comes back is another object.
+- a key that vanishes and comes back is another object, though its number may be used again.
 - parts are compared by value; `x`, `y` and `born` are no part of what an object *is*, and no news if they change.
 """
 
@@ -17,6 +17,8 @@ from typing import Final
 import msgspec
 
 MACHINE: Final = -1  # the slot of what belongs to no design
+
+STEPS: Final = 300  # of a film, where nothing else was asked for
 
 # Marks of a cell.
 WRITABLE: Final = 1
@@ -225,6 +227,15 @@ class Step(msgspec.Struct, omit_defaults=True):
     notes: list[Note] = []
     efforts: list[Effort] = []
     folded_notes: int = 0
+
+
+class Shot:
+    """What of a history is to be seen: events `first` to `last` (counted from 1), in at most `steps` steps."""
+
+    def __init__(self, first: int = 1, last: int = 0, steps: int = STEPS) -> None:
+        self.first: Final = first
+        self.last: Final = last
+        self.steps: Final = steps
 
 
 class DesignLine(msgspec.Struct):

@@ -2,8 +2,10 @@
 """How each design looks from outside: its objects as parts of a picture.
 
 `view_of` knows the designs that come with rmaplab.  Any other may bring its own: a method
-`explorer_view(names)` that returns a `View`.  One that does not is shown by what `footprint` says it holds,
+`explorer_view()` that returns a `View`.  One that does not is shown by what `footprint` says it holds,
 and by its walks, which need nothing more.
+
+Objects are called by the numbers that the design gives them (A1, C2): a number that is free may be used again.
 
 Invariant: looking changes nothing, and counts nothing.
 """
@@ -24,40 +26,13 @@ from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
 from rmaplab.rmap.interval_tree import IntervalNode
 
 
-class Names:
-    """Short names for objects, the same one as long as the object lives: A1, A2, ... C1, C2, ..."""
-
-    def __init__(self) -> None:
-        self._names: dict[int, str] = {}
-        self._held: dict[int, object] = {}  # keeps an id from being used again for another object
-        self._next: dict[str, int] = {}
-
-    def name(self, thing: object, letter: str) -> str:
-        found = self._names.get(id(thing))
-        if found is None:
-            number = self._next.get(letter, 0) + 1
-            self._next[letter] = number
-            found = f"{letter}{number}"
-            self._names[id(thing)] = found
-            self._held[id(thing)] = thing
-        return found
-
-    def known(self, thing: object) -> str:
-        """The name of `thing`, "" if it has none."""
-        return self._names.get(id(thing), "")
-
-
 class View:
     """A design that nothing is known of but its interface: no objects to draw.
 
     about: what each sort of drawing shows, by the id of its group, in the order in which to draw them
-    names: of the design's objects
     """
 
     about: ClassVar[dict[str, str]] = {}
-
-    def __init__(self, names: Names) -> None:
-        self.names: Final = names
 
     def parts(self, machine: Machine) -> dict[str, Part]:
         """The design's objects by key, each after the one that it hangs under."""
@@ -65,6 +40,10 @@ class View:
 
     def anchor(self, pfn: int) -> str:
         """Key of what the folio `pfn` points to."""
+        return ""
+
+    def key(self, thing: object) -> str:
+        """Key of an object that the design stepped on, "" if it is none of the design's."""
         return ""
 
     def via(self, pfn: int, vma: VMA, addr: int) -> list[str]:
@@ -123,12 +102,14 @@ class AnonVmaView(View):
         " that it is linked to, because older folios of its pages may point there.",
     }
 
-    def __init__(self, design: AnonVmaRmap, names: Names) -> None:
-        super().__init__(names)
+    def __init__(self, design: AnonVmaRmap) -> None:
         self.design: Final = design
 
     def _name(self, anon_vma: AnonVma) -> str:
-        return self.names.name(anon_vma, "A")
+        return f"A{anon_vma.number}"
+
+    def key(self, thing: object) -> str:
+        return self._name(thing) if isinstance(thing, AnonVma) else ""
 
     def parts(self, machine: Machine) -> dict[str, Part]:
         result: dict[str, Part] = {}
@@ -253,12 +234,14 @@ class ContextView(View):
         " copied pages of the mapping are found.",
     }
 
-    def __init__(self, design: ContextRmap, names: Names) -> None:
-        super().__init__(names)
+    def __init__(self, design: ContextRmap) -> None:
         self.design: Final = design
 
     def _name(self, context: CowContext) -> str:
-        return self.names.name(context, "C")
+        return f"C{context.number}"
+
+    def key(self, thing: object) -> str:
+        return self._name(thing) if isinstance(thing, CowContext) else ""
 
     def parts(self, machine: Machine) -> dict[str, Part]:
         pids = processes_of(machine)
@@ -290,7 +273,7 @@ class ContextView(View):
             context, above = todo.pop()
             name = self._name(context)
             mm = context.mm
-            whose = "exited" if mm is None else owner(pids, mm)
+            whose = "an exited process" if mm is None else owner(pids, mm)
             records = context.remaps.ranges()
             result[name] = Part(
                 "ancestry|Contexts, in the tree of forks",
@@ -370,15 +353,15 @@ class ContextView(View):
         return super().why_apart(prev, next)
 
 
-def view_of(design: ReverseMap, names: Names) -> View:
+def view_of(design: ReverseMap) -> View:
     """How to look at `design`."""
     own = getattr(design, "explorer_view", None)
     if own is not None:
-        view = own(names)
+        view = own()
         assert isinstance(view, View)
         return view
     if isinstance(design, AnonVmaRmap):
-        return AnonVmaView(design, names)
+        return AnonVmaView(design)
     if isinstance(design, ContextRmap):
-        return ContextView(design, names)
-    return View(names)
+        return ContextView(design)
+    return View()

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-
 from rmaplab.explore.parts import (
     MACHINE,
     AnyPart,

@@ -5,8 +5,9 @@ Models mm/ksm.c try_to_merge_two_pages(), stable_tree_append() and break_ksm(). 
 so (there is no scanner).  A KSM page belongs to no VMA: the reverse map knows it by the places where it was
 merged, and by the copies that fork made of those.
 
-Narrower than Linux in one point: only a page that a single entry maps is merged.  Linux also takes pages that
-fork shared, whose other mappings no walk finds from then on.
+Narrower than Linux in two points, where no walk would find what maps a page until ksmd comes by: only a page
+that a single entry maps is merged, while Linux also takes pages that fork shared; and a place is remembered
+while a copy of it that fork made is mapped.
 """
 
 from __future__ import annotations
@@ -57,6 +58,16 @@ def _alone(system: System, pfn: int) -> bool:
     return folios.mapcount.m[pfn] == 1 and folios.order.m[pfn] == 0 and pfn not in system.slot_of
 
 
+def _copied(system: System, vma: VMA, addr: int, pfn: int) -> bool:
+    """Does another address space, forked since, map the KSM page at the same address?"""
+    for other, other_addr in system.leader.walk(pfn):
+        if other_addr == addr and other.mm is not vma.mm:
+            entry = other.mm.page_table.get(addr)
+            if entry & PTE_ANON and entry >> PTE_SHIFT == pfn:
+                return True
+    return False
+
+
 def unmerge_range(system: System, vma: VMA, start: int, end: int) -> None:
     """Give every KSM page in [start, end) of `vma` back to it alone (unmerge_ksm_pages(), break_ksm())."""
     if not system.ksm_pages:
@@ -68,7 +79,7 @@ def unmerge_range(system: System, vma: VMA, start: int, end: int) -> None:
         if entry & PTE_KSM and entry & PTE_ANON:
             fault_vma(system, vma, addr, 1, True)
             pfn = entry >> PTE_SHIFT
-            if system.folios.order.m[pfn] >= 0 and pfn in system.ksm_pages:
+            if pfn in system.ksm_pages and not _copied(system, vma, addr, pfn):
                 for design in system.designs:
                     design.ksm_removed(vma.mm, addr, pfn)
         addr += 1 << PAGE_SHIFT

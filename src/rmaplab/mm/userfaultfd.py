@@ -72,8 +72,11 @@ def _move_one(system: System, target_vma: VMA, target: int, source_vma: VMA, sou
         folios = system.folios
         pfn = entry >> PTE_SHIFT
         head: int = folios.head.m[pfn]
-        if folios.order.m[head] > 0:
+        nr_pages = folios.nr_pages(head)
+        if nr_pages > 1:
             folios.split(head)
+            for page in range(head, head + nr_pages):
+                system.try_free(page)  # those that nothing maps any more
         folios.index.m[pfn] = target_vma.pgoff + ((target - target_vma.start) >> PAGE_SHIFT)
         for design in system.designs:
             design.folio_moved(target_vma, target, pfn)

@@ -2,7 +2,7 @@
 """Fork, copy, fork again: how families grow, in both designs."""
 
 from rmaplab.explore.tours.tour import Beat, Tour
-from rmaplab.workloads.workload import AREA, fork, leave, mmap, start, write
+from rmaplab.workloads.workload import AREA, PAGE, STACK, STACK_BYTES, fork, leave, mmap, munmap, start, write
 
 TOUR = Tour(
     "fork-copy-fork",
@@ -13,10 +13,14 @@ TOUR = Tour(
     ("anon_vma", "cow_context"),
     (
         Beat(start(1), "A process with nothing but its stack."),
+        Beat(
+            munmap(1, STACK, STACK_BYTES // PAGE),
+            "So that the pictures stay small, this process does without its stack and unmaps it.",
+        ),
         Beat(mmap(1, AREA, 3), "It maps three pages, and has not touched them yet."),
         Beat(
             write(1, AREA, 3),
-            "It writes to them. Under anon_vma the VMA gets A2 and its folios point there. Under cow_context"
+            "It writes to them. Under anon_vma the VMA gets A1 and its folios point there. Under cow_context"
             " nothing is made: the folios point to the process's one context, C1.",
             ask=(1, AREA),
         ),
@@ -36,7 +40,7 @@ TOUR = Tour(
         Beat(
             fork(2, 3),
             "The child forks. The grandchild's VMA must be found from pages of three generations, so it gets"
-            " three AVCs: in A2, in its parent's, and in its own new one. The chain of a VMA is as long as its"
+            " three AVCs: in A1, in its parent's, and in its own new one. The chain of a VMA is as long as its"
             " line of ancestors. C3 is one object more.",
             ask=(2, AREA),
         ),
@@ -49,7 +53,7 @@ TOUR = Tour(
         Beat(
             fork(1, 4),
             "The first process forks again. C4 comes in front of C2 in C1's list: contexts are visited the newest"
-            " child first. In A2's tree all intervals are equal, and equal ones keep the order in which they came.",
+            " child first. In A1's tree all intervals are equal, and equal ones keep the order in which they came.",
             ask=(1, AREA + 0x2000),
         ),
         Beat(

@@ -3,7 +3,19 @@
 
 from rmaplab.explore.tours.tour import Beat, Tour
 from rmaplab.mm.abi import MREMAP_FIXED, MREMAP_MAYMOVE
-from rmaplab.workloads.workload import AREA, AWAY, fork, mmap, mremap, start, write
+from rmaplab.workloads.workload import (
+    AREA,
+    AWAY,
+    PAGE,
+    STACK,
+    STACK_BYTES,
+    fork,
+    mmap,
+    mremap,
+    munmap,
+    start,
+    write,
+)
 
 _MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
 
@@ -17,6 +29,10 @@ TOUR = Tour(
     (
         Beat(
             start(1), "A process. Its stack was moved by execve already: see its page offset, and the record."
+        ),
+        Beat(
+            munmap(1, STACK, STACK_BYTES // PAGE),
+            "So that the pictures stay small, this process does without its stack. Unmapping it takes the record away.",
         ),
         Beat(mmap(1, AREA, 4), "Four pages…"),
         Beat(

@@ -2,7 +2,20 @@
 """A page's life under anon_vma: mapped, touched, shared, copied, swapped, gone."""
 
 from rmaplab.explore.tours.tour import Beat, Tour
-from rmaplab.workloads.workload import AREA, fork, leave, mmap, munmap, read, reclaim, start, write
+from rmaplab.workloads.workload import (
+    AREA,
+    PAGE,
+    STACK,
+    STACK_BYTES,
+    fork,
+    leave,
+    mmap,
+    munmap,
+    read,
+    reclaim,
+    start,
+    write,
+)
 
 TOUR = Tour(
     "page-life",
@@ -14,9 +27,14 @@ TOUR = Tour(
     (
         Beat(
             start(1),
-            "A process begins. Its stack is there already, with two pages of arguments: the one VMA has an"
-            " anon_vma (A1). The link between the two is an anon_vma_chain, AVC for short: a node in A1's"
+            "A process begins. Its stack is there already, with two pages of arguments: the one VMA has an anon_vma."
+            " The link between the two is an anon_vma_chain, AVC for short: a node in its"
             " interval tree.",
+        ),
+        Beat(
+            munmap(1, STACK, STACK_BYTES // PAGE),
+            "So that the pictures stay small, this process does without its stack and"
+            " unmaps it. The anon_vma goes with it.",
         ),
         Beat(
             mmap(1, AREA, 4),
@@ -30,33 +48,33 @@ TOUR = Tour(
         ),
         Beat(
             write(1, AREA, 1),
-            "The first write is where it begins: the VMA gets an anon_vma (A2), and the new folio points"
-            " to it and remembers a page offset. Ask the page: from the folio to A2, into its tree, to the VMA,"
-            " to the address. That is a walk. While it lasts, it holds the lock of A2's family.",
+            "The first write is where it begins: the VMA gets an anon_vma (A1), and the new folio points"
+            " to it and remembers a page offset. Ask the page: from the folio to A1, into its tree, to the VMA,"
+            " to the address. That is a walk. While it lasts, it holds the lock of A1's family.",
             ask=(1, AREA),
         ),
         Beat(
             write(1, AREA + 0x1000, 2),
-            "Two more pages of the same VMA point to the same A2. A page costs no object of its own: what"
+            "Two more pages of the same VMA point to the same A1. A page costs no object of its own: what"
             " tells them apart is the page offset.",
             ask=(1, AREA + 0x2000),
         ),
         Beat(
             fork(1, 2),
-            "A fork shares all pages, write-protected (×2). Now A2 has a second AVC, to the child's VMA, put there"
-            " before a single entry was copied. The child also gets an anon_vma of its own, A3, below A2, for"
+            "A fork shares all pages, write-protected (×2). Now A1 has a second AVC, to the child's VMA, put there"
+            " before a single entry was copied. The child also gets an anon_vma of its own, A2, below A1, for"
             " pages that it will copy. The walk for the old page visits both VMAs, the parent's first.",
             ask=(1, AREA),
         ),
         Beat(
             write(2, AREA, 1),
-            "The child writes, and gets a copy: a new folio, which points to A3. So a walk for the"
+            "The child writes, and gets a copy: a new folio, which points to A2. So a walk for the"
             " copy looks at the child only.",
             ask=(2, AREA),
         ),
         Beat(
             reclaim("referenced", 1, AREA, 1),
-            "Reclaim asks whether the parent's page was used. The walk goes through A2 and visits the child, too,"
+            "Reclaim asks whether the parent's page was used. The walk goes through A1 and visits the child, too,"
             " though the child has a copy now and does not map the page: a place that does not map it, shown"
             " grey. Such visits are what the design pays for keeping one tree for many pages.",
             ask=(1, AREA),
@@ -69,19 +87,18 @@ TOUR = Tour(
         Beat(
             write(2, AREA + 0x1000, 1),
             "The child touches the swapped page. Others may still refer to it in swap, so the folio that"
-            " comes back could be anybody's: had it stayed shared it would point to the root, A2, from which the"
+            " comes back could be anybody's: had it stayed shared it would point to the root, A1, from which the"
             " whole family is found. A write gives the child its own copy straight away.",
         ),
         Beat(
             munmap(1, AREA, 4),
-            "The parent unmaps everything. Its AVC leaves the trees, but A2 stays: the child still maps a"
+            "The parent unmaps everything. Its AVC leaves the trees, but A1 stays: the child still maps a"
             " folio that points to it.",
             ask=(2, AREA + 0x2000),
         ),
         Beat(
             leave(2),
-            "The child exits, and with its last AVCs everything goes that was made for these pages. Only the"
-            " parent's stack is left.",
+            "The child exits, and with its last AVC everything goes that was made for these pages.",
         ),
     ),
 )

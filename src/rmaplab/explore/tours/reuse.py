@@ -2,7 +2,7 @@
 """Why reuse is safe: the last mapper of a page takes it over."""
 
 from rmaplab.explore.tours.tour import Beat, Tour
-from rmaplab.workloads.workload import AREA, fork, leave, mmap, start, write
+from rmaplab.workloads.workload import AREA, PAGE, STACK, STACK_BYTES, fork, leave, mmap, munmap, start, write
 
 TOUR = Tour(
     "reuse",
@@ -13,6 +13,10 @@ TOUR = Tour(
     ("anon_vma", "cow_context"),
     (
         Beat(start(1), "A process."),
+        Beat(
+            munmap(1, STACK, STACK_BYTES // PAGE),
+            "So that the pictures stay small, this process does without its stack and unmaps it.",
+        ),
         Beat(mmap(1, AREA, 2), "It maps two pages…"),
         Beat(
             write(1, AREA, 2),

@@ -3,7 +3,7 @@
 
 from rmaplab.explore.tours.tour import Beat, Tour
 from rmaplab.mm.abi import MAP_FIXED_NOREPLACE, MAP_PRIVATE
-from rmaplab.workloads.workload import AREA, fork, mmap, read, start, write
+from rmaplab.workloads.workload import AREA, PAGE, STACK, STACK_BYTES, fork, mmap, munmap, read, start, write
 
 _PRIVATE = MAP_PRIVATE | MAP_FIXED_NOREPLACE
 
@@ -16,6 +16,10 @@ TOUR = Tour(
     ("anon_vma", "cow_context_prototype", "cow_context"),
     (
         Beat(start(1), "A process. Its stack is recorded in both context designs, since execve moved it."),
+        Beat(
+            munmap(1, STACK, STACK_BYTES // PAGE),
+            "So that the pictures stay small, this process does without its stack and unmaps it.",
+        ),
         Beat(
             mmap(1, AREA, 4, flags=_PRIVATE, file=0, offset=0x10000),
             "Four pages of a library are mapped privately, from page 0x10 of the file on. vm_pgoff is 0x10.",
@@ -46,7 +50,8 @@ TOUR = Tour(
         ),
         Beat(
             fork(1, 2),
-            "A fork copies both. The prototype records them in the child, and adds them once more in the parent, which has them.",
+            "A fork copies both. The prototype records them in the child, and adds them once more"
+            " in the parent, which has them.",
             ask=(1, AREA),
         ),
         Beat(

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Pictures of a machine for notebooks, and for a terminal when printed.
+
+    >>> look(machine)                 # all address spaces
+    >>> look(machine).design("anon_vma")
+    >>> look(machine).walk(1, 0x7F0000000000)
+
+Each has `_repr_svg_` or `_repr_html_`, so that Jupyter draws it, and prints as the text of `rmaplab show`.
+
+Invariant: a picture is of the moment at which it was taken, and taking it counts nothing in the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+from xml.etree.ElementTree import Element, SubElement, tostring
+
+from rmaplab.explore import text
+from rmaplab.explore.camera import Camera
+from rmaplab.explore.parts import Area, DesignLine, Film, Folio, Part, Space, State, Step
+from rmaplab.explore.witness import Witness
+from rmaplab.measure.collect import Aside
+from rmaplab.mm.errors import HistoryError
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
+
+_LETTER: Final = 7.0  # width of a letter
+_LINE: Final = 17
+_STYLE: Final = (
+    "text{font:11px ui-monospace,monospace;fill:currentColor}.b{font-weight:bold}"
+    "rect,path{fill:none;stroke:currentColor}.s{stroke-width:3}.u{stroke-dasharray:3 3}"
+)
+
+
+def look(machine: Machine) -> Spaces:
+    """A picture of what `machine` is now."""
+    witness = machine.scheduler if isinstance(machine.scheduler, Witness) else Witness()
+    camera = Camera(machine, witness, {})
+    with Aside(machine):
+        state = camera.picture([], 0)
+    designs = [
+        DesignLine(design.name, dict(view.about))
+        for design, view in zip(machine.designs, camera.views, strict=True)
+    ]
+    film = Film(
+        "",
+        "",
+        machine.profile.name,
+        machine.leader.name,
+        designs,
+        0,
+        0,
+        0,
+        [Step(0, "", 0, "")],
+        camera.answers,
+    )
+    return Spaces(machine, film, state)
+
+
+class Spaces:
+    """All address spaces."""
+
+    def __init__(self, machine: Machine, film: Film, state: State) -> None:
+        self._machine: Final = machine
+        self._film: Final = film
+        self._state: Final = state
+
+    def design(self, name: str) -> Structures:
+        """What one design holds."""
+        names = [design.name for design in self._film.designs]
+        if name not in names:
+            raise HistoryError(
+                f"no design called {name!r} watches this machine: there are {', '.join(names)}"
+            )
+        return Structures(self._film, self._state, names.index(name))
+
+    def walk(self, pid: int, addr: int) -> Walks:
+        """Who maps the page at `addr` of process `pid`, in each design."""
+        entry = self._machine.mm_of(pid).page_table.get(addr)
+        folio = self._state.get(f"f{self._machine.folios.head.m[entry >> PTE_SHIFT]}")
+        if not entry & (PTE_ANON | PTE_MIGRATION) or not isinstance(folio, Folio):
+            raise HistoryError(f"process {pid} has no anonymous page at {addr:#x} in this picture")
+        return Walks(self._film, self._state, folio)
+
+    def __str__(self) -> str:
+        return "\n".join(text.address_spaces(self._state)).strip()
+
+    def _repr_svg_(self) -> str:
+        root, y, width = _drawing(), 4.0, 0.0
+        spaces = [part for part in self._state.values() if isinstance(part, Space)]
+        for space in sorted(spaces, key=lambda space: space.pids[0]):
+            _words(root, 4, y, text.space_title(self._state, space), "b")
+            y += _LINE
+            for id in space.areas:
+                area = self._state.get(f"V{id}")
+                if isinstance(area, Area):
+                    right, y = _draw_area(root, y, self._state, area)
+                    width = max(width, right)
+            y += 6
+        return _finish(root, width, y)
+
+
+def _draw_area(root: Element, y: float, state: State, area: Area) -> tuple[float, float]:
+    odd = text.offset_line(area)
+    line = f"{text.area_line(area)}{f' ({odd})' if odd else ''}"
+    _words(root, 20, y, line)
+    y += _LINE
+    x = 20.0
+    for cell in text.all_cells(area):
+        face = text.face(cell, state)
+        width = len(face) * _LETTER + 10
+        kind = "u" if cell.kind == "" else "s" if "×" in face else ""
+        _box(root, x, y, width, _LINE, kind)
+        _words(root, x + 5, y, face)
+        x += width + 5
+    return max(x, 20 + len(line) * _LETTER), y + _LINE + 6
+
+
+class Structures:
+    """What a design holds."""
+
+    def __init__(self, film: Film, state: State, slot: int) -> None:
+        self._film: Final = film
+        self._state: Final = state
+        self._slot: Final = slot
+
+    def __str__(self) -> str:
+        return "\n".join(text.structures(self._state, self._slot, self._film.designs[self._slot]))
+
+    def _repr_svg_(self) -> str:
+        root, y, width = _drawing(), 4.0, 0.0
+        groups: dict[str, dict[str, Part]] = {}
+        for key, part in self._state.items():
+            if isinstance(part, Part) and key.startswith(f"{self._slot}/"):
+                groups.setdefault(part.group, {})[key] = part
+        for group, parts in groups.items():
+            title = group.partition("|")[2]
+            _words(root, 4, y, title, "b")
+            right, y = _draw_parts(root, y + _LINE + 2, parts)
+            width = max(width, right, len(title) * _LETTER)
+        return _finish(root, width, y)
+
+
+def _draw_parts(root: Element, y: float, parts: dict[str, Part]) -> tuple[float, float]:
+    lines = {
+        key: [part.label, *(f"{name} {value}" for name, value in part.facts)] for key, part in parts.items()
+    }
+    width = max(len(line) for told in lines.values() for line in told) * _LETTER + 12
+    height = max(len(told) for told in lines.values()) * _LINE + 4.0
+    where = {key: (4 + part.x * (width + 12), y + part.y * (height + 22)) for key, part in parts.items()}
+    for key, part in parts.items():
+        left, top = where[key]
+        _box(root, left, top, width, height, "")
+        for number, line in enumerate(lines[key]):
+            _words(root, left + 6, top + number * _LINE, line, "" if number else "b")
+        if part.above in where:
+            above, bottom = where[part.above]
+            SubElement(root, "path", d=f"M{above + width / 2} {bottom + height}L{left + width / 2} {top}")
+    right = max(left for left, _ in where.values()) + width
+    return right, max(top for _, top in where.values()) + height + 14
+
+
+class Walks:
+    """Who maps a folio, asked of each design."""
+
+    def __init__(self, film: Film, state: State, folio: Folio) -> None:
+        self._film: Final = film
+        self._state: Final = state
+        self._folio: Final = folio
+
+    def __str__(self) -> str:
+        return "\n".join(text.answers(self._film, self._state, self._folio))
+
+    def _repr_html_(self) -> str:
+        root = Element("div")
+        SubElement(root, "p").text = text.folio_line(self._film, self._folio)
+        for slot, design in enumerate(self._film.designs):
+            SubElement(root, "h4").text = design.name
+            items = SubElement(root, "ol")
+            for line in text.walk_lines(self._film, self._state, self._folio, slot):
+                SubElement(items, "li").text = line
+            SubElement(root, "p").text = text.walk_summary(self._film, self._folio, slot)
+        return tostring(root, encoding="unicode", method="html")
+
+
+# SVG
+
+
+def _drawing() -> Element:
+    root = Element("svg", xmlns="http://www.w3.org/2000/svg")
+    SubElement(root, "style").text = _STYLE
+    return root
+
+
+def _words(root: Element, x: float, y: float, words: str, kind: str = "") -> None:
+    SubElement(root, "text", {"x": f"{x:g}", "y": f"{y + 13:g}", "class": kind}).text = words
+
+
+def _box(root: Element, x: float, y: float, width: float, height: float, kind: str) -> None:
+    place: Iterable[tuple[str, float]] = (("x", x), ("y", y), ("width", width), ("height", height))
+    SubElement(root, "rect", {name: f"{value:g}" for name, value in place} | {"rx": "3", "class": kind})
+
+
+def _finish(root: Element, width: float, height: float) -> str:
+    root.set("width", f"{width + 8:g}")
+    root.set("height", f"{height + 8:g}")
+    root.set("viewBox", f"0 0 {width + 8:g} {height + 8:g}")
+    return tostring(root, encoding="unicode")
