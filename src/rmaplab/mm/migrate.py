@@ -30,8 +30,10 @@ def migrate_folio(system: System, head: int) -> int:
             # The stable node of KSM and the swap cache would have to follow; both are left to a later pass.
             moved = 0
         else:
+            system.leader.hold(head)
             made = unmap(system, head)
             moved = move(system, head, made)
+            system.leader.unhold(head)
         system.unlock_folio(head)
     system.put_folio(head)
     return moved
