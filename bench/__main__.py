@@ -10,7 +10,6 @@ Exit status 0 if all bars hold, 1 if one does not, 2 if it could not run.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -43,6 +42,13 @@ class Row(msgspec.Struct):
     how: str
 
 
+class Result(msgspec.Struct):
+    """What a case prints (bench/cases.py)."""
+
+    build: str
+    values: list[float]
+
+
 def kernel(case: str, size: int, rounds: int) -> Measurement:
     """Seconds that this machine's kernel takes."""
 
@@ -70,10 +76,10 @@ def model(case: str, argument: int | Path, rounds: int, interpreted: bool = Fals
             stdout=subprocess.PIPE,
             text=True,
         )
-        result = json.loads(done.stdout)
-        if interpreted and result["build"] != "interpreted":
+        result = msgspec.json.decode(done.stdout, type=Result)
+        if interpreted and result.build != "interpreted":
             raise RuntimeError("src/ holds compiled modules: remove them, the two builds are to be compared")
-        return median(result["values"])
+        return median(result.values)
 
     return measure
 

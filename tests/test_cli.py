@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rmaplab.cli import COMMANDS
+from rmaplab.cli import app, main
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header, History, write_history
 from rmaplab.workloads import FAMILIES
@@ -30,27 +32,43 @@ SMALL = {
 }
 
 
-def rmaplab(
-    *arguments: str, status: int = 0, cwd: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run the program; it has to end with `status`, and never with a traceback."""
+def rmaplab(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """What the program does, in this process; it has to end with `status`, and never with a traceback."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
+        patch.setenv("COLUMNS", "100")
+        main(arguments)
+    return _checked(arguments, status, end.value.code, out.getvalue(), err.getvalue())
+
+
+def rmaplab_apart(*arguments: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "rmaplab", *arguments],
         capture_output=True,
         text=True,
-        cwd=cwd,
         env={**os.environ, "COLUMNS": "100", **environment},
-        timeout=120,
         check=False,
     )
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
+    return _checked(arguments, status, done.returncode, done.stdout, done.stderr)
 
 
-def refused(*arguments: str, cwd: Path | None = None) -> str:
+def _checked(
+    arguments: tuple[str, ...], wanted: int, status: Any, out: str, err: str
+) -> subprocess.CompletedProcess[str]:
+    assert "Traceback" not in err, err
+    assert status == wanted, out + err
+    return subprocess.CompletedProcess(arguments, status, out, err)
+
+
+def refused(*arguments: str) -> str:
     """What the program says where it cannot run: one line on stderr, nothing on stdout, exit status 2."""
-    done = rmaplab(*arguments, status=2, cwd=cwd)
+    done = rmaplab(*arguments, status=2)
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("rmaplab: ")
@@ -58,9 +76,9 @@ def refused(*arguments: str, cwd: Path | None = None) -> str:
 
 
 def report(*arguments: str, status: int = 0) -> dict[str, Any]:
-    object_ = json.loads(rmaplab(*arguments, "--json", status=status).stdout)
-    assert isinstance(object_, dict)
-    return object_
+    told = json.loads(rmaplab(arguments[0], "--json", *arguments[1:], status=status).stdout)
+    assert isinstance(told, dict)
+    return told
 
 
 @pytest.fixture
@@ -76,10 +94,10 @@ def recording(tmp_path: Path) -> Path:
 
 
 def test_version_says_how_it_was_built() -> None:
-    assert rmaplab("--version").stdout.split()[2] in ("(compiled)", "(interpreted)")
+    assert rmaplab_apart("--version").stdout.split()[2] in ("(compiled)", "(interpreted)")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [command.name for command in app.registered_commands])
 def test_each_command_has_help_with_an_example(command: str) -> None:
     text = rmaplab(command, "--help").stdout
     assert f"  rmaplab {command} " in text
@@ -122,8 +140,9 @@ def test_json_has_what_scripts_rely_on() -> None:
 
 @pytest.mark.parametrize("how", [[], ["--json"]])
 def test_the_same_inputs_give_the_same_bytes(how: list[str]) -> None:
-    one, other = (rmaplab("compare", "reclaim", *SMALL["reclaim"], *how).stdout for _ in range(2))
-    assert one == other
+    here = rmaplab("compare", "reclaim", *SMALL["reclaim"], *how).stdout
+    apart = rmaplab_apart("compare", "reclaim", *SMALL["reclaim"], *how, PYTHONHASHSEED="7").stdout
+    assert here == apart
 
 
 def test_tables_fit_100_columns_and_need_no_colour() -> None:
@@ -163,6 +182,36 @@ def test_a_workload_can_be_kept_and_replayed(tmp_path: Path) -> None:
     ran = report("run", "forkchain", *SMALL["forkchain"], "-o", str(kept))
     replayed = report("replay", str(kept))
     assert ran["figures"] == replayed["figures"]
+
+
+def test_a_command_is_recorded_and_compared(tmp_path: Path) -> None:
+    """Its own output goes to stderr, so that stdout holds the report alone."""
+    kept = tmp_path / "kept.parquet"
+    compared = rmaplab_apart(
+        "compare", "--json", "-o", str(kept), "--", "sh", "-c", "echo hello; true | true"
+    )
+    assert "hello" in compared.stderr
+    found = json.loads(compared.stdout)
+    assert found["inputs"]["history"]["recorder"] in ("perf", "strace")
+    assert found["figures"]["machine"]["mms"]["made"] >= 3
+    assert report("replay", str(kept))["inputs"]["history"]["sha256"] == found["inputs"]["history"]["sha256"]
+
+
+def test_record_lets_the_command_have_stdout(tmp_path: Path) -> None:
+    recorded = rmaplab_apart("record", "-o", str(tmp_path / "f.parquet"), "--", "echo", "hello")
+    assert recorded.stdout == "hello\n"
+    assert "recorded" in recorded.stderr
+    told = json.loads(
+        rmaplab_apart("record", "--json", "-o", str(tmp_path / "f.parquet"), "--", "echo", "hello").stdout
+    )
+    assert told["holds"] is True
+    assert told["figures"]["processes"] == 1
+
+
+def test_the_example_is_played_where_nothing_can_record(tmp_path: Path) -> None:
+    done = rmaplab_apart("compare", "--", sys.executable, "-m", "rmaplab.example", PATH=str(tmp_path))
+    assert "so here is the recording of it that comes with rmaplab" in done.stderr
+    assert done.stdout.startswith("History   example.parquet, a recording of python")
 
 
 # A design of one's own
@@ -226,6 +275,7 @@ def test_a_result_that_the_machine_does_not_give_is_reported_with_its_event(tmp_
         (["compare", "aim7", "--leader", "me"], "the leader 'me' is not one of the designs (anon_vma, "),
         (["run", "aim7", "--every", "-1"], "Invalid value for '--every'"),
         (["run", "aim7", "--evry", "1"], "No such option: --evry"),
+        (["compare", "--", "no_such_command"], "there is no command 'no_such_command' that can be run"),
         (["run"], "Missing argument 'WORKLOAD'"),
         (["replay"], "Missing argument 'F'"),
         (["frobnicate"], "No such command 'frobnicate'"),

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -44,7 +46,6 @@ COULD_NOT_RUN: Final = 2
 # takes as long as it sounds, and could only agree with the page tables that all are checked against anyway.
 COMPARED: Final = tuple(name for name in DESIGNS if name != "page_scan")
 
-COMMANDS: Final = ("record", "replay", "run", "compare")
 _VERSION: Final = f"{rmaplab.__version__} ({rmaplab.build_info()})"
 
 Job = Callable[[], int]
@@ -325,17 +326,25 @@ def _from_file(path: str) -> tuple[History, Source]:
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     header = history.header
-    return history, Source(
-        header.command or Path(path).name, header.recorder, header.kernel, header.faults, header.lost, digest
-    )
+    name = f"{Path(path).name}, a recording of {header.command}" if header.command else Path(path).name
+    return history, Source(name, header.recorder, header.kernel, header.faults, header.lost, digest)
 
 
 def _from_command(command: Sequence[str], output: Path | None, names: bool) -> tuple[History, Source]:
     """Record `command`; what it prints goes to stderr, because stdout is for the report."""
     with tempfile.TemporaryDirectory(prefix="rmaplab-") as directory:
-        path = output or Path(directory, "recording.parquet")
-        with _output_of_commands_to_stderr(True):
-            record(command, path, names=names, say=_progress)
+        path = output or Path(directory, f"{Path(command[0]).name}.parquet")
+        try:
+            with _output_of_commands_to_stderr(True):
+                record(command, path, names=names, say=_progress)
+        except RecordError as error:
+            if list(command[1:]) != ["-m", "rmaplab.example"] or shutil.which(command[0]) is None:
+                raise
+            _progress(f"{error}; so here is the recording of it that comes with rmaplab")
+            with resources.as_file(
+                resources.files("rmaplab") / "data/recordings/example.parquet"
+            ) as packaged:
+                return _from_file(str(packaged))
         return _from_file(str(path))
 
 

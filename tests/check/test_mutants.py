@@ -20,6 +20,7 @@ from rmaplab.mm.abi import (
 )
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
@@ -102,9 +103,11 @@ SHORT = {
 
 def replay(mutant: Mutant, history: list[Event]) -> list[Difference]:
     """What a short history shows of the mutant."""
-    designs = [mutant.mutated] if mutant.leads else [AnonVmaRmap, mutant.mutated]
-    if mutant.original not in designs and not mutant.leads:
-        designs.append(mutant.original)
+    designs: list[type[ReverseMap]] = [mutant.mutated]
+    if not mutant.leads:
+        designs = [AnonVmaRmap, mutant.mutated]
+        if mutant.original is not AnonVmaRmap:
+            designs.append(mutant.original)
     machine = Machine(PROFILES["6.12"], designs)
     player = Player(machine, header(), batch=False)
     found, _ = lockstep(machine, history, lambda _, event: player.do(event), reference=mutant.original.name)
@@ -161,7 +164,11 @@ def test_a_stale_page_offset_is_caught_by_completeness() -> None:
     for profile in (PROFILES["6.12"], STALE_PGOFF):
         machine = Machine(profile, [AnonVmaRmap, CowContextPrototypeRmap])
         player = Player(machine, header(), batch=False)
-        differences, _ = lockstep(machine, history, lambda _, event, player=player: player.do(event))
+
+        def play(_: Machine, event: Event, player: Player = player) -> int:
+            return player.do(event)
+
+        differences, _ = lockstep(machine, history, play)
         found.append({d.kind for d in differences if d.is_error and d.addr >= BASE})
     assert found == [set(), {"incomplete"}]
 

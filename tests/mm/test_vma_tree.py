@@ -19,7 +19,8 @@ SPACE = 4000  # pages that the tests play in
 
 
 def an_mm() -> MM:
-    return MM(1, RwSemaphore(Ledger("test").lock_class("mmap_lock"), None), PageTable())
+    locks = Ledger("test").lock_class("any")
+    return MM(1, RwSemaphore(locks, None), PageTable(locks, None))
 
 
 class Naive:

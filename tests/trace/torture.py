@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What makes recording hard, in one program: threads that race for addresses, all ways to make a process, all sorts of
-mappings, accesses that fail.  Run by test_record.py; needs nothing but Python."""
+"""What makes recording hard, in one program: threads that race for addresses, all ways to make a process,
+all sorts of mappings, accesses that fail.  Run by test_record.py; needs nothing but Python."""
 
 import ctypes
 import mmap
@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 PAGE = mmap.PAGESIZE
 RW = mmap.PROT_READ | mmap.PROT_WRITE
@@ -27,14 +28,14 @@ for name in ("munmap", "mprotect", "madvise", "mlock", "munlock"):
 libc.shmdt.argtypes = [ctypes.c_void_p]
 
 
-def map_pages(nr_pages, prot=RW, flags=PRIVATE, fd=-1):
-    return libc.mmap(None, nr_pages * PAGE, prot, flags, fd, 0)
+def map_pages(nr_pages: int, prot: int = RW, flags: int = PRIVATE, fd: int = -1) -> int:
+    return int(libc.mmap(None, nr_pages * PAGE, prot, flags, fd, 0))
 
 
-def race(seed):
+def race(seed: int) -> None:
     """Threads of one address space that map, move, grow and unmap."""
     chosen = random.Random(seed)
-    mine = []
+    mine: list[tuple[int, int]] = []
     for _ in range(150):
         act = chosen.randrange(5)
         if act < 2 or not mine:
@@ -56,7 +57,7 @@ def race(seed):
             libc.mprotect(addr, PAGE, RW)  # and a merge
 
 
-def in_child(act):
+def in_child(act: Callable[[], object]) -> None:
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGSEGV, signal.SIG_DFL)
@@ -65,7 +66,7 @@ def in_child(act):
     os.waitpid(pid, 0)
 
 
-def bad_accesses():
+def bad_accesses() -> None:
     """Through the kernel first (EFAULT), then for good (SIGSEGV)."""
     hole = map_pages(3)
     libc.munmap(hole + PAGE, PAGE, 0)
@@ -75,7 +76,7 @@ def bad_accesses():
     ctypes.memset(hole + PAGE, 1, 1)
 
 
-def sorts_of_memory():
+def sorts_of_memory() -> None:
     map_pages(4, RW, SHARED)
     with open(sys.executable, "rb") as file:
         private = map_pages(6, RW, mmap.MAP_PRIVATE, file.fileno())
@@ -109,7 +110,7 @@ def sorts_of_memory():
     libc.mremap(moved + 4 * PAGE, 2 * PAGE, 2 * PAGE, 1 | 4, None)  # MREMAP_DONTUNMAP
 
 
-def deep(n):
+def deep(n: int) -> int:
     """Lets the stack grow."""
     buffer = (ctypes.c_char * 65536)()
     return 0 if n == 0 else deep(n - 1) + len(buffer)

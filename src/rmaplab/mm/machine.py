@@ -217,6 +217,7 @@ class Machine(System):
             vma = mm.tree.at(addr)
             if vma is not None and addr < end and self.scheduler is None and not memory.access_error(vma, write):
                 stop = min(end, vma.end)
+                self.rcu.count_sections((stop - addr) >> PAGE_SHIFT)
                 lock_of(vma).lock_class.reads += (stop - addr) >> PAGE_SHIFT
                 memory.fault_vma(self, vma, addr, (stop - addr) >> PAGE_SHIFT, write)
                 addr = stop

@@ -96,7 +96,6 @@ class KsmPlace:
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-@mypyc_attr(allow_interpreted_subclasses=True)
 class AnonVmaRmap(ReverseMap):
     """One anon_vma per family of VMAs, an interval tree in each, one lock a hierarchy."""
 

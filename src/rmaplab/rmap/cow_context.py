@@ -64,7 +64,6 @@ class KsmPlace:
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-@mypyc_attr(allow_interpreted_subclasses=True)
 class CowContextRmap(ContextRmap):
     """One context per address space; records for displaced VMAs only."""
 

@@ -146,7 +146,6 @@ def insert_sorted(values: list[int], new: int) -> list[int]:
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-@mypyc_attr(allow_interpreted_subclasses=True)
 class CowContextPrototypeRmap(ContextRmap):
     """One context per address space; records for every VMA whose address is not its page offset."""
 

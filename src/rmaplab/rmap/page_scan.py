@@ -28,7 +28,6 @@ from rmaplab.sync.work import Tally
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-@mypyc_attr(allow_interpreted_subclasses=True)
 class PageScanRmap(ReverseMap):
     """Every page table of every process."""
 

@@ -138,6 +138,10 @@ class Rcu:
         if self.scheduler is not None:
             self.scheduler.rcu_leave()
 
+    def count_sections(self, count: int) -> None:
+        """`count` sections, one after the other, of which nobody needs to know."""
+        self._sections.count += count
+
     def call(self, what: str, subject: object) -> None:
         """Free `subject` once all who may be looking at it have left (kfree_rcu(), call_rcu())."""
         self._frees.count += 1

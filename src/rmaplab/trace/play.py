@@ -275,8 +275,11 @@ class Player:
     def _fault(self, event: Event) -> int:
         mm = self._mm(event)
         write = event.flags & FAULT_WRITE != 0
-        if event.result:
-            return self.machine.fault(mm, event.addr, write)
+        if event.result or event.length <= PAGE_SIZE:
+            got = self.machine.fault(mm, event.addr, write)
+            if got and not event.result and mm.tree.at(event.addr) is None:
+                raise HistoryError(f"touches {event.addr:#x}, where nothing is mapped")
+            return got
         addr = event.addr
         end = event.addr + event.length
         got = 0

@@ -2,8 +2,8 @@
 """What a recorder has to remember of an address space, to make sense of what it sees.
 
 The machine (mm/) knows how VMAs split and merge; a recorder only needs to tell whether an access was
-allowed, where a range ends, and what a process has mapped that it may write to.  So here a range is
-whatever one call made of it, and ranges never merge.
+allowed, where a range ends, and what a process has mapped that it may write to.  Private ranges that
+touch and allow the same are one, so that there are no more of them than VMAs.
 
 Invariant: ranges do not overlap, are page aligned, and ascend.
 """
@@ -74,6 +74,12 @@ class Space:
         """Map `new` over whatever was there."""
         self.remove(new.start, new.end)
         i = bisect_right(self._starts, new.start)
+        if i and _are_one(self.ranges[i - 1], new):
+            self.ranges[i - 1].end = new.end
+            return
+        if i < len(self.ranges) and _are_one(new, self.ranges[i]):
+            self.ranges[i].start = self._starts[i] = new.start
+            return
         self.ranges.insert(i, new)
         self._starts.insert(i, new.start)
 
@@ -139,6 +145,16 @@ class Space:
         """May `addr` be accessed?  (x86-64: what may be written or executed may be read.)"""
         range = self.at(addr)
         return range is not None and range.prot != 0 and (not write or range.prot & PROT_WRITE != 0)
+
+
+def _are_one(low: Range, high: Range) -> bool:
+    return (
+        low.end == high.start
+        and low.private and high.private
+        and low.prot == high.prot
+        and low.dont_fork == high.dont_fork
+        and not low.grows_down and not high.grows_down
+    )  # fmt: skip
 
 
 def page_align(length: int) -> int:

@@ -31,7 +31,7 @@ _TRACED: Final = (
 )
 # -y: paths of descriptors.  A question mark: never mind if this kernel or strace does not know the call.
 STRACE_OPTIONS: Final = (
-    "-f", "-q", "-ttt", "-y", "-e", "signal=none", "-e",
+    "-f", "-q", "-ttt", "-y", "-e",
     "trace=" + ",".join("?" + name for name in _TRACED.split()),
 )  # fmt: skip
 

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What can go wrong between us and a real kernel."""
+
+from __future__ import annotations
+
+
+class KernelUnavailable(Exception):
+    """Something that is needed is missing (QEMU, drgn, a package, the network, permission): the message says
+    in one sentence what, and what would help.  Commands end with status 2."""
+
+
+class GuestError(Exception):
+    """A guest did not do what it was told, or does not answer any more."""

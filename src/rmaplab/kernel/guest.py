@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guest: a kernel in QEMU, whose processes do what we say.
+
+The guest's first process (guest/init.c) is a server of system calls behind the second serial port: what
+follows here decides which calls are made, from mounting /proc on.  QEMU's monitor (QMP, on two sockets: one
+for us, one for drgn) stops the guest while it is looked at.  Guest memory is a file that both sides map.
+
+QEMU emulates the processor (TCG) unless told otherwise: /dev/kvm may be there and still not run a kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import select
+import shutil
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rmaplab.kernel.errors import GuestError, KernelUnavailable
+from rmaplab.kernel.initramfs import archive
+
+# Beyond the system calls: guest/init.c, enum.
+TOUCH, FORK, EXEC, SPAWN, POKE, SCRATCH, FILL = range(0x1000, 0x1007)
+
+PROGRAM: Final = (0x1000_0000, 0x2000_0000)  # where init.c is linked: no history may map anything there
+SLOTS: Final = 120
+
+_SYS: Final = {
+    "read": 0, "write": 1, "open": 2, "close": 3, "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12,
+    "ioctl": 16, "mremap": 25, "madvise": 28, "exit": 60, "wait4": 61, "ftruncate": 77, "mkdir": 83,
+    "mlockall": 151, "munlockall": 152, "mount": 165, "swapon": 167, "munlock": 150, "mlock2": 325,
+    "memfd_create": 319, "finit_module": 313, "move_pages": 279, "userfaultfd": 323, "dup2": 33, "prctl": 157,
+    "pwrite": 18, "chroot": 161, "chdir": 80,
+}  # fmt: skip
+
+_SWAP_KIB: Final = 65536
+_MODULE_PARAMETERS: Final = {"brd": f"rd_nr=1 rd_size={_SWAP_KIB}".encode()}
+
+_COMMAND_LINE: Final = (
+    "console=ttyS0 quiet panic=-1 nokaslr numa_balancing=disable mitigations=off transparent_hugepage=never"
+    " random.trust_cpu=on no_timer_check"
+)
+
+
+class Guest:
+    """A running guest.  A context manager: QEMU ends with it.
+
+    image:   a bzImage
+    init:    the compiled guest/init.c
+    modules: name -> contents of an uncompressed kernel module, loaded in this order
+    memory:  MiB
+    disk:    a disk image, attached as /dev/vda, unchanged by the guest
+    """
+
+    def __init__(
+        self,
+        image: Path,
+        init: Path,
+        modules: dict[str, bytes],
+        memory: int = 512,
+        command_line: str = "",
+        accelerator: str = "tcg",
+        disk: Path | None = None,
+    ) -> None:
+        qemu = shutil.which("qemu-system-x86_64")
+        if qemu is None:
+            raise KernelUnavailable(
+                "QEMU is missing: install qemu-system-x86_64 (Debian: package qemu-system-x86)."
+            )
+        self.memory_size: Final = memory << 20
+        self._stack: Final = contextlib.ExitStack()
+        self.directory: Final = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="rmaplab-")))
+        try:
+            self._start(qemu, image, init, modules, memory, command_line, accelerator, disk)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(
+        self, qemu: str, image: Path, init: Path, modules: dict[str, bytes], memory: int, command_line: str,
+        accelerator: str, disk: Path | None,
+    ) -> None:  # fmt: skip
+        directory = self.directory
+        files = {"init": init.read_bytes()} | {f"{name}.ko": data for name, data in modules.items()}
+        (directory / "initramfs").write_bytes(archive(files))
+        self.qmp_socket: Final = directory / "drgn.sock"
+        memory_file = directory / "memory"
+        command = [
+            qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", accelerator,
+            "-machine", "pc,memory-backend=memory", "-smp", "1", "-m", f"{memory}M", "-device", "vmcoreinfo",
+            "-object", f"memory-backend-file,id=memory,size={memory}M,mem-path={memory_file},share=on",
+            "-kernel", str(image), "-initrd", str(directory / "initramfs"),
+            "-append", f"{_COMMAND_LINE} {command_line}".strip(),
+            "-serial", f"file:{directory / 'console'}",
+            "-chardev", f"socket,id=wire,path={directory / 'wire.sock'},server=on,wait=off",
+            "-serial", "chardev:wire",
+            "-qmp", f"unix:{directory / 'control.sock'},server=on,wait=off",
+            "-qmp", f"unix:{self.qmp_socket},server=on,wait=off",
+        ]  # fmt: skip
+        if disk is not None:
+            command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on"]
+        self._qemu: Final = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        self._wire: Final = self._connect(directory / "wire.sock")
+        self._control: Final = self._connect(directory / "control.sock")
+        self._received = b""
+        self._read_qmp()
+        self.monitor("qmp_capabilities")
+        with open(memory_file, "r+b") as file:
+            self.memory: Final = mmap.mmap(file.fileno(), self.memory_size, prot=mmap.PROT_READ)
+        self.free_slots: Final = list(range(SLOTS - 1, 0, -1))
+        if self._reply(60.0) != 0:
+            raise GuestError(f"the guest's init did not start; its console says:\n{self.console()}")
+        self.scratch: Final = self.call(0, SCRATCH)
+        self._prepare(modules, disk is not None)
+
+    def _connect(self, path: Path) -> socket.socket:
+        deadline = time.monotonic() + 10
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.connect(str(path))
+                return self._stack.enter_context(connection)
+            except OSError:
+                connection.close()
+                if self._qemu.poll() is not None or time.monotonic() > deadline:
+                    output = self._qemu.stderr.read() if self._qemu.stderr and self._qemu.poll() is not None else ""
+                    raise KernelUnavailable(f"QEMU did not start: {output.strip() or 'no answer'}") from None
+                time.sleep(0.01)
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End QEMU and remove its files."""
+        qemu = getattr(self, "_qemu", None)
+        if qemu is not None:
+            qemu.kill()
+            qemu.wait()
+            if qemu.stderr is not None:
+                qemu.stderr.close()
+        self._stack.close()
+
+    def console(self) -> str:
+        """What the kernel printed."""
+        return (self.directory / "console").read_text(errors="replace")
+
+    # The monitor
+
+    def monitor(self, command: str, **arguments: Any) -> Any:
+        """One QMP command."""
+        self._control.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+        while True:
+            answer = self._read_qmp()
+            if "return" in answer:
+                return answer["return"]
+            if "error" in answer:
+                raise GuestError(f"QEMU refused {command}: {answer['error'].get('desc')}")
+
+    def _read_qmp(self) -> dict[str, Any]:
+        while b"\n" not in self._received:
+            data = self._control.recv(65536)
+            if not data:
+                raise GuestError("QEMU has ended")
+            self._received += data
+        line, self._received = self._received.split(b"\n", 1)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    @contextlib.contextmanager
+    def stopped(self) -> Any:
+        """The guest stands still inside the with statement."""
+        self.monitor("stop")
+        try:
+            yield
+        finally:
+            self.monitor("cont")
+
+    # Calls
+
+    def call(self, slot: int, number: int, *arguments: int, timeout: float = 30.0) -> int:
+        """Let the process in `slot` make a system call (or one of init.c's own operations)."""
+        words = (slot, number, *(argument & 0xFFFF_FFFF_FFFF_FFFF for argument in arguments))
+        self._wire.sendall((" ".join(f"{word:x}" for word in words) + "\n").encode())
+        return self._reply(timeout)
+
+    def syscall(self, slot: int, name: str, *arguments: int) -> int:
+        return self.call(slot, _SYS[name], *arguments)
+
+    def _reply(self, timeout: float) -> int:
+        line = b""
+        deadline = time.monotonic() + timeout
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([self._wire], [], [], max(0.0, deadline - time.monotonic()))
+            data = self._wire.recv(1) if ready else b""
+            if not data:
+                raise GuestError(f"the guest does not answer; its console says:\n{self.console()[-4000:]}")
+            line += data
+        return int(line, 16)
+
+    def poke(self, slot: int, data: bytes) -> int:
+        """Store `data` in the scratch area of the process in `slot`; returns its address there."""
+        data += b"\0" * (-len(data) % 40)
+        for at in range(0, len(data), 40):
+            words = [int.from_bytes(data[i : i + 8], "little") for i in range(at, at + 40, 8)]
+            self.call(slot, POKE, at // 8, *words)
+        return self.scratch
+
+    def spawn(self) -> tuple[int, int]:
+        """A new process, right after execve().  Returns its slot and pid."""
+        slot = self.free_slots.pop()
+        first = self.call(0, SPAWN, slot)
+        return slot, first + self._reply(30.0)  # one of the two is 0
+
+    def exec(self, slot: int) -> None:
+        """execve() in the process in `slot`."""
+        self.call(slot, EXEC)
+
+    def fork(self, slot: int, flags: int) -> tuple[int, int]:
+        """Returns the child's slot and pid."""
+        if not self.free_slots:
+            raise GuestError(f"more than {SLOTS - 1} processes at once")
+        child = self.free_slots.pop()
+        pid = self.call(slot, FORK, child, flags)
+        if pid < 0:
+            raise GuestError(f"fork failed with {pid}")
+        return child, pid
+
+    def exit(self, slot: int, pid: int) -> None:
+        """Let a process exit, and wait until its memory is gone."""
+        words = f"{slot:x} {_SYS['exit']:x} 0\n"
+        self._wire.sendall(words.encode())
+        if self.syscall(0, "wait4", pid, 0, 0, 0) != pid:
+            raise GuestError(f"waiting for process {pid} failed")
+        self.free_slots.append(slot)
+
+    # Files
+
+    def write_file(self, path: str, contents: str, must: bool = True) -> int:
+        """Let process 1 write to a file.  Returns the result of write(2) or of open(2) if that failed."""
+        descriptor = self.open(0, path, os.O_WRONLY)
+        if descriptor < 0:
+            result = descriptor
+        else:
+            data = contents.encode()
+            result = self.syscall(0, "write", descriptor, self.poke(0, data), len(data))
+            self.syscall(0, "close", descriptor)
+        if must and result < 0:
+            raise GuestError(f"the guest cannot write {contents!r} to {path}: {os.strerror(-result)}")
+        return result
+
+    def open(self, slot: int, path: str, flags: int) -> int:
+        return self.syscall(slot, "open", self.poke(slot, path.encode() + b"\0"), flags, 0o600)
+
+    def _mount(self, kind: str, at: str) -> None:
+        strings = [kind.encode() + b"\0", at.encode() + b"\0"]
+        address = self.poke(0, b"".join(strings))
+        result = self.syscall(0, "mount", address, address + len(strings[0]), address, 0, 0)
+        if result:
+            raise GuestError(f"the guest cannot mount {kind} at {at}: {os.strerror(-result)}")
+
+    def _swap_on(self) -> None:
+        """Swap to a RAM disk (what mkswap writes: include/linux/swap.h, union swap_header)."""
+        device = self.open(0, "/dev/ram0", os.O_RDWR)
+        for at, data in (
+            (1024, struct.pack("<III", 1, (_SWAP_KIB >> 2) - 1, 0)),
+            (4086, b"SWAPSPACE2"),
+        ):
+            self.syscall(0, "pwrite", device, self.poke(0, data), len(data), at)
+        self.syscall(0, "close", device)
+        result = self.syscall(0, "swapon", self.poke(0, b"/dev/ram0\0"), 0)
+        if result:
+            raise GuestError(f"the guest cannot swap: {os.strerror(-result)}")
+
+    def _prepare(self, modules: Sequence[str] | dict[str, bytes], disk: bool) -> None:
+        for kind, at in (("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("ramfs", "/files")):
+            self._mount(kind, at)
+        self._mount("debugfs", "/sys/kernel/debug")
+        self._mount("cgroup2", "/cgroup")
+        for name in modules:
+            descriptor = self.open(0, f"/{name}.ko", os.O_RDONLY)
+            self.poke(0, _MODULE_PARAMETERS.get(name, b"") + b"\0")
+            result = self.syscall(0, "finit_module", descriptor, self.scratch, 0)
+            if result:
+                raise GuestError(f"the guest cannot load module {name}: {os.strerror(-result)}")
+            self.syscall(0, "close", descriptor)
+        # A fault maps the page that was touched and no other; swap-in reads no page but the one asked for.
+        self.write_file("/sys/kernel/debug/fault_around_bytes", "4096")
+        self.write_file("/proc/sys/vm/page-cluster", "0")
+        self.write_file("/proc/sys/vm/overcommit_memory", "1")
+        if "brd" in modules:
+            self._swap_on()

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The model and a real kernel, step by step: the first difference ends it.
+
+`Witness` is one guest with its reader.  `Lockstep` is one history on it: what is asked is done in the guest, what
+happened there is played on the machine, and after each event results and state are compared
+(isomorphism.py).  A new Lockstep on the same guest starts from nothing: the workers of the old one exit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from rmaplab.check.histories import Author, header, shortest
+from rmaplab.kernel.driver import Driver
+from rmaplab.kernel.errors import KernelUnavailable
+from rmaplab.kernel.guest import Guest
+from rmaplab.kernel.isomorphism import Difference, belongs, difference
+from rmaplab.kernel.memory import Memory
+from rmaplab.kernel.snapshot import Mm, Reader, Snapshot
+from rmaplab.mm.errors import HistoryError, InvariantError
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.profile import Profile
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.rmap.anon_vma import AnonVmaRmap
+from rmaplab.trace.events import Event
+from rmaplab.trace.history import Header
+from rmaplab.trace.play import Player
+
+
+class Disagreement(msgspec.Struct, frozen=True):
+    """Where a history ended: after `number` events, at `event`.
+
+    requested: what had been asked for so far, `event` included; played: what had happened
+    """
+
+    number: int
+    event: Event
+    difference: Difference
+    requested: list[Event]
+    played: list[Event]
+
+
+class Witness:
+    """A guest and eyes to look at it."""
+
+    def __init__(self, guest: Guest, vmlinux: str, profile: Profile) -> None:
+        self.guest: Final = guest
+        self.profile: Final = profile
+        self.memory: Final = Memory(attach(guest, vmlinux), guest.memory)
+        self.reader: Final = Reader(self.memory, belongs)
+        self._tasks: dict[int, int] = {}
+
+    def look(self, pids: Iterable[int]) -> Snapshot:
+        """The state of these processes, with the guest stopped meanwhile."""
+        with self.guest.stopped():
+            return self.reader.read([(pid, self._task(pid)) for pid in pids])
+
+    def forget(self, pid: int) -> None:
+        """The process is gone: its number may come again."""
+        self._tasks.pop(pid, None)
+
+    def _task(self, pid: int) -> int:
+        task = self._tasks.get(pid)
+        if task is None:
+            from drgn.helpers.linux.pid import find_task
+
+            task = int(find_task(self.memory.program, pid).value_())
+            self._tasks[pid] = task
+        return task
+
+
+def attach(guest: Guest, vmlinux: str) -> Any:
+    """A drgn.Program that sees the guest."""
+    try:
+        import drgn
+    except ImportError:
+        raise KernelUnavailable("drgn is missing: install rmaplab[kernel], or drgn 0.3 or newer.") from None
+    program = drgn.Program()
+    program.set_qemu_qmp(str(guest.qmp_socket))
+    program.load_debug_info([vmlinux])
+    return program
+
+
+class Lockstep:
+    """One history on guest and machine."""
+
+    def __init__(
+        self, witness: Witness, head: Header | None = None, design: type[ReverseMap] = AnonVmaRmap
+    ) -> None:
+        head = head or header()
+        self.witness: Final = witness
+        self.machine: Final = Machine(witness.profile, [design])
+        self.player: Final = Player(self.machine, head, batch=False)
+        self.driver: Final = Driver(witness.guest, {entry.id: entry for entry in head.files}, self._look)
+        self.requested: Final[list[Event]] = []
+        self.played: Final[list[Event]] = []
+        self.snapshot: Snapshot | None = None
+
+    def _look(self, pid: int) -> Mm:
+        return self.witness.look([pid]).by_pid[pid]
+
+    def step(self, request: Event) -> Disagreement | None:
+        """Do what is asked on both sides and compare."""
+        self.requested.append(request)
+        gone = self.driver.pids.get(request.pid) if request.op == "exit" else None
+        happened = self.driver.do(_copy(request))
+        if gone is not None:
+            self.witness.forget(gone)
+        for event in happened:
+            self.played.append(event)
+            found = self._play(event)
+            if found is not None:
+                return self._disagreement(found)
+        pids = self.driver.pids
+        self.snapshot = self.witness.look(pids.values())
+        found = difference(self.machine, self.snapshot, pids)
+        return None if found is None else self._disagreement(found)
+
+    def _play(self, event: Event) -> Difference | None:
+        """Play what happened; a difference if the result is another one."""
+        asked = _copy(event)
+        if event.op != "fault" or event.length <= 4096:
+            asked.result = -14  # let the machine find out everything for itself
+        try:
+            got = self.player.do(asked)
+        except (HistoryError, InvariantError) as error:
+            return Difference(f"process {event.pid}", f"result of {event.op}", _result(event.result), str(error))
+        if event.op == "exec":
+            self.machine.mm_of(event.pid).mmap_base = _first_place(self._look(self.driver.pids[event.pid]))
+        if got != event.result:
+            return Difference(f"process {event.pid}", f"result of {event.op}", _result(event.result), _result(got))
+        return None
+
+    def _disagreement(self, found: Difference) -> Disagreement:
+        return Disagreement(
+            len(self.played) - 1, self.played[-1], found, list(self.requested), list(self.played)
+        )
+
+    def end(self) -> None:
+        """The guest is free for another history."""
+        for pid in self.driver.pids.values():
+            self.witness.forget(pid)
+        self.driver.end()
+
+
+def _first_place(mm: Mm) -> int:
+    """Where top-down placement begins, below the vDSO if that was placed first."""
+    base = mm.mmap_base
+    for vma in reversed(mm.vmas):
+        if vma.end == base and not belongs(vma):
+            base = vma.start
+    return base
+
+
+def _copy(event: Event) -> Event:
+    return Event(**{field: getattr(event, field) for field in event.__struct_fields__})
+
+
+def _result(value: int) -> str:
+    import errno
+
+    return f"-{errno.errorcode.get(-value, str(-value))}" if value < 0 else hex(value)
+
+
+def replay(witness: Witness, events: Sequence[Event], design: type[ReverseMap] = AnonVmaRmap) -> Disagreement | None:
+    """The first disagreement of a history that was written down; requests that the machine finds impossible
+    are left out."""
+    lockstep = Lockstep(witness, design=design)
+    try:
+        for event in events:
+            if not possible(lockstep.machine, event):
+                continue
+            found = lockstep.step(event)
+            if found is not None:
+                return found
+        return None
+    finally:
+        lockstep.end()
+
+
+def possible(machine: Machine, event: Event) -> bool:
+    """Whether the processes that `event` speaks of are there."""
+    there = machine.processes
+    if event.op == "exec":
+        return True
+    if event.pid not in there or (event.op == "fork" and event.pid2 in there):
+        return False
+    return not (event.op == "ksm" and event.pid2 not in there) and not (event.op == "exit" and len(there) == 1)
+
+
+class Random:
+    """A random history in lockstep."""
+
+    def __init__(
+        self, witness: Witness, seed: int, pages: int = 48, processes: int = 6,
+        design: type[ReverseMap] = AnonVmaRmap, ops: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.lockstep: Final = Lockstep(witness, design=design)
+        known = self.lockstep.driver.known()
+        self._author = Author(
+            self.lockstep.machine, random.Random(seed), [op for op in ops or sorted(known) if op in known],
+            pages=pages, processes=processes,
+        )  # fmt: skip
+        self._first = True
+
+    def steps(self, count: int) -> Iterator[Disagreement | None]:
+        """At most `count` steps; ends after the first disagreement."""
+        done = 0
+        while done < count:
+            event = self._author.first() if self._first else self._author.propose()
+            if event is None:
+                continue
+            self._first = False
+            found = self.lockstep.step(event)
+            done += 1
+            yield found
+            if found is not None:
+                return
+
+    def end(self) -> None:
+        self.lockstep.end()
+
+
+def minimal(witness: Witness, found: Disagreement, design: type[ReverseMap] = AnonVmaRmap) -> Disagreement:
+    """The shortest history that ends in a disagreement about the same property."""
+    best = found
+
+    def fails(events: list[Event]) -> bool:
+        nonlocal best
+        again = replay(witness, events, design)
+        if again is not None and again.difference.what == found.difference.what:
+            best = again
+            return True
+        return False
+
+    shortest(found.requested, fails, again=list)
+    return best

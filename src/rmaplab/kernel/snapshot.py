@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a kernel holds at one moment: address spaces, VMAs, the anon_vma graph, page tables, pages.
+
+`Reader` reads it all from a kernel that stands still.  Objects are named by their kernel addresses; nothing is
+interpreted here beyond what the structures say (see isomorphism.py for what it means, and consistency.py for
+what must hold in it).
+
+From include/linux/mm_types.h, include/linux/rmap.h, include/linux/page-flags.h, lib/maple_tree.c (reading only),
+arch/x86/include/asm/pgtable_64.h (what swap entries look like).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+from rmaplab.kernel.errors import KernelUnavailable
+from rmaplab.kernel.memory import PTE_FRAME, Memory, Record
+
+PAGE_SHIFT: Final = 12
+_ADDRESS_MAX: Final = (1 << 64) - 1
+_PRESENT: Final = 0x1
+_WRITE: Final = 0x2
+_HUGE: Final = 0x80
+_PROTNONE: Final = 0x100
+_MAPPING_ANON: Final = 1
+_MAPPING_FLAGS: Final = 3  # PAGE_MAPPING_ANON and PAGE_MAPPING_MOVABLE; both: KSM
+_FIRST_SPECIAL_SWAP_TYPE: Final = 22  # swap "types" from here on are migration, device, marker entries
+
+
+class Avc:
+    """struct anon_vma_chain"""
+
+    __slots__ = ("address", "anon_vma", "last", "subtree_last", "vma")
+
+    def __init__(self, address: int, vma: int, anon_vma: int) -> None:
+        self.address = address
+        self.vma = vma
+        self.anon_vma = anon_vma
+
+
+class AnonVma:
+    """struct anon_vma; `tree` has the AVCs of its interval tree in order, each with its depth-first shape
+    as (avc, left, right, subtree_last)."""
+
+    __slots__ = ("address", "num_active_vmas", "num_children", "parent", "refcount", "root", "tree")
+
+    def __init__(
+        self, address: int, root: int, parent: int, refcount: int, num_children: int, num_active_vmas: int
+    ) -> None:
+        self.address = address
+        self.root = root
+        self.parent = parent
+        self.refcount = refcount
+        self.num_children = num_children
+        self.num_active_vmas = num_active_vmas
+        self.tree: list[TreeNode] = []
+
+
+class TreeNode:
+    """An AVC in an interval tree: its children there (0: none) and the last page offset below it."""
+
+    __slots__ = ("avc", "left", "right", "subtree_last")
+
+    def __init__(self, avc: int, left: int, right: int, subtree_last: int) -> None:
+        self.avc = avc
+        self.left = left
+        self.right = right
+        self.subtree_last = subtree_last
+
+
+class Vma:
+    """struct vm_area_struct; `chain` has its AVCs, the newest first."""
+
+    __slots__ = ("address", "anon_vma", "chain", "end", "file", "flags", "inode", "mm", "pgoff", "special", "start")
+
+    def __init__(
+        self, address: int, mm: int, start: int, end: int, pgoff: int, flags: int, file: int, anon_vma: int
+    ) -> None:
+        self.address = address
+        self.mm = mm
+        self.start = start
+        self.end = end
+        self.pgoff = pgoff
+        self.flags = flags
+        self.file = file
+        self.inode = 0
+        self.anon_vma = anon_vma
+        self.special = False  # the vDSO and its data
+        self.chain: list[int] = []
+
+
+class Page:
+    """struct page of an anonymous page.  `anon_vma` is what its folio points to (0: KSM), `index` this page's
+    page offset, `head` and `order` its folio."""
+
+    __slots__ = ("anon_vma", "exclusive", "head", "index", "ksm", "mapcount", "order", "pfn", "swap", "swapcache")
+
+    def __init__(self, pfn: int) -> None:
+        self.pfn = pfn
+        self.head = pfn
+        self.order = 0
+        self.anon_vma = 0
+        self.index = 0
+        self.mapcount = 0
+        self.exclusive = False
+        self.ksm = False
+        self.swapcache = False
+        self.swap = 0  # the swap entry whose contents it caches
+
+
+class Entry:
+    """A page-table entry that is not none.
+
+    kind: "anon", "zero", "file", "swap", "other"
+    number: pfn, or swap entry
+    """
+
+    __slots__ = ("exclusive", "kind", "number", "writable")
+
+    def __init__(self, kind: str, number: int, writable: bool, exclusive: bool) -> None:
+        self.kind = kind
+        self.number = number
+        self.writable = writable
+        self.exclusive = exclusive
+
+
+class Mm:
+    """struct mm_struct, its VMAs in order, and the entries in those that were asked for."""
+
+    __slots__ = ("address", "brk", "entries", "mmap_base", "pgd", "pids", "start_brk", "vmas")
+
+    def __init__(self, address: int, pgd: int, mmap_base: int, start_brk: int, brk: int) -> None:
+        self.address = address
+        self.pgd = pgd
+        self.mmap_base = mmap_base
+        self.start_brk = start_brk
+        self.brk = brk
+        self.pids: list[int] = []
+        self.vmas: list[Vma] = []
+        self.entries: dict[int, Entry] = {}  # by address
+
+
+class Snapshot:
+    """All of it."""
+
+    def __init__(self) -> None:
+        self.mms: dict[int, Mm] = {}
+        self.by_pid: dict[int, Mm] = {}
+        self.vmas: dict[int, Vma] = {}
+        self.avcs: dict[int, Avc] = {}
+        self.anon_vmas: dict[int, AnonVma] = {}
+        self.pages: dict[int, Page] = {}  # anonymous ones that an entry maps, by pfn
+
+
+class Reader:
+    """Reads snapshots.
+
+    wanted: which VMAs' page tables to read (default: all of them)
+    """
+
+    def __init__(self, memory: Memory, wanted: Callable[[Vma], bool] = lambda vma: True) -> None:
+        program = memory.program
+        self._memory: Final = memory
+        self._wanted: Final = wanted
+        self._task: Final = Record(program, "struct task_struct", "mm")
+        self._mm: Final = Record(
+            program, "struct mm_struct", "mm_mt.ma_root", "pgd", "mmap_base", "start_brk", "brk"
+        )
+        self._vma: Final = Record(
+            program, "struct vm_area_struct", "vm_start", "vm_end", "vm_pgoff", "vm_flags", "vm_file", "anon_vma",
+            "anon_vma_chain.next", "vm_mm", "vm_ops",
+        )  # fmt: skip
+        self._chain_head: Final = self._vma.offset["anon_vma_chain.next"]
+        self._file: Final = Record(program, "struct file", "f_inode")
+        self._avc: Final = Record(
+            program, "struct anon_vma_chain", "vma", "anon_vma", "same_vma.next", "rb.rb_left", "rb.rb_right",
+            "rb_subtree_last",
+        )  # fmt: skip
+        self._same_vma: Final = self._avc.offset["same_vma.next"]
+        self._rb: Final = self._avc.offset["rb.rb_left"] - _offset(program, "struct rb_node", "rb_left")
+        self._anon_vma: Final = Record(
+            program, "struct anon_vma", "root", "parent", "refcount", "num_children", "num_active_vmas",
+            "rb_root.rb_root.rb_node",
+        )  # fmt: skip
+        self._node: Final = _maple_shapes(program)
+        self._page: Final = Record(
+            program, "struct page", "flags", "compound_head", "mapping", "index", "_mapcount", "private"
+        )
+        self.page_size: Final = self._page.size
+        self._anon_exclusive: Final = 1 << program.constant("PG_anon_exclusive").value_()
+        self._swapcache: Final = 1 << program.constant("PG_swapcache").value_()
+        self._swapbacked: Final = 1 << program.constant("PG_swapbacked").value_()
+        self._head_flag: Final = 1 << program.constant("PG_head").value_()
+        self._folio_order: Final = _offset(program, "struct folio", _order_field(program))
+        self._zero_pfn: Final[int] = program["zero_pfn"].value_()
+        self._special_ops: Final[int] = program["special_mapping_vmops"].address_of_().value_()
+
+    # All of it
+
+    def read(self, tasks: Iterable[tuple[int, int]]) -> Snapshot:
+        """The state of the tasks given as (pid, address of task_struct); kernel threads are passed over."""
+        snapshot = Snapshot()
+        for pid, task in tasks:
+            (address,) = self._task.at(self._memory, task)
+            if address == 0:
+                continue
+            mm = snapshot.mms.get(address)
+            if mm is None:
+                mm = self._read_mm(snapshot, address)
+            mm.pids.append(pid)
+            snapshot.by_pid[pid] = mm
+        for anon_vma in list(snapshot.anon_vmas.values()):
+            self._read_tree(snapshot, anon_vma)
+        return snapshot
+
+    def _read_mm(self, snapshot: Snapshot, address: int) -> Mm:
+        root, pgd, mmap_base, start_brk, brk = self._mm.at(self._memory, address)
+        mm = Mm(address, pgd, mmap_base, start_brk, brk)
+        snapshot.mms[address] = mm
+        for pointer in self._maple(root):
+            vma = self._read_vma(snapshot, pointer)
+            mm.vmas.append(vma)
+            if self._wanted(vma):
+                self._read_entries(snapshot, mm, vma.start, vma.end)
+        return mm
+
+    def _read_vma(self, snapshot: Snapshot, address: int) -> Vma:
+        start, end, pgoff, flags, file, anon_vma, first, mm, ops = self._vma.at(self._memory, address)
+        vma = Vma(address, mm, start, end, pgoff, flags, file, anon_vma)
+        vma.special = ops == self._special_ops
+        if file:
+            (vma.inode,) = self._file.at(self._memory, file)
+        snapshot.vmas[address] = vma
+        head = address + self._chain_head
+        while first != head:
+            at = first - self._same_vma
+            owner, anon, following, _, _, _ = self._avc.at(self._memory, at)
+            vma.chain.append(at)
+            if at in snapshot.avcs:
+                break  # a damaged list that runs in a circle: consistency.py will say so
+            snapshot.avcs[at] = Avc(at, owner, anon)
+            if anon not in snapshot.anon_vmas:
+                self.read_anon_vma(snapshot, anon)
+            first = following
+        if anon_vma and anon_vma not in snapshot.anon_vmas:
+            self.read_anon_vma(snapshot, anon_vma)
+        return vma
+
+    def read_anon_vma(self, snapshot: Snapshot, address: int) -> None:
+        """Add an anon_vma, and those above it, without their trees."""
+        while address and address not in snapshot.anon_vmas:
+            root, parent, refcount, children, active, _ = self._anon_vma.at(self._memory, address)
+            snapshot.anon_vmas[address] = AnonVma(address, root, parent, refcount, children, active)
+            address = parent
+
+    def _read_tree(self, snapshot: Snapshot, anon_vma: AnonVma) -> None:
+        *_, node = self._anon_vma.at(self._memory, anon_vma.address)
+        path: list[tuple[int, int, int]] = []  # AVC, its right child, its subtree_last; not visited yet
+        lefts: dict[int, int] = {}
+        seen: set[int] = set()
+        while (node or path) and len(anon_vma.tree) < 1 << 20:
+            if node:
+                at = node - self._rb
+                if at in seen:
+                    break  # a damaged tree
+                seen.add(at)
+                owner, anon, _, left, right, subtree_last = self._avc.at(self._memory, at)
+                if at not in snapshot.avcs:
+                    snapshot.avcs[at] = Avc(at, owner, anon)
+                lefts[at] = left
+                path.append((at, right, subtree_last))
+                node = left
+            else:
+                at, node, subtree_last = path.pop()
+                left = lefts[at]
+                anon_vma.tree.append(
+                    TreeNode(at, left - self._rb if left else 0, node - self._rb if node else 0, subtree_last)
+                )
+
+    # The maple tree
+
+    def _maple(self, root: int) -> Iterator[int]:
+        """The entries of a maple tree, ascending."""
+        if root & 3 != 2:  # xa_is_node(): a tree of one entry has it in place of a node
+            if root:
+                yield root
+            return
+        yield from self._maple_node(root, _ADDRESS_MAX)
+
+    def _maple_node(self, entry: int, maximum: int) -> Iterator[int]:
+        kind = entry >> 3 & 15
+        record, nr_pivots, nr_slots = self._node[kind]
+        values = record.at(self._memory, entry & ~0xFF)
+        pivots, slots = values[:nr_pivots], values[nr_pivots:]
+        for i in range(nr_slots):
+            last = pivots[i] if i < nr_pivots else maximum
+            if last == 0 and i > 0:
+                last = maximum
+            slot = slots[i]
+            if kind == 1:
+                if slot:
+                    yield slot
+            else:
+                yield from self._maple_node(slot, last)
+            if last >= maximum:
+                return
+
+    # Page tables
+
+    def _read_entries(self, snapshot: Snapshot, mm: Mm, start: int, end: int) -> None:
+        """Entries of [start, end) in `mm`, and the anonymous pages that they map."""
+        memory = self._memory
+        addr = start
+        table = mm.pgd - memory.direct_map
+        while addr < end:
+            base = table
+            entry = 0
+            for shift in (39, 30, 21):
+                entry = memory.word(memory.direct_map + base + (addr >> shift & 511) * 8)
+                if not entry & _PRESENT or entry & _HUGE:
+                    break
+                base = entry & PTE_FRAME
+            else:
+                stop = min(end, (addr | 0x1FFFFF) + 1)
+                entries = memory.table(base)
+                for i in range(addr >> 12 & 511, (addr >> 12 & 511) + (stop - addr >> 12)):
+                    if entries[i]:
+                        at = (addr & ~0x1FFFFF) + (i << PAGE_SHIFT)
+                        mm.entries[at] = self._entry(snapshot, entries[i])
+                addr = stop
+                continue
+            stop = min(end, (addr | (1 << shift) - 1) + 1)
+            if entry & _HUGE and entry & _PRESENT:
+                first = ((entry & PTE_FRAME & ~0x1000) >> 12) + (addr >> 12 & (1 << shift - 12) - 1)
+                for i in range(stop - addr >> PAGE_SHIFT):
+                    mm.entries[addr + (i << PAGE_SHIFT)] = self._present(snapshot, entry, first + i)
+            addr = stop
+
+    def _entry(self, snapshot: Snapshot, entry: int) -> Entry:
+        if entry & _PRESENT:
+            return self._present(snapshot, entry, (entry & PTE_FRAME) >> PAGE_SHIFT)
+        if entry & _PROTNONE:  # the frame is stored inverted (arch/x86/include/asm/pgtable-invert.h)
+            return self._present(snapshot, entry, (~entry & PTE_FRAME) >> PAGE_SHIFT)
+        kind = entry >> 59
+        offset = (~entry & _ADDRESS_MAX) << 5 & _ADDRESS_MAX
+        number = kind << 58 | offset >> 14
+        return Entry("swap" if kind < _FIRST_SPECIAL_SWAP_TYPE else "other", number, False, entry & 8 != 0)
+
+    def _present(self, snapshot: Snapshot, entry: int, pfn: int) -> Entry:
+        writable = entry & _WRITE != 0
+        if pfn == self._zero_pfn:
+            return Entry("zero", 0, writable, False)
+        page = snapshot.pages.get(pfn)
+        if page is None:
+            page = self._read_page(pfn)
+            if page is None:
+                return Entry("file", pfn, writable, False)
+            snapshot.pages[pfn] = page
+        return Entry("anon", pfn, writable, page.exclusive)
+
+    def _read_page(self, pfn: int) -> Page | None:
+        """The struct page of `pfn`, if it is anonymous."""
+        memory = self._memory
+        address = memory.vmemmap + pfn * self.page_size
+        flags, compound, mapping, index, mapcount, private = self._page.at(memory, address)
+        page = Page(pfn)
+        page.mapcount = mapcount + 1
+        page.exclusive = flags & self._anon_exclusive != 0
+        head_flags = flags
+        if compound & 1:
+            head = compound - 1
+            page.head = (head - memory.vmemmap) // self.page_size
+            head_flags, _, mapping, index, _, private = self._page.at(memory, head)
+            index += pfn - page.head
+        if head_flags & self._head_flag:
+            head = memory.vmemmap + page.head * self.page_size
+            page.order = bytes(memory.read(head + self._folio_order, 1))[0]
+        if not mapping & _MAPPING_ANON:
+            return None
+        page.ksm = mapping & _MAPPING_FLAGS == _MAPPING_FLAGS
+        page.anon_vma = 0 if page.ksm else mapping & ~_MAPPING_FLAGS
+        page.index = index
+        page.swapcache = head_flags & self._swapcache != 0 and head_flags & self._swapbacked != 0
+        page.swap = private + (pfn - page.head) if page.swapcache else 0
+        return page
+
+
+def _offset(program: Any, type_name: str, path: str) -> int:
+    return Record(program, type_name, path).offset[path]
+
+
+def _order_field(program: Any) -> str:
+    """Where a large folio keeps its order, in its lowest byte (folio_order())."""
+    folio = program.type("struct folio")
+    for name in ("_folio_order", "_flags_1"):
+        if folio.has_member(name):
+            return name
+    raise KernelUnavailable("this kernel's struct folio does not say where the order of a folio is.")
+
+
+def _maple_shapes(program: Any) -> dict[int, tuple[Record, int, int]]:
+    """By enum maple_type: how to read a node, its number of pivots, and of slots."""
+    shapes = {}
+    for kind, name in ((1, "maple_range_64"), (2, "maple_range_64"), (3, "maple_arange_64")):
+        node = program.type(f"struct {name}")
+        pivots, slots = node.member("pivot"), node.member("slot")
+        record = _Words(program, f"struct {name}", (pivots, slots))
+        shapes[kind] = (record, pivots.type.length, slots.type.length)
+    return shapes
+
+
+class _Words(Record):
+    """Arrays of words of a structure, one after the other."""
+
+    def __init__(self, program: Any, type_name: str, arrays: tuple[Any, ...]) -> None:
+        super().__init__(program, type_name)
+        self._ranges: Final = [(a.bit_offset // 64, a.bit_offset // 64 + a.type.length) for a in arrays]
+        self._nr_words: Final = self.size // 8
+
+    def at(self, memory: Memory, address: int) -> tuple[int, ...]:
+        words = memoryview(memory.read(address, self._nr_words * 8)).cast("Q")
+        return tuple(word for first, last in self._ranges for word in words[first:last])

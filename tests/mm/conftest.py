@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`space`: a machine for statements about Linux; each test that uses it runs twice, once with the reference
+profile and once side by side with the running kernel, where that can be had."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from mm.space import Space
+from rmaplab.check.host import HostUnavailable
+
+
+@pytest.fixture(params=["6.12", "running kernel"])
+def space(request: pytest.FixtureRequest) -> Iterator[Space]:
+    try:
+        space = Space() if request.param == "6.12" else Space(witness=True)
+    except HostUnavailable as why:
+        pytest.skip(str(why))
+    yield space
+    space.close()
+
+
+@pytest.fixture
+def model() -> Iterator[Space]:
+    """For what no program can see or ask for, by itself: the machine alone."""
+    space = Space()
+    yield space
+    space.close()

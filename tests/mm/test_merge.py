@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which VMAs merge and how one is split: the cases of mm/vma.c, one by one."""
+
+import pytest
+
+from mm.space import ANON, DISK, FILE, MEMORY, RW, RX, N, R, Space
+from rmaplab.mm.abi import (
+    MADV_DOFORK,
+    MADV_DONTDUMP,
+    MADV_DONTFORK,
+    MADV_MERGEABLE,
+    MADV_WIPEONFORK,
+    MAP_FIXED,
+    MAP_GROWSDOWN,
+    MAP_SHARED,
+)
+from rmaplab.trace.events import Event
+
+# A new range between two VMAs (vma_merge_new_range())
+
+
+def test_a_new_range_joins_both_neighbours(space: Space) -> None:
+    space.map(0, 4)
+    space.map(8, 4)
+    space.map(4, 4)
+    assert space.vmas() == "0-12 rw"
+
+
+def test_a_new_range_joins_the_vma_below(space: Space) -> None:
+    space.map(0, 4)
+    space.map(8, 4, R)
+    space.map(4, 4)
+    assert space.vmas() == "0-8 rw, 8-12 r"
+
+
+def test_a_new_range_joins_the_vma_above(space: Space) -> None:
+    space.map(0, 4, R)
+    space.map(8, 4)
+    space.map(4, 4)
+    assert space.vmas() == "0-4 r, 4-12 rw"
+
+
+def test_a_new_range_between_strangers_stays_by_itself(space: Space) -> None:
+    space.map(0, 4, R)
+    space.map(8, 4, R)
+    space.map(4, 4)
+    assert space.vmas() == "0-4 r, 4-8 rw, 8-12 r"
+
+
+def test_a_range_that_does_not_touch_stays_by_itself(space: Space) -> None:
+    space.map(0, 4)
+    space.map(5, 4)
+    assert space.vmas() == "0-4 rw, 5-9 rw"
+
+
+# A range whose attributes change (vma_merge_existing_range()): whole, its head, its tail, its middle
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize(
+    ("below", "middle", "above", "first", "pages", "result"),
+    [
+        pytest.param(RW, R, RW, 4, 4, "0-12 rw", id="whole, joins both"),
+        pytest.param(RW, R, RX, 4, 4, "0-8 rw, 8-12 rx", id="whole, joins below"),
+        pytest.param(RX, R, RW, 4, 4, "0-4 rx, 4-12 rw", id="whole, joins above"),
+        pytest.param(RX, R, RX, 4, 4, "0-4 rx, 4-8 rw, 8-12 rx", id="whole, joins none"),
+        pytest.param(RW, R, RX, 4, 2, "0-6 rw, 6-8 r, 8-12 rx", id="head, joins below"),
+        pytest.param(RX, R, RX, 4, 2, "0-4 rx, 4-6 rw, 6-8 r, 8-12 rx", id="head, joins none"),
+        pytest.param(RX, R, RW, 6, 2, "0-4 rx, 4-6 r, 6-12 rw", id="tail, joins above"),
+        pytest.param(RX, R, RX, 6, 2, "0-4 rx, 4-6 r, 6-8 rw, 8-12 rx", id="tail, joins none"),
+        pytest.param(RW, R, RW, 5, 2, "0-4 rw, 4-5 r, 5-7 rw, 7-8 r, 8-12 rw", id="middle, joins none"),
+    ],
+)
+def test_a_range_that_changes_its_rights(
+    space: Space, below: int, middle: int, above: int, first: int, pages: int, result: str, prepared: bool
+) -> None:
+    space.map(0, 12)
+    if prepared:
+        space.write(0, 12)
+    space.protect(0, 4, below)
+    space.protect(8, 4, above)
+    space.protect(4, 4, middle)
+    space.protect(first, pages, RW)
+    assert space.vmas() == result
+
+
+def test_rights_that_span_vmas_merge_them_one_after_the_other(space: Space) -> None:
+    for i, prot in enumerate((R, RW, RX, RW, R)):
+        space.map(2 * i, 2, prot)
+    space.protect(1, 8, RX)
+    assert space.vmas() == "0-1 r, 1-9 rx, 9-10 r"
+    space.protect(0, 10, RW)
+    assert space.vmas() == "0-10 rw"
+
+
+# What has to be equal
+
+
+def test_files_merge_where_the_offset_goes_on(space: Space) -> None:
+    space.map(0, 2, RW, FILE, DISK, 10)
+    space.map(2, 2, RW, FILE, DISK, 12)
+    space.map(4, 2, RW, FILE, DISK, 15)
+    space.map(6, 2, RW, FILE, MEMORY, 17)
+    assert space.vmas() == "0-4 rw, 4-6 rw, 6-8 rw"
+
+
+def test_a_file_does_not_merge_with_anonymous_memory_or_with_a_shared_mapping(space: Space) -> None:
+    space.map(0, 2, RW, FILE, DISK, 0)
+    space.map(2, 2, RW, MAP_SHARED | MAP_FIXED, DISK, 2)
+    space.map(4, 2)
+    assert space.vmas() == "0-2 rw, 2-4 rw, 4-6 rw"
+
+
+def test_shared_file_mappings_merge(space: Space) -> None:
+    space.map(0, 2, RW, MAP_SHARED | MAP_FIXED, DISK, 0)
+    space.map(2, 2, RW, MAP_SHARED | MAP_FIXED, DISK, 2)
+    assert space.vmas() == "0-4 rw"
+
+
+@pytest.mark.parametrize("advice", [MADV_DONTFORK, MADV_WIPEONFORK, MADV_DONTDUMP, MADV_MERGEABLE])
+def test_an_advice_splits_and_keeps_apart(space: Space, advice: int) -> None:
+    space.map(0, 6)
+    space.advise(2, 2, advice)
+    assert space.vmas() == "0-2 rw, 2-4 rw, 4-6 rw"
+    space.advise(4, 2, advice)
+    assert space.vmas() == "0-2 rw, 2-6 rw"
+    space.map(6, 2)
+    assert space.vmas() == "0-2 rw, 2-6 rw, 6-8 rw"
+
+
+def test_an_advice_taken_back_merges(space: Space) -> None:
+    space.map(0, 6)
+    space.advise(2, 2, MADV_DONTFORK)
+    space.advise(2, 2, MADV_DOFORK)
+    assert space.vmas() == "0-6 rw"
+
+
+def test_a_lock_splits_and_unlock_merges(space: Space) -> None:
+    space.map(0, 6)
+    space.lock(2, 2)
+    assert space.vmas() == "0-2 rw, 2-4 rw, 4-6 rw"
+    space.unlock(2, 2)
+    assert space.vmas() == ("0-2 rw, 2-4 rw, 4-6 rw" if space.kernel == "6.12" else "0-6 rw")
+
+
+def test_a_stack_does_not_merge_with_what_does_not_grow(space: Space) -> None:
+    space.map(0, 2)
+    space.map(2, 2, RW, ANON | MAP_GROWSDOWN)
+    assert space.vmas() == "0-2 rw, 2-4 rw"
+
+
+def test_names_keep_apart(model: Space) -> None:
+    model.map(0, 4)
+    name = Event("name", 1, model.vma(0).start, 2 * 4096, file=1)
+    assert model.do(name) == 0
+    assert model.vmas() == "0-2 rw, 2-4 rw"
+    name.file = 0
+    model.do(name)
+    assert model.vmas() == "0-4 rw"
+
+
+def test_a_prepared_vma_that_moved_keeps_its_page_offset_and_merges_only_where_that_goes_on(space: Space) -> None:
+    space.map(0, 2)
+    space.write(0)
+    space.map(20, 2)
+    space.move(0, 2, 22)
+    assert space.pgoff(22) == 0
+    assert space.vmas() == "20-22 rw, 22-24 rw"
+    space.move(22, 2, 0)
+    space.map(2, 2)
+    assert space.vmas() == "0-4 rw, 20-22 rw"
+
+
+def test_an_unprepared_vma_that_moved_merges_with_its_new_neighbours(space: Space) -> None:
+    space.map(0, 2)
+    space.map(20, 2)
+    space.map(24, 2)
+    space.move(0, 2, 22)
+    assert space.vmas() == "20-26 rw"
+    assert space.pgoff(22) == 22
+
+
+# The reverse map has a say (is_mergeable_anon_vma())
+
+
+def test_an_unprepared_range_merges_into_a_prepared_vma(space: Space) -> None:
+    space.map(4, 2)
+    space.write(4)
+    space.map(2, 2)
+    space.map(6, 2)
+    assert space.vmas() == "2-8 rw"
+
+
+def test_a_prepared_range_merges_into_an_unprepared_vma_since_6_16(space: Space) -> None:
+    space.map(2, 2)
+    space.write(2)
+    space.protect(2, 2, R)
+    space.map(0, 2)
+    space.protect(2, 2, RW)
+    assert space.vmas() == ("0-2 rw, 2-4 rw" if space.kernel == "6.12" else "0-4 rw")
+
+
+def test_two_that_were_prepared_apart_stay_apart(space: Space) -> None:
+    space.map(0, 2)
+    space.write(0)
+    space.map(4, 2)
+    space.write(4)
+    space.map(2, 2)
+    assert space.vmas() == "0-4 rw, 4-6 rw"
+
+
+def test_a_first_fault_beside_a_prepared_vma_makes_them_mergeable(space: Space) -> None:
+    """__anon_vma_prepare() shares the neighbour's anon_vma with what mprotect() could make equal."""
+    space.map(0, 4)
+    space.protect(2, 2, N)
+    space.write(0)
+    space.protect(0, 2, R)
+    space.protect(2, 2, RW)
+    assert space.vmas() == "0-2 r, 2-4 rw"
+    space.write(2)
+    space.protect(0, 2, RW)
+    assert space.vmas() == "0-4 rw"
+
+
+def test_an_inherited_vma_takes_nothing_in(space: Space) -> None:
+    space.map(0, 2)
+    space.write(0)
+    space.fork()
+    space.map(2, 2, pid=2)
+    assert space.vmas(2) == "0-2 rw, 2-4 rw"
+    space.map(2, 2, pid=1)
+    assert space.vmas(1) == "0-4 rw"
+
+
+def test_an_inherited_vma_that_was_split_is_made_one_again(space: Space) -> None:
+    space.map(0, 6)
+    space.write(0)
+    space.fork()
+    space.protect(2, 2, R, pid=2)
+    assert space.vmas(2) == "0-2 rw, 2-4 r, 4-6 rw"
+    space.protect(2, 2, RW, pid=2)
+    assert space.vmas(2) == "0-6 rw"
+
+
+def test_an_inherited_vma_does_not_lend_its_anon_vma_to_a_neighbour(space: Space) -> None:
+    space.map(0, 2)
+    space.write(0)
+    space.map(2, 2, R)
+    space.fork()
+    space.protect(2, 2, RW, pid=2)
+    space.write(2, pid=2)
+    space.protect(0, 2, R, pid=2)
+    space.protect(0, 2, RW, pid=2)
+    assert space.vmas(2) == "0-2 rw, 2-4 rw"
+
+
+def test_the_6_1_rule_prefers_the_vma_above() -> None:
+    """__mmap_region() of 6.1 looks above first, so that of two which cannot be one the upper one grows."""
+    for name, result in (("6.1", "0-2 rw, 2-6 rw"), ("6.12", "0-4 rw, 4-6 rw")):
+        space = Space(name)
+        for page in (0, 4):
+            space.map(page, 2)
+            space.write(page)
+        space.map(2, 2)
+        assert space.vmas() == result
+        space.close()
+
+

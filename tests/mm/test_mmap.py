@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mmap, munmap, mprotect, brk and mlock: where things go, and what is refused."""
+
+import pytest
+
+from mm.space import ANON, DISK, FILE, PAGE, RW, N, R, Space, at
+from rmaplab.mm.abi import (
+    MAP_ANONYMOUS,
+    MAP_DROPPABLE,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_GROWSDOWN,
+    MAP_LOCKED,
+    MAP_NORESERVE,
+    MAP_POPULATE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MCL_CURRENT,
+    MCL_FUTURE,
+    MCL_ONFAULT,
+    MLOCK_ONFAULT,
+)
+from rmaplab.mm.vma import TASK_SIZE, VM_ACCOUNT, VM_LOCKED, VM_LOCKONFAULT, VM_NORESERVE
+from rmaplab.trace.events import Event
+
+HINT = MAP_PRIVATE | MAP_ANONYMOUS
+
+
+# Placement
+
+
+def test_a_free_hint_is_taken(space: Space) -> None:
+    assert space.map(7, 2, flags=HINT) == 7
+
+
+def test_a_hint_is_rounded_down_to_a_page(space: Space) -> None:
+    assert space.do(Event("mmap", 1, at(7) + 100, PAGE, RW, HINT)) == 7
+
+
+def test_an_occupied_hint_is_not_taken(space: Space) -> None:
+    space.map(7, 2)
+    assert space.map(8, 2, flags=HINT) != 8
+    assert space.vmas() == "7-9 rw"
+
+
+def test_without_a_hint_mappings_go_top_down_and_merge(space: Space) -> None:
+    mm = space.machine.mm_of(1)
+    first = space.place(2)
+    second = space.place(3)
+    assert first == (mm.mmap_base - at(0)) // PAGE - 2
+    assert second == first - 3
+    vma = mm.tree.at(at(second))
+    assert vma is not None and vma.nr_pages == 5
+
+
+def test_a_gap_that_fits_is_filled_from_above(space: Space) -> None:
+    top = space.place(10)
+    space.unmap(top + 2, 2)
+    space.unmap(top + 6, 3)
+    assert space.place(2, R) == top + 7
+    assert space.place(2, R) == top + 2
+    assert space.place(2, R) == top - 2
+
+
+def test_room_is_left_below_a_stack(space: Space) -> None:
+    stack = space.place(2, flags=MAP_GROWSDOWN)
+    assert space.place(2) == stack - 256 - 2
+
+
+def test_a_fixed_mapping_replaces_what_is_there(space: Space) -> None:
+    space.map(0, 6)
+    space.write(0, 6)
+    assert space.map(2, 2, R) == 2
+    assert space.vmas() == "0-2 rw, 2-4 r, 4-6 rw"
+    assert [space.entry(page) for page in range(6)] == ["anon", "anon", "", "", "anon", "anon"]
+
+
+def test_noreplace_replaces_nothing(space: Space) -> None:
+    space.map(0, 2)
+    assert space.map(1, 2, flags=HINT | MAP_FIXED_NOREPLACE) == "EEXIST"
+    assert space.map(2, 2, flags=HINT | MAP_FIXED_NOREPLACE) == 2
+    assert space.vmas() == "0-4 rw"
+
+
+def test_populate_faults_everything_in(space: Space) -> None:
+    space.map(0, 3, flags=ANON | MAP_POPULATE)
+    assert [space.entry(page) for page in range(3)] == ["anon"] * 3
+    space.map(4, 2, R, ANON | MAP_POPULATE)
+    assert [space.entry(page) for page in (4, 5)] == ["zero"] * 2
+    space.map(8, 2, N, ANON | MAP_POPULATE)
+    assert space.entry(8) == ""
+
+
+def test_a_locked_mapping_is_populated(space: Space) -> None:
+    space.map(0, 2, flags=ANON | MAP_LOCKED)
+    assert space.entry(1) == "anon"
+    assert space.vma(0).flags & VM_LOCKED
+
+
+def test_what_is_accounted(space: Space) -> None:
+    space.map(0, 1)
+    space.map(2, 1, R)
+    space.map(4, 1, flags=ANON | MAP_NORESERVE)
+    assert [bool(space.vma(page).flags & VM_ACCOUNT) for page in (0, 2, 4)] == [True, False, False]
+    assert space.vma(4).flags & VM_NORESERVE
+    space.protect(2, 1, RW)
+    assert space.vma(2).flags & VM_ACCOUNT
+
+
+def test_droppable_memory_is_private_and_never_locked(space: Space) -> None:
+    assert space.map(0, 1, flags=MAP_DROPPABLE | MAP_ANONYMOUS | MAP_FIXED) == 0
+    assert space.map(1, 1, flags=MAP_DROPPABLE | MAP_ANONYMOUS | MAP_FIXED | MAP_LOCKED) == "EINVAL"
+
+
+@pytest.mark.parametrize(
+    ("event", "error"),
+    [
+        pytest.param(Event("mmap", 1, at(0), 0, RW, ANON), "EINVAL", id="no length"),
+        pytest.param(Event("mmap", 1, at(0) + 1, PAGE, RW, ANON), "EINVAL", id="fixed and not aligned"),
+        pytest.param(Event("mmap", 1, at(0), PAGE, RW, FILE, file=DISK, offset=100), "EINVAL", id="offset not aligned"),
+        pytest.param(Event("mmap", 1, at(0), PAGE, RW, MAP_ANONYMOUS | MAP_FIXED), "EINVAL", id="neither kind"),
+        pytest.param(Event("mmap", 1, 0, TASK_SIZE + PAGE, RW, HINT), "ENOMEM", id="larger than the address space"),
+        pytest.param(Event("mmap", 1, 0, 2**64 - 1, RW, HINT), "ENOMEM", id="length wraps around"),
+        pytest.param(Event("mmap", 1, TASK_SIZE - PAGE, 2 * PAGE, RW, ANON), "ENOMEM", id="fixed beyond the end"),
+        pytest.param(
+            Event("mmap", 1, at(0), PAGE, RW, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED | MAP_GROWSDOWN),
+            "EINVAL",
+            id="shared memory that grows down",
+        ),
+        pytest.param(
+            Event("mmap", 1, at(0), PAGE, RW, FILE | MAP_GROWSDOWN, file=DISK), "EINVAL", id="file that grows down"
+        ),
+        pytest.param(
+            Event("mmap", 1, at(0), 2 * PAGE, RW, FILE, file=DISK, offset=2**64 - PAGE), "EOVERFLOW", id="offset wraps"
+        ),
+        pytest.param(Event("munmap", 1, at(0) + 1, PAGE), "EINVAL", id="munmap not aligned"),
+        pytest.param(Event("munmap", 1, at(0), 0), "EINVAL", id="munmap of nothing"),
+        pytest.param(Event("munmap", 1, at(0), TASK_SIZE), "EINVAL", id="munmap beyond the end"),
+        pytest.param(Event("mprotect", 1, at(0) + 1, PAGE, RW), "EINVAL", id="mprotect not aligned"),
+        pytest.param(Event("mprotect", 1, at(0), PAGE, 0x40), "EINVAL", id="mprotect of unknown rights"),
+        pytest.param(Event("mprotect", 1, at(0), PAGE, RW), "ENOMEM", id="mprotect of nothing mapped"),
+        pytest.param(Event("mlock", 1, at(0), PAGE), "ENOMEM", id="mlock of nothing mapped"),
+        pytest.param(Event("mlock", 1, at(0), PAGE, flags=2), "EINVAL", id="mlock with unknown flags"),
+        pytest.param(Event("munlock", 1, at(0), PAGE), "ENOMEM", id="munlock of nothing mapped"),
+    ],
+)
+def test_what_is_refused(space: Space, event: Event, error: str) -> None:
+    assert space.do(event) == error
+    assert space.vmas() == ""
+
+
+# munmap
+
+
+def test_unmapping_the_middle_leaves_both_ends(space: Space) -> None:
+    space.map(0, 6)
+    space.write(0, 6)
+    assert space.unmap(2, 2) == 0
+    assert space.vmas() == "0-2 rw, 4-6 rw"
+    assert [space.entry(page) for page in range(6)] == ["anon", "anon", "", "", "anon", "anon"]
+
+
+def test_unmapping_spans_vmas_and_holes(space: Space) -> None:
+    space.map(0, 2)
+    space.map(3, 2, R)
+    space.map(6, 3)
+    assert space.unmap(1, 6) == 0
+    assert space.vmas() == "0-1 rw, 7-9 rw"
+    assert space.unmap(1, 6) == 0
+
+
+def test_unmapped_pages_are_free(space: Space) -> None:
+    space.map(0, 4)
+    before = space.machine.folios.in_use
+    space.write(0, 4)
+    space.unmap(0, 4)
+    assert space.machine.folios.in_use == before
+
+
+# mprotect
+
+
+def test_rights_change_up_to_the_first_hole(space: Space) -> None:
+    space.map(0, 2)
+    space.map(3, 2)
+    assert space.protect(0, 5, R) == "ENOMEM"
+    assert space.vmas() == "0-2 r, 3-5 rw"
+
+
+def test_no_length_changes_nothing(space: Space) -> None:
+    assert space.protect(0, 0, R) == 0
+
+
+def test_rights_taken_and_given_back_leave_exclusive_pages_writable(space: Space) -> None:
+    space.map(0, 2)
+    space.write(0)
+    page = space.pfn(0)
+    space.protect(0, 2, R)
+    assert space.write(0) == "EFAULT"
+    space.protect(0, 2, RW)
+    assert space.write(0) == 0
+    assert space.pfn(0) == page
+
+
+def test_giving_the_right_to_write_to_locked_private_memory_copies_what_is_mapped(space: Space) -> None:
+    space.map(0, 2, R, FILE, DISK)
+    space.lock(0, 2)
+    assert space.entry(0) == "file"
+    space.protect(0, 2, RW)
+    assert space.entry(0) == "anon"
+
+
+# brk, where the witness needs its own
+
+
+def test_the_heap_grows_shrinks_and_stops_at_a_neighbour(model: Space) -> None:
+    mm = model.machine.mm_of(1)
+    machine = model.machine
+    mm.start_brk = mm.brk = at(10)
+    assert machine.brk(mm, 0) == at(10)
+    assert machine.brk(mm, at(12) + 5) == at(12) + 5
+    assert model.vmas() == "10-13 rw"
+    assert machine.brk(mm, at(14)) == at(14)
+    assert model.vmas() == "10-14 rw"
+    assert machine.brk(mm, at(11)) == at(11)
+    assert model.vmas() == "10-11 rw"
+    assert machine.brk(mm, at(9)) == at(11)
+    model.map(15, 1, R)
+    assert machine.brk(mm, at(15)) == at(11), "a page is left free above the heap"
+    assert machine.brk(mm, at(14)) == at(14)
+
+
+# Locking
+
+
+def test_mlock_faults_pages_in_and_mlock_on_fault_does_not(space: Space) -> None:
+    space.map(0, 4)
+    assert space.lock(0, 2) == 0
+    assert space.entry(1) == "anon"
+    assert space.lock(2, 2, MLOCK_ONFAULT) == 0
+    assert space.entry(2) == ""
+    assert space.vma(2).flags & VM_LOCKONFAULT
+    assert space.unlock(0, 4) == 0
+    assert not space.vma(0).flags & VM_LOCKED
+
+
+def test_a_lock_ends_at_a_hole(space: Space) -> None:
+    space.map(0, 2)
+    space.map(3, 2)
+    assert space.lock(0, 5) == "ENOMEM"
+    assert [bool(space.vma(page).flags & VM_LOCKED) for page in (0, 3)] == [True, False]
+
+
+def test_mlockall_is_for_what_is_there_or_for_what_comes(model: Space) -> None:
+    model.map(0, 2)
+    assert model.do(Event("mlockall", 1, flags=MCL_FUTURE)) == 0
+    model.map(4, 2)
+    assert [bool(model.vma(page).flags & VM_LOCKED) for page in (0, 4)] == [False, True]
+    assert model.entry(4) == "anon"
+    assert model.do(Event("mlockall", 1, flags=MCL_CURRENT | MCL_ONFAULT)) == 0
+    assert model.vma(0).flags & VM_LOCKONFAULT
+    assert model.entry(0) == ""
+    model.map(8, 2)
+    assert not model.vma(8).flags & VM_LOCKED
+    assert model.do(Event("munlockall", 1)) == 0
+    assert not any(vma.flags & VM_LOCKED for vma in model.machine.mm_of(1).tree)
+
+
+@pytest.mark.parametrize("flags", [0, MCL_ONFAULT, 8])
+def test_mlockall_refuses(model: Space, flags: int) -> None:
+    assert model.do(Event("mlockall", 1, flags=flags)) == "EINVAL"

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The users of the reverse map: swap, migration, referenced, KSM, UFFDIO_MOVE, and large folios."""
+
+import pytest
+
+from mm.space import DISK, FILE, PAGE, RW, R, Space, at
+from rmaplab.mm.abi import MADV_MERGEABLE, MADV_UNMERGEABLE, MAP_FIXED, MAP_SHARED
+from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_WRITE
+from rmaplab.trace.events import Event
+
+
+def swap_out(space: Space, page: int, pages: int = 1, pid: int = 1) -> int:
+    return space.machine.swap_out(space.machine.mm_of(pid), at(page), pages)
+
+
+def migrate(space: Space, page: int, pages: int = 1, pid: int = 1) -> int:
+    return space.machine.migrate(space.machine.mm_of(pid), at(page), pages)
+
+
+def merge(space: Space, page: int, other: int, pid: int = 1, other_pid: int = 1) -> int:
+    machine = space.machine
+    return machine.ksm_merge(machine.mm_of(pid), at(page), machine.mm_of(other_pid), at(other))
+
+
+def uffd_move(space: Space, target: int, source: int, pages: int = 1) -> int | str:
+    return space.do(Event("uffd_move", 1, at(target), pages * PAGE, addr2=at(source)))
+
+
+@pytest.fixture
+def shared(model: Space) -> Space:
+    """Two pages that a parent, 1, and its child, 2, share."""
+    model.map(0, 2)
+    model.write(0, 2)
+    model.fork()
+    return model
+
+
+# Swap
+
+
+def test_a_page_goes_to_swap_and_comes_back_exclusive(model: Space) -> None:
+    model.map(0, 2)
+    model.write(0, 2)
+    assert swap_out(model, 0) == 1
+    assert [model.entry(page) for page in range(2)] == ["swap", "anon"]
+    assert model.write(0) == 0
+    assert model.entry(0) == "anon"
+    assert model.has(PTE_EXCLUSIVE, 0)
+    assert not model.machine.swap
+
+
+def test_swap_out_unmaps_a_page_everywhere(shared: Space) -> None:
+    assert swap_out(shared, 0) == 1
+    assert shared.entry(0, 1) == shared.entry(0, 2) == "swap"
+    (slot,) = shared.machine.swap.values()
+    assert slot.count == 2
+
+
+def test_readers_of_a_shared_swap_entry_get_one_page(shared: Space) -> None:
+    swap_out(shared, 0)
+    shared.read(0, pid=2)
+    shared.read(0, pid=1)
+    assert shared.pfn(0, 1) == shared.pfn(0, 2)
+    assert not shared.has(PTE_EXCLUSIVE, 0, 1)
+    assert [slot.count for slot in shared.machine.swap.values()] == [0], "the page is still in the swap cache"
+
+
+def test_a_writer_does_not_disturb_who_is_still_swapped_out(shared: Space) -> None:
+    swap_out(shared, 0)
+    shared.write(0, pid=2)
+    assert shared.entry(0, 1) == "swap"
+    shared.write(0, pid=1)
+    assert shared.pfn(0, 1) != shared.pfn(0, 2)
+
+
+def test_fork_copies_swap_entries(model: Space) -> None:
+    model.map(0, 1)
+    model.write(0)
+    swap_out(model, 0)
+    model.fork()
+    (slot,) = model.machine.swap.values()
+    assert slot.count == 2
+    model.unmap(0, 1, pid=1)
+    assert slot.count == 1
+    model.exit(2)
+    assert not model.machine.swap
+
+
+def test_swap_entries_move_with_mremap(model: Space) -> None:
+    model.map(0, 2)
+    model.write(0, 2)
+    swap_out(model, 0, 2)
+    model.move(0, 2, 10)
+    assert [model.entry(page) for page in (0, 10, 11)] == ["", "swap", "swap"]
+    model.read(10)
+    assert model.machine.folios.index.m[model.pfn(10)] == at(0) >> 12
+
+
+def test_locked_pages_are_not_swapped_out(model: Space) -> None:
+    model.map(0, 1)
+    model.lock(0, 1)
+    assert swap_out(model, 0) == 0
+    assert model.entry(0) == "anon"
+
+
+def test_a_page_that_somebody_locked_elsewhere_stays_mapped_there(shared: Space) -> None:
+    shared.protect(0, 2, R, pid=2)  # else mlock() would copy it
+    shared.lock(0, 1, pid=2)
+    page = shared.pfn(0, 2)
+    assert swap_out(shared, 0) == 0
+    assert shared.pfn(0, 2) == page
+    shared.read(0, pid=1)
+    assert shared.pfn(0, 1) == page
+
+
+# Migration
+
+
+def test_migration_replaces_a_page_everywhere(shared: Space) -> None:
+    old = shared.pfn(0)
+    assert migrate(shared, 0) == 1
+    assert shared.pfn(0, 1) == shared.pfn(0, 2) != old
+    assert shared.mapcount(0) == 2
+
+
+def test_an_exclusive_page_stays_exclusive_and_writable(model: Space) -> None:
+    model.map(0, 1)
+    model.write(0)
+    old = model.pfn(0)
+    index = model.machine.folios.index.m[old]
+    assert migrate(model, 0) == 1
+    assert model.pfn(0) != old
+    assert model.has(PTE_EXCLUSIVE, 0) and model.has(PTE_WRITE, 0)
+    assert model.machine.folios.index.m[model.pfn(0)] == index
+
+
+def test_a_moved_page_is_found_by_migration(shared: Space) -> None:
+    shared.move(0, 2, 10, pid=2)
+    assert migrate(shared, 0) == 1
+    assert shared.pfn(0, 1) == shared.pfn(10, 2)
+
+
+def test_migration_has_nothing_to_do_where_nothing_is(model: Space) -> None:
+    model.map(0, 2)
+    model.read(0)
+    assert migrate(model, 0, 2) == 0
+
+
+# Referenced
+
+
+def test_references_are_counted_once(shared: Space) -> None:
+    machine = shared.machine
+    shared.read(0, pid=2)
+    first = machine.referenced(machine.mm_of(1), at(0), 1)
+    assert first >= 1
+    assert machine.referenced(machine.mm_of(1), at(0), 1) == 0
+
+
+# KSM
+
+
+@pytest.fixture
+def alike(model: Space) -> Space:
+    """Two pages that KSM may merge."""
+    model.map(0, 4)
+    model.write(0, 4)
+    model.advise(0, 4, MADV_MERGEABLE)
+    return model
+
+
+def test_two_pages_become_one_that_nobody_may_write(alike: Space) -> None:
+    gone = alike.pfn(1)
+    assert merge(alike, 0, 1) == 0
+    assert alike.pfn(0) == alike.pfn(1) != gone
+    for page in (0, 1):
+        assert alike.entry(page) == "ksm"
+        assert not alike.has(PTE_EXCLUSIVE, page) and not alike.has(PTE_WRITE, page)
+
+
+def test_a_write_to_a_ksm_page_copies_it_even_for_the_last(alike: Space) -> None:
+    merge(alike, 0, 1)
+    page = alike.pfn(0)
+    alike.write(0)
+    assert alike.entry(0) == "anon" and alike.pfn(0) != page
+    alike.write(1)
+    assert alike.entry(1) == "anon" and alike.pfn(1) != page
+
+
+def test_unrelated_processes_share_a_ksm_page(alike: Space) -> None:
+    alike.do(Event("exec", 5, at(-900), 3 * PAGE, offset=at(-500)))
+    alike.map(20, 1, pid=5)
+    alike.write(20, pid=5)
+    alike.advise(20, 1, MADV_MERGEABLE, pid=5)
+    assert merge(alike, 0, 20, other_pid=5) == 0
+    assert alike.pfn(0) == alike.pfn(20, 5)
+    alike.exit(5)
+    assert alike.mapcount(0) == 1
+
+
+def test_unmergeable_gives_everybody_a_page_again(alike: Space) -> None:
+    merge(alike, 0, 1)
+    assert alike.advise(0, 4, MADV_UNMERGEABLE) == 0
+    assert alike.entry(0) == alike.entry(1) == "anon"
+    assert alike.pfn(0) != alike.pfn(1)
+
+
+def test_no_ksm_page_moves(alike: Space) -> None:
+    """mremap() unmerges first: KSM finds its pages by address."""
+    merge(alike, 0, 1)
+    alike.move(0, 1, 10)
+    assert alike.entry(10) == "anon"
+    assert alike.entry(1) == "ksm"
+
+
+def test_ksm_pages_go_to_swap_and_come_back_apart(alike: Space) -> None:
+    merge(alike, 0, 1)
+    assert swap_out(alike, 0) == 1
+    assert alike.entry(0) == alike.entry(1) == "swap"
+    alike.write(0)
+    alike.write(1)
+    assert alike.entry(0) == alike.entry(1) == "anon"
+    assert alike.pfn(0) != alike.pfn(1)
+
+
+def test_only_what_is_advised_is_merged(model: Space) -> None:
+    model.map(0, 2)
+    model.write(0, 2)
+    assert merge(model, 0, 1) < 0
+    assert model.pfn(0) != model.pfn(1)
+
+
+# UFFDIO_MOVE
+
+
+def test_a_page_moves_and_its_index_with_it(model: Space) -> None:
+    model.map(0, 2)
+    model.map(10, 2)
+    model.write(0, 2)
+    page = model.pfn(1)
+    assert model.player.do(Event("uffd_move", 1, at(10), 2 * PAGE, addr2=at(0))) == 2 * PAGE
+    assert [model.entry(page) for page in (0, 1)] == ["", ""]
+    assert model.pfn(11) == page
+    assert model.machine.folios.index.m[page] == at(11) >> 12
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "error"),
+    [
+        pytest.param(11, 0, "EEXIST", id="the target has a page"),
+        pytest.param(10, 2, "ENOENT", id="the source has none"),
+        pytest.param(10, 1, "EBUSY", id="the source is shared"),
+        pytest.param(20, 0, "EINVAL", id="the target is a file's"),
+        pytest.param(22, 0, "EINVAL", id="the target has other rights"),
+        pytest.param(60, 0, "ENOENT", id="the target is not mapped"),
+        pytest.param(0, 0, "EINVAL", id="target and source overlap"),
+    ],
+)
+def test_what_may_not_move(model: Space, target: int, source: int, error: str) -> None:
+    model.map(0, 3)
+    model.map(10, 2)
+    model.map(20, 1, RW, FILE, DISK)
+    model.map(22, 1, R)
+    model.write(1)
+    model.write(11)
+    model.fork()
+    model.write(11)
+    model.write(0)
+    assert uffd_move(model, target, source) == error
+
+
+def test_shared_memory_does_not_move(model: Space) -> None:
+    model.map(0, 1, RW, MAP_SHARED | MAP_FIXED, DISK)
+    model.map(10, 1)
+    model.write(0)
+    assert uffd_move(model, 10, 0) == "EINVAL"
+
+
+def test_a_page_in_swap_moves_too(model: Space) -> None:
+    model.map(0, 1)
+    model.map(10, 1)
+    model.write(0)
+    swap_out(model, 0)
+    assert model.player.do(Event("uffd_move", 1, at(10), PAGE, addr2=at(0))) == PAGE
+    assert [model.entry(page) for page in (0, 10)] == ["", "swap"]
+    model.read(10)
+    assert model.machine.folios.index.m[model.pfn(10)] == at(10) >> 12
+
+
+# Large folios
+
+
+def large(space: Space, page: int, pid: int = 1) -> int:
+    """Pages of the folio mapped there."""
+    return space.machine.folios.nr_pages(space.pfn(page, pid))
+
+
+def a_large_space() -> Space:
+    space = Space(large_folios=3)
+    space.map(0, 16)
+    space.write(1)
+    return space
+
+
+def test_a_fault_may_bring_a_large_folio() -> None:
+    space = a_large_space()
+    assert large(space, 0) == 8
+    assert [space.entry(page) for page in (0, 7, 8)] == ["anon", "anon", ""]
+    assert space.pfn(7) - space.pfn(0) == 7
+    space.close()
+
+
+def test_a_large_folio_fits_into_its_vma_and_between_other_pages() -> None:
+    space = Space(large_folios=3)
+    space.map(1, 6)
+    space.write(3)
+    assert large(space, 3) < 8
+    assert space.machine.folios.order.m[space.pfn(3)] >= 0
+    space.close()
+
+
+def test_a_part_that_is_unmapped_leaves_the_rest_mapped() -> None:
+    space = a_large_space()
+    space.unmap(2, 3)
+    assert [space.entry(page) for page in range(8)] == ["anon"] * 2 + [""] * 3 + ["anon"] * 3
+    assert large(space, 6) == 8
+    in_use = space.machine.folios.in_use
+    space.unmap(0, 16)
+    assert space.machine.folios.in_use == in_use - 8
+    space.close()
+
+
+def test_copy_on_write_copies_one_page_of_a_large_folio() -> None:
+    space = a_large_space()
+    space.fork()
+    space.write(3, pid=2)
+    assert large(space, 3, 2) == 1 or space.pfn(3, 2) != space.pfn(3, 1)
+    assert space.pfn(4, 1) == space.pfn(4, 2)
+    space.close()
+
+
+def test_swap_out_splits_a_large_folio() -> None:
+    space = a_large_space()
+    assert swap_out(space, 0, 8) == 8
+    assert [space.entry(page) for page in range(8)] == ["swap"] * 8
+    space.close()
+
+
+def test_migration_takes_a_large_folio_as_a_whole() -> None:
+    space = a_large_space()
+    old = space.pfn(0)
+    assert migrate(space, 0, 1) == 8
+    assert large(space, 0) == 8
+    assert space.pfn(0) != old
+    space.close()

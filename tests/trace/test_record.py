@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Real programs, recorded end to end, and held against what the kernel says of them."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.profile import profile_for
+from rmaplab.rmap.anon_vma import AnonVmaRmap
+from rmaplab.trace.events import FAULT_WRITE
+from rmaplab.trace.history import History, HistoryWriteError, read_history
+from rmaplab.trace.play import Player
+from rmaplab.trace.record import RecordError, record
+
+HERE = Path(__file__).parent
+EXAMPLE = [sys.executable, "-S", "-m", "rmaplab.example"]
+
+
+@cache
+def refusal(recorder: str) -> str:
+    """Why a recorder may not run here; empty if it may."""
+    try:
+        record(["true"], os.devnull + ".parquet", recorder=recorder)
+    except HistoryWriteError:
+        pass  # it ran
+    except RecordError as error:
+        return str(error)
+    else:
+        os.unlink(os.devnull + ".parquet")
+    return ""
+
+
+@pytest.fixture
+def perf() -> None:
+    if refusal("perf"):
+        pytest.skip(refusal("perf"))
+
+
+@pytest.fixture
+def strace() -> None:
+    if refusal("strace"):
+        pytest.skip(refusal("strace"))
+
+
+def replayed(history: History) -> Player:
+    machine = Machine(profile_for(history.header.kernel)[0], [AnonVmaRmap])
+    player = Player(machine, history.header)
+    player.play(history)
+    return player
+
+
+@pytest.mark.usefixtures("perf")
+@pytest.mark.parametrize(
+    "command", [EXAMPLE, [sys.executable, "-S", str(HERE / "torture.py")]], ids=["example", "torture"]
+)
+def test_the_machine_ends_with_the_mappings_that_the_kernel_had(tmp_path: Path, command: list[str]) -> None:
+    recording = record(command, tmp_path / "h.parquet", recorder="perf", check=True)
+    assert recording.status == 0
+    history = read_history(tmp_path / "h.parquet")
+    assert history.header.complete and history.header.ended == "exit 0"
+    counts = Counter(event.op for event in history)
+    assert counts["mark"] == counts["exit"] == counts["fork"] + 1 == len(history.header.checkpoints)
+    player = replayed(history)
+    assert player.marks == counts["mark"]
+    assert [str(difference) for difference in player.geometry] == []
+    assert [str(difference) for difference in player.differences] == []
+
+
+@pytest.mark.usefixtures("perf")
+def test_faults_have_their_kind_and_bad_ones_their_result(tmp_path: Path) -> None:
+    program = """
+        import ctypes, mmap
+        libc = ctypes.CDLL(None)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+        written = libc.mmap(0x500000000000, 64 << 12, 3, 0x100022, -1, 0)
+        read = libc.mmap(0x510000000000, 64 << 12, 1, 0x100022, -1, 0)
+        ctypes.memset(written, 1, 64 << 12)
+        libc.memchr(ctypes.c_void_p(read), 1, ctypes.c_size_t(64 << 12))
+        ctypes.memset(read, 1, 1)
+    """
+    command = [sys.executable, "-S", "-c", textwrap.dedent(program)]
+    recording = record(command, tmp_path / "h.parquet", recorder="perf")
+    assert recording.status == -signal.SIGSEGV and recording.history.header.ended == "signal 11"
+    seen = [
+        (event.addr, event.length, event.flags, event.result)
+        for event in recording.history
+        if event.op == "fault" and event.addr >> 40 in (0x50, 0x51)
+    ]
+    assert seen == [
+        (0x500000000000, 64 << 12, FAULT_WRITE, 0),
+        (0x510000000000, 64 << 12, 0, 0),
+        (0x510000000000, 1 << 12, FAULT_WRITE, -errno.EFAULT),
+    ]
+
+
+@pytest.mark.usefixtures("perf")
+def test_names_are_kept_only_where_asked(tmp_path: Path) -> None:
+    command = ["sh", "-c", "true; : a secret"]
+    header = record(command, tmp_path / "a", recorder="perf").history.header
+    assert header.command == "sh" and header.processes == {}
+    assert not any(entry.name for entry in header.files if entry.kind == "file")
+    assert b"secret" not in (tmp_path / "a").read_bytes() and b"/lib" not in (tmp_path / "a").read_bytes()
+    header = record(command, tmp_path / "b", recorder="perf", names=True).history.header
+    assert "a secret" in header.command and "sh" in header.processes.values()
+    assert any(entry.name.endswith(".so.6") for entry in header.files)
+
+
+@pytest.mark.usefixtures("perf")
+def test_lost_events_are_told_and_the_command_is_run_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    program = "import mmap; [mmap.mmap(-1, 4096, 34)[0] for _ in range(6000)]"
+    command = [sys.executable, "-S", "-c", program]
+    header = record(command, tmp_path / "h", recorder="perf", say=said.append, buffer=4096).history.header
+    assert (
+        "with a buffer of 4 KiB for each CPU" in said[0]
+        and "running the command again with 32 KiB" in said[1]
+    )
+    assert header.complete == (header.lost == 0)
+    assert any("has holes" in text for text in said) == (header.lost > 0)
+
+
+@pytest.mark.parametrize("recorder", ["perf", "strace"])
+def test_ctrl_c_ends_the_program_and_keeps_the_recording(tmp_path: Path, recorder: str) -> None:
+    if refusal(recorder):
+        pytest.skip(refusal(recorder))
+    script = f"""
+        from rmaplab.trace.record import record
+        command = ["sh", "-c", "echo ready; while :; do sleep 0.1; done"]
+        status = record(command, {str(tmp_path / "h")!r}, recorder={recorder!r}).status
+        print("status", status)
+    """
+    recorder_process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert recorder_process.stdout is not None
+    assert recorder_process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    recorder_process.send_signal(signal.SIGINT)
+    said, _ = recorder_process.communicate(timeout=60)
+    assert said == f"status {-signal.SIGINT}\n"
+    history = read_history(tmp_path / "h")
+    assert history.header.ended == "signal 2"
+    counts = Counter(event.op for event in history)
+    assert counts["exec"] >= 3 and counts["exit"] == counts["fork"] + 1
+    replayed(history)
+
+
+@pytest.mark.usefixtures("strace")
+def test_strace_makes_a_history_that_can_be_replayed(tmp_path: Path) -> None:
+    history = record(EXAMPLE, tmp_path / "h", recorder="strace").history
+    counts = Counter(event.op for event in history)
+    assert counts["fork"] == 13 and counts["exit"] == 14 and counts["mremap"] == 16
+    assert history.header.faults.startswith("synthesised: ")
+    assert [str(difference) for difference in replayed(history).differences] == []
+
+
+def test_without_perf_strace_is_taken_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strace = shutil.which("strace")
+    if strace is None or refusal("strace"):
+        pytest.skip("strace may not run here")
+    (tmp_path / "bin").mkdir()
+    for program in (strace, shutil.which("true")):
+        assert program is not None
+        (tmp_path / "bin" / Path(program).name).symlink_to(program)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    said: list[str] = []
+    history = record(["true"], tmp_path / "h", say=said.append).history
+    assert history.header.recorder == "strace"
+    assert said == [
+        "perf cannot record here (it is not installed (Debian: apt-get install linux-perf)), so strace does, "
+        "and faults are synthesised"
+    ]
+    with pytest.raises(RecordError, match="--check needs perf, which cannot record here"):
+        record(["true"], tmp_path / "h", check=True)
+    (tmp_path / "bin" / "strace").unlink()
+    with pytest.raises(RecordError, match=r"neither perf \(.*\) nor strace \(.*\) can record here"):
+        record(["true"], tmp_path / "h")
+
+
+def test_what_cannot_be_recorded_is_said_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="there is no command 'no-such-command' that can be run"):
+        record(["no-such-command"], tmp_path / "h")
+    with pytest.raises(RecordError, match="there is no command to record"):
+        record([], tmp_path / "h")
+    with pytest.raises(RecordError, match="there is no recorder 'tape'"):
+        record(["true"], tmp_path / "h", recorder="tape")
+    with pytest.raises(HistoryWriteError, match="it does not exist"):
+        record(["true"], tmp_path / "nowhere" / "h")
+    assert list(tmp_path.iterdir()) == []
