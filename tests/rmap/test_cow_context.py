@@ -136,14 +136,14 @@ def test_a_dead_parents_context_stays_for_its_children_and_goes_with_them(world:
     assert design(world).memory.nodes.live == 0
 
 
-def test_children_are_visited_newest_first_and_below_a_child_its_own_come_first(world: World) -> None:
+def test_children_are_visited_newest_first_and_each_before_its_own(world: World) -> None:
     mm = world.start()
     addr = world.map(mm)
     world.write(mm, addr)
     old = world.fork(mm)
     new = world.fork(mm)
     below_new = world.fork(new)
-    assert world.order("cow_context", world.page(mm, addr)) == [mm, below_new, new, old]
+    assert world.order("cow_context", world.page(mm, addr)) == [mm, new, below_new, old]
 
 
 def test_a_walk_shares_no_lock_with_a_fork_or_a_fault(world: World) -> None:

@@ -104,10 +104,17 @@ class Machine(System):
         self._drop(mm)
 
     def _drop(self, mm: MM) -> None:
-        mm.users -= 1
-        if mm.users == 0:
-            process.exit_address_space(self, mm)
-            del self.mms[mm.id]
+        if self.spaces.drop(mm):
+            self._exit(mm)
+
+    def _exit(self, mm: MM) -> None:
+        process.exit_address_space(self, mm)
+        del self.mms[mm.id]
+
+    def reap(self) -> None:
+        """Let the address spaces go whose last reference a walk gave back (the work of mmput_async())."""
+        while self.spaces.late:
+            self._exit(self.spaces.late.pop())
 
     # System calls
 

@@ -12,30 +12,65 @@ from __future__ import annotations
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.locking import lock_leaf
 from rmaplab.mm.pagetable import LEAF_ENTRIES, PTE_ANON, PTE_FLAGS, PTE_MIGRATION, PTE_SHIFT
-from rmaplab.mm.reclaim import addresses, lock_mapped, maps
+from rmaplab.mm.reclaim import addresses, isolate, maps
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT
 
 
 def migrate(system: System, mm: MM, start: int, end: int) -> int:
     """Move the folios mapped in [start, end) elsewhere.  Returns how many pages moved."""
+    return sum(migrate_folio(system, head) for head in isolate(system, mm, start, end))
+
+
+def migrate_folio(system: System, head: int) -> int:
+    """Move one folio (unmap_and_move()); the caller's reference is dropped."""
     moved = 0
-    for head in lock_mapped(system, mm, start, end):
-        if system.trylock_folio(head):
-            moved += _migrate_folio(system, head)
-            system.unlock_folio(head)
-        system.put_folio(head)
+    if system.trylock_folio(head):
+        if head in system.ksm_pages or head in system.slot_of:
+            # The stable node of KSM and the swap cache would have to follow; both are left to a later pass.
+            moved = 0
+        else:
+            system.leader.hold(head)
+            made = unmap(system, head)
+            moved = move(system, head, made)
+            system.leader.unhold(head)
+        system.unlock_folio(head)
+    system.put_folio(head)
     return moved
 
 
-def _migrate_folio(system: System, head: int) -> int:
-    """Move one folio, which is locked (unmap_and_move())."""
+def unmap(system: System, head: int) -> int:
+    """First half: replace what maps the folio, which is locked, by migration entries
+    (migrate_folio_unmap(), try_to_migrate()).  Returns how many there were."""
+    made = 0
+    walk = system.begin_walk(head)
+    for vma, first in walk:
+        system.walk_places.count += 1
+        hits = 0
+        for addr in addresses(system, vma, first, head):
+            leaf = lock_leaf(vma.mm.page_table, addr)
+            if leaf is None:
+                continue
+            i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
+            entry: int = leaf.m[i]
+            if maps(system, entry, head):
+                leaf.m[i] = entry & ~PTE_ANON | PTE_MIGRATION
+                system.drop_mapcount(entry >> PTE_SHIFT)
+                hits += 1
+            leaf.lock.unlock()
+        system.walk_hits.count += hits > 0
+        made += hits
+        if system.mapcount(head) == 0:
+            break
+    system.end_walk(walk)
+    return made
+
+
+def move(system: System, head: int, made: int) -> int:
+    """Second half: copy the folio, and find every migration entry again (migrate_folio_move()).  Returns
+    the pages moved; none if the folio is still mapped."""
     folios = system.folios
     nr_pages = folios.nr_pages(head)
-    if head in system.ksm_pages or head in system.slot_of:
-        # The stable node of KSM and the swap cache would have to follow; both are left to a later pass.
-        return 0
-    made = _try_to_migrate(system, head)
     if system.mapcount(head) != 0 or made == 0:
         _restore(system, head, head, made)
         return 0
@@ -56,42 +91,18 @@ def _migrate_folio(system: System, head: int) -> int:
     return nr_pages
 
 
-def _try_to_migrate(system: System, head: int) -> int:
-    """Replace entries by migration entries; returns how many (try_to_migrate())."""
-    made = 0
-    system.walks.count += 1
-    for vma, first in system.leader.walk(head):
-        system.walk_places.count += 1
-        hits = 0
-        for addr in addresses(system, vma, first, head):
-            leaf = lock_leaf(vma.mm.page_table, addr)
-            if leaf is None:
-                continue
-            i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
-            entry: int = leaf.m[i]
-            if maps(system, entry, head):
-                leaf.m[i] = entry & ~PTE_ANON | PTE_MIGRATION
-                system.drop_mapcount(entry >> PTE_SHIFT)
-                hits += 1
-            leaf.lock.unlock()
-        system.walk_hits.count += hits > 0
-        made += hits
-        if system.mapcount(head) == 0:
-            break
-    return made
-
-
 def _restore(system: System, old: int, new: int, made: int) -> None:
     """Make every migration entry for the folio `old` map `new` (remove_migration_ptes())."""
     restored = 0
-    system.walks.count += 1
-    for vma, first in system.leader.walk(new):
+    walk = system.begin_walk(new)
+    for vma, first in walk:
         system.walk_places.count += 1
         hits = 0
         for addr in addresses(system, vma, first, new):
             hits += _restore_at(system, vma.mm, addr, old, new)
         system.walk_hits.count += hits > 0
         restored += hits
+    system.end_walk(walk)
     if restored < made and system.scheduler is None:
         raise InvariantError(
             f"{system.leader.name} found {made} entries of page {old} before its migration and {restored} after it:"

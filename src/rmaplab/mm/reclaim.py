@@ -32,9 +32,9 @@ def maps(system: System, entry: int, head: int) -> bool:
     return entry & PTE_ANON != 0 and head <= entry >> PTE_SHIFT < head + system.folios.nr_pages(head)
 
 
-def lock_mapped(system: System, mm: MM, start: int, end: int) -> list[int]:
-    """First pages of the folios mapped in [start, end), each once, in the order of the range, with a
-    reference to each (as if isolated from an LRU list)."""
+def isolate(system: System, mm: MM, start: int, end: int) -> list[int]:
+    """First pages of the folios mapped in [start, end), each once, in the order of the range, and a
+    reference to each (folio_isolate_lru())."""
     heads = folio_heads(system, mm, start, end)
     for head in heads:
         system.get_folio(head)
@@ -44,21 +44,24 @@ def lock_mapped(system: System, mm: MM, start: int, end: int) -> list[int]:
 def referenced(system: System, mm: MM, start: int, end: int) -> int:
     """Look at every mapping of the folios mapped in [start, end), and age it.  Returns how many entries had
     been used since the last time."""
+    return sum(referenced_folio(system, head) for head in isolate(system, mm, start, end))
+
+
+def referenced_folio(system: System, head: int) -> int:
+    """The same for one folio (folio_referenced()); the caller's reference is dropped."""
     total = 0
-    for head in lock_mapped(system, mm, start, end):
-        if system.trylock_folio(head):
-            total += _folio_referenced(system, head)
-            system.unlock_folio(head)
-        system.put_folio(head)
+    if system.trylock_folio(head):
+        total = _look(system, head)
+        system.unlock_folio(head)
+    system.put_folio(head)
     return total
 
 
-def _folio_referenced(system: System, head: int) -> int:
-    """folio_referenced()"""
+def _look(system: System, head: int) -> int:
     total = 0
     left = system.mapcount(head)
-    system.walks.count += 1
-    for vma, first in system.leader.walk(head):
+    walk = system.begin_walk(head)
+    for vma, first in walk:
         system.walk_places.count += 1
         hits = 0
         for addr in addresses(system, vma, first, head):
@@ -77,6 +80,7 @@ def _folio_referenced(system: System, head: int) -> int:
         left -= hits
         if left == 0:
             break  # folio_referenced_one() stops the walk once every mapping was seen
+    system.end_walk(walk)
     system.folios.set_flag(head, FOLIO_REFERENCED)
     return total
 
@@ -93,7 +97,7 @@ def folio_heads(system: System, mm: MM, start: int, end: int) -> list[int]:
 def swap_out(system: System, mm: MM, start: int, end: int) -> int:
     """Reclaim the folios mapped in [start, end).  Returns how many pages could be freed."""
     freed = 0
-    for head in lock_mapped(system, mm, start, end):
+    for head in isolate(system, mm, start, end):
         freed += swap_out_folio(system, head)
     return freed
 
@@ -101,7 +105,7 @@ def swap_out(system: System, mm: MM, start: int, end: int) -> int:
 def page_out(system: System, mm: MM, start: int, end: int) -> None:
     """MADV_PAGEOUT: reclaim what only this range maps (madvise_cold_or_pageout_pte_range())."""
     folios = system.folios
-    for head in lock_mapped(system, mm, start, end):
+    for head in isolate(system, mm, start, end):
         if system.mapcount(head) == folios.nr_pages(head) and folios.mapcount.m[head] == 1:
             swap_out_folio(system, head)
         else:
@@ -152,8 +156,8 @@ def _unmap_folio(system: System, pfn: int) -> None:
 def _try_to_unmap(system: System, pfn: int, slot: int) -> None:
     """Replace the entries that map the small folio `pfn` by swap entries for `slot` (or by nothing if slot
     is -1: MADV_FREE), until none is left."""
-    system.walks.count += 1
-    for vma, addr in system.leader.walk(pfn):
+    walk = system.begin_walk(pfn)
+    for vma, addr in walk:
         system.walk_places.count += 1
         page_table = vma.mm.page_table
         leaf = lock_leaf(page_table, addr)
@@ -179,4 +183,5 @@ def _try_to_unmap(system: System, pfn: int, slot: int) -> None:
                 left = system.drop_mapcount(pfn)
         unlock_leaf(page_table, addr, leaf)
         if left == 0:
-            return
+            break
+    system.end_walk(walk)

@@ -15,7 +15,7 @@ Order is part of the interface: "before" and "after" below are what the proofs o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import ClassVar, Final
 
 from mypy_extensions import mypyc_attr
 
@@ -26,6 +26,18 @@ from rmaplab.sync.locks import Scheduler
 from rmaplab.sync.work import Ledger
 
 
+class AddressSpaces:
+    """How a walk keeps an address space that it found without a lock from going away."""
+
+    def get(self, mm: MM) -> bool:
+        """Take a reference unless the last one is gone (mmget_not_zero())."""
+        raise NotImplementedError
+
+    def put(self, mm: MM) -> None:
+        """Give it back; what follows if it was the last one happens elsewhere (mmput_async())."""
+        raise NotImplementedError
+
+
 class Attachment:
     """What a design gets from the machine that it is attached to.
 
@@ -33,13 +45,17 @@ class Attachment:
     folios:    the machine's folios; read `index` and `order`, ask for columns of your own
     profile:   the kernel's rules and object sizes
     scheduler: None, or who decides what runs next (pass it to every lock)
+    spaces:    references to address spaces, for walks that find them without a lock
     """
 
-    def __init__(self, slot: int, folios: Folios, profile: Profile, scheduler: Scheduler | None) -> None:
+    def __init__(
+        self, slot: int, folios: Folios, profile: Profile, scheduler: Scheduler | None, spaces: AddressSpaces
+    ) -> None:
         self.slot: Final = slot
         self.folios: Final = folios
         self.profile: Final = profile
         self.scheduler: Final = scheduler
+        self.spaces: Final = spaces
 
 
 class ObjectCount:
@@ -62,13 +78,14 @@ class ObjectCount:
 class ReverseMap:
     """A design.  Subclass it, give it a `name`, and override what it needs to know."""
 
-    name: str = "unnamed"
+    name: ClassVar[str] = "unnamed"
 
     def __init__(self, attachment: Attachment) -> None:
         self.slot: Final = attachment.slot
         self.folios: Final = attachment.folios
         self.profile: Final = attachment.profile
         self.scheduler: Final = attachment.scheduler
+        self.spaces: Final = attachment.spaces
         self.ledger: Final = Ledger(self.name)
 
     # Address spaces
@@ -175,6 +192,13 @@ class ReverseMap:
         """KSM forgets that place (remove_rmap_item_from_tree(): unmerged, changed, or `mm` gone)."""
 
     # Questions
+
+    def hold(self, pfn: int) -> None:
+        """The mapped folio is about to be unmapped and walked again: keep what the second walk needs, also if
+        all that map it go meanwhile (folio_get_anon_vma() in migrate_folio_unmap())."""
+
+    def unhold(self, pfn: int) -> None:
+        """That walk is over (put_anon_vma())."""
 
     def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         """Places that may map the folio whose first page is `pfn`, in the order of the visit.

@@ -10,14 +10,14 @@ the machine's own users of the reverse map (reclaim, migration) walk with it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Final
 
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.folio import Folios, Int64s
 from rmaplab.mm.pagetable import PageTable
 from rmaplab.mm.profile import Profile
-from rmaplab.mm.reverse_map import Attachment, ReverseMap
+from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
 from rmaplab.mm.vma import MM, VMA, File
 from rmaplab.sync.locks import Rcu, RwSemaphore, Scheduler, SpinLock
 from rmaplab.sync.work import Ledger
@@ -34,6 +34,33 @@ class SwapSlot:
         self.count = 0
         self.cached_pfn = 0
         self.from_ksm: Final = from_ksm
+
+
+class _References(AddressSpaces):
+    """References to address spaces; `late` are those whose last one a walk gave back."""
+
+    def __init__(self, scheduler: Scheduler | None) -> None:
+        self.scheduler: Final = scheduler
+        self.late: list[MM] = []
+
+    def get(self, mm: MM) -> bool:
+        if self.scheduler is not None:
+            self.scheduler.point("mm_users", mm.users_word, True)
+        if mm.users == 0:
+            return False
+        mm.users += 1
+        return True
+
+    def drop(self, mm: MM) -> bool:
+        """One user less; was it the last?"""
+        if self.scheduler is not None:
+            self.scheduler.point("mm_users", mm.users_word, True)
+        mm.users -= 1
+        return mm.users == 0
+
+    def put(self, mm: MM) -> None:
+        if self.drop(mm):
+            self.late.append(mm)
 
 
 class _Prepared:
@@ -67,8 +94,10 @@ class System:
         self.scheduler: Final = scheduler
         self.large_folios: Final = large_folios
         self.folios: Final = Folios()
+        self.spaces: Final = _References(scheduler)
         self.designs: Final[list[ReverseMap]] = [
-            design(Attachment(slot, self.folios, profile, scheduler)) for slot, design in enumerate(designs)
+            design(Attachment(slot, self.folios, profile, scheduler, self.spaces))
+            for slot, design in enumerate(designs)
         ]
         self.leader: Final = self.designs[leader]
         self.nr_large = 0  # large folios allocated ever: 0 keeps the fast paths fast
@@ -206,6 +235,18 @@ class System:
             self.try_free(head)
         else:
             self.pins[head] -= 1
+
+    # Walking
+
+    def begin_walk(self, head: int) -> Iterator[tuple[VMA, int]]:
+        """The leader's walk.  Whoever begins one ends it."""
+        self.walks.count += 1
+        return self.leader.walk(head)
+
+    def end_walk(self, walk: Iterator[tuple[VMA, int]]) -> None:
+        """Leave the walk, at its end or before: the design gives back what it holds."""
+        if isinstance(walk, Generator):
+            walk.close()
 
     # Telling the designs
 

@@ -119,6 +119,7 @@ class MM:
         self.mmap_lock: Final = mmap_lock
         self.page_table: Final = page_table
         self.tree = VMATree()
+        self.users_word: Final = object()  # what who changes `users` names to the scheduler
         self.rmap: list[object | None] = []  # one slot a design
         self.users = 1  # processes that run in it, and walks that look into it (mm_users)
         self.write_locked: list[VMA] = []  # VMAs whose locks go with mmap_lock (vma_start_write())

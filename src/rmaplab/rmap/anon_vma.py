@@ -114,6 +114,7 @@ class AnonVmaRmap(ReverseMap):
         self.places: Final[Tally] = self.ledger.tally("places visited")
         self.anon_vmas: Final[list[AnonVma | None]] = [None]  # by number; 0 is no anon_vma
         self.free_numbers: Final[list[int]] = []
+        self.held: Final[dict[int, AnonVma]] = {}  # by pfn: kept for a second walk
         self.ksm: Final[dict[int, list[KsmPlace]]] = {}  # by pfn, the newest place last
 
     # A VMA's first page
@@ -422,6 +423,15 @@ class AnonVmaRmap(ReverseMap):
                 return
 
     # The walk
+
+    def hold(self, pfn: int) -> None:
+        anon_vma = self.anon_vmas[self.anchor.m[pfn]]
+        assert anon_vma is not None  # the folio is mapped
+        anon_vma.refcount += 1
+        self.held[pfn] = anon_vma
+
+    def unhold(self, pfn: int) -> None:
+        self._put(self.held.pop(pfn))
 
     def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         self.walks.count += 1

@@ -12,12 +12,12 @@ Invariants
   of that one's context.
 
 Locking: `lock` of the parent covers its list of children, and `lock` of a context its remap tree.  Both are
-read under RCU: an unlinked context keeps its own links, and is freed after a grace period.
+read under RCU: an unlinked context keeps its own links, and is freed after a grace period.  A walk takes a
+reference to each address space while it looks into it, and passes one whose last user is gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final, cast
 
 from mypy_extensions import mypyc_attr
@@ -25,7 +25,7 @@ from mypy_extensions import mypyc_attr
 from rmaplab.mm.reverse_map import Attachment, ReverseMap
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.rmap.remap_tree import RemapMemory, RemapTree
-from rmaplab.sync.locks import Rcu, SpinLock
+from rmaplab.sync.locks import Rcu, SequenceCount, SpinLock
 from rmaplab.sync.work import LockClass, Pool, Tally
 
 
@@ -42,6 +42,7 @@ class CowContext:
         self.lock: Final = lock
         self.remaps: Final = remaps
         self.refcount = 1
+        self.moves: Final = SequenceCount(lock.scheduler)  # odd while entries or VMAs of this mm move
         self.first_child: CowContext | None = None  # the newest
         self.next_sibling: CowContext | None = None
         self.previous_sibling: CowContext | None = None
@@ -72,6 +73,7 @@ class ContextRmap(ReverseMap):
         self.places: Final[Tally] = self.ledger.tally("places visited")
         self.contexts: Final[list[CowContext | None]] = [None]  # by number; 0 is no context
         self.free_numbers: Final[list[int]] = []
+        self.held: Final[dict[int, CowContext]] = {}  # by pfn: kept for a second walk
 
     def new_remap_tree(self) -> RemapTree:
         return RemapTree(self.memory)
@@ -93,14 +95,14 @@ class ContextRmap(ReverseMap):
         context.next_sibling = first
         if first is not None:
             first.previous_sibling = context
-        self.point("link child context", above)
+        self.point("link child context", above, True)
         above.first_child = context
         above.lock.unlock()
         child.rmap[self.slot] = context
 
     def mm_gone(self, mm: MM) -> None:
         context = self.context_of(mm)
-        self.point("clear context's mm", context)
+        self.point("clear context's mm", context, True)
         context.mm = None
         self.put(context)
 
@@ -127,14 +129,16 @@ class ContextRmap(ReverseMap):
                 above.lock.lock()
                 self._unlink(gone, above)
                 above.lock.unlock()
-            gone.remaps.clear()
-            self.contexts[gone.number] = None
-            self.free_numbers.append(gone.number)
+            if self.scheduler is None:
+                gone.remaps.clear()
+                self.contexts[gone.number] = None
+                self.free_numbers.append(gone.number)
             self.context_pool.free()
             self.rcu.call("cow_context", gone)
             gone = above
 
     def _unlink(self, context: CowContext, above: CowContext) -> None:
+        self.point("unlink child context", above, True)
         before = context.previous_sibling
         after = context.next_sibling
         if before is None:
@@ -146,38 +150,37 @@ class ContextRmap(ReverseMap):
 
     # The walk
 
-    def subtree(self, top: CowContext) -> Iterator[CowContext]:
-        """`top` first; then what is below it, depth first, the children of a context before itself."""
+    def get_mm(self, context: CowContext) -> MM | None:
+        """The address space of `context`, with a reference to it; None if it is gone or going."""
         self.visited.count += 1
-        yield top
-        at = _lowest_first(top)
-        while at is not top:
-            self.visited.count += 1
-            self.point("visit context", at)
-            yield at
-            sibling = at.next_sibling
-            if sibling is not None:
-                at = _lowest_first(sibling)
-            else:
-                above = at.parent
-                assert above is not None  # `at` is below `top`
-                at = above
+        self.point("visit context", context)
+        mm = context.mm
+        if mm is not None and self.spaces.get(mm):
+            return mm
+        return None
 
-    def point(self, what: str, subject: object) -> None:
+    def put_mm(self, mm: MM) -> None:
+        self.spaces.put(mm)
+
+    def hold(self, pfn: int) -> None:
+        context = self.context_at(pfn)
+        assert context is not None  # the folio is mapped
+        context.refcount += 1
+        self.held[pfn] = context
+
+    def unhold(self, pfn: int) -> None:
+        self.put(self.held.pop(pfn))
+
+    def context_at(self, pfn: int) -> CowContext | None:
+        """The context that the folio points to."""
+        raise NotImplementedError
+
+    def point(self, what: str, subject: object, write: bool = False) -> None:
         if self.scheduler is not None:
-            self.scheduler.point(what, subject)
+            self.scheduler.point(what, subject, write)
 
     def vmas_at(self, mm: MM, start: int, end: int) -> list[VMA]:
         """The VMAs of `mm` that touch [start, end)."""
         self.look_ups.count += 1
-        self.point("look up VMA", mm)
+        self.point("look up VMA", mm.tree)
         return mm.tree.overlapping(start, end)
-
-
-def _lowest_first(context: CowContext) -> CowContext:
-    """Down along first children."""
-    child = context.first_child
-    while child is not None:
-        context = child
-        child = context.first_child
-    return context

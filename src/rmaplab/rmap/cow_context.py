@@ -117,8 +117,19 @@ class CowContextRmap(ContextRmap):
         # `vma` has no pages yet, so it may as well be indexed as if it were part of `donor`.
         vma.rmap[self.slot] = donor.rmap[self.slot]
 
+    def need_move_locks(self, source: VMA, target: VMA, merged: bool) -> bool:
+        return True
+
+    def move_lock(self, vma: VMA) -> None:
+        self.context_of(vma.mm).moves.write_begin()
+
+    def move_unlock(self, vma: VMA) -> None:
+        self.context_of(vma.mm).moves.write_end()
+
     def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
-        before = self.context_of(vma.mm).before
+        context = self.context_of(vma.mm)
+        context.moves.write_begin()
+        before = context.before
         before.clear()
         self._note(vma, before)
         if neighbour is not None:
@@ -139,6 +150,7 @@ class CowContextRmap(ContextRmap):
             for first, last, offset in context.before:
                 self._remove_but(context, first, last, offset, now)
         context.split_off = None
+        context.moves.write_end()
 
     def _remove_but(
         self, context: CowContext, first: int, last: int, offset: int, keep: list[tuple[int, int, int]]
@@ -189,13 +201,13 @@ class CowContextRmap(ContextRmap):
                 last = first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1
                 context = self.context_of(vma.mm)
                 context.lock.lock()
-                self.point("add record", context)
+                self.point("add record", context, True)
                 context.remaps.add(first, last, offset)
                 context.lock.unlock()
 
     def _forget(self, context: CowContext, first: int, last: int, offset: int) -> None:
         context.lock.lock()
-        self.point("remove record", context)
+        self.point("remove record", context, True)
         context.remaps.remove(first, last, offset)
         context.lock.unlock()
 
@@ -270,6 +282,33 @@ class CowContextRmap(ContextRmap):
 
     # The walk
 
+    def _parents_first(self, top: CowContext) -> Iterator[CowContext]:
+        """`top` and all below it, each before its children.  A child is linked before an entry of its parent
+        is copied.  So one that is not there when the list of children is looked at, after the parent was
+        dealt with, can only get what was left there."""
+        at = top
+        while True:
+            yield at
+            self.point("first child", at)
+            child = at.first_child
+            if child is not None:
+                at = child
+                continue
+            while at is not top:
+                above = at.parent
+                assert above is not None  # `at` is below `top`
+                self.point("next sibling", above)
+                sibling = at.next_sibling
+                if sibling is not None:
+                    at = sibling
+                    break
+                at = above
+            if at is top:
+                return
+
+    def context_at(self, pfn: int) -> CowContext | None:
+        return self.anchor_of(pfn)[0]
+
     def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         self.walks.count += 1
         flags: int = self.folios.flags.m[pfn]
@@ -282,15 +321,21 @@ class CowContextRmap(ContextRmap):
         nr_pages = self.folios.nr_pages(pfn)
         self.rcu.read_lock()
         try:
-            for context in self.subtree(top):
-                mm = context.mm
+            for context in self._parents_first(top):
+                mm = self.get_mm(context)
                 if mm is None:
                     continue
-                yield from self._at(mm, first, nr_pages, 0)
-                if context.remaps.depth:
-                    self.point("read records", context)
-                    for offset in context.remaps.offsets(first, first + nr_pages - 1):
-                        yield from self._at(mm, first, nr_pages, offset)
+                try:
+                    again = True
+                    while again:
+                        begun = context.moves.read_begin()
+                        yield from self._at(mm, first, nr_pages, 0)
+                        self.point("read records", context)
+                        for offset in context.remaps.offsets(first, first + nr_pages - 1):
+                            yield from self._at(mm, first, nr_pages, offset)
+                        again = context.moves.read_retry(begun)
+                finally:
+                    self.put_mm(mm)
         finally:
             self.rcu.read_unlock()
 
@@ -299,6 +344,7 @@ class CowContextRmap(ContextRmap):
         start = (first + offset) << PAGE_SHIFT
         for vma in self.vmas_at(mm, start, start + (nr_pages << PAGE_SHIFT)):
             shift = self.shift_of(vma)
+            self.point("read VMA", vma)
             if shift is not None and (vma.start >> PAGE_SHIFT) - vma.pgoff - shift == offset:
                 self.places.count += 1
                 yield vma, start if start > vma.start else vma.start
@@ -313,19 +359,22 @@ class CowContextRmap(ContextRmap):
                 self.visited.count += 1
                 yield from self._ksm_at(place.context, place.addr)
             for place in reversed(places):
-                for context in self.subtree(place.context):
+                for context in self._parents_first(place.context):
                     if context is not place.context:
                         yield from self._ksm_at(context, place.addr)
         finally:
             self.rcu.read_unlock()
 
     def _ksm_at(self, context: CowContext, addr: int) -> Iterator[tuple[VMA, int]]:
-        mm = context.mm
+        mm = self.get_mm(context)
         if mm is not None:
-            for vma in self.vmas_at(mm, addr, addr + 1):
-                if self.shift_of(vma) is not None:
-                    self.places.count += 1
-                    yield vma, addr
+            try:
+                for vma in self.vmas_at(mm, addr, addr + 1):
+                    if self.shift_of(vma) is not None:
+                        self.places.count += 1
+                        yield vma, addr
+            finally:
+                self.put_mm(mm)
 
     # Merge rules
 

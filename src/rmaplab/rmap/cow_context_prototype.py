@@ -211,7 +211,7 @@ class CowContextPrototypeRmap(ContextRmap):
         if offset != 0:
             self._drop(context, old_first, old_last, offset)
             first, last, _ = self._range(vma)
-            self.point("add record", context)
+            self.point("add record", context, True)
             context.remaps.add(first, last, offset)
 
     def vma_copied(self, source: VMA, new: VMA) -> None:
@@ -227,7 +227,7 @@ class CowContextPrototypeRmap(ContextRmap):
             last = first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1
             context = self.context_of(vma.mm)
             records = self.records_of(context)
-            self.point("update record", context)
+            self.point("update record", context, True)
             if not records.update(first, last, (old_start >> PAGE_SHIFT) - first, offset):
                 records.add(first, last, offset)
 
@@ -248,12 +248,12 @@ class CowContextPrototypeRmap(ContextRmap):
         offset = (vma.start >> PAGE_SHIFT) - first
         if offset != 0:
             context = self.context_of(vma.mm)
-            self.point("add record", context)
+            self.point("add record", context, True)
             context.remaps.add(first, first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1, offset)
 
     def _drop(self, context: CowContext, first: int, last: int, offset: int) -> None:
         context.lock.lock()
-        self.point("remove record", context)
+        self.point("remove record", context, True)
         context.remaps.remove(first, last, offset)
         context.lock.unlock()
 
@@ -300,24 +300,56 @@ class CowContextPrototypeRmap(ContextRmap):
         nr_pages = self.folios.nr_pages(pfn)
         self.rcu.read_lock()
         try:
-            for context in self.subtree(top):
-                mm = context.mm
+            for context in self._children_first(top):
+                mm = self.get_mm(context)
                 if mm is None:
                     continue
-                was_exclusive = self._exclusive(pfn, nr_pages)
-                yield from self._at(mm, first, nr_pages, 0)
-                if was_exclusive and self._exclusive(pfn, nr_pages):
-                    return
-                if context.remaps.depth:
+                try:
+                    was_exclusive = self._exclusive(pfn, nr_pages)
+                    yield from self._at(mm, first, nr_pages, 0)
+                    if was_exclusive and self._exclusive(pfn, nr_pages):
+                        return
                     self.point("read records", context)
                     for offset in self.records_of(context).collect(first, first + nr_pages - 1):
                         yield from self._at(mm, first, nr_pages, offset)
+                finally:
+                    self.put_mm(mm)
         finally:
             self.rcu.read_unlock()
+
+    def _children_first(self, top: CowContext) -> Iterator[CowContext]:
+        """traverse_contexts(): `top` first; then what is below it, depth first, the children of a context
+        before itself."""
+        yield top
+        at = self._lowest_first(top)
+        while at is not top:
+            yield at
+            self.point("next sibling", at if at.parent is None else at.parent)
+            sibling = at.next_sibling
+            if sibling is not None:
+                at = self._lowest_first(sibling)
+            else:
+                above = at.parent
+                assert above is not None  # `at` is below `top`
+                at = above
+
+    def _lowest_first(self, context: CowContext) -> CowContext:
+        """Down along first children."""
+        self.point("first child", context)
+        child = context.first_child
+        while child is not None:
+            context = child
+            self.point("first child", context)
+            child = context.first_child
+        return context
+
+    def context_at(self, pfn: int) -> CowContext | None:
+        return self.contexts[self.anchor.m[pfn]]
 
     def _exclusive(self, pfn: int, nr_pages: int) -> bool:
         """!folio_maybe_mapped_shared().  For a large folio Linux counts by process; here it is one whose
         pages are all mapped once, which only differs where two processes kept a part each."""
+        self.point("read mapcount", pfn)
         if nr_pages == 1:
             mapcount: int = self.folios.mapcount.m[pfn]
             return mapcount <= 1
@@ -327,6 +359,7 @@ class CowContextPrototypeRmap(ContextRmap):
         """walk_context_remap(): the VMAs there whose own offset is this one, prepared or not."""
         start = (first + offset) << PAGE_SHIFT
         for vma in self.vmas_at(mm, start, start + (nr_pages << PAGE_SHIFT)):
+            self.point("read VMA", vma)
             if (vma.start >> PAGE_SHIFT) - vma.pgoff == offset:
                 self.places.count += 1
                 yield vma, start if start > vma.start else vma.start

@@ -103,6 +103,7 @@ class Execution(Scheduler):
         self.locks: dict[int, LockState] = {}
         self.freed: dict[int, str] = {}  # number of a freed object -> who freed it
         self.rcu: Final = object()
+        self.subject: object = None  # what the scenario built, for who explains a failure
         self.released: list[tuple[int, int, bool]] = []  # task, key, exclusively: since the last step
         self.lock_order: set[tuple[str, str]] = set()
 
