@@ -42,7 +42,7 @@ from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry, Header
 from rmaplab.trace.play import Player
 
-ARENA: Final = 0x10_0000_0000
+ARENA: Final = 0x10_001E_8000  # the 24th page begins another leaf of page tables
 _STACK: Final = ARENA - (600 << PAGE_SHIFT)
 _LOWEST: Final = ARENA - (1000 << PAGE_SHIFT)
 FILES: Final = (FileEntry(0, "file"), FileEntry(1, "shmem"))
