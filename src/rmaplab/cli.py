@@ -114,6 +114,15 @@ Folios = Annotated[
     int,
     typer.Option(min=0, metavar="N", help="Walk at most N folios at a check, other ones each time (0: all)."),
 ]
+LargeFolios = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=9,
+        metavar="ORDER",
+        help="Let faults allocate folios of up to 2**ORDER pages (0: single pages).",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of what is chosen at random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Names = Annotated[
@@ -184,6 +193,7 @@ def _replay(
     check: Check = False,
     every: Every = 0,
     folios: Folios = FOLIOS,
+    large_folios: LargeFolios = 0,
     seed: Seed = 1,
     json: Json = False,
 ) -> Job:
@@ -196,7 +206,9 @@ def _replay(
 
     def job() -> int:
         history, source = _from_file(recording)
-        plan = _plan(rmap or ["anon_vma"], leader, _profile(profile, source), check, every, folios)
+        plan = _plan(
+            rmap or ["anon_vma"], leader, _profile(profile, source), check, every, folios, large_folios
+        )
         return _compare("replay", history, source, plan, seed, json)
 
     return job
@@ -225,6 +237,7 @@ def _run(
     check: Check = False,
     every: Every = 0,
     folios: Folios = FOLIOS,
+    large_folios: LargeFolios = 0,
     seed: Seed = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="F", help="Write the history to F, too.")
@@ -242,7 +255,9 @@ def _run(
         history, source = _from_workload(name, parameters or [], seed)
         if output is not None:
             write_history(output, history)
-        plan = _plan(rmap or ["anon_vma"], leader, _profile(profile, source), check, every, folios)
+        plan = _plan(
+            rmap or ["anon_vma"], leader, _profile(profile, source), check, every, folios, large_folios
+        )
         return _compare("run", history, source, plan, seed, json)
 
     return job
@@ -264,6 +279,7 @@ def _compare_command(
     check: Check = True,
     every: Every = 0,
     folios: Folios = FOLIOS,
+    large_folios: LargeFolios = 0,
     seed: Seed = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="F", help="Keep the recording of CMD in F.")
@@ -288,7 +304,9 @@ def _compare_command(
             history, source = _from_command(command, output, names)
         else:
             history, source = _from_what(what, seed)
-        plan = _plan(rmap or list(COMPARED), leader, _profile(profile, source), check, every, folios)
+        plan = _plan(
+            rmap or list(COMPARED), leader, _profile(profile, source), check, every, folios, large_folios
+        )
         if not rmap:  # what the prototype's own source misses is news, but no failure, unless somebody asked
             plan = plan._replace(excused=frozenset(["cow_context_prototype"]))
         return _compare("compare", history, source, plan, seed, json)
@@ -387,7 +405,13 @@ def _design(spec: str) -> type[ReverseMap]:
 
 
 def _plan(
-    designs: Sequence[str], leader: str, profile: Profile, check: bool, every: int, folios: int
+    designs: Sequence[str],
+    leader: str,
+    profile: Profile,
+    check: bool,
+    every: int,
+    folios: int,
+    large_folios: int,
 ) -> Plan:
     classes = [_design(spec) for spec in designs]
     names = [design.name for design in classes]
@@ -401,14 +425,16 @@ def _plan(
     first = 0
     if leader:
         first = designs.index(leader) if leader in designs else names.index(leader)
-    return Plan(classes, profile, first, every, folios, check)
+    return Plan(classes, profile, first, every, folios, check, large_folios=large_folios)
 
 
 def _compare(command: str, history: History, source: Source, plan: Plan, seed: int, json: bool) -> int:
     with Meter() as meter:
         found = compare(history, plan, meter)
     names = [design.name for design in plan.designs]
-    inputs = Inputs(source, names, names[plan.leader], plan.profile.name, seed, plan.every, plan.folios)
+    inputs = Inputs(
+        source, names, names[plan.leader], plan.profile.name, plan.large_folios, seed, plan.every, plan.folios
+    )
     told = report(command, _VERSION, inputs, found)
     if json:
         sys.stdout.write(told.json())
