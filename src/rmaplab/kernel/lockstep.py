@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -18,8 +19,10 @@ from rmaplab.check.histories import Author, header, shortest
 from rmaplab.kernel.driver import Driver
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.guest import Guest
+from rmaplab.kernel.identity import profile_of
 from rmaplab.kernel.isomorphism import Difference, belongs, difference
 from rmaplab.kernel.memory import Memory
+from rmaplab.kernel.setup import Kernel, compile_init, modules_of
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot
 from rmaplab.mm.errors import HistoryError, InvariantError
 from rmaplab.mm.machine import Machine
@@ -45,14 +48,32 @@ class Disagreement(msgspec.Struct, frozen=True):
 
 
 class Witness:
-    """A guest and eyes to look at it."""
+    """A guest and eyes to look at it.  A context manager."""
 
-    def __init__(self, guest: Guest, vmlinux: str, profile: Profile) -> None:
-        self.guest: Final = guest
-        self.profile: Final = profile
-        self.memory: Final = Memory(attach(guest, vmlinux), guest.memory)
+    def __init__(self, kernel: Kernel, command_line: str = "", accelerator: str = "tcg") -> None:
+        modules = modules_of(kernel, ("qemu_fw_cfg", "brd"))
+        self.guest: Final = Guest(
+            kernel.image, compile_init(), modules, command_line=command_line, accelerator=accelerator
+        )
+        try:
+            self._open(kernel)
+        except BaseException:
+            self.guest.close()
+            raise
+
+    def _open(self, kernel: Kernel) -> None:
+        self.memory: Final = Memory(attach(self.guest, kernel.vmlinux), self.guest.memory)
+        self.profile: Profile
+        self.notes: list[str]
+        self.profile, self.notes = profile_of(self.memory.program)
         self.reader: Final = Reader(self.memory, belongs)
         self._tasks: dict[int, int] = {}
+
+    def __enter__(self) -> Witness:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.guest.close()
 
     def look(self, pids: Iterable[int]) -> Snapshot:
         """The state of these processes, with the guest stopped meanwhile."""
@@ -73,7 +94,7 @@ class Witness:
         return task
 
 
-def attach(guest: Guest, vmlinux: str) -> Any:
+def attach(guest: Guest, vmlinux: Path) -> Any:
     """A drgn.Program that sees the guest."""
     try:
         import drgn
@@ -81,7 +102,7 @@ def attach(guest: Guest, vmlinux: str) -> Any:
         raise KernelUnavailable("drgn is missing: install rmaplab[kernel], or drgn 0.3 or newer.") from None
     program = drgn.Program()
     program.set_qemu_qmp(str(guest.qmp_socket))
-    program.load_debug_info([vmlinux])
+    program.load_debug_info([str(vmlinux)])
     return program
 
 
@@ -95,13 +116,10 @@ class Lockstep:
         self.witness: Final = witness
         self.machine: Final = Machine(witness.profile, [design])
         self.player: Final = Player(self.machine, head, batch=False)
-        self.driver: Final = Driver(witness.guest, {entry.id: entry for entry in head.files}, self._look)
+        self.driver: Final = Driver(witness.guest, {entry.id: entry for entry in head.files}, witness.look)
         self.requested: Final[list[Event]] = []
         self.played: Final[list[Event]] = []
         self.snapshot: Snapshot | None = None
-
-    def _look(self, pid: int) -> Mm:
-        return self.witness.look([pid]).by_pid[pid]
 
     def step(self, request: Event) -> Disagreement | None:
         """Do what is asked on both sides and compare."""
@@ -130,7 +148,8 @@ class Lockstep:
         except (HistoryError, InvariantError) as error:
             return Difference(f"process {event.pid}", f"result of {event.op}", _result(event.result), str(error))
         if event.op == "exec":
-            self.machine.mm_of(event.pid).mmap_base = _first_place(self._look(self.driver.pids[event.pid]))
+            pid = self.driver.pids[event.pid]
+            self.machine.mm_of(event.pid).mmap_base = _first_place(self.witness.look([pid]).by_pid[pid])
         if got != event.result:
             return Difference(f"process {event.pid}", f"result of {event.op}", _result(event.result), _result(got))
         return None
@@ -183,12 +202,24 @@ def replay(witness: Witness, events: Sequence[Event], design: type[ReverseMap] =
 
 
 def possible(machine: Machine, event: Event) -> bool:
-    """Whether the processes that `event` speaks of are there."""
+    """Whether `event` can be asked of a guest: the processes that it speaks of are there, and what it would do
+    can be followed."""
     there = machine.processes
     if event.op == "exec":
         return True
     if event.pid not in there or (event.op == "fork" and event.pid2 in there):
         return False
+    if event.op == "swap_out":
+        # A page that is in the swap cache and mapped nowhere cannot be seen from page tables when it goes.
+        return all(s.cached_pfn == 0 or machine.mapcount(s.cached_pfn) for s in machine.swap.values())
+    if event.op == "uffd_move":
+        # Registering a VMA would merge it with neighbours that an ordinary VMA does not merge with.
+        mm = machine.mm_of(event.pid)
+        source, target = mm.tree.at(event.addr2), mm.tree.at(event.addr)
+        return (
+            source is not None and target is not None and target.file is None
+            and mm.tree.at(target.start - 1) is None and mm.tree.at(target.end) is None
+        )  # fmt: skip
     return not (event.op == "ksm" and event.pid2 not in there) and not (event.op == "exit" and len(there) == 1)
 
 
@@ -212,7 +243,7 @@ class Random:
         done = 0
         while done < count:
             event = self._author.first() if self._first else self._author.propose()
-            if event is None:
+            if event is None or not possible(self.lockstep.machine, event):
                 continue
             self._first = False
             found = self.lockstep.step(event)
