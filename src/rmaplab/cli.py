@@ -26,6 +26,9 @@ import typer
 from rich.console import Console
 
 import rmaplab
+from rmaplab.check import verify_report
+from rmaplab.check.verify import Plan as VerifyPlan
+from rmaplab.check.verify import verify
 from rmaplab.explore import commands as explore
 from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare
 from rmaplab.measure.progress import Meter
@@ -310,6 +313,78 @@ def _compare_command(
         if not rmap:  # what the prototype's own source misses is news, but no failure, unless somebody asked
             plan = plan._replace(excused=frozenset(["cow_context_prototype"]))
         return _compare("compare", history, source, plan, seed, json)
+
+    return job
+
+
+@app.command("verify", short_help="Try random histories on every design, against the page tables.")
+def _verify(
+    rmap: Designs = None,
+    profile: ProfileName = "",
+    seed: Seed = 1,
+    steps: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Events in all (default: 20,000, or what --time allows).")
+    ] = 0,
+    seconds: Annotated[
+        float, typer.Option("--time", min=0, metavar="SECONDS", help="Begin no history after this long.")
+    ] = 0,
+    every: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Check after every N events (0: not at all).")
+    ] = 1,
+    pages: Annotated[
+        int, typer.Option(min=0, max=2000, metavar="N", help="Pages that a history is about (0: various).")
+    ] = 0,
+    large_folios: Annotated[
+        int, typer.Option(min=0, max=9, metavar="ORDER", help="Highest order of folios (0: various).")
+    ] = 0,
+    jobs: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Processes that play (0: one for each CPU).")
+    ] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="F", help="Where to save a history that fails.")
+    ] = Path("verify-failure.parquet"),
+    json: Json = False,
+) -> Job:
+    """Try random histories on every design, and hold each against the page tables after every step.
+
+    The same seed finds the same, on any number of CPUs.  What fails is made as short as it can be, printed, and
+    saved for `rmaplab replay`.
+
+    \b
+    Examples:
+      rmaplab verify
+      rmaplab verify --time 600 --every 10
+      rmaplab verify --rmap anon_vma --rmap mine.py --seed 7
+    """
+
+    def job() -> int:
+        if profile and profile not in PROFILES:
+            raise UsageError(f"there is no profile {profile!r} (there are {', '.join(PROFILES)})")
+        _plan(rmap or list(DESIGNS), "", PROFILES[profile or REFERENCE], True, 1, 0, 0)  # are they designs?
+        plan = VerifyPlan(
+            designs=tuple(rmap or DESIGNS),
+            profile=profile or REFERENCE,
+            seed=seed,
+            steps=steps or (0 if seconds else 20_000),
+            seconds=seconds,
+            every=every,
+            pages=pages,
+            large_folios=large_folios,
+            jobs=jobs or len(os.sched_getaffinity(0)),
+            # As in `compare`: what the prototype's own source misses is news, but no failure.
+            excused=frozenset() if rmap else frozenset(["cow_context_prototype"]),
+        )
+        with Meter() as meter:
+            found = verify(plan, meter)
+        saved = None
+        if found.failure is not None:
+            saved = output
+            verify_report.save(output, plan, found.failure)
+        if json:
+            verify_report.print_json(verify_report.as_object(_VERSION, plan, found, saved))
+        else:
+            verify_report.print_text(plan, found, saved, Console(highlight=False, markup=False))
+        return HOLDS if found.holds else DOES_NOT_HOLD
 
     return job
 
