@@ -30,6 +30,8 @@ from rmaplab.check import verify_report
 from rmaplab.check.verify import Plan as VerifyPlan
 from rmaplab.check.verify import verify
 from rmaplab.explore import commands as explore
+from rmaplab.kernel import cli as kernel
+from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare
 from rmaplab.measure.progress import Meter
 from rmaplab.measure.report import Inputs, Source, print_report, report
@@ -520,6 +522,7 @@ def _compare(command: str, history: History, source: Source, plan: Plan, seed: i
 
 # Pictures
 
+app.add_typer(kernel.app, name="kernel")
 explore.mount(
     app,
     explore.Finders(
@@ -565,6 +568,8 @@ def _main(arguments: list[str]) -> int:
         HistoryFormatError,
         HistoryWriteError,
         RecordError,
+        KernelUnavailable,
+        GuestError,
     ) as error:
         return _say(str(error))
     except OSError as error:

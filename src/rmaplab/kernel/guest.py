@@ -102,7 +102,7 @@ class Guest:
         directory = self.directory
         files = {"init": init.read_bytes()} | {f"{name}.ko": data for name, data in modules.items()}
         (directory / "initramfs").write_bytes(archive(files))
-        self.qmp_socket: Final = directory / "drgn.sock"
+        self.qmp_socket = directory / "drgn.sock"
         command = [
             qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", accelerator,
             "-machine", "pc", "-smp", "1", "-m", f"{memory}M", "-device", "vmcoreinfo",
@@ -117,22 +117,22 @@ class Guest:
         ]  # fmt: skip
         if disk is not None:
             command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on"]
-        self._qemu: Final = subprocess.Popen(
+        self._qemu = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        self._wire: Final = self._connect(directory / "wire.sock")
-        self._control: Final = self._connect(directory / "control.sock")
+        self._wire = self._connect(directory / "wire.sock")
+        self._control = self._connect(directory / "control.sock")
         self._received = b""
         self._read_qmp()
         self.monitor("qmp_capabilities")
-        self.memory: Final[list[mmap.mmap]] = []  # of the two nodes, one after the other from address 0
+        self.memory: list[mmap.mmap] = []  # of the two nodes, one after the other from address 0
         for node in (0, 1):
             with (directory / f"memory{node}").open("r+b") as file:
                 self.memory.append(mmap.mmap(file.fileno(), self.memory_size // 2))
-        self.free_slots: Final = list(range(SLOTS - 1, 0, -1))
+        self.free_slots = list(range(SLOTS - 1, 0, -1))
         if self._reply(60.0) != 0:
             raise GuestError(f"the guest's init did not start; its console says:\n{self.console()}")
-        self.scratch: Final = self.call(0, SCRATCH)
+        self.scratch = self.call(0, SCRATCH)
         self._prepare(modules, disk is not None)
 
     def _connect(self, path: Path) -> socket.socket:

@@ -9,13 +9,15 @@ happened there is played on the machine, and after each event results and state 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from rmaplab.check.histories import Author, header, shortest
+from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.driver import Driver
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.guest import Guest
@@ -62,11 +64,11 @@ class Witness:
             raise
 
     def _open(self, kernel: Kernel) -> None:
-        self.memory: Final = Memory(attach(self.guest, kernel.vmlinux), self.guest.memory)
+        self.memory = Memory(attach(self.guest, kernel.vmlinux), self.guest.memory)
         self.profile: Profile
         self.notes: list[str]
         self.profile, self.notes = profile_of(self.memory.program)
-        self.reader: Final = Reader(self.memory, belongs)
+        self.reader = Reader(self.memory, belongs)
         self._tasks: dict[int, int] = {}
 
     def __enter__(self) -> Witness:
@@ -110,7 +112,11 @@ class Lockstep:
     """One history on guest and machine."""
 
     def __init__(
-        self, witness: Witness, head: Header | None = None, design: type[ReverseMap] = AnonVmaRmap
+        self,
+        witness: Witness,
+        head: Header | None = None,
+        design: type[ReverseMap] = AnonVmaRmap,
+        coverage: Coverage | None = None,
     ) -> None:
         head = head or header()
         self.witness: Final = witness
@@ -120,6 +126,7 @@ class Lockstep:
         self.requested: Final[list[Event]] = []
         self.played: Final[list[Event]] = []
         self.snapshot: Snapshot | None = None
+        self.coverage: Final = Coverage() if coverage is None else coverage
 
     def step(self, request: Event) -> Disagreement | None:
         """Do what is asked on both sides and compare."""
@@ -134,7 +141,8 @@ class Lockstep:
             if found is not None:
                 return self._disagreement(found)
         pids = self.driver.pids
-        self.snapshot = self.witness.look(pids.values())
+        before, self.snapshot = self.snapshot, self.witness.look(pids.values())
+        self.coverage.see(request.op, before, self.snapshot)
         found = difference(self.machine, self.snapshot, pids)
         return None if found is None else self._disagreement(found)
 
@@ -185,13 +193,18 @@ def _result(value: int) -> str:
     return f"-{errno.errorcode.get(-value, str(-value))}" if value < 0 else hex(value)
 
 
-def replay(witness: Witness, events: Sequence[Event], design: type[ReverseMap] = AnonVmaRmap) -> Disagreement | None:
-    """The first disagreement of a history that was written down; requests that the machine finds impossible
-    are left out."""
-    lockstep = Lockstep(witness, design=design)
+def replay(
+    witness: Witness,
+    events: Iterable[Event],
+    design: type[ReverseMap] = AnonVmaRmap,
+    head: Header | None = None,
+    coverage: Coverage | None = None,
+) -> Disagreement | None:
+    """The first disagreement of a history that was written down; what a guest cannot be asked is left out."""
+    lockstep = Lockstep(witness, head, design, coverage)
     try:
         for event in events:
-            if not possible(lockstep.machine, event):
+            if event.op not in lockstep.driver.known() or not possible(lockstep.machine, event):
                 continue
             found = lockstep.step(event)
             if found is not None:
@@ -228,9 +241,9 @@ class Random:
 
     def __init__(
         self, witness: Witness, seed: int, pages: int = 48, processes: int = 6,
-        design: type[ReverseMap] = AnonVmaRmap, ops: Sequence[str] = (),
+        design: type[ReverseMap] = AnonVmaRmap, ops: Sequence[str] = (), coverage: Coverage | None = None,
     ) -> None:  # fmt: skip
-        self.lockstep: Final = Lockstep(witness, design=design)
+        self.lockstep: Final = Lockstep(witness, design=design, coverage=coverage)
         known = self.lockstep.driver.known()
         self._author = Author(
             self.lockstep.machine, random.Random(seed), [op for op in ops or sorted(known) if op in known],
@@ -256,13 +269,44 @@ class Random:
         self.lockstep.end()
 
 
-def minimal(witness: Witness, found: Disagreement, design: type[ReverseMap] = AnonVmaRmap) -> Disagreement:
-    """The shortest history that ends in a disagreement about the same property."""
+def random_histories(
+    witness: Witness, seed: int, steps: int, say: Callable[[str], None], each: int = 500,
+    design: type[ReverseMap] = AnonVmaRmap,
+) -> tuple[Disagreement | None, Coverage, int]:  # fmt: skip
+    """Histories of `each` steps, with seeds from `seed` on, until there were `steps` or one disagrees.  Returns
+    the disagreement, what was covered, and the number of steps."""
+    coverage = Coverage()
+    done = 0
+    while done < steps:
+        history = Random(witness, seed, design=design, coverage=coverage)
+        for found in history.steps(min(each, steps - done)):
+            done += 1
+            if found is not None:
+                history.end()
+                return found, coverage, done
+        history.end()
+        say(f"{done} of {steps} steps, seed {seed}")
+        seed += 1
+    return None, coverage, done
+
+
+def minimal(
+    witness: Witness,
+    found: Disagreement,
+    design: type[ReverseMap] = AnonVmaRmap,
+    seconds: float = 120.0,
+    head: Header | None = None,
+) -> Disagreement:
+    """The shortest history that ends in a disagreement about the same property, or the shortest that could be
+    found in this time."""
     best = found
+    deadline = time.monotonic() + seconds
 
     def fails(events: list[Event]) -> bool:
         nonlocal best
-        again = replay(witness, events, design)
+        if time.monotonic() > deadline:
+            return False
+        again = replay(witness, events, design, head)
         if again is not None and again.difference.what == found.difference.what:
             best = again
             return True

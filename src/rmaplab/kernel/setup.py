@@ -164,7 +164,9 @@ def _download(package: Package, directory: Path, say: Callable[[str], None]) -> 
     found = sorted(directory.glob(f"{package.name}_*.deb"))
     if run.returncode or not found:
         reason = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise KernelUnavailable(f"{package.name} could not be downloaded ({reason}): try again, it will be resumed.")
+        raise KernelUnavailable(
+            f"{package.name} could not be downloaded ({reason}): try again, it will be resumed."
+        )
     path = found[-1]
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -172,7 +174,9 @@ def _download(package: Package, directory: Path, say: Callable[[str], None]) -> 
             digest.update(block)
     if digest.hexdigest() != package.sha256:
         path.unlink()
-        raise KernelUnavailable(f"{package.name} is not what apt's index says it is (SHA-256): it was removed, try again.")
+        raise KernelUnavailable(
+            f"{package.name} has another SHA-256 than apt's index says: it was removed, try again."
+        )
     return path
 
 
