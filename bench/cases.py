@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from random import Random
-from time import perf_counter
+from time import perf_counter, process_time
 
 import rmaplab
 from rmaplab.mm.abi import (
@@ -109,16 +109,16 @@ def page_bytes(size: int, rounds: int) -> list[float]:
 
 
 def _among(size: int, rounds: int, operation: Callable[[Machine, MM, int], None]) -> list[float]:
-    """Seconds of one `operation` on a random VMA among `size`, averaged over many, a value a round."""
+    """Processor seconds of one `operation` on a random VMA among `size`, averaged over many."""
     machine, mm = islands(LOCKSTEP, size)
     random = Random(1)
     seconds = []
     for _ in range(rounds):
         places = [BASE + 2 * random.randrange(size) * PAGE_SIZE for _ in range(500)]
-        start = perf_counter()
+        start = process_time()
         for addr in places:
             operation(machine, mm, addr)
-        seconds.append((perf_counter() - start) / len(places))
+        seconds.append((process_time() - start) / len(places))
     return seconds
 
 
@@ -160,15 +160,15 @@ def fault(size: int, rounds: int) -> list[float]:
 
 
 def events(size: int, rounds: int) -> list[float]:
-    """Seconds an event takes in a history of `size` requests to a server with a fixed state."""
+    """Processor seconds an event takes in a history of `size` requests to a server with a fixed state."""
     result = []
     for _ in range(rounds):
         history = Prefork(requests=size).history()
         todo = list(history)
         player = Player(Machine(PROFILES["6.12"], LOCKSTEP), history.header)
-        start = perf_counter()
+        start = process_time()
         player.play(todo)
-        result.append((perf_counter() - start) / len(todo))
+        result.append((process_time() - start) / len(todo))
     return result
 
 
