@@ -88,6 +88,10 @@ class Task:
         if self.body is not None:
             self.body()
 
+    def at_end(self) -> bool:
+        """It ran, and announced no step more."""
+        return self.pending is None
+
 
 class Execution(Scheduler):
     """One run of a scenario.  Create it, build the scenario's objects with it as their scheduler, add the
@@ -264,7 +268,7 @@ class Execution(Scheduler):
         self.current = task
         task.green.switch()
         self.current = None
-        if task.pending is None:
+        if task.at_end():
             task.done = True
             if task.held:
                 raise Finding(f"{task.name} ends while it holds {_class_of(task.held[0][0])}")
