@@ -16,8 +16,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from rmaplab.check.truth import MappedFolio, Truth
-from rmaplab.explore.layout import drop_crowded, fold, place
+from rmaplab.explore.layout import fold, place
 from rmaplab.explore.merging import backing, rights, why_apart
 from rmaplab.explore.parts import (
     EXCLUSIVE,
@@ -34,7 +33,7 @@ from rmaplab.explore.parts import (
     Space,
     State,
 )
-from rmaplab.explore.views import View, hexa, view_of
+from rmaplab.explore.views import Scope, View, hexa, view_of
 from rmaplab.explore.witness import Witness
 from rmaplab.mm.folio import (
     FOLIO_KSM,
@@ -63,9 +62,8 @@ from rmaplab.sync.locks import RwSemaphore, SpinLock
 PROCESSES: Final = 12  # shown one by one
 AREAS: Final = 24  # of an address space
 CELLS: Final = 32  # of a VMA
-FOLIOS: Final = 600  # walked at a step
+WALKED: Final = 320  # folios, at a step
 PLACES: Final = 48  # of a walk
-DRAWINGS: Final = 10  # of one sort
 UNWATCHED: Final = "locks that nobody watched"
 
 _KINDS: Final = ((PTE_ANON, "A"), (PTE_MIGRATION, "M"), (PTE_SWAP, "S"), (PTE_ZERO, "Z"), (PTE_FILE, "F"))
@@ -91,6 +89,7 @@ class Camera:
         self.views: Final[list[View]] = [view_of(design) for design in machine.designs]
         self._watches: Final = machine.scheduler is witness
         self._process_names: Final = process_names
+        self._lock_names: Final[dict[int, str]] = {}  # by id(), of this moment
         self._numbers: Final[dict[bytes, int]] = {}  # of answers, by what they say
 
     # A picture
@@ -102,15 +101,18 @@ class Camera:
         touched: an address in theirs that is not to be folded either
         """
         state: State = {}
+        self._lock_names.clear()
         shown = self._processes(state, busy)
         mms = {self.machine.processes[pid].mm.id: self.machine.processes[pid].mm for pid in shown}
-        for mm in mms.values():
-            self._space(
-                state, mm, touched if any(pid in busy for pid in shown if self._runs_in(pid, mm)) else 0
-            )
+        vmas: list[VMA] = []
+        for pid in sorted(shown, key=lambda pid: (pid not in busy, pid)):
+            mm = mms.pop(self.machine.processes[pid].mm.id, None)
+            if mm is not None:
+                vmas += self._space(state, mm, touched if pid in busy else 0)
         self._folios(state)
+        scope = Scope(vmas)
         for slot, (design, view) in enumerate(zip(self.machine.designs, self.views, strict=True)):
-            parts = drop_crowded(fold(view.parts(self.machine), set(mms)), DRAWINGS)
+            parts = fold(view.parts(self.machine, scope), {mm.id for mm in scope.mms()})
             place(parts)
             for key, part in parts.items():
                 state[f"{slot}/{key}"] = part
@@ -119,9 +121,6 @@ class Camera:
                 [(line.type, line.objects, line.nbytes) for line in design.footprint()]
             )
         return state
-
-    def _runs_in(self, pid: int, mm: MM) -> bool:
-        return self.machine.processes[pid].mm is mm
 
     def _processes(self, state: State, busy: Collection[int]) -> list[int]:
         processes = self.machine.processes
@@ -147,13 +146,12 @@ class Camera:
 
     # Address spaces
 
-    def _space(self, state: State, mm: MM, touched: int) -> None:
+    def _space(self, state: State, mm: MM, touched: int) -> list[VMA]:
+        """Adds an address space.  Returns the VMAs that are shown, the touched one first."""
         vmas = mm.tree.to_list()
-        kept = {vma.id for vma in vmas}
-        if len(vmas) > AREAS:
-            at = mm.tree.at(touched) if touched else None
-            ranked = sorted(vmas, key=lambda vma: (vma is not at, not vma.prepared, vma.start))
-            kept = {vma.id for vma in ranked[:AREAS]}
+        at = mm.tree.at(touched) if touched else None
+        ranked = sorted(vmas, key=lambda vma: (vma is not at, not vma.prepared, vma.start))[:AREAS]
+        kept = {vma.id for vma in ranked}
         areas: list[int] = []
         before: VMA | None = None
         for vma in vmas:
@@ -167,6 +165,7 @@ class Camera:
             before = vma
         pids = sorted(pid for pid, process in self.machine.processes.items() if process.mm is mm)
         state[f"m{mm.id}"] = Space(mm.id, pids, areas, _mapped(mm))
+        return ranked
 
     def _area(self, vma: VMA, before: VMA | None) -> Area:
         cells, more = self._cells(vma)
@@ -238,29 +237,25 @@ class Camera:
         for part in list(state.values()):
             if isinstance(part, Area):
                 for cell in part.cells:
-                    if cell.head and len(heads) < FOLIOS:
+                    if cell.head:
                         heads[cell.head] = None
-        truth = Truth(self.machine)
-        for head in heads:
-            at = int(np.searchsorted(truth.heads, head))
-            if at < len(truth) and truth.heads[at] == head:
-                state[f"f{head}"] = self._folio(truth.folio(at))
+        for number, head in enumerate(heads):
+            state[f"f{head}"] = self._folio(head, number < WALKED)
 
-    def _folio(self, mapped: MappedFolio) -> Folio:
+    def _folio(self, head: int, walked: bool) -> Folio:
         folios = self.machine.folios
-        head = mapped.head
         flags: int = folios.flags.m[head]
         return Folio(
             head,
-            mapped.nr_pages,
+            folios.nr_pages(head),
             int(folios.index.m[head]),
             folios.total_mapcount(head),
             ", ".join(word for bit, word in _FLAGS if flags & bit),
             [f"{slot}/{key}" if (key := view.anchor(head)) else "" for slot, view in enumerate(self.views)],
-            [self._ask(slot, mapped) for slot in range(len(self.views))],
+            [self._ask(slot, head) for slot in range(len(self.views))] if walked else [],
         )
 
-    def _ask(self, slot: int, mapped: MappedFolio) -> tuple[int, int]:
+    def _ask(self, slot: int, head: int) -> tuple[int, int]:
         """Walk for a folio in a design: number of the answer, and page that its places count from."""
         design = self.machine.designs[slot]
         view = self.views[slot]
@@ -272,8 +267,8 @@ class Camera:
         witness.forget()
         witness.listening = True
         try:
-            for vma, addr in design.walk(mapped.head):
-                hit = mapped.mapped_at((vma, addr))
+            for vma, addr in design.walk(head):
+                hit = self._maps(vma, addr, head)
                 if len(places) == PLACES:
                     more += 1
                     more_hits += hit
@@ -283,7 +278,7 @@ class Camera:
                     base = page
                     held = [self.lock_name(lock) for lock in witness.held] if self._watches else [UNWATCHED]
                 witness.listening = False
-                via = [f"{slot}/{key}" for key in view.via(mapped.head, vma, addr)]
+                via = [f"{slot}/{key}" for key in view.via(head, vma, addr)]
                 witness.listening = True
                 places.append(Place(vma.id, page - base, hit, via))
         finally:
@@ -297,6 +292,15 @@ class Camera:
         answer = Answer(places, held, list(dict.fromkeys(trail)), work, more, more_hits)
         return self._number(answer), base
 
+    def _maps(self, vma: VMA, addr: int, head: int) -> bool:
+        """Is a page of the folio mapped at this place?  It stands for all pages of the folio from there on."""
+        nr_pages = self.machine.folios.nr_pages(head)
+        for at in range(addr, min(addr + (nr_pages << PAGE_SHIFT), vma.end), 1 << PAGE_SHIFT):
+            entry = vma.mm.page_table.get(at)
+            if entry & (PTE_ANON | PTE_MIGRATION) and 0 <= (entry >> PTE_SHIFT) - head < nr_pages:
+                return True
+        return False
+
     def _number(self, answer: Answer) -> int:
         said = msgspec.msgpack.encode(answer)
         number = self._numbers.get(said)
@@ -307,17 +311,23 @@ class Camera:
 
     # Locks
 
+    def moved(self) -> None:
+        """Something happened since the last picture: what locks there are must be found out again."""
+        self._lock_names.clear()
+
     def lock_name(self, lock: object) -> str:
         """A lock in words: its class, and whose it is where that says something."""
         if isinstance(lock, str):
             return lock
-        for view in self.views:
-            name = view.lock_name(lock)
-            if name:
-                return name
-        for pid, process in self.machine.processes.items():
-            if process.mm.mmap_lock is lock:
-                return f"mmap_lock of process {pid}"
+        names = self._lock_names
+        if not names:
+            for view in self.views:
+                names.update(view.locks())
+            for pid, process in self.machine.processes.items():
+                names[id(process.mm.mmap_lock)] = f"mmap_lock of process {pid}"
+        name = names.get(id(lock))
+        if name is not None:
+            return name
         return lock.lock_class.name if isinstance(lock, RwSemaphore | SpinLock) else "a lock"
 
 
@@ -326,8 +336,8 @@ def _some(pids: Iterable[int], count: int) -> list[int]:
 
 
 def _mapped(mm: MM) -> int:
-    """Anonymous pages that an address space maps."""
-    return len(mm.page_table.anon_entries()[0])
+    """Pages that the page table of an address space has something for."""
+    return sum(leaf.used for leaf in mm.page_table.leaves.values())
 
 
 def _entries(vma: VMA) -> tuple[Int64s, Int64s]:

@@ -134,6 +134,7 @@ class _Shooting:
                 return
             number, event = got
             step = Step(number, event.op, event.pid, words.tell(event, self.history.header.names))
+            self.camera.moved()
             step.efforts = self._efforts(counts, witness.taken)
             if self.tour is not None:
                 beat = self.tour.beats[number - 1]

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 import igraph
 
 from rmaplab.explore.parts import Part
+from rmaplab.explore.views import MANY, more
 
 LISTS = ("chains", "records", "shifts")
-FOLD = 24  # objects of one drawing that are shown one by one
 
 
 def fold(parts: dict[str, Part], mms: set[int]) -> dict[str, Part]:
@@ -30,12 +30,12 @@ def fold(parts: dict[str, Part], mms: set[int]) -> dict[str, Part]:
         groups.setdefault(part.group, []).append(key)
     result: dict[str, Part] = {}
     for group, keys in groups.items():
-        if len(keys) <= FOLD:
+        if len(keys) <= MANY + 1:
             for key in keys:
                 result[key] = parts[key]
             continue
         kept: set[str] = set()
-        wanted = [key for key in keys if parts[key].mm in mms][:FOLD] or keys[:FOLD]
+        wanted = [key for key in keys if parts[key].mm in mms][:MANY] or keys[:MANY]
         for key in wanted:
             while key and key not in kept:
                 kept.add(key)
@@ -51,38 +51,10 @@ def fold(parts: dict[str, Part], mms: set[int]) -> dict[str, Part]:
             home[key] = where
             left_out[where] = left_out.get(where, 0) + 1
         for (above, side), count in left_out.items():
-            kind = parts[keys[0]].kind
-            result[f"{group.partition('|')[0]}…{above}{side}"] = Part(
-                group,
-                kind,
-                f"{count:,} more",
-                [],
-                f"{count:,} objects of this kind that belong to processes which are folded.",
-                above=above,
-                side=side,
-                count=count,
-            )
-    return result
-
-
-def drop_crowded(parts: dict[str, Part], most: int) -> dict[str, Part]:
-    """At most `most` drawings of one sort (trees of anon_vmas, say); one part says how many are left out."""
-    seen: dict[str, list[str]] = {}
-    for part in parts.values():
-        sort = part.group.partition("|")[0].partition(".")[0]
-        groups = seen.setdefault(sort, [])
-        if part.group not in groups:
-            groups.append(part.group)
-    dropped = {group for groups in seen.values() for group in groups[most:]}
-    result = {key: part for key, part in parts.items() if part.group not in dropped}
-    for sort, groups in seen.items():
-        if len(groups) > most:
-            count = len(groups) - most
-            first = next(part for part in parts.values() if part.group == groups[-1])
-            result[f"{sort}…"] = Part(
-                f"{sort}.more|{count:,} more", first.kind, f"{count:,} more", [],
-                f"{count:,} more drawings like these are folded.", count=count,
-            )  # fmt: skip
+            part = more(group, parts[keys[0]].kind, count)
+            part.above = above
+            part.side = side
+            result[f"{group.partition('|')[0]}…{above}{side}"] = part
     return result
 
 

@@ -175,7 +175,7 @@ class Walks:
     def _repr_html_(self) -> str:
         root = Element("div")
         SubElement(root, "p").text = text.folio_line(self._film, self._folio)
-        for slot, design in enumerate(self._film.designs):
+        for slot, design in enumerate(self._film.designs[: len(self._folio.walks)]):
             SubElement(root, "h4").text = design.name
             items = SubElement(root, "ol")
             for line in text.walk_lines(self._film, self._state, self._folio, slot):

@@ -40,7 +40,7 @@ class Space(msgspec.Struct, tag="space", tag_field="is"):
     """An address space.
 
     areas: ids of its VMAs by address; -n stands for n VMAs that are folded
-    pages: anonymous pages that its page table maps
+    pages: that its page table has something for
     """
 
     id: int
@@ -108,7 +108,8 @@ class Folio(msgspec.Struct, tag="folio", tag_field="is"):
     """An anonymous folio.
 
     anchors: for each design, the key of what the folio points to ("" where it has nothing of the kind)
-    walks:   for each design, (number of an `Answer`, page number that its places count from)
+    walks:   for each design, (number of an `Answer`, page number that its places count from); none where there
+             are too many folios to ask for each
     """
 
     pfn: int

@@ -26,6 +26,9 @@ from rmaplab.explore.views import hexa
 from rmaplab.explore.words import plural
 from rmaplab.mm.vma import PAGE_SHIFT
 
+NOT_ASKED = (
+    "There are too many pages here to have asked for each: this one was not. A narrower window asks for more."
+)
 _FEW = 8  # unmapped pages of a VMA that are shown one by one
 
 
@@ -213,6 +216,9 @@ def holding_line(holding: Holding) -> str:
 def answers(film: Film, state: State, folio: Folio) -> Iterator[str]:
     """Who maps a folio, asked of each design."""
     yield folio_line(film, folio)
+    if not folio.walks:
+        yield f"  {NOT_ASKED}"
+        return
     for slot, design in enumerate(film.designs):
         yield f"  {design.name}"
         for number, line in enumerate(walk_lines(film, state, folio, slot), 1):

@@ -12,7 +12,8 @@ Invariant: looking changes nothing, and counts nothing.
 
 from __future__ import annotations
 
-from typing import ClassVar, Final, cast
+from bisect import bisect_right
+from typing import ClassVar, Final, NamedTuple, cast
 
 from rmaplab.explore.parts import Part
 from rmaplab.mm.folio import FOLIO_KSM
@@ -25,6 +26,19 @@ from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
 from rmaplab.rmap.interval_tree import IntervalNode
 
+MANY: Final = 24  # objects of one sort that are drawn one by one
+TREES: Final = 8  # interval trees
+
+
+class Scope(NamedTuple):
+    """What a picture shows: VMAs, those that an operation touched first."""
+
+    vmas: list[VMA]
+
+    def mms(self) -> list[MM]:
+        """Their address spaces, in the same order."""
+        return list({vma.mm.id: vma.mm for vma in self.vmas}.values())
+
 
 class View:
     """A design that nothing is known of but its interface: no objects to draw.
@@ -34,8 +48,9 @@ class View:
 
     about: ClassVar[dict[str, str]] = {}
 
-    def parts(self, machine: Machine) -> dict[str, Part]:
-        """The design's objects by key, each after the one that it hangs under."""
+    def parts(self, machine: Machine, scope: Scope) -> dict[str, Part]:
+        """The design's objects by key, each after the one that it hangs under; where there are many, those
+        that concern `scope`, and how many there are besides."""
         return {}
 
     def anchor(self, pfn: int) -> str:
@@ -50,9 +65,9 @@ class View:
         """Keys of the objects that lead a walk for `pfn` to this place."""
         return []
 
-    def lock_name(self, lock: object) -> str:
-        """What to call a lock of the design, "" if it is not known."""
-        return ""
+    def locks(self) -> dict[int, str]:
+        """What to call the locks of the design, by id()."""
+        return {}
 
     def why_apart(self, prev: VMA, next: VMA) -> str:
         """Why the design keeps these two adjacent VMAs from being one; asked if it does."""
@@ -89,6 +104,18 @@ def owner(pids: dict[int, list[int]], mm: MM | None) -> str:
     return f"process {of[0]}" if len(of) == 1 else f"processes {', '.join(map(str, of))}"
 
 
+def more(group: str, kind: str, count: int) -> Part:
+    """What stands for `count` objects that are not drawn."""
+    return Part(
+        group,
+        kind,
+        f"{count:,} more",
+        [],
+        f"{count:,} objects of this kind are not drawn, because they concern what is folded.",
+        count=count,
+    )
+
+
 class AnonVmaView(View):
     """anon_vma: the hierarchy, an interval tree for each anon_vma, and each VMA's chain."""
 
@@ -111,55 +138,71 @@ class AnonVmaView(View):
     def key(self, thing: object) -> str:
         return self._name(thing) if isinstance(thing, AnonVma) else ""
 
-    def parts(self, machine: Machine) -> dict[str, Part]:
+    def parts(self, machine: Machine, scope: Scope) -> dict[str, Part]:
         result: dict[str, Part] = {}
         pids = processes_of(machine)
         users: dict[str, list[str]] = {}
         chains: dict[str, Part] = {}
-        for mm in machine.mms.values():
-            for vma in mm.tree:
-                family = cast("Family | None", vma.rmap[self.design.slot])
-                if family is None or family.anon_vma is None:
-                    continue
-                name = self._name(family.anon_vma)
-                users.setdefault(name, []).append(f"V{vma.id}")
-                linked = [self._name(avc.anon_vma) for avc in family.chain]
-                chains[f"V{vma.id}"] = Part(
-                    "chains|Chains, one a VMA",
-                    "chain",
-                    f"V{vma.id}",
-                    [("new folios", name), ("linked", " ".join(linked))],
-                    f"V{vma.id} of {owner(pids, mm)} has had anonymous pages, so it must be found from every"
-                    " anon_vma that one of its folios may point to.",
-                    area=vma.id,
-                    mm=mm.id,
-                )
-        for anon_vma in self.design.anon_vmas:
-            if anon_vma is not None:
-                name = self._name(anon_vma)
-                root = anon_vma.parent is anon_vma
-                used = users.get(name, [])
-                why = (
-                    f"The new folios of {', '.join(used[:4])}{' and others' if len(used) > 4 else ''} point here."
-                    if used
-                    else "No VMA puts new folios here any more; it stays for the folios that it has, and for"
-                    " those below."
-                )
-                result[name] = Part(
-                    "hierarchy|Hierarchy of anon_vmas",
-                    "anon_vma",
-                    name,
-                    [
-                        ("refs", str(anon_vma.refcount)),
-                        ("children", str(anon_vma.num_children)),
-                        ("active", str(anon_vma.num_active_vmas)),
-                    ],
-                    f"{'The root of a family.' if root else f'Made by a fork, below {self._name(anon_vma.parent)}.'}"
-                    f" {why}",
-                    above="" if root else self._name(anon_vma.parent),
-                )
-                self._tree(result, name, anon_vma, pids)
-        result.update(chains)
+        linked: dict[int, AnonVma] = {}
+        for vma in scope.vmas:
+            family = cast("Family | None", vma.rmap[self.design.slot])
+            if family is None or family.anon_vma is None:
+                continue
+            name = self._name(family.anon_vma)
+            users.setdefault(name, []).append(f"V{vma.id}")
+            chain = [avc.anon_vma for avc in family.chain]
+            for anon_vma in chain:
+                while anon_vma.number not in linked:
+                    linked[anon_vma.number] = anon_vma
+                    anon_vma = anon_vma.parent
+            chains[f"V{vma.id}"] = Part(
+                "chains|Chains, one a VMA",
+                "chain",
+                f"V{vma.id}",
+                [("new folios", name), ("linked", " ".join(map(self._name, chain)))],
+                f"V{vma.id} of {owner(pids, vma.mm)} has had anonymous pages, so it must be found from every"
+                " anon_vma that one of its folios may point to.",
+                area=vma.id,
+                mm=vma.mm.id,
+            )
+        every = [anon_vma for anon_vma in self.design.anon_vmas if anon_vma is not None]
+        kept = every
+        if len(every) > MANY:
+            kept = sorted(list(linked.values())[:MANY], key=lambda anon_vma: anon_vma.number)
+        for anon_vma in kept:
+            name = self._name(anon_vma)
+            root = anon_vma.parent is anon_vma
+            used = users.get(name, [])
+            why = (
+                f"The new folios of {', '.join(used[:4])}{' and others' if len(used) > 4 else ''} point here."
+                if used
+                else "No VMA shown here puts new folios here; it is there for the folios that point to it, and for"
+                " those below."
+            )
+            result[name] = Part(
+                "hierarchy|Hierarchy of anon_vmas",
+                "anon_vma",
+                name,
+                [
+                    ("refs", str(anon_vma.refcount)),
+                    ("children", str(anon_vma.num_children)),
+                    ("active", str(anon_vma.num_active_vmas)),
+                ],
+                f"{'The root of a family.' if root else f'Made by a fork, below {self._name(anon_vma.parent)}.'} {why}",
+                above="" if root else self._name(anon_vma.parent),
+            )
+        if len(every) > len(kept):
+            result["…"] = more("hierarchy|Hierarchy of anon_vmas", "anon_vma", len(every) - len(kept))
+        trees = kept
+        if len(kept) > TREES:
+            trees = [anon_vma for anon_vma in linked.values() if self._name(anon_vma) in result][:TREES]
+        for anon_vma in trees:
+            self._tree(result, self._name(anon_vma), anon_vma, pids)
+        if len(every) > len(trees):
+            result["tree…"] = more("tree.…|Further interval trees", "anon_vma_chain", len(every) - len(trees))
+        result.update((f"chain.{name}", chain_part) for name, chain_part in list(chains.items())[:MANY])
+        if len(chains) > MANY:
+            result["chain…"] = more("chains|Chains, one a VMA", "chain", len(chains) - MANY)
         return result
 
     def _tree(
@@ -196,11 +239,12 @@ class AnonVmaView(View):
         anchor = self.anchor(pfn)
         return [anchor, f"{anchor}.V{vma.id}"] if anchor else []
 
-    def lock_name(self, lock: object) -> str:
-        for anon_vma in self.design.anon_vmas:
-            if anon_vma is not None and anon_vma.rwsem is lock:
-                return f"root rwsem of {self._name(anon_vma.family_root)}"
-        return ""
+    def locks(self) -> dict[int, str]:
+        return {
+            id(anon_vma.rwsem): f"root rwsem of {self._name(anon_vma)}"
+            for anon_vma in self.design.anon_vmas
+            if anon_vma is not None and anon_vma.parent is anon_vma
+        }
 
     def why_apart(self, prev: VMA, next: VMA) -> str:
         slot = self.design.slot
@@ -243,32 +287,45 @@ class ContextView(View):
     def key(self, thing: object) -> str:
         return self._name(thing) if isinstance(thing, CowContext) else ""
 
-    def parts(self, machine: Machine) -> dict[str, Part]:
+    def parts(self, machine: Machine, scope: Scope) -> dict[str, Part]:
         pids = processes_of(machine)
         result: dict[str, Part] = {}
-        for context in self.design.contexts:
-            if context is not None and context.parent is None:
-                self._below(result, context, "", pids)
+        every = [context for context in self.design.contexts if context is not None]
+        kept: set[int] = {context.number for context in every}
+        if len(every) > MANY:
+            kept = set()
+            for mm in scope.mms():
+                context: CowContext | None = self.design.context_of(mm)
+                while context is not None and context.number not in kept and len(kept) < MANY:
+                    kept.add(context.number)
+                    context = context.parent
+        for top in every:
+            if top.number in kept and (top.parent is None or top.parent.number not in kept):
+                self._below(result, top, kept, pids)
+        if len(every) > len(kept):
+            result["…"] = more(
+                "ancestry|Contexts, in the tree of forks", "cow_context", len(every) - len(kept)
+            )
         if isinstance(self.design, CowContextRmap):
-            for mm in machine.mms.values():
-                for vma in mm.tree:
-                    shift = self.design.shift_of(vma)
-                    if vma.file is not None and shift is not None:
-                        result[f"shift.V{vma.id}"] = Part(
-                            "shifts|Shifts of file mappings",
-                            "shift",
-                            f"V{vma.id}",
-                            [("shift", signed(shift))],
-                            f"V{vma.id} of {owner(pids, mm)} maps a file privately and has copied pages.",
-                            area=vma.id,
-                            mm=mm.id,
-                        )
+            for vma in scope.vmas:
+                shift = self.design.shift_of(vma)
+                if vma.file is not None and shift is not None:
+                    result[f"shift.V{vma.id}"] = Part(
+                        "shifts|Shifts of file mappings",
+                        "shift",
+                        f"V{vma.id}",
+                        [("shift", signed(shift))],
+                        f"V{vma.id} of {owner(pids, vma.mm)} maps a file privately and has copied pages.",
+                        area=vma.id,
+                        mm=vma.mm.id,
+                    )
         return result
 
     def _below(
-        self, result: dict[str, Part], context: CowContext, above: str, pids: dict[int, list[int]]
+        self, result: dict[str, Part], top: CowContext, kept: set[int], pids: dict[int, list[int]]
     ) -> None:
-        todo: list[tuple[CowContext, str]] = [(context, above)]
+        """`top` and those of `kept` below it, the newest child first, as a walk finds them."""
+        todo: list[tuple[CowContext, str]] = [(top, "")]
         while todo:
             context, above = todo.pop()
             name = self._name(context)
@@ -286,9 +343,10 @@ class ContextView(View):
                 above=above,
                 mm=0 if mm is None else mm.id,
             )
-            for first, last, offset in records:
+            group = f"records.{name}|Remap tree of {name}"
+            for first, last, offset in records[:MANY]:
                 result[f"{name}@{first:x}{offset:+x}"] = Part(
-                    f"records.{name}|Remap tree of {name}",
+                    group,
                     "record",
                     pages(first, last),
                     [("are at", signed(offset))],
@@ -296,12 +354,15 @@ class ContextView(View):
                     f" {hexa((first + offset) << PAGE_SHIFT)} instead of {hexa(first << PAGE_SHIFT)}.",
                     mm=0 if mm is None else mm.id,
                 )
-            children = []
+            if len(records) > MANY:
+                result[f"{name}@…"] = more(group, "record", len(records) - MANY)
+            below = []
             child = context.first_child
             while child is not None:
-                children.append((child, name))
+                if child.number in kept:
+                    below.append((child, name))
                 child = child.next_sibling
-            todo += reversed(children)
+            todo += reversed(below)
 
     def _anchored(self, pfn: int) -> tuple[CowContext | None, int]:
         """The context that the folio points to, and the folio's page offset in this design's terms."""
@@ -322,9 +383,10 @@ class ContextView(View):
         _, index = self._anchored(pfn)
         page = index + self._distance(pfn, addr, vma, index)
         offset = (addr >> PAGE_SHIFT) - page
-        for first, last, recorded in context.remaps.ranges():
-            if recorded == offset and first <= page <= last:
-                return [name, f"{name}@{first:x}{offset:+x}"]
+        remaps = context.remaps
+        i = bisect_right(remaps.firsts, page) - 1
+        if i >= 0 and page <= remaps.lasts[i] and offset in remaps.entries[i].values:
+            return [name, f"{name}@{remaps.firsts[i]:x}{offset:+x}"]
         return [name]
 
     def _distance(self, pfn: int, addr: int, vma: VMA, index: int) -> int:
@@ -335,11 +397,12 @@ class ContextView(View):
         shift = design.shift_of(vma) if isinstance(design, CowContextRmap) else 0
         return max(0, vma.pgoff + (shift or 0) - index)
 
-    def lock_name(self, lock: object) -> str:
-        for context in self.design.contexts:
-            if context is not None and context.lock is lock:
-                return f"lock of {self._name(context)}"
-        return ""
+    def locks(self) -> dict[int, str]:
+        return {
+            id(context.lock): f"lock of {self._name(context)}"
+            for context in self.design.contexts
+            if context is not None
+        }
 
     def why_apart(self, prev: VMA, next: VMA) -> str:
         design = self.design

@@ -35,20 +35,21 @@ def move(system: System, mm: MM, target: int, source: int, length: int) -> int:
 
 
 def _move(system: System, mm: MM, target: int, source: int, length: int) -> int:
-    source_vma = mm.tree.at(source)
     target_vma = mm.tree.at(target)
-    if source_vma is None or target_vma is None:
+    if target_vma is None:
+        return -ENOENT
+    if not target_vma.flags & VM_SHARED:
+        system.prepare(target_vma)  # find_vma_and_prepare_anon(): before anything is checked
+    source_vma = mm.tree.at(source)
+    if source_vma is None:
         return -ENOENT
     if source + length > source_vma.end or target + length > target_vma.end:
-        return -EINVAL
-    if source < target + length and target < source + length:
         return -EINVAL
     for vma in (source_vma, target_vma):
         if vma.file is not None or vma.flags & VM_SHARED:
             return -EINVAL
     if not source_vma.flags & VM_WRITE or (source_vma.flags ^ target_vma.flags) & (VM_ACCESS_FLAGS | VM_LOCKED):
         return -EINVAL
-    system.prepare(target_vma)
     moved = 0
     while moved < length:
         error = _move_one(system, target_vma, target + moved, source_vma, source + moved)

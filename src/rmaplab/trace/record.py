@@ -186,24 +186,20 @@ class _Run(msgspec.Struct):
 
 def _perf_run(command: Sequence[str], data: str, size: int, check: bool) -> _Run:
     child = _start_stopped(command)
-    try:
-        perf = _start_perf(child.pid, data, size)
-    except BaseException:
-        os.killpg(child.pid, signal.SIGKILL) if _has_own_group() else child.kill()
-        child.wait()
-        raise
     tracer = Tracer()
-    if check:
-        try:
-            tracer.attach(child.pid)
-        except OSError as error:
-            child.kill()
-            child.wait()
-            _stop_perf(perf)
-            raise RecordError(
-                f"--check needs ptrace, which is not permitted here: {error.strerror}"
-            ) from None
     with _Signals(child.pid) as signals:
+        try:
+            perf = _start_perf(child.pid, data, size)
+            if check:
+                tracer.attach(child.pid)
+        except BaseException as error:
+            signals.send(signal.SIGKILL)
+            child.wait()
+            if isinstance(error, OSError):
+                raise RecordError(
+                    f"--check needs ptrace, which is not permitted here: {error.strerror}"
+                ) from None
+            raise
         begun = time.monotonic()
         os.kill(child.pid, signal.SIGCONT)
         status = tracer.wait(child.pid, perf) if check else os.waitpid(child.pid, 0)[1]
@@ -375,10 +371,12 @@ class _Signals:
         self.count += 1
         if self.count > 1:
             number = signal.SIGTERM if self.count == 2 else signal.SIGKILL
+        if _has_own_group() or number != signal.SIGINT:  # else a Ctrl-C at the terminal has reached it, too
+            self.send(number)
+
+    def send(self, number: int) -> None:
+        """Send a signal to the command, and to its children where they share a group that is not ours."""
         try:
-            if _has_own_group():
-                os.killpg(self._pid, number)
-            elif number != signal.SIGINT:  # a Ctrl-C at the terminal has reached the command, too
-                os.kill(self._pid, number)
+            os.killpg(self._pid, number) if _has_own_group() else os.kill(self._pid, number)
         except ProcessLookupError:
             pass

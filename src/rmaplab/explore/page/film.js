@@ -38,7 +38,8 @@
  */
 export async function unpack(text) {
   const bytes = Uint8Array.from(atob(text.trim()), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const Unzip = /** @type {any} */ (globalThis).DecompressionStream; // which TypeScript 4.8 does not know
+  const stream = new Blob([bytes]).stream().pipeThrough(new Unzip("gzip"));
   return new Response(stream).json();
 }
 

@@ -5,7 +5,7 @@ import { h } from "./draw.js";
 import { cellAt, Reel, search, unpack } from "./film.js";
 import { Spaces } from "./spaces.js";
 import { Structures } from "./structures.js";
-import { folioLine, grouped, walk, walkSummary } from "./words.js";
+import { folioLine, grouped, NOT_ASKED, walk, walkSummary } from "./words.js";
 
 /** @typedef {import("./film.js").Film} Film */
 /** @typedef {import("./film.js").State} State */
@@ -243,8 +243,10 @@ class Page {
       return;
     }
     for (const cell of document.querySelectorAll(`[data-ask="${key}"]`)) cell.classList.add("subject");
+    /** @type {HTMLElement[]} */
     const sections = [h("p", {}, folioLine(this.film, folio))];
-    this.film.designs.forEach((design, slot) => {
+    if (folio.walks.length === 0) sections.push(h("p", {}, NOT_ASKED));
+    this.film.designs.slice(0, folio.walks.length).forEach((design, slot) => {
       const places = walk(this.film, state, folio, slot);
       const items = places.map((place) => h("li", { class: place.hit ? "hit" : "vain" }, place.words));
       sections.push(

@@ -10,6 +10,7 @@ import { areaOf, folioOf } from "./film.js";
 /** @typedef {import("./film.js").State} State */
 
 export const KSM = 4;
+export const NOT_ASKED = "There are too many pages here to have asked for each: this one was not. A narrower window asks for more.";
 
 /** @param {number} number */
 export function hex(number) {
