@@ -26,6 +26,8 @@ import typer
 from rich.console import Console
 
 import rmaplab
+from rmaplab.check import commands as check
+from rmaplab.check.race import RaceError
 from rmaplab.explore import commands as explore
 from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare
 from rmaplab.measure.progress import Meter
@@ -419,6 +421,7 @@ def _compare(command: str, history: History, source: Source, plan: Plan, seed: i
 
 # Pictures
 
+check.mount(app, _design)
 explore.mount(
     app,
     explore.Finders(
@@ -464,6 +467,7 @@ def _main(arguments: list[str]) -> int:
         HistoryFormatError,
         HistoryWriteError,
         RecordError,
+        RaceError,
     ) as error:
         return _say(str(error))
     except OSError as error:

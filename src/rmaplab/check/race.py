@@ -7,8 +7,7 @@ of CPU 1, ...) it can be kept, mailed and replayed; shown as a timeline it has a
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import msgspec
@@ -49,6 +48,7 @@ class Verdict(msgspec.Struct, frozen=True):
     exhausted:     nothing is left to try within the bound
     preemptions:   the bound: how often a CPU may be taken away; -1: as often as one likes
     cpus:          what runs on each
+    lock_order:    pairs of lock classes: who held one took the other
     """
 
     scenario: str
@@ -59,6 +59,7 @@ class Verdict(msgspec.Struct, frozen=True):
     pruned: int
     steps: int
     exhausted: bool
+    lock_order: list[tuple[str, str]]
     broken: list[Broken]
 
     @property
@@ -96,29 +97,39 @@ def run(
         pruned=outcome.pruned,
         steps=outcome.steps,
         exhausted=outcome.exhausted or bool(outcome.failures),
+        lock_order=sorted(outcome.lock_order),
         broken=[explain(failure) for failure in outcome.failures],
     )
 
 
-def run_all(
-    scenarios: Iterable[str],
-    design: type[ReverseMap],
-    *,
-    limit: int = 0,
-    preemptions: int | None = None,
-    seconds: float = 0,
-    progress: Callable[[str], None] | None = None,
-) -> list[Verdict]:
-    """The same for many; what does not begin within `seconds` (0: no limit) is left out."""
-    deadline = time.monotonic() + seconds if seconds else 0.0
-    verdicts = []
-    for name in scenarios:
-        if deadline and time.monotonic() > deadline:
-            break
-        if progress is not None:
-            progress(f"{design.name}: {name}")
-        verdicts.append(run(name, design, limit=limit, preemptions=preemptions))
-    return verdicts
+def lock_cycle(verdicts: Sequence[Verdict]) -> list[str]:
+    """Classes of locks that are taken in a circle somewhere, in its order; none if there is no circle.  Two
+    locks of one class may nest (a fork holds two page-table locks, the child's first)."""
+    after: dict[str, set[str]] = {}
+    for verdict in verdicts:
+        for held, taken in verdict.lock_order:
+            if held != taken:
+                after.setdefault(held, set()).add(taken)
+    for start in sorted(after):
+        path = [start]
+        seen = {start}
+        if _leads_back(after, path, seen):
+            return path
+    return []
+
+
+def _leads_back(after: dict[str, set[str]], path: list[str], seen: set[str]) -> bool:
+    for lock in sorted(after.get(path[-1], ())):
+        if lock == path[0]:
+            path.append(lock)
+            return True
+        if lock not in seen:
+            seen.add(lock)
+            path.append(lock)
+            if _leads_back(after, path, seen):
+                return True
+            path.pop()
+    return False
 
 
 def cpus(name: str) -> list[str]:
@@ -178,7 +189,7 @@ class Labels:
         self._add(mm.mmap_lock, f"mmap_lock of {owner}")
         self._add(mm.users_word, f"mm_users of {owner}")
         for leaf in mm.page_table.leaves.values():
-            self._add(leaf.lock, f"page table of {owner}")
+            self._add(leaf.lock, f"page-table lock of {owner}")
         for vma in mm.tree:
             self._add(vma.lock, f"lock of VMA {vma.start:#x} of {owner}")
         for state in mm.rmap:
