@@ -19,8 +19,8 @@ from __future__ import annotations
 import errno
 import os
 
-from rmaplab.check.histories import header
-from rmaplab.check.host import ARENA, ARENA_PAGES, Host, HostUnavailable, compare
+from rmaplab.check.histories import ARENA, header
+from rmaplab.check.host import ARENA_PAGES, Host, HostUnavailable, compare
 from rmaplab.check.truth import Truth, invariants
 from rmaplab.mm.abi import (
     MAP_ANONYMOUS,

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from rmaplab.check.histories import Author, header
-from rmaplab.check.host import ADVICE, ARENA, PLAYABLE, Host, HostUnavailable, compare
+from rmaplab.check.histories import ARENA, Author, header
+from rmaplab.check.host import ADVICE, PLAYABLE, Host, HostUnavailable, compare
 from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, Profile, profile_for

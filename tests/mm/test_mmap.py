@@ -62,6 +62,15 @@ def test_a_gap_that_fits_is_filled_from_above(space: Space) -> None:
     assert space.place(2, R) == top - 2
 
 
+def test_two_megabytes_are_placed_for_a_huge_page(space: Space) -> None:
+    """thp_get_unmapped_area(): a multiple of 2 MiB without a hint goes to a multiple of 2 MiB, if there is room;
+    other lengths go right below what is there."""
+    first = space.place(1)
+    assert space.place(513, R) == first - 513
+    assert at(space.place(512)) % (2 << 20) == 0
+    assert at(space.place(1024)) % (2 << 20) == 0
+
+
 def test_room_is_left_below_a_stack(space: Space) -> None:
     stack = space.place(2, flags=MAP_GROWSDOWN)
     assert space.place(2) == stack - 256 - 2

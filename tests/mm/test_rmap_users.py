@@ -253,7 +253,7 @@ def test_a_page_moves_and_its_index_with_it(model: Space) -> None:
         pytest.param(20, 0, "EINVAL", id="the target is a file's"),
         pytest.param(22, 0, "EINVAL", id="the target has other rights"),
         pytest.param(60, 0, "ENOENT", id="the target is not mapped"),
-        pytest.param(0, 0, "EINVAL", id="target and source overlap"),
+        pytest.param(0, 0, "EEXIST", id="the target is the source"),
     ],
 )
 def test_what_may_not_move(model: Space, target: int, source: int, error: str) -> None:

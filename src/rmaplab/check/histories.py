@@ -42,7 +42,7 @@ from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry, Header
 from rmaplab.trace.play import Player
 
-ARENA: Final = 0x10_0000_0000
+ARENA: Final = 0x10_001E_8000  # the 24th page begins another leaf of page tables
 _STACK: Final = ARENA - (600 << PAGE_SHIFT)
 _LOWEST: Final = ARENA - (1000 << PAGE_SHIFT)
 FILES: Final = (FileEntry(0, "file"), FileEntry(1, "shmem"))
@@ -123,7 +123,7 @@ class Author:
     def begin(self, event: Event | None = None) -> Event:
         """The first event: a process, or `event`, which starts process 1."""
         first = self.first()
-        return self._play(first if event is None else event)
+        return self.play(first if event is None else event)
 
     def first(self) -> Event:
         """The first event, not played."""
@@ -134,7 +134,7 @@ class Author:
         while True:
             event = self.propose()
             if event is not None:
-                return self._play(event)
+                return self.play(event)
 
     def propose(self) -> Event | None:
         """One more event, not played; None if what was chosen cannot be done now.  Reclaim's writer leaves
@@ -146,7 +146,8 @@ class Author:
             event.op = op
         return event
 
-    def _play(self, event: Event) -> Event:
+    def play(self, event: Event) -> Event:
+        """Play what was proposed, and give it its result."""
         event.result = 0 if event.op == "fault" and event.length > PAGE_SIZE else _UNKNOWN
         event.result = self.player.do(event)
         return event

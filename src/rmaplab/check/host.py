@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from rmaplab.check.histories import ARENA
 from rmaplab.check.truth import entry_name
 from rmaplab.mm import abi
 from rmaplab.mm import vma as vm
@@ -29,7 +30,7 @@ from rmaplab.mm.pagetable import PTE_ANON, PTE_SHIFT, PTE_SWAP, PTE_ZERO
 from rmaplab.mm.vma import PAGE_SHIFT, PAGE_SIZE, VMA
 from rmaplab.trace.events import FAULT_WRITE, Event
 
-ARENA: Final = 0x10_0000_0000  # quiet: above any program that is not position independent, below all others
+# Quiet: above any program that is not position independent, below all others.
 ARENA_PAGES: Final = 512
 BELOW_FENCE: Final = 64 << 20  # bytes under the fence that are looked at
 

@@ -18,7 +18,7 @@ import msgspec
 
 MACHINE: Final = -1  # the slot of what belongs to no design
 
-STEPS: Final = 300  # of a film, where nothing else was asked for
+STEPS: Final = 200  # of a film, where nothing else was asked for
 
 # Marks of a cell.
 WRITABLE: Final = 1
