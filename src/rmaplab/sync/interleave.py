@@ -91,6 +91,10 @@ class Task:
         if self.body is not None:
             self.body()
 
+    def waits(self) -> bool:
+        """Has it announced a step?"""
+        return self.pending is not None
+
 
 class Execution(Scheduler):
     """One run of a scenario.  Create it, build the scenario's objects with it as their scheduler, add the
@@ -267,7 +271,7 @@ class Execution(Scheduler):
         self.current = task
         task.green.switch()
         self.current = None
-        if task.pending is None:
+        if not task.waits():  # it announced nothing: it has come to its end
             task.done = True
             if task.held:
                 raise Finding(f"{task.name} ends while it holds {_class_of(task.held[0][0])}")
