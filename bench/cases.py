@@ -26,7 +26,7 @@ from rmaplab.mm.abi import (
     PROT_WRITE,
 )
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SIZE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
@@ -178,7 +178,8 @@ def replay(path: str, rounds: int) -> list[float]:
     for _ in range(rounds):
         start = perf_counter()
         history = read_history(path)
-        Player(Machine(PROFILES["6.12"], LOCKSTEP), history.header).play(history)
+        profile, _ = profile_for(history.header.kernel)
+        Player(Machine(profile, LOCKSTEP), history.header).play(history)
         seconds.append(perf_counter() - start)
     return seconds
 

@@ -27,8 +27,13 @@ from rich.console import Console
 
 import rmaplab
 from rmaplab.check import commands as check
+from rmaplab.check import verify_report
 from rmaplab.check.race import RaceError
+from rmaplab.check.verify import Plan as VerifyPlan
+from rmaplab.check.verify import verify
 from rmaplab.explore import commands as explore
+from rmaplab.kernel import cli as kernel
+from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare
 from rmaplab.measure.progress import Meter
 from rmaplab.measure.report import Inputs, Source, print_report, report
@@ -116,6 +121,15 @@ Folios = Annotated[
     int,
     typer.Option(min=0, metavar="N", help="Walk at most N folios at a check, other ones each time (0: all)."),
 ]
+LargeFolios = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=9,
+        metavar="ORDER",
+        help="Let faults allocate folios of up to 2**ORDER pages (0: single pages).",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of what is chosen at random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Names = Annotated[
@@ -186,6 +200,7 @@ def _replay(
     check: Check = False,
     every: Every = 0,
     folios: Folios = FOLIOS,
+    large_folios: LargeFolios = 0,
     seed: Seed = 1,
     json: Json = False,
 ) -> Job:
@@ -198,7 +213,9 @@ def _replay(
 
     def job() -> int:
         history, source = _from_file(recording)
-        plan = _plan(rmap or ["anon_vma"], leader, _profile(profile, source), check, every, folios)
+        plan = _plan(
+            rmap or ["anon_vma"], leader, _profile(profile, source), check, every, folios, large_folios
+        )
         return _compare("replay", history, source, plan, seed, json)
 
     return job
@@ -227,6 +244,7 @@ def _run(
     check: Check = False,
     every: Every = 0,
     folios: Folios = FOLIOS,
+    large_folios: LargeFolios = 0,
     seed: Seed = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="F", help="Write the history to F, too.")
@@ -244,7 +262,9 @@ def _run(
         history, source = _from_workload(name, parameters or [], seed)
         if output is not None:
             write_history(output, history)
-        plan = _plan(rmap or ["anon_vma"], leader, _profile(profile, source), check, every, folios)
+        plan = _plan(
+            rmap or ["anon_vma"], leader, _profile(profile, source), check, every, folios, large_folios
+        )
         return _compare("run", history, source, plan, seed, json)
 
     return job
@@ -266,6 +286,7 @@ def _compare_command(
     check: Check = True,
     every: Every = 0,
     folios: Folios = FOLIOS,
+    large_folios: LargeFolios = 0,
     seed: Seed = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="F", help="Keep the recording of CMD in F.")
@@ -290,10 +311,84 @@ def _compare_command(
             history, source = _from_command(command, output, names)
         else:
             history, source = _from_what(what, seed)
-        plan = _plan(rmap or list(COMPARED), leader, _profile(profile, source), check, every, folios)
+        plan = _plan(
+            rmap or list(COMPARED), leader, _profile(profile, source), check, every, folios, large_folios
+        )
         if not rmap:  # what the prototype's own source misses is news, but no failure, unless somebody asked
             plan = plan._replace(excused=frozenset(["cow_context_prototype"]))
         return _compare("compare", history, source, plan, seed, json)
+
+    return job
+
+
+@app.command("verify", short_help="Try random histories on every design, against the page tables.")
+def _verify(
+    rmap: Designs = None,
+    profile: ProfileName = "",
+    seed: Seed = 1,
+    steps: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Events in all (default: 20,000, or what --time allows).")
+    ] = 0,
+    seconds: Annotated[
+        float, typer.Option("--time", min=0, metavar="SECONDS", help="Begin no history after this long.")
+    ] = 0,
+    every: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Check after every N events (0: not at all).")
+    ] = 1,
+    pages: Annotated[
+        int, typer.Option(min=0, max=2000, metavar="N", help="Pages that a history is about (0: various).")
+    ] = 0,
+    large_folios: Annotated[
+        int, typer.Option(min=0, max=9, metavar="ORDER", help="Highest order of folios (0: various).")
+    ] = 0,
+    jobs: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Processes that play (0: one for each CPU).")
+    ] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="F", help="Where to save a history that fails.")
+    ] = Path("verify-failure.parquet"),
+    json: Json = False,
+) -> Job:
+    """Try random histories on every design, and hold each against the page tables after every step.
+
+    The same seed finds the same, on any number of CPUs.  What fails is made as short as it can be, printed, and
+    saved for `rmaplab replay`.
+
+    \b
+    Examples:
+      rmaplab verify
+      rmaplab verify --time 600 --every 10
+      rmaplab verify --rmap anon_vma --rmap mine.py --seed 7
+    """
+
+    def job() -> int:
+        if profile and profile not in PROFILES:
+            raise UsageError(f"there is no profile {profile!r} (there are {', '.join(PROFILES)})")
+        _plan(rmap or list(DESIGNS), "", PROFILES[profile or REFERENCE], True, 1, 0, 0)  # are they designs?
+        plan = VerifyPlan(
+            designs=tuple(rmap or DESIGNS),
+            profile=profile or REFERENCE,
+            seed=seed,
+            steps=steps or (0 if seconds else 20_000),
+            seconds=seconds,
+            every=every,
+            pages=pages,
+            large_folios=large_folios,
+            jobs=jobs or len(os.sched_getaffinity(0)),
+            # As in `compare`: what the prototype's own source misses is news, but no failure.
+            excused=frozenset() if rmap else frozenset(["cow_context_prototype"]),
+        )
+        with Meter() as meter:
+            found = verify(plan, meter)
+        saved = None
+        if found.failure is not None:
+            saved = output
+            verify_report.save(output, plan, found.failure)
+        if json:
+            verify_report.print_json(verify_report.as_object(_VERSION, plan, found, saved))
+        else:
+            verify_report.print_text(plan, found, saved, Console(highlight=False, markup=False))
+        return HOLDS if found.holds else DOES_NOT_HOLD
 
     return job
 
@@ -389,7 +484,13 @@ def _design(spec: str) -> type[ReverseMap]:
 
 
 def _plan(
-    designs: Sequence[str], leader: str, profile: Profile, check: bool, every: int, folios: int
+    designs: Sequence[str],
+    leader: str,
+    profile: Profile,
+    check: bool,
+    every: int,
+    folios: int,
+    large_folios: int,
 ) -> Plan:
     classes = [_design(spec) for spec in designs]
     names = [design.name for design in classes]
@@ -403,14 +504,16 @@ def _plan(
     first = 0
     if leader:
         first = designs.index(leader) if leader in designs else names.index(leader)
-    return Plan(classes, profile, first, every, folios, check)
+    return Plan(classes, profile, first, every, folios, check, large_folios=large_folios)
 
 
 def _compare(command: str, history: History, source: Source, plan: Plan, seed: int, json: bool) -> int:
     with Meter() as meter:
         found = compare(history, plan, meter)
     names = [design.name for design in plan.designs]
-    inputs = Inputs(source, names, names[plan.leader], plan.profile.name, seed, plan.every, plan.folios)
+    inputs = Inputs(
+        source, names, names[plan.leader], plan.profile.name, plan.large_folios, seed, plan.every, plan.folios
+    )
     told = report(command, _VERSION, inputs, found)
     if json:
         sys.stdout.write(told.json())
@@ -422,6 +525,7 @@ def _compare(command: str, history: History, source: Source, plan: Plan, seed: i
 # Pictures
 
 check.mount(app, _design)
+app.add_typer(kernel.app, name="kernel")
 explore.mount(
     app,
     explore.Finders(
@@ -468,6 +572,8 @@ def _main(arguments: list[str]) -> int:
         HistoryWriteError,
         RecordError,
         RaceError,
+        KernelUnavailable,
+        GuestError,
     ) as error:
         return _say(str(error))
     except OSError as error:

@@ -49,21 +49,22 @@ def test_every_operation_is_written_and_does_something() -> None:
 
 def test_histories_meet_what_is_hard() -> None:
     """Folios mapped in several processes, displaced VMAs, copied pages of files, swap, KSM, failures."""
-    machine = Machine(PROFILES["6.12"], [AnonVmaRmap])
-    author = Author(machine, random.Random(2))
-    author.begin()
     met: Counter[str] = Counter()
-    for _ in range(1200):
-        event = author.next()
-        met["failure"] += event.result < 0
-        met["shared thrice"] += bool((machine.folios.mapcount.v >= 3).any())
-        met["swapped out"] += bool(machine.swap)
-        met["ksm"] += bool(machine.ksm_pages)
-        for mm in machine.mms.values():
-            for vma in mm.tree:
-                if vma.prepared and ARENA <= vma.start < ARENA + (48 << 12):
-                    met["displaced"] += vma.file is None and vma.pgoff != vma.start >> 12
-                    met["file private"] += vma.file is not None
+    for seed in (2, 3, 4):
+        machine = Machine(PROFILES["6.12"], [AnonVmaRmap])
+        author = Author(machine, random.Random(seed))
+        author.begin()
+        for _ in range(500):
+            event = author.next()
+            met["failure"] += event.result < 0
+            met["shared thrice"] += bool((machine.folios.mapcount.v >= 3).any())
+            met["swapped out"] += bool(machine.swap)
+            met["ksm"] += bool(machine.ksm_pages)
+            for mm in machine.mms.values():
+                for vma in mm.tree:
+                    if vma.prepared and ARENA <= vma.start < ARENA + (48 << 12):
+                        met["displaced"] += vma.file is None and vma.pgoff != vma.start >> 12
+                        met["file private"] += vma.file is not None
     hard = ("failure", "shared thrice", "swapped out", "ksm", "displaced", "file private")
     assert min(met[what] for what in hard) > 20
 

@@ -35,7 +35,7 @@ def test_of_a_page_that_moved_only_the_move_is_left() -> None:
         ]
         if found:
             break
-    shortest = shortest_history(HISTORY, found[0], PROFILE, *DESIGNS)
+    shortest = shortest_history(HISTORY, found[0], lambda: Machine(PROFILE, DESIGNS))
     ops = [event.op for event in shortest]
     assert (ops[:2], ops[-1]) == (["exec", "mmap"], "mremap")
     assert ops.count("fault") == 1

@@ -18,9 +18,10 @@ result that its machine gave.
 from __future__ import annotations
 
 import random
+from bisect import bisect
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Final
+from itertools import accumulate, pairwise
+from typing import Final, TypeVar
 
 from rmaplab.mm import abi
 from rmaplab.mm.errors import HistoryError
@@ -71,6 +72,29 @@ OPERATIONS: Final = tuple(_WEIGHTS)
 _UNKNOWN: Final = -abi.EFAULT
 
 
+_T = TypeVar("_T")
+
+
+class Dice:
+    """Random numbers, as quickly as they come: choosing is most of what an author does.
+
+    rng: whose `random` decides, and nothing else of it
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self.random: Final = rng.random
+
+    def choice(self, of: Sequence[_T]) -> _T:
+        """One of `of`, which is not empty."""
+        return of[int(self.random() * len(of))]
+
+    def randrange(self, start: int, stop: int | None = None) -> int:
+        """A number from `start` up to below `stop`, or below `start` and not below 0."""
+        if stop is None:
+            return int(self.random() * start)
+        return start + int(self.random() * (stop - start))
+
+
 def header() -> Header:
     """A header for histories of an `Author`."""
     return Header(recorder="random", files=list(FILES), names=["", "heap", "stack"])
@@ -101,9 +125,9 @@ class Author:
             raise HistoryError(f"an author cannot write {sorted(unknown)}; known are {sorted(_WEIGHTS)}")
         self.machine = machine
         self.player = Player(machine, header(), batch=False)
-        self._rng = rng
+        self._rng = Dice(rng)
         self._ops = tuple(ops)
-        self._weights = [_WEIGHTS[op] for op in ops]
+        self._weights = list(accumulate(_WEIGHTS[op] for op in ops))
         self._pages = pages
         self._processes = processes
         self._advice = advice
@@ -139,7 +163,7 @@ class Author:
     def propose(self) -> Event | None:
         """One more event, not played; None if what was chosen cannot be done now.  Reclaim's writer leaves
         the operation open."""
-        op = self._rng.choices(self._ops, self._weights)[0]
+        op = self._ops[bisect(self._weights, self._rng.random() * self._weights[-1])]
         pid = self._rng.choice(sorted(self.machine.processes))
         event = self._writers[op](pid)
         if event is not None and not event.op:

@@ -50,7 +50,9 @@ _MOVE: Final = MREMAP_MAYMOVE | MREMAP_FIXED
 class World:
     """The machine of a scenario, and the folio that it is about."""
 
-    def __init__(self, execution: Execution, design: type[ReverseMap], machine: type[Machine] = Machine) -> None:
+    def __init__(
+        self, execution: Execution | None, design: type[ReverseMap], machine: type[Machine] = Machine
+    ) -> None:
         self.machine: Final = machine(PROFILES[REFERENCE], [design], scheduler=execution)
         self.head = 0
         self.addr = HOME

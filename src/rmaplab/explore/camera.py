@@ -34,7 +34,7 @@ from rmaplab.explore.parts import (
     State,
 )
 from rmaplab.explore.views import Scope, View, hexa, view_of
-from rmaplab.explore.witness import Witness
+from rmaplab.explore.witness import RCU, Witness
 from rmaplab.mm.folio import (
     FOLIO_KSM,
     FOLIO_LAZYFREE,
@@ -58,13 +58,13 @@ from rmaplab.mm.pagetable import (
 )
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.sync.locks import RwSemaphore, SpinLock
+from rmaplab.sync.work import Ledger
 
 PROCESSES: Final = 12  # shown one by one
 AREAS: Final = 24  # of an address space
 CELLS: Final = 32  # of a VMA
 WALKED: Final = 320  # folios, at a step
 PLACES: Final = 48  # of a walk
-UNWATCHED: Final = "locks that nobody watched"
 
 _KINDS: Final = ((PTE_ANON, "A"), (PTE_MIGRATION, "M"), (PTE_SWAP, "S"), (PTE_ZERO, "Z"), (PTE_FILE, "F"))
 _FLAGS: Final = (
@@ -77,17 +77,16 @@ _FLAGS: Final = (
 
 
 class Camera:
-    """Looks at `machine`.  Locks are seen if `witness` is its scheduler.
+    """Looks at `machine`.  If its scheduler is a `Witness`, locks are told one by one, else by class.
 
     answers: what walks found, each kind once
     """
 
-    def __init__(self, machine: Machine, witness: Witness, process_names: dict[int, str]) -> None:
+    def __init__(self, machine: Machine, process_names: dict[int, str]) -> None:
         self.machine: Final = machine
-        self.witness: Final = witness
+        self.witness: Final = machine.scheduler if isinstance(machine.scheduler, Witness) else None
         self.answers: Final[list[Answer]] = []
         self.views: Final[list[View]] = [view_of(design) for design in machine.designs]
-        self._watches: Final = machine.scheduler is witness
         self._process_names: Final = process_names
         self._lock_names: Final[dict[int, str]] = {}  # by id(), of this moment
         self._numbers: Final[dict[bytes, int]] = {}  # of answers, by what they say
@@ -259,8 +258,9 @@ class Camera:
         """Walk for a folio in a design: number of the answer, and page that its places count from."""
         design = self.machine.designs[slot]
         view = self.views[slot]
-        witness = self.witness
+        witness = self.witness or Witness()
         before = {name: tally.count for name, tally in design.ledger.tallies.items()}
+        locks = {name: lock.reads + lock.writes for name, lock in design.ledger.locks.items()}
         places: list[Place] = []
         held: list[str] = []
         base = more = more_hits = 0
@@ -274,13 +274,16 @@ class Camera:
                     more_hits += hit
                     continue
                 page = (addr - vma.start) >> PAGE_SHIFT
+                witness.listening = False
                 if not places:
                     base = page
-                    held = [self.lock_name(lock) for lock in witness.held] if self._watches else [UNWATCHED]
-                witness.listening = False
+                    if self.witness is None:
+                        held = _taken(design.ledger, locks, before)
+                    else:
+                        held = [self.lock_name(lock) for lock in witness.held]
                 via = [f"{slot}/{key}" for key in view.via(head, vma, addr)]
-                witness.listening = True
                 places.append(Place(vma.id, page - base, hit, via))
+                witness.listening = True
         finally:
             witness.listening = False
         trail = [f"{slot}/{name}" for thing in witness.points if (name := view.key(thing))]
@@ -329,6 +332,15 @@ class Camera:
         if name is not None:
             return name
         return lock.lock_class.name if isinstance(lock, RwSemaphore | SpinLock) else "a lock"
+
+
+def _taken(ledger: Ledger, locks: dict[str, int], tallies: dict[str, int]) -> list[str]:
+    """Classes of the locks that were taken since, and RCU."""
+    taken = [name for name, lock in ledger.locks.items() if lock.reads + lock.writes > locks.get(name, 0)]
+    sections = ledger.tallies.get("rcu read sections")
+    if sections is not None and sections.count > tallies.get("rcu read sections", 0):
+        taken.append(RCU)
+    return taken
 
 
 def _some(pids: Iterable[int], count: int) -> list[int]:

@@ -51,8 +51,8 @@ def shoot(
     tour: says what to tell at each event
     ask:  (pid, address) of a page to ask for at the last step
     """
-    shooting = _Shooting(history, designs, profile, leader, tour)
-    film = shooting.shoot(shot or Shot())
+    shooting = _Shooting(history, designs, profile, leader, tour, shot or Shot())
+    film = shooting.shoot()
     if ask is not None:
         film.steps[-1].ask = shooting.folio_at(*ask)
     return film
@@ -66,33 +66,36 @@ class _Shooting:
         profile: Profile,
         leader: int,
         tour: Tour | None,
+        shot: Shot,
     ) -> None:
         self.history: Final = history
         self.tour: Final = tour
-        self.witness: Final = Witness()
+        self.total: Final = len(history)
+        self.last: Final = min(shot.last or self.total, self.total)
+        self.first: Final = max(1, min(shot.first, self.last))
+        self.each: Final = max(1, -(-(self.last - self.first + 1) // shot.steps))  # events a step
+        # A witness sees every lock by itself, and makes the machine do everything page by page: where a step
+        # stands for many events, nobody would read it.
+        self.witness: Final = Witness() if self.each == 1 else None
         self.machine: Final = Machine(profile, designs, leader, self.witness)
         # Told one by one, every event has a sentence; otherwise a run of faults is one step.
         self.player: Final = Player(self.machine, history.header, batch=tour is None)
-        self.camera: Final = Camera(self.machine, self.witness, history.header.processes)
+        self.camera: Final = Camera(self.machine, history.header.processes)
         self.ledgers: Final = [self.machine.ledger, *(design.ledger for design in self.machine.designs)]
         self.state: State = {}
         self.born: Final[dict[str, int]] = {}
         self.steps: Final[list[Step]] = []
 
-    def shoot(self, shot: Shot) -> Film:
-        total = len(self.history)
-        last = min(shot.last or total, total)
-        first = max(1, min(shot.first, last))
-        each = max(1, -(-(last - first + 1) // shot.steps))
+    def shoot(self) -> Film:
         played = self.player.steps(self.history)
         before = 0
-        while before < first - 1:
+        while before < self.first - 1:
             before, _ = next(played)
         self._begin(before)
-        if each == 1:
-            self._one_by_one(played, last)
+        if self.witness is not None:
+            self._one_by_one(played, self.witness)
         else:
-            self._many_by_many(played, last, each)
+            self._many_by_many(played)
         header = self.history.header
         return Film(
             title=self.tour.title if self.tour else header.command or "a history",
@@ -103,8 +106,8 @@ class _Shooting:
                 DesignLine(design.name, dict(view.about))
                 for design, view in zip(self.machine.designs, self.camera.views, strict=True)
             ],
-            events=total,
-            first=first,
+            events=self.total,
+            first=self.first,
             last=self.steps[-1].events,
             steps=self.steps,
             answers=self.camera.answers,
@@ -121,8 +124,7 @@ class _Shooting:
         step = Step(before, "begin", 0, told, say=self.tour.about if self.tour else "")
         self._finish(step, [], 0)
 
-    def _one_by_one(self, played: Played, last: int) -> None:
-        witness = self.witness
+    def _one_by_one(self, played: Played, witness: Witness) -> None:
         while True:
             counts = [_Counts(ledger) for ledger in self.ledgers]
             witness.forget()
@@ -144,16 +146,16 @@ class _Shooting:
                     step.ask = self.folio_at(*beat.ask)
             else:
                 self._finish(step, [event.pid, event.pid2], event.addr)
-            if number >= last:
+            if number >= self.last:
                 return
 
-    def _many_by_many(self, played: Played, last: int, each: int) -> None:
+    def _many_by_many(self, played: Played) -> None:
         number = self.steps[-1].events
-        while number < last:
+        while number < self.last:
             counts = [_Counts(ledger) for ledger in self.ledgers]
             ops: list[str] = []
             acting: Counter[int] = Counter()
-            goal = min(last, number + each)
+            goal = min(self.last, number + self.each)
             addr = 0
             for number, event in played:
                 ops.append(event.op)

@@ -19,7 +19,6 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 from rmaplab.explore import text
 from rmaplab.explore.camera import Camera
 from rmaplab.explore.parts import Area, DesignLine, Film, Folio, Part, Space, State, Step
-from rmaplab.explore.witness import Witness
 from rmaplab.measure.collect import Aside
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
@@ -35,8 +34,7 @@ _STYLE: Final = (
 
 def look(machine: Machine) -> Spaces:
     """A picture of what `machine` is now."""
-    witness = machine.scheduler if isinstance(machine.scheduler, Witness) else Witness()
-    camera = Camera(machine, witness, {})
+    camera = Camera(machine, {})
     with Aside(machine):
         state = camera.picture([], 0)
     designs = [

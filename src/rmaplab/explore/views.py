@@ -200,7 +200,8 @@ class AnonVmaView(View):
             self._tree(result, self._name(anon_vma), anon_vma, pids)
         if len(every) > len(trees):
             result["tree…"] = more("tree.…|Further interval trees", "anon_vma_chain", len(every) - len(trees))
-        result.update((f"chain.{name}", chain_part) for name, chain_part in list(chains.items())[:MANY])
+        shown = sorted(list(chains.values())[:MANY], key=lambda part: part.area)
+        result.update((f"chain.V{part.area}", part) for part in shown)
         if len(chains) > MANY:
             result["chain…"] = more("chains|Chains, one a VMA", "chain", len(chains) - MANY)
         return result
@@ -307,7 +308,7 @@ class ContextView(View):
                 "ancestry|Contexts, in the tree of forks", "cow_context", len(every) - len(kept)
             )
         if isinstance(self.design, CowContextRmap):
-            for vma in scope.vmas:
+            for vma in sorted(scope.vmas, key=lambda vma: vma.id):
                 shift = self.design.shift_of(vma)
                 if vma.file is not None and shift is not None:
                     result[f"shift.V{vma.id}"] = Part(

@@ -53,7 +53,7 @@ def tell(event: Event, names: Sequence[str] = ()) -> str:
     told = f"{who} {_what(event, names)}"
     if event.result < 0:
         told += f", which fails: {errno.errorcode.get(-event.result, -event.result)}"
-    return told if told.endswith("?") else told + "."
+    return told + "."
 
 
 def _what(event: Event, names: Sequence[str]) -> str:
@@ -95,11 +95,15 @@ def _what(event: Event, names: Sequence[str]) -> str:
             how = "writes to" if event.flags & FAULT_WRITE else "reads"
             return f"{how} {size} at {addr}"
         case "swap_out":
-            return f"has {size} at {addr} reclaimed: they go to swap"
+            return f"has {size} at {addr} reclaimed, to swap"
         case "migrate":
             return f"has {size} at {addr} migrated to other frames"
         case "referenced":
-            return f"has {size} at {addr} looked at: were they used?"
+            return (
+                f"asks whether {size} at {addr} were used"
+                if event.length > 4096
+                else f"asks whether {size} at {addr} was used"
+            )
         case "ksm":
             return f"has its page at {addr} and process {event.pid2}'s at {event.addr2:#x} merged by KSM"
         case "uffd_move":

@@ -7,20 +7,20 @@ program would use; two things need preparation or help:
 - execve() puts stack and heap where it likes.  Their worker then moves the stack (mremap) to where the event
   wants it and sets the start of its heap (prctl), and what really happened, page offset included, becomes the
   event that the model plays, followed by the move.
-- The folios that a user of the reverse map picks in the guest (reclaim, KSM) are picked by nobody's address.
-  Events ask for the nearest that a program can ask for; see each below.
+- No program can have a shared page swapped out.  `swap_out` lets reclaim loose on the workers' control group; what
+  it took becomes the events that the model plays, and the folios must then have gone everywhere alike.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from rmaplab.kernel.errors import GuestError
-from rmaplab.kernel.guest import TOUCH, Guest
-from rmaplab.kernel.snapshot import Mm
-from rmaplab.mm.abi import CLONE_VM, MREMAP_FIXED, MREMAP_MAYMOVE
+from rmaplab.kernel.guest import GROUP, PEEK, POKE, TOUCH, Guest
+from rmaplab.kernel.snapshot import Entry, Snapshot
+from rmaplab.mm.abi import CLONE_VM, EAGAIN, MADV_DONTNEED, MREMAP_FIXED, MREMAP_MAYMOVE
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry
 
@@ -31,15 +31,28 @@ _FIRST_FILE: Final = 600  # descriptor of the history's file 0
 _FILE_SIZE: Final = 1 << 46
 _ARGUMENTS: Final = 2  # pages at the end of a stack that a new program is taken to have touched
 _PAGE: Final = 4096
+_MOVE_ALL: Final = 4  # MPOL_MF_MOVE_ALL: also what several processes map
+_MIGRATED: Final = 5  # pages at once, as many as the guest takes in one line
+_RECLAIMED: Final = 16 * _PAGE
+# include/uapi/linux/userfaultfd.h
+_UFFD_API: Final = 0xAA
+_UFFD_FEATURE_MOVE: Final = 1 << 16
+_UFFDIO_API: Final = 0xC018AA3F
+_UFFDIO_REGISTER: Final = 0xC020AA00
+_UFFDIO_UNREGISTER: Final = 0x8010AA01
+_UFFDIO_MOVE: Final = 0xC028AA05
+_REGISTER_MISSING: Final = 1
 
 
 class Driver:
     """Does events in `guest`.
 
-    look: reads the memory of a process (by the guest's pid), which is needed after execve()
+    look: reads the memory of processes (by the guest's pids), which is needed after execve() and reclaim
     """
 
-    def __init__(self, guest: Guest, files: Mapping[int, FileEntry], look: Callable[[int], Mm]) -> None:
+    def __init__(
+        self, guest: Guest, files: Mapping[int, FileEntry], look: Callable[[Iterable[int]], Snapshot]
+    ) -> None:
         self.guest: Final = guest
         self.slots: Final[dict[int, int]] = {}  # by the history's pid
         self.pids: Final[dict[int, int]] = {}  # the history's -> the guest's
@@ -51,12 +64,13 @@ class Driver:
             "exit": self._exit, "fork": self._fork, "mmap": self._mmap, "munmap": self._plain("munmap"),
             "mprotect": self._mprotect, "madvise": self._madvise, "mlock": self._mlock,
             "munlock": self._plain("munlock"), "mlockall": self._mlockall, "munlockall": self._munlockall,
-            "mremap": self._mremap, "brk": self._brk, "fault": self._fault,
+            "mremap": self._mremap, "brk": self._brk, "fault": self._fault, "migrate": self._migrate,
+            "uffd_move": self._uffd_move,
         }  # fmt: skip
 
     def known(self) -> frozenset[str]:
         """Operations that can be done."""
-        return frozenset(self._acts) | {"exec"}
+        return frozenset(self._acts) | {"exec", "swap_out"}
 
     def _open(self, entry: FileEntry) -> None:
         guest = self.guest
@@ -76,6 +90,8 @@ class Driver:
         """Do `event`.  Returns what happened, with results: one event, except after execve()."""
         if event.op == "exec":
             return self._exec(event)
+        if event.op == "swap_out":
+            return self._reclaim()
         event.result = self._acts[event.op](event)
         return [event]
 
@@ -92,13 +108,14 @@ class Driver:
             guest.exec(self.slots[pid])
         else:
             self.slots[pid], self.pids[pid] = guest.spawn()
+            guest.write_file(f"{GROUP}/cgroup.procs", str(self.pids[pid]))
         slot = self.slots[pid]
         if event.addr2:
             for what in (_PR_SET_MM_BRK, _PR_SET_MM_START_BRK):
                 result = guest.syscall(slot, "prctl", _PR_SET_MM, what, event.addr2, 0, 0)
                 if result:
                     raise GuestError(f"the guest does not let its heap begin at {event.addr2:#x} ({result})")
-        mm = self._look(self.pids[pid])
+        mm = self._look([self.pids[pid]]).by_pid[self.pids[pid]]
         stack = next(vma for vma in mm.vmas if vma.flags & 0x100)
         length = stack.end - stack.start
         start = Event("exec", pid, stack.start, length, offset=stack.pgoff * _PAGE, addr2=mm.start_brk)
@@ -164,3 +181,74 @@ class Driver:
     def _fault(self, event: Event) -> int:
         write = int(event.flags & FAULT_WRITE != 0)
         return self.guest.call(self.slots[event.pid], TOUCH, event.addr, event.length, write)
+
+    # Users of the reverse map
+
+    def _migrate(self, event: Event) -> int:
+        """move_pages(): to one NUMA node, and to the other, so that what was there moves, too."""
+        event.length = min(event.length, _MIGRATED * _PAGE)
+        slot, guest = self.slots[event.pid], self.guest
+        count = event.length // _PAGE
+        guest.call(slot, POKE, 0, *(event.addr + i * _PAGE for i in range(count)))
+        nodes, status = guest.scratch + 64, guest.scratch + 128
+        for node in (1, 0):
+            both = node << 32 | node
+            guest.call(slot, POKE, 8, both, both, both)
+            result = guest.syscall(slot, "move_pages", 0, count, guest.scratch, nodes, status, _MOVE_ALL)
+            if result < 0:
+                raise GuestError(f"move_pages() failed with {result}")
+        return 0
+
+    def _reclaim(self) -> list[Event]:
+        """Let the kernel reclaim some pages of the workers, and say which."""
+        before = self._look(self.pids.values())
+        # The result only says whether as much could be reclaimed as was asked for.
+        self.guest.write_file(f"{GROUP}/memory.reclaim", str(_RECLAIMED), must=False)
+        after = self._look(self.pids.values())
+        by_guest_pid = {guest_pid: pid for pid, guest_pid in self.pids.items()}
+        events: list[Event] = []
+        taken: set[int] = set()
+        for mm in before.mms.values():
+            pid = by_guest_pid[mm.pids[0]]
+            now = after.mms[mm.address].entries
+            for addr, entry in sorted(mm.entries.items()):
+                there = now.get(addr)
+                if entry.kind == "anon" and entry.number not in taken and _reclaimed(before, after, entry, there):
+                    taken.add(entry.number)
+                    events.append(Event("swap_out", pid, addr, _PAGE))
+                elif entry.kind == "file" and there is None:
+                    # Shared memory is swapped out of the page cache; its entries are simply gone.
+                    events += self.do(Event("madvise", pid, addr, _PAGE, flags=MADV_DONTNEED))
+        return events
+
+    def _uffd_move(self, event: Event) -> int:
+        """UFFDIO_MOVE by a userfaultfd that watches the VMA of the target for as long as it takes."""
+        slot, guest = self.slots[event.pid], self.guest
+        mm = self._look([self.pids[event.pid]]).by_pid[self.pids[event.pid]]
+        target = next(vma for vma in mm.vmas if vma.start <= event.addr < vma.end)
+        watched = (target.start, target.end - target.start)
+        descriptor = guest.syscall(slot, "userfaultfd", 0)
+        self._uffd(slot, descriptor, _UFFDIO_API, _UFFD_API, _UFFD_FEATURE_MOVE, 0)
+        self._uffd(slot, descriptor, _UFFDIO_REGISTER, *watched, _REGISTER_MISSING, 0)
+        guest.call(slot, POKE, 0, event.addr, event.addr2, event.length, 0, 0)
+        result = guest.syscall(slot, "ioctl", descriptor, _UFFDIO_MOVE, guest.scratch)
+        if result == 0:
+            result = event.length
+        elif result == -EAGAIN:
+            result = guest.call(slot, PEEK, 4)  # bytes that did move
+        self._uffd(slot, descriptor, _UFFDIO_UNREGISTER, *watched)
+        guest.syscall(slot, "close", descriptor)
+        return result
+
+    def _uffd(self, slot: int, descriptor: int, request: int, *words: int) -> None:
+        self.guest.call(slot, POKE, 0, *words)
+        result = self.guest.syscall(slot, "ioctl", descriptor, request, self.guest.scratch)
+        if result:
+            raise GuestError(f"userfaultfd ioctl {request:#x} failed with {result}")
+
+
+def _reclaimed(before: Snapshot, after: Snapshot, entry: Entry, there: Entry | None) -> bool:
+    """Whether reclaim took the page of `entry`, or gave up on it after it had entered or left the swap cache."""
+    if there is None or there.kind != "anon":
+        return True
+    return before.pages[entry.number].swapcache != after.pages[there.number].swapcache

@@ -29,10 +29,11 @@ from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.kernel.initramfs import archive
 
 # Beyond the system calls: guest/init.c, enum.
-TOUCH, FORK, EXEC, SPAWN, POKE, SCRATCH, FILL = range(0x1000, 0x1007)
+TOUCH, FORK, EXEC, SPAWN, POKE, SCRATCH, PEEK, FILL = range(0x1000, 0x1008)
 
 PROGRAM: Final = (0x1000_0000, 0x2000_0000)  # where init.c is linked: no history may map anything there
 SLOTS: Final = 120
+GROUP: Final = "/cgroup/history"  # control group of all workers
 
 _SYS: Final = {
     "read": 0, "write": 1, "open": 2, "close": 3, "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12,
@@ -49,6 +50,15 @@ _COMMAND_LINE: Final = (
     "console=ttyS0 quiet panic=-1 nokaslr numa_balancing=disable mitigations=off transparent_hugepage=never"
     " random.trust_cpu=on no_timer_check"
 )
+
+
+def _numa_node(number: int, megabytes: int, directory: Path) -> list[str]:
+    """Two nodes, so that move_pages() can migrate from one to the other; the processor is in the first."""
+    path = directory / f"memory{number}"
+    return [
+        "-object", f"memory-backend-file,id=memory{number},size={megabytes}M,mem-path={path},share=on",
+        "-numa", f"node,nodeid={number},memdev=memory{number}" + (",cpus=0" if number == 0 else ""),
+    ]  # fmt: skip
 
 
 class Guest:
@@ -92,12 +102,11 @@ class Guest:
         directory = self.directory
         files = {"init": init.read_bytes()} | {f"{name}.ko": data for name, data in modules.items()}
         (directory / "initramfs").write_bytes(archive(files))
-        self.qmp_socket: Final = directory / "drgn.sock"
-        memory_file = directory / "memory"
+        self.qmp_socket = directory / "drgn.sock"
         command = [
             qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", accelerator,
-            "-machine", "pc,memory-backend=memory", "-smp", "1", "-m", f"{memory}M", "-device", "vmcoreinfo",
-            "-object", f"memory-backend-file,id=memory,size={memory}M,mem-path={memory_file},share=on",
+            "-machine", "pc", "-smp", "1", "-m", f"{memory}M", "-device", "vmcoreinfo",
+            *_numa_node(0, memory // 2, directory), *_numa_node(1, memory // 2, directory),
             "-kernel", str(image), "-initrd", str(directory / "initramfs"),
             "-append", f"{_COMMAND_LINE} {command_line}".strip(),
             "-serial", f"file:{directory / 'console'}",
@@ -108,20 +117,22 @@ class Guest:
         ]  # fmt: skip
         if disk is not None:
             command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on"]
-        self._qemu: Final = subprocess.Popen(
+        self._qemu = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        self._wire: Final = self._connect(directory / "wire.sock")
-        self._control: Final = self._connect(directory / "control.sock")
+        self._wire = self._connect(directory / "wire.sock")
+        self._control = self._connect(directory / "control.sock")
         self._received = b""
         self._read_qmp()
         self.monitor("qmp_capabilities")
-        with open(memory_file, "r+b") as file:
-            self.memory: Final = mmap.mmap(file.fileno(), self.memory_size, prot=mmap.PROT_READ)
-        self.free_slots: Final = list(range(SLOTS - 1, 0, -1))
+        self.memory: list[mmap.mmap] = []  # of the two nodes, one after the other from address 0
+        for node in (0, 1):
+            with (directory / f"memory{node}").open("r+b") as file:
+                self.memory.append(mmap.mmap(file.fileno(), self.memory_size // 2))
+        self.free_slots = list(range(SLOTS - 1, 0, -1))
         if self._reply(60.0) != 0:
             raise GuestError(f"the guest's init did not start; its console says:\n{self.console()}")
-        self.scratch: Final = self.call(0, SCRATCH)
+        self.scratch = self.call(0, SCRATCH)
         self._prepare(modules, disk is not None)
 
     def _connect(self, path: Path) -> socket.socket:
@@ -297,6 +308,8 @@ class Guest:
             if result:
                 raise GuestError(f"the guest cannot load module {name}: {os.strerror(-result)}")
             self.syscall(0, "close", descriptor)
+        self.write_file("/cgroup/cgroup.subtree_control", "+memory")
+        self.syscall(0, "mkdir", self.poke(0, f"{GROUP}\0".encode()), 0o755)
         # A fault maps the page that was touched and no other; swap-in reads no page but the one asked for.
         self.write_file("/sys/kernel/debug/fault_around_bytes", "4096")
         self.write_file("/proc/sys/vm/page-cluster", "0")

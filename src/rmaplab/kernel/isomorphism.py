@@ -23,6 +23,7 @@ from typing import Final, cast
 import msgspec
 
 from rmaplab.kernel import snapshot as real
+from rmaplab.kernel.guest import PROGRAM
 from rmaplab.mm.folio import FOLIO_KSM
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import (
@@ -101,9 +102,7 @@ class _OneToOne:
         return False
 
 
-def difference(
-    machine: Machine, snapshot: real.Snapshot, pids: Mapping[int, int], wanted: object = None
-) -> Difference | None:
+def difference(machine: Machine, snapshot: real.Snapshot, pids: Mapping[int, int]) -> Difference | None:
     """The first difference between `snapshot` and `machine`, whose leader is the anon_vma design.
 
     pids: process of the history -> process of the kernel
@@ -143,7 +142,7 @@ class _Comparison:
                 pairs.append((pid, mm, there))
         for pid, mm, there in pairs:
             self._compare_vmas(pid, mm, there)
-        for pid, mm, there in pairs:
+        for pid, mm, _ in pairs:
             self._compare_chains(pid, mm)
         for kernel, number in list(self._anon_vmas.to_model.items()):
             self._compare_anon_vma(self._snapshot.anon_vmas[kernel], self._model_anon_vmas[number])
@@ -279,8 +278,6 @@ class _Comparison:
 
 def belongs(vma: real.Vma) -> bool:
     """Whether a worker's VMA is part of the history; its program and what the kernel adds are not."""
-    from rmaplab.kernel.guest import PROGRAM
-
     return not (PROGRAM[0] <= vma.start < PROGRAM[1] or vma.special or _is_vvar(vma))
 
 

@@ -9,17 +9,22 @@ happened there is played on the machine, and after each event results and state 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from rmaplab.check.histories import Author, header, shortest
+from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.driver import Driver
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.guest import Guest
+from rmaplab.kernel.identity import profile_of
 from rmaplab.kernel.isomorphism import Difference, belongs, difference
 from rmaplab.kernel.memory import Memory
+from rmaplab.kernel.setup import Kernel, compile_init, modules_of
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot
 from rmaplab.mm.errors import HistoryError, InvariantError
 from rmaplab.mm.machine import Machine
@@ -45,14 +50,32 @@ class Disagreement(msgspec.Struct, frozen=True):
 
 
 class Witness:
-    """A guest and eyes to look at it."""
+    """A guest and eyes to look at it.  A context manager."""
 
-    def __init__(self, guest: Guest, vmlinux: str, profile: Profile) -> None:
-        self.guest: Final = guest
-        self.profile: Final = profile
-        self.memory: Final = Memory(attach(guest, vmlinux), guest.memory)
-        self.reader: Final = Reader(self.memory, belongs)
+    def __init__(self, kernel: Kernel, command_line: str = "", accelerator: str = "tcg") -> None:
+        modules = modules_of(kernel, ("qemu_fw_cfg", "brd"))
+        self.guest: Final = Guest(
+            kernel.image, compile_init(), modules, command_line=command_line, accelerator=accelerator
+        )
+        try:
+            self._open(kernel)
+        except BaseException:
+            self.guest.close()
+            raise
+
+    def _open(self, kernel: Kernel) -> None:
+        self.memory = Memory(attach(self.guest, kernel.vmlinux), self.guest.memory)
+        self.profile: Profile
+        self.notes: list[str]
+        self.profile, self.notes = profile_of(self.memory.program)
+        self.reader = Reader(self.memory, belongs)
         self._tasks: dict[int, int] = {}
+
+    def __enter__(self) -> Witness:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.guest.close()
 
     def look(self, pids: Iterable[int]) -> Snapshot:
         """The state of these processes, with the guest stopped meanwhile."""
@@ -73,7 +96,7 @@ class Witness:
         return task
 
 
-def attach(guest: Guest, vmlinux: str) -> Any:
+def attach(guest: Guest, vmlinux: Path) -> Any:
     """A drgn.Program that sees the guest."""
     try:
         import drgn
@@ -81,7 +104,7 @@ def attach(guest: Guest, vmlinux: str) -> Any:
         raise KernelUnavailable("drgn is missing: install rmaplab[kernel], or drgn 0.3 or newer.") from None
     program = drgn.Program()
     program.set_qemu_qmp(str(guest.qmp_socket))
-    program.load_debug_info([vmlinux])
+    program.load_debug_info([str(vmlinux)])
     return program
 
 
@@ -89,19 +112,21 @@ class Lockstep:
     """One history on guest and machine."""
 
     def __init__(
-        self, witness: Witness, head: Header | None = None, design: type[ReverseMap] = AnonVmaRmap
+        self,
+        witness: Witness,
+        head: Header | None = None,
+        design: type[ReverseMap] = AnonVmaRmap,
+        coverage: Coverage | None = None,
     ) -> None:
         head = head or header()
         self.witness: Final = witness
         self.machine: Final = Machine(witness.profile, [design])
         self.player: Final = Player(self.machine, head, batch=False)
-        self.driver: Final = Driver(witness.guest, {entry.id: entry for entry in head.files}, self._look)
+        self.driver: Final = Driver(witness.guest, {entry.id: entry for entry in head.files}, witness.look)
         self.requested: Final[list[Event]] = []
         self.played: Final[list[Event]] = []
         self.snapshot: Snapshot | None = None
-
-    def _look(self, pid: int) -> Mm:
-        return self.witness.look([pid]).by_pid[pid]
+        self.coverage: Final = Coverage() if coverage is None else coverage
 
     def step(self, request: Event) -> Disagreement | None:
         """Do what is asked on both sides and compare."""
@@ -116,7 +141,8 @@ class Lockstep:
             if found is not None:
                 return self._disagreement(found)
         pids = self.driver.pids
-        self.snapshot = self.witness.look(pids.values())
+        before, self.snapshot = self.snapshot, self.witness.look(pids.values())
+        self.coverage.see(request.op, before, self.snapshot)
         found = difference(self.machine, self.snapshot, pids)
         return None if found is None else self._disagreement(found)
 
@@ -130,7 +156,8 @@ class Lockstep:
         except (HistoryError, InvariantError) as error:
             return Difference(f"process {event.pid}", f"result of {event.op}", _result(event.result), str(error))
         if event.op == "exec":
-            self.machine.mm_of(event.pid).mmap_base = _first_place(self._look(self.driver.pids[event.pid]))
+            pid = self.driver.pids[event.pid]
+            self.machine.mm_of(event.pid).mmap_base = _first_place(self.witness.look([pid]).by_pid[pid])
         if got != event.result:
             return Difference(f"process {event.pid}", f"result of {event.op}", _result(event.result), _result(got))
         return None
@@ -166,13 +193,18 @@ def _result(value: int) -> str:
     return f"-{errno.errorcode.get(-value, str(-value))}" if value < 0 else hex(value)
 
 
-def replay(witness: Witness, events: Sequence[Event], design: type[ReverseMap] = AnonVmaRmap) -> Disagreement | None:
-    """The first disagreement of a history that was written down; requests that the machine finds impossible
-    are left out."""
-    lockstep = Lockstep(witness, design=design)
+def replay(
+    witness: Witness,
+    events: Iterable[Event],
+    design: type[ReverseMap] = AnonVmaRmap,
+    head: Header | None = None,
+    coverage: Coverage | None = None,
+) -> Disagreement | None:
+    """The first disagreement of a history that was written down; what a guest cannot be asked is left out."""
+    lockstep = Lockstep(witness, head, design, coverage)
     try:
         for event in events:
-            if not possible(lockstep.machine, event):
+            if event.op not in lockstep.driver.known() or not possible(lockstep.machine, event):
                 continue
             found = lockstep.step(event)
             if found is not None:
@@ -183,12 +215,24 @@ def replay(witness: Witness, events: Sequence[Event], design: type[ReverseMap] =
 
 
 def possible(machine: Machine, event: Event) -> bool:
-    """Whether the processes that `event` speaks of are there."""
+    """Whether `event` can be asked of a guest: the processes that it speaks of are there, and what it would do
+    can be followed."""
     there = machine.processes
     if event.op == "exec":
         return True
     if event.pid not in there or (event.op == "fork" and event.pid2 in there):
         return False
+    if event.op == "swap_out":
+        # A page that is in the swap cache and mapped nowhere cannot be seen from page tables when it goes.
+        return all(s.cached_pfn == 0 or machine.mapcount(s.cached_pfn) for s in machine.swap.values())
+    if event.op == "uffd_move":
+        # Registering a VMA would merge it with neighbours that an ordinary VMA does not merge with.
+        mm = machine.mm_of(event.pid)
+        source, target = mm.tree.at(event.addr2), mm.tree.at(event.addr)
+        return (
+            source is not None and target is not None and target.file is None
+            and mm.tree.at(target.start - 1) is None and mm.tree.at(target.end) is None
+        )  # fmt: skip
     return not (event.op == "ksm" and event.pid2 not in there) and not (event.op == "exit" and len(there) == 1)
 
 
@@ -197,9 +241,9 @@ class Random:
 
     def __init__(
         self, witness: Witness, seed: int, pages: int = 48, processes: int = 6,
-        design: type[ReverseMap] = AnonVmaRmap, ops: Sequence[str] = (),
+        design: type[ReverseMap] = AnonVmaRmap, ops: Sequence[str] = (), coverage: Coverage | None = None,
     ) -> None:  # fmt: skip
-        self.lockstep: Final = Lockstep(witness, design=design)
+        self.lockstep: Final = Lockstep(witness, design=design, coverage=coverage)
         known = self.lockstep.driver.known()
         self._author = Author(
             self.lockstep.machine, random.Random(seed), [op for op in ops or sorted(known) if op in known],
@@ -212,7 +256,7 @@ class Random:
         done = 0
         while done < count:
             event = self._author.first() if self._first else self._author.propose()
-            if event is None:
+            if event is None or not possible(self.lockstep.machine, event):
                 continue
             self._first = False
             found = self.lockstep.step(event)
@@ -225,13 +269,44 @@ class Random:
         self.lockstep.end()
 
 
-def minimal(witness: Witness, found: Disagreement, design: type[ReverseMap] = AnonVmaRmap) -> Disagreement:
-    """The shortest history that ends in a disagreement about the same property."""
+def random_histories(
+    witness: Witness, seed: int, steps: int, say: Callable[[str], None], each: int = 500,
+    design: type[ReverseMap] = AnonVmaRmap,
+) -> tuple[Disagreement | None, Coverage, int]:  # fmt: skip
+    """Histories of `each` steps, with seeds from `seed` on, until there were `steps` or one disagrees.  Returns
+    the disagreement, what was covered, and the number of steps."""
+    coverage = Coverage()
+    done = 0
+    while done < steps:
+        history = Random(witness, seed, design=design, coverage=coverage)
+        for found in history.steps(min(each, steps - done)):
+            done += 1
+            if found is not None:
+                history.end()
+                return found, coverage, done
+        history.end()
+        say(f"{done} of {steps} steps, seed {seed}")
+        seed += 1
+    return None, coverage, done
+
+
+def minimal(
+    witness: Witness,
+    found: Disagreement,
+    design: type[ReverseMap] = AnonVmaRmap,
+    seconds: float = 120.0,
+    head: Header | None = None,
+) -> Disagreement:
+    """The shortest history that ends in a disagreement about the same property, or the shortest that could be
+    found in this time."""
     best = found
+    deadline = time.monotonic() + seconds
 
     def fails(events: list[Event]) -> bool:
         nonlocal best
-        again = replay(witness, events, design)
+        if time.monotonic() > deadline:
+            return False
+        again = replay(witness, events, design, head)
         if again is not None and again.difference.what == found.difference.what:
             best = again
             return True

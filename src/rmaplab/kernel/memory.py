@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Sequence
 from typing import Any, Final
 
 from rmaplab.kernel.errors import KernelUnavailable
@@ -29,26 +30,27 @@ class Memory:
     """Reads kernel memory at kernel addresses.
 
     program: a drgn.Program with debug information
-    ram:     the guest's physical memory from address 0, if we have it
+    ram:     the guest's physical memory from address 0 in parts of equal size, if we have it
     """
 
-    def __init__(self, program: Any, ram: mmap.mmap | None = None) -> None:
+    def __init__(self, program: Any, ram: Sequence[mmap.mmap] = ()) -> None:
         self.program: Final = program
-        self._ram: Final = None if ram is None else memoryview(ram)
-        self._size: Final = 0 if ram is None else len(ram)
+        self._ram: Final = [memoryview(part) for part in ram]
+        self._part: Final = len(ram[0]) if ram else 1
+        self._size: Final = self._part * len(ram)
         self.direct_map: Final[int] = program["page_offset_base"].value_()
         self.vmemmap: Final[int] = program["vmemmap_base"].value_()
         self._large_pages: dict[int, int] = {}  # virtual >> 21 -> physical, of the vmemmap
 
     def read(self, address: int, size: int) -> bytes | memoryview:
         """`size` bytes at the kernel address `address`."""
-        ram = self._ram
-        if ram is not None:
+        if self._size:
             at = address - self.direct_map
             if not 0 <= at < self._size:
                 at = self._physical(address)
             if 0 <= at < self._size:
-                return ram[at : at + size]
+                part, at = divmod(at, self._part)
+                return self._ram[part][at : at + size]
         data: bytes = self.program.read(address, size)
         return data
 

@@ -401,7 +401,7 @@ def _order_field(program: Any) -> str:
 
 def _maple_shapes(program: Any) -> dict[int, tuple[Record, int, int]]:
     """By enum maple_type: how to read a node, its number of pivots, and of slots."""
-    shapes = {}
+    shapes: dict[int, tuple[Record, int, int]] = {}
     for kind, name in ((1, "maple_range_64"), (2, "maple_range_64"), (3, "maple_arange_64")):
         node = program.type(f"struct {name}")
         pivots, slots = node.member("pivot"), node.member("slot")

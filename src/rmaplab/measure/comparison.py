@@ -43,6 +43,7 @@ class Plan(NamedTuple):
     check:   with False nothing is walked, so nothing is checked
     alone:   play the history once more for each design that does not lead, to count its VMAs
     batch:   apply consecutive faults as one run
+    large_folios: highest order of folios that faults may allocate
     excused: names of designs whose incompleteness is a finding and no error
     """
 
@@ -54,7 +55,12 @@ class Plan(NamedTuple):
     check: bool = True
     alone: bool = True
     batch: bool = True
+    large_folios: int = 0
     excused: frozenset[str] = frozenset()
+
+    def machine(self, *designs: type[ReverseMap]) -> Machine:
+        """A new machine that `designs` watch, the first of them leading."""
+        return Machine(self.profile, designs, large_folios=self.large_folios)
 
 
 class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -123,7 +129,7 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
     :raises HistoryError: the history is impossible
     """
     total = len(history)
-    machine = Machine(plan.profile, plan.designs, leader=plan.leader)
+    machine = Machine(plan.profile, plan.designs, plan.leader, large_folios=plan.large_folios)
     player = Player(machine, history.header, batch=plan.batch)
     checker = Checker(machine, limit=plan.folios)
     aside = Aside(machine)
@@ -162,7 +168,7 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
 def _alone(history: History, plan: Plan, slot: int, found: _Found, progress: Progress) -> Counts | None:
     """VMAs where one design decides by itself what may merge; None if it does not get to the end."""
     design = plan.designs[slot]
-    machine = Machine(plan.profile, [design])
+    machine = plan.machine(design)
     player = Player(machine, history.header, batch=plan.batch)
     try:
         for played, _ in player.steps(history):
@@ -200,8 +206,9 @@ class _Found:
         if found.kind != "incomplete" or f"incomplete {found.design}" in self.counted:
             return []
         plan = self._plan
-        design = next(design for design in plan.designs if design.name == found.design)
-        return shortest_history(self._history, found, plan.profile, plan.designs[plan.leader], design)
+        leader = plan.designs[plan.leader]
+        watching = [design for design in plan.designs if design.name == found.design and design is not leader]
+        return shortest_history(self._history, found, lambda: plan.machine(leader, *watching))
 
     def add_broken(self, what: str, event: int, leader: str) -> None:
         """The machine could not go on, led by `leader`."""

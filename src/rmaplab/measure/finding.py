@@ -19,8 +19,6 @@ from rmaplab.check.histories import shortest
 from rmaplab.check.lockstep import Checker, Difference
 from rmaplab.mm.errors import HistoryError, InvariantError
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import Profile
-from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import PAGE_SIZE
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header, History
@@ -29,15 +27,12 @@ from rmaplab.trace.play import Player
 _BUDGET: Final = 300_000  # events to play in search of a shorter history
 
 
-def shortest_history(
-    history: History,
-    difference: Difference,
-    profile: Profile,
-    leader: type[ReverseMap],
-    design: type[ReverseMap],
-) -> list[Event]:
-    """The shortest history found in which `design` misses what `difference` says, while `leader` leads."""
-    search = _Search(history.header, profile, [leader] if leader is design else [leader, design], difference)
+def shortest_history(history: History, difference: Difference, machine: Callable[[], Machine]) -> list[Event]:
+    """The shortest history found that shows `difference` on a new machine, which `machine` makes.
+
+    The machine's designs are the leader and the one that misses something.
+    """
+    search = _Search(history.header, machine, difference)
     events = [
         event for _, event in zip(range(difference.step + 1), history, strict=False) if event.op != "mark"
     ]
@@ -52,12 +47,9 @@ def shortest_history(
 class _Search:
     """Plays candidates, until the budget is used up."""
 
-    def __init__(
-        self, header: Header, profile: Profile, designs: list[type[ReverseMap]], wanted: Difference
-    ) -> None:
+    def __init__(self, header: Header, machine: Callable[[], Machine], wanted: Difference) -> None:
         self._header: Final = header
-        self._profile: Final = profile
-        self._designs: Final = designs
+        self._machine: Final = machine
         self._wanted: Final = wanted
         self._budget = _BUDGET
 
@@ -102,7 +94,7 @@ class _Search:
         )
 
     def _player(self) -> Player:
-        return Player(Machine(self._profile, self._designs), self._header)
+        return Player(self._machine(), self._header)
 
 
 def _family_only(events: list[Event], pid: int) -> list[Event]:

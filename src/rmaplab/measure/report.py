@@ -47,6 +47,7 @@ class Inputs(msgspec.Struct, frozen=True):
     designs: list[str]
     leader: str
     profile: str
+    large_folios: int
     seed: int
     every: int
     folios: int
@@ -84,6 +85,8 @@ def print_report(report: Report, console: Console) -> None:
     if any(origin):
         _print_fact("", ", ".join(part for part in origin if part), console)
     rules = f"profile {inputs.profile}, seed {inputs.seed}, VMAs merge by the rule of {inputs.leader}"
+    if inputs.large_folios:
+        rules += f", folios of up to {1 << inputs.large_folios} pages"
     _print_fact("Machine", rules, console)
     console.print()
     _print_machine(figures, console)

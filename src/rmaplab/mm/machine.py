@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from rmaplab.mm import advice, ksm, memory, migrate, mmap, mremap, process, reclaim, userfaultfd
 from rmaplab.mm.abi import CLONE_VM, EFAULT
 from rmaplab.mm.errors import HistoryError
@@ -36,8 +38,10 @@ class Process:
         self.parent: Final = parent  # pid, 0 if it was not forked in this history
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Machine(System):
-    """Processes and their memory, watched by one or more designs.
+    """Processes and their memory, watched by one or more designs.  check/mutants.py derives machines from it that
+    lack a rule.
 
     profile:      the kernel whose rules hold
     designs:      classes of designs; each gets an instance in `self.designs`

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from rmaplab.mm import memory
 from rmaplab.mm.errors import HistoryError
-from rmaplab.mm.locking import start_write, write_unlock
+from rmaplab.mm.locking import write_unlock
 from rmaplab.mm.merge import change_range
 from rmaplab.mm.mmap import grow_down
 from rmaplab.mm.system import System
@@ -109,7 +109,7 @@ def fork_address_space(system: System, parent: MM) -> MM:
     run_start = -1
     run_end = -1
     for vma in parent.tree.to_list():
-        start_write(vma)
+        system.keep_faults_out(vma)
         if vma.flags & VM_DONTCOPY:
             child.total_vm -= vma.nr_pages
             if run_start >= 0:
@@ -128,7 +128,7 @@ def fork_address_space(system: System, parent: MM) -> MM:
             # Others may look: each VMA is in its tree before its entries are copied, one VMA at a time.
             system.tree_changes(child)
             child.tree.insert(copy)
-            if copy.prepared:
+            if vma.prepared and not wiped:  # vma_needs_copy()
                 memory.copy_page_range(system, parent, child, vma.start, vma.end)
         elif copy.prepared:
             # vma_needs_copy(): what has no anonymous pages can be faulted in again.

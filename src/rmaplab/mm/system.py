@@ -13,8 +13,11 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.folio import Folios, Int64s
+from rmaplab.mm.locking import start_write
 from rmaplab.mm.pagetable import PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
@@ -73,6 +76,7 @@ class _Prepared:
         return self.vma.prepared
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class System:
     """State shared by all address spaces of one machine."""
 
@@ -247,6 +251,13 @@ class System:
         """Leave the walk, at its end or before: the design gives back what it holds."""
         if isinstance(walk, Generator):
             walk.close()
+
+    # Locking that a rule depends on
+
+    def keep_faults_out(self, vma: VMA) -> None:
+        """fork is about to look at `vma` (vma_start_write() in dup_mmap()): until mmap_lock is given back, no
+        fault prepares it or adds a page to it."""
+        start_write(vma)
 
     # Telling the designs
 

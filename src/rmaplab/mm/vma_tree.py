@@ -214,38 +214,43 @@ class VMATree:
     def highest_gap(self, length: int, low: int, high: int, guard: int) -> int:
         """Highest address of a gap of `length` bytes within [low, high), or -1.
 
-        `guard` bytes are kept free below a VMA that grows downwards (mm/mmap.c, vm_unmapped_area():
-        stack_guard_gap; the gap ends at vm_start_gap() of the next VMA).
+        `guard` bytes are kept free below a VMA that grows downwards (mm/mmap.c unmapped_area_topdown()).
+        Linux looks for room without them, and goes on below the guard once it has found some just under
+        such a VMA: nothing above the guard is looked at again, not even between VMAs that lie in it.
         """
         from rmaplab.mm.vma import VM_GROWSDOWN
 
-        top = high
+        limit = high
+        above: VMA | None = None  # the VMA above the gap that is looked at
         i = len(self._blocks) - 1
         while i >= 0:
             block = self._blocks[i]
-            below_block = self._blocks[i - 1].vmas[-1].end if i else 0
+            top = limit if above is None or above.start > limit else above.start
             if top - block.vmas[-1].end < length and self._gap_of(i) < length:
-                first = block.vmas[0]
-                floor = first.start - (guard if first.flags & VM_GROWSDOWN else 0)
-                top = floor if floor < high else high
+                above = block.vmas[0]
             else:
                 j = len(block.vmas) - 1
                 while j >= 0:
                     vma = block.vmas[j]
-                    if vma.end <= top:
-                        bottom = vma.end if vma.end > low else low
-                        if top - bottom >= length:
-                            return top - length
-                    floor = vma.start - (guard if vma.flags & VM_GROWSDOWN else 0)
-                    top = floor if floor < high else high  # a stack above `high` may reach below it, too
+                    top = limit if above is None or above.start > limit else above.start
+                    bottom = vma.end if vma.end > low else low
+                    if top - bottom >= length and above is not None and above.flags & VM_GROWSDOWN:
+                        if above.start - guard < top:
+                            limit = above.start - guard
+                            top = limit
+                    if top - bottom >= length:
+                        return top - length
+                    above = vma
                     if vma.start - low < length:
                         return -1
                     j -= 1
             if block.starts[0] - low < length:
                 return -1
-            if below_block == 0 and i == 0:
-                break
             i -= 1
+        top = limit if above is None or above.start > limit else above.start
+        if top - low >= length and above is not None and above.flags & VM_GROWSDOWN:
+            if above.start - guard < top:
+                top = above.start - guard
         if top - low >= length:
             return top - length
         return -1

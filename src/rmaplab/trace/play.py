@@ -87,7 +87,7 @@ class Player:
     """Plays events on `machine`.
 
     header: says which files, names and checkpoints the events refer to
-    batch:  apply consecutive faults as one run
+    batch:  apply faults on consecutive pages as one run; otherwise each page is touched by itself
     """
 
     def __init__(self, machine: Machine, header: Header, *, batch: bool = True) -> None:
@@ -284,9 +284,10 @@ class Player:
         end = event.addr + event.length
         got = 0
         while addr < end:
-            nr_pages = (end - addr + PAGE_SIZE - 1) >> PAGE_SHIFT
-            addr += self.machine.fault_range(mm, addr, nr_pages, write) << PAGE_SHIFT
-            if addr < end:  # this page cannot be touched; what the recording touched after it still can
+            nr_pages = (end - addr + PAGE_SIZE - 1) >> PAGE_SHIFT if self._batch else 1
+            touched = self.machine.fault_range(mm, addr, nr_pages, write)
+            addr += touched << PAGE_SHIFT
+            if touched < nr_pages:  # this page cannot be; what the recording touched after it still can
                 if mm.tree.at(addr) is None:
                     raise HistoryError(f"touches {addr:#x}, where nothing is mapped")
                 got = -errno.EFAULT

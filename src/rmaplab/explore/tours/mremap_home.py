@@ -63,7 +63,7 @@ TOUR = Tour(
         Beat(
             fork(1, 2),
             "A fork copies the geometry. The child's AVCs are linked as ever; the child's context gets a copy of"
-            " the record, for its own VMA that is displaced.",
+            " the record, for its own VMA that is displaced. So the visits in vain double, too.",
             ask=(1, AWAY + 0x1000),
         ),
         Beat(

@@ -43,7 +43,7 @@ TOUR = Tour(
         ),
         Beat(
             read(1, AREA, 1),
-            "A read finds the zero page (Z), which belongs to nobody and is never reclaimed. Still nothing to map"
+            "A read finds the zero page, which belongs to nobody and is never reclaimed. Still nothing to map"
             " in reverse.",
         ),
         Beat(
@@ -82,7 +82,7 @@ TOUR = Tour(
         Beat(
             reclaim("swap_out", 1, AREA + 0x1000, 1),
             "The second page is reclaimed. The walk found both mappings, and both page tables now hold a"
-            " swap entry (S) instead. The folio is gone; its contents are on disk.",
+            " swap entry instead. The folio is gone; its contents are on disk.",
         ),
         Beat(
             write(2, AREA + 0x1000, 1),

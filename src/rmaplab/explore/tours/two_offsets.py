@@ -26,14 +26,17 @@ TOUR = Tour(
         ),
         Beat(
             read(1, AREA, 2),
-            "Two pages are read: pages of the page cache (F). They belong to the file, whose own reverse map finds"
+            "Two pages are read: pages of the page cache. They belong to the file, whose own reverse map finds"
             " them. Nothing for us to do.",
         ),
         Beat(
             write(1, AREA, 1),
             "A write copies the first page. anon_vma takes vm_pgoff as its index: 0x10. That is fine, its tree is"
             " keyed by vm_pgoff. The prototype does the same, but then the address does not follow from the index:"
-            " it needs a record, although nothing was moved. cow_context gives the VMA a second, anonymous page"
+            " it needs a record, although nothing was moved. And it does not even come to read it: ask the"
+            " page, and the prototype's walk looks at the address that index 0x10 stands for, and stops, because only one process"
+            " maps the page. It misses the page: a finding about its source. cow_context gives the"
+            " VMA a second, anonymous page"
             " offset, which begins as its address. No record; the shift between the two is kept with the VMA.",
             ask=(1, AREA),
         ),
@@ -43,20 +46,22 @@ TOUR = Tour(
         ),
         Beat(
             write(1, AREA + 0x100000, 1),
-            "Its first page is copied, too. The prototype has two pages of index 0x10 in one context and two"
-            " records for them, so a walk for either looks at both places. In cow_context each has its own anonymous"
+            "Its first page is copied, too. The prototype now has two pages of index 0x10 in one context, and two"
+            " records that say where those may be. In cow_context each has its own anonymous"
             " page offset, and in anon_vma its own anon_vma: one place each.",
             ask=(1, AREA),
         ),
         Beat(
             fork(1, 2),
-            "A fork copies both. The prototype records them in the child, and adds them once more"
-            " in the parent, which has them.",
+            "A fork copies both mappings. The prototype records them in the child, and adds them once more in the"
+            " parent, which has them. Now that two processes map the page, its walk does read the records: it looks at both"
+            " places in either process, and half of that is in vain.",
             ask=(1, AREA),
         ),
         Beat(
             write(2, AREA, 1),
-            "The child writes, and its copy is its own.",
+            "The child writes, and its copy is its own: one place for anon_vma and for cow_context; missed by the"
+            " prototype again.",
             ask=(2, AREA),
         ),
     ),

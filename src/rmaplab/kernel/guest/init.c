@@ -19,6 +19,7 @@ enum {
 	SPAWN,		/* slot: pid of a new process in it, which has called execve() */
 	POKE,		/* index, up to 5 words: stored in the scratch area */
 	SCRATCH,	/* -: the scratch area's address */
+	PEEK,		/* index: a word of the scratch area, unsigned */
 	FILL,		/* address, length, byte: stored there, 0 or -EFAULT */
 };
 
@@ -179,6 +180,8 @@ static void obey(word slot, word *v)
 		return reply(0);
 	case SCRATCH:
 		return reply((long)scratch);
+	case PEEK:
+		return reply(((word *)scratch)[v[1]]);
 	case FILL:
 		return reply(fill(v[1], v[2], v[3]));
 	default:

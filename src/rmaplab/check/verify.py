@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Random histories by the thousand, every design against the page tables.
+
+    plan = Plan(designs=("anon_vma", "cow_context"), seed=1, steps=100_000, every=1)
+    found = verify(plan)
+
+Work comes in *histories* of some hundred events, each written by an `Author` (check/histories.py) while
+a machine plays it.  A history depends on the seed and its own number only, so it makes no difference who
+plays it, or in what order: any number of processes find the same.  From its number follows what kind it is:
+
+- most are watched by all designs in lockstep, and the first leads;
+- each fourth is watched by one design alone, in turn: its own rule decides what merges, and its own walks
+  are what reclaim and migration go by;
+- each third has large folios;
+- each fifth is played twice more, with faults in runs and one by one (check/batching.py).
+
+`page_scan`, whose walk reads every page table, watches each eighth of the shared histories.
+
+After every `every`-th event, and after the last, a `Checker` holds every design against the page tables.  The
+first history that fails, by number, is cut after the step that failed, made as short as leaving out events can
+make it, and given to who asked; what comes after it by number is not looked at.  A design may be *excused*: what
+it misses is counted, and the first instance kept, but the search goes on.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Final
+
+import msgspec
+
+from rmaplab.check import batching
+from rmaplab.check.histories import Author, header, shortest
+from rmaplab.check.lockstep import Checker, Counts
+from rmaplab.mm.errors import HistoryError
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.profile import PROFILES, REFERENCE
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.rmap import DESIGNS, load
+from rmaplab.trace.events import Event
+from rmaplab.trace.play import Player
+
+LENGTH: Final = 500  # events of a history
+_BUDGET: Final = 400_000  # events to play in search of a shorter history
+_SLOW: Final = frozenset(["page_scan"])
+_ORDER: Final = tuple(DESIGNS)
+
+Told = Callable[[str, int, int], None]  # what is being done, events done, events in all
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to verify.
+
+    designs: as `rmaplab.rmap.load` takes them
+    steps:   events in all (0: as many as fit in `seconds`)
+    seconds: of time that may pass (0: no matter)
+    every:   check after so many events of a history (0: never, which only tests the machine)
+    pages:   size of the arena of each history (0: various)
+    large_folios: highest order, in all histories (0: various)
+    jobs:    processes that play
+    excused: names of designs whose incompleteness is a finding and no failure
+    """
+
+    designs: tuple[str, ...]
+    profile: str = REFERENCE
+    seed: int = 1
+    steps: int = 0
+    seconds: float = 0
+    every: int = 1
+    pages: int = 0
+    large_folios: int = 0
+    length: int = LENGTH
+    jobs: int = 1
+    excused: frozenset[str] = frozenset()
+
+    def classes(self) -> list[type[ReverseMap]]:
+        """The designs, those that merge least first, as lockstep needs them (rmap/__init__.py)."""
+        known = {DESIGNS[name]: i for i, name in enumerate(_ORDER)}
+        return sorted((load(spec) for spec in self.designs), key=lambda design: known.get(design, len(known)))
+
+
+class Setup:
+    """The machine of one history."""
+
+    def __init__(self, plan: Plan, number: int) -> None:
+        rng = random.Random(f"{plan.seed}/{number}")
+        designs = plan.classes()
+        self.alone: Final = len(designs) > 1 and number % 4 == 3
+        if self.alone:
+            designs = [designs[number // 4 % len(designs)]]
+        elif number % 8:
+            designs = [design for design in designs if design.name not in _SLOW] or designs
+        self.designs: Final = designs
+        self.profile: Final = PROFILES[plan.profile]
+        self.large_folios: Final = plan.large_folios or (rng.choice((1, 2, 4)) if number % 3 == 2 else 0)
+        self.pages: Final = plan.pages or rng.choice((12, 24, 48, 96))
+        self.processes: Final = rng.choice((2, 4, 6, 8))
+        self.rng: Final = rng
+
+    def machine(self) -> Machine:
+        return Machine(self.profile, self.designs, large_folios=self.large_folios)
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A history that shows something wrong.
+
+    history: its number; step: the event of it after which it showed, from 0
+    kind:    as a `Difference` has it, "broken" if the machine or a design raised, or "batched"
+    designs: that watched, the first of them leading
+    events:  the history, up to the step that failed
+    """
+
+    history: int
+    step: int
+    kind: str
+    what: str
+    design: str
+    designs: list[str]
+    large_folios: int = 0
+    events: list[Event] = []
+
+
+class Ran(msgspec.Struct):
+    """What one history came to."""
+
+    number: int
+    steps: int = 0
+    compared: int = 0  # events also played in runs and one by one
+    counts: Counts = msgspec.field(default_factory=Counts)
+    failure: Failure | None = None
+    excused: dict[str, int] = {}
+    examples: dict[str, Failure] = {}
+
+
+class Verified(msgspec.Struct):
+    """What all histories came to.
+
+    excused:  how often an excused design missed something, by "design: kind"; `examples` has the first
+    failure:  the first history that failed, shortened
+    original: how long it was before
+    """
+
+    histories: int = 0
+    steps: int = 0
+    compared: int = 0
+    counts: Counts = msgspec.field(default_factory=Counts)
+    excused: dict[str, int] = {}
+    examples: dict[str, Failure] = {}
+    failure: Failure | None = None
+    original: int = 0
+    seconds: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        return self.failure is None
+
+    def add(self, ran: Ran) -> None:
+        self.histories += 1
+        self.steps += ran.steps
+        self.compared += ran.compared
+        _add_up(self.counts, ran.counts)
+        for key, count in ran.excused.items():
+            self.excused[key] = self.excused.get(key, 0) + count
+        for key, example in ran.examples.items():
+            self.examples.setdefault(key, example)
+
+
+def _add_up(total: Counts, more: Counts) -> None:
+    for name in ("checks", "folios", "skipped", "entries", "invariants", "records"):
+        setattr(total, name, getattr(total, name) + getattr(more, name))
+    for design, walks in more.designs.items():
+        so_far = total.designs.get(design)
+        if so_far is None:
+            total.designs[design] = walks
+            continue
+        for name in walks.__struct_fields__:
+            mine, theirs = getattr(so_far, name), getattr(walks, name)
+            setattr(so_far, name, max(mine, theirs) if name == "worst" else mine + theirs)
+
+
+# One history
+
+
+def run_history(plan: Plan, number: int, steps: int) -> Ran:
+    """History `number` of the plan, `steps` events long at most."""
+    setup = Setup(plan, number)
+    machine = setup.machine()
+    author = Author(machine, setup.rng, pages=setup.pages, processes=setup.processes)
+    checker = Checker(machine)
+    ran = Ran(number, counts=checker.counts)
+    events: list[Event] = []
+    try:
+        while ran.steps < steps and ran.failure is None:
+            event = author.first() if not events else author.propose()
+            if event is None:
+                continue
+            events.append(event)
+            author.play(event)
+            ran.steps += 1
+            if plan.every and (ran.steps % plan.every == 0 or ran.steps == steps):
+                _check(plan, setup, checker, ran, events)
+    except HistoryError:
+        raise
+    except Exception as error:  # whatever a design or the machine raises is a finding
+        ran.steps = len(events)
+        _found(plan, setup, ran, events, "broken", _told(error), setup.designs[0].name)
+        return ran
+    if number % 5 == 4 and ran.failure is None:
+        ran.compared = len(events)
+        what = batching.difference(events, header(), setup.machine)
+        if what:
+            _found(plan, setup, ran, events, "batched", what, "")
+    return ran
+
+
+def _check(plan: Plan, setup: Setup, checker: Checker, ran: Ran, events: list[Event]) -> None:
+    for found in checker.check(ran.steps - 1, events[-1]):
+        if found.is_error:
+            _found(plan, setup, ran, events, found.kind, found.what, found.design)
+
+
+def _found(plan: Plan, setup: Setup, ran: Ran, events: list[Event], kind: str, what: str, design: str) -> None:
+    names = [watching.name for watching in setup.designs]
+    failure = Failure(
+        ran.number, len(events) - 1, kind, what, design, names, setup.large_folios, list(events)
+    )  # fmt: skip
+    if design in plan.excused:
+        key = f"{design}: {kind}"
+        ran.excused[key] = ran.excused.get(key, 0) + 1
+        ran.examples.setdefault(key, failure)
+    elif ran.failure is None:
+        ran.failure = failure
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+# Shortening
+
+
+class Search:
+    """Looks for a shorter history on which the same goes wrong.
+
+    machine: makes a new one, watched by the designs that matter
+    kind, design: what the shorter history has to show
+    """
+
+    def __init__(self, machine: Callable[[], Machine], kind: str, design: str, budget: int = _BUDGET) -> None:
+        self._machine: Final = machine
+        self._kind: Final = kind
+        self._design: Final = design
+        self._budget = budget
+
+    def shortest(self, events: Sequence[Event]) -> list[Event]:
+        """`events` without all that can be left out."""
+        return shortest(events, self.fails, self.again)
+
+    def again(self, events: list[Event]) -> list[Event]:
+        """`events` with the results that they have now, without those that have become impossible, up to
+        one that breaks the machine."""
+        self._budget -= len(events)
+        player = Player(self._machine(), header(), batch=False)
+        settled: list[Event] = []
+        for event in events:
+            copy = msgspec.structs.replace(event)
+            try:
+                copy.result = player.do(copy)
+            except HistoryError:
+                continue
+            except Exception:
+                settled.append(copy)
+                break
+            settled.append(copy)
+        return settled
+
+    def fails(self, events: list[Event]) -> bool:
+        """Does the same go wrong after the last of `events`, or with it?"""
+        self._budget -= len(events)
+        return self._budget >= 0 and self.shown(events) != ""
+
+    def shown(self, events: list[Event]) -> str:
+        """What goes wrong, in a sentence; empty if nothing of the kind does."""
+        if self._kind == "batched":
+            return batching.difference(events, header(), self._machine)
+        player = Player(self._machine(), header(), batch=False)
+        try:
+            for event in events:
+                player.do(event)
+            differences = Checker(player.machine).check(len(events) - 1)
+        except HistoryError:
+            return ""
+        except Exception as error:
+            return _told(error) if self._kind == "broken" else ""
+        for found in differences:
+            if found.kind == self._kind and found.design == self._design:
+                return found.what
+        return ""
+
+
+def shortened(plan: Plan, failure: Failure) -> Failure:
+    """The same failure, with as few events and designs as show it."""
+    setup = Setup(plan, failure.history)
+    designs = [d for d in setup.designs if d is setup.designs[0] or d.name == failure.design]
+
+    def machine() -> Machine:
+        return Machine(setup.profile, designs, large_folios=setup.large_folios)
+
+    search = Search(machine, failure.kind, failure.design)
+    events = search.shortest(failure.events)
+    what = search.shown(events)
+    if not what:  # it took the designs that are left out
+        return failure
+    names = [design.name for design in designs]
+    return msgspec.structs.replace(failure, what=what, step=len(events) - 1, designs=names, events=events)
+
+
+# All histories
+
+
+def verify(plan: Plan, told: Told = lambda what, done, total: None) -> Verified:
+    """Play histories until the budget is used up, or one fails."""
+    begun = time.monotonic()
+    verified = Verified()
+    if plan.jobs == 1:
+        number = 0
+        while (left := _left(plan, number, begun)) and verified.failure is None:
+            _take(verified, run_history(plan, number, left), plan, told)
+            number += 1
+    else:
+        _verify_side_by_side(plan, begun, verified, told)
+    if verified.failure is not None:
+        verified.original = len(verified.failure.events)
+        verified.failure = shortened(plan, verified.failure)
+    verified.seconds = time.monotonic() - begun
+    return verified
+
+
+def _left(plan: Plan, number: int, begun: float) -> int:
+    """How many events history `number` may have; 0 if there is none any more."""
+    if plan.seconds and time.monotonic() - begun >= plan.seconds:
+        return 0
+    return min(plan.length, max(0, plan.steps - number * plan.length)) if plan.steps else plan.length
+
+
+def _take(verified: Verified, ran: Ran, plan: Plan, told: Told) -> None:
+    verified.add(ran)
+    verified.failure = ran.failure
+    told(f"verifying, {verified.histories:,} histories", verified.steps, plan.steps or verified.steps)
+
+
+def _verify_side_by_side(plan: Plan, begun: float, verified: Verified, told: Told) -> None:
+    # Results are taken in the order of their numbers, so that the first failure is the same for any number
+    # of processes; a few histories more than there are processes wait, so that none is idle.
+    waiting: deque[Future[Ran]] = deque()
+    number = 0
+    with ProcessPoolExecutor(plan.jobs, mp_context=get_context("spawn")) as pool:
+        while verified.failure is None:
+            while len(waiting) < 3 * plan.jobs and (left := _left(plan, number, begun)):
+                waiting.append(pool.submit(run_history, plan, number, left))
+                number += 1
+            if not waiting:
+                return
+            _take(verified, waiting.popleft().result(), plan, told)
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `rmaplab verify` found, as one object for programs (`--json`) and as text for people."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rmaplab.check.histories import header
+from rmaplab.check.verify import Failure, Plan, Verified
+from rmaplab.measure.finding import line
+from rmaplab.trace.history import History, write_history
+
+
+def save(path: Path, plan: Plan, failure: Failure) -> None:
+    """Write the history that failed, so that `rmaplab replay` plays it."""
+    about = header()
+    about.command = f"history {failure.history} of seed {plan.seed}, shortened"
+    write_history(path, History(about, failure.events))
+
+
+def replay_command(path: Path, plan: Plan, failure: Failure) -> str:
+    """What to type to see the failure again."""
+    words = ["rmaplab", "replay", str(path), "--check", "--every", "1", "--profile", plan.profile]
+    specs = {design.name: spec for design, spec in zip(plan.classes(), _specs(plan), strict=True)}
+    for name in failure.designs:
+        words += ["--rmap", specs.get(name, name)]
+    if failure.large_folios:
+        words += ["--large-folios", str(failure.large_folios)]
+    return " ".join(words)
+
+
+def _specs(plan: Plan) -> list[str]:
+    """The designs as they were asked for, in the order of `plan.classes()`."""
+    classes = plan.classes()
+    by_class = {msgspec.structs.replace(plan, designs=(spec,)).classes()[0]: spec for spec in plan.designs}
+    return [by_class[design] for design in classes]
+
+
+def as_object(version: str, plan: Plan, found: Verified, saved: Path | None) -> dict[str, Any]:
+    """The one object of `--json`."""
+    differences = [] if found.failure is None else [_difference(found.failure, error=True)]
+    differences += [_difference(example, error=False) for example in found.examples.values()]
+    return {
+        "command": "verify",
+        "version": version,
+        "inputs": {
+            "history": f"random, {plan.length} events each",
+            "designs": [design.name for design in plan.classes()],
+            "profile": plan.profile,
+            "seed": plan.seed,
+            "steps": plan.steps,
+            "seconds": plan.seconds,
+            "every": plan.every,
+            "pages": plan.pages,
+            "large_folios": plan.large_folios,
+        },
+        "holds": found.holds,
+        "figures": {
+            "histories": found.histories,
+            "steps": found.steps,
+            "played in runs and one by one": found.compared,
+            "seconds": round(found.seconds, 1),
+            "checks": found.counts,
+            "excused": found.excused,
+        },
+        "differences": differences,
+        "saved": None if saved is None else str(saved),
+    }
+
+
+def _difference(failure: Failure, error: bool) -> dict[str, Any]:
+    return {**msgspec.to_builtins(failure), "error": error, "events": failure.events if error else []}
+
+
+def print_json(told: dict[str, Any]) -> None:
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(told), indent=2).decode() + "\n")
+
+
+def print_text(plan: Plan, found: Verified, saved: Path | None, console: Console) -> None:
+    """Tables that fit 100 columns, and the failure."""
+    per_second = found.steps / found.seconds if found.seconds else 0
+    console.print(
+        f"Played  {found.steps:,} events in {found.histories:,} random histories, seed {plan.seed},"
+        f" profile {plan.profile} ({per_second:,.0f} a second)",
+        soft_wrap=True,
+    )
+    counts = found.counts
+    console.print(
+        f"Checked {counts.checks:,} moments: {counts.folios:,} folios walked in each design,"
+        f" {counts.entries:,} page-table entries looked for",
+        soft_wrap=True,
+    )
+    console.print(f"        {found.compared:,} events played once more in runs, and once page by page")
+    console.print()
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("Walks", no_wrap=True)
+    for column in ("walks", "places", "that map", "worst", "incomplete", "stale"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, walks in counts.designs.items():
+        figures = (walks.walks, walks.places, walks.useful, walks.worst, walks.incomplete, walks.stale)
+        table.add_row(name, *(f"{figure:,}" for figure in figures))
+    console.print(table)
+    console.print()
+    if found.excused:
+        console.print("Known to be incomplete, and no failure unless asked for by name:")
+        for key, count in found.excused.items():
+            console.print(f"  {key}, {count:,} times; first in history {found.examples[key].history}:")
+            console.print(f"    {found.examples[key].what}", soft_wrap=True)
+        console.print()
+    if found.failure is None:
+        console.print("Holds." if counts.checks else "Nothing was checked, and nothing broke.")
+        return
+    _print_failure(plan, found, found.failure, saved, console)
+
+
+def _print_failure(plan: Plan, found: Verified, failure: Failure, saved: Path | None, console: Console) -> None:
+    console.print(
+        f"Does not hold: history {failure.history}, event {found.original - 1}; watched by"
+        f" {', '.join(failure.designs)}"
+        + (f", folios of up to {1 << failure.large_folios} pages" if failure.large_folios else "")
+    )
+    console.print(f"  {failure.kind}: {failure.what}", soft_wrap=True)
+    console.print(f"\nThe shortest history found that shows it ({len(failure.events)} of {found.original} events):")
+    for event in failure.events:
+        console.print(f"  {line(event)}", soft_wrap=True)
+    if saved is not None:
+        console.print(f"\nSaved in {saved}. To see it again:\n  {replay_command(saved, plan, failure)}", soft_wrap=True)

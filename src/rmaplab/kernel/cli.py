@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The commands `rmaplab kernel setup | run | compare | import`; ../cli.py mounts them.
+
+Each returns its job, as there.  Everything that needs a kernel, QEMU or drgn is imported by the jobs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+import rmaplab
+from rmaplab.kernel.errors import KernelUnavailable
+
+if TYPE_CHECKING:
+    from rmaplab.kernel.lockstep import Disagreement
+    from rmaplab.kernel.setup import Kernel
+
+Job = Callable[[], int]
+
+app = typer.Typer(help="The real kernel as witness: boot it, drive it, read it, compare it with the model.", no_args_is_help=True)
+
+Version = Annotated[str, typer.Option("--version", metavar="6.12|6.1", help="Which kernel.")]
+Image = Annotated[Path | None, typer.Option(metavar="FILE", help="A kernel of your own: its bzImage.")]
+Vmlinux = Annotated[Path | None, typer.Option(metavar="FILE", help="The same kernel with debug information.")]
+Modules = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Its modules qemu_fw_cfg.ko and brd.ko, if they are modules.")
+]
+CommandLine = Annotated[str, typer.Option(metavar="TEXT", help="What to add to the kernel's command line.")]
+Accelerator = Annotated[str, typer.Option(metavar="NAME", help="QEMU's accelerator: tcg or kvm.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the first random history.")]
+Save = Annotated[Path | None, typer.Option("--save", metavar="F", help="Where to write the history that differs.")]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _kernel(version: str, image: Path | None, vmlinux: Path | None, modules: Path | None) -> Kernel:
+    from rmaplab.kernel import setup
+
+    if image is None and vmlinux is None:
+        return setup.need(version)
+    if image is None or vmlinux is None:
+        raise KernelUnavailable("a kernel of one's own needs both: --image to boot it, --vmlinux to read it.")
+    for path in (image, vmlinux):
+        if not path.is_file():
+            raise KernelUnavailable(f"there is no file {path}.")
+    return setup.Kernel(image, vmlinux, modules)
+
+
+def _print_json(command: str, inputs: dict[str, Any], holds: bool, figures: Any, differences: list[Any]) -> None:
+    print(
+        msgspec.json.encode(
+            {
+                "command": command, "version": rmaplab.__version__, "inputs": inputs, "holds": holds,
+                "figures": figures, "differences": differences,
+            }
+        ).decode()
+    )  # fmt: skip
+
+
+@app.command("setup", epilog="Example: rmaplab kernel setup --version 6.1")
+def _setup(version: Version = "6.12") -> Job:
+    """Fetch a kernel and its debug information into the cache; nothing is installed."""
+
+    def job() -> int:
+        from rmaplab.kernel import setup
+
+        kernel = setup.set_up(version, _say)
+        print(f"{kernel.release} is in {kernel.image.parent}")
+        return 0
+
+    return job
+
+
+@app.command("compare", epilog="Example: rmaplab kernel compare --steps 3000")
+def _compare(
+    history: Annotated[
+        Path | None, typer.Argument(metavar="[F]", help="A history; without one, random ones.")
+    ] = None,
+    version: Version = "6.12",
+    image: Image = None,
+    vmlinux: Vmlinux = None,
+    modules: Modules = None,
+    command_line: CommandLine = "",
+    accelerator: Accelerator = "tcg",
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Random steps in all.")] = 3000,
+    seed: Seed = 1,
+    save: Save = None,
+    json: Json = False,
+) -> Job:
+    """Do a history in a real kernel and in the model, step by step, and compare their state after each step."""
+
+    def job() -> int:
+        from rmaplab.kernel.lockstep import Witness, minimal, random_histories, replay
+        from rmaplab.trace.history import History, read_history, write_history
+
+        recorded = None if history is None else read_history(history)
+        kernel = _kernel(version, image, vmlinux, modules)
+        with Witness(kernel, command_line, accelerator) as witness:
+            release = witness.profile.release
+            for note in witness.notes:
+                _say(note)
+            if recorded is not None:
+                from rmaplab.kernel.coverage import Coverage
+
+                coverage = Coverage()
+                found = replay(witness, recorded, head=recorded.header, coverage=coverage)
+                done = len(recorded)
+            else:
+                found, coverage, done = random_histories(witness, seed, steps, lambda text: _say(f"{release}: {text}"))
+            if found is not None:
+                _say("making it shorter")
+                found = minimal(witness, found, head=None if recorded is None else recorded.header)
+        inputs = {
+            "history": str(history or "random"), "designs": ["anon_vma"], "profile": witness.profile.name,
+            "kernel": release, "seed": seed,
+        }  # fmt: skip
+        if found is not None and save is not None:
+            from rmaplab.check.histories import header
+
+            head = header() if recorded is None else recorded.header
+            head.kernel = release
+            write_history(save, History(head, found.requested))
+        figures = {"steps": done, "reached": dict(coverage.reached), "not reached": coverage.missing()}
+        if json:
+            _print_json(
+                "kernel compare", inputs, found is None, figures, [] if found is None else [_as_json(found)]
+            )
+        elif found is not None:
+            print(explained(found))
+            if save is not None:
+                print(f"The history is in {save}.")
+        else:
+            print(f"{release}: {done} steps, no difference.  Cases reached (number of steps):")
+            for case, count in sorted(coverage.reached.items()):
+                print(f"  {count:6} {case}")
+            for case in coverage.missing():
+                print(f"       - {case}")
+        return 0 if found is None else 1
+
+    return job
+
+
+@app.command("run", epilog="Example: rmaplab kernel run history.parquet")
+def _run(
+    history: Annotated[Path, typer.Argument(metavar="F", help="A history.")],
+    version: Version = "6.12",
+    image: Image = None,
+    vmlinux: Vmlinux = None,
+    modules: Modules = None,
+    command_line: CommandLine = "",
+    accelerator: Accelerator = "tcg",
+) -> Job:
+    """Do a history in a real kernel, and print what the kernel answers and holds after each step."""
+
+    def job() -> int:
+        from rmaplab.kernel.answers import render
+        from rmaplab.kernel.lockstep import Lockstep, Witness, possible
+        from rmaplab.trace.history import read_history
+
+        recorded = read_history(history)
+        with Witness(_kernel(version, image, vmlinux, modules), command_line, accelerator) as witness:
+            lockstep = Lockstep(witness, recorded.header)
+            for event in recorded:
+                if event.op not in lockstep.driver.known() or not possible(lockstep.machine, event):
+                    continue
+                before = len(lockstep.played)
+                lockstep.step(event)
+                assert lockstep.snapshot is not None
+                print(render(lockstep.played[before:], lockstep.snapshot, lockstep.driver.pids), flush=True)
+        return 0
+
+    return job
+
+
+def explained(found: Disagreement) -> str:
+    """A difference on one screen: what either side has, and how one gets there."""
+    from rmaplab.kernel.answers import event_line
+
+    lines = [
+        f"After {len(found.requested)} steps the kernel and the model differ, at",
+        f"  {event_line(found.event)}",
+        *str(found.difference).splitlines(),
+        "The history:",
+    ]
+    played = found.played
+    if len(played) > 30:
+        lines.append(f"  ({len(played) - 30} events before these)")
+    return "\n".join([*lines, *(f"  {event_line(event)}" for event in played[-30:])])
+
+
+def _as_json(found: Disagreement) -> dict[str, Any]:
+    return {
+        "step": len(found.requested), "event": msgspec.to_builtins(found.event),
+        "difference": msgspec.to_builtins(found.difference), "history": msgspec.to_builtins(found.requested),
+    }  # fmt: skip

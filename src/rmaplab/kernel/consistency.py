@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What must hold in any kernel's anonymous reverse map, checked in a snapshot.
+
+A witness that was misread, or a kernel whose structures are damaged, must not pass for a good one.  The rules
+are those of mm/rmap.c and include/linux/rmap.h, each stated with the message that reports its breach.
+
+The snapshot has to hold all processes that are related by fork to one that is in it: counts are compared
+with what was found.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from rmaplab.kernel.snapshot import PAGE_SHIFT, AnonVma, Snapshot, Vma
+
+
+def problems(snapshot: Snapshot) -> list[str]:
+    """What does not hold, one sentence each; empty if all does."""
+    found = [*_vmas(snapshot), *_chains(snapshot), *_families(snapshot)]
+    for anon_vma in snapshot.anon_vmas.values():
+        found += _tree(snapshot, anon_vma)
+    return [*found, *_pages(snapshot)]
+
+
+def _vmas(snapshot: Snapshot) -> Iterator[str]:
+    for mm in snapshot.mms.values():
+        end = 0
+        for vma in mm.vmas:
+            if vma.start < end or vma.end <= vma.start:
+                yield f"{_name(vma)}: overlaps the VMA before it, or is empty"
+            if vma.mm != mm.address:
+                yield f"{_name(vma)}: says that it belongs to mm {vma.mm:#x}, and is in the tree of {mm.address:#x}"
+            end = vma.end
+
+
+def _chains(snapshot: Snapshot) -> Iterator[str]:
+    """The AVCs on chains are those in trees, and both ends of each agree."""
+    on_chains: set[int] = set()
+    for vma in snapshot.vmas.values():
+        anon_vmas = set()
+        for address in vma.chain:
+            avc = snapshot.avcs[address]
+            if address in on_chains:
+                yield f"AVC {address:#x}: is on a chain twice"
+            on_chains.add(address)
+            if avc.vma != vma.address:
+                yield f"AVC {address:#x}: on the chain of {_name(vma)}, but says VMA {avc.vma:#x}"
+            anon_vmas.add(avc.anon_vma)
+        if vma.anon_vma and vma.anon_vma not in anon_vmas:
+            yield f"{_name(vma)}: its anon_vma {vma.anon_vma:#x} is not on its chain"
+        if vma.chain and not vma.anon_vma:
+            yield f"{_name(vma)}: has a chain and no anon_vma"
+        roots = {snapshot.anon_vmas[anon_vma].root for anon_vma in anon_vmas if anon_vma in snapshot.anon_vmas}
+        if len(roots) > 1:
+            yield f"{_name(vma)}: its chain leads to {len(roots)} roots"
+    in_trees: Counter[int] = Counter()
+    for anon_vma in snapshot.anon_vmas.values():
+        for node in anon_vma.tree:
+            in_trees[node.avc] += 1
+            if snapshot.avcs[node.avc].anon_vma != anon_vma.address:
+                yield f"AVC {node.avc:#x}: in the tree of anon_vma {anon_vma.address:#x}, but says another"
+    for address in on_chains ^ set(in_trees):
+        where = "on a chain and in no tree" if address in on_chains else "in a tree and on no chain"
+        yield f"AVC {address:#x}: {where}"
+    yield from (f"AVC {address:#x}: in trees {count} times" for address, count in in_trees.items() if count > 1)
+
+
+def _families(snapshot: Snapshot) -> Iterator[str]:
+    anon_vmas = snapshot.anon_vmas
+    children = Counter(anon_vma.parent for anon_vma in anon_vmas.values())
+    members = Counter(anon_vma.root for anon_vma in anon_vmas.values())
+    active = Counter(vma.anon_vma for vma in snapshot.vmas.values())
+    for address, anon_vma in anon_vmas.items():
+        name = f"anon_vma {address:#x}"
+        root = anon_vmas.get(anon_vma.root)
+        parent = anon_vmas.get(anon_vma.parent)
+        if root is None or root.root != root.address or root.parent != root.address:
+            yield f"{name}: its root {anon_vma.root:#x} is none, or not its own root and parent"
+        if parent is None or parent.root != anon_vma.root:
+            yield f"{name}: its parent {anon_vma.parent:#x} is none, or of another family"
+        if (anon_vma.parent == address) != (anon_vma.root == address):
+            yield f"{name}: a root is its own parent, and nothing else is"
+        if anon_vma.num_children != children[address]:
+            yield f"{name}: counts {anon_vma.num_children} children, and {children[address]} call it parent"
+        if anon_vma.num_active_vmas != active[address]:
+            yield f"{name}: counts {anon_vma.num_active_vmas} active VMAs, and {active[address]} use it"
+        least = members[address] if anon_vma.root == address else 1
+        if anon_vma.refcount < least:
+            yield f"{name}: refcount {anon_vma.refcount}, and there are {least} references"
+
+
+def _tree(snapshot: Snapshot, anon_vma: AnonVma) -> Iterator[str]:
+    """Sorted by first page offset, and each node knows the last page offset below it."""
+    name = f"anon_vma {anon_vma.address:#x}"
+    nodes = {node.avc: node for node in anon_vma.tree}
+    before = -1
+    for node in anon_vma.tree:
+        vma = snapshot.vmas.get(snapshot.avcs[node.avc].vma)
+        if vma is None:
+            yield f"{name}: AVC {node.avc:#x} in its tree leads to a VMA in no address space"
+            continue
+        if vma.pgoff < before:
+            yield f"{name}: its tree is not in order at {_name(vma)}"
+        before = vma.pgoff
+        last = vma.pgoff + (vma.end - vma.start >> PAGE_SHIFT) - 1
+        for child in (node.left, node.right):
+            if child in nodes:
+                last = max(last, nodes[child].subtree_last)
+            elif child:
+                yield f"{name}: AVC {node.avc:#x} has a child that its tree does not hold"
+        if node.subtree_last != last:
+            yield f"{name}: AVC {node.avc:#x} says that {node.subtree_last:#x} is the last below it, not {last:#x}"
+
+
+def _pages(snapshot: Snapshot) -> Iterator[str]:
+    mapped: Counter[int] = Counter()
+    for mm in snapshot.mms.values():
+        for vma in mm.vmas:
+            families = {snapshot.avcs[address].anon_vma for address in vma.chain}
+            for addr in range(vma.start, vma.end, 1 << PAGE_SHIFT) if vma.chain and mm.entries else ():
+                entry = mm.entries.get(addr)
+                if entry is None or entry.kind != "anon":
+                    continue
+                page = snapshot.pages[entry.number]
+                mapped[entry.number] += 1
+                if page.ksm:
+                    continue
+                index = vma.pgoff + (addr - vma.start >> PAGE_SHIFT)
+                where = f"page {page.pfn:#x} at {addr:#x} of {_name(vma)}"
+                if page.index != index:
+                    yield f"{where}: index {page.index:#x}, not {index:#x}"
+                if page.anon_vma not in families:
+                    yield f"{where}: its anon_vma {page.anon_vma:#x} is not on the VMA's chain"
+    for pfn, count in mapped.items():
+        page = snapshot.pages[pfn]
+        if page.mapcount != count:
+            yield f"page {pfn:#x}: mapcount {page.mapcount}, and {count} entries map it"
+        if page.exclusive and count > 1:
+            yield f"page {pfn:#x}: exclusive, and {count} entries map it"
+
+
+def _name(vma: Vma) -> str:
+    return f"VMA {vma.address:#x} ({vma.start:#x}-{vma.end:#x})"

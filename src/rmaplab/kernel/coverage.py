@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which cases did a history reach in the kernel?  Seen in its structures, not in the model's code.
+
+VMAs and anon_vmas keep their addresses, so two snapshots tell what became of what: which VMA grew over what in
+a merge, whose anon_vma a first fault or a fork took.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from rmaplab.kernel.snapshot import Mm, Snapshot, Vma
+from rmaplab.mm.vma import VM_GROWSDOWN
+
+CASES: Final = (
+    "merge: the lower VMA takes a hole", "merge: the upper VMA takes a hole",
+    "merge: the lower VMA takes a hole and the upper VMA", "merge: the lower VMA takes a whole VMA",
+    "merge: the lower VMA takes the beginning of a VMA", "merge: the upper VMA takes a whole VMA",
+    "merge: the upper VMA takes the end of a VMA", "merge: the lower VMA takes two VMAs",
+    "merge: an unprepared VMA imports a chain",
+    "first fault: a neighbour's anon_vma is shared", "first fault: a neighbour's chain is not singular",
+    "first fault: a new anon_vma", "fork: a new anon_vma", "fork: an unused anon_vma is taken over",
+    "chain: four forks deep", "chain: the anon_vma of a dead parent", "stack: page offset is not its address",
+    "page: in the root of a family of another process", "page: shared", "swap: an entry shared by processes",
+    "file: private pages copied",
+)  # fmt: skip
+_TAKES_WHAT_LIES_THERE: Final = frozenset(("munmap", "exit", "exec"))
+
+
+class Coverage:
+    """Counts how often each of CASES was reached."""
+
+    def __init__(self) -> None:
+        self.reached: Final[Counter[str]] = Counter()
+
+    def missing(self) -> list[str]:
+        return [case for case in CASES if not self.reached[case]]
+
+    def see(self, op: str, before: Snapshot | None, after: Snapshot) -> None:
+        """A step, and the state before and after it."""
+        reached: set[str] = set()
+        self._states(after, reached)
+        if before is not None and op not in _TAKES_WHAT_LIES_THERE:
+            for address, mm in after.mms.items():
+                if address in before.mms:
+                    self._merges(before.mms[address], mm, reached)
+                    self._prepared(before, mm, reached)
+                elif op == "fork":
+                    for vma in mm.vmas:
+                        if vma.anon_vma:
+                            known = vma.anon_vma in before.anon_vmas
+                            reached.add(f"fork: {'an unused anon_vma is taken over' if known else 'a new anon_vma'}")
+        self.reached.update(reached)
+
+    def _merges(self, before: Mm, after: Mm, reached: set[str]) -> None:
+        old = {vma.address: vma for vma in before.vmas}
+        for vma in after.vmas:
+            was = old.get(vma.address)
+            if was is None or was.start < vma.start or was.end > vma.end:
+                continue
+            if vma.end > was.end and not vma.flags & VM_GROWSDOWN:
+                over = [other for other in before.vmas if was.end <= other.start < vma.end]
+                hole = not over or over[0].start > was.end
+                if hole:
+                    what = "a hole and the upper VMA" if over else "a hole"
+                elif len(over) > 1:
+                    what = "two VMAs"
+                else:
+                    what = "a whole VMA" if over[0].end <= vma.end else "the beginning of a VMA"
+                reached.add(f"merge: the lower VMA takes {what}")
+            elif vma.start < was.start and not vma.flags & VM_GROWSDOWN:
+                under = [other for other in before.vmas if vma.start < other.end <= was.start]
+                whole = under and under[-1].start >= vma.start
+                what = "a hole" if not under else "a whole VMA" if whole else "the end of a VMA"
+                reached.add(f"merge: the upper VMA takes {what}")
+            if (vma.start, vma.end) != (was.start, was.end) and vma.anon_vma and not was.anon_vma:
+                reached.add("merge: an unprepared VMA imports a chain")
+
+    def _prepared(self, before: Snapshot, after: Mm, reached: set[str]) -> None:
+        for i, vma in enumerate(after.vmas):
+            was = before.vmas.get(vma.address)
+            if was is None or was.anon_vma or not vma.anon_vma or (was.start, was.end) != (vma.start, vma.end):
+                continue
+            if vma.anon_vma in before.anon_vmas:
+                reached.add("first fault: a neighbour's anon_vma is shared")
+                continue
+            reached.add("first fault: a new anon_vma")
+            for neighbour in (*after.vmas[max(0, i - 1) : i], *after.vmas[i + 1 : i + 2]):
+                touches = neighbour.start == vma.end or neighbour.end == vma.start
+                if touches and len(neighbour.chain) > 1 and _continues(vma, neighbour):
+                    reached.add("first fault: a neighbour's chain is not singular")
+
+    def _states(self, after: Snapshot, reached: set[str]) -> None:
+        for vma in after.vmas.values():
+            if len(vma.chain) > 4:
+                reached.add("chain: four forks deep")
+            if any(not after.anon_vmas[after.avcs[avc].anon_vma].num_active_vmas for avc in vma.chain):
+                reached.add("chain: the anon_vma of a dead parent")
+            if vma.flags & VM_GROWSDOWN and vma.pgoff != vma.start >> 12:
+                reached.add("stack: page offset is not its address")
+            if vma.inode and vma.anon_vma:
+                reached.add("file: private pages copied")
+        if any(page.mapcount > 1 for page in after.pages.values()):
+            reached.add("page: shared")
+        slots: Counter[int] = Counter()
+        for mm in after.mms.values():
+            for vma in mm.vmas:
+                own = vma.anon_vma and after.anon_vmas[vma.anon_vma].root
+                for addr in range(vma.start, vma.end, 4096) if vma.anon_vma and mm.entries else ():
+                    entry = mm.entries.get(addr)
+                    if entry is not None and entry.kind == "anon" and len(vma.chain) > 1:
+                        if after.pages[entry.number].anon_vma == own:
+                            reached.add("page: in the root of a family of another process")
+                    elif entry is not None and entry.kind == "swap":
+                        slots[entry.number] += 1
+        if any(count > 1 for count in slots.values()):
+            reached.add("swap: an entry shared by processes")
+
+
+def _continues(vma: Vma, neighbour: Vma) -> bool:
+    return neighbour.inode == vma.inode and neighbour.pgoff - vma.pgoff == neighbour.start - vma.start >> 12
