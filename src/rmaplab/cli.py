@@ -26,7 +26,9 @@ import typer
 from rich.console import Console
 
 import rmaplab
+from rmaplab.check import commands as check
 from rmaplab.check import verify_report
+from rmaplab.check.race import RaceError
 from rmaplab.check.verify import Plan as VerifyPlan
 from rmaplab.check.verify import verify
 from rmaplab.explore import commands as explore
@@ -522,6 +524,7 @@ def _compare(command: str, history: History, source: Source, plan: Plan, seed: i
 
 # Pictures
 
+check.mount(app, _design)
 app.add_typer(kernel.app, name="kernel")
 explore.mount(
     app,
@@ -568,6 +571,7 @@ def _main(arguments: list[str]) -> int:
         HistoryFormatError,
         HistoryWriteError,
         RecordError,
+        RaceError,
         KernelUnavailable,
         GuestError,
     ) as error:

@@ -337,3 +337,34 @@ def test_reduction_finds_what_trying_everything_finds() -> None:
         return seen
 
     assert outcomes(True) == outcomes(False)
+
+
+@pytest.mark.parametrize("preemptions", [0, 1, 2])
+def test_reduction_within_a_bound_finds_what_trying_everything_within_it_finds(preemptions: int) -> None:
+    def outcomes(reduce: bool) -> set[tuple[int, int]]:
+        seen: set[tuple[int, int]] = set()
+
+        def build(execution: Execution) -> Callable[[], None]:
+            cells = [Cell(1), Cell(2)]
+
+            def mix(source: int, target: int, factor: int) -> Callable[[], None]:
+                def body() -> None:
+                    for _ in range(2):
+                        value = load(execution, cells[source])
+                        store(execution, cells[target], value * factor + 1)
+
+                return body
+
+            execution.add("a", mix(0, 1, 2))
+            execution.add("b", mix(1, 0, 3))
+            execution.add("c", mix(0, 0, 5))
+
+            def check() -> None:
+                seen.add((cells[0].value, cells[1].value))
+
+            return check
+
+        assert explore(Scenario("mix", build), reduce=reduce, preemptions=preemptions).exhausted
+        return seen
+
+    assert outcomes(True) == outcomes(False)

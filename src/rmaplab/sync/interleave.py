@@ -11,6 +11,9 @@ Memory model: sequential consistency, plus RCU.  Steps are atomic and happen in 
 Reduction: dynamic partial-order reduction (Flanagan and Godefroid, POPL 2005) with sleep sets (Godefroid
 1996).  Two steps are dependent if they name the same object and one of them writes, or acquire the same lock
 and one of them exclusively.  Releasing a lock is not a step of its own: it can never be too early.
+With a bound on preemptions, orders that reduction alone would leave out may be the only ones within the
+bound: a task is then tried at the beginning of the block of steps that it races with, too, and sleep sets are
+not used (Coons, Musuvathi and McKinley, OOPSLA 2013).
 
 RCU: `rcu_call` hands an object to a grace period.  Its end is a task of its own, which may run at any time after
 every reader that was inside when it began has left.
@@ -328,11 +331,12 @@ class Scenario:
 class Failure:
     """An execution that broke something: what, the path that leads there, and every step on it."""
 
-    def __init__(self, error: Exception, path: list[int], trace: list[Step], names: list[str]) -> None:
+    def __init__(self, error: Exception, path: list[int], execution: Execution) -> None:
         self.error: Final = error
         self.path: Final = path
-        self.trace: Final = trace
-        self.names: Final = names
+        self.trace: Final = list(execution.trace)
+        self.names: Final = [task.name for task in execution.tasks]
+        self.subject: Final = execution.subject
 
 
 class Outcome:
@@ -364,6 +368,16 @@ class _Node:
         self.done: list[int] = []
         self.chosen = -1
 
+    def try_too(self, number: int) -> None:
+        """Have `number` tried here; if it cannot go on here, whoever can."""
+        if number < len(self.enabled) and self.enabled[number]:
+            if number not in self.backtrack:
+                self.backtrack.append(number)
+            return
+        for other, able in enumerate(self.enabled):
+            if able and other not in self.backtrack:
+                self.backtrack.append(other)
+
 
 def explore(
     scenario: Scenario,
@@ -385,7 +399,7 @@ def explore(
         execution = Execution()
         failure: Exception | None = None
         check = scenario.build(execution)
-        clocks = _Clocks()
+        clocks = _Clocks(preemptions >= 0)
         pruned = False
         try:
             execution.start()
@@ -404,14 +418,13 @@ def explore(
             outcome.executions += 1
         outcome.lock_order |= execution.lock_order
         if failure is not None:
-            names = [task.name for task in execution.tasks]
-            outcome.failures.append(Failure(failure, path, list(execution.trace), names))
+            outcome.failures.append(Failure(failure, path, execution))
         execution.stop()
         if failure is not None and stop_at_first:
             return outcome
         if limit and outcome.executions >= limit:
             return outcome
-        if not _backtrack(stack):
+        if not _backtrack(stack, preemptions < 0):
             outcome.exhausted = True
             return outcome
 
@@ -438,21 +451,20 @@ def replay(scenario: Scenario, path: Sequence[int]) -> Failure | None:
         raise
     except Exception as error:
         failure = error
-    names = [task.name for task in execution.tasks]
-    trace = list(execution.trace)
+    result = None if failure is None else Failure(failure, taken, execution)
     execution.stop()
-    return None if failure is None else Failure(failure, taken, trace, names)
+    return result
 
 
-def _backtrack(stack: list[_Node]) -> bool:
+def _backtrack(stack: list[_Node], sleeping: bool) -> bool:
     """Go back to the last state where something is left to try, and choose it.  False if there is none."""
     while stack:
         node = stack[-1]
         if node.chosen >= 0:
             node.done.append(node.chosen)
             step = node.steps[node.chosen]
-            assert step is not None
-            node.sleep.append(step)
+            if step is not None and sleeping:
+                node.sleep.append(step)
         for number in node.backtrack:
             if number not in node.done and not any(s.task == number for s in node.sleep):
                 node.chosen = number
@@ -476,7 +488,7 @@ def _run(execution: Execution, stack: list[_Node], clocks: _Clocks | None, preem
                     raise Finding("deadlock: " + "; ".join(_waits(execution, task) for task in waiting))
                 return False
             sleep: list[Step] = []
-            if stack and clocks is not None:
+            if stack and clocks is not None and preemptions < 0:
                 above = stack[-1]
                 taken = above.steps[above.chosen]
                 assert taken is not None
@@ -532,7 +544,8 @@ def _waits(execution: Execution, task: Task) -> str:
 class _Clocks:
     """Vector clocks: which steps of the path happened before which (by dependence, not by chance)."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounded: bool) -> None:
+        self.bounded: Final = bounded
         self.task: dict[int, list[int]] = {}
         self.write: dict[int, list[int]] = {}  # by object: all writes so far
         self.read: dict[int, list[int]] = {}  # by object: all reads so far
@@ -561,13 +574,12 @@ class _Clocks:
             return
         if clock is not None and node.chosen < len(clock) and clock[node.chosen] > before:
             return  # it happened before this task's last step: the order is forced
-        if number < len(node.enabled) and node.enabled[number]:
-            if number not in node.backtrack:
-                node.backtrack.append(number)
-            return
-        for other, able in enumerate(node.enabled):
-            if able and other not in node.backtrack:
-                node.backtrack.append(other)
+        node.try_too(number)
+        if self.bounded:
+            start = before
+            while start > 0 and stack[start - 1].chosen == node.chosen:
+                start -= 1
+            stack[start].try_too(number)
 
     def take(self, step: Step, depth: int) -> None:
         clock = self.task.get(step.task, [])

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`rmaplab race`: scenarios under every interleaving, and what a failure looks like.
+
+A failure is a path: which CPU takes each step.  Written as text ("0x5 1x12 0x3": five steps of CPU 0, twelve
+of CPU 1, ...) it can be kept, mailed and replayed; shown as a timeline it has a column for each CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import msgspec
+
+from rmaplab.check.scenarios import World, names, preemption_bound, scenario
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.vma import MM, VMA
+from rmaplab.mm.vma_tree import VMATree
+from rmaplab.rmap.context import CowContext
+from rmaplab.sync.interleave import Failure, Step, explore, replay
+from rmaplab.sync.locks import RwSemaphore, SequenceCount, SpinLock
+
+
+class RaceError(ValueError):
+    """There is no such scenario, or a path does not fit it."""
+
+
+class TimelineStep(msgspec.Struct, frozen=True):
+    """One step: which CPU, and what it does to what."""
+
+    cpu: int
+    what: str
+
+
+class Broken(msgspec.Struct, frozen=True):
+    """An obligation that was broken: the sentence, the path that leads there, and its steps."""
+
+    error: str
+    path: str
+    timeline: list[TimelineStep]
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What came of one scenario with one design.
+
+    interleavings: executions run to their end
+    pruned:        executions given up because what was left had been tried
+    exhausted:     nothing is left to try within the bound
+    preemptions:   the bound: how often a CPU may be taken away; -1: as often as one likes
+    cpus:          what runs on each
+    lock_order:    pairs of lock classes: who held one took the other
+    """
+
+    scenario: str
+    design: str
+    cpus: list[str]
+    preemptions: int
+    interleavings: int
+    pruned: int
+    steps: int
+    exhausted: bool
+    lock_order: list[tuple[str, str]]
+    broken: list[Broken]
+
+    @property
+    def holds(self) -> bool:
+        return self.exhausted and not self.broken
+
+
+def chosen(patterns: Sequence[str]) -> list[str]:
+    """The scenarios whose names contain one of `patterns`; all if there are none."""
+    found = [name for name in names() if not patterns or any(pattern in name for pattern in patterns)]
+    if not found:
+        raise RaceError(f"no scenario's name contains {' or '.join(repr(p) for p in patterns)}; --list prints them all")
+    return found
+
+
+def run(
+    name: str,
+    design: type[ReverseMap],
+    *,
+    limit: int = 0,
+    preemptions: int | None = None,
+    reduce: bool = True,
+    every_failure: bool = False,
+) -> Verdict:
+    """Try the interleavings of one scenario."""
+    bound = preemption_bound(name) if preemptions is None else preemptions
+    what = scenario(name, design)
+    outcome = explore(what, reduce=reduce, limit=limit, preemptions=bound, stop_at_first=not every_failure)
+    return Verdict(
+        scenario=name,
+        design=design.name,
+        cpus=cpus(name),
+        preemptions=bound,
+        interleavings=outcome.executions,
+        pruned=outcome.pruned,
+        steps=outcome.steps,
+        exhausted=outcome.exhausted or bool(outcome.failures),
+        lock_order=sorted(outcome.lock_order),
+        broken=[explain(failure) for failure in outcome.failures],
+    )
+
+
+def lock_cycle(verdicts: Sequence[Verdict]) -> list[str]:
+    """Classes of locks that are taken in a circle somewhere, in its order; none if there is no circle.  Two
+    locks of one class may nest (a fork holds two page-table locks, the child's first)."""
+    after: dict[str, set[str]] = {}
+    for verdict in verdicts:
+        for held, taken in verdict.lock_order:
+            if held != taken:
+                after.setdefault(held, set()).add(taken)
+    for start in sorted(after):
+        path = [start]
+        seen = {start}
+        if _leads_back(after, path, seen):
+            return path
+    return []
+
+
+def _leads_back(after: dict[str, set[str]], path: list[str], seen: set[str]) -> bool:
+    for lock in sorted(after.get(path[-1], ())):
+        if lock == path[0]:
+            path.append(lock)
+            return True
+        if lock not in seen:
+            seen.add(lock)
+            path.append(lock)
+            if _leads_back(after, path, seen):
+                return True
+            path.pop()
+    return False
+
+
+def cpus(name: str) -> list[str]:
+    user, _, rest = name.partition(" / ")
+    return [user, *rest.split(" + ")]
+
+
+def write_path(path: Sequence[int]) -> str:
+    """[0, 0, 1] as "0x2 1x1"."""
+    return " ".join(f"{task}x{len(list(steps))}" for task, steps in groupby(path))
+
+
+def read_path(text: str) -> list[int]:
+    """What `write_path` wrote.  Raises RaceError for anything else."""
+    path: list[int] = []
+    for word in text.split():
+        task, times, count = word.partition("x")
+        if times != "x" or not task.isdecimal() or not count.isdecimal() or not 0 < int(count) <= 100_000:
+            raise RaceError(f"{word!r} is no part of a path: one looks like 0x5 1x12, CPU times steps")
+        path += [int(task)] * int(count)
+    return path
+
+
+def run_path(name: str, design: type[ReverseMap], path: str) -> Broken | None:
+    """Replay a path exactly.  Returns what it breaks, None if it breaks nothing."""
+    what = scenario(name, design)
+    try:
+        failure = replay(what, read_path(path))
+    except ValueError as error:
+        raise RaceError(str(error)) from error
+    return None if failure is None else explain(failure)
+
+
+def explain(failure: Failure) -> Broken:
+    """The failure in words."""
+    label = Labels(failure.subject)
+    timeline = [TimelineStep(step.task, label.step(step)) for step in failure.trace]
+    return Broken(str(failure.error).splitlines()[0], write_path(failure.path), timeline)
+
+
+class Labels:
+    """What the objects of a scenario are called."""
+
+    def __init__(self, world: object) -> None:
+        self._names: dict[int, str] = {}
+        self._keep: list[object] = []
+        if isinstance(world, World):
+            for pid, process in world.machine.processes.items():
+                self._add_mm(process.mm, f"process {pid}")
+
+    def _add(self, subject: object, name: str) -> None:
+        self._names[id(subject)] = name
+        self._keep.append(subject)
+
+    def _add_mm(self, mm: MM, owner: str) -> None:
+        self._add(mm.tree, f"VMA tree of {owner}")
+        self._add(mm.mmap_lock, f"mmap_lock of {owner}")
+        self._add(mm.users_word, f"mm_users of {owner}")
+        for leaf in mm.page_table.leaves.values():
+            self._add(leaf.lock, f"page-table lock of {owner}")
+        for vma in mm.tree:
+            self._add(vma.lock, f"lock of VMA {vma.start:#x} of {owner}")
+        for state in mm.rmap:
+            if isinstance(state, CowContext):
+                self._add(state, f"context of {owner}")
+                self._add(state.lock, f"lock of the context of {owner}")
+                self._add(state.moves, f"sequence count of the context of {owner}")
+
+    def step(self, step: Step) -> str:
+        """What the step does, and to what."""
+        name = self.name(step.subject)
+        words = step.words()
+        if isinstance(step.subject, RwSemaphore | SpinLock):
+            mode = "" if isinstance(step.subject, SpinLock) else " for writing" if step.write else " for reading"
+            return f"{words.split(' ')[0]} {name}{mode}"
+        return f"{words}: {name}" if name and name not in words else words
+
+    def name(self, subject: object) -> str:
+        known = self._names.get(id(subject))
+        if known is not None:
+            return known
+        if isinstance(subject, int):
+            return f"page {subject}"
+        if isinstance(subject, VMA):
+            return f"VMA {subject.start:#x}-{subject.end:#x} of mm {subject.mm.id}"
+        if isinstance(subject, VMATree):
+            return "VMA tree of an address space that is gone"
+        if isinstance(subject, CowContext):
+            return f"context {subject.number}"
+        if isinstance(subject, SequenceCount):
+            return "sequence count of a context"
+        if isinstance(subject, RwSemaphore | SpinLock):
+            return subject.lock_class.name
+        return ""
+
+
+def timeline(broken: Broken, heads: Sequence[str], width: int = 100) -> list[str]:
+    """The lines of a timeline, a column for each CPU."""
+    columns = len(heads)
+    for step in broken.timeline:
+        columns = max(columns, step.cpu + 1)
+    names_ = [*heads, *["grace period"] * (columns - len(heads))]
+    room = max(24, (width - 5) // columns - 2)
+    lines = ["     " + "  ".join(f"{f'CPU {i}: {name}':{room}.{room}}" for i, name in enumerate(names_)).rstrip()]
+    last = -1
+    for number, step in enumerate(broken.timeline, 1):
+        if last >= 0 and step.cpu != last:
+            lines.append("")
+        last = step.cpu
+        words = step.what
+        first = True
+        while words:
+            part, words = _wrap(words, room)
+            lines.append((f"{number:4} " if first else "     ") + " " * ((room + 2) * step.cpu) + part)
+            first = False
+    lines.append("")
+    lines.append(f"     {broken.error}")
+    return lines
+
+
+def _wrap(words: str, room: int) -> tuple[str, str]:
+    if len(words) <= room:
+        return words, ""
+    cut = words.rfind(" ", 0, room + 1)
+    if cut <= 0:
+        cut = room
+    return words[:cut], "  " + words[cut:].strip()

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Users of the reverse map against operations, in every interleaving; and the checker's own findings."""
+
+from __future__ import annotations
+
+import pytest
+
+from rmaplab.check.race import RaceError, chosen, lock_cycle, read_path, run, run_path, timeline, write_path
+from rmaplab.check.scenarios import USERS, names
+from rmaplab.rmap import load
+from rmaplab.rmap.context import CowContext
+from rmaplab.rmap.cow_context import CowContextRmap
+
+# Scenarios with few interleavings, at least one of each user.
+SMALL = [name for name in names() if " + " not in name and "mremap" not in name]
+
+
+@pytest.mark.parametrize("design", ["anon_vma", "cow_context"])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_walk_keeps_its_promise_in_every_interleaving(name: str, design: str) -> None:
+    verdict = run(name, load(design))
+    assert verdict.exhausted
+    assert [broken.error for broken in verdict.broken] == []
+    assert lock_cycle([verdict]) == []
+
+
+@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize("design", ["anon_vma", "cow_context"])
+def test_a_walk_keeps_its_promise_while_entries_move(user: str, design: str) -> None:
+    """With at most two preemptions; without that bound these take a minute each (see docs/races.md)."""
+    for name in chosen([f"{user} / mremap"]):
+        if " + " not in name:
+            verdict = run(name, load(design), preemptions=2)
+            assert verdict.holds, (name, [broken.error for broken in verdict.broken])
+
+
+@pytest.mark.parametrize(
+    "name", ["unmap / fork + exit of the child", "migrate / mremap back + copy", "restore / fork + fork of the child"]
+)
+@pytest.mark.parametrize("design", ["anon_vma", "cow_context"])
+def test_two_operations_at_a_time_change_nothing(name: str, design: str) -> None:
+    assert run(name, load(design), preemptions=1).holds
+
+
+class ChildrenFirst(CowContextRmap):
+    """Visits what is below a context before the context itself, as the prototype does."""
+
+    name = "children first"
+
+    def _parents_first(self, top: CowContext):  # type: ignore[no-untyped-def]
+        found = [*super()._parents_first(top)]
+        return iter(sorted(found, key=lambda context: -_depth(context)))
+
+
+def _depth(context: CowContext) -> int:
+    return 0 if context.parent is None else 1 + _depth(context.parent)
+
+
+class NoSecondLook(CowContextRmap):
+    """Does not look again where entries moved meanwhile."""
+
+    name = "no second look"
+
+    def need_move_locks(self, source: object, target: object, merged: bool) -> bool:
+        return False
+
+
+def test_a_walk_that_does_not_look_again_misses_what_moves_home() -> None:
+    verdict = run("restore / mremap back", NoSecondLook, preemptions=2)
+    assert [broken.error.split(":")[0] for broken in verdict.broken] == ["restored"]
+
+
+def test_a_walk_that_lists_contexts_children_first_misses_the_child_of_a_fork() -> None:
+    verdict = run("restore / fork of the child", ChildrenFirst)
+    assert [broken.error.split(":")[0] for broken in verdict.broken] == ["restored"]
+
+
+def test_the_prototype_leaves_a_migration_entry_for_ever() -> None:
+    verdict = run("restore / fork", load("cow_context_prototype"))
+    assert not verdict.holds
+    assert verdict.broken[0].error.startswith("restored: ")
+
+
+def test_a_failure_replays_from_its_path() -> None:
+    design = load("cow_context_prototype")
+    broken = run("unmap / fork of the child", design).broken[0]
+    again = run_path("unmap / fork of the child", design, broken.path)
+    assert again == broken
+
+
+def test_a_path_is_written_shortly() -> None:
+    assert write_path([0, 0, 0, 1, 0]) == "0x3 1x1 0x1"
+    assert read_path("0x3 1x1 0x1") == [0, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("text", ["x", "0x", "1x0", "0y3", "0x99999999"])
+def test_what_is_no_path_is_refused(text: str) -> None:
+    with pytest.raises(RaceError, match="no part of a path"):
+        read_path(text)
+
+
+def test_a_path_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(RaceError, match="does not fit"):
+        run_path("unmap / fork", load("anon_vma"), "7x1")
+
+
+def test_an_unknown_scenario_is_refused() -> None:
+    with pytest.raises(RaceError, match="--list"):
+        chosen(["no such thing"])
+
+
+def test_a_timeline_has_a_column_for_each_cpu() -> None:
+    broken = run("unmap / fork of the child", load("cow_context_prototype")).broken[0]
+    lines = timeline(broken, ["unmap", "fork of the child"])
+    assert lines[0].strip().startswith("CPU 0: unmap ")
+    assert "CPU 1: fork of the child" in lines[0]
+    assert lines[-1].strip() == broken.error
+    assert all(len(line) <= 100 for line in lines[:-1])
