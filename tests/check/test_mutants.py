@@ -110,8 +110,10 @@ def replay(mutant: Mutant, history: list[Event]) -> list[Difference]:
             designs.append(mutant.original)
     machine = Machine(PROFILES["6.12"], designs)
     player = Player(machine, header(), batch=False)
-    found, _ = lockstep(machine, history, lambda _, event: player.do(event), reference=mutant.original.name)
-    return [d for d in found if d.design == mutant.mutated.name and d.kind == mutant.shows]
+    names = {type(design): design.name for design in machine.designs}
+    reference = names.get(mutant.original, "")
+    found, _ = lockstep(machine, history, lambda _, event: player.do(event), reference=reference)
+    return [d for d in found if d.design == names[mutant.mutated] and d.kind == mutant.shows]
 
 
 def identity(mutant: Mutant) -> str:
