@@ -41,7 +41,8 @@ from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import DESIGNS, load
-from rmaplab.trace.history import History, HistoryFormatError, HistoryWriteError, read_history, write_history
+from rmaplab.trace.history import History, HistoryFormatError, HistoryWriteError, write_history
+from rmaplab.trace.importing import open_history
 from rmaplab.trace.record import RecordError, record
 from rmaplab.workloads import FAMILIES, WorkloadError, workload
 
@@ -419,7 +420,7 @@ def _from_workload(name: str, parameters: Sequence[str], seed: int) -> tuple[His
 
 
 def _from_file(path: str) -> tuple[History, Source]:
-    history = read_history(path)
+    history = open_history(path)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     header = history.header

@@ -75,7 +75,7 @@ class _Search:
         return settled
 
     def fails(self, events: list[Event]) -> bool:
-        """Does the design miss an entry in the same place after the last of `events`?"""
+        """Does the design miss an entry at the same address, in whatever process, after the last of `events`?"""
         self._budget -= len(events)
         if self._budget < 0:
             return False
@@ -88,7 +88,6 @@ class _Search:
         return any(
             found.kind == wanted.kind
             and found.design == wanted.design
-            and found.pid == wanted.pid
             and found.start <= wanted.addr < found.end
             for found in Checker(player.machine).check(len(events))
         )
