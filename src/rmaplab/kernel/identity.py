@@ -47,12 +47,4 @@ def profile_of(program: Any) -> tuple[Profile, list[str]]:
         if sizes.get(name) != size:
             notes.append(f"{name} takes {size} bytes in {release}, {sizes.get(name)} in profile {known.name}")
         sizes[name] = size
-    profile = Profile(
-        known.name, release, sizes,
-        relaxed_anon_merge=known.relaxed_anon_merge, upper_first=known.upper_first,
-        close_forbids_merge=known.close_forbids_merge, unaccount_unprepared=known.unaccount_unprepared,
-        stack_nohugepage=known.stack_nohugepage, move_many=known.move_many,
-        dontunmap_apart=known.dontunmap_apart, thp_placement=known.thp_placement, droppable=known.droppable,
-        guard_regions=known.guard_regions,
-    )  # fmt: skip
-    return profile, notes
+    return known.measured(release, sizes), notes

@@ -371,7 +371,7 @@ def _map_swapped(
     flags = PTE_ANON | PTE_YOUNG | (PTE_DIRTY if write else 0)
     if exclusive:
         flags |= PTE_EXCLUSIVE
-        if vma.flags & VM_WRITE:
+        if vma.flags & VM_WRITE and (write or system.profile.swap_in_writable):
             flags |= PTE_WRITE
     system.mapcount_changes(pfn)
     folios.mapcount.m[pfn] += 1

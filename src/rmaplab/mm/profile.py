@@ -64,6 +64,11 @@ class Profile:
     thp_placement: an anonymous mapping of a multiple of 2 MiB with no hint is placed on a multiple of 2 MiB.
         (mm/mmap.c __get_unmapped_area(), mm/huge_memory.c __thp_get_unmapped_area(); not in 6.1)
 
+    What an entry allows:
+
+    swap_in_writable: a page that is read in for one process alone is mapped writable also where the access was
+        a read.  (mm/memory.c do_swap_page(); 6.1 asks for FAULT_FLAG_WRITE)
+
     What a system call knows:
 
     droppable:     MAP_DROPPABLE  (mm/mmap.c do_mmap(), not in 6.1)
@@ -86,6 +91,7 @@ class Profile:
         dontunmap_apart: bool = True,
         fresh_pgoff: bool = True,
         thp_placement: bool = True,
+        swap_in_writable: bool = True,
         droppable: bool = True,
         guard_regions: bool = False,
     ) -> None:
@@ -101,8 +107,29 @@ class Profile:
         self.dontunmap_apart: Final = dontunmap_apart
         self.fresh_pgoff: Final = fresh_pgoff
         self.thp_placement: Final = thp_placement
+        self.swap_in_writable: Final = swap_in_writable
         self.droppable: Final = droppable
         self.guard_regions: Final = guard_regions
+
+    def measured(self, release: str, sizes: dict[str, int]) -> Profile:
+        """The same rules, for a kernel whose objects have these sizes."""
+        return Profile(
+            self.name,
+            release,
+            sizes,
+            relaxed_anon_merge=self.relaxed_anon_merge,
+            upper_first=self.upper_first,
+            close_forbids_merge=self.close_forbids_merge,
+            unaccount_unprepared=self.unaccount_unprepared,
+            stack_nohugepage=self.stack_nohugepage,
+            move_many=self.move_many,
+            dontunmap_apart=self.dontunmap_apart,
+            fresh_pgoff=self.fresh_pgoff,
+            thp_placement=self.thp_placement,
+            swap_in_writable=self.swap_in_writable,
+            droppable=self.droppable,
+            guard_regions=self.guard_regions,
+        )
 
 
 def _cow_context_size(maple_tree: int) -> int:
@@ -161,6 +188,7 @@ PROFILES: Final[dict[str, Profile]] = {
         unaccount_unprepared=False,
         stack_nohugepage=False,
         thp_placement=False,
+        swap_in_writable=False,
         droppable=False,
     ),
     "6.18": Profile(
