@@ -252,6 +252,21 @@ def replay_rows() -> list[Row]:
     return rows
 
 
+def explore_rows() -> list[Row]:
+    """The explorer's page, in Chromium (bench/explore.py)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.explore"], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    found = msgspec.json.decode(done.stdout, type=dict[str, float])
+    what = "page of a history of 200 steps in 10 processes, two designs, in Chromium"
+    return [
+        at_most("page: size", found["nbytes"] / 1e6, "MB", 3, what),
+        at_most("page: ready to be used", found["ready"], "s", 2, f"{what}: from the file to the first step"),
+        at_most("page: a step", found["step"] * 1e3, "ms", 50, f"{what}: drawn and laid out, median of all"),
+        at_most("page: a million events", found["opens"], "s", 10, "the page of a workload of a million events"),
+    ]
+
+
 def table(rows: list[Row]) -> Table:
     """The compiled model's figures, with those of the interpreted one in a column of their own."""
     slow = {row.name.removesuffix(INTERPRETED): row for row in rows if row.name.endswith(INTERPRETED)}
@@ -283,6 +298,7 @@ def main() -> int:
         ("memory", page_rows),
         ("ten times the events", event_rows),
         ("ten times the VMAs", vma_rows),
+        ("the explorer's page", explore_rows),
     ]
     rows: list[Row] = []
     for what, part in parts:

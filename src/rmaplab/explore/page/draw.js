@@ -45,6 +45,21 @@ export function svg(tag, attributes = {}, ...children) {
 }
 
 /**
+ * Give `parent` these children, and touch only what is not there already.
+ * @param {Element} parent
+ * @param {Element[]} children
+ */
+export function setChildren(parent, children) {
+  const kept = new Set(children);
+  for (const child of [...parent.children]) if (!kept.has(child)) child.remove();
+  let at = parent.firstElementChild;
+  for (const child of children) {
+    if (child === at) at = at.nextElementSibling;
+    else parent.insertBefore(child, at);
+  }
+}
+
+/**
  * One stop of the Tab key for many things: ↑ and ↓ go from one to the next.
  * @param {Element} container
  * @param {string} selector

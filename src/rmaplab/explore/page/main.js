@@ -24,6 +24,16 @@ function place(id) {
 }
 
 /**
+ * What an event happened to.
+ * @param {Event} event
+ * @param {string} selector
+ * @returns {(HTMLElement | SVGElement) | null}
+ */
+function closest(event, selector) {
+  return event.target instanceof Element ? event.target.closest(selector) : null;
+}
+
+/**
  * The letter that stands for a design in marks on pages.
  * @param {number} slot
  */
@@ -57,6 +67,7 @@ class Page {
       ),
     );
     place("operations").append(...this.operations);
+    this.current = this.operations[0];
     this.slider = /** @type {HTMLInputElement} */ (place("slider"));
     this.slider.max = String(film.steps.length - 1);
     this.find = /** @type {HTMLInputElement} */ (place("find"));
@@ -84,6 +95,18 @@ class Page {
       this.go(found.find((number) => number > this.step) ?? found[0] ?? this.step);
     });
     document.addEventListener("keydown", (event) => this.key(event));
+    place("stage").addEventListener("click", (event) => {
+      const key = closest(event, "[data-ask]")?.dataset.ask;
+      if (key) this.ask(key);
+    });
+    for (const kind of ["mouseover", "focusin"]) {
+      place("stage").addEventListener(kind, (event) => {
+        const thing = closest(event, "[data-ask], [data-key]");
+        const { ask, key } = thing?.dataset ?? {};
+        if (ask !== undefined) this.hint(ask, thing?.ariaLabel ?? "");
+        else if (key !== undefined) this.hint(key);
+      });
+    }
     addEventListener("hashchange", () => {
       const number = Number(/^#(\d+)$/.exec(location.hash)?.[1] ?? this.step);
       if (number !== this.step) this.go(number);
@@ -148,19 +171,13 @@ class Page {
     place("where").textContent = `step ${grouped(this.step)} of ${grouped(this.film.steps.length - 1)}`;
     place("words").textContent = step.words;
     place("say").textContent = step.say ?? "";
-    this.operations.forEach((item, at) => {
-      if (at === this.step) item.setAttribute("aria-current", "step");
-      else item.removeAttribute("aria-current");
-    });
-    const current = this.operations[this.step];
-    const list = place("operations");
-    if (current.offsetTop < list.scrollTop || current.offsetTop + current.offsetHeight > list.scrollTop + list.clientHeight) {
-      list.scrollTop = current.offsetTop - list.clientHeight / 3;
-    }
-    const news = new Map((step.notes ?? []).map(([, what, key]) => [key, what]));
-    const context = { ask: (/** @type {string} */ key) => this.ask(key), hint: this.hint.bind(this), news };
-    this.spaces.draw(state, context);
-    for (const structures of this.structures) structures.draw(state, context);
+    this.current.removeAttribute("aria-current");
+    this.current = this.operations[this.step];
+    this.current.setAttribute("aria-current", "step");
+    requestAnimationFrame(() => this.follow());
+    this.spaces.draw(state);
+    for (const structures of this.structures) structures.draw(state);
+    this.news();
     this.changes();
     this.hint("");
     if (location.hash !== `#${this.step}`) history.replaceState(null, "", `#${this.step}`);
@@ -182,6 +199,25 @@ class Page {
     if (same instanceof HTMLElement || same instanceof SVGElement) same.focus({ preventScroll: true });
   }
 
+  /** Keep the current step in sight in the list of all. */
+  follow() {
+    const list = place("operations");
+    const { offsetTop, offsetHeight } = this.current;
+    if (offsetTop < list.scrollTop || offsetTop + offsetHeight > list.scrollTop + list.clientHeight) {
+      list.scrollTop = offsetTop - list.clientHeight / 3;
+    }
+  }
+
+  /** Mark what the step made and changed. */
+  news() {
+    for (const old of document.querySelectorAll(".born, .changed, .fresh")) old.classList.remove("born", "changed", "fresh");
+    for (const [, what, key] of this.film.steps[this.step].notes ?? []) {
+      if (what === "gone") continue;
+      document.querySelector(`[data-key="${CSS.escape(key)}"]`)?.classList.add(what);
+      if (what === "born") for (const cell of document.querySelectorAll(`[data-ask="${CSS.escape(key)}"]`)) cell.classList.add("fresh");
+    }
+  }
+
   /** What the step did, participant by participant. */
   changes() {
     const step = this.film.steps[this.step];
@@ -192,7 +228,7 @@ class Page {
       if (notes.length === 0 && effort === undefined) continue;
       const section = h("section", {}, h("h3", {}, slot < 0 ? "The machine" : this.film.designs[slot].name));
       if (notes.length > 0) {
-        section.append(h("ul", { class: "notes" }, ...notes.map(([, what, , words]) => h("li", { class: what }, words))));
+        section.append(h("ul", { class: "notes" }, ...notes.map(([, what, , words]) => h("li", { class: `note-${what}` }, words))));
       }
       if (effort !== undefined && effort[1].length > 0) {
         section.append(h("p", {}, `Work: ${effort[1].map(([name, count]) => `${name} ${grouped(count)}`).join(", ")}.`));

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /** @file Draws what a design holds: trees as SVG, where Python placed them, and lists as text. */
 
-import { h, oneStop, svg } from "./draw.js";
+import { h, oneStop, setChildren, svg } from "./draw.js";
 import { drawings } from "./film.js";
 import { grouped } from "./words.js";
 
 /** @typedef {import("./film.js").DesignLine} DesignLine */
 /** @typedef {import("./film.js").Part} Part */
 /** @typedef {import("./film.js").State} State */
-/** @typedef {import("./spaces.js").Context} Context */
 
 const LETTER = 6.3; // width of a letter of the small fixed-width type
 const LINE = 14;
@@ -32,11 +31,8 @@ export class Structures {
     this.drawn = new Map();
   }
 
-  /**
-   * @param {State} state
-   * @param {Context} context
-   */
-  draw(state, context) {
+  /** @param {State} state */
+  draw(state) {
     const holding = state.get(`${this.slot}/`);
     const objects = holding !== undefined && holding.is === "holding" ? holding.objects : [];
     const held = objects.filter(([, count]) => count > 0);
@@ -47,26 +43,25 @@ export class Structures {
     const kept = new Map();
     const elements = [];
     for (const drawing of drawings(state, this.slot, this.design)) {
-      const parts = drawing.parts.flatMap(([key, part]) => [part, context.news.get(key)]);
+      const parts = drawing.parts.map(([, part]) => part);
       let figure = this.drawn.get(drawing.id);
       if (figure === undefined || figure.parts.length !== parts.length || figure.parts.some((part, i) => part !== parts[i])) {
         const about = this.design.about[drawing.sort] ?? "";
-        figure = { parts, element: drawFigure(drawing, about, context) };
+        figure = { parts, element: drawFigure(drawing, about) };
       }
       kept.set(drawing.id, figure);
       elements.push(figure.element);
     }
     this.drawn = kept;
-    this.figures.replaceChildren(...elements);
+    setChildren(this.figures, elements);
   }
 }
 
 /**
  * @param {{id: string, sort: string, title: string, parts: [string, Part][]}} drawing
  * @param {string} about
- * @param {Context} context
  */
-function drawFigure(drawing, about, context) {
+function drawFigure(drawing, about) {
   const caption = h("figcaption", {}, drawing.title);
   if (about !== "") {
     const said = h("p", { class: "about", hidden: true }, about);
@@ -86,7 +81,7 @@ function drawFigure(drawing, about, context) {
     );
     caption.append(" ", button, said);
   }
-  const picture = LISTS.includes(drawing.sort) ? drawList(drawing.parts, context) : drawTree(drawing.parts, drawing.title, context);
+  const picture = LISTS.includes(drawing.sort) ? drawList(drawing.parts) : drawTree(drawing.parts, drawing.title);
   return h("figure", { class: LISTS.includes(drawing.sort) ? "list" : "tree" }, caption, picture);
 }
 
@@ -101,30 +96,25 @@ function lines(part) {
 /**
  * @param {string} key
  * @param {Part} part
- * @param {Context} context
  * @returns {import("./draw.js").Attributes}
  */
-function common(key, part, context) {
-  const news = context.news.get(key);
+function common(key, part) {
   return {
-    class: `part${news === undefined ? "" : ` ${news}`}${part.count > 1 ? " many" : ""}`,
+    class: part.count > 1 ? "part many" : "part",
     "data-key": key,
     tabindex: "-1",
     role: "img",
     "aria-label": [`${part.kind} ${part.label}`, ...lines(part)].join(", "),
-    mouseenter: () => context.hint(key),
-    focus: () => context.hint(key),
   };
 }
 
 /**
  * @param {[string, Part][]} parts
- * @param {Context} context
  */
-function drawList(parts, context) {
+function drawList(parts) {
   const list = h("ul", { class: "parts" });
   for (const [key, part] of parts) {
-    list.append(h("li", common(key, part, context), h("b", {}, part.label), ` ${lines(part).join(", ")}`));
+    list.append(h("li", common(key, part), h("b", {}, part.label), ` ${lines(part).join(", ")}`));
   }
   oneStop(list, "li");
   return list;
@@ -133,9 +123,8 @@ function drawList(parts, context) {
 /**
  * @param {[string, Part][]} parts
  * @param {string} title
- * @param {Context} context
  */
-function drawTree(parts, title, context) {
+function drawTree(parts, title) {
   const longest = Math.max(...parts.flatMap(([, part]) => [part.label.length + 3, ...lines(part).map((line) => line.length)]));
   const facts = Math.max(...parts.map(([, part]) => part.facts.length));
   const width = Math.max(44, longest * LETTER + 14);
@@ -153,7 +142,7 @@ function drawTree(parts, title, context) {
     picture.append(svg("path", { class: "edge", d: `M${from.x} ${from.y}C${from.x} ${from.y + 14} ${to.x} ${to.y - 14} ${to.x} ${to.y}` }));
   }
   for (const [key, part] of parts) {
-    const node = svg("g", { ...common(key, part, context), transform: `translate(${part.x * unit.x + 2} ${part.y * unit.y + 2})` });
+    const node = svg("g", { ...common(key, part), transform: `translate(${part.x * unit.x + 2} ${part.y * unit.y + 2})` });
     node.append(svg("rect", { width, height, rx: 6 }));
     node.append(svg("text", { class: "label", x: 8, y: LINE + 1 }, part.label));
     lines(part).forEach((line, i) => node.append(svg("text", { x: 8, y: (i + 2) * LINE + 1 }, line)));

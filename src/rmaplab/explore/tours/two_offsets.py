@@ -34,8 +34,8 @@ TOUR = Tour(
             "A write copies the first page. anon_vma takes vm_pgoff as its index: 0x10. That is fine, its tree is"
             " keyed by vm_pgoff. The prototype does the same, but then the address does not follow from the index:"
             " it needs a record, although nothing was moved. And it does not even come to read it: ask the"
-            " page, and the prototype's walk looks at the address that index 0x10 stands for, and stops, because only one process"
-            " maps the page. It misses the page: a finding about its source. cow_context gives the"
+            " page, and the prototype's walk looks at the address that index 0x10 stands for, and stops, because only"
+            " one process maps the page. It misses the page: a finding about its source. cow_context gives the"
             " VMA a second, anonymous page"
             " offset, which begins as its address. No record; the shift between the two is kept with the VMA.",
             ask=(1, AREA),
@@ -54,8 +54,8 @@ TOUR = Tour(
         Beat(
             fork(1, 2),
             "A fork copies both mappings. The prototype records them in the child, and adds them once more in the"
-            " parent, which has them. Now that two processes map the page, its walk does read the records: it looks at both"
-            " places in either process, and half of that is in vain.",
+            " parent, which has them. Now that two processes map the page, its walk does read the records: it looks at"
+            " both places in either process, and half of that is in vain.",
             ask=(1, AREA),
         ),
         Beat(

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What bench/ measures of the explorer's page, in Chromium: `python -m bench.explore`.
+
+Prints JSON: bytes of the page of a history of 200 steps in 10 processes, seconds until it can be used, seconds a
+step takes to be drawn and laid out (median), and seconds until the page of a history of a million events can
+be used.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from rmaplab.explore.film import shoot
+from rmaplab.explore.html import page
+from rmaplab.mm.abi import MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ
+from rmaplab.mm.profile import PROFILES
+from rmaplab.rmap.anon_vma import AnonVmaRmap
+from rmaplab.rmap.cow_context import CowContextRmap
+from rmaplab.trace.events import Event
+from rmaplab.trace.history import Header, History
+from rmaplab.workloads.prefork import Prefork
+from rmaplab.workloads.workload import (
+    AREA,
+    AWAY,
+    PAGE,
+    READ_WRITE,
+    fork,
+    mmap,
+    mprotect,
+    mremap,
+    start,
+    write,
+)
+
+STEPS = 200
+PROCESSES = 10
+AREAS = 4
+PAGES = 16
+EVENTS = 1_000_000
+ROUNDS = 3
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+# Goes to each step by the slider and has the browser lay the page out; milliseconds each took.
+EACH_STEP = """async () => {
+  const slider = document.getElementById('slider');
+  const times = [];
+  for (let step = 0; step <= Number(slider.max); step++) {
+    const before = performance.now();
+    slider.value = String(step);
+    slider.dispatchEvent(new Event('input'));
+    document.body.offsetHeight;
+    times.push(performance.now() - before);
+    await new Promise((done) => setTimeout(done));
+  }
+  return times;
+}"""
+
+
+def family() -> Iterator[Event]:
+    """STEPS events in PROCESSES processes that share, copy, split and move a few mappings."""
+    random = Random(1)
+    places = [AREA + i * 64 * PAGE for i in range(AREAS)]
+    yield start(1)
+    for place in places:
+        yield mmap(1, place, PAGES)
+        yield write(1, place, PAGES)
+    done = 1 + 2 * AREAS
+    away: set[tuple[int, int]] = set()
+    pids = [1]
+    while done < STEPS:
+        pid = random.choice(pids)
+        place = random.choice(places)
+        there = place - AREA + AWAY
+        act = random.randrange(4)
+        if len(pids) < PROCESSES and done % 8 == 0:
+            child = len(pids) + 1
+            away |= {(child, moved) for parent, moved in away if parent == pid}
+            pids.append(child)
+            yield fork(pid, child)
+        elif act == 0:
+            source, target = (there, place) if (pid, place) in away else (place, there)
+            away ^= {(pid, place)}
+            yield mremap(pid, source, PAGES, PAGES, MREMAP_MAYMOVE | MREMAP_FIXED, target)
+        elif act == 1 and done + 1 < STEPS:
+            at = (there if (pid, place) in away else place) + random.randrange(PAGES) * PAGE
+            yield mprotect(pid, at, 1, PROT_READ)
+            yield mprotect(pid, at, 1, READ_WRITE)
+            done += 1
+        else:
+            at = (there if (pid, place) in away else place) + random.randrange(PAGES) * PAGE
+            yield write(pid, at, 1)
+        done += 1
+
+
+def million() -> History:
+    """About EVENTS events of a server with workers."""
+    few = 1000
+    each = len(Prefork(requests=few).history()) / few
+    return Prefork(requests=int(EVENTS / each) + 1).history()
+
+
+def write_page(history: History, path: Path) -> int:
+    film = shoot(history, [AnonVmaRmap, CowContextRmap], PROFILES["6.12"])
+    path.write_text(page(film), encoding="utf-8")
+    return path.stat().st_size
+
+
+def opened(browser: Any, path: Path) -> tuple[Any, float]:
+    """A tab with the page, and seconds until it could be used."""
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    before = perf_counter()
+    tab.goto(path.as_uri())
+    tab.wait_for_selector("html[data-ready]", timeout=120_000)
+    return tab, perf_counter() - before
+
+
+def main() -> int:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        print("the explorer's page is measured in Chromium: apt-get install chromium", file=sys.stderr)
+        return 2
+    from playwright.sync_api import sync_playwright
+
+    with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright:
+        small, large = Path(directory, "small.html"), Path(directory, "large.html")
+        nbytes = write_page(History(Header(recorder="bench"), family()), small)
+        write_page(million(), large)
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
+        ready: list[float] = []
+        steps: list[float] = []
+        opens: list[float] = []
+        for _ in range(ROUNDS):
+            tab, seconds = opened(browser, small)
+            ready.append(seconds)
+            steps += tab.evaluate(EACH_STEP)
+            tab.close()
+            tab, seconds = opened(browser, large)
+            opens.append(seconds)
+            tab.close()
+        browser.close()
+    print(
+        json.dumps(
+            {
+                "nbytes": nbytes,
+                "ready": median(ready),
+                "step": median(steps) / 1000,
+                "opens": median(opens),
+            }
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
