@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml setup.py $(shell find src -name '*.py' -o -name '*.typed' -o -name '*.parquet' -o -path '*/page/*')
 
-.PHONY: install demo test bench docs lint clean
+.PHONY: install demo test test-kernel kernel-long bench docs lint clean
 
 install: $(VENV)/installed
 
@@ -16,6 +16,14 @@ demo: install
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# Kernels are fetched as Debian packages into the user's cache; QEMU has to be there.
+test-kernel: $(VENV)/tools
+	RMAPLAB_KERNEL=1 $(BIN)/python -m pytest -rA tests/kernel
+
+kernel-long: $(VENV)/tools
+	$(BIN)/rmaplab kernel setup
+	$(BIN)/rmaplab kernel compare --steps 100000 --seed 1000000
 
 bench: install
 	$(BIN)/python -m bench

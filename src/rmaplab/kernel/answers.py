@@ -173,7 +173,8 @@ def of_model(machine: Machine) -> list[str]:
 
 def _page_values(mapcount: int, exclusive: bool, writable: bool, cached: bool) -> str:
     words = [f"mapcount {mapcount}"]
-    words += [word for word, holds in (("exclusive", exclusive), ("writable", writable), ("swapcache", cached)) if holds]
+    flags = (("exclusive", exclusive), ("writable", writable), ("swapcache", cached))
+    words += [word for word, holds in flags if holds]
     return " ".join(words)
 
 

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 Job = Callable[[], int]
 
-app = typer.Typer(help="The real kernel as witness: boot it, drive it, read it, compare it with the model.", no_args_is_help=True)
+app = typer.Typer(
+    help="The real kernel as witness: boot it, drive it, read it, compare it with the model.",
+    no_args_is_help=True,
+)
 
 Version = Annotated[str, typer.Option("--version", metavar="6.12|6.1", help="Which kernel.")]
 Image = Annotated[Path | None, typer.Option(metavar="FILE", help="A kernel of your own: its bzImage.")]
@@ -91,7 +94,7 @@ def _compare(
     modules: Modules = None,
     command_line: CommandLine = "",
     accelerator: Accelerator = "tcg",
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Random steps in all.")] = 3000,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Random steps, after the aimed histories.")] = 3000,
     seed: Seed = 1,
     save: Save = None,
     json: Json = False,
@@ -99,6 +102,8 @@ def _compare(
     """Do a history in a real kernel and in the model, step by step, and compare their state after each step."""
 
     def job() -> int:
+        from rmaplab.kernel.coverage import Coverage
+        from rmaplab.kernel.fixtures import answers
         from rmaplab.kernel.lockstep import Witness, minimal, random_histories, replay
         from rmaplab.trace.history import History, read_history, write_history
 
@@ -108,14 +113,17 @@ def _compare(
             release = witness.profile.release
             for note in witness.notes:
                 _say(note)
+            coverage = Coverage()
             if recorded is not None:
-                from rmaplab.kernel.coverage import Coverage
-
-                coverage = Coverage()
                 found = replay(witness, recorded, head=recorded.header, coverage=coverage)
                 done = len(recorded)
             else:
-                found, coverage, done = random_histories(witness, seed, steps, lambda text: _say(f"{release}: {text}"))
+                found = next((bad for _, _, bad in answers(witness, coverage) if bad is not None), None)
+                done = 0
+                if found is None:
+                    found, done = random_histories(
+                        witness, seed, steps, lambda text: _say(f"{release}: {text}"), coverage
+                    )
             if found is not None:
                 _say("making it shorter")
                 found = minimal(witness, found, head=None if recorded is None else recorded.header)
@@ -139,7 +147,8 @@ def _compare(
             if save is not None:
                 print(f"The history is in {save}.")
         else:
-            print(f"{release}: {done} steps, no difference.  Cases reached (number of steps):")
+            what = "steps" if recorded is not None else "random steps and all aimed histories"
+            print(f"{release}: {done} {what}, no difference.  Cases reached (number of steps):")
             for case, count in sorted(coverage.reached.items()):
                 print(f"  {count:6} {case}")
             for case in coverage.missing():

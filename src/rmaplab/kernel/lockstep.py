@@ -80,7 +80,11 @@ class Witness:
     def look(self, pids: Iterable[int]) -> Snapshot:
         """The state of these processes, with the guest stopped meanwhile."""
         with self.guest.stopped():
-            return self.reader.read([(pid, self._task(pid)) for pid in pids])
+            return self.reader.read(self.tasks(pids))
+
+    def tasks(self, pids: Iterable[int]) -> list[tuple[int, int]]:
+        """For each process, its pid and where its task_struct is."""
+        return [(pid, self._task(pid)) for pid in pids]
 
     def forget(self, pid: int) -> None:
         """The process is gone: its number may come again."""
@@ -237,7 +241,10 @@ def possible(machine: Machine, event: Event) -> bool:
 
 
 class Random:
-    """A random history in lockstep."""
+    """A random history in lockstep.
+
+    ops: operations to choose among, of those that a guest can do (default: all of these)
+    """
 
     def __init__(
         self, witness: Witness, seed: int, pages: int = 48, processes: int = 6,
@@ -270,12 +277,11 @@ class Random:
 
 
 def random_histories(
-    witness: Witness, seed: int, steps: int, say: Callable[[str], None], each: int = 500,
-    design: type[ReverseMap] = AnonVmaRmap,
-) -> tuple[Disagreement | None, Coverage, int]:  # fmt: skip
+    witness: Witness, seed: int, steps: int, say: Callable[[str], None], coverage: Coverage | None = None,
+    each: int = 500, design: type[ReverseMap] = AnonVmaRmap,
+) -> tuple[Disagreement | None, int]:  # fmt: skip
     """Histories of `each` steps, with seeds from `seed` on, until there were `steps` or one disagrees.  Returns
-    the disagreement, what was covered, and the number of steps."""
-    coverage = Coverage()
+    the disagreement and the number of steps."""
     done = 0
     while done < steps:
         history = Random(witness, seed, design=design, coverage=coverage)
@@ -283,11 +289,11 @@ def random_histories(
             done += 1
             if found is not None:
                 history.end()
-                return found, coverage, done
+                return found, done
         history.end()
         say(f"{done} of {steps} steps, seed {seed}")
         seed += 1
-    return None, coverage, done
+    return None, done
 
 
 def minimal(

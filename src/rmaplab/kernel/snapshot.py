@@ -196,6 +196,11 @@ class Reader:
         self._zero_pfn: Final[int] = program["zero_pfn"].value_()
         self._special_ops: Final[int] = program["special_mapping_vmops"].address_of_().value_()
 
+    def offset(self, structure: str, field: str) -> int:
+        """Where a field is: of "vma", "avc", "anon_vma" or "page"."""
+        records = {"vma": self._vma, "avc": self._avc, "anon_vma": self._anon_vma, "page": self._page}
+        return records[structure].offset[field]
+
     # All of it
 
     def read(self, tasks: Iterable[tuple[int, int]]) -> Snapshot:

@@ -1,0 +1,505 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Small histories, each aimed at one rule: what random ones reach seldom is here by construction.
+
+`rmaplab kernel compare` does them before the random ones, and tests/kernel/fixtures has what kernels answered.
+Addresses are pages of one arena; `_Script` writes events in that unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from rmaplab.mm import abi
+from rmaplab.trace.events import FAULT_WRITE, Event
+
+_ARENA: Final = 0x10_0000_0000
+_STACK: Final = 0xF_0000_0000
+_HEAP: Final = 0x12_0000_0000
+_PAGE: Final = 4096
+_RW: Final = abi.PROT_READ | abi.PROT_WRITE
+_ANON: Final = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS | abi.MAP_FIXED
+_MOVE: Final = abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED
+
+
+class _Script:
+    """Events of process 1 unless another is named; `at`, `to` and `pages` count pages of the arena."""
+
+    def __init__(self) -> None:
+        self.events = [Event("exec", 1, _STACK, 3 * _PAGE, offset=_STACK, addr2=_HEAP)]
+
+    def _add(self, op: str, pid: int, at: int, pages: int, **fields: int) -> None:
+        self.events.append(Event(op, pid, _ARENA + at * _PAGE, pages * _PAGE, **fields))
+
+    def map(self, at: int, pages: int, prot: int = _RW, pid: int = 1, flags: int = _ANON) -> None:
+        self._add("mmap", pid, at, pages, prot=prot, flags=flags)
+
+    def map_file(self, at: int, pages: int, offset: int, flags: int = abi.MAP_PRIVATE, pid: int = 1) -> None:
+        self._add("mmap", pid, at, pages, prot=_RW, flags=flags | abi.MAP_FIXED, file=0, offset=offset * _PAGE)
+
+    def unmap(self, at: int, pages: int, pid: int = 1) -> None:
+        self._add("munmap", pid, at, pages)
+
+    def write(self, at: int, pages: int = 1, pid: int = 1) -> None:
+        self._add("fault", pid, at, pages, flags=FAULT_WRITE)
+
+    def read(self, at: int, pages: int = 1, pid: int = 1) -> None:
+        self._add("fault", pid, at, pages)
+
+    def protect(self, at: int, pages: int, prot: int, pid: int = 1) -> None:
+        self._add("mprotect", pid, at, pages, prot=prot)
+
+    def advise(self, at: int, pages: int, advice: int, pid: int = 1) -> None:
+        self._add("madvise", pid, at, pages, flags=advice)
+
+    def lock(self, at: int, pages: int, pid: int = 1) -> None:
+        self._add("mlock", pid, at, pages)
+
+    def unlock(self, at: int, pages: int, pid: int = 1) -> None:
+        self._add("munlock", pid, at, pages)
+
+    def move(self, at: int, pages: int, to: int, pid: int = 1, flags: int = _MOVE, new: int = 0) -> None:
+        length = (new or pages) * _PAGE
+        self._add("mremap", pid, at, pages, flags=flags, length2=length, addr2=_ARENA + to * _PAGE)
+
+    def resize(self, at: int, pages: int, new: int, pid: int = 1) -> None:
+        self._add("mremap", pid, at, pages, length2=new * _PAGE)
+
+    def brk(self, pages: int, pid: int = 1) -> None:
+        self.events.append(Event("brk", pid, _HEAP + pages * _PAGE))
+
+    def fork(self, child: int, pid: int = 1, flags: int = 0) -> None:
+        self.events.append(Event("fork", pid, flags=flags, pid2=child))
+
+    def exit(self, pid: int) -> None:
+        self.events.append(Event("exit", pid))
+
+    def exec(self, pid: int) -> None:
+        self.events.append(Event("exec", pid, _STACK, 3 * _PAGE, offset=_STACK, addr2=_HEAP))
+
+    def migrate(self, at: int, pages: int, pid: int = 1) -> None:
+        self._add("migrate", pid, at, pages)
+
+    def stack(self, op: str, page: int, pages: int, **fields: int) -> None:
+        """Something done to the stack's pages, counted from its lower end."""
+        address = _STACK + page * _PAGE
+        self.events.append(Event(op, 1, address, pages * _PAGE, **fields))
+
+
+AIMED: Final[dict[str, Callable[[_Script], None]]] = {}
+
+
+def _aimed(write: Callable[[_Script], None]) -> Callable[[_Script], None]:
+    AIMED[write.__name__] = write
+    return write
+
+
+def history(name: str) -> list[Event]:
+    """The events to ask for."""
+    script = _Script()
+    AIMED[name](script)
+    return script.events
+
+
+# Merges of a new mapping
+
+
+@_aimed
+def lower_takes_hole(s: _Script) -> None:
+    s.map(0, 2)
+    s.write(0)
+    s.map(2, 2)
+    s.write(3)
+
+
+@_aimed
+def upper_takes_hole(s: _Script) -> None:
+    s.map(2, 2)
+    s.write(2)
+    s.map(0, 2)
+    s.write(0)
+
+
+@_aimed
+def hole_joins_two(s: _Script) -> None:
+    s.map(0, 1)
+    s.map(2, 1)
+    s.map(1, 1)
+
+
+@_aimed
+def hole_between_unprepared_and_prepared(s: _Script) -> None:
+    s.map(0, 1)
+    s.map(2, 1)
+    s.write(2)
+    s.map(1, 1)
+    s.write(0)
+
+
+@_aimed
+def hole_between_two_families(s: _Script) -> None:
+    s.map(0, 1)
+    s.write(0)
+    s.map(2, 1)
+    s.write(2)
+    s.map(1, 1)
+    s.write(1)
+
+
+# Merges within what is mapped
+
+
+@_aimed
+def lower_takes_whole(s: _Script) -> None:
+    s.map(0, 4)
+    s.write(0, 4)
+    s.protect(2, 2, abi.PROT_READ)
+    s.protect(2, 2, _RW)
+
+
+@_aimed
+def lower_takes_beginning(s: _Script) -> None:
+    s.map(0, 4)
+    s.write(0, 4)
+    s.protect(0, 2, abi.PROT_READ)
+    s.protect(2, 1, abi.PROT_READ)
+
+
+@_aimed
+def upper_takes_end(s: _Script) -> None:
+    s.map(0, 4)
+    s.write(0, 4)
+    s.protect(2, 2, abi.PROT_READ)
+    s.protect(1, 1, abi.PROT_READ)
+
+
+@_aimed
+def upper_takes_whole(s: _Script) -> None:
+    s.map(0, 4)
+    s.write(0, 4)
+    s.protect(0, 2, abi.PROT_READ)
+    s.protect(0, 2, _RW)
+
+
+@_aimed
+def lower_takes_two(s: _Script) -> None:
+    s.map(0, 6)
+    s.write(0, 6)
+    s.protect(2, 2, abi.PROT_READ)
+    s.protect(2, 2, _RW)
+
+
+@_aimed
+def lower_unprepared_takes_prepared(s: _Script) -> None:
+    s.map(0, 2, prot=_RW | abi.PROT_EXEC)
+    s.map(2, 2)
+    s.write(2)
+    s.protect(2, 2, _RW | abi.PROT_EXEC)
+
+
+@_aimed
+def lower_prepared_takes_unprepared(s: _Script) -> None:
+    s.map(0, 2)
+    s.write(0)
+    s.map(2, 2, prot=_RW | abi.PROT_EXEC)
+    s.protect(2, 2, _RW)
+
+
+@_aimed
+def locked_and_unlocked(s: _Script) -> None:
+    s.map(0, 4)
+    s.write(1)
+    s.lock(1, 2)
+    s.unlock(1, 2)
+    s.lock(0, 1)
+
+
+# First faults
+
+
+@_aimed
+def neighbours_anon_vma(s: _Script) -> None:
+    s.map(0, 2)
+    s.map(2, 2, prot=_RW | abi.PROT_EXEC)
+    s.write(0)
+    s.write(2)
+    s.protect(2, 2, _RW)
+
+
+@_aimed
+def neighbour_in_child_is_not_singular(s: _Script) -> None:
+    s.map(0, 2)
+    s.write(0)
+    s.map(2, 2, prot=_RW | abi.PROT_EXEC)
+    s.fork(2)
+    s.write(2, pid=2)
+    s.protect(2, 2, _RW, pid=2)
+
+
+# Forks
+
+
+@_aimed
+def child_copies(s: _Script) -> None:
+    s.map(0, 3)
+    s.write(0, 3)
+    s.fork(2)
+    s.write(0, pid=2)
+    s.write(1)
+
+
+@_aimed
+def last_mapper_takes_over(s: _Script) -> None:
+    s.map(0, 2)
+    s.write(0, 2)
+    s.fork(2)
+    s.exit(1)
+    s.write(0, pid=2)
+
+
+@_aimed
+def fork_exit_fork(s: _Script) -> None:
+    s.map(0, 2)
+    s.write(0, 2)
+    for child in range(2, 7):
+        s.fork(child, pid=child - 1)
+        s.exit(child - 1)
+        s.write(child % 2, pid=child)
+
+
+@_aimed
+def five_generations(s: _Script) -> None:
+    s.map(0, 6)
+    s.write(0)
+    for child in range(2, 7):
+        s.fork(child, pid=child - 1)
+        s.write(child - 1, pid=child)
+    s.exit(3)
+    s.exit(4)
+    s.fork(7, pid=6)
+    s.write(0, 6, pid=7)
+
+
+@_aimed
+def grandchildren_of_a_root(s: _Script) -> None:
+    s.map(0, 2)
+    s.write(0)
+    s.fork(2)
+    s.fork(3)
+    s.fork(4, pid=2)
+    s.exit(2)
+    s.fork(5, pid=4)
+    s.exit(1)
+
+
+@_aimed
+def not_for_children(s: _Script) -> None:
+    s.map(0, 6)
+    s.write(0, 6)
+    s.advise(0, 2, abi.MADV_DONTFORK)
+    s.advise(4, 2, abi.MADV_WIPEONFORK)
+    s.fork(2)
+    s.write(4, pid=2)
+
+
+@_aimed
+def shared_address_space(s: _Script) -> None:
+    s.map(0, 2)
+    s.fork(2, flags=abi.CLONE_VM)
+    s.write(0, pid=2)
+    s.fork(3, pid=2)
+    s.exit(1)
+    s.write(0, pid=2)
+
+
+@_aimed
+def child_execs(s: _Script) -> None:
+    s.map(0, 2)
+    s.write(0, 2)
+    s.fork(2)
+    s.exec(2)
+    s.write(0)
+
+
+# Splits and unmaps
+
+
+@_aimed
+def hole_in_the_middle(s: _Script) -> None:
+    s.map(0, 5)
+    s.write(0, 5)
+    s.fork(2)
+    s.unmap(2, 1)
+    s.write(1)
+    s.unmap(0, 1, pid=2)
+
+
+@_aimed
+def mapped_over(s: _Script) -> None:
+    s.map(0, 5)
+    s.write(0, 5)
+    s.map(1, 2)
+    s.write(1)
+
+
+# Moves
+
+
+@_aimed
+def there_and_back(s: _Script) -> None:
+    s.map(0, 2)
+    s.write(0, 2)
+    s.move(0, 2, 10)
+    s.fork(2)
+    s.move(10, 2, 0)
+    s.move(10, 2, 20, pid=2)
+
+
+@_aimed
+def unfaulted_gets_fresh_page_offset(s: _Script) -> None:
+    s.map(0, 2)
+    s.move(0, 2, 10)
+    s.write(10)
+
+
+@_aimed
+def part_moves_home_beside_the_rest(s: _Script) -> None:
+    s.map(0, 4)
+    s.write(0, 4)
+    s.move(1, 2, 10)
+    s.move(10, 2, 1)
+
+
+@_aimed
+def moved_beside_unfaulted(s: _Script) -> None:
+    s.map(0, 4)
+    s.write(2, 2)
+    s.move(2, 2, 10)
+    s.map(2, 1, prot=abi.PROT_READ)
+    s.move(10, 2, 4)
+
+
+@_aimed
+def moved_over_another(s: _Script) -> None:
+    s.map(0, 3)
+    s.write(0, 3)
+    s.map(10, 3)
+    s.write(10, 3)
+    s.fork(2)
+    s.move(0, 2, 11)
+
+
+@_aimed
+def grows_and_shrinks(s: _Script) -> None:
+    s.map(0, 2)
+    s.write(0, 2)
+    s.resize(0, 2, 4)
+    s.write(3)
+    s.resize(0, 4, 1)
+    s.move(0, 1, 10, new=3)
+
+
+@_aimed
+def moved_and_left_behind(s: _Script) -> None:
+    s.map(0, 2)
+    s.write(0, 2)
+    s.move(0, 2, 10, flags=_MOVE | abi.MREMAP_DONTUNMAP)
+    s.write(0)
+    s.map(20, 2)
+    s.move(20, 2, 22, flags=_MOVE | abi.MREMAP_DONTUNMAP)
+    s.write(20)
+
+
+# Files
+
+
+@_aimed
+def private_file(s: _Script) -> None:
+    s.map_file(0, 4, offset=7)
+    s.read(0, 2)
+    s.write(1, 2)
+    s.fork(2)
+    s.move(1, 2, 10, pid=2)
+    s.write(10, pid=2)
+
+
+@_aimed
+def shared_memory(s: _Script) -> None:
+    s.map(0, 3, flags=abi.MAP_SHARED | abi.MAP_ANONYMOUS | abi.MAP_FIXED)
+    s.write(0)
+    s.fork(2)
+    s.move(0, 0, 10, new=2)
+    s.read(10)
+    s.write(1, pid=2)
+
+
+# Stack and heap
+
+
+@_aimed
+def stack_is_cut_and_moved(s: _Script) -> None:
+    s.stack("mprotect", 30, 1, prot=abi.PROT_READ)
+    s.fork(2)
+    s.stack("mremap", 31, 2, flags=_MOVE, length2=2 * _PAGE, addr2=_ARENA)
+    s.write(0)
+
+
+@_aimed
+def stack_grows(s: _Script) -> None:
+    s.stack("fault", -3, 1, flags=FAULT_WRITE)
+    s.map(0, 2, flags=_ANON | abi.MAP_GROWSDOWN)
+    s.write(-2)
+
+
+@_aimed
+def heap(s: _Script) -> None:
+    s.brk(3)
+    s.events.append(Event("fault", 1, _HEAP, 2 * _PAGE, flags=FAULT_WRITE))
+    s.fork(2)
+    s.brk(5)
+    s.brk(1, pid=2)
+
+
+# Reclaim, migration, and what goes away
+
+
+@_aimed
+def swapped_and_forked(s: _Script) -> None:
+    s.map(0, 3)
+    s.write(0, 3)
+    s.advise(0, 3, abi.MADV_PAGEOUT)
+    s.read(0)
+    s.fork(2)
+    s.read(1)
+    s.write(1, pid=2)
+    s.write(2)
+    s.read(2, pid=2)
+
+
+@_aimed
+def migrated_while_shared(s: _Script) -> None:
+    s.map(0, 3)
+    s.write(0, 3)
+    s.fork(2)
+    s.migrate(0, 3, pid=2)
+    s.write(0, pid=2)
+    s.migrate(0, 3)
+
+
+@_aimed
+def dropped(s: _Script) -> None:
+    s.map(0, 4)
+    s.write(0, 4)
+    s.fork(2)
+    s.advise(0, 2, abi.MADV_DONTNEED)
+    s.advise(2, 2, abi.MADV_FREE)
+    s.read(0)
+    s.write(2, pid=2)
+
+
+@_aimed
+def populated(s: _Script) -> None:
+    s.map(0, 4, flags=_ANON | abi.MAP_POPULATE)
+    s.map(10, 4)
+    s.advise(10, 2, abi.MADV_POPULATE_READ)
+    s.advise(12, 2, abi.MADV_POPULATE_WRITE)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fixtures: what kernels answered to the aimed histories, as text to review.
+
+A file has a comment that names the kernel, a line for each event with its result, and after the last event the
+state as answers.py writes it.  Where execve() puts a stack and mmap() a mapping is a matter of chance (address
+space randomisation), and so are the values that follow from it: two files are compared without them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from rmaplab.check.histories import header
+from rmaplab.kernel.aimed import AIMED, history
+from rmaplab.kernel.answers import event_line, of_kernel, of_model, parse_event
+from rmaplab.kernel.coverage import Coverage
+from rmaplab.kernel.lockstep import Disagreement, Lockstep, Witness, possible
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.profile import profile_for
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.rmap.anon_vma import AnonVmaRmap
+from rmaplab.trace.events import Event
+from rmaplab.trace.play import Player
+
+_CHANCE: Final = re.compile(r"0x7[0-9a-f]{8,11}\b")
+
+
+def answer(
+    witness: Witness, name: str, coverage: Coverage | None = None
+) -> tuple[str, Disagreement | None]:
+    """The text for one aimed history, and whether the model disagreed on the way."""
+    lockstep = Lockstep(witness, coverage=coverage)
+    try:
+        for event in history(name):
+            if possible(lockstep.machine, event):
+                found = lockstep.step(event)
+                if found is not None:
+                    return "", found
+        assert lockstep.snapshot is not None
+        state = of_kernel(lockstep.snapshot, lockstep.driver.pids)
+    finally:
+        lockstep.end()
+    lines = [f"# {name}, answered by Linux {witness.profile.release}", *map(event_line, lockstep.played), *state]
+    return "\n".join(lines) + "\n", None
+
+
+def answers(witness: Witness, coverage: Coverage | None = None) -> Iterator[tuple[str, str, Disagreement | None]]:
+    """name, text and disagreement of every aimed history."""
+    for name in AIMED:
+        yield (name, *answer(witness, name, coverage))
+
+
+def without_chance(text: str) -> str:
+    """`text` without what differs from run to run, and without the comment."""
+    return _CHANCE.sub("0x7…", text.partition("\n")[2])
+
+
+def model_differs(path: Path, design: type[ReverseMap] = AnonVmaRmap) -> list[str]:
+    """Where the model does not say what the file says: lines of either, marked - (file) and + (model)."""
+    release, events, expected = read(path)
+    machine = Machine(profile_for(release)[0], [design])
+    player = Player(machine, header(), batch=False)
+    for event in events:
+        got = player.do(event)
+        if got != event.result:
+            return [f"- {event_line(event)}", f"+ result {got:#x}"]
+    lines = of_model(machine)
+    if lines == expected:
+        return []
+    return [f"- {line}" for line in expected if line not in lines] + [
+        f"+ {line}" for line in lines if line not in expected
+    ]
+
+
+def read(path: Path) -> tuple[str, list[Event], list[str]]:
+    """Release, events, and lines of state of a file."""
+    lines = path.read_text().splitlines()
+    release = lines[0].rpartition(" ")[2]
+    events = [parse_event(line) for line in lines[1:] if not line.startswith("|")]
+    return release, events, [line for line in lines[1:] if line.startswith("|")]

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The model against kernels that run (make test-kernel).
+
+RMAPLAB_KERNEL_STEPS: random steps on 6.12 (default 3000); a third of them on 6.1
+RMAPLAB_KERNEL_SEED:  seed of the first random history
+RMAPLAB_REQUIRE_KERNEL=1: a kernel that is not there is a failure, not a reason to skip
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rmaplab.check import mutants
+from rmaplab.kernel import setup
+from rmaplab.kernel.consistency import problems
+from rmaplab.kernel.coverage import Coverage
+from rmaplab.kernel.errors import KernelUnavailable
+from rmaplab.kernel.fixtures import answers, without_chance
+from rmaplab.kernel.lockstep import Lockstep, Random, Witness, random_histories, replay
+from rmaplab.kernel.snapshot import Snapshot
+from rmaplab.mm.reverse_map import ReverseMap
+
+pytestmark = [
+    pytest.mark.skipif(
+        not os.environ.get("RMAPLAB_KERNEL"), reason="boots kernels: make test-kernel, or RMAPLAB_KERNEL=1"
+    ),
+    pytest.mark.xdist_group("kernel"),  # one guest at a time
+]
+
+FIXTURES = Path(__file__).parent / "fixtures"
+STEPS = int(os.environ.get("RMAPLAB_KERNEL_STEPS", "3000"))
+SEED = int(os.environ.get("RMAPLAB_KERNEL_SEED", "1"))
+
+
+@pytest.fixture(scope="module", params=setup.VERSIONS)
+def witness(request: pytest.FixtureRequest) -> Iterator[Witness]:
+    try:
+        if setup.installed(request.param) is None:
+            setup.set_up(request.param, print)
+        with Witness(setup.need(request.param)) as witness:
+            yield witness
+    except KernelUnavailable as error:
+        if os.environ.get("RMAPLAB_REQUIRE_KERNEL"):
+            raise
+        pytest.skip(str(error))
+
+
+def test_aimed_histories_have_the_answers_that_are_kept_and_reach_every_case(witness: Witness) -> None:
+    coverage = Coverage()
+    for name, text, disagreement in answers(witness, coverage):
+        assert disagreement is None, f"{name}: {disagreement.difference}"
+        path = FIXTURES / witness.profile.name / f"{name}.txt"
+        if os.environ.get("RMAPLAB_KERNEL_WRITE"):
+            path.write_text(text)
+        assert without_chance(path.read_text()) == without_chance(text), name
+    for case, count in sorted(coverage.reached.items()):
+        print(f"{count:6} {case}")
+    assert coverage.missing() == []
+
+
+def test_random_histories_agree(witness: Witness) -> None:
+    steps = STEPS if witness.profile.name == "6.12" else STEPS // 3
+    started = time.monotonic()
+    found, done = random_histories(witness, SEED, steps, print)
+    assert found is None, f"{found.difference}\n{found.event}"
+    print(f"{done} steps, {(time.monotonic() - started) / done * 1000:.1f} ms each")
+
+
+def test_what_is_read_is_consistent(witness: Witness) -> None:
+    history = Random(witness, SEED + 1)
+    for found in history.steps(200):
+        assert found is None
+        assert history.lockstep.snapshot is not None
+        assert problems(history.lockstep.snapshot) == []
+    history.end()
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        mutants.SplitWithoutClone, mutants.JoinWithoutClone, mutants.CopyWithoutClone, mutants.ChildNotLinked,
+        mutants.InheritedPointerKept, mutants.NeighbourNotSingular, mutants.KeysLeftBehind,
+        mutants.NotUnlinked, mutants.SwappedInAsOwn, mutants.NotTakenOver, mutants.AnchorNotMigrated,
+    ],
+)  # fmt: skip
+def test_a_bug_that_is_put_back_is_found(witness: Witness, design: type[ReverseMap]) -> None:
+    for seed in range(5):
+        history = Random(witness, seed, design=design)
+        try:
+            if any(found is not None for found in history.steps(400)):
+                return
+        finally:
+            history.end()
+    pytest.fail("2000 steps, and no difference")
+
+
+class TestPoked:
+    """A structure that is overwritten is found by what is read afterwards."""
+
+    @pytest.fixture(scope="class")
+    def family(self, witness: Witness) -> Iterator[Lockstep]:
+        from rmaplab.kernel.aimed import history
+
+        lockstep = Lockstep(witness)
+        for event in history("five_generations"):
+            assert lockstep.step(event) is None
+        yield lockstep
+        lockstep.end()
+
+    def poked(self, lockstep: Lockstep, address: Callable[[Snapshot], int], change: int) -> list[str]:
+        """What is found while the word at `address` has other bits."""
+        witness, pids = lockstep.witness, lockstep.driver.pids.values()
+        before = witness.look(pids)
+        assert problems(before) == []
+        at = address(before)
+        with witness.guest.stopped():
+            value = witness.memory.word(at)
+            witness.memory.write_word(at, value ^ change)
+            try:
+                return problems(witness.reader.read(witness.tasks(pids)))
+            finally:
+                witness.memory.write_word(at, value)
+
+    def test_root(self, family: Lockstep) -> None:
+        offset = family.witness.reader.offset("anon_vma", "root")
+        assert self.poked(family, lambda s: _child(s) + offset, 0x40)
+
+    def test_parent(self, family: Lockstep) -> None:
+        offset = family.witness.reader.offset("anon_vma", "parent")
+
+        def parents_parent(snapshot: Snapshot) -> int:
+            return _child(snapshot) + offset
+
+        assert self.poked(family, parents_parent, 0x80)
+
+    def test_page_offset(self, family: Lockstep) -> None:
+        offset = family.witness.reader.offset("vma", "vm_pgoff")
+        assert self.poked(family, lambda s: _vma(s) + offset, 1)
+
+    def test_tree_pointer(self, family: Lockstep) -> None:
+        offset = family.witness.reader.offset("avc", "rb.rb_left")
+        assert self.poked(family, lambda s: _inner_avc(s) + offset, -1)
+
+    def test_mapcount(self, family: Lockstep) -> None:
+        offset = family.witness.reader.offset("page", "_mapcount")
+        assert self.poked(family, lambda s: _page(family, s) + offset, 1)
+
+    def test_index(self, family: Lockstep) -> None:
+        offset = family.witness.reader.offset("page", "index")
+        assert self.poked(family, lambda s: _page(family, s) + offset, 2)
+
+
+def _child(snapshot: Snapshot) -> int:
+    return next(a.address for a in snapshot.anon_vmas.values() if a.root != a.address)
+
+
+def _vma(snapshot: Snapshot) -> int:
+    return max(snapshot.vmas.values(), key=lambda vma: len(vma.chain)).address
+
+
+def _inner_avc(snapshot: Snapshot) -> int:
+    return next(node.avc for a in snapshot.anon_vmas.values() for node in a.tree if node.left)
+
+
+def _page(lockstep: Lockstep, snapshot: Snapshot) -> int:
+    reader = lockstep.witness.reader
+    return lockstep.witness.memory.vmemmap + min(snapshot.pages) * reader.page_size
+
+
+def test_a_step_takes_at_most_30_ms(witness: Witness) -> None:
+    history = Random(witness, SEED + 2)
+    times = []
+    started = time.monotonic()
+    for found in history.steps(200):
+        assert found is None
+        times.append(time.monotonic() - started)
+        started = time.monotonic()
+    history.end()
+    print(f"median {statistics.median(times) * 1000:.1f} ms")
+    assert statistics.median(times) <= 0.030
+
+
+def test_a_history_is_done_again(witness: Witness) -> None:
+    history = Random(witness, SEED + 3)
+    assert all(found is None for found in history.steps(100))
+    history.end()
+    assert replay(witness, history.lockstep.requested) is None
