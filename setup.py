@@ -84,7 +84,7 @@ def extensions() -> list[Any]:
     files = [file for package in PACKAGES for file in sorted(Path("src/rmaplab", package).glob("*.py"))]
     modules = [str(file) for file in files if file.stem not in LEFT_ALONE]
     try:
-        return mypycify(modules, opt_level="2", debug_level="0", multi_file=True)
+        return mypycify(modules, opt_level="1", debug_level="0", multi_file=True)
     except SystemExit:
         if WISH == "1":
             raise
