@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`rmaplab explore` and `rmaplab show`: what they write, and how they fail."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from rmaplab.cli import main
+from rmaplab.trace.history import Header, History, write_history
+from rmaplab.workloads.workload import AREA, fork, mmap, start, write
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def rmaplab(*arguments: object) -> Done:
+    """What the program does, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as end,
+    ):
+        main([str(argument) for argument in arguments])
+    assert isinstance(end.value.code, int)
+    return Done(end.value.code, out.getvalue(), err.getvalue())
+
+
+def recording(path: Path) -> Path:
+    header = Header(recorder="perf", command="fork-and-write", processes={1: "fork-and-write"})
+    write_history(
+        path, History(header, [start(1), mmap(1, AREA, 2), write(1, AREA, 2), fork(1, 2), write(2, AREA, 1)])
+    )
+    return path
+
+
+def test_a_recording_becomes_a_page(tmp_path: Path) -> None:
+    target = tmp_path / "page.html"
+    done = rmaplab(
+        "explore", recording(tmp_path / "r.parquet"), "--from", 2, "--to", 4, "-o", target, "--json"
+    )
+    assert done.returncode == 0
+    told = json.loads(done.stdout)
+    assert (told["command"], told["holds"], told["differences"]) == ("explore", True, [])
+    assert told["inputs"]["history"] == "fork-and-write"
+    assert told["figures"]["nbytes"] == target.stat().st_size
+    assert (told["figures"]["first"], told["figures"]["last"], told["figures"]["steps"]) == (2, 4, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "r.parquet"]
+
+
+def test_the_same_input_gives_the_same_page(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert (
+            rmaplab("explore", "forkchain", "generations=3", "pages=2", "-o", tmp_path / name).returncode == 0
+        )
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_step_is_printed(tmp_path: Path) -> None:
+    done = rmaplab("show", recording(tmp_path / "r.parquet"), "--at", 4, "--ask", f"2:{AREA:#x}")
+    assert done.returncode == 0
+    assert "Process 1 forks process 2." in done.stdout
+    assert "Process 1 fork-and-write\n" in done.stdout
+    assert "    2. process 2, V3, page 0, 0x7f0000000000: maps it\n" in done.stdout
+
+
+def test_a_step_is_printed_for_programs(tmp_path: Path) -> None:
+    done = rmaplab("show", recording(tmp_path / "r.parquet"), "--json", "--rmap", "cow_context")
+    told = json.loads(done.stdout)
+    assert told["figures"]["step"]["words"] == "Process 2 writes to 1 page at 0x7f0000000000."
+    assert told["figures"]["state"]["V3"]["start"] == AREA
+    assert told["inputs"]["designs"] == ["cow_context"]
+
+
+def test_what_cannot_be_shown_is_said_in_a_sentence(tmp_path: Path) -> None:
+    path = recording(tmp_path / "r.parquet")
+    page = tmp_path / "page.html"
+    for arguments, sentence in (
+        (("show", path, "--at", "9"), "events 9 to 9 are no part of this history, which has 5"),
+        (("show", path, "--ask", "here"), "'here' is no page: say PID:ADDRESS"),
+        (("show", path, "--ask", "7:0x1000"), "there is no process 7"),
+        (("show", path, "--ask", "2:0x1000"), "process 2 has no anonymous page at 0x1000"),
+        (("show", path, "--rmap", "nothing"), "no design is called 'nothing'"),
+        (("show", path, "--profile", "2.4"), "there is no profile '2.4'"),
+        (("explore", "no-such-tour", "-o", page), "there is no workload 'no-such-tour'"),
+        (("explore", path, "-o", tmp_path / "missing" / "page.html"), "No such file or directory"),
+        (("explore", path, "--from", "4", "--to", "2", "-o", page), "events 4 to 2 are no part"),
+    ):
+        done = rmaplab(*arguments)
+        assert done.returncode == 2
+        assert sentence in done.stderr
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1
+    assert not page.exists()
