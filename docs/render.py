@@ -50,7 +50,7 @@ def main() -> int:
     broken = []
     for source in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         broken += render(source, out / source.relative_to(ROOT).with_suffix(".html"))
-    for picture in sorted((ROOT / "docs").rglob("*.svg")):
+    for picture in sorted(p for p in (ROOT / "docs").rglob("*") if p.suffix in (".svg", ".png")):
         target = out / picture.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(picture, target)
