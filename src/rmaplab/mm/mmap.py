@@ -382,9 +382,8 @@ def grow_down(system: System, vma: VMA, start: int) -> int:
     vma.mm.total_vm += grow
     if vma.flags & VM_LOCKED:
         vma.mm.locked_vm += grow
+    # Not even a locked stack is populated by this: only find_extend_vma_locked() does, for get_user_pages().
     change_range(system, vma, start, vma.end, vma.pgoff - grow)
-    if vma.flags & VM_LOCKED:
-        populate(system, vma.mm, start, start + (grow << PAGE_SHIFT))
     return 0
 
 
