@@ -26,12 +26,9 @@ from rmaplab.kernel.lockstep import Lockstep, Random, Witness, random_histories,
 from rmaplab.kernel.snapshot import Snapshot
 from rmaplab.mm.reverse_map import ReverseMap
 
-pytestmark = [
-    pytest.mark.skipif(
-        not os.environ.get("RMAPLAB_KERNEL"), reason="boots kernels: make test-kernel, or RMAPLAB_KERNEL=1"
-    ),
-    pytest.mark.xdist_group("kernel"),  # one guest at a time
-]
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("RMAPLAB_KERNEL"), reason="boots kernels: make test-kernel, or RMAPLAB_KERNEL=1"
+)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 STEPS = int(os.environ.get("RMAPLAB_KERNEL_STEPS", "3000"))

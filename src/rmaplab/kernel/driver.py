@@ -20,7 +20,7 @@ from typing import Final
 from rmaplab.kernel.errors import GuestError
 from rmaplab.kernel.guest import GROUP, PEEK, POKE, TOUCH, Guest
 from rmaplab.kernel.snapshot import Entry, Snapshot
-from rmaplab.mm.abi import CLONE_VM, EAGAIN, MADV_DONTNEED, MREMAP_FIXED, MREMAP_MAYMOVE
+from rmaplab.mm.abi import CLONE_VM, EAGAIN, MADV_DONTNEED, MADV_PAGEOUT, MREMAP_FIXED, MREMAP_MAYMOVE
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry
 
@@ -60,6 +60,7 @@ class Driver:
         self._descriptors: Final[dict[int, int]] = {-1: -1}
         for entry in files.values():
             self._open(entry)
+        self._moves: Final = self._can_move()
         self._acts: Final[Mapping[str, Callable[[Event], int]]] = {
             "exit": self._exit, "fork": self._fork, "mmap": self._mmap, "munmap": self._plain("munmap"),
             "mprotect": self._mprotect, "madvise": self._madvise, "mlock": self._mlock,
@@ -70,7 +71,8 @@ class Driver:
 
     def known(self) -> frozenset[str]:
         """Operations that can be done."""
-        return frozenset(self._acts) | {"exec", "swap_out"}
+        known = frozenset(self._acts) | {"exec", "swap_out"}
+        return known if self._moves else known - {"uffd_move"}
 
     def _open(self, entry: FileEntry) -> None:
         guest = self.guest
@@ -92,6 +94,10 @@ class Driver:
             return self._exec(event)
         if event.op == "swap_out":
             return self._reclaim()
+        if event.op == "madvise" and event.flags == MADV_PAGEOUT:
+            before = self._look(self.pids.values())
+            event.result = self._madvise(event)
+            return [event, *self._gone_files(before, self._look(self.pids.values()))]
         event.result = self._acts[event.op](event)
         return [event]
 
@@ -216,10 +222,18 @@ class Driver:
                 if entry.kind == "anon" and entry.number not in taken and _reclaimed(before, after, entry, there):
                     taken.add(entry.number)
                     events.append(Event("swap_out", pid, addr, _PAGE))
-                elif entry.kind == "file" and there is None:
-                    # Shared memory is swapped out of the page cache; its entries are simply gone.
-                    events += self.do(Event("madvise", pid, addr, _PAGE, flags=MADV_DONTNEED))
-        return events
+        return events + self._gone_files(before, after)
+
+    def _gone_files(self, before: Snapshot, after: Snapshot) -> list[Event]:
+        """Shared memory is swapped out of the page cache: its entries are simply gone, as after MADV_DONTNEED."""
+        by_guest_pid = {guest_pid: pid for pid, guest_pid in self.pids.items()}
+        return [
+            event
+            for mm in before.mms.values()
+            for addr, entry in sorted(mm.entries.items())
+            if entry.kind == "file" and addr not in after.mms[mm.address].entries
+            for event in self.do(Event("madvise", by_guest_pid[mm.pids[0]], addr, _PAGE, flags=MADV_DONTNEED))
+        ]
 
     def _uffd_move(self, event: Event) -> int:
         """UFFDIO_MOVE by a userfaultfd that watches the VMA of the target for as long as it takes."""
@@ -239,6 +253,15 @@ class Driver:
         self._uffd(slot, descriptor, _UFFDIO_UNREGISTER, *watched)
         guest.syscall(slot, "close", descriptor)
         return result
+
+    def _can_move(self) -> bool:
+        """Whether the kernel knows UFFDIO_MOVE (since 6.8)."""
+        guest = self.guest
+        descriptor = guest.syscall(0, "userfaultfd", 0)
+        guest.call(0, POKE, 0, _UFFD_API, _UFFD_FEATURE_MOVE, 0)
+        result = guest.syscall(0, "ioctl", descriptor, _UFFDIO_API, guest.scratch)
+        guest.syscall(0, "close", descriptor)
+        return result == 0
 
     def _uffd(self, slot: int, descriptor: int, request: int, *words: int) -> None:
         self.guest.call(slot, POKE, 0, *words)

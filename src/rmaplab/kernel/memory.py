@@ -26,6 +26,10 @@ _PRESENT: Final = 1
 _HUGE: Final = 0x80
 
 
+class BadAddress(Exception):
+    """A pointer leads nowhere: what it was read from is damaged, or changes while we read."""
+
+
 class Memory:
     """Reads kernel memory at kernel addresses.
 
@@ -34,6 +38,9 @@ class Memory:
     """
 
     def __init__(self, program: Any, ram: Sequence[mmap.mmap] = ()) -> None:
+        from drgn import FaultError
+
+        self._fault: Final[type[Exception]] = FaultError
         self.program: Final = program
         self._ram: Final = [memoryview(part) for part in ram]
         self._part: Final = len(ram[0]) if ram else 1
@@ -51,7 +58,10 @@ class Memory:
             if 0 <= at < self._size:
                 part, at = divmod(at, self._part)
                 return self._ram[part][at : at + size]
-        data: bytes = self.program.read(address, size)
+        try:
+            data: bytes = self.program.read(address, size)
+        except self._fault as error:
+            raise BadAddress(f"{address:#x} is not kernel memory: {error}") from None
         return data
 
     def _physical(self, address: int) -> int:

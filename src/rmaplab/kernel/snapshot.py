@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from rmaplab.kernel.errors import KernelUnavailable
-from rmaplab.kernel.memory import PTE_FRAME, Memory, Record
+from rmaplab.kernel.memory import PTE_FRAME, BadAddress, Memory, Record
 
 PAGE_SHIFT: Final = 12
 _ADDRESS_MAX: Final = (1 << 64) - 1
@@ -255,7 +255,10 @@ class Reader:
     def read_anon_vma(self, snapshot: Snapshot, address: int) -> None:
         """Add an anon_vma, and those above it, without their trees."""
         while address and address not in snapshot.anon_vmas:
-            root, parent, refcount, children, active, _ = self._anon_vma.at(self._memory, address)
+            try:
+                root, parent, refcount, children, active, _ = self._anon_vma.at(self._memory, address)
+            except BadAddress:
+                return  # who points there will not find it in the snapshot
             snapshot.anon_vmas[address] = AnonVma(address, root, parent, refcount, children, active)
             address = parent
 
@@ -270,7 +273,10 @@ class Reader:
                 if at in seen:
                     break  # a damaged tree
                 seen.add(at)
-                owner, anon, _, left, right, subtree_last = self._avc.at(self._memory, at)
+                try:
+                    owner, anon, _, left, right, subtree_last = self._avc.at(self._memory, at)
+                except BadAddress:
+                    break
                 if at not in snapshot.avcs:
                     snapshot.avcs[at] = Avc(at, owner, anon)
                 lefts[at] = left
