@@ -17,7 +17,7 @@ const folio = {
 };
 const film = {
   title: "t", origin: "o", profile: "6.12", leader: "d", designs: [{ name: "d", about: { one: "", two: "" } }],
-  events: 3, first: 1, last: 3,
+  events: 3, first: 1, last: 3, differences: [],
   steps: [
     { events: 0, op: "begin", pid: 0, words: "Nothing has happened yet." },
     { events: 1, op: "mmap", pid: 7, words: "Process 7 maps 4 pages.", put: { m1: space, V1: area, f512: folio } },

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from rmaplab.cli import main
+from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header, History, write_history
 from rmaplab.workloads.workload import AREA, fork, mmap, start, write
 
@@ -79,6 +80,22 @@ def test_a_step_is_printed_for_programs(tmp_path: Path) -> None:
     assert told["figures"]["step"]["words"] == "Process 2 writes to 1 page at 0x7f0000000000."
     assert told["figures"]["state"]["V3"]["start"] == AREA
     assert told["inputs"]["designs"] == ["cow_context"]
+
+
+def test_a_result_that_is_not_reproduced_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.parquet"
+    unmap = Event(
+        "munmap", 1, addr=AREA + 1, length=4096
+    )  # an address that is no page's, yet recorded as done
+    write_history(
+        path, History(Header(recorder="perf", command="wrong"), [start(1), mmap(1, AREA, 2), unmap])
+    )
+    done = rmaplab("explore", path, "-o", tmp_path / "page.html", "--json")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert not told["holds"]
+    assert len(told["differences"]) == 1
+    assert told["differences"][0].startswith("event 2: munmap of process 1")
 
 
 def test_what_cannot_be_shown_is_said_in_a_sentence(tmp_path: Path) -> None:

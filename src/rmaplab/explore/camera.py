@@ -2,7 +2,8 @@
 """Takes a picture of a machine: everything in it, as parts by key.
 
 What is too much to look at is folded: processes beyond a dozen into their parent's count, VMAs of an address
-space and pages of a VMA into runs, places of a walk into a number.  What an operation touched is never folded.
+space and pages of a VMA into runs, places of a walk into a number.  The processes and the VMA
+that an operation touched are never folded.
 
 Invariant: a picture says nothing but what is so.  What is folded is counted, and a cell of many pages answers
 for its first one.

@@ -26,6 +26,8 @@ from rmaplab.trace.history import History
 
 DESIGNS = ("anon_vma", "cow_context")  # where nothing else was asked for
 
+LISTED = 20  # differences
+
 Job = Callable[[], int]
 What = Annotated[
     list[str],
@@ -143,7 +145,7 @@ def mount(app: typer.Typer, finders: Finders) -> None:
                 _print_json("explore", film, seed, figures)
             else:
                 print(f"{output}: {len(film.steps) - 1} steps, {len(text.encode()):,} bytes", file=sys.stderr)
-            return 0
+            return _status(film)
 
         return job
 
@@ -174,7 +176,7 @@ def mount(app: typer.Typer, finders: Finders) -> None:
                 _print_json("show", film, seed, ShowFigures(film.steps[-1], states(film)[-1], film.answers))
             else:
                 print("\n".join(show(film, len(film.steps) - 1)))
-            return 0
+            return _status(film)
 
         return job
 
@@ -210,6 +212,13 @@ def _film(
     )
 
 
+def _status(film: Film) -> int:
+    """1 if the machine's results are not the history's."""
+    for difference in film.differences[:LISTED]:
+        print(f"rmaplab: {difference}", file=sys.stderr)
+    return 1 if film.differences else 0
+
+
 def _place(ask: str) -> tuple[int, int] | None:
     if not ask:
         return None
@@ -235,8 +244,8 @@ def _print_json(command: str, film: Film, seed: int, figures: ExploreFigures | S
         command,
         f"{rmaplab.__version__} ({rmaplab.build_info()})",
         Inputs(film.title, [design.name for design in film.designs], film.profile, seed),
-        True,
+        not film.differences,
         figures,
-        [],
+        film.differences[:LISTED],
     )
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(told), indent=2).decode() + "\n")

@@ -111,6 +111,7 @@ class _Shooting:
             last=self.steps[-1].events,
             steps=self.steps,
             answers=self.camera.answers,
+            differences=[str(difference) for difference in self.player.differences],
         )
 
     # Steps

@@ -247,7 +247,10 @@ class DesignLine(msgspec.Struct):
 
 
 class Film(msgspec.Struct):
-    """A history as pictures: what the page is made from."""
+    """A history as pictures: what the page is made from.
+
+    differences: results that the machine does not reproduce, a sentence each
+    """
 
     title: str
     origin: str
@@ -259,6 +262,7 @@ class Film(msgspec.Struct):
     last: int
     steps: list[Step]
     answers: list[Answer]
+    differences: list[str] = []
 
 
 def states(film: Film) -> list[State]:

@@ -27,7 +27,7 @@
  *   put?: Record<string, AnyPart>, gone?: string[], notes?: Note[], efforts?: Effort[], folded_notes?: number}} Step
  * @typedef {{name: string, about: Record<string, string>}} DesignLine
  * @typedef {{title: string, origin: string, profile: string, leader: string, designs: DesignLine[], events: number,
- *   first: number, last: number, steps: Step[], answers: Answer[]}} Film
+ *   first: number, last: number, steps: Step[], answers: Answer[], differences: string[]}} Film
  * @typedef {Map<string, AnyPart>} State
  */
 

@@ -5,7 +5,7 @@ import { h } from "./draw.js";
 import { cellAt, Reel, search, unpack } from "./film.js";
 import { Spaces } from "./spaces.js";
 import { Structures } from "./structures.js";
-import { folioLine, grouped, NOT_ASKED, walk, walkSummary } from "./words.js";
+import { folioLine, grouped, NOT_ASKED, plural, walk, walkSummary } from "./words.js";
 
 /** @typedef {import("./film.js").Film} Film */
 /** @typedef {import("./film.js").State} State */
@@ -75,7 +75,8 @@ class Page {
     place("title").textContent = film.title;
     const window = film.last - film.first + 1 < film.events ? `, events ${grouped(film.first)} to ${grouped(film.last)} of ${grouped(film.events)}` : `, ${grouped(film.events)} events`;
     const led = film.designs.length > 1 ? `, VMAs merge as ${film.leader} lets them` : "";
-    place("origin").textContent = `${film.origin}${window}; rules of Linux ${film.profile}${led}`;
+    const wrong = film.differences.length === 0 ? "" : `. ${plural(film.differences.length, "result")} came out otherwise: ${film.differences[0]}`;
+    place("origin").textContent = `${film.origin}${window}; rules of Linux ${film.profile}${led}${wrong}`;
     this.listen();
     this.go(Number(/^#(\d+)$/.exec(location.hash)?.[1] ?? 0));
   }
