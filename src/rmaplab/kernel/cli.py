@@ -190,6 +190,48 @@ def _run(
     return job
 
 
+@app.command("import", epilog="Example: rmaplab kernel import /run/guest/qmp.sock --vmlinux vmlinux")
+def _import(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="QMP socket of a running guest, an ELF dump, 'live' (this machine), or 'guest': one of ours after"
+            " a random history.",
+        ),
+    ],
+    version: Version = "6.12",
+    vmlinux: Vmlinux = None,
+    seed: Seed = 1,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Random steps, for 'guest'.")] = 500,
+    json: Json = False,
+) -> Job:
+    """Take over a real kernel's state, and walk all its anonymous pages in each design."""
+
+    def job() -> int:
+        from rmaplab.kernel.importer import read_guest, read_source
+
+        if source == "guest":
+            state = read_guest(_kernel(version, None, None, None), seed, steps)
+        else:
+            state = read_source(source, vmlinux)
+        for note in state.notes:
+            _say(note)
+        inputs = {
+            "history": source, "designs": [finding.design for finding in state.findings],
+            "profile": state.profile, "kernel": state.release, "seed": seed,
+        }  # fmt: skip
+        holds = not state.problems and state.findings[0].missed == 0
+        if json:
+            figures = {"ancestry": msgspec.to_builtins(state.ancestry), "designs": msgspec.to_builtins(state.findings)}
+            _print_json("kernel import", inputs, holds, figures, list(state.problems))
+        else:
+            print(state.table())
+        return 0 if holds else 1
+
+    return job
+
+
 def explained(found: Disagreement) -> str:
     """A difference on one screen: what either side has, and how one gets there."""
     from rmaplab.kernel.answers import event_line

@@ -20,12 +20,19 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final, cast
 
 import msgspec
 
 from rmaplab.check.truth import Truth
-from rmaplab.kernel.snapshot import Entry, Mm, Page, Snapshot, Vma
+from rmaplab.kernel.consistency import problems
+from rmaplab.kernel.errors import GuestError, KernelUnavailable
+from rmaplab.kernel.identity import profile_of, release_of
+from rmaplab.kernel.lockstep import Random, Witness
+from rmaplab.kernel.memory import BadAddress, Memory
+from rmaplab.kernel.setup import Kernel
+from rmaplab.kernel.snapshot import Entry, Mm, Page, Reader, Snapshot, Vma
 from rmaplab.mm.machine import Machine, Process
 from rmaplab.mm.pagetable import (
     PTE_ANON,
@@ -97,6 +104,7 @@ class _Importer:
         self.vmas: Final[dict[int, VMA]] = {}
         self.owner: Final[dict[int, int]] = {}  # anon_vma -> mm whose VMAs use it, or a dead one
         self.pfns: Final[dict[int, int]] = {}  # the kernel's -> ours
+        self.numbers: Final[dict[int, int]] = {}  # anon_vma -> the model's number of it
         self.mappers: Final[defaultdict[int, set[int]]] = defaultdict(set)  # pfn -> mms
 
     def run(self) -> None:
@@ -203,7 +211,6 @@ class _Importer:
         for vma in mm.vmas:
             file = files.setdefault(vma.inode, File(vma.inode, "")) if vma.inode else None
             copy = self.machine.new_vma(mine, vma.start, vma.end, vma.pgoff, vma.flags, file)
-            copy.anon_pgoff = vma.pgoff if file is None else vma.start >> PAGE_SHIFT
             mine.tree.insert(copy)
             self.vmas[vma.address] = copy
 
@@ -217,7 +224,9 @@ class _Importer:
             mine = made[address]
             mine.family_root = made[its.root]
             mine.parent = made[its.parent]
-            mine.refcount, mine.num_children, mine.num_active_vmas = its.refcount, its.num_children, its.num_active_vmas
+            mine.refcount = its.refcount
+            mine.num_children = its.num_children
+            mine.num_active_vmas = its.num_active_vmas
         for mine in made.values():
             if mine.family_root.rwsem is None:
                 mine.family_root.rwsem = RwSemaphore(design.lock_class, None)
@@ -239,7 +248,7 @@ class _Importer:
                 link = links[node.avc]
                 vma_ = link.vma
                 made[address].insert(link, vma_.pgoff, vma_.pgoff + vma_.nr_pages - 1, design.visited)
-        self.numbers: Final = {address: mine.number for address, mine in made.items()}
+        self.numbers.update({address: mine.number for address, mine in made.items()})
 
     def _make_contexts(self) -> None:
         """Records of displaced VMAs, as if each had been forked from itself; the oldest VMA of a family says how
@@ -260,14 +269,14 @@ class _Importer:
     # Pages
 
     def _make_entries(self, mm: Mm, mine: MM) -> None:
+        addrs = sorted(mm.entries)
+        position = 0
         for vma in mm.vmas:
             copy = self.vmas[vma.address]
-            for addr in range(vma.start, vma.end, 1 << PAGE_SHIFT) if len(mm.entries) > vma.end - vma.start >> 12 else [
-                a for a in mm.entries if vma.start <= a < vma.end
-            ]:
-                entry = mm.entries.get(addr)
-                if entry is not None:
-                    self._make_entry(vma, copy, mine.page_table, addr, entry)
+            while position < len(addrs) and addrs[position] < vma.end:
+                addr = addrs[position]
+                self._make_entry(vma, copy, mine.page_table, addr, mm.entries[addr])
+                position += 1
 
     def _make_entry(self, vma: Vma, copy: VMA, table: PageTable, addr: int, entry: Entry) -> None:
         if entry.kind in ("zero", "file"):
@@ -310,9 +319,7 @@ class _Importer:
             if page.head in done:
                 continue
             done.add(page.head)
-            mappers = {
-                mm for i in range(1 << page.order) for mm in self.mappers.get(page.head + i, ())
-            }
+            mappers = {mm for i in range(1 << page.order) for mm in self.mappers.get(page.head + i, ())}
             owner = self.owner[page.anon_vma]
             ancestor = self._common(owner, mappers)
             if ancestor != owner:
@@ -368,6 +375,90 @@ def examine(machine: Machine) -> list[Finding]:
                 finding.held_bytes += pool.slab_pages(pool.live) << PAGE_SHIFT
         findings.append(finding)
     return findings
+
+
+class State(msgspec.Struct):
+    """An imported state, examined."""
+
+    release: str
+    profile: str
+    notes: list[str]
+    processes: int
+    vmas: int
+    problems: list[str]
+    ancestry: Ancestry
+    findings: list[Finding]
+
+    def table(self) -> str:
+        """What there is to say, as text."""
+        a, first = self.ancestry, self.findings[0]
+        lines = [
+            f"{self.release}: {self.processes} address spaces, {self.vmas} VMAs, {first.folios} anonymous folios that"
+            f" {first.entries} entries map",
+            f"consistency: {len(self.problems)} problems" if self.problems else "consistency: nothing wrong",
+            *self.problems[:10],
+            f"ancestry: {a.living} have a parent that lives, {a.dead} one that died ({a.ghosts} such), {a.alone}"
+            f" share nothing; for {a.recovered} folios only page tables tell the context; {a.skipped} entries of swap"
+            " and KSM",
+            f"{'design':24}{'missed':>8}{'places':>10}{'useful':>9}{'worst':>7}{'bytes held':>12}  objects",
+        ]
+        for f in self.findings:
+            held = ", ".join(f"{count} {name}" for name, count in f.held.items())
+            useful = f"{100 * f.useful / f.places:.1f} %" if f.places else "-"
+            lines.append(f"{f.design:24}{f.missed:8}{f.places:10}{useful:>9}{f.worst:7}{f.held_bytes:12}  {held}")
+            lines += [f"  missed, for one: {example}" for example in f.examples]
+        return "\n".join(lines)
+
+
+def examined(program: Any, memory: Memory) -> State:
+    """Read everything from a kernel that stands still, and walk it."""
+    tasks, parents = everyone(program)
+    snapshot = Reader(memory).read(tasks)
+    profile, notes = profile_of(program)
+    machine, ancestry = build(snapshot, parents, profile)
+    return State(
+        release_of(program), profile.name, notes, len(snapshot.mms), len(snapshot.vmas), problems(snapshot),
+        ancestry, examine(machine),
+    )  # fmt: skip
+
+
+def read_guest(kernel: Kernel, seed: int, steps: int) -> State:
+    """A guest of ours, after a random history."""
+    with Witness(kernel) as witness:
+        for found in Random(witness, seed).steps(steps):
+            if found is not None:
+                raise GuestError(f"the model is wrong before there is anything to import: {found.difference}")
+        with witness.guest.stopped():
+            return examined(witness.memory.program, witness.memory)
+
+
+def read_source(source: str, vmlinux: Path | None) -> State:
+    """A kernel that somebody else started, or what is left of one.
+
+    :raises KernelUnavailable: it cannot be read; the message says why
+    """
+    try:
+        import drgn
+    except ImportError:
+        raise KernelUnavailable("drgn is missing: install rmaplab[kernel].") from None
+    program = drgn.Program()
+    path = Path(source)
+    try:
+        if source == "live":
+            program.set_kernel()
+        elif path.is_socket():
+            program.set_qemu_qmp(source)
+        elif path.is_file():
+            program.set_core_dump(source)
+        else:
+            raise KernelUnavailable(f"{source} is neither a socket, nor a file, nor 'live', nor 'guest'.")
+        program.load_debug_info([str(vmlinux)] if vmlinux is not None else None, default=vmlinux is None)
+    except (OSError, ValueError, drgn.MissingDebugInfoError) as error:
+        raise KernelUnavailable(f"the kernel behind {source} cannot be read: {str(error).splitlines()[0]}.") from None
+    try:
+        return examined(program, Memory(program))
+    except BadAddress as error:
+        raise KernelUnavailable(f"{source} changed while it was read ({error}): stop the guest first.") from None
 
 
 def everyone(program: Any) -> tuple[list[tuple[int, int]], dict[int, int]]:
