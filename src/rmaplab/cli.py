@@ -27,7 +27,7 @@ from rich.console import Console
 
 import rmaplab
 from rmaplab.check import commands as check
-from rmaplab.check import verify_report
+from rmaplab.check import mutation, verify_report
 from rmaplab.check.race import RaceError
 from rmaplab.check.verify import Plan as VerifyPlan
 from rmaplab.check.verify import verify
@@ -346,8 +346,18 @@ def _verify(
         int, typer.Option(min=0, metavar="N", help="Processes that play (0: one for each CPU).")
     ] = 0,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="F", help="Where to save a history that fails.")
-    ] = Path("verify-failure.parquet"),
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="F",
+            help="Where to save a history that fails (default: verify-failure.parquet); with --mutants, where to"
+            " write what shows each, as Markdown.",
+        ),
+    ] = None,
+    mutants: Annotated[
+        bool, typer.Option("--mutants", help="Look for bugs that were put in on purpose: each has to be found.")
+    ] = False,
     json: Json = False,
 ) -> Job:
     """Try random histories on every design, and hold each against the page tables after every step.
@@ -360,9 +370,13 @@ def _verify(
       rmaplab verify
       rmaplab verify --time 600 --every 10
       rmaplab verify --rmap anon_vma --rmap mine.py --seed 7
+      rmaplab verify --mutants
     """
 
     def job() -> int:
+        cpus = jobs or len(os.sched_getaffinity(0))
+        if mutants:
+            return _look_for_mutants(cpus, output, json)
         if profile and profile not in PROFILES:
             raise UsageError(f"there is no profile {profile!r} (there are {', '.join(PROFILES)})")
         _plan(rmap or list(DESIGNS), "", PROFILES[profile or REFERENCE], True, 1, 0, 0)  # are they designs?
@@ -375,7 +389,7 @@ def _verify(
             every=every,
             pages=pages,
             large_folios=large_folios,
-            jobs=jobs or len(os.sched_getaffinity(0)),
+            jobs=cpus,
             # As in `compare`: what the prototype's own source misses is news, but no failure.
             excused=frozenset() if rmap else frozenset(["cow_context_prototype"]),
         )
@@ -383,8 +397,8 @@ def _verify(
             found = verify(plan, meter)
         saved = None
         if found.failure is not None:
-            saved = output
-            verify_report.save(output, plan, found.failure)
+            saved = output or Path("verify-failure.parquet")
+            verify_report.save(saved, plan, found.failure)
         if json:
             verify_report.print_json(verify_report.as_object(_VERSION, plan, found, saved))
         else:
@@ -392,6 +406,32 @@ def _verify(
         return HOLDS if found.holds else DOES_NOT_HOLD
 
     return job
+
+
+def _look_for_mutants(jobs: int, output: Path | None, json: bool) -> int:
+    with Meter() as meter:
+        verdicts = mutation.look_for_all(jobs, meter)
+    if output is not None:
+        output.write_text(mutation.markdown(verdicts, f"rmaplab verify --mutants -o {output}"))
+    holds = all(verdict.holds for verdict in verdicts)
+    if json:
+        told = {
+            "command": "verify",
+            "version": _VERSION,
+            "inputs": {
+                "history": "random",
+                "mutants": [verdict.mutant for verdict in verdicts],
+                "steps": mutation.STEPS,
+                "interleavings": mutation.INTERLEAVINGS,
+            },
+            "holds": holds,
+            "figures": verdicts,
+            "differences": [verdict for verdict in verdicts if not verdict.holds],
+        }
+        verify_report.print_json(told)
+    else:
+        mutation.print_table(verdicts, Console(highlight=False, markup=False))
+    return HOLDS if holds else DOES_NOT_HOLD
 
 
 # Where histories come from

@@ -131,7 +131,7 @@ class Checker:
             self.counts.invariants += 1
             report.add_sentence("invariant", sentence)
         for design in self.machine.designs:
-            for sentence in stray_records(design, self.machine.mms.values()):
+            for sentence in stray_records(design, self.machine):
                 self.counts.records += 1
                 report.add_sentence("record", sentence, design.name)
         for i in self._chosen(len(truth)):

@@ -18,54 +18,124 @@ from typing import Final, cast
 
 import msgspec
 
-from rmaplab.check.histories import Author
-from rmaplab.check.lockstep import Checker, Difference, Kind
+from rmaplab.check.histories import OPERATIONS, Author
+from rmaplab.check.lockstep import Checker, Difference
+from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES, Profile
+from rmaplab.mm.profile import PROFILES, REFERENCE, Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, Family
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
+from rmaplab.rmap.page_scan import PageScanRmap
+from rmaplab.trace.events import Event
 
 
 class Mutant(msgspec.Struct, frozen=True):
-    """A design without one of its rules.
+    """A design, or a machine, without one of its rules.
 
-    rule:   what the mutant does not do
-    shows:  as what kind of difference
-    leads:  only where its own merges come true, so that no other design can watch
-    origin: the commit that brought the rule, where Linux once lacked it
+    rule:    what the mutant does not do
+    shows:   as what kind of difference, "broken" if something raises, or "race"
+    leads:   only where its own merges come true, so that no other design can watch
+    origin:  the commit that brought the rule, where Linux once lacked it
+    machine: on which it shows, if that is what lacks the rule
+    scene:   for "race": the scenario that shows it (check/scenarios.py, or SCENES in check/race_mutants.py)
+    profile, ops, pages, processes, large_folios: what random histories are best made of to show it
     """
 
     rule: str
     original: type[ReverseMap]
     mutated: type[ReverseMap]
-    shows: Kind
+    shows: str
     origin: str = ""
     leads: bool = False
+    machine: type[Machine] = Machine
+    scene: str = ""
+    profile: str = REFERENCE
+    ops: tuple[str, ...] = OPERATIONS
+    pages: int = 48
+    processes: int = 6
+    large_folios: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the class that is not as it should be."""
+        return (self.mutated if self.machine is Machine else self.machine).__name__
+
+    @property
+    def bug(self) -> str:
+        """What is wrong with it."""
+        if self.machine is not Machine:
+            return (self.machine.__doc__ or "").split(".")[0].replace("\n", " ")
+        return self.mutated.name
+
+    def switched_off(self) -> Mutant:
+        """The same with the rule in place: nothing may be found."""
+
+        class Unchanged(self.original):  # type: ignore[name-defined, misc]
+            name = "unchanged"
+
+        return msgspec.structs.replace(self, mutated=Unchanged, machine=Machine)
+
+    def build(self) -> Machine:
+        """A new machine that the mutant watches, with its original where both can."""
+        designs: list[type[ReverseMap]] = [AnonVmaRmap, self.original, self.mutated]
+        if self.leads:
+            designs = [self.mutated]
+        elif self.original is AnonVmaRmap:
+            del designs[0]
+        return self.machine(PROFILES[self.profile], designs, large_folios=self.large_folios)
+
+    def names(self, machine: Machine) -> tuple[str, str]:
+        """What the mutant and its original are called on `machine`; "" for what does not watch.  By instance:
+        where designs are compiled, `name` of a class is a descriptor."""
+        names = {type(design): design.name for design in machine.designs}
+        return names[self.mutated], names.get(self.original, "")
+
+
+class Caught(msgspec.Struct):
+    """What a random history shows of a mutant: nothing if `what` is empty."""
+
+    events: list[Event]
+    differences: list[Difference] = []
+    what: str = ""
+
+
+def play(mutant: Mutant, seed: int, steps: int, every: int = 2) -> Caught:
+    """A random history of `steps` events, up to the first moment that shows the mutant."""
+    machine = mutant.build()
+    author = Author(machine, random.Random(seed), mutant.ops, mutant.pages, mutant.processes)
+    mutated, original = mutant.names(machine)
+    checker = Checker(machine, reference=original)
+    caught = Caught([author.begin()])
+    while len(caught.events) < steps:
+        event = author.propose()
+        if event is None:
+            continue
+        caught.events.append(event)
+        try:
+            author.play(event)
+            if len(caught.events) % every:
+                continue
+            differences = checker.check(len(caught.events) - 1, event)
+        except (HistoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if mutant.shows == "broken":
+                caught.what = f"{type(error).__name__}: {error}"
+            return caught
+        caught.differences = [d for d in differences if d.design in (mutated, "") and d.kind == mutant.shows]
+        if caught.differences:
+            caught.what = caught.differences[0].what
+            return caught
+    return caught
 
 
 def hunt(mutant: Mutant, seed: int, steps: int, every: int = 2) -> list[Difference]:
     """What tells the mutant from the original in the way that it should, at the first moment that something
     does; nothing if a random history of `steps` events does not show it."""
-    designs: list[type[ReverseMap]] = [AnonVmaRmap, mutant.original, mutant.mutated]
-    if mutant.leads:
-        designs = [mutant.mutated]
-    elif mutant.original is AnonVmaRmap:
-        del designs[0]
-    machine = Machine(PROFILES["6.12"], designs)
-    author = Author(machine, random.Random(seed))
-    checker = Checker(machine, reference=mutant.original.name)
-    author.begin()
-    for step in range(1, steps):
-        event = author.next()
-        if step % every == 0:
-            differences = checker.check(step, event)
-            found = [d for d in differences if d.design == mutant.mutated.name and d.kind == mutant.shows]
-            if found:
-                return found
-    return []
+    return play(mutant, seed, steps, every).differences
 
 
 STALE_PGOFF: Final = Profile(
@@ -163,6 +233,64 @@ class KsmPlaceForgotten(AnonVmaRmap):
         pass
 
 
+class DegreeConflated(AnonVmaRmap):
+    """One count for children and VMAs: an anon_vma that one VMA uses, and that has no children, passes for one
+    that can be taken over, and is taken twice."""
+
+    name = "anon_vma, child count and active-VMA count conflated"
+
+    def _clone(self, family: Family, vma: VMA, source: Family) -> None:
+        own = family.anon_vma
+        self._lock(source.chain[0].anon_vma)
+        for link in source.chain:
+            anon_vma = link.anon_vma
+            self._link(family, vma, anon_vma)
+            degree = anon_vma.num_children + anon_vma.num_active_vmas
+            if own is None and anon_vma is not source.anon_vma and degree < 2:
+                own = anon_vma
+        if own is not None:
+            own.num_active_vmas += 1
+            family.anon_vma = own
+        self._unlock(source.chain[0].anon_vma)
+
+
+class NeverTakenOver(AnonVmaRmap):
+    """Each fork makes an anon_vma, however many of its ancestors' nobody uses any more."""
+
+    name = "anon_vma, none taken over at fork"
+
+    def _clone(self, family: Family, vma: VMA, source: Family) -> None:
+        self._lock(source.chain[0].anon_vma)
+        for link in source.chain:
+            self._link(family, vma, link.anon_vma)
+        if family.anon_vma is not None:
+            family.anon_vma.num_active_vmas += 1
+        self._unlock(source.chain[0].anon_vma)
+
+
+class MovedIntoUnprepared(AnonVmaRmap):
+    """Pages that mremap() moves into an unprepared neighbour keep pointing to an anon_vma that their new VMA has
+    no part in."""
+
+    name = "anon_vma, chain not imported by an unprepared VMA that pages are moved into"
+
+    def vma_joined(self, vma: VMA, donor: VMA) -> None:
+        if donor.start == vma.end or donor.end == vma.start:
+            super().vma_joined(vma, donor)
+        else:
+            self.vma_prepare(vma)
+
+
+class KeyTooShort(AnonVmaRmap):
+    name = "anon_vma, key that ends a page early after a change of geometry"
+
+    def _put_back(self, family: Family | None, vma: VMA) -> None:
+        if family is not None:
+            last = vma.pgoff + vma.nr_pages - 1
+            for link in reversed(family.chain):
+                link.anon_vma.insert(link, vma.pgoff, max(vma.pgoff, last - 1), self.visited)
+
+
 def _own_anon_vma(design: AnonVmaRmap, vma: VMA) -> AnonVma:
     anon_vma = cast(Family, vma.rmap[design.slot]).anon_vma
     assert anon_vma is not None
@@ -221,6 +349,18 @@ class SharedSwapEntryOwned(CowContextRmap):
         super().folio_swapped_in(vma, addr, pfn, True)
 
 
+class RecordTooShort(CowContextRmap):
+    name = "cow_context, record that ends a page early"
+
+    def _record(self, vma: VMA) -> None:
+        super()._record(vma)
+        ranges: list[tuple[int, int, int]] = []
+        self._note(vma, ranges)
+        for first, last, offset in ranges:
+            if last > first:
+                self._forget(self.context_of(vma.mm), last, last, offset)
+
+
 class PrototypeRemapNotRecorded(CowContextPrototypeRmap):
     name = "cow_context_prototype, remap not recorded at mremap"
 
@@ -242,13 +382,66 @@ class PrototypeChildNotRecorded(CowContextPrototypeRmap):
         pass
 
 
+# Page-table scan
+
+
+class ChildNotScanned(PageScanRmap):
+    name = "page_scan, page tables of forked children not looked at"
+
+    def mm_forked(self, parent: MM, child: MM) -> None:
+        pass
+
+    def mm_gone(self, mm: MM) -> None:
+        self.mms.pop(mm.id, None)
+
+
+class MigrationForgotten(PageScanRmap):
+    name = "page_scan, which page stands in for which not remembered during a migration"
+
+    def folio_migrated(self, old: int, new: int, nr_pages: int) -> None:
+        pass
+
+
+# The machine
+
+
+class SlotNotPut(Machine):
+    """An entry that goes leaves its count on the swap slot behind."""
+
+    def put_slot(self, slot: int) -> None:
+        pass
+
+
+class MapcountLate(Machine):
+    """Who drops the last mapping is told the count of before."""
+
+    def drop_mapcount(self, pfn: int) -> int:
+        return super().drop_mapcount(pfn) + 1
+
+
 MUTANTS: Final = (
     Mutant("a split clones the chain", AnonVmaRmap, SplitWithoutClone, "incomplete"),
     Mutant("growing over another imports its chain", AnonVmaRmap, JoinWithoutClone, "incomplete", "287d97ac0321"),
     Mutant("mremap's copy clones the chain", AnonVmaRmap, CopyWithoutClone, "incomplete"),
     Mutant("fork links the child", AnonVmaRmap, ChildNotLinked, "incomplete"),
     Mutant("fork drops the inherited pointer", AnonVmaRmap, InheritedPointerKept, "additional", "b800c91a0517"),
-    Mutant("only a singular chain is shared", AnonVmaRmap, NeighbourNotSingular, "incomplete", "d0e9fe1758f2", True),
+    Mutant(
+        "only a singular chain is shared", AnonVmaRmap, NeighbourNotSingular, "incomplete", "d0e9fe1758f2", True,
+        ops=("mmap", "mprotect", "fault", "fork", "exit"), pages=6, processes=3,
+    ),
+    Mutant(
+        "children and active VMAs are counted apart", AnonVmaRmap, DegreeConflated, "incomplete", "2555283eb40d", True,
+        ops=("mprotect", "fault", "fork", "exit"), pages=3, processes=4,
+    ),
+    Mutant(
+        "fork takes over an unused anon_vma", AnonVmaRmap, NeverTakenOver, "record", "7a3ef208e662",
+        ops=("fault", "fork", "exit"), processes=2,
+    ),
+    Mutant(
+        "mremap into an unprepared VMA imports the chain", AnonVmaRmap, MovedIntoUnprepared, "incomplete",
+        "fixed early in 2026", profile="6.18", ops=("mmap", "munmap", "mremap", "fault"), pages=12,
+    ),
+    Mutant("keys end where the VMA ends", AnonVmaRmap, KeyTooShort, "incomplete"),
     Mutant("keys follow the geometry", AnonVmaRmap, KeysLeftBehind, "incomplete"),
     Mutant("munmap unlinks", AnonVmaRmap, NotUnlinked, "stale"),
     Mutant("a shared page from swap belongs to the root", AnonVmaRmap, SwappedInAsOwn, "incomplete"),
@@ -261,7 +454,12 @@ MUTANTS: Final = (
     Mutant("fork links the child's context", CowContextRmap, ContextNotLinked, "incomplete"),
     Mutant("a split keeps both halves recorded", CowContextRmap, SplitNotRecorded, "incomplete"),
     Mutant("a shared page from swap belongs to the oldest", CowContextRmap, SharedSwapEntryOwned, "incomplete"),
+    Mutant("records end where the VMA ends", CowContextRmap, RecordTooShort, "record"),
     Mutant("mremap records the remap", CowContextPrototypeRmap, PrototypeRemapNotRecorded, "missing"),
     Mutant("coming home drops the record", CowContextPrototypeRmap, PrototypeHomecomingNotNoticed, "additional"),
     Mutant("fork records what is displaced", CowContextPrototypeRmap, PrototypeChildNotRecorded, "missing"),
+    Mutant("fork makes a child known", PageScanRmap, ChildNotScanned, "incomplete"),
+    Mutant("a migration is remembered", PageScanRmap, MigrationForgotten, "broken", leads=True),
+    Mutant("an entry that goes puts its slot", AnonVmaRmap, AnonVmaRmap, "invariant", machine=SlotNotPut, leads=True),
+    Mutant("the last mapping frees", AnonVmaRmap, AnonVmaRmap, "invariant", machine=MapcountLate, leads=True),
 )

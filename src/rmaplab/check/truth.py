@@ -15,7 +15,7 @@ The machine itself is checked, too (`invariants`): truth read from broken page t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from rmaplab.mm.pagetable import (
 )
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VMA
+from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context import CowContextRmap
 
 Place = tuple[VMA, int]
@@ -119,13 +120,26 @@ class Truth:
             yield self.folio(i)
 
 
-def stray_records(design: ReverseMap, mms: Iterable[MM]) -> list[str]:
-    """Where the remap trees of `cow_context` are not what the VMAs say, a sentence each.
+def stray_records(design: ReverseMap, machine: Machine) -> list[str]:
+    """Where what a design remembers is not what the VMAs say, a sentence each.
 
-    A record too many costs a look-up in each walk and memory, but no walk shows it: no VMA is where it
-    says.  The prototype's records are known to be inexact, and not looked at.
+    In `cow_context`, a record too many costs a look-up in each walk and memory, but no walk shows it: no VMA is
+    where it says.  The prototype's records are known to be inexact, and not looked at.
+
+    In `anon_vma`, chains are bounded by what was ever there at once.  An anon_vma is only made in a fork that
+    finds none in the chain to take over, so all above the newest had, at that moment, a VMA that puts pages into
+    them or a second child, which has a VMA somewhere below it: two links for each VMA, at most.
     """
     wrong: list[str] = []
+    mms = machine.mms.values()
+    if isinstance(design, AnonVmaRmap):
+        bound = 2 * machine.vma_pool.peak
+        for mm in mms:
+            for vma in mm.tree:
+                family = design._family(vma)
+                if family is not None and len(family.chain) > bound:
+                    wrong.append(f"{vma!r} has {len(family.chain)} links, of which {bound} could be needed at most")
+                    return wrong
     if not isinstance(design, CowContextRmap):
         return wrong
     for mm in mms:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rmaplab.check.histories import header
 from rmaplab.check.verify import Failure, Plan, Verified
 from rmaplab.measure.finding import line
+from rmaplab.rmap import load
 from rmaplab.trace.history import History, write_history
 
 
@@ -28,19 +29,12 @@ def save(path: Path, plan: Plan, failure: Failure) -> None:
 def replay_command(path: Path, plan: Plan, failure: Failure) -> str:
     """What to type to see the failure again."""
     words = ["rmaplab", "replay", str(path), "--check", "--every", "1", "--profile", plan.profile]
-    specs = {design.name: spec for design, spec in zip(plan.classes(), _specs(plan), strict=True)}
+    specs = {load(spec).name: spec for spec in plan.designs}
     for name in failure.designs:
         words += ["--rmap", specs.get(name, name)]
     if failure.large_folios:
         words += ["--large-folios", str(failure.large_folios)]
     return " ".join(words)
-
-
-def _specs(plan: Plan) -> list[str]:
-    """The designs as they were asked for, in the order of `plan.classes()`."""
-    classes = plan.classes()
-    by_class = {msgspec.structs.replace(plan, designs=(spec,)).classes()[0]: spec for spec in plan.designs}
-    return [by_class[design] for design in classes]
 
 
 def as_object(version: str, plan: Plan, found: Verified, saved: Path | None) -> dict[str, Any]:

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bugs, re-introduced, that only show when two CPUs are at it: a lock, an order, a retry or a grace period less.
+
+Each is a `Mutant` (check/mutants.py) with the scenario that shows it; `outcome` tries that scenario's interleavings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, cast
+
+from rmaplab.check.mutants import Mutant
+from rmaplab.check.scenarios import AWAY, HOME, World, scenario
+from rmaplab.mm.abi import PROT_EXEC, PROT_READ, PROT_WRITE
+from rmaplab.mm.locking import lock_of
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA
+from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, Family
+from rmaplab.rmap.context import CowContext
+from rmaplab.rmap.cow_context import CowContextRmap
+from rmaplab.sync.interleave import Execution, Outcome, Scenario, explore
+from rmaplab.sync.locks import RwSemaphore
+
+# anon_vma
+
+
+class MovesWithoutLock(AnonVmaRmap):
+    name = "anon_vma, entries moved without the rmap lock into a VMA that was there"
+
+    def need_move_locks(self, source: VMA, target: VMA, merged: bool) -> bool:
+        return False
+
+
+class DestinationFirst(AnonVmaRmap):
+    name = "anon_vma, destination of a move visited before its source"
+
+    def vma_copied(self, source: VMA, new: VMA) -> None:
+        super().vma_copied(source, new)
+        self.geometry_begin(source, None)  # out of the trees, and in again: behind `new`
+        self.geometry_end(source, None)
+
+
+class ChildFirst(AnonVmaRmap):
+    name = "anon_vma, child visited before its parent"
+
+    def vma_forked(self, parent: VMA, child: VMA) -> None:
+        super().vma_forked(parent, child)
+        self.geometry_begin(parent, None)
+        self.geometry_end(parent, None)
+
+
+class LinkedWithoutLock(AnonVmaRmap):
+    """A fresh anon_vma is nobody else's, or so it seems: a neighbour may have found it already."""
+
+    name = "anon_vma, a fresh one linked without its lock"
+
+    def vma_prepare(self, vma: VMA) -> None:
+        if self._neighbours_anon_vma(vma) is not None:
+            super().vma_prepare(vma)
+            return
+        anon_vma = self._new_anon_vma()
+        rwsem = RwSemaphore(self.lock_class, self.scheduler)
+        anon_vma.rwsem = rwsem
+        anon_vma.num_children = 1
+        anon_vma.num_active_vmas = 1
+        family = Family(anon_vma)
+        link = AnonVmaChain(vma, anon_vma)
+        self.chain_pool.alloc()
+        family.chain.append(link)
+        vma.rmap[self.slot] = family
+        # To insert is to read and to write; what somebody inserts in between is lost.
+        tree = anon_vma.root
+        if self.scheduler is not None:
+            self.scheduler.point("insert into the tree", rwsem, True)
+        anon_vma.root = tree
+        anon_vma.insert(link, vma.pgoff, vma.pgoff + vma.nr_pages - 1, self.visited)
+
+
+class WalkWithoutLock(AnonVmaRmap):
+    name = "anon_vma, walk without the root's lock"
+
+    def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        anon_vma: AnonVma | None = self.anon_vmas[self.anchor.m[pfn]]
+        if anon_vma is None:
+            return
+        first: int = self.folios.index.m[pfn]
+        node = anon_vma.first_touching(first, first, self.visited)
+        while node is not None:
+            vma = cast(AnonVmaChain, node).vma
+            yield vma, vma.start + ((first - vma.pgoff) << PAGE_SHIFT)
+            node = anon_vma.next_touching(node, first, first, self.visited)
+
+
+class GeometryWithoutLock(AnonVmaRmap):
+    """What the lock would have put in order has to be told to the checker: it is named by the lock that it lacks."""
+
+    name = "anon_vma, geometry changed without the root's lock"
+
+    def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
+        self._changes("take out of the trees", vma, neighbour)
+        for some in (vma, neighbour):
+            if some is not None:
+                self._take_out(self._family(some))
+
+    def geometry_end(self, vma: VMA, neighbour: VMA | None) -> None:
+        self._changes("put back into the trees", vma, neighbour)
+        for some in (vma, neighbour):
+            if some is not None:
+                self._put_back(self._family(some), some)
+
+    def _changes(self, what: str, vma: VMA, neighbour: VMA | None) -> None:
+        family = self._family(vma) or (self._family(neighbour) if neighbour is not None else None)
+        if self.scheduler is not None and family is not None and family.anon_vma is not None:
+            self.scheduler.point(what, family.anon_vma.rwsem, True)
+
+
+# CoW contexts
+
+
+class NoRetryAfterMove(CowContextRmap):
+    name = "cow_context, walk not repeated where entries moved"
+
+    def need_move_locks(self, source: VMA, target: VMA, merged: bool) -> bool:
+        return False
+
+
+class ChildrenFirst(CowContextRmap):
+    name = "cow_context, children visited before their parent"
+
+    def _parents_first(self, top: CowContext) -> Iterator[CowContext]:
+        self.point("first child", top)
+        child = top.first_child
+        while child is not None:
+            yield from self._parents_first(child)
+            self.point("next sibling", top)
+            child = child.next_sibling
+        yield top
+
+
+class NotHeld(CowContextRmap):
+    name = "cow_context, context not held between the two walks of a migration"
+
+    def hold(self, pfn: int) -> None:
+        pass
+
+    def unhold(self, pfn: int) -> None:
+        pass
+
+
+class NoGracePeriod(CowContextRmap):
+    name = "cow_context, context freed without a grace period"
+
+    def put(self, context: CowContext) -> None:
+        gone: CowContext | None = context
+        while gone is not None:
+            gone.refcount -= 1
+            if gone.refcount:
+                return
+            above = gone.parent
+            if above is not None:
+                above.lock.lock()
+                self._unlink(gone, above)
+                above.lock.unlock()
+            if self.scheduler is not None:
+                self.scheduler.free("cow_context", gone)
+            gone = above
+
+
+class RecordedLate(CowContextRmap):
+    """The record of a moved VMA comes after the first entries, not before."""
+
+    name = "cow_context, remap recorded after entries moved"
+
+    def vma_copied(self, source: VMA, new: VMA) -> None:
+        new.rmap[self.slot] = source.rmap[self.slot]
+        self._late = new
+
+    def move_unlock(self, vma: VMA) -> None:
+        super().move_unlock(vma)
+        self._record(self._late)
+
+
+# The machine
+
+
+class FaultsDuringFork(Machine):
+    """fork leaves the VMAs of the parent unlocked, and a fault under such a lock may prepare its VMA.
+
+    fork asks twice whether a VMA is prepared: before it tells the designs (anon_vma_fork()) and before it copies
+    the entries (vma_needs_copy()).  Nothing orders that with the fault, so each is told to the checker.
+    """
+
+    def keep_faults_out(self, vma: VMA) -> None:
+        self._forked = vma
+        self._point("read vma->anon_vma", vma, False)
+
+    def tree_changes(self, mm: MM) -> None:
+        super().tree_changes(mm)
+        self._point("read vma->anon_vma", getattr(self, "_forked", mm), False)
+
+    def prepare(self, vma: VMA) -> None:
+        self._point("write vma->anon_vma", vma, True)
+        super().prepare(vma)
+
+    def _point(self, what: str, subject: object, write: bool) -> None:
+        if self.scheduler is not None:
+            self.scheduler.point(what, subject, write)
+
+    def _lock_vma(self, mm: MM, addr: int, write: bool) -> VMA | None:
+        self._point("look up VMA", mm.tree, False)
+        vma = mm.tree.at(addr)
+        if vma is None or not lock_of(vma).try_down_read():
+            return None
+        return vma
+
+
+# Scenarios of their own
+
+
+def _fork_and_first_fault(world: World, execution: Execution) -> None:
+    world.map(1, AWAY)
+    execution.add("fork", lambda: world.fork(1, 2))
+    execution.add("first fault", lambda: world.write(1, AWAY))
+
+
+def _first_faults_of_neighbours(world: World, execution: Execution) -> None:
+    world.map(1, AWAY, 2)
+    world.protect(1, AWAY, PROT_READ | PROT_WRITE | PROT_EXEC)
+    execution.add("first fault below", lambda: world.write(1, AWAY))
+    execution.add("first fault above", lambda: world.write(1, AWAY + PAGE_SIZE))
+
+
+SCENES: Final[dict[str, Callable[[World, Execution], None]]] = {
+    "fork / first fault in another thread": _fork_and_first_fault,
+    "first faults of two neighbours, in two threads": _first_faults_of_neighbours,
+}
+
+
+def scene(mutant: Mutant) -> Scenario:
+    """The scenario that shows the mutant."""
+    begin = SCENES.get(mutant.scene)
+    if begin is None:
+        return scenario(mutant.scene, mutant.mutated)
+
+    def build(execution: Execution) -> Callable[[], None]:
+        world = World(execution, mutant.mutated, mutant.machine)
+        world.start(1)
+        world.map(1, HOME)
+        world.write(1, HOME)
+        begin(world, execution)
+        execution.subject = world
+        return world.check
+
+    return Scenario(mutant.scene, build)
+
+
+def outcome(mutant: Mutant, limit: int, preemptions: int = -1) -> Outcome:
+    """Try the scenario of the mutant, up to the first interleaving that fails, or `limit` of them."""
+    return explore(scene(mutant), limit=limit, preemptions=preemptions)
+
+
+def _raced(
+    rule: str, original: type[ReverseMap], mutated: type[ReverseMap], scene: str, origin: str = "",
+    machine: type[Machine] = Machine,
+) -> Mutant:  # fmt: skip
+    return Mutant(rule, original, mutated, "race", origin, scene=scene, machine=machine)
+
+
+RACED: Final = (
+    _raced("the source of a move comes first", AnonVmaRmap, DestinationFirst, "restore / mremap away", "948f017b093a"),
+    _raced("moves into a VMA take the lock", AnonVmaRmap, MovesWithoutLock, "restore / mremap that merges",
+           "38a76013ad80"),
+    _raced("also a fresh anon_vma is locked", AnonVmaRmap, LinkedWithoutLock,
+           "first faults of two neighbours, in two threads", "d9d332e0874f"),
+    _raced("fork keeps faults out", AnonVmaRmap, AnonVmaRmap, "fork / first fault in another thread", "fb49c455323f",
+           FaultsDuringFork),
+    _raced("the parent comes before its child", AnonVmaRmap, ChildFirst, "restore / fork"),
+    _raced("a walk locks the root", AnonVmaRmap, WalkWithoutLock, "restore / mprotect that splits"),
+    _raced("geometry changes under the lock", AnonVmaRmap, GeometryWithoutLock, "restore / mprotect that splits"),
+    _raced("where entries moved, look again", CowContextRmap, NoRetryAfterMove, "restore / mremap back"),
+    _raced("the parent comes before its child", CowContextRmap, ChildrenFirst, "restore / fork"),
+    _raced("a migration holds the context", CowContextRmap, NotHeld,
+           "restore / exit of the parent + exit of the child"),
+    _raced("a context is freed after a grace period", CowContextRmap, NoGracePeriod, "restore / exit of the child"),
+    _raced("the record comes before the entries", CowContextRmap, RecordedLate, "restore / mremap away"),
+)  # fmt: skip

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Each bug that was put in on purpose is found, within its budget, and nothing is found where it was taken out."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rmaplab.check import mutation
+from rmaplab.check.mutants import Mutant
+from rmaplab.check.race_mutants import RACED, outcome
+
+SHIPPED = {
+    "d0e9fe1758f2", "287d97ac0321", "948f017b093a", "38a76013ad80", "d9d332e0874f", "2555283eb40d", "b800c91a0517",
+    "fb49c455323f", "fixed early in 2026", "7a3ef208e662",
+}  # fmt: skip
+
+
+def test_all_that_shipped_are_there_and_enough_of_our_own() -> None:
+    assert {mutant.origin for mutant in mutation.ALL if mutant.origin} == SHIPPED
+    own = [mutant for mutant in mutation.ALL if not mutant.origin]
+    assert len(own) >= 15
+    assert {"AnonVmaRmap", "CowContextRmap", "CowContextPrototypeRmap", "PageScanRmap"} == {
+        mutant.original.__name__ for mutant in own
+    }
+    names = [mutant.name for mutant in mutation.ALL]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("mutant", RACED, ids=lambda mutant: mutant.name)
+def test_a_race_is_found(mutant: Mutant) -> None:
+    found = outcome(mutant, mutation.INTERLEAVINGS)
+    assert found.failures
+    off = outcome(mutant.switched_off(), found.executions + found.pruned)
+    assert not off.failures
+
+
+def number_of(name: str) -> int:
+    return [mutant.name for mutant in mutation.ALL].index(name)
+
+
+def test_a_verdict_has_a_script_or_a_timeline() -> None:
+    verify = mutation.look_for(number_of("NeverTakenOver"))
+    assert verify.holds and verify.by == "verify" and verify.after < 1000
+    assert verify.shown[0].startswith("exec pid=1") and len(verify.shown) < 15
+    race = mutation.look_for(number_of("ChildFirst"))
+    assert race.holds and race.by.startswith("race: restore / fork")
+    assert "CPU 0: restore" in race.shown[0] and "CPU 1: fork" in race.shown[0]
+    told = io.StringIO()
+    mutation.print_table([verify, race], Console(file=told, width=100))
+    assert "All 2 are found, and none with the mutation switched off." in told.getvalue()
+    page = mutation.markdown([verify, race], "rmaplab verify --mutants")
+    assert "| [NeverTakenOver](#nevertakenover) |" in page and "### ChildFirst" in page
+
+
+def test_what_nothing_finds_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its budget is too small here."""
+    monkeypatch.setattr(mutation, "STEPS", 20)
+    lost = mutation.look_for(number_of("DegreeConflated"))
+    assert not lost.holds and lost.after == 0
+    told = io.StringIO()
+    mutation.print_table([lost], Console(file=told, width=100))
+    assert "NOT FOUND" in told.getvalue() and "a hole in the checker" in told.getvalue()
