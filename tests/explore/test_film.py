@@ -163,6 +163,8 @@ def test_a_thousand_children_fold_into_one() -> None:
     assert len(shown) + folded.processes == 1001
     assert 1001 in [process.pid for process in shown]  # what the step made is never folded
     assert len(state) < 400
+    born = [note.words for note in film.steps[-1].notes if note.what == "born"]
+    assert born == ["process 1001 is new"]  # whatever else is new here may only have come into view
     folio = state["f514"]
     assert isinstance(folio, Folio)
     for number, _ in folio.walks:

@@ -62,7 +62,7 @@ from rmaplab.sync.locks import RwSemaphore, SpinLock
 from rmaplab.sync.work import Ledger
 
 PROCESSES: Final = 12  # shown one by one
-AREAS: Final = 24  # of an address space
+AREAS: Final = 12  # of an address space
 CELLS: Final = 32  # of a VMA
 WALKED: Final = 320  # folios, at a step
 PLACES: Final = 48  # of a walk

@@ -83,7 +83,8 @@ class _Shooting:
         self.camera: Final = Camera(self.machine, history.header.processes)
         self.ledgers: Final = [self.machine.ledger, *(design.ledger for design in self.machine.designs)]
         self.state: State = {}
-        self.born: Final[dict[str, int]] = {}
+        self.pids: set[int] = set()
+        self.born: Final[dict[str, int]] = {}  # by key: the step that made it, 0 where that is not known
         self.steps: Final[list[Step]] = []
 
     def shoot(self) -> Film:
@@ -174,18 +175,28 @@ class _Shooting:
     def _finish(self, step: Step, busy: list[int], touched: int) -> None:
         """Take the picture after `step`, and write down what is different in it."""
         now = self.camera.picture(busy, touched)
+        pids = set(self.machine.processes)
         number = len(self.steps)
         before = self.state
+        partly = words.sorts_in_part(before) | words.sorts_in_part(now)
+
+        def whole(key: str) -> bool:
+            sort = words.sort_of(key)
+            if sort == "p":  # of processes it is always known
+                return (int(key[1:]) in pids) != (int(key[1:]) in self.pids)
+            return sort not in partly
+
         for key, part in now.items():
             if key not in before:
-                self.born[key] = number
+                self.born[key] = number if whole(key) else 0
             part.born = self.born[key]
             if before.get(key) != part:
                 step.put[key] = part
         step.gone = [key for key in before if key not in now]
-        found = words.notes(before, now) if number else []
+        found = words.notes(before, now, whole) if number else []
         step.notes = found[:NOTES]
         step.folded_notes = len(found) - len(step.notes)
+        self.pids = pids
         self.state = now
         self.steps.append(step)
 

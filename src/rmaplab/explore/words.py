@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from rmaplab.explore.parts import (
@@ -144,19 +144,24 @@ def title(key: str, part: AnyPart) -> str:
     return f"{part.kind} {part.label}"
 
 
-def notes(before: State, after: State) -> list[Note]:
-    """What was born, changed and freed between two states, in words."""
+def notes(before: State, after: State, whole: Callable[[str], bool]) -> list[Note]:
+    """What was born, changed and freed between two states, in words.
+
+    whole: whether all objects of the sort that a key belongs to are in both states.  Of others nobody can tell
+           here whether they were born or only came into view.
+    """
     found: list[Note] = []
     for key in before.keys() - after.keys():
         part = before[key]
-        if not isinstance(part, Space | Folded):
+        if not isinstance(part, Space | Folded) and whole(key):
             found.append(Note(_slot(key), "gone", key, f"{title(key, part)} is gone"))
     for key, part in after.items():
         if isinstance(part, Space | Folded | Holding):
             continue
         old = before.get(key)
         if old is None:
-            found.append(Note(_slot(key), "born", key, f"{title(key, part)}{_where(part)} is new"))
+            if whole(key):
+                found.append(Note(_slot(key), "born", key, f"{title(key, part)}{_where(part)} is new"))
         else:
             changes = _changes(old, part)
             if changes:
@@ -164,6 +169,31 @@ def notes(before: State, after: State) -> list[Note]:
     order = {"born": 0, "changed": 1, "gone": 2}
     found.sort(key=lambda note: (note.slot, order[note.what], _sortable(note.key)))
     return found
+
+
+def sorts_in_part(state: State) -> set[str]:
+    """The sorts of objects (by `sort_of`) of which some are folded in `state`."""
+    found: set[str] = set()
+    for key, part in state.items():
+        if isinstance(part, Folded):
+            found |= {"p", "V", "f"}
+        elif isinstance(part, Space) and any(id < 0 for id in part.areas):
+            found |= {"V", "f"}
+        elif isinstance(part, Area) and (
+            part.more or any(cell.count > 1 for cell in part.cells if cell.head)
+        ):
+            found.add("f")
+        elif isinstance(part, Part) and part.count > 1:
+            found.add(sort_of(key))
+    if "V" in found:  # what is folded there has chains and shifts that are not drawn either
+        found |= {sort_of(key) for key in state if "/" in key}
+    return found
+
+
+def sort_of(key: str) -> str:
+    """A letter for what belongs to no design, the slot for what belongs to one."""
+    slot, slash, _ = key.partition("/")
+    return f"{slot}/" if slash else key[:1]
 
 
 def _sortable(key: str) -> tuple[str, int, str]:
@@ -207,7 +237,7 @@ def _changes(old: AnyPart, new: AnyPart) -> list[str]:
             changes.append("its page table changed")
         elif name == "anchors":
             changes += [
-                f"points to {y or 'nothing'} instead of {x or 'nothing'}"
+                f"points to {_short(y) or 'nothing'} instead of {_short(x) or 'nothing'}"
                 for x, y in zip(a, b, strict=True)
                 if x != y
             ]
@@ -223,5 +253,5 @@ def _changes(old: AnyPart, new: AnyPart) -> list[str]:
 
 
 def _short(key: str) -> str:
-    name = key.rpartition("/")[2]
+    name = key.partition("/")[2]
     return name.rpartition(".")[2]
