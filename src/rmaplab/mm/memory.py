@@ -357,13 +357,13 @@ def _map_swapped(
         system.put_slot(slot_number)
     else:
         slot.count -= 1
-        alone = slot.count == 0 and folios.mapcount.m[pfn] == 0 and system.pins[pfn] == 1
+        alone = folios.mapcount.m[pfn] == 0 and system.pins[pfn] == 1
         fresh = not folios.flags.m[pfn] & FOLIO_ANON
-        if alone and (fresh or write or exclusive or vma.flags & VM_LOCKED):
-            # should_try_to_free_swap(): nobody else can want what is in swap.  The last entry's page does
-            # not even get there when it is read from a synchronous device, as zram or a RAM disk is.
+        if slot.count == 0 and (vma.flags & VM_LOCKED or (alone and (fresh or write))):
+            # should_try_to_free_swap(): no entry wants what is in swap.  The last entry's page does not even get
+            # there when it is read from a synchronous device, as zram or a RAM disk is.
             system.uncache(pfn)
-            exclusive = True
+            exclusive = exclusive or alone
     if folios.mapcount.m[pfn] == 0 and (slot.from_ksm or not folios.flags.m[pfn] & FOLIO_ANON):
         folios.flags.m[pfn] = FOLIO_ANON
         for design in system.designs:
