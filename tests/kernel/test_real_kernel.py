@@ -22,9 +22,12 @@ from rmaplab.kernel.consistency import problems
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.fixtures import answers, without_chance
+from rmaplab.kernel.importer import everyone, examined
+from rmaplab.kernel.isomorphism import belongs
 from rmaplab.kernel.lockstep import Lockstep, Random, Witness, random_histories, replay
-from rmaplab.kernel.snapshot import Snapshot
+from rmaplab.kernel.snapshot import Reader, Snapshot
 from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.sync.work import slab_order
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("RMAPLAB_KERNEL"), reason="boots kernels: make test-kernel, or RMAPLAB_KERNEL=1"
@@ -188,3 +191,59 @@ def test_a_history_is_done_again(witness: Witness) -> None:
     assert all(found is None for found in history.steps(100))
     history.end()
     assert replay(witness, history.lockstep.requested) is None
+
+
+def test_slab_counts_are_those_that_the_model_predicts(witness: Witness) -> None:
+    from drgn.helpers.linux.slab import slab_cache_for_each_allocated_object
+
+    history = Random(witness, SEED + 4)
+    assert all(found is None for found in history.steps(200))
+    machine = history.lockstep.machine
+    time.sleep(0.5)  # VMAs are freed after a grace period
+    with witness.guest.stopped():
+        program = witness.memory.program
+        tasks, _ = everyone(program)
+        snapshot = Reader(witness.memory, lambda vma: False).read(tasks)
+        live = {}
+        for name, symbol in (
+            ("vm_area_struct", "vm_area_cachep"), ("anon_vma", "anon_vma_cachep"),
+            ("anon_vma_chain", "anon_vma_chain_cachep"),
+        ):  # fmt: skip
+            objects = slab_cache_for_each_allocated_object(program[symbol], f"struct {name}")
+            live[name] = {obj.value_() for obj in objects}
+    workers = set(history.lockstep.driver.pids.values())
+    ours = {
+        vma.address for mm in snapshot.mms.values() for vma in mm.vmas if belongs(vma) and workers & set(mm.pids)
+    }
+    chains = {avc for address in ours for avc in snapshot.vmas[address].chain}
+    pools = machine.leader.ledger.pools
+    assert len(live["vm_area_struct"] - (set(snapshot.vmas) - ours)) == machine.vma_pool.live
+    assert len(live["anon_vma_chain"] - (set(snapshot.avcs) - chains)) == pools["anon_vma_chain"].live
+    families = {snapshot.avcs[avc].anon_vma for avc in chains}
+    families |= {a.parent for a in snapshot.anon_vmas.values() if a.address in families}
+    assert len(live["anon_vma"] - (set(snapshot.anon_vmas) - families)) == pools["anon_vma"].live
+    history.end()
+
+
+def test_slabs_are_cut_as_the_model_cuts_them(witness: Witness) -> None:
+    program = witness.memory.program
+    cpus = int(program["nr_cpu_ids"])
+    for symbol in ("vm_area_cachep", "anon_vma_cachep", "anon_vma_chain_cachep"):
+        cache = program[symbol]
+        size, shape = int(cache.size), int(cache.oo.x)
+        order = slab_order(size, 4 * (cpus.bit_length() + 1))
+        assert (shape >> 16, shape & 0xFFFF) == (order, (4096 << order) // size), symbol
+
+
+def test_a_state_is_imported_and_walked(witness: Witness) -> None:
+    history = Random(witness, SEED + 5)
+    assert all(found is None for found in history.steps(300))
+    with witness.guest.stopped():
+        state = examined(witness.memory.program, witness.memory)
+    history.end()
+    print(state.table())
+    assert state.problems == []
+    anon_vma, cow_context, _ = state.findings
+    assert anon_vma.entries > 0
+    assert anon_vma.missed == 0
+    assert cow_context.missed == 0 or state.ancestry.lost > 0  # what no kernel structure tells any more

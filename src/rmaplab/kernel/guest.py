@@ -48,7 +48,7 @@ _MODULE_PARAMETERS: Final = {"brd": f"rd_nr=1 rd_size={_SWAP_KIB}".encode()}
 
 _COMMAND_LINE: Final = (
     "console=ttyS0 quiet panic=-1 nokaslr numa_balancing=disable mitigations=off transparent_hugepage=never"
-    " random.trust_cpu=on no_timer_check"
+    " random.trust_cpu=on no_timer_check slab_nomerge"
 )
 
 

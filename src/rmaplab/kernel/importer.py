@@ -62,6 +62,7 @@ class Ancestry(msgspec.Struct):
     ghosts:    such dead processes
     alone:     address spaces that share nothing with an ancestor
     recovered: folios whose context only page tables could tell
+    lost:      folios that address spaces map of which nothing says any more that they are related
     skipped:   pages of KSM, and swap entries: nothing to walk for
     """
 
@@ -70,6 +71,7 @@ class Ancestry(msgspec.Struct):
     ghosts: int = 0
     alone: int = 0
     recovered: int = 0
+    lost: int = 0
     skipped: int = 0
 
 
@@ -322,7 +324,10 @@ class _Importer:
             mappers = {mm for i in range(1 << page.order) for mm in self.mappers.get(page.head + i, ())}
             owner = self.owner[page.anon_vma]
             ancestor = self._common(owner, mappers)
-            if ancestor != owner:
+            if ancestor is None:
+                self.ancestry.lost += 1
+                ancestor = owner
+            elif ancestor != owner:
                 self.ancestry.recovered += 1
             mm = self.mms[ancestor]
             pretext = VMA(mm, 0, 0, 0, 0, 0, None)  # only its address space is looked at
@@ -330,13 +335,13 @@ class _Importer:
             for design in self.machine.designs[1:]:
                 design.folio_reused(pretext, head, 1 << page.order)
 
-    def _common(self, owner: int, mappers: Iterable[int]) -> int:
-        """The nearest address space, from `owner` upwards, that all `mappers` descend from."""
+    def _common(self, owner: int, mappers: Iterable[int]) -> int | None:
+        """The nearest address space, from `owner` upwards, that all `mappers` descend from; None if none is known."""
         lines = [set(self._line(mm)) for mm in mappers]
         for candidate in self._line(owner):
             if all(candidate in line for line in lines):
                 return candidate
-        return owner
+        return None
 
     def _line(self, mm: int) -> list[int]:
         line = [mm]
@@ -398,8 +403,8 @@ class State(msgspec.Struct):
             f"consistency: {len(self.problems)} problems" if self.problems else "consistency: nothing wrong",
             *self.problems[:10],
             f"ancestry: {a.living} have a parent that lives, {a.dead} one that died ({a.ghosts} such), {a.alone}"
-            f" share nothing; for {a.recovered} folios only page tables tell the context; {a.skipped} entries of swap"
-            " and KSM",
+            f" share nothing; for {a.recovered} folios only page tables tell the context, for {a.lost} nothing does;"
+            f" {a.skipped} entries of swap and KSM",
             f"{'design':24}{'missed':>8}{'places':>10}{'useful':>9}{'worst':>7}{'bytes held':>12}  objects",
         ]
         for f in self.findings:
