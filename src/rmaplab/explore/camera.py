@@ -12,7 +12,7 @@ for its first one.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -62,10 +62,21 @@ from rmaplab.sync.locks import RwSemaphore, SpinLock
 from rmaplab.sync.work import Ledger
 
 PROCESSES: Final = 12  # shown one by one
-AREAS: Final = 12  # of an address space
-CELLS: Final = 32  # of a VMA
-WALKED: Final = 320  # folios, at a step
-PLACES: Final = 48  # of a walk
+
+
+class Detail(NamedTuple):
+    """How much is shown one by one: VMAs of an address space, cells of a VMA, folios that are asked for at a
+    step, places of a walk."""
+
+    areas: int
+    cells: int
+    walked: int
+    places: int
+
+
+FINE: Final = Detail(12, 24, 160, 32)
+COARSE: Final = Detail(6, 16, 40, 16)  # for histories whose steps are many events each
+
 
 _KINDS: Final = ((PTE_ANON, "A"), (PTE_MIGRATION, "M"), (PTE_SWAP, "S"), (PTE_ZERO, "Z"), (PTE_FILE, "F"))
 _FLAGS: Final = (
@@ -83,8 +94,9 @@ class Camera:
     answers: what walks found, each kind once
     """
 
-    def __init__(self, machine: Machine, process_names: dict[int, str]) -> None:
+    def __init__(self, machine: Machine, process_names: dict[int, str], detail: Detail = FINE) -> None:
         self.machine: Final = machine
+        self.detail: Final = detail
         self.witness: Final = machine.scheduler if isinstance(machine.scheduler, Witness) else None
         self.answers: Final[list[Answer]] = []
         self.views: Final[list[View]] = [view_of(design) for design in machine.designs]
@@ -150,7 +162,9 @@ class Camera:
         """Adds an address space.  Returns the VMAs that are shown, the touched one first."""
         vmas = mm.tree.to_list()
         at = mm.tree.at(touched) if touched else None
-        ranked = sorted(vmas, key=lambda vma: (vma is not at, not vma.prepared, vma.start))[:AREAS]
+        ranked = sorted(vmas, key=lambda vma: (vma is not at, not vma.prepared, vma.start))[
+            : self.detail.areas
+        ]
         kept = {vma.id for vma in ranked}
         areas: list[int] = []
         before: VMA | None = None
@@ -192,14 +206,19 @@ class Camera:
         if len(pages) == 0:
             return [], 0
         starts = np.arange(len(pages))
-        if len(pages) > CELLS:
+        if len(pages) > self.detail.cells:
             starts = self._runs(pages, entries)
         ends = np.append(starts[1:], len(pages))
         cells = [
             self._cell(int(pages[start]), int(end - start), int(entries[start]))
-            for start, end in zip(starts[:CELLS].tolist(), ends[:CELLS].tolist(), strict=True)
+            for start, end in zip(
+                starts[: self.detail.cells].tolist(), ends[: self.detail.cells].tolist(), strict=True
+            )
         ]
-        return cells, sum(int(end - start) for start, end in zip(starts[CELLS:], ends[CELLS:], strict=True))
+        return cells, sum(
+            int(end - start)
+            for start, end in zip(starts[self.detail.cells :], ends[self.detail.cells :], strict=True)
+        )
 
     def _runs(self, pages: Int64s, entries: Int64s) -> Int64s:
         """Where pages begin that are not like the one before: another kind, not the next frame, or mapped
@@ -240,7 +259,7 @@ class Camera:
                     if cell.head:
                         heads[cell.head] = None
         for number, head in enumerate(heads):
-            state[f"f{head}"] = self._folio(head, number < WALKED)
+            state[f"f{head}"] = self._folio(head, number < self.detail.walked)
 
     def _folio(self, head: int, walked: bool) -> Folio:
         folios = self.machine.folios
@@ -270,7 +289,7 @@ class Camera:
         try:
             for vma, addr in design.walk(head):
                 hit = self._maps(vma, addr, head)
-                if len(places) == PLACES:
+                if len(places) == self.detail.places:
                     more += 1
                     more_hits += hit
                     continue

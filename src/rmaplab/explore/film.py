@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from rmaplab.explore import words
-from rmaplab.explore.camera import Camera
+from rmaplab.explore.camera import COARSE, FINE, Camera
 from rmaplab.explore.parts import MACHINE, DesignLine, Effort, Film, Shot, State, Step
 from rmaplab.explore.tours import Tour
 from rmaplab.explore.witness import Witness
@@ -80,7 +80,9 @@ class _Shooting:
         self.machine: Final = Machine(profile, designs, leader, self.witness)
         # Told one by one, every event has a sentence; otherwise a run of faults is one step.
         self.player: Final = Player(self.machine, history.header, batch=tour is None)
-        self.camera: Final = Camera(self.machine, history.header.processes)
+        self.camera: Final = Camera(
+            self.machine, history.header.processes, FINE if self.each == 1 else COARSE
+        )
         self.ledgers: Final = [self.machine.ledger, *(design.ledger for design in self.machine.designs)]
         self.state: State = {}
         self.pids: set[int] = set()
