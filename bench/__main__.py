@@ -193,6 +193,19 @@ def vma_rows() -> list[Row]:
     return rows
 
 
+def verify_rows() -> list[Row]:
+    rows = []
+    for every, what, bar in ((0, "no truth", 50_000), (1, "truth after every step", 2_000)):
+        ours, slow = in_turn(model("verify", every, 2), model("verify", every, 1, interpreted=True), pairs=3)
+        name = f"verify, {what}"
+        how = "random histories of some 200 pages, written and played, two designs in lockstep, on one core"
+        rows += [
+            at_least(name, 1 / median(ours), "steps/s", bar, how),
+            beside(f"{name}{INTERPRETED}", 1 / median(slow), "steps/s", how),
+        ]
+    return rows
+
+
 def recorder() -> Any:
     """scripts/record_examples.py, which knows how to run the programs whose recordings are packaged."""
     spec = importlib.util.spec_from_file_location("record_examples", ROOT / "scripts" / "record_examples.py")

@@ -16,6 +16,7 @@ from random import Random
 from time import perf_counter, process_time
 
 import rmaplab
+from rmaplab.check.verify import Plan, run_history
 from rmaplab.mm.abi import (
     MAP_ANONYMOUS,
     MAP_FIXED_NOREPLACE,
@@ -184,10 +185,25 @@ def replay(path: str, rounds: int) -> list[float]:
     return seconds
 
 
-SIZED = (fork_vmas, fork_vmas_lockstep, fork_pages, page_bytes, mmap, mprotect, mremap, fault, events)
+def verify(every: int, rounds: int) -> list[float]:
+    """Seconds that a step of `rmaplab verify` takes, two designs in lockstep, about 200 pages; `every` 0: never
+    held against the page tables, 1: after every step."""
+    plan = Plan(designs=("anon_vma", "cow_context"), every=every, pages=200)
+    result = []
+    for _ in range(rounds):
+        start = process_time()
+        # Of these numbers, histories are watched by both, without large folios, and played once (check/verify.py).
+        steps = sum(run_history(plan, number, 500).steps for number in (0, 1, 6, 10, 12, 13))
+        result.append((process_time() - start) / steps)
+    return result
+
+
+SIZED = (fork_vmas, fork_vmas_lockstep, fork_pages, page_bytes, mmap, mprotect, mremap, fault, events, verify)
 
 
 def main() -> None:
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)  # as rmaplab itself sets it (rmaplab.cli.main())
     name, argument, rounds = sys.argv[1:]
     if name == "replay":
         values = replay(argument, int(rounds))

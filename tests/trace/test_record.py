@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import rmaplab.example
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import profile_for
 from rmaplab.rmap.anon_vma import AnonVmaRmap
@@ -24,7 +25,7 @@ from rmaplab.trace.play import Player
 from rmaplab.trace.record import RecordError, record
 
 HERE = Path(__file__).parent
-EXAMPLE = [sys.executable, "-S", "-m", "rmaplab.example"]
+EXAMPLE = [sys.executable, "-S", str(Path(rmaplab.example.__file__))]
 
 
 @cache

@@ -15,7 +15,15 @@ import numpy as np
 from rmaplab.mm.folio import FOLIO_LAZYFREE, FOLIO_REFERENCED
 from rmaplab.mm.locking import lock_leaf, unlock_leaf
 from rmaplab.mm.memory import anon_pfns
-from rmaplab.mm.pagetable import LEAF_ENTRIES, PTE_ANON, PTE_DIRTY, PTE_EXCLUSIVE, PTE_SHIFT, PTE_SWAP, PTE_YOUNG
+from rmaplab.mm.pagetable import (
+    LEAF_ENTRIES,
+    PTE_ANON,
+    PTE_DIRTY,
+    PTE_EXCLUSIVE,
+    PTE_SHIFT,
+    PTE_SWAP,
+    PTE_YOUNG,
+)
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_LOCKED, VMA
 

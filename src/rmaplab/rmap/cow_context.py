@@ -234,6 +234,10 @@ class CowContextRmap(ContextRmap):
 
     def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
         number = self.context_of(vma.mm).number
+        if nr_pages == 1:
+            held: int = self.where.m[pfn]
+            self.where.m[pfn] = held & _PGOFF_MASK | number << _CONTEXT_SHIFT
+            return
         where = self.where.v[pfn : pfn + nr_pages]
         where &= _PGOFF_MASK
         where |= number << _CONTEXT_SHIFT
