@@ -311,6 +311,7 @@ def main() -> int:
         ("memory", page_rows),
         ("ten times the events", event_rows),
         ("ten times the VMAs", vma_rows),
+        ("random histories", verify_rows),
         ("the explorer's page", explore_rows),
     ]
     rows: list[Row] = []
