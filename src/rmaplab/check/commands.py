@@ -88,7 +88,7 @@ def mount(app: typer.Typer, check_design: Callable[[str], object]) -> None:
 
         A scenario is "USER / OPERATION": somebody who looks for references, unmaps, migrates or restores after
         migration, while other CPUs fault, fork, exit, unmap, protect or move. Its obligations are in
-        docs/theory.md. Memory model: sequential consistency plus RCU.
+        docs/races.md. Memory model: sequential consistency plus RCU.
 
         \b
         Examples:
