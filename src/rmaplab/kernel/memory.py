@@ -60,7 +60,7 @@ class Memory:
                 return self._ram[part][at : at + size]
         try:
             data: bytes = self.program.read(address, size)
-        except self._fault as error:
+        except (self._fault, OverflowError) as error:
             raise BadAddress(f"{address:#x} is not kernel memory: {error}") from None
         return data
 
