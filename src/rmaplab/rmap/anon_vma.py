@@ -47,7 +47,7 @@ from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
 from rmaplab.mm.reverse_map import Attachment, ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.interval_tree import IntervalNode, IntervalTree
-from rmaplab.rmap.neighbours import may_merge_later
+from rmaplab.rmap.neighbours import mergeable_neighbours
 from rmaplab.sync.locks import RwSemaphore
 from rmaplab.sync.work import LockClass, Pool, Tally
 
@@ -136,15 +136,10 @@ class AnonVmaRmap(ReverseMap):
 
     def _neighbours_anon_vma(self, vma: VMA) -> AnonVma | None:
         """find_mergeable_anon_vma(): the next VMA first, then the previous one."""
-        tree = vma.mm.tree
-        after = tree.after(vma)
-        if after is not None and may_merge_later(vma, after):
-            anon_vma = self._shareable(after)
+        for neighbour in mergeable_neighbours(vma):
+            anon_vma = self._shareable(neighbour)
             if anon_vma is not None:
                 return anon_vma
-        before = tree.before(vma)
-        if before is not None and may_merge_later(before, vma):
-            return self._shareable(before)
         return None
 
     def _shareable(self, vma: VMA) -> AnonVma | None:

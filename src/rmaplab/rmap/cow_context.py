@@ -46,7 +46,7 @@ from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
 from rmaplab.mm.reverse_map import Attachment
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.context import ContextRmap, CowContext
-from rmaplab.rmap.neighbours import may_merge_later
+from rmaplab.rmap.neighbours import mergeable_neighbours
 
 # What a page holds: number of the context << 40 | anonymous page offset + 2**39.  The bias is there because
 # the page offset of a VMA that was moved up and then grew down may be negative.
@@ -89,15 +89,10 @@ class CowContextRmap(ContextRmap):
         self._record(vma)
 
     def _shift_of_neighbour(self, vma: VMA) -> int | None:
-        tree = vma.mm.tree
-        after = tree.after(vma)
-        if after is not None and may_merge_later(vma, after):
-            shift = self.shift_of(after)
+        for neighbour in mergeable_neighbours(vma):
+            shift = self.shift_of(neighbour)
             if shift is not None:
                 return shift
-        before = tree.before(vma)
-        if before is not None and may_merge_later(before, vma):
-            return self.shift_of(before)
         return None
 
     # Fork

@@ -10,6 +10,19 @@ from __future__ import annotations
 from rmaplab.mm.vma import PAGE_SHIFT, VM_ACCESS_FLAGS, VM_SOFTDIRTY, VMA
 
 
+def mergeable_neighbours(vma: VMA) -> list[VMA]:
+    """The VMAs beside `vma` with which it may be one later, the next first (find_mergeable_anon_vma())."""
+    tree = vma.mm.tree
+    found: list[VMA] = []
+    after = tree.after(vma)
+    if after is not None and may_merge_later(vma, after):
+        found.append(after)
+    before = tree.before(vma)
+    if before is not None and may_merge_later(before, vma):
+        found.append(before)
+    return found
+
+
 def may_merge_later(below: VMA, above: VMA) -> bool:
     """Are the two adjacent and alike but for access rights, so that mprotect() could make them one?"""
     return (
