@@ -10,7 +10,6 @@ not be done.
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
 import shutil
 import sys
@@ -35,17 +34,18 @@ from rmaplab.check.verify import verify
 from rmaplab.explore import commands as explore
 from rmaplab.kernel import cli as kernel
 from rmaplab.kernel.errors import GuestError, KernelUnavailable
+from rmaplab.measure import sources
 from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare
 from rmaplab.measure.progress import Meter
-from rmaplab.measure.report import Inputs, Source, print_report, report
+from rmaplab.measure.report import Inputs, print_report, report
+from rmaplab.measure.sources import Source
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import DESIGNS, load
 from rmaplab.trace.history import History, HistoryFormatError, HistoryWriteError, write_history
-from rmaplab.trace.importing import open_history
 from rmaplab.trace.record import RecordError, record
-from rmaplab.workloads import FAMILIES, WorkloadError, workload
+from rmaplab.workloads import FAMILIES, WorkloadError
 
 HOLDS: Final = 0
 DOES_NOT_HOLD: Final = 1
@@ -214,7 +214,7 @@ def _replay(
     """
 
     def job() -> int:
-        history, source = _from_file(recording)
+        history, source = sources.from_file(recording)
         plan = _plan(
             rmap or ["anon_vma"], leader, _profile(profile, source), check, every, folios, large_folios
         )
@@ -261,7 +261,7 @@ def _run(
     """
 
     def job() -> int:
-        history, source = _from_workload(name, parameters or [], seed)
+        history, source = sources.from_workload(name, parameters or [], seed)
         if output is not None:
             write_history(output, history)
         plan = _plan(
@@ -312,7 +312,7 @@ def _compare_command(
         if not what:
             history, source = _from_command(command, output, names)
         else:
-            history, source = _from_what(what, seed)
+            history, source = sources.find(what, seed)
         plan = _plan(
             rmap or list(COMPARED), leader, _profile(profile, source), check, every, folios, large_folios
         )
@@ -438,37 +438,6 @@ def _look_for_mutants(jobs: int, output: Path | None, json: bool) -> int:
 # Where histories come from
 
 
-def _from_what(what: Sequence[str], seed: int) -> tuple[History, Source]:
-    """A workload with its parameters, or a recording."""
-    if what[0] in FAMILIES or not os.path.exists(what[0]):
-        return _from_workload(what[0], what[1:], seed)
-    if len(what) > 1:
-        raise UsageError(f"a recording has no parameters, so {what[1]!r} means nothing after {what[0]}")
-    return _from_file(what[0])
-
-
-def _from_workload(name: str, parameters: Sequence[str], seed: int) -> tuple[History, Source]:
-    if name not in FAMILIES and ("/" in name or name.endswith(".parquet")):
-        raise UsageError(f"there is no file {name}")
-    values: dict[str, str] = {"seed": str(seed)}
-    for parameter in parameters:
-        key, equals, value = parameter.partition("=")
-        if not equals:
-            raise UsageError(f"{parameter!r} is no parameter: say NAME=VALUE")
-        values[key] = value
-    history = workload(name, values).history()
-    return history, Source(history.header.command, history.header.recorder)
-
-
-def _from_file(path: str) -> tuple[History, Source]:
-    history = open_history(path)
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    header = history.header
-    name = f"{Path(path).name}, a recording of {header.command}" if header.command else Path(path).name
-    return history, Source(name, header.recorder, header.kernel, header.faults, header.lost, digest)
-
-
 def _from_command(command: Sequence[str], output: Path | None, names: bool) -> tuple[History, Source]:
     """Record `command`; what it prints goes to stderr, because stdout is for the report."""
     with tempfile.TemporaryDirectory(prefix="rmaplab-") as directory:
@@ -483,8 +452,8 @@ def _from_command(command: Sequence[str], output: Path | None, names: bool) -> t
             with resources.as_file(
                 resources.files("rmaplab") / "data/recordings/example.parquet"
             ) as packaged:
-                return _from_file(str(packaged))
-        return _from_file(str(path))
+                return sources.from_file(str(packaged))
+        return sources.from_file(str(path))
 
 
 @contextmanager
@@ -571,7 +540,7 @@ app.add_typer(kernel.app, name="kernel")
 explore.mount(
     app,
     explore.Finders(
-        history=lambda what, seed: _from_what(what, seed)[0],
+        history=lambda what, seed: sources.find(what, seed)[0],
         profile=lambda name, history: _profile(
             name, Source(history.header.command, history.header.recorder, history.header.kernel)
         ),

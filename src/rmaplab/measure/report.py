@@ -18,26 +18,11 @@ from rmaplab.check.lockstep import ERRORS
 from rmaplab.measure.comparison import Comparison, Difference, Figures
 from rmaplab.measure.figures import Counts, DesignFigures, Objects, Work
 from rmaplab.measure.finding import line
+from rmaplab.measure.sources import Source
 
 _ERRORS = (*ERRORS, "broken")
 _REFERENCE = "anon_vma"  # whose VMAs the others are compared with
 _SHOWN = 3  # differences of one kind and design in the tables; `--json` has more
-
-
-class Source(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a history came from.
-
-    name:     the workload with its parameters, or the program that was recorded
-    sha256:   of a recording's file
-    recorder, kernel, faults, lost: from the recording's header
-    """
-
-    name: str
-    recorder: str
-    kernel: str = ""
-    faults: str = ""
-    lost: int = 0
-    sha256: str = ""
 
 
 class Inputs(msgspec.Struct, frozen=True):
