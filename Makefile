@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-SOURCES := pyproject.toml setup.py $(shell find src -name '*.py' -o -name '*.typed' -o -name '*.parquet' -o -path '*/page/*')
+SOURCES := pyproject.toml setup.py $(shell find src -name '*.py' -o -name '*.typed' -o -name '*.parquet' -o -path '*/page/*' -o -path '*/data/costs/*')
 
 .PHONY: install demo test test-verify test-kernel kernel-long bench docs lint clean
 

@@ -36,6 +36,7 @@ from rmaplab.kernel import cli as kernel
 from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.measure import sources
 from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare
+from rmaplab.measure.cost import CostError
 from rmaplab.measure.progress import Meter
 from rmaplab.measure.report import Inputs, print_report, report
 from rmaplab.measure.sources import Source
@@ -587,6 +588,7 @@ def _main(arguments: list[str]) -> int:
         HistoryWriteError,
         RecordError,
         RaceError,
+        CostError,
         KernelUnavailable,
         GuestError,
     ) as error:

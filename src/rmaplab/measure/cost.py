@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Work to time: what each kind of counted work costs on one machine.
+
+Designs and machine count; nothing there knows a nanosecond.  A `CostProfile` says what one unit of each kind
+takes on one machine's kernel, and `time_of` multiplies.  `rmaplab calibrate` measures such a profile; one
+is shipped in data/costs, and every report that speaks of time names the profile that it used.
+
+Keys
+- a tally's name ("pages zeroed"), `alloc POOL` and `free POOL`, `lock CLASS` (an acquisition and a release
+  that nobody contends, for reading or writing)
+- what only a simulation of several CPUs can count: `HANDOVER`, `CONTEXT_SWITCH`, `SHOOTDOWN`, `GRACE_PERIOD`
+
+Invariant: no count is dropped silently.  A key has a measured cost, or it stands in for another by a rule that the
+profile states, or it is a gap, which `time_of` lists with its count.  What other keys cover already (a walk is its
+nodes visited and its locks) has the cost 0, which is stated like any other.
+
+All costs are nanoseconds a unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from rmaplab.sync.work import Ledger
+
+DEFAULT: Final = "linux-6.18-2cpu"
+
+HANDOVER: Final = "handover"  # from a release on one CPU to the acquisition by one that spins on another
+CONTEXT_SWITCH: Final = "context switch"  # a task gives its CPU to another that is ready
+WAKE_UP: Final = "wake up"  # from waking a sleeper to its running on a CPU that is idle
+SHOOTDOWN: Final = "shootdown"  # other CPUs are interrupted to flush, and waited for
+GRACE_PERIOD: Final = "grace period"  # until all RCU readers have left
+REQUIRED: Final = (HANDOVER, CONTEXT_SWITCH, WAKE_UP, SHOOTDOWN, GRACE_PERIOD, "syscalls")
+
+
+class CostError(ValueError):
+    """A cost profile cannot be used; the message says why."""
+
+
+class Residual(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How well the costs tell the time of one program: nanoseconds measured and predicted."""
+
+    program: str
+    measured: float
+    predicted: float
+
+    @property
+    def ratio(self) -> float:
+        """Predicted over measured."""
+        return self.predicted / self.measured
+
+
+class CostProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What work costs on one machine.
+
+    name:      what reports call it
+    machine:   processor, number of CPUs, memory, virtual or not
+    kernel:    its release (uname -r)
+    date:      of the measurement
+    how:       how it was measured and fitted, in a sentence or two
+    costs:     nanoseconds a unit, by key
+    stand_ins: keys that were not measured, and the key whose cost they take; "alloc *" stands for all that begin so
+    origins:   by key: "measured" (a program did nothing else), "fitted", "counted elsewhere" (0: others cover it)
+    groups:    keys that no program told apart, so that a unit of each got the same cost
+    residuals: the programs of the fit
+    """
+
+    name: str
+    machine: str
+    kernel: str
+    date: str
+    how: str
+    costs: dict[str, float]
+    stand_ins: dict[str, str] = {}
+    origins: dict[str, str] = {}
+    groups: list[list[str]] = []
+    residuals: list[Residual] = []
+
+    def cost_of(self, key: str) -> float | None:
+        """Nanoseconds a unit of `key`, by its own cost or that of its stand-in; None if there is neither."""
+        cost = self.costs.get(key)
+        if cost is None:
+            stand_in = self.stand_ins.get(key)
+            if stand_in is None:
+                words = key.split()
+                for length in range(len(words) - 1, 0, -1):
+                    stand_in = self.stand_ins.get(" ".join([*words[:length], "*"]))
+                    if stand_in is not None:
+                        break
+            cost = None if stand_in is None else self.costs[stand_in]
+        return cost
+
+
+class Time(msgspec.Struct, frozen=True):
+    """Counted work as time, uncontended.
+
+    ns:   in all
+    parts: nanoseconds by key, the dearest first
+    gaps: keys without a cost, and how often they were counted: time that `ns` does not have
+    """
+
+    ns: float
+    parts: dict[str, float]
+    gaps: dict[str, int]
+
+
+def counts_of(ledger: Ledger) -> dict[str, int]:
+    """All that a ledger counted so far, by the keys of a cost profile."""
+    counts = {name: tally.count for name, tally in ledger.tallies.items()}
+    for name, pool in ledger.pools.items():
+        counts[f"alloc {name}"] = pool.allocated
+        counts[f"free {name}"] = pool.allocated - pool.live
+    for name, lock in ledger.locks.items():
+        counts[f"lock {name}"] = lock.writes + lock.reads
+    return counts
+
+
+def add_counts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sum of several counts."""
+    total: dict[str, int] = {}
+    for part in parts:
+        for key, count in part.items():
+            total[key] = total.get(key, 0) + count
+    return total
+
+
+def price(costs: CostProfile, counts: Mapping[str, int]) -> Time:
+    """`counts` (see `counts_of`) as time."""
+    parts: dict[str, float] = {}
+    gaps: dict[str, int] = {}
+    for key, count in counts.items():
+        cost = costs.cost_of(key)
+        if cost is not None:
+            parts[key] = count * cost
+        elif count:
+            gaps[key] = count
+    dearest = dict(sorted(((k, ns) for k, ns in parts.items() if ns), key=lambda part: -part[1]))
+    return Time(math.fsum(dearest.values()), dearest, gaps)
+
+
+def time_of(costs: CostProfile, *ledgers: Ledger) -> Time:
+    """The work that the ledgers counted, as time on one CPU that nobody contends with."""
+    return price(costs, add_counts(counts_of(ledger) for ledger in ledgers))
+
+
+def load_costs(name_or_path: str = "") -> CostProfile:
+    """A cost profile: a shipped one by its name ("": the default), or a file that `rmaplab calibrate -o` wrote.
+
+    :raises CostError: there is none, or it is not one
+    """
+    shipped = resources.files("rmaplab") / "data" / "costs"
+    wanted = name_or_path or DEFAULT
+    try:
+        if wanted.endswith(".json") or "/" in wanted:
+            data = Path(wanted).read_bytes()
+        else:
+            data = (shipped / f"{wanted}.json").read_bytes()
+    except FileNotFoundError:
+        names = sorted(f.name.removesuffix(".json") for f in shipped.iterdir() if f.name.endswith(".json"))
+        raise CostError(
+            f"there is no cost profile {wanted!r}: name a file that `rmaplab calibrate -o` wrote (it ends in"
+            f" .json), or one that is shipped ({', '.join(names)})"
+        ) from None
+    try:
+        profile = msgspec.json.decode(data, type=CostProfile)
+    except msgspec.DecodeError as error:
+        raise CostError(f"{wanted} is not a cost profile: {error}") from None
+    check_costs(profile, wanted)
+    return profile
+
+
+def check_costs(profile: CostProfile, where: str) -> None:
+    """:raises CostError: the profile contradicts itself"""
+
+    def wrong(what: str) -> CostError:
+        return CostError(f"the cost profile {where} cannot be used: {what}")
+
+    for field in ("name", "machine", "kernel", "date", "how"):
+        if not getattr(profile, field):
+            raise wrong(f"its {field} is empty")
+    for key, cost in profile.costs.items():
+        if not math.isfinite(cost) or cost < 0:
+            raise wrong(f"{key!r} costs {cost} ns, and a cost is a number of at least 0")
+    for key in REQUIRED:
+        if key not in profile.costs:
+            raise wrong(f"it does not say what {key!r} costs")
+    for key, stand_in in profile.stand_ins.items():
+        if stand_in not in profile.costs:
+            raise wrong(f"{key!r} is to cost what {stand_in!r} costs, which it does not say")
+    for what, keys in (("origin", profile.origins), *(("group", group) for group in profile.groups)):
+        for key in keys:
+            if key not in profile.costs:
+                raise wrong(f"it has the {what} of {key!r}, which has no cost")
+
+
+def write_costs(path: Path, profile: CostProfile) -> None:
+    """Write `profile` for people to read and `load_costs` to load; nothing half-written is left behind."""
+    check_costs(profile, str(path))
+    data = msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n"
+    beside = path.with_name(path.name + ".part")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
