@@ -20,7 +20,7 @@ SPACE = 4000  # pages that the tests play in
 
 def an_mm() -> MM:
     locks = Ledger("test").lock_class("any")
-    return MM(1, RwSemaphore(locks, None), PageTable(locks, None))
+    return MM(1, RwSemaphore(locks, None), PageTable(locks, None, Ledger("test")))
 
 
 class Naive:

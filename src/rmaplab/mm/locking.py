@@ -77,5 +77,5 @@ def lock_new_leaf(page_table: PageTable, addr: int) -> Leaf:
 def unlock_leaf(page_table: PageTable, addr: int, leaf: Leaf) -> None:
     """Unlock; a leaf without entries goes."""
     if leaf.used == 0:
-        page_table.leaves.pop(addr >> LEAF_SHIFT, None)
+        page_table.drop_leaf(addr >> LEAF_SHIFT)
     leaf.lock.unlock()

@@ -92,6 +92,7 @@ class Machine(System):
         parent = self.process(pid)
         if child_pid in self.processes:
             raise HistoryError(f"process {pid} cannot fork {child_pid}: that process exists")
+        self.syscalls.count += 1
         if flags & CLONE_VM:
             mm = parent.mm
             mm.users += 1
@@ -104,6 +105,7 @@ class Machine(System):
     def exit(self, pid: int) -> None:
         """The last thread of `pid` is gone."""
         mm = self.process(pid).mm
+        self.syscalls.count += 1
         del self.processes[pid]
         self._drop(mm)
 
@@ -133,38 +135,49 @@ class Machine(System):
         offset: int,
         at: int | None = None,
     ) -> int:
+        self.syscalls.count += 1
         return mmap.mmap(self, mm, addr, length, prot, flags, file, offset, at)
 
     def munmap(self, mm: MM, addr: int, length: int) -> int:
+        self.syscalls.count += 1
         return mmap.munmap(self, mm, addr, length)
 
     def brk(self, mm: MM, addr: int) -> int:
+        self.syscalls.count += 1
         return mmap.brk(self, mm, addr)
 
     def mprotect(self, mm: MM, addr: int, length: int, prot: int) -> int:
+        self.syscalls.count += 1
         return advice.mprotect(self, mm, addr, length, prot)
 
     def mremap(
         self, mm: MM, addr: int, old_len: int, new_len: int, flags: int, new_addr: int = 0, at: int | None = None
     ) -> int:
+        self.syscalls.count += 1
         return mremap.mremap(self, mm, addr, old_len, new_len, flags, new_addr, at)
 
     def madvise(self, mm: MM, addr: int, length: int, advice_: int) -> int:
+        self.syscalls.count += 1
         return advice.madvise(self, mm, addr, length, advice_)
 
     def mlock(self, mm: MM, addr: int, length: int, flags: int = 0) -> int:
+        self.syscalls.count += 1
         return advice.mlock(self, mm, addr, length, flags)
 
     def munlock(self, mm: MM, addr: int, length: int) -> int:
+        self.syscalls.count += 1
         return advice.munlock(self, mm, addr, length)
 
     def mlockall(self, mm: MM, flags: int) -> int:
+        self.syscalls.count += 1
         return advice.mlockall(self, mm, flags)
 
     def munlockall(self, mm: MM) -> int:
+        self.syscalls.count += 1
         return advice.munlockall(self, mm)
 
     def set_name(self, mm: MM, addr: int, length: int, name: str) -> int:
+        self.syscalls.count += 1
         return advice.set_name(self, mm, addr, length, name)
 
     # Accesses

@@ -129,6 +129,7 @@ def _new_pages(system: System, vma: VMA, page_table: PageTable, addr: int, first
     entries[:] = (pfns << PTE_SHIFT) | (_NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY)
     leaf.used += count - nr_old
     leaf.lock.unlock()
+    system.tlb_flushes.count += nr_old
     if copied:
         shared = old[(old & PTE_ANON) != 0]
         if len(shared):
@@ -274,8 +275,10 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
     left = 1
     if old == 0:
         leaf.used += 1
-    elif old & PTE_ANON:
-        left = system.drop_mapcount(old >> PTE_SHIFT)
+    else:
+        system.tlb_flushes.count += 1  # ptep_clear_flush() in wp_page_copy()
+        if old & PTE_ANON:
+            left = system.drop_mapcount(old >> PTE_SHIFT)
     leaf.lock.unlock()
     if left == 0:
         system.try_free(folios.head.m[old >> PTE_SHIFT])
@@ -387,6 +390,7 @@ def zap_range(system: System, mm: MM, start: int, end: int) -> None:
     """Remove all entries of [start, end) (unmap_page_range())."""
     leaves = mm.page_table.leaves
     removed: list[Int64s] = []
+    zapped = system.entries_zapped.count
     chunk = 0 if system.scheduler is None else system.scheduler.chunk()
     for number in mm.page_table.numbers(start, end):
         base = number << LEAF_SHIFT
@@ -403,12 +407,14 @@ def zap_range(system: System, mm: MM, start: int, end: int) -> None:
         else:
             removed.append(_zap_leaf(leaf, first, last))
             if leaf.used == 0:
-                del leaves[number]
+                mm.page_table.drop_leaf(number)
             if len(removed) == _LEAVES:
                 _release_entries(system, removed)
                 removed = []
     if removed:
         _release_entries(system, removed)
+    if system.entries_zapped.count != zapped:
+        system.tlb_flushes.count += 1
 
 
 def zap_at(system: System, mm: MM, addr: int) -> None:
@@ -574,6 +580,7 @@ def _move_entries(
         design.move_lock(vma)
     leaf = lock_leaf(page_table, old)
     if leaf is not None:
+        system.tlb_flushes.count += 1
         target = page_table.leaf(new)
         if target is not leaf:
             target = lock_new_leaf(page_table, new)
@@ -603,6 +610,7 @@ def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
     else:
         writable = PTE_EXCLUSIVE if vma.flags & VM_WRITE else 0
     page_table = vma.mm.page_table
+    protected = system.entries_protected.count
     for number in page_table.numbers(start, end):
         base = number << LEAF_SHIFT
         first = (start - base) >> PAGE_SHIFT if start > base else 0
@@ -618,6 +626,8 @@ def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
         else:
             entries &= ~PTE_WRITE
         leaf.lock.unlock()
+    if system.entries_protected.count != protected:
+        system.tlb_flushes.count += 1
 
 
 def mark_lazyfree(system: System, mm: MM, start: int, end: int) -> None:

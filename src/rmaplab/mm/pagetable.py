@@ -25,7 +25,7 @@ import numpy as np
 
 from rmaplab.mm.folio import Int64s
 from rmaplab.sync.locks import Scheduler, SpinLock
-from rmaplab.sync.work import LockClass
+from rmaplab.sync.work import Ledger, LockClass
 
 PTE_WRITE: Final = 1
 PTE_EXCLUSIVE: Final = 2
@@ -56,16 +56,24 @@ class Leaf:
 
 
 class PageTable:
-    """The page table of one address space."""
+    """The page table of one address space.  Its leaves are counted in `ledger`."""
 
-    def __init__(self, lock_class: LockClass, scheduler: Scheduler | None) -> None:
+    def __init__(self, lock_class: LockClass, scheduler: Scheduler | None, ledger: Ledger) -> None:
         self.lock_class: Final = lock_class
         self.scheduler: Final = scheduler
+        self._allocated: Final = ledger.tally("leaves allocated")
+        self._freed: Final = ledger.tally("leaves freed")
         self.leaves: dict[int, Leaf] = {}  # by address >> LEAF_SHIFT
 
     def new_leaf(self, v: Int64s, used: int) -> Leaf:
-        """A leaf that is in no table yet."""
+        """A leaf that is in no table yet (pte_alloc_one())."""
+        self._allocated.count += 1
         return Leaf(v, used, SpinLock(self.lock_class, self.scheduler))
+
+    def drop_leaf(self, number: int) -> None:
+        """The leaf has no entries any more (free_pte_range())."""
+        if self.leaves.pop(number, None) is not None:
+            self._freed.count += 1
 
     def get(self, addr: int) -> int:
         """The entry at `addr`, 0 if there is none."""
@@ -96,7 +104,7 @@ class PageTable:
         elif entry == 0:
             leaf.used -= 1
             if leaf.used == 0:
-                del self.leaves[addr >> LEAF_SHIFT]
+                self.drop_leaf(addr >> LEAF_SHIFT)
 
     def numbers(self, start: int, end: int) -> list[int]:
         """Numbers of the leaves that exist and touch [start, end), ascending."""

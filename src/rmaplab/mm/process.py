@@ -125,8 +125,9 @@ def fork_address_space(system: System, parent: MM) -> MM:
             copy.prepared = True
         copy.flags &= ~(VM_LOCKED | VM_LOCKONFAULT)
         if system.scheduler is not None:
-            # Others may look: each VMA is in its tree before its entries are copied, one VMA at a time.
-            system.tree_changes(child)
+            # Others may look: each VMA is in its tree before its entries are copied, one VMA at a time.  To Linux
+            # that is no store of its own: it copied the whole tree before (__mt_dup()).
+            system.tree_changes(child, 0)
             child.tree.insert(copy)
             if vma.prepared and not wiped:  # vma_needs_copy()
                 memory.copy_page_range(system, parent, child, vma.start, vma.end)
@@ -138,10 +139,12 @@ def fork_address_space(system: System, parent: MM) -> MM:
         elif run_start >= 0:
             memory.copy_page_range(system, parent, child, run_start, run_end)
             run_start = -1
+    system.vmas_copied.count += len(copies)
     if system.scheduler is None:
         child.tree.fill(copies)
     if run_start >= 0:
         memory.copy_page_range(system, parent, child, run_start, run_end)
+    system.tlb_flushes.count += 1  # flush_tlb_mm(), at the end of dup_mmap()
     write_unlock(child)
     write_unlock(parent)
     return child

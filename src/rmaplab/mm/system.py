@@ -137,6 +137,11 @@ class System:
         self.entries_zapped: Final = ledger.tally("entries zapped")
         self.entries_moved: Final = ledger.tally("entries moved")
         self.entries_protected: Final = ledger.tally("entries protected")
+        self.pages_freed: Final = ledger.tally("pages freed")
+        self.tlb_flushes: Final = ledger.tally("tlb flushes")
+        self.vma_tree_changes: Final = ledger.tally("vma tree changes")
+        self.vmas_copied: Final = ledger.tally("vmas copied at fork")
+        self.syscalls: Final = ledger.tally("syscalls")
         self.walks: Final = ledger.tally("rmap walks")
         self.walk_places: Final = ledger.tally("rmap places visited")
         self.walk_hits: Final = ledger.tally("rmap places that mapped")
@@ -144,7 +149,7 @@ class System:
     # Objects
 
     def new_mm(self) -> MM:
-        page_table = PageTable(self.ptl_class, self.scheduler)
+        page_table = PageTable(self.ptl_class, self.scheduler, self.ledger)
         mm = MM(self._next_mm, RwSemaphore(self.mmap_lock_class, self.scheduler), page_table)
         self._next_mm += 1
         mm.rmap = [None] * len(self.designs)
@@ -186,8 +191,9 @@ class System:
 
     # What who looks without a lock may see change
 
-    def tree_changes(self, mm: MM) -> None:
-        """The tree of `mm` is about to change."""
+    def tree_changes(self, mm: MM, nr_stores: int = 1) -> None:
+        """The tree of `mm` is about to change, by so many stores (mas_store())."""
+        self.vma_tree_changes.count += nr_stores
         if self.scheduler is not None:
             self.scheduler.point("change VMA tree", mm.tree, True)
 
@@ -314,6 +320,7 @@ class System:
         if self.nr_large == 0 and not self.slot_of:
             for design in self.designs:
                 design.folios_freed(unmapped)
+            self.pages_freed.count += len(unmapped)
             folios.free_run(unmapped)
         else:
             for pfn in unmapped:
@@ -335,6 +342,7 @@ class System:
 
     def free_folio(self, head: int) -> None:
         nr_pages = self.folios.nr_pages(head)
+        self.pages_freed.count += nr_pages
         for design in self.designs:
             design.folio_freed(head, nr_pages)
         self.ksm_pages.discard(head)
