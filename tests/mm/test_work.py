@@ -23,14 +23,15 @@ def test_system_calls_are_counted_and_faults_are_not(model: Space) -> None:
     assert counted(model, "syscalls")[0] - before == 5
 
 
-@pytest.mark.parametrize("pages", [1, 300])
-def test_a_leaf_comes_with_its_first_entry_and_goes_with_its_last(model: Space, pages: int) -> None:
+# The arena's 24th page begins another leaf.
+@pytest.mark.parametrize(("pages", "leaves"), [(1, 1), (24, 1), (100, 2)])
+def test_a_leaf_comes_with_its_first_entry_and_goes_with_its_last(model: Space, pages: int, leaves: int) -> None:
     model.map(0, pages)
     allocated, freed = counted(model, "leaves allocated", "leaves freed")
     model.write(0, pages)
-    assert counted(model, "leaves allocated", "leaves freed") == [allocated + 1, freed]
+    assert counted(model, "leaves allocated", "leaves freed") == [allocated + leaves, freed]
     model.unmap(0, pages)
-    assert counted(model, "leaves allocated", "leaves freed") == [allocated + 1, freed + 1]
+    assert counted(model, "leaves allocated", "leaves freed") == [allocated + leaves, freed + leaves]
 
 
 @pytest.mark.parametrize("pages", [1, 300])
