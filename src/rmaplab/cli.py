@@ -44,6 +44,8 @@ from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import DESIGNS, load
+from rmaplab.sweep import commands as sweep
+from rmaplab.sweep.errors import SweepError
 from rmaplab.trace.history import History, HistoryFormatError, HistoryWriteError, write_history
 from rmaplab.trace.record import RecordError, record
 from rmaplab.workloads import FAMILIES, WorkloadError
@@ -538,6 +540,7 @@ def _compare(command: str, history: History, source: Source, plan: Plan, seed: i
 
 check.mount(app, _design)
 app.add_typer(kernel.app, name="kernel")
+sweep.mount(app)
 explore.mount(
     app,
     explore.Finders(
@@ -589,6 +592,7 @@ def _main(arguments: list[str]) -> int:
         RecordError,
         RaceError,
         CostError,
+        SweepError,
         KernelUnavailable,
         GuestError,
     ) as error:

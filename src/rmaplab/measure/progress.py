@@ -54,11 +54,15 @@ class Meter:
         self._calls += 1
         if self._calls & 63:  # asking for the time is dearer than most events
             return
+        self.tell(what, done, total)
+
+    def tell(self, what: str, done: int, total: int, of: str = "events") -> None:
+        """The same where each thing done takes its time; `of` is what is counted."""
         now = time.monotonic()
         if now < self._next:
             return
         if self._bar is None:
-            print(f"rmaplab: {what}, {done:,} of {total:,} events", file=sys.stderr, flush=True)
+            print(f"rmaplab: {what}, {done:,} of {total:,} {of}", file=sys.stderr, flush=True)
             self._next = now + _LINE_EVERY
             return
         if self._task is None:

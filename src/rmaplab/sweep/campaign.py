@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A directory in which a campaign's results are kept, point by point.
+
+    DIR/campaign.json      what is to be done: name and points
+    DIR/points/KEY.json    a point that is done, with what came of it
+    DIR/results.parquet    all rows, once every point is done
+    DIR/lock               who is at it
+
+Invariants
+- A file is there complete or not at all: it is written beside its place and moved there.
+- What is in DIR depends on the specification alone: not on who worked, on what was killed meanwhile, or in which
+  order points were done.  So a campaign that was killed and started again ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import rmaplab
+from rmaplab.sweep.errors import SweepError
+from rmaplab.sweep.points import AnyPoint, Outcome, Point
+from rmaplab.sweep.spec import Spec
+
+RESULTS: Final = "results.parquet"
+
+_SCHEMA: Final = pa.schema(
+    [
+        ("point", pa.int32()),  # number within the campaign, from 0
+        ("key", pa.string()),
+        ("command", pa.string()),
+        ("history", pa.string()),
+        ("sha256", pa.string()),  # of the recording, if it is one
+        ("profile", pa.string()),
+        ("costs", pa.string()),  # cost profile, where figures are times
+        ("cpus", pa.int32()),  # simulated; 0 where nothing is
+        ("seed", pa.int64()),
+        ("version", pa.string()),
+        ("design", pa.string()),
+        ("group", pa.string()),
+        ("figure", pa.string()),
+        ("value", pa.float64()),
+        ("unit", pa.string()),
+    ]
+)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What is to be done."""
+
+    name: str
+    version: str
+    points: list[AnyPoint]
+
+
+class Done(msgspec.Struct, frozen=True):
+    """A point that is done."""
+
+    point: AnyPoint
+    version: str
+    outcome: Outcome
+
+
+class Campaign:
+    """The directory of one campaign."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory: Final = directory
+        self._points: Final = directory / "points"
+
+    @contextmanager
+    def begun(self, spec: Spec) -> Iterator[None]:
+        """Nobody else works here meanwhile.  :raises SweepError: somebody else does already"""
+        self._points.mkdir(parents=True, exist_ok=True)
+        with open(self.directory / "lock", "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise SweepError(
+                    f"another sweep works in {self.directory}: wait for it, or name another directory"
+                ) from None
+            for left in self._points.glob("*.part"):
+                left.unlink()
+            points = [point for point in spec.points if isinstance(point, AnyPoint)]
+            plan = Plan(spec.name, rmaplab.__version__, points)
+            _write(self.directory / "campaign.json", msgspec.json.format(msgspec.json.encode(plan)))
+            (self.directory / RESULTS).unlink(missing_ok=True)
+            yield
+
+    def plan(self) -> Plan:
+        """:raises SweepError: no campaign was begun here"""
+        try:
+            return msgspec.json.decode((self.directory / "campaign.json").read_bytes(), type=Plan)
+        except FileNotFoundError:
+            raise SweepError(f"{self.directory} holds no campaign: `rmaplab sweep SPEC -o DIR` makes one") from None
+        except msgspec.MsgspecError as error:
+            raise SweepError(f"{self.directory}/campaign.json was not written by rmaplab sweep: {error}") from None
+
+    def outcome(self, point: Point) -> Outcome | None:
+        """What came of a point; None if it is not done."""
+        path = self._path(point)
+        try:
+            done = msgspec.json.decode(path.read_bytes(), type=Done)
+        except FileNotFoundError:
+            return None
+        except msgspec.MsgspecError as error:
+            raise SweepError(f"{path} was not written by rmaplab sweep ({error}): remove it") from None
+        return done.outcome
+
+    def keep(self, point: Point, outcome: Outcome) -> None:
+        assert isinstance(point, AnyPoint)
+        done = Done(point, rmaplab.__version__, outcome)
+        _write(self._path(point), msgspec.json.format(msgspec.json.encode(done)))
+
+    def finish(self, spec: Spec) -> Path:
+        """Write the table of all rows."""
+        columns: dict[str, list[object]] = {name: [] for name in _SCHEMA.names}
+        for number, point in enumerate(spec.points):
+            outcome = self.outcome(point)
+            assert outcome is not None  # all are done
+            told = told_of(number, point)
+            for row in outcome.rows:
+                for name, value in (told | msgspec.structs.asdict(row)).items():
+                    columns[name].append(value)
+        path = self.directory / RESULTS
+        part = path.with_suffix(".part")
+        try:
+            pq.write_table(pa.table(columns, schema=_SCHEMA), part, compression="zstd")
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+    def _path(self, point: Point) -> Path:
+        return self._points / f"{point.key()}.json"
+
+
+def told_of(number: int, point: Point) -> dict[str, object]:
+    """The columns that all rows of a point share."""
+    return {
+        "point": number,
+        "key": point.key(),
+        "command": type(point).__name__.lower(),
+        "history": point.history_name(),
+        "sha256": " ".join(point.files.values()),
+        "profile": point.profile,
+        "costs": point.cost_profile(),
+        "cpus": point.nr_cpus(),
+        "seed": point.seed,
+        "version": rmaplab.__version__,
+    }
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_suffix(".part")
+    try:
+        part.write_bytes(content + b"\n")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

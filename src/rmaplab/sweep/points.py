@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One point of a campaign: a command with all that its result depends on, and the rows that come of it.
+
+Invariants
+- A point's rows depend on the point, the files that it names and rmaplab's version, and on nothing else: not on
+  who works it off, when, or beside what.  So they are worth keeping, and two runs give the same table.
+- A file is named in the point by path and by SHA-256: `Files` finds its contents wherever the point is worked off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Final
+
+import msgspec
+
+import rmaplab
+from rmaplab.check import race
+from rmaplab.check.verify import Plan as VerifyPlan
+from rmaplab.check.verify import verify
+from rmaplab.measure import sources
+from rmaplab.measure.comparison import FOLIOS, Difference, Plan, compare
+from rmaplab.measure.figures import Work
+from rmaplab.measure.finding import line
+from rmaplab.mm.profile import PROFILES, REFERENCE, profile_for
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.rmap import load
+from rmaplab.sweep.errors import SweepError
+
+Files = Callable[[str], str]  # from a file's name in the specification to a path that can be opened
+
+EXCUSED: Final = ("cow_context_prototype",)  # whose incompleteness is a finding about a proposal
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One figure.
+
+    design: whose it is ("": of all, or of the machine)
+    group:  what kind: "memory", "locks", "work", "walks", "walk work", "VMAs", "time", "scale", "checks"
+    """
+
+    design: str
+    group: str
+    figure: str
+    value: float
+    unit: str = ""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of a point: its figures, and what did not hold, a sentence each."""
+
+    rows: list[Row]
+    differences: list[str]
+
+
+class Point(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="command"):
+    """A command and its parameters.
+
+    profile: the kernel whose rules apply ("": the history's own, or the reference)
+    files:   SHA-256 of each file that the point names, by name; filled in by spec.py
+    """
+
+    several: ClassVar[frozenset[str]] = frozenset()  # fields that are lists, so that a list is one value
+
+    seed: int = 1
+    profile: str = ""
+    files: dict[str, str] = {}
+
+    def key(self) -> str:
+        """What the result is kept under: the same for the same point, files and version of rmaplab."""
+        text = msgspec.json.encode([rmaplab.__version__, self], order="deterministic")
+        return hashlib.sha256(text).hexdigest()[:20]
+
+    def title(self) -> str:
+        """The point in a few words, for progress and errors."""
+        raise NotImplementedError
+
+    def history_name(self) -> str:
+        """What the figures are about."""
+        return ""
+
+    def nr_cpus(self) -> int:
+        """Simulated CPUs; 0 where nothing runs side by side."""
+        return 0
+
+    def cost_profile(self) -> str:
+        """Name of what turned counts into time; empty where no figure is a time."""
+        return ""
+
+    def named_files(self) -> list[str]:
+        """Names in the point that may be those of files."""
+        return []
+
+    def expand(self) -> list[Point]:
+        """The point, or what it stands for."""
+        return [self]
+
+    def check(self, files: Files) -> None:
+        """Raise what `run` would raise because the point makes no sense."""
+        if self.profile and self.profile not in PROFILES:
+            raise SweepError(f"there is no profile {self.profile!r} (there are {', '.join(PROFILES)})")
+
+    def run(self, files: Files) -> Outcome:
+        raise NotImplementedError
+
+
+def _design(name: str, files: Files) -> type[ReverseMap]:
+    path, colon, attribute = name.partition(":")
+    return load(files(path) + colon + attribute if path.endswith(".py") else name)
+
+
+def _words(history: str, files: Files) -> list[str]:
+    """A history as the command line has it; only its first word may be a file."""
+    words = history.split()
+    if not words:
+        raise SweepError("a history is a workload with its parameters, or a file: here is an empty one")
+    return [files(words[0]), *words[1:]]
+
+
+class Compare(Point, frozen=True, kw_only=True, tag="compare"):
+    """`rmaplab compare`: designs in lockstep on one history.
+
+    folios: walked at each of 20 moments
+    """
+
+    several = frozenset({"designs", "excused"})
+
+    history: str
+    designs: tuple[str, ...]
+    large_folios: int = 0
+    folios: int = FOLIOS
+    excused: tuple[str, ...] = EXCUSED
+
+    def title(self) -> str:
+        return f"compare {self.history}, seed {self.seed}"
+
+    def history_name(self) -> str:
+        return self.history
+
+    def named_files(self) -> list[str]:
+        return [*self.history.split()[:1], *(design.partition(":")[0] for design in self.designs)]
+
+    def check(self, files: Files) -> None:
+        super().check(files)
+        sources.find(_words(self.history, files), self.seed)
+        self._plan("", files)
+
+    def _plan(self, kernel: str, files: Files) -> Plan:
+        classes = [_design(name, files) for name in self.designs]
+        if not classes:
+            raise SweepError("compare needs designs")
+        profile = PROFILES[self.profile] if self.profile else profile_for(kernel)[0]
+        return Plan(
+            classes,
+            profile,
+            folios=self.folios,
+            large_folios=self.large_folios,
+            excused=frozenset(self.excused),
+        )
+
+    def run(self, files: Files) -> Outcome:
+        history, source = sources.find(_words(self.history, files), self.seed)
+        plan = self._plan(source.kernel, files)
+        found = compare(history, plan, lambda what, done, total: None)
+        machine = found.figures.machine
+        rows = [
+            Row("", "machine", "events", machine.events),
+            Row("", "machine", "address spaces", machine.mms.made),
+            Row("", "machine", "pages at most", machine.pages.peak),
+        ]
+        for design in found.figures.designs:
+            name = design.design
+            rows += [
+                Row(name, "memory", "peak", 4 * sum(o.peak_pages for o in design.objects), "KiB"),
+                Row(name, "memory", "at the end", 4 * sum(o.end_pages for o in design.objects), "KiB"),
+                *(Row(name, "memory", f"{o.type} made", o.allocated) for o in design.objects),
+                *_work(name, "work", design.work),
+                Row(name, "walks", "walks", design.walks.walks),
+                Row(name, "walks", "places", design.walks.places),
+                Row(name, "walks", "places that map", design.walks.useful),
+                Row(name, "walks", "places in the longest", design.walks.worst),
+                Row(name, "walks", "places missed", design.walks.incomplete),
+                Row(name, "walks", "VMAs that only this visits", design.walks.additional),
+                *_work(name, "walk work", design.walk_work),
+            ]
+            if design.vmas is not None:
+                rows += [
+                    Row(name, "VMAs", "peak", design.vmas.peak),
+                    Row(name, "VMAs", "at the end", design.vmas.at_end),
+                ]
+        return Outcome(rows, [_sentence(difference) for difference in found.differences if difference.error])
+
+
+def _work(design: str, group: str, work: Work) -> Iterator[Row]:
+    """Counted work, and locks, all of them and by class."""
+    for name, count in work.tallies.items():
+        yield Row(design, group, name, count)
+    yield Row(design, group, "exclusive locks", sum(lock.writes for lock in work.locks))
+    yield Row(design, group, "shared locks", sum(lock.reads for lock in work.locks))
+
+
+def _sentence(difference: Difference) -> str:
+    return f"{difference.design or 'machine'}: {difference.kind} after event {difference.event}: {difference.what}"
+
+
+class Verify(Point, frozen=True, kw_only=True, tag="verify"):
+    """`rmaplab verify`: random histories of one seed."""
+
+    several = frozenset({"designs", "excused"})
+
+    designs: tuple[str, ...]
+    steps: int
+    every: int = 1
+    pages: int = 0
+    large_folios: int = 0
+    excused: tuple[str, ...] = EXCUSED
+
+    def title(self) -> str:
+        return f"verify {self.steps:,} steps, seed {self.seed}"
+
+    def history_name(self) -> str:
+        return f"random, {self.steps} steps, checked every {self.every}"
+
+    def named_files(self) -> list[str]:
+        return [design.partition(":")[0] for design in self.designs]
+
+    def check(self, files: Files) -> None:
+        super().check(files)
+        if self.steps <= 0:
+            raise SweepError("verify needs steps: how many events to try")
+        if not self.designs:
+            raise SweepError("verify needs designs")
+        for name in self.designs:
+            _design(name, files)
+
+    def run(self, files: Files) -> Outcome:
+        plan = VerifyPlan(
+            designs=tuple(_path(name, files) for name in self.designs),
+            profile=self.profile or REFERENCE,
+            seed=self.seed,
+            steps=self.steps,
+            every=self.every,
+            pages=self.pages,
+            large_folios=self.large_folios,
+            excused=frozenset(self.excused),
+        )
+        found = verify(plan)
+        counts = found.counts
+        rows = [
+            Row("", "checks", "histories", found.histories),
+            Row("", "checks", "steps", found.steps),
+            Row("", "checks", "steps played again in runs and page by page", found.compared),
+            Row("", "checks", "moments", counts.checks),
+            Row("", "checks", "entries", counts.entries),
+        ]
+        for name, walks in counts.designs.items():
+            rows += [
+                Row(name, "walks", "walks", walks.walks),
+                Row(name, "walks", "places", walks.places),
+                Row(name, "walks", "places that map", walks.useful),
+                Row(name, "walks", "places missed", walks.incomplete),
+            ]
+        differences = []
+        if found.failure is not None:
+            script = "; ".join(line(event) for event in found.failure.events)
+            differences.append(f"{found.failure.design or 'machine'}: {found.failure.what} ({script})")
+        return Outcome(rows, differences)
+
+
+def _path(design: str, files: Files) -> str:
+    path, colon, attribute = design.partition(":")
+    return files(path) + colon + attribute if path.endswith(".py") else design
+
+
+class Race(Point, frozen=True, kw_only=True, tag="race"):
+    """`rmaplab race`: one design under every interleaving of each scenario whose name contains `scenario`."""
+
+    scenario: str
+    design: str
+
+    def title(self) -> str:
+        return f"race {self.scenario}, {self.design}"
+
+    def history_name(self) -> str:
+        return self.scenario
+
+    def named_files(self) -> list[str]:
+        return [self.design.partition(":")[0]]
+
+    def expand(self) -> list[Point]:
+        return [msgspec.structs.replace(self, scenario=name) for name in race.chosen([self.scenario])]
+
+    def check(self, files: Files) -> None:
+        super().check(files)
+        race.chosen([self.scenario])
+        _design(self.design, files)
+
+    def run(self, files: Files) -> Outcome:
+        design = _design(self.design, files)
+        verdict = race.run(self.scenario, design)
+        rows = [
+            Row(design.name, "checks", "interleavings", verdict.interleavings),
+            Row(design.name, "checks", "steps", verdict.steps),
+            Row(design.name, "checks", "exhausted", int(verdict.exhausted)),
+        ]
+        differences = [
+            f"{design.name}: {self.scenario}: {broken.error} (path {broken.path})" for broken in verdict.broken
+        ]
+        if not verdict.exhausted:
+            differences.append(f"{design.name}: {self.scenario}: not every interleaving was tried")
+        return Outcome(rows, differences)
+
+
+AnyPoint = Compare | Verify | Race
+KINDS: Final[dict[str, type[Point]]] = {"compare": Compare, "verify": Verify, "race": Race}
