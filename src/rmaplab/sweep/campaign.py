@@ -15,8 +15,9 @@ Invariants
 from __future__ import annotations
 
 import fcntl
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -91,7 +92,7 @@ class Campaign:
                 left.unlink()
             points = [point for point in spec.points if isinstance(point, AnyPoint)]
             plan = Plan(spec.name, rmaplab.__version__, points)
-            _write(self.directory / "campaign.json", msgspec.json.format(msgspec.json.encode(plan)))
+            write_whole(self.directory / "campaign.json", msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
             (self.directory / RESULTS).unlink(missing_ok=True)
             yield
 
@@ -118,32 +119,31 @@ class Campaign:
     def keep(self, point: Point, outcome: Outcome) -> None:
         assert isinstance(point, AnyPoint)
         done = Done(point, rmaplab.__version__, outcome)
-        _write(self._path(point), msgspec.json.format(msgspec.json.encode(done)))
+        write_whole(self._path(point), msgspec.json.format(msgspec.json.encode(done)) + b"\n")
 
     def finish(self, spec: Spec) -> Path:
         """Write the table of all rows."""
-        columns: dict[str, list[object]] = {name: [] for name in _SCHEMA.names}
-        for number, point in enumerate(spec.points):
-            outcome = self.outcome(point)
-            assert outcome is not None  # all are done
-            told = told_of(number, point)
-            for row in outcome.rows:
-                for name, value in (told | msgspec.structs.asdict(row)).items():
-                    columns[name].append(value)
+        table = pa.Table.from_pylist(list(self.rows(spec.points)), schema=_SCHEMA)
         path = self.directory / RESULTS
-        part = path.with_suffix(".part")
-        try:
-            pq.write_table(pa.table(columns, schema=_SCHEMA), part, compression="zstd")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        written = io.BytesIO()
+        pq.write_table(table, written, compression="zstd")
+        write_whole(path, written.getvalue())
         return path
+
+    def rows(self, points: Sequence[Point]) -> Iterator[dict[str, object]]:
+        """The rows of the points that are done, with the columns of the table."""
+        for number, point in enumerate(points):
+            outcome = self.outcome(point)
+            if outcome is not None:
+                told = told_of(number, point, outcome)
+                for row in outcome.rows:
+                    yield told | msgspec.structs.asdict(row)
 
     def _path(self, point: Point) -> Path:
         return self._points / f"{point.key()}.json"
 
 
-def told_of(number: int, point: Point) -> dict[str, object]:
+def told_of(number: int, point: Point, outcome: Outcome) -> dict[str, object]:
     """The columns that all rows of a point share."""
     return {
         "point": number,
@@ -151,18 +151,19 @@ def told_of(number: int, point: Point) -> dict[str, object]:
         "command": type(point).__name__.lower(),
         "history": point.history_name(),
         "sha256": " ".join(point.files.values()),
-        "profile": point.profile,
-        "costs": point.cost_profile(),
+        "profile": outcome.profile,
+        "costs": outcome.costs,
         "cpus": point.nr_cpus(),
         "seed": point.seed,
         "version": rmaplab.__version__,
     }
 
 
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_suffix(".part")
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there complete or not at all."""
+    part = path.with_name(f"{path.name}.part")
     try:
-        part.write_bytes(content + b"\n")
+        part.write_bytes(content)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -14,8 +14,9 @@ from rich.console import Console
 
 import rmaplab
 from rmaplab.measure.progress import Meter
-from rmaplab.sweep.campaign import Campaign
+from rmaplab.sweep.campaign import Campaign, write_whole
 from rmaplab.sweep.errors import SweepError
+from rmaplab.sweep.findings import Findings, findings, sentences
 from rmaplab.sweep.points import Outcome, Point
 from rmaplab.sweep.spec import Spec, read_spec
 from rmaplab.sweep.workers import Result, on_cluster, on_this_machine
@@ -61,6 +62,25 @@ class Told(msgspec.Struct, frozen=True):
     differences: list[Difference]
 
 
+class ReportFigures(msgspec.Struct, frozen=True):
+    """The page, how many points it is about, and its findings in words."""
+
+    page: str
+    points: int
+    findings: list[str]
+
+
+class Reported(msgspec.Struct, frozen=True):
+    """What `report --json` prints."""
+
+    command: str
+    version: str
+    inputs: Inputs
+    holds: bool
+    figures: ReportFigures
+    differences: list[Difference]
+
+
 def mount(app: typer.Typer) -> None:
     """Add the commands to `app`."""
 
@@ -101,6 +121,58 @@ def mount(app: typer.Typer) -> None:
 
         return job
 
+    @app.command("report", short_help="Write the report on a campaign: who wins where.")
+    def _report(
+        directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where `rmaplab sweep` kept its results.")],
+        output: Annotated[
+            Path | None,
+            typer.Option("--output", "-o", metavar="PAGE", help="The HTML page to write (default: DIR/report.html)."),
+        ] = None,
+        markdown: Annotated[
+            Path | None, typer.Option("--markdown", metavar="F", help="Write Markdown to F, instead of the page.")
+        ] = None,
+        json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    ) -> Job:
+        """Write one self-contained page: findings first, then plots and tables, and where every figure comes from.
+
+        \b
+        Examples:
+          rmaplab report results
+          rmaplab report results --markdown results.md
+        """
+
+        def job() -> int:
+            from rmaplab.sweep import page  # what draws is slow to import
+
+            found = findings(directory)
+            if markdown is not None:
+                path, text = markdown, page.markdown(found, f"rmaplab report {directory} --markdown {markdown}")
+            else:
+                path, text = output or directory / "report.html", page.html(found)
+            write_whole(path, text.encode())
+            told = _reported(found, directory, path)
+            if json:
+                print(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+            else:
+                for sentence in told.figures.findings:
+                    print(sentence)
+                print(f"wrote {path}")
+            return 0 if told.holds else 1
+
+        return job
+
+
+def _reported(found: Findings, directory: Path, path: Path) -> Reported:
+    differences = [Difference(differing.title, differing.what) for differing in found.differences]
+    differences += [Difference(title, "is not done") for title in found.undone]
+    figures = ReportFigures(str(path), len(found.points), sentences(found))
+    inputs = Inputs(str(directory), found.plan.name, len(found.plan.points))
+    return Reported("report", _version(), inputs, found.holds, figures, differences)
+
+
+def _version() -> str:
+    return f"{rmaplab.__version__} ({rmaplab.build_info()})"
+
 
 def _work_off(spec: Spec, path: Path, campaign: Campaign, jobs: int, scheduler: str) -> Told:
     outcomes: dict[int, Outcome] = {}
@@ -139,8 +211,7 @@ def _work_off(spec: Spec, path: Path, campaign: Campaign, jobs: int, scheduler: 
         rows=sum(len(outcome.rows) for outcome in outcomes.values()),
     )
     inputs = Inputs(str(path), spec.name, len(spec.points))
-    version = f"{rmaplab.__version__} ({rmaplab.build_info()})"
-    return Told("sweep", version, inputs, not differences, figures, differences)
+    return Told("sweep", _version(), inputs, not differences, figures, differences)
 
 
 def _results(left: dict[int, Point], spec: Spec, jobs: int, scheduler: str) -> Iterator[Result]:

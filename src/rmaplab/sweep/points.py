@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import ClassVar, Final
 
 import msgspec
@@ -48,10 +49,16 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of a point: its figures, and what did not hold, a sentence each."""
+    """What came of a point: its figures, and what did not hold, a sentence each.
+
+    profile: the kernel whose rules applied
+    costs:   the cost profile that turned counts into time ("" where no figure is a time)
+    """
 
     rows: list[Row]
     differences: list[str]
+    profile: str
+    costs: str = ""
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="command"):
@@ -83,10 +90,6 @@ class Point(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def nr_cpus(self) -> int:
         """Simulated CPUs; 0 where nothing runs side by side."""
         return 0
-
-    def cost_profile(self) -> str:
-        """Name of what turned counts into time; empty where no figure is a time."""
-        return ""
 
     def named_files(self) -> list[str]:
         """Names in the point that may be those of files."""
@@ -133,10 +136,11 @@ class Compare(Point, frozen=True, kw_only=True, tag="compare"):
     excused: tuple[str, ...] = EXCUSED
 
     def title(self) -> str:
-        return f"compare {self.history}, seed {self.seed}"
+        return f"compare {self.history_name()}, seed {self.seed}"
 
     def history_name(self) -> str:
-        return self.history
+        first, space, parameters = self.history.partition(" ")
+        return Path(first).name + space + parameters
 
     def named_files(self) -> list[str]:
         return [*self.history.split()[:1], *(design.partition(":")[0] for design in self.designs)]
@@ -189,7 +193,8 @@ class Compare(Point, frozen=True, kw_only=True, tag="compare"):
                     Row(name, "VMAs", "peak", design.vmas.peak),
                     Row(name, "VMAs", "at the end", design.vmas.at_end),
                 ]
-        return Outcome(rows, [_sentence(difference) for difference in found.differences if difference.error])
+        wrong = [_sentence(difference) for difference in found.differences if difference.error]
+        return Outcome(rows, wrong, plan.profile.name)
 
 
 def _work(design: str, group: str, work: Work) -> Iterator[Row]:
@@ -265,7 +270,7 @@ class Verify(Point, frozen=True, kw_only=True, tag="verify"):
         if found.failure is not None:
             script = "; ".join(line(event) for event in found.failure.events)
             differences.append(f"{found.failure.design or 'machine'}: {found.failure.what} ({script})")
-        return Outcome(rows, differences)
+        return Outcome(rows, differences, plan.profile)
 
 
 def _path(design: str, files: Files) -> str:
@@ -309,7 +314,7 @@ class Race(Point, frozen=True, kw_only=True, tag="race"):
         ]
         if not verdict.exhausted:
             differences.append(f"{design.name}: {self.scenario}: not every interleaving was tried")
-        return Outcome(rows, differences)
+        return Outcome(rows, differences, REFERENCE)
 
 
 AnyPoint = Compare | Verify | Race

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the rows of a campaign say: per measure and history a figure for each design, who wins, and where.
+
+A *measure* is something that one would choose a design by.  Figures of several seeds become their median.  The
+designs are compared with `anon_vma`, what Linux has; a design wins or loses where it is off by more than `TIE`.
+
+Invariant: every figure knows the points that it is from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, NamedTuple
+
+import pyarrow.parquet as pq
+
+from rmaplab.sweep.campaign import RESULTS, Campaign, Plan, told_of
+from rmaplab.sweep.errors import SweepError
+
+REFERENCE: Final = "anon_vma"
+PROPOSAL: Final = "cow_context"
+TIE: Final = 0.02  # a difference of this share of the reference's figure, or less, is none
+
+_COMPARED: Final = frozenset({"compare", "scale"})  # commands whose figures say how good a design is
+
+Figures = Mapping[tuple[str, str], float]  # by group and name of a figure
+
+
+class Measure(NamedTuple):
+    """Something to choose a design by.
+
+    name, unit, what: how it is called, what it counts in, and what it is, in a sentence
+    higher: more is better
+    of:     its value from the figures of one point and design; None where they have none
+    """
+
+    name: str
+    unit: str
+    what: str
+    higher: bool
+    of: Callable[[Figures], float | None]
+
+
+class Figure(NamedTuple):
+    """A value, and the numbers of the points that it is the median of."""
+
+    value: float
+    points: tuple[int, ...]
+
+
+class Line(NamedTuple):
+    """One history's figures in one measure, by design; `cpus` is 0 where nothing was simulated."""
+
+    history: str
+    cpus: int
+    figures: Mapping[str, Figure]
+
+    @property
+    def label(self) -> str:
+        return f"{self.history}, {self.cpus} CPUs" if self.cpus else self.history
+
+    def ratio(self, design: str) -> float | None:
+        """The design's figure over the reference's; None if either is missing, or they cannot be divided."""
+        mine, theirs = self.figures.get(design), self.figures.get(REFERENCE)
+        if mine is None or theirs is None or theirs.value == 0:
+            return None
+        return mine.value / theirs.value
+
+
+class Table(NamedTuple):
+    """A measure with all histories that have it."""
+
+    measure: Measure
+    designs: list[str]
+    lines: list[Line]
+
+    def winner(self, line: Line) -> str:
+        """Who is best in a line; "" where the best two are level."""
+        best = sorted(line.figures, key=lambda design: line.figures[design].value, reverse=self.measure.higher)
+        if len(best) < 2:
+            return ""
+        first, second = (line.figures[design].value for design in best[:2])
+        return "" if abs(first - second) <= TIE * max(abs(first), abs(second)) else best[0]
+
+    def outcome(self, line: Line, design: str) -> str:
+        """ "better", "worse" or "level": a design against the reference; "" where that cannot be said."""
+        mine, theirs = line.figures.get(design), line.figures.get(REFERENCE)
+        if mine is None or theirs is None:
+            return ""
+        if abs(mine.value - theirs.value) <= TIE * abs(theirs.value):
+            return "level"
+        return "better" if (mine.value > theirs.value) == self.measure.higher else "worse"
+
+
+class Differing(NamedTuple):
+    """Something that does not hold, and the point where."""
+
+    point: int
+    title: str
+    what: str
+
+
+class Findings(NamedTuple):
+    """What a campaign found.
+
+    points: number, title and the columns that tell where a figure came from, by point
+    undone: titles of points that are not done
+    """
+
+    plan: Plan
+    points: list[dict[str, Any]]
+    tables: list[Table]
+    differences: list[Differing]
+    undone: list[str]
+
+    @property
+    def holds(self) -> bool:
+        return not self.differences and not self.undone
+
+
+def _figure(group: str, name: str, scale: float = 1) -> Callable[[Figures], float | None]:
+    def of(figures: Figures) -> float | None:
+        value = figures.get((group, name))
+        return None if value is None else value * scale
+
+    return of
+
+
+def _share(group: str, part: str, whole: str) -> Callable[[Figures], float | None]:
+    def of(figures: Figures) -> float | None:
+        above, below = figures.get((group, part)), figures.get((group, whole))
+        return None if above is None or not below else above / below
+
+    return of
+
+
+def _complete(of: Callable[[Figures], float | None]) -> Callable[[Figures], float | None]:
+    """A walk that misses a place is not a short walk."""
+    return lambda figures: None if figures.get(("walks", "places missed")) else of(figures)
+
+
+MEASURES: Final = (
+    Measure("memory", "KiB", "slab pages of its own objects, at most at any time", False, _figure("memory", "peak")),
+    Measure("exclusive locks", "", "taken for the history", False, _figure("work", "exclusive locks")),
+    Measure("shared locks", "", "taken for the history", False, _figure("work", "shared locks")),
+    Measure("walk", "places", "visited in a walk, on average", False, _complete(_share("walks", "places", "walks"))),
+    Measure("longest walk", "places", "visited in the longest walk", False,
+            _complete(_figure("walks", "places in the longest"))),
+    Measure("missed", "places", "that map the folio and that walks did not visit", False,
+            _figure("walks", "places missed")),
+    Measure("VMAs", "", "at most, where the design decides what may merge", False, _figure("VMAs", "peak")),
+)  # fmt: skip
+
+
+def findings(directory: Path) -> Findings:
+    """What the campaign in `directory` found so far.
+
+    :raises SweepError: it holds no campaign, or nothing is done
+    """
+    campaign = Campaign(directory)
+    plan = campaign.plan()
+    rows = _rows(campaign, plan)
+    differences, undone = [], []
+    points = []
+    for number, point in enumerate(plan.points):
+        outcome = campaign.outcome(point)
+        if outcome is None:
+            undone.append(point.title())
+            continue
+        differences += [Differing(number, point.title(), what) for what in outcome.differences]
+        points.append(told_of(number, point, outcome) | {"title": point.title()})
+    if not points:
+        raise SweepError(f"nothing is done in {directory} yet: `rmaplab sweep` does it")
+    return Findings(plan, points, tables(rows), differences, undone)
+
+
+def _rows(campaign: Campaign, plan: Plan) -> list[dict[str, Any]]:
+    """All rows: of the table if it is complete, else of the points that are done."""
+    path = campaign.directory / RESULTS
+    if path.is_file():
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        return rows
+    return list(campaign.rows(plan.points))
+
+
+def tables(rows: Iterable[Mapping[str, Any]]) -> list[Table]:
+    """The measures that the rows have figures for."""
+    figures: dict[tuple[str, int, str, int], dict[tuple[str, str], float]] = {}
+    for row in rows:
+        if row["design"] and row["command"] in _COMPARED:
+            place = (row["history"], row["cpus"], row["design"], row["point"])
+            figures.setdefault(place, {})[row["group"], row["figure"]] = row["value"]
+    found = []
+    for measure in MEASURES:
+        values: dict[tuple[str, int], dict[str, list[tuple[float, int]]]] = {}
+        for (history, cpus, design, point), of_point in figures.items():
+            value = measure.of(of_point)
+            if value is not None:
+                values.setdefault((history, cpus), {}).setdefault(design, []).append((value, point))
+        if not any(value for of_line in values.values() for of_design in of_line.values() for value, _ in of_design):
+            continue  # nothing of the kind happened
+        lines = [
+            Line(history, cpus, {design: _median(of_design) for design, of_design in of_line.items()})
+            for (history, cpus), of_line in values.items()
+        ]
+        designs = list(dict.fromkeys(design for line in lines for design in line.figures))
+        found.append(Table(measure, designs, lines))
+    return found
+
+
+def _median(values: list[tuple[float, int]]) -> Figure:
+    return Figure(median(value for value, _ in values), tuple(sorted({point for _, point in values})))
+
+
+def sentences(found: Findings) -> list[str]:
+    """The findings in words: each design against the reference in each measure, with its best and its worst."""
+    told = []
+    for table in found.tables:
+        for design in table.designs:
+            if design != REFERENCE:
+                sentence = _sentence(table, design)
+                if sentence:
+                    told.append(sentence)
+    return told
+
+
+def _sentence(table: Table, design: str) -> str:
+    outcomes = [(table.outcome(line, design), line) for line in table.lines]
+    outcomes = [(outcome, line) for outcome, line in outcomes if outcome]
+    if not outcomes:
+        return ""
+    count = {kind: sum(outcome == kind for outcome, _ in outcomes) for kind in ("better", "level", "worse")}
+    ratios = sorted(
+        (ratio, line.label) for _, line in outcomes if (ratio := line.ratio(design)) is not None
+    )
+    if count["level"] == len(outcomes):
+        return f"{table.measure.name}: {design} is level with {REFERENCE} on all {len(outcomes)} histories."
+    text = (
+        f"{table.measure.name}: {design} is better than {REFERENCE} on {count['better']} of"
+        f" {len(outcomes)} histories,"
+        f" level on {count['level']}, worse on {count['worse']}"
+    )
+    if ratios:
+        (low, where_low), (high, where_high) = ratios[0], ratios[-1]
+        text += f"; its figure is {median(r for r, _ in ratios):.2f} times {REFERENCE}'s at the median"
+        if len(ratios) > 1:
+            text += f", from {low:.2f} ({where_low}) to {high:.2f} ({where_high})"
+    return text + "."
+
+
+def losses(found: Findings, design: str = PROPOSAL) -> list[tuple[Table, Line]]:
+    """Where a design is worse than the reference, the worst first within each measure."""
+    lost = []
+    for table in found.tables:
+        lines = [line for line in table.lines if table.outcome(line, design) == "worse"]
+        lines.sort(key=lambda line: line.ratio(design) or float("inf"), reverse=not table.measure.higher)
+        lost += [(table, line) for line in lines]
+    return lost
