@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the documentation shows is what happens.
 
-Blocks of one page run in order, in one directory.  A `python` block whose first line is a comment with a file
-name becomes that file; other `python` blocks are run.  A `console` block holds commands after "$ " and what
+Blocks of one page run in order, in one directory.  A `python` or `toml` block whose first line is a comment with a
+file name becomes that file; other `python` blocks are run.  A `console` block holds commands after "$ " and what
 they print on stdout, where a line `...` stands for any number of lines, and `...` within a line for
 anything in it.
 """
@@ -24,7 +24,7 @@ from rmaplab.trace.history import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-_BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(python|toml|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -70,10 +70,11 @@ def test_examples_do_what_the_page_says(page: Path, tmp_path: Path, environment:
     names: dict[str, object] = {}
     status = 0
     for kind, block in blocks(page):
-        named = re.match(r"# (\S+\.py)\n", block)
-        if kind == "python" and named:
+        named = re.match(r"# (\S+\.(?:py|toml))\n", block)
+        if kind != "console" and named:
             (directory / named[1]).write_text(block)
-        elif kind == "python":
+        elif kind != "console":
+            assert kind == "python", "a block of TOML begins with a comment that names its file"
             exec(compile(block, str(page), "exec"), names)
         else:
             for command, expected in commands(block):
