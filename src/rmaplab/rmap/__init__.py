@@ -17,6 +17,7 @@ from typing import Final
 
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap.anon_vma import AnonVmaRmap
+from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
 from rmaplab.rmap.page_scan import PageScanRmap
@@ -25,6 +26,7 @@ __all__ = ["DESIGNS", "ENTRY_POINT_GROUP", "load"]
 
 DESIGNS: Final[dict[str, type[ReverseMap]]] = {
     "anon_vma": AnonVmaRmap,
+    "anon_vma_lazy": AnonVmaLazyRmap,
     "cow_context": CowContextRmap,
     "cow_context_prototype": CowContextPrototypeRmap,
     "page_scan": PageScanRmap,

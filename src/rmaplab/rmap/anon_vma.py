@@ -124,9 +124,7 @@ class AnonVmaRmap(ReverseMap):
         # mprotect() to and fro does not leave them apart for good.
         anon_vma = self._neighbours_anon_vma(vma)
         if anon_vma is None:
-            anon_vma = self._new_anon_vma()
-            anon_vma.rwsem = RwSemaphore(self.lock_class, self.scheduler)
-            anon_vma.num_children = 1  # itself
+            anon_vma = self._new_root_anon_vma()
         family = Family(anon_vma)
         self._lock(anon_vma)
         vma.rmap[self.slot] = family
@@ -146,7 +144,7 @@ class AnonVmaRmap(ReverseMap):
         """reusable_anon_vma(): only that of a VMA with a single link.  One that was inherited would bring
         its parent's pages along, for which the other VMA has no AVC."""
         family = self._family(vma)
-        if family is not None and len(family.chain) == 1:
+        if family is not None and self._never_forked(family):
             return family.anon_vma
         return None
 
@@ -164,13 +162,8 @@ class AnonVmaRmap(ReverseMap):
         if family.anon_vma is not None:
             self.reused.count += 1
             return
-        anon_vma = self._new_anon_vma()
+        anon_vma = self._new_child_anon_vma(inherited)
         anon_vma.num_active_vmas = 1
-        root = inherited.family_root
-        anon_vma.family_root = root
-        anon_vma.rwsem = root.rwsem
-        anon_vma.parent = inherited
-        root.refcount += 1  # the lock lives in the root
         family.anon_vma = anon_vma
         self._lock(anon_vma)
         self._link(family, child, anon_vma)
@@ -199,7 +192,9 @@ class AnonVmaRmap(ReverseMap):
         # vma_prepare() of mm/vma.c: the keys are about to change, so all AVCs leave their trees.
         family = self._family(vma)
         beside = None if neighbour is None else self._family(neighbour)
-        self._lock(_anon_vma_of_either(family, beside))
+        anon_vma = _linked_anon_vma(family, beside)
+        if anon_vma is not None:
+            self._lock(anon_vma)
         self._take_out(family)
         self._take_out(beside)
 
@@ -209,7 +204,9 @@ class AnonVmaRmap(ReverseMap):
         self._put_back(family, vma)
         if neighbour is not None:
             self._put_back(beside, neighbour)
-        self._unlock(_anon_vma_of_either(family, beside))
+        anon_vma = _linked_anon_vma(family, beside)
+        if anon_vma is not None:
+            self._unlock(anon_vma)
 
     def _take_out(self, family: Family | None) -> None:
         if family is not None:
@@ -258,11 +255,15 @@ class AnonVmaRmap(ReverseMap):
         """unlink_anon_vmas()."""
         family = cast(Family, vma.rmap[self.slot])
         vma.rmap[self.slot] = None
-        active = family.anon_vma
-        assert active is not None
+        self._unlink_chain(family)
+
+    def _unlink_chain(self, family: Family) -> None:
         chain = family.chain
+        if not chain:
+            return
+        first = chain[0].anon_vma
         emptied = 0
-        self._lock(active)
+        self._lock(first)
         i = len(chain) - 1  # the newest first: a parent must be there when its child is freed
         while i >= 0:
             avc = chain[i]
@@ -272,8 +273,9 @@ class AnonVmaRmap(ReverseMap):
                 anon_vma.parent.num_children -= 1
                 emptied += 1
             i -= 1
-        active.num_active_vmas -= 1
-        self._unlock(active)
+        if family.anon_vma is not None:
+            family.anon_vma.num_active_vmas -= 1
+        self._unlock(first)
         if emptied:
             # Freed only now: the last reference to a root may go with it, and its lock with that.
             i = len(chain) - 1
@@ -310,7 +312,7 @@ class AnonVmaRmap(ReverseMap):
         for link in source.chain:
             anon_vma = link.anon_vma
             self._link(family, vma, anon_vma)
-            if own is None and anon_vma.num_children < 2 and anon_vma.num_active_vmas == 0:
+            if own is None and is_unused(anon_vma):
                 own = anon_vma
         if own is not None:
             own.num_active_vmas += 1
@@ -326,6 +328,21 @@ class AnonVmaRmap(ReverseMap):
             anon_vma = AnonVma(len(self.anon_vmas))
             self.anon_vmas.append(anon_vma)
         self.anon_vma_pool.alloc()
+        return anon_vma
+
+    def _new_root_anon_vma(self) -> AnonVma:
+        anon_vma = self._new_anon_vma()
+        anon_vma.rwsem = RwSemaphore(self.lock_class, self.scheduler)
+        anon_vma.num_children = 1  # itself
+        return anon_vma
+
+    def _new_child_anon_vma(self, parent: AnonVma) -> AnonVma:
+        anon_vma = self._new_anon_vma()
+        root = parent.family_root
+        anon_vma.family_root = root
+        anon_vma.rwsem = root.rwsem
+        anon_vma.parent = parent
+        root.refcount += 1  # the lock lives in the root
         return anon_vma
 
     def _put(self, anon_vma: AnonVma) -> None:
@@ -436,8 +453,11 @@ class AnonVmaRmap(ReverseMap):
             return
         number: int = self.anchor.m[pfn]
         anon_vma = self.anon_vmas[number]
-        if anon_vma is None:
-            return
+        if anon_vma is not None:
+            yield from self._walk_anon_vma(anon_vma, pfn)
+
+    def _walk_anon_vma(self, anon_vma: AnonVma, pfn: int) -> Iterator[tuple[VMA, int]]:
+        """rmap_walk_anon()."""
         first: int = self.folios.index.m[pfn]
         last = first + self.folios.nr_pages(pfn) - 1
         rwsem = anon_vma.rwsem
@@ -481,27 +501,37 @@ class AnonVmaRmap(ReverseMap):
         there = self._family(existing)
         if self.profile.relaxed_anon_merge:
             if family is not None and there is None:
-                return growing or len(family.chain) == 1  # who only grows hands no chain to anybody
+                return growing or self._never_forked(family)  # who only grows hands no chain to anybody
             if family is None and there is not None:
-                return len(there.chain) == 1
-        elif (family is None or there is None) and there is not None and len(there.chain) == 1:
+                return self._never_forked(there)
+        elif family is None and there is not None and self._never_forked(there):
             return True
-        return _same_anon_vma(family, there)
+        if family is None or there is None:
+            return family is there
+        return self._same(family, there)
 
     def can_join(self, prev: VMA, next: VMA) -> bool:
         family = self._family(prev)
         beside = self._family(next)
-        return family is None or beside is None or family.anon_vma is beside.anon_vma
+        return family is None or beside is None or self._same(family, beside)
+
+    def _same(self, family: Family, other: Family) -> bool:
+        """Do new pages of the two go to the same place?"""
+        return family.anon_vma is other.anon_vma
+
+    def _never_forked(self, family: Family) -> bool:
+        """list_is_singular(): it has no links but that to its own anon_vma."""
+        return len(family.chain) == 1
 
 
-def _same_anon_vma(family: Family | None, other: Family | None) -> bool:
-    if family is None or other is None:
-        return family is other
-    return family.anon_vma is other.anon_vma
+def is_unused(anon_vma: AnonVma) -> bool:
+    """May a fork take it over?  No VMA puts pages into it, and it has at most one child."""
+    return anon_vma.num_children < 2 and anon_vma.num_active_vmas == 0
 
 
-def _anon_vma_of_either(family: Family | None, beside: Family | None) -> AnonVma:
-    """Whose root to lock for a change of geometry: one of the two VMAs is prepared."""
-    some = beside if family is None else family
-    assert some is not None and some.anon_vma is not None
-    return some.anon_vma
+def _linked_anon_vma(family: Family | None, beside: Family | None) -> AnonVma | None:
+    """Whose root to lock for a change of geometry: the two VMAs are of one hierarchy, or one has no links."""
+    for some in (family, beside):
+        if some is not None and some.chain:
+            return some.chain[0].anon_vma
+    return None

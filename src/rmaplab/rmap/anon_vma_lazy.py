@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Design `anon_vma_lazy`: no anon_vma until somebody forks, after the series ANON_VMA_LAZY of May 2026.
+
+The series (linux-mm, "mm: introduce ANON_VMA_LAZY for deferred anon_vma creation", 15 patches of 27 May 2026; not
+merged) says of itself: a folio's mapping points to a *root VMA* until an anon_vma is needed; fork gives the parent's
+VMA a regular anon_vma first; the child's VMA is linked with its parent's anon_vmas, but gets none of its own
+(ANON_VMA_TREE_PARENT) until it forks, too; VMAs are kept alive by references.  How it keeps walks complete is not
+said, and reviewers asked.  The rules below that answer this are ours, and marked so.
+
+    VMA ──▶ root VMA ◀── folios that this VMA's process mapped first     before anybody forked: nothing else
+               │
+               ▼ once needed
+            anon_vma ◀── AVC ── VMA                                      from then on as in anon_vma.py
+
+A VMA is *lazy* as long as its new pages go to a root VMA.  Its chain then has no link of its own: it is empty, or
+has what it inherited.
+
+Data
+- `RootVma`: the VMA that folios point to.  Where pages of it are is said by two numbers: its address space, and
+  what to add to a page offset to get an address there.  VMAs that were split from it, merged with it or share it as
+  a neighbour have the same two (ours).  It cannot be freed as long as folios may point to it; what is kept of VMAs
+  that are gone is counted as `vm_area_struct, pinned`.
+- `LazyFamily`: a VMA's share (see anon_vma.py), with its root VMA.
+- for each page: the number of an anon_vma, or of a root VMA, which is negative.
+
+Invariants (ours)
+- All entries for a folio that points to a root VMA without an anon_vma are in one address space, at the folio's
+  index plus the root's offset: whatever would change that (fork, a move, KSM) *upgrades* the root first.
+- An upgrade gives the root an anon_vma, and links *every* VMA of that root with it.  From then on the folios that
+  still point to the root are looked for in that anon_vma, for which anon_vma.py argues; no folio is touched.
+- A root is freed when no VMA has it, no migration holds it, and its anon_vma, if it has one, is freed.
+
+Locking: roots change under mmap_lock for writing, or as anon_vma_prepare() does it.  A walk that starts at a root
+takes no lock (the series promises that): it runs under RCU, looks again where the geometry of the address space
+changed meanwhile (mmap_lock_speculate_retry()), and goes on in the anon_vma if there was an upgrade meanwhile
+(ours).  An upgrade comes before the first entry is copied or moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, cast
+
+from mypy_extensions import mypyc_attr
+
+from rmaplab.mm.folio import FOLIO_KSM, Int64s
+from rmaplab.mm.reverse_map import Attachment
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, Family, is_unused
+from rmaplab.rmap.neighbours import mergeable_neighbours
+from rmaplab.sync.locks import Rcu, SequenceCount
+from rmaplab.sync.work import Pool, Tally
+
+
+class RootVma:
+    """A VMA that folios point to: struct vm_area_struct, as far as a walk needs it after the VMA is gone."""
+
+    def __init__(self, number: int, vma: VMA) -> None:
+        self.number: Final = number
+        self.mm: Final = vma.mm
+        self.offset = _offset(vma)  # address minus page offset, in pages
+        self.vma: VMA | None = vma  # None: gone from its tree, and pinned
+        self.vmas: list[VMA] = []  # of this address space, that have this root
+        self.anon_vma: AnonVma | None = None  # once upgraded
+        self.pins = 0  # migrations that are going to walk again, and the anon_vma
+
+
+class LazyFamily(Family):
+    """A VMA's share: as long as `anon_vma` is None, `root` takes its new pages."""
+
+    def __init__(self, anon_vma: AnonVma | None, root: RootVma | None) -> None:
+        super().__init__(anon_vma)
+        self.root: Final = root
+
+
+def _offset(vma: VMA) -> int:
+    return (vma.start >> PAGE_SHIFT) - vma.pgoff
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class AnonVmaLazyRmap(AnonVmaRmap):
+    """Folios point to a VMA, until fork makes that one anon_vma."""
+
+    name = "anon_vma_lazy"
+
+    def __init__(self, attachment: Attachment) -> None:
+        super().__init__(attachment)
+        self.pinned_pool: Final[Pool] = self.ledger.pool(
+            "vm_area_struct, pinned", attachment.profile.sizes["vm_area_struct"]
+        )
+        self.rcu: Final = Rcu(self.ledger, self.scheduler)
+        self.look_ups: Final[Tally] = self.ledger.tally("vma tree look-ups")
+        self.upgrades: Final[Tally] = self.ledger.tally("root VMAs upgraded")
+        self.linked: Final[Tally] = self.ledger.tally("VMAs linked by an upgrade")
+        self.roots: Final[list[RootVma | None]] = [None]  # by number
+        self.free_roots: Final[list[int]] = []
+        self.roots_of: Final[dict[int, list[RootVma]]] = {}  # by number of the anon_vma that they have
+        self.held_roots: Final[dict[int, RootVma]] = {}  # by pfn
+
+    def _lazy(self, vma: VMA) -> LazyFamily | None:
+        return cast("LazyFamily | None", vma.rmap[self.slot])
+
+    # An address space
+
+    def mm_created(self, mm: MM) -> None:
+        mm.rmap[self.slot] = SequenceCount(self.scheduler)
+
+    def mm_forked(self, parent: MM, child: MM) -> None:
+        self.mm_created(child)
+
+    # A VMA's first page
+
+    def vma_prepare(self, vma: VMA) -> None:
+        for neighbour in mergeable_neighbours(vma):
+            family = self._lazy(neighbour)
+            if family is not None and self._never_forked(family):
+                self._share(vma, family)
+                return
+        root = self._new_root(vma)
+        self._adopt(vma, LazyFamily(None, root))
+
+    def _share(self, vma: VMA, family: LazyFamily) -> None:
+        """New pages of `vma` go where those of a neighbour do, whose chain has nothing that was inherited."""
+        anon_vma = family.anon_vma
+        shared = LazyFamily(anon_vma, family.root)
+        self._adopt(vma, shared)
+        if anon_vma is not None:
+            self._lock(anon_vma)
+            self._link(shared, vma, anon_vma)
+            anon_vma.num_active_vmas += 1
+            self._unlock(anon_vma)
+
+    def _adopt(self, vma: VMA, family: LazyFamily) -> None:
+        vma.rmap[self.slot] = family
+        if family.root is not None:
+            family.root.vmas.append(vma)
+
+    def _new_root(self, vma: VMA) -> RootVma:
+        number = self.free_roots.pop() if self.free_roots else len(self.roots)
+        root = RootVma(number, vma)
+        if number == len(self.roots):
+            self.roots.append(root)
+        else:
+            self.roots[number] = root
+        return root
+
+    # Upgrade
+
+    def _upgrade(self, vma: VMA) -> None:
+        """Give the root of `vma` an anon_vma, if it has none, and link all VMAs of that root with it."""
+        family = self._lazy(vma)
+        if family is None or family.anon_vma is not None:
+            return
+        root = family.root
+        assert root is not None
+        anon_vma = self._anon_vma_for(family)
+        self.upgrades.count += 1
+        self._lock(anon_vma)
+        for other in root.vmas:
+            its = cast(LazyFamily, other.rmap[self.slot])
+            its.anon_vma = anon_vma
+            anon_vma.num_active_vmas += 1
+            self.linked.count += 1
+            if all(link.anon_vma is not anon_vma for link in its.chain):
+                self._link(its, other, anon_vma)
+        self._unlock(anon_vma)
+        self.roots_of.setdefault(anon_vma.number, []).append(root)
+        root.pins += 1
+        self._point_at("write vma->anon_vma", root, True)
+        root.anon_vma = anon_vma
+
+    def _anon_vma_for(self, family: LazyFamily) -> AnonVma:
+        """A new one, or one of the inherited that nobody uses any more: as anon_vma_clone() and
+        anon_vma_fork() do it for a child, only later."""
+        if not family.chain:
+            return self._new_root_anon_vma()
+        for link in family.chain:
+            if is_unused(link.anon_vma):
+                self.reused.count += 1
+                return link.anon_vma
+        inherited = family.chain[-1].anon_vma
+        anon_vma = self._new_child_anon_vma(inherited)
+        self._lock(inherited)
+        inherited.num_children += 1
+        self._unlock(inherited)
+        return anon_vma
+
+    # Fork
+
+    def vma_forked(self, parent: VMA, child: VMA) -> None:
+        self._upgrade(parent)
+        family = LazyFamily(None, self._new_root(child))
+        self._adopt(child, family)
+        source = cast(LazyFamily, parent.rmap[self.slot])
+        self._link_all(family, child, source)
+
+    def _link_all(self, family: LazyFamily, vma: VMA, source: Family) -> None:
+        """Link `vma` with all that `source` has links to."""
+        if source.chain:
+            first = source.chain[0].anon_vma
+            self._lock(first)
+            for link in source.chain:
+                self._link(family, vma, link.anon_vma)
+            if family.anon_vma is not None:
+                family.anon_vma.num_active_vmas += 1
+            self._unlock(first)
+
+    # Split, merge, move: geometry
+
+    def _copy_family(self, source: VMA, new: VMA) -> None:
+        original = cast(LazyFamily, source.rmap[self.slot])
+        family = LazyFamily(original.anon_vma, original.root)
+        self._adopt(new, family)
+        self._link_all(family, new, original)
+
+    def vma_joined(self, vma: VMA, donor: VMA) -> None:
+        if _offset(vma) != _offset(donor):
+            self._upgrade(donor)  # its pages are going to move
+        super().vma_joined(vma, donor)
+
+    def vma_copied(self, source: VMA, new: VMA) -> None:
+        self._upgrade(source)
+        super().vma_copied(source, new)
+
+    def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
+        self._changes(vma.mm).write_begin()
+        super().geometry_begin(vma, neighbour)
+
+    def geometry_end(self, vma: VMA, neighbour: VMA | None) -> None:
+        super().geometry_end(vma, neighbour)
+        family = self._lazy(vma)
+        if family is not None and family.root is not None and len(family.root.vmas) == 1:
+            family.root.offset = _offset(vma)  # an exec'd stack moves down while it is all there is
+        self._changes(vma.mm).write_end()
+
+    def _changes(self, mm: MM) -> SequenceCount:
+        """Odd while VMAs of `mm` change their bounds (mm->mm_lock_seq)."""
+        return cast(SequenceCount, mm.rmap[self.slot])
+
+    # A VMA's end
+
+    def _unlink_all(self, vma: VMA) -> None:
+        family = cast(LazyFamily, vma.rmap[self.slot])
+        vma.rmap[self.slot] = None
+        root = family.root
+        if root is not None:
+            root.vmas.remove(vma)
+            if root.vma is vma:
+                root.vma = None
+                self.pinned_pool.alloc()
+            root.pins += 1  # the anon_vma may go now, and give the root up
+        self._unlink_chain(family)
+        if root is not None:
+            root.pins -= 1
+            self._put_root(root)
+
+    def _free(self, anon_vma: AnonVma) -> None:
+        super()._free(anon_vma)
+        for root in self.roots_of.pop(anon_vma.number, []):
+            root.pins -= 1
+            root.anon_vma = None
+            self._put_root(root)
+
+    def _put_root(self, root: RootVma) -> None:
+        """Free it if nothing refers to it: no VMA, no migration, no anon_vma."""
+        if not root.vmas and not root.pins:
+            if root.vma is None:
+                self.pinned_pool.free()
+            self.rcu.call("root VMA", root)
+            if self.scheduler is None:
+                self.roots[root.number] = None
+                self.free_roots.append(root.number)
+
+    # Folios
+
+    def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
+        self.anchor.v[pfn : pfn + nr_pages] = self._own_number(vma)
+
+    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
+        self.anchor.v[pfns] = self._own_number(vma)
+
+    def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
+        family = cast(LazyFamily, vma.rmap[self.slot])
+        if exclusive or not family.chain:
+            self.anchor.m[pfn] = self._own_number(vma)
+        else:
+            self.anchor.m[pfn] = family.chain[0].anon_vma.family_root.number
+
+    def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
+        self.anchor.v[pfn : pfn + nr_pages] = self._own_number(vma)
+
+    def folio_moved(self, vma: VMA, addr: int, pfn: int) -> None:
+        self.anchor.m[pfn] = self._own_number(vma)
+
+    def _own_number(self, vma: VMA) -> int:
+        """What new pages of `vma` are to hold."""
+        family = cast(LazyFamily, vma.rmap[self.slot])
+        if family.anon_vma is not None:
+            return family.anon_vma.number
+        assert family.root is not None
+        return -family.root.number
+
+    def ksm_added(self, vma: VMA, addr: int, pfn: int) -> None:
+        self._upgrade(vma)  # KSM goes by anon_vmas
+        super().ksm_added(vma, addr, pfn)
+
+    # The walk
+
+    def hold(self, pfn: int) -> None:
+        number: int = self.anchor.m[pfn]
+        if number >= 0:
+            super().hold(pfn)
+            return
+        root = self.roots[-number]
+        assert root is not None  # the folio is mapped
+        root.pins += 1
+        self.held_roots[pfn] = root
+
+    def unhold(self, pfn: int) -> None:
+        root = self.held_roots.pop(pfn, None)
+        if root is None:
+            super().unhold(pfn)
+        else:
+            root.pins -= 1
+            self._put_root(root)
+
+    def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        number: int = self.anchor.m[pfn]
+        flags: int = self.folios.flags.m[pfn]
+        if number >= 0 or flags & FOLIO_KSM:
+            yield from super().walk(pfn)
+            return
+        self.walks.count += 1
+        root = self.roots[-number]
+        if root is None:
+            return
+        self.rcu.read_lock()
+        try:
+            if self._anon_vma_of(root) is None and self.spaces.get(root.mm):
+                try:
+                    again = True
+                    while again:
+                        begun = self._changes(root.mm).read_begin()
+                        yield from self._walk_root(root, pfn)
+                        again = self._changes(root.mm).read_retry(begun)
+                finally:
+                    self.spaces.put(root.mm)
+            # Upgraded, perhaps while we looked: what was copied or moved since is in the anon_vma's tree.
+            anon_vma = self._anon_vma_of(root)
+        finally:
+            self.rcu.read_unlock()
+        if anon_vma is not None:
+            yield from self._walk_anon_vma(anon_vma, pfn)
+
+    def _walk_root(self, root: RootVma, pfn: int) -> Iterator[tuple[VMA, int]]:
+        """Where the folio is as long as nobody forked: in one address space, at one address."""
+        first: int = self.folios.index.m[pfn]
+        start = (first + root.offset) << PAGE_SHIFT
+        end = start + (self.folios.nr_pages(pfn) << PAGE_SHIFT)
+        self.look_ups.count += 1
+        self._point_at("look up VMA", root.mm.tree, False)
+        for vma in root.mm.tree.overlapping(start, end):
+            family = self._lazy(vma)
+            self._point_at("read VMA", vma, False)
+            if family is not None and family.root is root:
+                self.places.count += 1
+                yield vma, start if start > vma.start else vma.start
+
+    def _anon_vma_of(self, root: RootVma) -> AnonVma | None:
+        self._point_at("read vma->anon_vma", root, False)
+        return root.anon_vma
+
+    def _point_at(self, what: str, subject: object, write: bool) -> None:
+        if self.scheduler is not None:
+            self.scheduler.point(what, subject, write)
+
+    # Merge rules
+
+    def _same(self, family: Family, other: Family) -> bool:
+        if family.anon_vma is None or other.anon_vma is None:
+            return cast(LazyFamily, family).root is cast(LazyFamily, other).root
+        return family.anon_vma is other.anon_vma
+
+    def _never_forked(self, family: Family) -> bool:
+        return len(family.chain) == (0 if family.anon_vma is None else 1)
