@@ -43,7 +43,7 @@ from rmaplab.measure.sources import Source
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.rmap import DESIGNS, load
+from rmaplab.rmap import STANDARD, load, specs
 from rmaplab.sweep import commands as sweep
 from rmaplab.sweep.errors import SweepError
 from rmaplab.trace.history import History, HistoryFormatError, HistoryWriteError, write_history
@@ -56,7 +56,7 @@ COULD_NOT_RUN: Final = 2
 
 # What `compare` compares, unless told otherwise.  page_scan looks at every page table for every walk, which
 # takes as long as it sounds, and could only agree with the page tables that all are checked against anyway.
-COMPARED: Final = tuple(name for name in DESIGNS if name != "page_scan")
+COMPARED: Final = tuple(name for name in STANDARD if name != "page_scan")
 
 _VERSION: Final = f"{rmaplab.__version__} ({rmaplab.build_info()})"
 
@@ -98,7 +98,7 @@ Designs = Annotated[
     typer.Option(
         "--rmap",
         metavar="DESIGN",
-        help="A design: its name, package.module:Class, or a file. May be repeated.",
+        help="A design: its name, package.module:Class, a file, or 'all' that come with rmaplab. May be repeated.",
     ),
 ]
 Leader = Annotated[
@@ -219,7 +219,7 @@ def _replay(
     def job() -> int:
         history, source = sources.from_file(recording)
         plan = _plan(
-            rmap or ["anon_vma"], leader, _profile(profile, source), check, every, folios, large_folios
+            specs(rmap, ["anon_vma"]), leader, _profile(profile, source), check, every, folios, large_folios
         )
         return _compare("replay", history, source, plan, seed, json)
 
@@ -268,7 +268,7 @@ def _run(
         if output is not None:
             write_history(output, history)
         plan = _plan(
-            rmap or ["anon_vma"], leader, _profile(profile, source), check, every, folios, large_folios
+            specs(rmap, ["anon_vma"]), leader, _profile(profile, source), check, every, folios, large_folios
         )
         return _compare("run", history, source, plan, seed, json)
 
@@ -317,7 +317,7 @@ def _compare_command(
         else:
             history, source = sources.find(what, seed)
         plan = _plan(
-            rmap or list(COMPARED), leader, _profile(profile, source), check, every, folios, large_folios
+            specs(rmap, COMPARED), leader, _profile(profile, source), check, every, folios, large_folios
         )
         if not rmap:  # what the prototype's own source misses is news, but no failure, unless somebody asked
             plan = plan._replace(excused=frozenset(["cow_context_prototype"]))
@@ -383,9 +383,9 @@ def _verify(
             return _look_for_mutants(cpus, output, json)
         if profile and profile not in PROFILES:
             raise UsageError(f"there is no profile {profile!r} (there are {', '.join(PROFILES)})")
-        _plan(rmap or list(DESIGNS), "", PROFILES[profile or REFERENCE], True, 1, 0, 0)  # are they designs?
+        _plan(specs(rmap, STANDARD), "", PROFILES[profile or REFERENCE], True, 1, 0, 0)  # are they designs?
         plan = VerifyPlan(
-            designs=tuple(rmap or DESIGNS),
+            designs=tuple(specs(rmap, STANDARD)),
             profile=profile or REFERENCE,
             seed=seed,
             steps=steps or (0 if seconds else 20_000),

@@ -9,6 +9,8 @@ from rich.console import Console
 from rmaplab.check import mutation
 from rmaplab.check.mutants import Mutant
 from rmaplab.check.race_mutants import RACED, outcome
+from rmaplab.check.rival_mutants import RIVAL_MUTANTS
+from rmaplab.rmap import DESIGNS
 
 SHIPPED = {
     "d0e9fe1758f2", "287d97ac0321", "948f017b093a", "38a76013ad80", "d9d332e0874f", "2555283eb40d", "b800c91a0517",
@@ -16,18 +18,19 @@ SHIPPED = {
 }  # fmt: skip
 
 
+_RIVAL_RACED = [mutant for mutant in RIVAL_MUTANTS if mutant.shows == "race"]
+
+
 def test_all_that_shipped_are_there_and_enough_of_our_own() -> None:
     assert {mutant.origin for mutant in mutation.ALL if mutant.origin} == SHIPPED
     own = [mutant for mutant in mutation.ALL if not mutant.origin]
     assert len(own) >= 15
-    assert {"AnonVmaRmap", "CowContextRmap", "CowContextPrototypeRmap", "PageScanRmap"} == {
-        mutant.original.__name__ for mutant in own
-    }
+    assert {mutant.original for mutant in own} == set(DESIGNS.values())
     names = [mutant.name for mutant in mutation.ALL]
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("mutant", RACED, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", (*RACED, *_RIVAL_RACED), ids=lambda mutant: mutant.name)
 def test_a_race_is_found(mutant: Mutant) -> None:
     found = outcome(mutant, mutation.INTERLEAVINGS)
     assert found.failures

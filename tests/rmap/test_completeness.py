@@ -18,7 +18,7 @@ from rmaplab.rmap import DESIGNS
 from rmaplab.trace.events import Event
 from rmaplab.trace.play import Player
 
-COMPLETE = ("anon_vma", "cow_context", "page_scan")
+COMPLETE = ("anon_vma", "anon_vma_lazy", "cow_context", "page_scan")
 design = pytest.mark.parametrize("name", COMPLETE)
 
 

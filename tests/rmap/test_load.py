@@ -11,7 +11,7 @@ from rmap.world import World
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.rmap import DESIGNS, load
+from rmaplab.rmap import DESIGNS, STANDARD, load, specs
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 
 OWN = """
@@ -28,7 +28,10 @@ class {name}(ReverseMap):
 
 
 def test_the_designs_that_come_with_it_have_a_fixed_order_and_their_own_names() -> None:
-    assert list(DESIGNS) == ["anon_vma", "cow_context", "cow_context_prototype", "page_scan"]
+    assert list(DESIGNS) == ["anon_vma", "anon_vma_lazy", "cow_context", "cow_context_prototype", "page_scan"]
+    assert set(STANDARD) < set(DESIGNS)
+    assert specs(["all"], ()) == list(DESIGNS)
+    assert specs(None, STANDARD) == list(STANDARD)
     assert all(design.name == name for name, design in DESIGNS.items())
     assert load("anon_vma") is AnonVmaRmap
 
@@ -63,7 +66,7 @@ def test_a_file_with_two_designs_needs_a_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("anonvma", "no design is called 'anonvma': give one of anon_vma, cow_context"),
+        ("anonvma", "no design is called 'anonvma': give one of anon_vma, anon_vma_lazy, cow_context"),
         ("nowhere.py", "there is no file 'nowhere.py'"),
         ("no.such.module:X", "cannot import 'no.such.module'"),
         ("rmaplab.rmap:Nothing", "module 'rmaplab.rmap' has no 'Nothing'"),

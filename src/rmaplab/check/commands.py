@@ -16,7 +16,7 @@ import rmaplab
 from rmaplab.check.race import Broken, RaceError, Verdict, chosen, cpus, lock_cycle, run, run_path, timeline
 from rmaplab.measure.progress import Meter
 from rmaplab.mm.profile import REFERENCE
-from rmaplab.rmap import load
+from rmaplab.rmap import load, specs
 
 DESIGNS = ("anon_vma", "cow_context")  # where nothing else was asked for
 
@@ -102,7 +102,7 @@ def mount(app: typer.Typer, check_design: Callable[[str], object]) -> None:
             if show_names:
                 print("\n".join(names))
                 return 0
-            designs = list(rmap or DESIGNS)
+            designs = specs(rmap, DESIGNS)
             for design in designs:
                 check_design(design)
             if path:

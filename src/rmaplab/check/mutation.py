@@ -22,6 +22,7 @@ from rich.table import Table
 from rmaplab.check.mutants import MUTANTS, Caught, Mutant, play
 from rmaplab.check.race import explain, timeline
 from rmaplab.check.race_mutants import RACED, outcome
+from rmaplab.check.rival_mutants import RIVAL_MUTANTS
 from rmaplab.check.verify import Search
 from rmaplab.measure.finding import line
 
@@ -29,7 +30,7 @@ STEPS: Final = 100_000  # of random histories, at most, until a mutant has to be
 INTERLEAVINGS: Final = 10_000  # of its scenario, at most
 _LENGTH: Final = 300  # events of each history
 
-ALL: Final[tuple[Mutant, ...]] = (*MUTANTS, *RACED)
+ALL: Final[tuple[Mutant, ...]] = (*MUTANTS, *RIVAL_MUTANTS, *RACED)
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -43,6 +43,7 @@ from rmaplab.sync.interleave import Execution, Scenario
 
 HOME: Final = 0x10000000
 AWAY: Final = 0x20000000
+BEYOND: Final = 0x30000000
 _RW: Final = PROT_READ | PROT_WRITE
 _MOVE: Final = MREMAP_MAYMOVE | MREMAP_FIXED
 
@@ -200,6 +201,13 @@ def _merged_by_ksm(world: World) -> None:
         raise AssertionError("KSM did not merge the pages of the scenario")
 
 
+def _never_shared(world: World) -> None:
+    """The folio is one that nobody forked yet, with another beside it."""
+    world.map(1, AWAY, 2)
+    world.write(1, AWAY, 2)
+    world.addr = AWAY
+
+
 def _child_alone(world: World) -> None:
     world.machine.munmap(world.mm(1), HOME, 2 * PAGE_SIZE)
 
@@ -227,6 +235,7 @@ OPERATIONS: Final = {
         Operation("copy", 2, _nothing, lambda w: w.write(2, HOME)),
         Operation("reuse", 2, _child_alone, lambda w: w.write(2, HOME)),
         Operation("fork", 1, _nothing, lambda w: w.fork(1, 3)),
+        Operation("first fork", 1, _never_shared, lambda w: w.fork(1, 3)),
         Operation("fork of the child", 2, _nothing, lambda w: w.fork(2, 3)),
         Operation("fork, and its child forks", 1, _nothing, _two_generations),
         Operation("exit of the parent", 1, _nothing, lambda w: w.machine.exit(1)),
@@ -240,6 +249,7 @@ OPERATIONS: Final = {
         Operation("mremap away", 1, _nothing, lambda w: w.move(1, HOME, AWAY)),
         Operation("mremap back", 1, _moved_away, lambda w: w.move(1, AWAY, HOME)),
         Operation("mremap there and back", 1, _nothing, _there_and_back),
+        Operation("mremap before any fork", 1, _never_shared, lambda w: w.move(1, AWAY, BEYOND)),
         Operation("mremap onto another", 1, _something_away, lambda w: w.move(1, HOME, AWAY)),
         Operation("mremap that merges", 1, _second_page_moved_away, lambda w: w.move(1, AWAY, HOME + PAGE_SIZE)),
         Operation("mremap in the child", 2, _nothing, lambda w: w.move(2, HOME, AWAY)),

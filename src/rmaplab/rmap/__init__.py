@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,7 @@ from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
 from rmaplab.rmap.page_scan import PageScanRmap
 
-__all__ = ["DESIGNS", "ENTRY_POINT_GROUP", "load"]
+__all__ = ["ALL", "DESIGNS", "ENTRY_POINT_GROUP", "STANDARD", "load", "specs"]
 
 DESIGNS: Final[dict[str, type[ReverseMap]]] = {
     "anon_vma": AnonVmaRmap,
@@ -32,7 +33,24 @@ DESIGNS: Final[dict[str, type[ReverseMap]]] = {
     "page_scan": PageScanRmap,
 }
 
+# What the question is about today.  The others came before or beside it: they are tried where they are named.
+STANDARD: Final = ("anon_vma", "cow_context", "cow_context_prototype", "page_scan")
+
+ALL: Final = "all"  # as a name: every one of DESIGNS
+
 ENTRY_POINT_GROUP: Final = "rmaplab.designs"
+
+
+def specs(asked: Sequence[str] | None, otherwise: Sequence[str]) -> list[str]:
+    """The designs that were asked for, or those that are meant where none was; "all" is each of DESIGNS.
+
+    >>> specs(["all"], STANDARD) == list(DESIGNS)
+    True
+    """
+    found: list[str] = []
+    for spec in asked or otherwise:
+        found += [name for name in DESIGNS if name not in found] if spec == ALL else [spec]
+    return found
 
 
 def load(spec: str) -> type[ReverseMap]:

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""anon_vma_lazy: nothing is allocated until somebody forks, and VMAs are pinned for it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from rmap.world import World
+from rmaplab.mm.abi import PROT_READ, PROT_WRITE
+from rmaplab.mm.vma import PAGE_SIZE
+from rmaplab.rmap.anon_vma import AnonVmaRmap
+from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
+
+
+def lazy(world: World) -> AnonVmaLazyRmap:
+    return cast(AnonVmaLazyRmap, world.design("anon_vma_lazy"))
+
+
+def held(design: AnonVmaRmap) -> tuple[int, int]:
+    """anon_vmas and AVCs"""
+    return design.anon_vma_pool.live, design.chain_pool.live
+
+
+def test_what_is_never_forked_has_no_anon_vma() -> None:
+    world = World("anon_vma_lazy")
+    mm = world.start()
+    for _ in range(5):
+        world.write(mm, world.map(mm, pages=3), 3)
+    assert held(lazy(world)) == (0, 0)
+
+
+def test_fork_makes_one_anon_vma_for_parent_and_child() -> None:
+    world = World("anon_vma", "anon_vma_lazy")
+    mm = world.start()  # its stack has pages, too
+    world.write(mm, world.map(mm))
+    world.fork(mm)
+    assert held(cast(AnonVmaRmap, world.design("anon_vma"))) == (4, 6)
+    assert held(lazy(world)) == (2, 4)
+
+
+def test_a_child_that_forks_gets_its_own() -> None:
+    world = World("anon_vma_lazy")
+    mm = world.start()
+    addr = world.map(mm, pages=2)
+    world.write(mm, addr)
+    child = world.fork(mm)
+    world.write(child, addr + PAGE_SIZE)
+    own = world.page(child, addr + PAGE_SIZE)
+    assert world.finds("anon_vma_lazy", own) == {(child, addr + PAGE_SIZE)}
+    grandchild = world.fork(child)
+    assert lazy(world).anon_vma_pool.live == 4
+    assert world.finds("anon_vma_lazy", own) == {(child, addr + PAGE_SIZE), (grandchild, addr + PAGE_SIZE)}
+
+
+def test_an_upgrade_links_all_that_were_split_from_the_same_root() -> None:
+    world = World("anon_vma_lazy")
+    mm = world.start()
+    addr = world.map(mm, pages=3)
+    world.write(mm, addr, 3)
+    world.machine.mprotect(mm, addr + PAGE_SIZE, PAGE_SIZE, PROT_READ)
+    child = world.fork(mm)
+    for page in range(3):
+        at = addr + page * PAGE_SIZE
+        assert world.finds("anon_vma_lazy", world.page(mm, at)) == {(mm, at), (child, at)}
+
+
+def test_a_root_vma_is_pinned_by_what_was_split_from_it() -> None:
+    world = World("anon_vma_lazy")
+    mm = world.start()
+    addr = world.map(mm, pages=2)
+    world.write(mm, addr, 2)
+    world.machine.mprotect(mm, addr, PAGE_SIZE, PROT_READ)  # the upper part is a new VMA
+    last = addr + PAGE_SIZE
+    world.machine.munmap(mm, addr, PAGE_SIZE)
+    assert lazy(world).pinned_pool.live == 1
+    assert world.finds("anon_vma_lazy", world.page(mm, last)) == {(mm, last)}
+    world.machine.munmap(mm, last, PAGE_SIZE)
+    assert lazy(world).pinned_pool.live == 0
+
+
+def test_a_root_vma_is_pinned_by_children_that_map_its_pages() -> None:
+    world = World("anon_vma_lazy")
+    mm = world.start()
+    addr = world.map(mm)
+    world.write(mm, addr)
+    child = world.fork(mm)
+    world.machine.exit(1)
+    assert lazy(world).pinned_pool.live == 2  # with the stack's
+    assert world.finds("anon_vma_lazy", world.page(child, addr)) == {(child, addr)}
+    world.machine.exit(2)
+    assert lazy(world).pinned_pool.live == 0
+    assert held(lazy(world)) == (0, 0)
+
+
+@pytest.mark.parametrize("kernel", ["6.1", "6.12", "6.18"])
+def test_it_lets_the_same_vmas_merge(kernel: str) -> None:
+    seen = []
+    for name in ("anon_vma", "anon_vma_lazy"):
+        world = World(name, kernel=kernel)
+        mm = world.start()
+        addr = world.map(mm, pages=6)
+        world.write(mm, addr, 2)
+        child = world.fork(mm)
+        for space in (mm, child):
+            world.machine.mprotect(space, addr + PAGE_SIZE, PAGE_SIZE, PROT_READ)
+            world.write(space, addr + 3 * PAGE_SIZE)
+            world.machine.mprotect(space, addr + PAGE_SIZE, PAGE_SIZE, PROT_READ | PROT_WRITE)
+            world.machine.mremap(space, addr, PAGE_SIZE, PAGE_SIZE, 3, addr + 64 * PAGE_SIZE)
+            world.machine.mremap(space, addr + 64 * PAGE_SIZE, PAGE_SIZE, PAGE_SIZE, 3, addr)
+        seen.append([[(vma.start, vma.end) for vma in space.tree] for space in (mm, child)])
+    assert seen[0] == seen[1]
