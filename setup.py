@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compiles mm/, rmap/ and sync/ with mypyc where that is possible; pyproject.toml says the rest.
+"""Compiles mm/, rmap/, sync/ and a few modules more with mypyc where that is possible; pyproject.toml says the rest.
 
 The compiled code is the interpreted code: where there is no C compiler, or it fails, the Python files
 are installed as they are and everything works, only slower.  The environment variable RMAPLAB_COMPILE
@@ -22,6 +22,7 @@ from setuptools.command.build_ext import build_ext
 
 WISH = os.environ.get("RMAPLAB_COMPILE", "")
 PACKAGES = ("sync", "mm", "rmap")
+MODULES = ("check/truth", "check/walks", "check/histories", "trace/play")
 LEFT_ALONE = {"__init__", "errors"}  # no code that runs often, and mypyc knows no subclass of ValueError
 
 
@@ -83,6 +84,7 @@ def extensions() -> list[Any]:
 
     files = [file for package in PACKAGES for file in sorted(Path("src/rmaplab", package).glob("*.py"))]
     modules = [str(file) for file in files if file.stem not in LEFT_ALONE]
+    modules += [f"src/rmaplab/{module}.py" for module in MODULES]
     try:
         return mypycify(modules, opt_level="1", debug_level="0", multi_file=True)
     except SystemExit:

@@ -19,19 +19,25 @@ place maps the folio.  A difference that was there at the last check already is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, Literal
 
 import msgspec
 
 from rmaplab.check.sameness import compare
-from rmaplab.check.truth import MappedFolio, Place, Truth, entry_name, invariants, stray_records
+from rmaplab.check.truth import MappedFolio, Truth, entry_name, invariants, stray_records
+from rmaplab.check.walks import Changes, Odd, Walker, is_stale
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.trace.events import Event
 
 Kind = Literal["incomplete", "stale", "missing", "additional", "record", "invariant"]
 ERRORS: frozenset[Kind] = frozenset(("incomplete", "stale", "record", "invariant"))
+
+# What says nothing of VMAs but that one gets its first page, which shows.
+_OF_PAGES: Final = frozenset(("fault", "swap_out", "migrate", "referenced", "ksm", "uffd_move"))
+
+_Key = tuple[object, ...]  # what makes two findings one difference
 
 
 class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -113,14 +119,28 @@ class Checker:
     reference: name of the design that sameness compares with; no comparison where it does not watch
     limit:     walk at most so many folios a check (0: all of them), other ones at each check; what was
                left out is counted as `skipped`
+    changed:   walk only what can have changed since the check before (check/walks.py).  Then `note` has to be
+               told each event that was played.
     """
 
-    def __init__(self, machine: Machine, reference: str = "anon_vma", limit: int = 0) -> None:
+    def __init__(self, machine: Machine, reference: str = "anon_vma", limit: int = 0, changed: bool = False) -> None:
         self.machine = machine
-        self.reference = next((d for d in machine.designs if d.name == reference), None)
+        names = [design.name for design in machine.designs]
+        self.reference = machine.designs[names.index(reference)] if reference in names else None
         self.limit = limit
-        self.counts = Counts(designs={design.name: Walks() for design in machine.designs})
-        self._known: set[tuple[object, ...]] = set()
+        self.counts = Counts(designs={name: Walks() for name in names})
+        self._names = names
+        self._walker = Walker(machine, names.index(reference) if reference in names else -1)
+        self._changes = Changes(machine, self._walker) if changed else None
+        self._shown: dict[int, list[_Key]] = {}  # by folio: the differences that its last walks showed
+        self._known: dict[_Key, int] = {}  # how many folios show it
+        self._said: set[_Key] = set()  # differences of the last check that no folio shows
+
+    def note(self, event: Event) -> None:
+        """`event` was played."""
+        if self._changes is not None and event.op not in _OF_PAGES:
+            self._changes.name(event.pid)
+            self._changes.name(event.pid2)
 
     def check(self, step: int, event: Event | None = None) -> list[Difference]:
         """Everything that does not hold now and was not listed by the check before."""
@@ -130,17 +150,21 @@ class Checker:
         for sentence in invariants(self.machine, truth):
             self.counts.invariants += 1
             report.add_sentence("invariant", sentence)
-        for design in self.machine.designs:
+        for name, design in zip(self._names, self.machine.designs, strict=True):
             for sentence in stray_records(design, self.machine):
                 self.counts.records += 1
-                report.add_sentence("record", sentence, design.name)
-        for i in self._chosen(len(truth)):
-            self._check_folio(truth.folio(i), report)
-        listed = [found for key, found in report.found.items() if key not in self._known]
-        self._known = set(report.found)
-        return [found.difference(report) for found in listed]
+                report.add_sentence("record", sentence, name)
+        known = {*self._known, *self._said}
+        self._said = set(report.found)
+        self._walk(truth, self._chosen(truth), report)
+        return [found.difference(report) for key, found in report.found.items() if key not in known]
 
-    def _chosen(self, total: int) -> Iterable[int]:
+    def _chosen(self, truth: Truth) -> Sequence[int]:
+        """Numbers of the folios to walk."""
+        total = len(truth)
+        if self._changes is not None:
+            changed = self._changes.heads(truth)
+            return [i for i, head in enumerate(truth.heads) if head in changed]
         if not self.limit or total <= self.limit:
             return range(total)
         self.counts.skipped += total - self.limit
@@ -149,45 +173,57 @@ class Checker:
         self.counts.skipped += self.limit - len(chosen)
         return chosen
 
-    def _check_folio(self, folio: MappedFolio, report: _Report) -> None:
-        self.counts.folios += 1
-        self.counts.entries += len(folio.entries)
-        walks = {design.name: list(design.walk(folio.head)) for design in self.machine.designs}
-        expected = None if self.reference is None else walks[self.reference.name]
-        for name, places in walks.items():
+    def _walk(self, truth: Truth, chosen: Sequence[int], report: _Report) -> None:
+        walker = self._walker
+        odd = walker.walk(truth, chosen)
+        self.counts.folios = walker.folios
+        self.counts.entries = walker.entries
+        for name, tally in zip(self._names, walker.tallies, strict=True):
+            walks = self.counts.designs[name]
+            walks.walks, walks.places = tally.walks, tally.places
+            walks.useful, walks.worst = tally.useful, tally.worst
+        if self._shown:
+            again = {truth.heads[i] for i in chosen}
+            mapped = set(truth.heads)
+            for head in [head for head in self._shown if head in again or head not in mapped]:
+                for key in self._shown.pop(head):
+                    self._known[key] -= 1
+                    if self._known[key] == 0:
+                        del self._known[key]
+        for found in odd:
+            keys = set(self._look_closer(found, report))
+            self._shown[found.folio.head] = list(keys)
+            for key in keys:
+                self._known[key] = self._known.get(key, 0) + 1
+
+    def _look_closer(self, odd: Odd, report: _Report) -> Iterator[_Key]:
+        """Each difference that the walks of one folio show."""
+        folio = odd.folio
+        reference = None if self.reference is None else odd.walks[self.machine.designs.index(self.reference)]
+        for name, places in zip(self._names, odd.walks, strict=True):
             tally = self.counts.designs[name]
-            tally.walks += 1
-            tally.places += len(places)
-            tally.worst = max(tally.worst, len(places))
             for place in places:
-                if _is_stale(place):
+                if is_stale(place):
                     tally.stale += 1
-                    report.add("stale", name, place[0], place[1], folio, False)
-                elif folio.mapped_at(place):
-                    tally.useful += 1
+                    yield report.add("stale", name, place[0], place[1], folio, False)
             for mm, addr, _ in folio.unseen(places):
                 tally.incomplete += 1
                 vma = mm.tree.at(addr)
                 if vma is not None:  # else the machine is broken, which its invariants report
-                    report.add("incomplete", name, vma, addr, folio, True)
-            if expected is None or expected is places:
+                    yield report.add("incomplete", name, vma, addr, folio, True)
+            if reference is None or reference is places:
                 continue
-            missing, additional = compare(expected, places)
+            missing, additional = compare(reference, places)
             for place in missing:
                 maps = folio.mapped_at(place)
                 tally.missing += 1
                 tally.missing_mapping += maps
-                report.add("missing", name, place[0], place[1], folio, maps)
+                yield report.add("missing", name, place[0], place[1], folio, maps)
             for place in additional:
                 maps = folio.mapped_at(place)
                 tally.additional += 1
                 tally.additional_mapping += maps
-                report.add("additional", name, place[0], place[1], folio, maps)
-
-
-def _is_stale(place: Place) -> bool:
-    vma, addr = place
-    return vma.detached or not vma.mm.alive or not vma.start <= addr < vma.end
+                yield report.add("additional", name, place[0], place[1], folio, maps)
 
 
 class _Found:
@@ -253,15 +289,16 @@ class _Report:
         self.step = step
         self.event = event
         self.reference = reference
-        self.found: dict[tuple[object, ...], _Found | _Sentence] = {}
+        self.found: dict[_Key, _Found | _Sentence] = {}
 
-    def add(self, kind: Kind, design: str, vma: VMA, addr: int, folio: MappedFolio, maps: bool) -> None:
-        key = (kind, design, vma.mm.id, vma.id, maps)
+    def add(self, kind: Kind, design: str, vma: VMA, addr: int, folio: MappedFolio, maps: bool) -> _Key:
+        key: _Key = (kind, design, vma.mm.id, vma.id, maps)
         found = self.found.get(key)
         if isinstance(found, _Found):
             found.folios += 1
         else:
             self.found[key] = _Found(kind, design, vma, addr, folio, maps)
+        return key
 
     def add_sentence(self, kind: Kind, sentence: str, design: str = "") -> None:
         self.found[kind, sentence] = _Sentence(kind, sentence, design)

@@ -11,17 +11,23 @@ folio from the first one that the VMA covers to the last, as page_vma_mapped_wal
 (mm/page_vma_mapped.c, vma_address() in mm/internal.h).
 
 The machine itself is checked, too (`invariants`): truth read from broken page tables would be none.
+
+Both are read in full each time, by NumPy, which takes as long for a few pages as for a few thousand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from rmaplab.mm.folio import FOLIO_KSM, Int64s
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import (
+    LEAF_ENTRIES,
+    LEAF_SHIFT,
     PTE_ANON,
     PTE_EXCLUSIVE,
     PTE_FILE,
@@ -31,15 +37,21 @@ from rmaplab.mm.pagetable import (
     PTE_SWAP,
     PTE_WRITE,
     PTE_ZERO,
+    Leaf,
 )
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VMA
+from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, VMA
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context import CowContextRmap
 
 Place = tuple[VMA, int]
+Bools = npt.NDArray[np.bool_]
 
-_KINDS = PTE_ANON | PTE_ZERO | PTE_FILE | PTE_SWAP | PTE_MIGRATION
+_MM_SHIFT: Final = 48  # above any address: (address space, address) as one number
+_LEAF_BITS: Final = 9  # of a place in a leaf
+_FIRST: Final = 512  # pfn of the first row that is ever used (mm/folio.py)
+
+_KINDS: Final = PTE_ANON | PTE_ZERO | PTE_FILE | PTE_SWAP | PTE_MIGRATION
 
 
 class MappedFolio:
@@ -49,23 +61,31 @@ class MappedFolio:
     entries: (address space, address, which page of the folio), by address space and address
     """
 
-    __slots__ = ("entries", "head", "nr_pages")
-
     def __init__(self, head: int, nr_pages: int, entries: list[tuple[MM, int, int]]) -> None:
-        self.head = head
-        self.nr_pages = nr_pages
-        self.entries = entries
+        self.head: Final = head
+        self.nr_pages: Final = nr_pages
+        self.entries: Final = entries
 
     def unseen(self, places: Sequence[Place]) -> list[tuple[MM, int, int]]:
         """The entries that no place of a walk accounts for."""
         if self.nr_pages == 1:
-            seen = {(vma.mm.id, addr) for vma, addr in places}
-            return [entry for entry in self.entries if (entry[0].id, entry[1]) not in seen]
-        return [entry for entry in self.entries if not any(self._covers(place, entry) for place in places)]
+            seen = {vma.mm.id << _MM_SHIFT | addr for vma, addr in places}
+            return [entry for entry in self.entries if entry[0].id << _MM_SHIFT | entry[1] not in seen]
+        unseen: list[tuple[MM, int, int]] = []
+        for entry in self.entries:
+            for place in places:
+                if self._covers(place, entry):
+                    break
+            else:
+                unseen.append(entry)
+        return unseen
 
     def mapped_at(self, place: Place) -> bool:
         """Does the place map a page of the folio?"""
-        return any(self._covers(place, entry) for entry in self.entries)
+        for entry in self.entries:
+            if self._covers(place, entry):
+                return True
+        return False
 
     def _covers(self, place: Place, entry: tuple[MM, int, int]) -> bool:
         vma, first = place
@@ -78,24 +98,53 @@ class MappedFolio:
 
 
 class Truth:
-    """All anonymous entries of all live address spaces at one moment."""
+    """All entries of all live address spaces at one moment.
+
+    mms:     the address spaces, by id; `owner` are places in it
+    leaves:  their leaves, by address space and address
+    entries: all that are not none, in this order, with their `addrs`; `owner` has whose each is
+    anon:    which of them stand for anonymous pages, present or under migration
+    heads:   the first pages of the folios that these map, ascending
+    """
 
     def __init__(self, machine: Machine) -> None:
-        self._folios = machine.folios
-        self._mms = [machine.mms[id] for id in sorted(machine.mms)]
-        columns = [mm.page_table.anon_entries() for mm in self._mms]
-        empty = [np.zeros(0, dtype=np.int64)]
-        addrs = np.concatenate([addrs for addrs, _ in columns] or empty)
-        entries = np.concatenate([entries for _, entries in columns] or empty)
-        owner = np.repeat(np.arange(len(columns)), [len(addrs) for addrs, _ in columns])
-        pfns = entries >> PTE_SHIFT
-        heads = self._folios.head.v[pfns].astype(np.int64)
-        order = np.argsort(heads, kind="stable")
-        self.owner = owner[order]
-        self.addrs: Int64s = addrs[order]
-        self.entries: Int64s = entries[order]
-        self.pfns: Int64s = pfns[order]
-        self.heads, self._first, self._count = np.unique(heads[order], return_index=True, return_counts=True)
+        self._folios: Final = machine.folios
+        self.mms: Final = [machine.mms[id] for id in sorted(machine.mms)]
+        self.leaves: Final[list[tuple[MM, int, Leaf]]] = []
+        owners: list[int] = []
+        bases: list[int] = []
+        for i, mm in enumerate(self.mms):
+            leaves = mm.page_table.leaves
+            for number in sorted(leaves):
+                self.leaves.append((mm, number, leaves[number]))
+                owners.append(i)
+                bases.append(number << LEAF_SHIFT)
+        columns = [leaf.v for _, _, leaf in self.leaves]
+        table: Int64s = np.concatenate(columns) if columns else np.zeros(0, dtype=np.int64)
+        at = table.nonzero()[0]
+        self.entries: Final[Int64s] = table[at]
+        self.leaf_of: Final[Int64s] = at >> _LEAF_BITS
+        self.owner: Final[Int64s] = np.array(owners, dtype=np.int64)[self.leaf_of]
+        addrs: Int64s = np.array(bases, dtype=np.int64)[self.leaf_of]
+        addrs += (at & (LEAF_ENTRIES - 1)) << PAGE_SHIFT
+        self.addrs: Final = addrs
+        self.anon: Final[Int64s] = (self.entries & (PTE_ANON | PTE_MIGRATION)).nonzero()[0]
+
+        pfns: Int64s = self.entries[self.anon] >> PTE_SHIFT
+        heads: Int64s = self._folios.head.v[pfns].astype(np.int64)
+        order = heads.argsort(kind="stable")
+        heads = heads[order]
+        # Where a folio's first entry is, among those in `order`; and, one further, where the last one's end.
+        edges: Int64s = np.empty(len(heads) + 1, dtype=np.int64)
+        edges[0] = -1
+        edges[1:] = heads
+        first = (edges[1:] != edges[:-1]).nonzero()[0]
+        self.heads: Final[list[int]] = heads[first].tolist()
+        self._first: Final[list[int]] = [*first.tolist(), len(heads)]
+        ordered = self.anon[order]
+        self._owner: Final = self.owner[ordered].data
+        self._addr: Final = addrs[ordered].data
+        self._pfn: Final = pfns[order].data
 
     def __len__(self) -> int:
         """How many folios are mapped."""
@@ -103,25 +152,31 @@ class Truth:
 
     def folio(self, i: int) -> MappedFolio:
         """The i-th mapped folio, by pfn."""
-        head = int(self.heads[i])
-        first = int(self._first[i])
-        if self._count[i] == 1:
-            entries = [self._entry(first, head)]
-        else:
-            entries = [self._entry(j, head) for j in range(first, first + int(self._count[i]))]
+        head = self.heads[i]
+        entries: list[tuple[MM, int, int]] = []
+        for j in range(self._first[i], self._first[i + 1]):
+            owner: int = self._owner[j]
+            addr: int = self._addr[j]
+            pfn: int = self._pfn[j]
+            entries.append((self.mms[owner], addr, pfn - head))
         return MappedFolio(head, self._folios.nr_pages(head), entries)
 
-    def _entry(self, j: int, head: int) -> tuple[MM, int, int]:
-        return self._mms[self.owner[j]], int(self.addrs[j]), int(self.pfns[j]) - head
+    def anon_entries(self) -> Iterator[tuple[MM, int, int]]:
+        """Address space, address and entry of all anonymous pages, present or under migration."""
+        owners: list[int] = self.owner[self.anon].tolist()
+        addrs: list[int] = self.addrs[self.anon].tolist()
+        entries: list[int] = self.entries[self.anon].tolist()
+        for i in range(len(entries)):
+            yield self.mms[owners[i]], addrs[i], entries[i]
 
     def mapped_folios(self) -> Iterator[MappedFolio]:
         """Every folio that is mapped anywhere."""
-        for i in range(len(self)):
+        for i in range(len(self.heads)):
             yield self.folio(i)
 
 
-def stray_records(design: ReverseMap, machine: Machine) -> list[str]:
-    """Where what a design remembers is not what the VMAs say, a sentence each.
+def stray_records(design: ReverseMap, machine: Machine, mms: Sequence[MM] | None = None) -> list[str]:
+    """Where what a design remembers of `mms`, or of all address spaces, is not what the VMAs say, a sentence each.
 
     In `cow_context`, a record too many costs a look-up in each walk and memory, but no walk shows it: no VMA is
     where it says.  The prototype's records are known to be inexact, and not looked at.
@@ -131,7 +186,8 @@ def stray_records(design: ReverseMap, machine: Machine) -> list[str]:
     them or a second child, which has a VMA somewhere below it: two links for each VMA, at most.
     """
     wrong: list[str] = []
-    mms = machine.mms.values()
+    if mms is None:
+        mms = list(machine.mms.values())
     if isinstance(design, AnonVmaRmap):
         bound = 2 * machine.vma_pool.peak
         for mm in mms:
@@ -186,49 +242,73 @@ def entry_name(entry: int) -> str:
 def invariants(machine: Machine, truth: Truth) -> list[str]:
     """What is wrong with the machine itself, a sentence each."""
     wrong: list[str] = []
-    _pages(machine, truth, wrong)
-    for mm in machine.mms.values():
+    _rows(machine, truth, wrong)
+    for mm in truth.mms:
         _vmas(mm, wrong)
-        _entries(machine, mm, wrong)
-    _swap(machine, wrong)
+    _leaves(truth, wrong)
+    _entries(machine, truth, wrong)
+    _swap(machine, truth, wrong)
     return wrong
 
 
-def _pages(machine: Machine, truth: Truth, wrong: list[str]) -> None:
+def _some(bad: Bools) -> list[int]:
+    """Numbers of the first few that are bad; mostly none are, which has to be quick."""
+    if not bad.any():
+        return []
+    found: list[int] = bad.nonzero()[0][:5].tolist()
+    return found
+
+
+def _rows(machine: Machine, truth: Truth, wrong: list[str]) -> None:
+    """The rows of the folio columns, held against the entries that map them."""
     folios = machine.folios
-    counted = np.bincount(truth.pfns, minlength=folios.rows)[: folios.rows]
-    for pfn in np.flatnonzero(counted != folios.mapcount.v)[:5]:
-        if folios.order.v[pfn] >= 0 or counted[pfn]:
-            wrong.append(f"page {pfn} has mapcount {folios.mapcount.v[pfn]}, but {counted[pfn]} entries map it")
-    for pfn in np.flatnonzero((counted > 0) & (folios.order.v < 0))[:5]:
-        wrong.append(f"page {pfn} is free, but {counted[pfn]} entries map it")
-    live = folios.live()
-    if len(live) != folios.in_use:
-        wrong.append(f"{folios.in_use} pages are said to be in use, {len(live)} are")
-    orders = folios.order.v[live]
-    heads = folios.head.v[live]
-    off = live - heads
-    bad = (heads & ((1 << orders.astype(np.int64)) - 1)) | (off < 0) | (off >= (1 << orders.astype(np.int64)))
-    bad |= folios.order.v[heads] != orders
-    for pfn in live[np.flatnonzero(bad)][:5]:
-        wrong.append(f"page {pfn} of order {folios.order.v[pfn]} has head {folios.head.v[pfn]}")
-    exclusive = truth.entries & PTE_EXCLUSIVE != 0
-    for pfn in np.unique(truth.pfns[exclusive & (counted[truth.pfns] > 1)])[:5]:
-        wrong.append(f"page {pfn} is exclusive, but {counted[pfn]} entries map it")
-    in_ksm = folios.flags.v[truth.pfns] & FOLIO_KSM != 0
-    for pfn in np.unique(truth.pfns[in_ksm != (truth.entries & PTE_KSM != 0)])[:5]:
-        wrong.append(f"page {pfn} and an entry that maps it do not agree on whether it belongs to KSM")
-    for pfn in np.unique(truth.pfns[in_ksm & exclusive])[:5]:
-        wrong.append(f"page {pfn} belongs to KSM, but an entry says that it is exclusive")
-    writable = (truth.entries & PTE_WRITE != 0) & ~exclusive
-    for pfn in np.unique(truth.pfns[writable])[:5]:
-        wrong.append(f"page {pfn} is mapped writable by an entry that is not exclusive")
+    entries = truth.entries[truth.anon]
+    pfns = entries >> PTE_SHIFT
+    counted = np.bincount(pfns, minlength=folios.rows)
+    end = folios.end
+    for i in _some((pfns < _FIRST) | (pfns >= end)):
+        wrong.append(f"page {pfns[i]} is mapped, but there never was one of that number")
+    counts = counted[_FIRST:end]
+    orders = folios.order.v[_FIRST:end]
+    heads = folios.head.v[_FIRST:end]
+    mapcounts = folios.mapcount.v[_FIRST:end]
+    live = orders >= 0
+    for i in _some((counts != mapcounts) & (live | (counts > 0))):
+        wrong.append(f"page {i + _FIRST} has mapcount {mapcounts[i]}, but {counts[i]} entries map it")
+    for i in _some((counts > 0) & ~live):
+        wrong.append(f"page {i + _FIRST} is free, but {counts[i]} entries map it")
+    nr_live = int(np.count_nonzero(live))
+    if nr_live != folios.in_use:
+        wrong.append(f"{folios.in_use} pages are said to be in use, {nr_live} are")
+    off = np.arange(_FIRST, end) - heads
+    bad = off != 0
+    if machine.nr_large:
+        sizes = 1 << np.maximum(orders, 0).astype(np.int64)
+        bad = (heads & (sizes - 1) != 0) | (off < 0) | (off >= sizes) | (folios.order.v[heads] != orders)
+    for i in _some(bad & live):
+        wrong.append(f"page {i + _FIRST} of order {orders[i]} has head {heads[i]}")
+    # In use and not mapped: only what swap holds.
+    for head in np.unique(heads[live & (mapcounts == 0)]).tolist():
+        if folios.order.m[head] >= 0 and folios.total_mapcount(head) == 0 and head not in machine.slot_of:
+            wrong.append(f"page {head} is in use, but neither mapped nor in the swap cache")
+
+    exclusive = entries & PTE_EXCLUSIVE != 0
+    of_ksm = entries & PTE_KSM != 0
+    in_ksm = folios.flags.v[pfns] & FOLIO_KSM != 0
+    for i in _some(exclusive & (counted[pfns] > 1)):
+        wrong.append(f"page {pfns[i]} is exclusive, but {counted[pfns[i]]} entries map it")
+    for i in _some(in_ksm != of_ksm):
+        wrong.append(f"page {pfns[i]} and an entry that maps it do not agree on whether it belongs to KSM")
+    for i in _some(in_ksm & exclusive):
+        wrong.append(f"page {pfns[i]} belongs to KSM, but an entry says that it is exclusive")
+    for i in _some((entries & PTE_WRITE != 0) & ~exclusive):
+        wrong.append(f"page {pfns[i]} is mapped writable by an entry that is not exclusive")
 
 
 def _vmas(mm: MM, wrong: list[str]) -> None:
     end = 0
     total = 0
-    for vma in mm.tree:
+    for vma in mm.tree.to_list():
         if vma.start < end:
             wrong.append(f"{vma!r} begins below {end:#x}, where the VMA before it ends")
         if vma.start >= vma.end or (vma.start | vma.end) & ~PAGE_MASK:
@@ -236,53 +316,68 @@ def _vmas(mm: MM, wrong: list[str]) -> None:
         if vma.mm is not mm or vma.detached:
             wrong.append(f"{vma!r} is in the tree of mm {mm.id}, but belongs elsewhere")
         end = vma.end
-        total += vma.nr_pages
+        total += (vma.end - vma.start) >> PAGE_SHIFT
     if total != mm.total_vm:
         wrong.append(f"the VMAs of mm {mm.id} have {total} pages, total_vm is {mm.total_vm}")
 
 
-def _entries(machine: Machine, mm: MM, wrong: list[str]) -> None:
-    vmas = mm.tree.to_list()
-    starts = np.array([vma.start for vma in vmas], dtype=np.int64)
-    ends = np.array([vma.end for vma in vmas], dtype=np.int64)
-    offsets = np.array([vma.pgoff - (vma.start >> PAGE_SHIFT) for vma in vmas], dtype=np.int64)
-    prepared = np.array([vma.prepared for vma in vmas], dtype=np.bool_)
-    for number, leaf in mm.page_table.leaves.items():
-        at = np.flatnonzero(leaf.v)
-        if len(at) != leaf.used:
-            wrong.append(f"leaf {number} of mm {mm.id} has {len(at)} entries, `used` says {leaf.used}")
-        if not len(at):
-            continue
-        entries = leaf.v[at]
-        kinds = entries & _KINDS
-        addrs = (at.astype(np.int64) << PAGE_SHIFT) + (number * 512 * PAGE_SIZE)
-        if np.any(kinds & (kinds - 1)) or not np.all(kinds):
-            wrong.append(f"leaf {number} of mm {mm.id} has an entry of no kind or of two")
-        which = np.searchsorted(starts, addrs, side="right") - 1
-        outside = (which < 0) | (addrs >= ends[which] if len(ends) else True)
-        for addr in addrs[outside][:5]:
-            wrong.append(f"{entry_name(mm.page_table.get(int(addr)))} at {addr:#x} in mm {mm.id}, but no VMA")
-        if np.any(outside):
-            continue
-        anon = kinds & (PTE_ANON | PTE_MIGRATION) != 0
-        for addr in addrs[anon & ~prepared[which]][:5]:
-            wrong.append(f"an anonymous page at {addr:#x} in mm {mm.id}, whose VMA was never prepared for one")
-        own = anon & (entries & PTE_KSM == 0)
-        index = machine.folios.index.v[entries >> PTE_SHIFT]
-        for j in np.flatnonzero(own & (index != (addrs >> PAGE_SHIFT) + offsets[which]))[:5]:
-            wrong.append(
-                f"page {entries[j] >> PTE_SHIFT} at {addrs[j]:#x} in mm {mm.id} has index {index[j]:#x}, "
-                f"but its VMA has page offset {(addrs[j] >> PAGE_SHIFT) + offsets[which[j]]:#x} there"
-            )
+def _leaves(truth: Truth, wrong: list[str]) -> None:
+    counts: list[int] = np.bincount(truth.leaf_of, minlength=len(truth.leaves)).tolist()
+    for count, (mm, number, leaf) in zip(counts, truth.leaves, strict=True):
+        if count != leaf.used:
+            wrong.append(f"leaf {number} of mm {mm.id} has {count} entries, `used` says {leaf.used}")
 
 
-def _swap(machine: Machine, wrong: list[str]) -> None:
+def _entries(machine: Machine, truth: Truth, wrong: list[str]) -> None:
+    """Each entry, held against the VMA at its address and the page it maps."""
+    entries = truth.entries
+    if len(entries) == 0:
+        return
+    kinds = entries & _KINDS
+    for i in _some((kinds == 0) | (kinds & (kinds - 1) != 0)):
+        mm, number, _ = truth.leaves[truth.leaf_of[i]]
+        wrong.append(f"leaf {number} of mm {mm.id} has an entry of no kind or of two")
+    # All VMAs of all address spaces in one row: (address space, address) as one number is ascending.
+    bounds: list[int] = []
+    for i, mm in enumerate(truth.mms):
+        above = i << _MM_SHIFT
+        for vma in mm.tree.to_list():
+            offset = vma.pgoff - (vma.start >> PAGE_SHIFT)
+            bounds += (above | vma.start, above | vma.end, offset, vma.prepared)
+    vmas = np.array(bounds, dtype=np.int64).reshape(-1, 4)
+    keys = (truth.owner << _MM_SHIFT) | truth.addrs
+    which = vmas[:, 0].searchsorted(keys, side="right") - 1
+    outside = which < 0
+    if len(vmas):
+        outside |= keys >= vmas[which, 1]
+    for i in _some(outside):
+        mm, addr = truth.mms[truth.owner[i]], int(truth.addrs[i])
+        wrong.append(f"{entry_name(int(entries[i]))} at {addr:#x} in mm {mm.id}, but no VMA")
+    if outside.any():
+        return
+    anon = truth.anon
+    which = which[anon]
+    pgoffs = (truth.addrs[anon] >> PAGE_SHIFT) + vmas[which, 2]
+    pages = entries[anon]
+    for j in _some(vmas[which, 3] == 0):
+        mm, addr = truth.mms[truth.owner[anon[j]]], int(truth.addrs[anon[j]])
+        wrong.append(f"an anonymous page at {addr:#x} in mm {mm.id}, whose VMA was never prepared for one")
+    index = machine.folios.index.v[pages >> PTE_SHIFT]
+    for j in _some((index != pgoffs) & (pages & PTE_KSM == 0)):
+        mm, addr = truth.mms[truth.owner[anon[j]]], int(truth.addrs[anon[j]])
+        wrong.append(
+            f"page {pages[j] >> PTE_SHIFT} at {addr:#x} in mm {mm.id} has index {index[j]:#x}, "
+            f"but its VMA has page offset {pgoffs[j]:#x} there"
+        )
+
+
+def _swap(machine: Machine, truth: Truth, wrong: list[str]) -> None:
+    swapped = truth.entries[truth.entries & PTE_SWAP != 0]
+    if len(swapped) == 0 and not machine.swap:
+        return
     counted: dict[int, int] = {}
-    for mm in machine.mms.values():
-        for leaf in mm.page_table.leaves.values():
-            for entry in leaf.v[leaf.v & PTE_SWAP != 0]:
-                slot = int(entry) >> PTE_SHIFT
-                counted[slot] = counted.get(slot, 0) + 1
+    for slot in (swapped >> PTE_SHIFT).tolist():
+        counted[slot] = counted.get(slot, 0) + 1
     for slot in sorted(counted.keys() | machine.swap.keys()):
         held = machine.swap.get(slot)
         if held is None or held.count != counted.get(slot, 0):
@@ -290,9 +385,3 @@ def _swap(machine: Machine, wrong: list[str]) -> None:
             wrong.append(f"swap slot {slot} {count}, but {counted.get(slot, 0)} entries refer to it")
         elif held.cached_pfn and machine.slot_of.get(held.cached_pfn) != slot:
             wrong.append(f"swap slot {slot} is cached by page {held.cached_pfn}, which does not say so")
-    folios = machine.folios
-    live = folios.live()
-    unmapped = np.unique(folios.head.v[live[folios.mapcount.v[live] == 0]])
-    for head in unmapped:
-        if folios.total_mapcount(int(head)) == 0 and int(head) not in machine.slot_of:
-            wrong.append(f"page {head} is in use, but neither mapped nor in the swap cache")

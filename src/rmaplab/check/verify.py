@@ -191,7 +191,7 @@ def run_history(plan: Plan, number: int, steps: int) -> Ran:
     setup = Setup(plan, number)
     machine = setup.machine()
     author = Author(machine, setup.rng, pages=setup.pages, processes=setup.processes)
-    checker = Checker(machine)
+    checker = Checker(machine, changed=True)
     ran = Ran(number, counts=checker.counts)
     events: list[Event] = []
     try:
@@ -201,6 +201,7 @@ def run_history(plan: Plan, number: int, steps: int) -> Ran:
                 continue
             events.append(event)
             author.play(event)
+            checker.note(event)
             ran.steps += 1
             if plan.every and (ran.steps % plan.every == 0 or ran.steps == steps):
                 _check(plan, setup, checker, ran, events)

@@ -52,13 +52,17 @@ class Column:
         self.v = new
         self.m = new.data
 
+    def parse(self, rows: bytes) -> npt.NDArray[Any]:
+        """What `v[...].tobytes()` was made of."""
+        return np.frombuffer(rows, dtype=self._dtype)
+
 
 class Folios:
     """All anonymous memory of a machine."""
 
     def __init__(self, rows: int = 4096) -> None:
         self.rows = rows
-        self._columns: list[Column] = []
+        self.columns: Final[list[Column]] = []  # all there are, the designs' too
         self.head = self.column(np.int32)  # pfn of the folio's first page
         self.order = self.column(np.int8)  # of the folio, in every row of it; -1: free
         self.flags = self.column(np.uint8)  # FOLIO_*, in every row of it
@@ -75,14 +79,14 @@ class Folios:
     def column(self, dtype: Any) -> Column:
         """A new column of the designer's own, zero everywhere."""
         column = Column(self.rows, dtype)
-        self._columns.append(column)
+        self.columns.append(column)
         return column
 
     def _reserve(self, rows: int) -> None:
         if rows > self.rows:
             while self.rows < rows:
                 self.rows *= 2
-            for column in self._columns:
+            for column in self.columns:
                 column.grow(self.rows)
 
     def _count(self, nr_pages: int) -> None:
@@ -218,6 +222,11 @@ class Folios:
         end = head + self.nr_pages(head)
         self.flags.v[head:end] &= ~flag & 0xFF
 
+    @property
+    def end(self) -> int:
+        """One above the highest pfn that was ever in use."""
+        return self._next
+
     def live(self) -> Int64s:
         """The pfns of all pages in use."""
         orders = self.order.v[512 : self._next]
@@ -225,4 +234,4 @@ class Folios:
 
     def nbytes_per_page(self) -> int:
         """Bytes that one page takes in all columns, the designs' among them, and in the free stack."""
-        return sum(column.v.itemsize for column in self._columns) + self._free.itemsize
+        return sum(column.v.itemsize for column in self.columns) + self._free.itemsize
