@@ -119,11 +119,11 @@ class Checker:
     reference: name of the design that sameness compares with; no comparison where it does not watch
     limit:     walk at most so many folios a check (0: all of them), other ones at each check; what was
                left out is counted as `skipped`
-    changed:   walk only what can have changed since the check before (check/walks.py).  Then `note` has to be
-               told each event that was played.
+    full:      walk everything only at each check of this number, and in between what can have changed since the check
+               before (check/walks.py).  `note` then has to be told each event that was played.
     """
 
-    def __init__(self, machine: Machine, reference: str = "anon_vma", limit: int = 0, changed: bool = False) -> None:
+    def __init__(self, machine: Machine, reference: str = "anon_vma", limit: int = 0, full: int = 1) -> None:
         self.machine = machine
         names = [design.name for design in machine.designs]
         self.reference = machine.designs[names.index(reference)] if reference in names else None
@@ -131,9 +131,10 @@ class Checker:
         self.counts = Counts(designs={name: Walks() for name in names})
         self._names = names
         self._walker = Walker(machine, names.index(reference) if reference in names else -1)
-        self._changes = Changes(machine, self._walker) if changed else None
+        self._changes = Changes(machine, self._walker, full) if full > 1 else None
         self._shown: dict[int, list[_Key]] = {}  # by folio: the differences that its last walks showed
         self._known: dict[_Key, int] = {}  # how many folios show it
+        self._strays: dict[int, list[tuple[str, str]]] = {}  # by mm: what is wrong with records, and in which design
         self._said: set[_Key] = set()  # differences of the last check that no folio shows
 
     def note(self, event: Event) -> None:
@@ -150,28 +151,40 @@ class Checker:
         for sentence in invariants(self.machine, truth):
             self.counts.invariants += 1
             report.add_sentence("invariant", sentence)
-        for name, design in zip(self._names, self.machine.designs, strict=True):
-            for sentence in stray_records(design, self.machine):
-                self.counts.records += 1
-                report.add_sentence("record", sentence, name)
+        chosen, mms = self._chosen(truth)
+        self._look_at_records(truth, mms, report)
         known = {*self._known, *self._said}
         self._said = set(report.found)
-        self._walk(truth, self._chosen(truth), report)
+        self._walk(truth, chosen, report)
         return [found.difference(report) for key, found in report.found.items() if key not in known]
 
-    def _chosen(self, truth: Truth) -> Sequence[int]:
-        """Numbers of the folios to walk."""
+    def _chosen(self, truth: Truth) -> tuple[Sequence[int], Sequence[MM]]:
+        """Numbers of the folios to walk, and the address spaces whose records to look at."""
         total = len(truth)
         if self._changes is not None:
-            changed = self._changes.heads(truth)
-            return [i for i, head in enumerate(truth.heads) if head in changed]
+            self._changes.look(truth)
+            return self._changes.folios, self._changes.mms
         if not self.limit or total <= self.limit:
-            return range(total)
+            return range(total), truth.mms
         self.counts.skipped += total - self.limit
         stride = -(-total // self.limit)
         chosen = range(self.counts.checks % stride, total, stride)
         self.counts.skipped += self.limit - len(chosen)
-        return chosen
+        return chosen, truth.mms
+
+    def _look_at_records(self, truth: Truth, mms: Sequence[MM], report: _Report) -> None:
+        before = self._strays
+        self._strays = {mm.id: before[mm.id] for mm in truth.mms if mm.id in before}
+        for mm in mms:
+            self._strays[mm.id] = [
+                (sentence, name)
+                for name, design in zip(self._names, self.machine.designs, strict=True)
+                for sentence in stray_records(design, self.machine, mm)
+            ]
+        for strays in self._strays.values():
+            for sentence, name in strays:
+                self.counts.records += 1
+                report.add_sentence("record", sentence, name)
 
     def _walk(self, truth: Truth, chosen: Sequence[int], report: _Report) -> None:
         walker = self._walker

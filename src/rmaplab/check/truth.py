@@ -121,7 +121,7 @@ class Truth:
                 bases.append(number << LEAF_SHIFT)
         columns = [leaf.v for _, _, leaf in self.leaves]
         table: Int64s = np.concatenate(columns) if columns else np.zeros(0, dtype=np.int64)
-        at = table.nonzero()[0]
+        at = (table != 0).nonzero()[0]  # NumPy is quicker at truth values than at numbers
         self.entries: Final[Int64s] = table[at]
         self.leaf_of: Final[Int64s] = at >> _LEAF_BITS
         self.owner: Final[Int64s] = np.array(owners, dtype=np.int64)[self.leaf_of]
@@ -161,13 +161,12 @@ class Truth:
             entries.append((self.mms[owner], addr, pfn - head))
         return MappedFolio(head, self._folios.nr_pages(head), entries)
 
-    def anon_entries(self) -> Iterator[tuple[MM, int, int]]:
+    def anon_entries(self) -> list[tuple[MM, int, int]]:
         """Address space, address and entry of all anonymous pages, present or under migration."""
         owners: list[int] = self.owner[self.anon].tolist()
         addrs: list[int] = self.addrs[self.anon].tolist()
         entries: list[int] = self.entries[self.anon].tolist()
-        for i in range(len(entries)):
-            yield self.mms[owners[i]], addrs[i], entries[i]
+        return [(self.mms[owners[i]], addrs[i], entries[i]) for i in range(len(entries))]
 
     def mapped_folios(self) -> Iterator[MappedFolio]:
         """Every folio that is mapped anywhere."""
@@ -175,8 +174,8 @@ class Truth:
             yield self.folio(i)
 
 
-def stray_records(design: ReverseMap, machine: Machine, mms: Sequence[MM] | None = None) -> list[str]:
-    """Where what a design remembers of `mms`, or of all address spaces, is not what the VMAs say, a sentence each.
+def stray_records(design: ReverseMap, machine: Machine, mm: MM) -> list[str]:
+    """Where what a design remembers of `mm` is not what the VMAs say, a sentence each.
 
     In `cow_context`, a record too many costs a look-up in each walk and memory, but no walk shows it: no VMA is
     where it says.  The prototype's records are known to be inexact, and not looked at.
@@ -186,27 +185,27 @@ def stray_records(design: ReverseMap, machine: Machine, mms: Sequence[MM] | None
     them or a second child, which has a VMA somewhere below it: two links for each VMA, at most.
     """
     wrong: list[str] = []
-    if mms is None:
-        mms = list(machine.mms.values())
     if isinstance(design, AnonVmaRmap):
         bound = 2 * machine.vma_pool.peak
-        for mm in mms:
-            for vma in mm.tree:
-                family = design._family(vma)
-                if family is not None and len(family.chain) > bound:
-                    wrong.append(f"{vma!r} has {len(family.chain)} links, of which {bound} could be needed at most")
-                    return wrong
+        for vma in mm.tree.to_list():
+            family = design._family(vma)
+            if family is not None and len(family.chain) > bound:
+                wrong.append(f"{vma!r} has {len(family.chain)} links, of which {bound} could be needed at most")
+                break
     if not isinstance(design, CowContextRmap):
         return wrong
-    for mm in mms:
-        displaced: list[tuple[int, int, int]] = []
-        for vma in mm.tree:
-            shift = design.shift_of(vma)
-            if shift is not None:
-                first = vma.pgoff + shift
-                displaced.append(((vma.start >> PAGE_SHIFT) - first, first, first + vma.nr_pages - 1))
-        expected = _joined([found for found in displaced if found[0]])
-        recorded = _joined([(offset, first, last) for first, last, offset in design.context_of(mm).remaps.ranges()])
+    displaced: list[tuple[int, int, int]] = []
+    for vma in mm.tree.to_list():
+        shift = design.shift_of(vma)
+        if shift is not None:
+            first = vma.pgoff + shift
+            offset = (vma.start >> PAGE_SHIFT) - first
+            if offset:
+                displaced.append((offset, first, first + vma.nr_pages - 1))
+    records = design.context_of(mm).remaps.ranges()
+    expected = _joined(displaced)
+    recorded = _joined([(offset, first, last) for first, last, offset in records])
+    if recorded != expected:
         for offset, first, last in sorted(set(recorded) ^ set(expected)):
             has = "a record" if (offset, first, last) in recorded else "no record"
             wrong.append(f"mm {mm.id} has {has} of page offsets {first:#x} to {last:#x} at offset {offset:#x}")
@@ -252,9 +251,7 @@ def invariants(machine: Machine, truth: Truth) -> list[str]:
 
 
 def _some(bad: Bools) -> list[int]:
-    """Numbers of the first few that are bad; mostly none are, which has to be quick."""
-    if not bad.any():
-        return []
+    """Numbers of the first few that are bad."""
     found: list[int] = bad.nonzero()[0][:5].tolist()
     return found
 
@@ -264,8 +261,8 @@ def _rows(machine: Machine, truth: Truth, wrong: list[str]) -> None:
     folios = machine.folios
     entries = truth.entries[truth.anon]
     pfns = entries >> PTE_SHIFT
-    counted = np.bincount(pfns, minlength=folios.rows)
     end = folios.end
+    counted = np.bincount(pfns, minlength=end)
     for i in _some((pfns < _FIRST) | (pfns >= end)):
         wrong.append(f"page {pfns[i]} is mapped, but there never was one of that number")
     counts = counted[_FIRST:end]
@@ -273,9 +270,10 @@ def _rows(machine: Machine, truth: Truth, wrong: list[str]) -> None:
     heads = folios.head.v[_FIRST:end]
     mapcounts = folios.mapcount.v[_FIRST:end]
     live = orders >= 0
-    for i in _some((counts != mapcounts) & (live | (counts > 0))):
+    mapped = counts > 0
+    for i in _some((counts != mapcounts) & (live | mapped)):
         wrong.append(f"page {i + _FIRST} has mapcount {mapcounts[i]}, but {counts[i]} entries map it")
-    for i in _some((counts > 0) & ~live):
+    for i in _some(mapped & ~live):
         wrong.append(f"page {i + _FIRST} is free, but {counts[i]} entries map it")
     nr_live = int(np.count_nonzero(live))
     if nr_live != folios.in_use:
@@ -288,21 +286,22 @@ def _rows(machine: Machine, truth: Truth, wrong: list[str]) -> None:
     for i in _some(bad & live):
         wrong.append(f"page {i + _FIRST} of order {orders[i]} has head {heads[i]}")
     # In use and not mapped: only what swap holds.
-    for head in np.unique(heads[live & (mapcounts == 0)]).tolist():
+    unmapped = live & ~mapped
+    for head in set(heads[unmapped].tolist()):
         if folios.order.m[head] >= 0 and folios.total_mapcount(head) == 0 and head not in machine.slot_of:
             wrong.append(f"page {head} is in use, but neither mapped nor in the swap cache")
 
     exclusive = entries & PTE_EXCLUSIVE != 0
-    of_ksm = entries & PTE_KSM != 0
-    in_ksm = folios.flags.v[pfns] & FOLIO_KSM != 0
     for i in _some(exclusive & (counted[pfns] > 1)):
         wrong.append(f"page {pfns[i]} is exclusive, but {counted[pfns[i]]} entries map it")
+    for i in _some(entries & (PTE_WRITE | PTE_EXCLUSIVE) == PTE_WRITE):
+        wrong.append(f"page {pfns[i]} is mapped writable by an entry that is not exclusive")
+    of_ksm = entries & PTE_KSM != 0
+    in_ksm = folios.flags.v[pfns] & FOLIO_KSM != 0
     for i in _some(in_ksm != of_ksm):
         wrong.append(f"page {pfns[i]} and an entry that maps it do not agree on whether it belongs to KSM")
     for i in _some(in_ksm & exclusive):
         wrong.append(f"page {pfns[i]} belongs to KSM, but an entry says that it is exclusive")
-    for i in _some((entries & PTE_WRITE != 0) & ~exclusive):
-        wrong.append(f"page {pfns[i]} is mapped writable by an entry that is not exclusive")
 
 
 def _vmas(mm: MM, wrong: list[str]) -> None:
@@ -353,7 +352,7 @@ def _entries(machine: Machine, truth: Truth, wrong: list[str]) -> None:
     for i in _some(outside):
         mm, addr = truth.mms[truth.owner[i]], int(truth.addrs[i])
         wrong.append(f"{entry_name(int(entries[i]))} at {addr:#x} in mm {mm.id}, but no VMA")
-    if outside.any():
+    if len(outside.nonzero()[0]):
         return
     anon = truth.anon
     which = which[anon]

@@ -47,6 +47,7 @@ from rmaplab.trace.play import Player
 
 LENGTH: Final = 500  # events of a history
 _BUDGET: Final = 400_000  # events to play in search of a shorter history
+_FULL: Final = 64  # checks of which one walks everything
 _SLOW: Final = frozenset(["page_scan"])
 _ORDER: Final = tuple(DESIGNS)
 
@@ -191,7 +192,7 @@ def run_history(plan: Plan, number: int, steps: int) -> Ran:
     setup = Setup(plan, number)
     machine = setup.machine()
     author = Author(machine, setup.rng, pages=setup.pages, processes=setup.processes)
-    checker = Checker(machine, changed=True)
+    checker = Checker(machine, full=_FULL)
     ran = Ran(number, counts=checker.counts)
     events: list[Event] = []
     try:

@@ -7,14 +7,17 @@ have given another answer:
 - whose entries differ from those of the check before, or whose row does in any column of `Folios`: the designs keep
   what folios point to in such columns, too;
 - what is mapped, or was visited by its last walk, in an address space that a step named, or that has other VMAs than
-  before, or that is gone: that is where designs were told of VMAs;
-- KSM's pages, which have no place of their own.
+  before: that is where designs were told of VMAs;
+- KSM's pages, which have no place of their own;
+- all, where an address space came or went: what designs share between address spaces is made and freed then.
 
-Why that is the same as walking all: a walk goes from what the folio points to, through what the design remembers of
-the VMAs and address spaces that it visits or ought to visit.  All that a design is told names the folio, or a VMA of
-an address space that the system call named, or that differs afterwards.  A design with a bug may do damage elsewhere:
-so each `FULL`-th check walks all, and tests/check/test_walks.py holds the one against the other, over random
-histories, with right designs and with every mutant.
+Why no error is missed: a walk goes from what the folio points to, through what the design remembers of the VMAs and
+address spaces that it ought to visit, which are those that map the folio.  All that a design is told names the folio,
+or a VMA of an address space that the system call named, or that differs afterwards.  A design with a bug may do
+damage elsewhere, so every now and then a check walks all; and tests/check/test_walks.py holds the one against the
+other, without that net, over random histories, with right designs and with every mutant.  What a walk visits in vain
+(`missing` and `additional`, which are no errors) may change unseen: a folio is not walked again because a VMA appears
+in an address space that does not map it.
 
 Nothing else is left out: page tables and invariants are read in full at each check (check/truth.py).
 """
@@ -28,8 +31,6 @@ from rmaplab.check.truth import MappedFolio, Place, Truth
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_SHIFT
 from rmaplab.mm.vma import MM
-
-FULL: Final = 64
 
 _MM_SHIFT: Final = 48
 _ADDR: Final = (1 << _MM_SHIFT) - 1
@@ -133,16 +134,25 @@ def _same_vmas(places: list[Place], expected: list[Place]) -> bool:
 
 
 class Changes:
-    """Which folios have to be walked again.  Remembers what the machine was like at the last check."""
+    """What has to be looked at again, and everything at each `full`-th look.  Remembers what the machine was like
+    at the last one.
 
-    def __init__(self, machine: Machine, walker: Walker) -> None:
+    folios: numbers of the folios in the `Truth` that was looked at
+    mms:    address spaces in which designs may have been told of VMAs
+    """
+
+    def __init__(self, machine: Machine, walker: Walker, full: int) -> None:
+        self._full: Final = full
         self._machine: Final = machine
         self._walker: Final = walker
         self._named: Final[set[int]] = set()  # mms that were named since the last check
-        self._vmas: Final[dict[int, list[int]]] = {}  # by mm
+        self._vmas: dict[int, list[int]] = {}  # by mm
         self._entries: dict[int, int] = {}  # by address space and address
         self._columns: list[bytes] = []
         self._checks = 0
+        self._came_or_went = False
+        self.folios: list[int] = []
+        self.mms: list[MM] = []
 
     def name(self, pid: int) -> None:
         """Designs may have been told something of the VMAs of this process."""
@@ -150,48 +160,44 @@ class Changes:
         if process is not None:
             self._named.add(process.mm.id)
 
-    def heads(self, truth: Truth) -> set[int]:
-        """First pages of the folios that a step since the last call can have given other walks, or that it unmapped."""
+    def look(self, truth: Truth) -> None:
+        """Find out what a step since the last call can have changed."""
         touched = self._touched(truth)
         changed = self._rows()
+        changed |= self._machine.ksm_pages
+        for id in touched:
+            changed |= self._walker.visited.pop(id, set())
         head_of = self._machine.folios.head.m
         now: dict[int, int] = {}
         before = self._entries
         for mm, addr, entry in truth.anon_entries():
             key = mm.id << _MM_SHIFT | addr
             now[key] = entry
-            if before.get(key) != entry or mm.id in touched:
+            if before.pop(key, 0) != entry or mm.id in touched:
                 head: int = head_of[entry >> PTE_SHIFT]
                 changed.add(head)
-        for key, entry in before.items():
-            if key not in now:
-                gone: int = head_of[entry >> PTE_SHIFT]
-                changed.add(gone)
+        for entry in before.values():  # they are gone
+            was: int = head_of[entry >> PTE_SHIFT]
+            changed.add(was)
         self._entries = now
-        for id in touched:
-            changed |= self._walker.visited.pop(id, set())
-        for pfn in self._machine.ksm_pages:
-            changed.add(pfn)
         self._checks += 1
-        if self._checks % FULL == 0:
-            changed.update(truth.heads)
-        return changed
+        if self._checks % self._full and not self._came_or_went:
+            self.folios = [i for i, head in enumerate(truth.heads) if head in changed]
+            self.mms = [mm for mm in truth.mms if mm.id in touched]
+        else:
+            self.folios = list(range(len(truth)))
+            self.mms = truth.mms
 
     def _touched(self, truth: Truth) -> set[int]:
-        """Address spaces that were named, are new, gone, or have other VMAs."""
+        """Address spaces that were named, or have other VMAs."""
         touched = set(self._named)
         self._named.clear()
-        known = self._vmas
-        for mm in truth.mms:
-            vmas = _picture(mm)
-            if known.get(mm.id) != vmas:
-                known[mm.id] = vmas
-                touched.add(mm.id)
-        if len(known) > len(truth.mms):
-            live = {mm.id for mm in truth.mms}
-            for id in [id for id in known if id not in live]:
-                del known[id]
+        before = self._vmas
+        self._vmas = {mm.id: _picture(mm) for mm in truth.mms}
+        for id, vmas in self._vmas.items():
+            if before.get(id) != vmas:
                 touched.add(id)
+        self._came_or_went = before.keys() != self._vmas.keys()
         return touched
 
     def _rows(self) -> set[int]:
