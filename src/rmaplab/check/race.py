@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Final
 
 import msgspec
 
@@ -17,7 +18,7 @@ from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.mm.vma_tree import VMATree
 from rmaplab.rmap.context import CowContext
-from rmaplab.sync.interleave import Failure, Step, explore, replay
+from rmaplab.sync.interleave import ACQUIRE, Failure, Step, explore, replay
 from rmaplab.sync.locks import RwSemaphore, SequenceCount, SpinLock
 
 
@@ -171,20 +172,29 @@ def explain(failure: Failure) -> Broken:
 
 
 class Labels:
-    """What the objects of a scenario are called."""
+    """What the objects of a scenario are called.
+
+    names: by id(), of objects that are kept from going away
+    """
 
     def __init__(self, world: object) -> None:
-        self._names: dict[int, str] = {}
-        self._keep: list[object] = []
+        self.names: Final[dict[int, str]] = {}
+        self._keep: Final[list[object]] = []
+        self.learn(world)
+
+    def learn(self, world: object) -> None:
+        """Name what there is now; what has gone keeps its name."""
         if isinstance(world, World):
             for pid, process in world.machine.processes.items():
-                self._add_mm(process.mm, f"process {pid}")
+                self.add_mm(process.mm, f"process {pid}")
+            for pfn, lock in world.machine.folio_locks.items():
+                self._add(lock, f"lock of folio {pfn}")
 
     def _add(self, subject: object, name: str) -> None:
-        self._names[id(subject)] = name
+        self.names[id(subject)] = name
         self._keep.append(subject)
 
-    def _add_mm(self, mm: MM, owner: str) -> None:
+    def add_mm(self, mm: MM, owner: str) -> None:
         self._add(mm.tree, f"VMA tree of {owner}")
         self._add(mm.mmap_lock, f"mmap_lock of {owner}")
         self._add(mm.users_word, f"mm_users of {owner}")
@@ -202,13 +212,15 @@ class Labels:
         """What the step does, and to what."""
         name = self.name(step.subject)
         words = step.words()
-        if isinstance(step.subject, RwSemaphore | SpinLock):
+        if isinstance(step.subject, RwSemaphore | SpinLock) and (step.kind == ACQUIRE or words.startswith("tries")):
             mode = "" if isinstance(step.subject, SpinLock) else " for writing" if step.write else " for reading"
             return f"{words.split(' ')[0]} {name}{mode}"
+        if name.startswith(words):
+            return f"{'changes' if step.write else 'reads'} {name}"
         return f"{words}: {name}" if name and name not in words else words
 
     def name(self, subject: object) -> str:
-        known = self._names.get(id(subject))
+        known = self.names.get(id(subject))
         if known is not None:
             return known
         if isinstance(subject, int):

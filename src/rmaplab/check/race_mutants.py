@@ -237,14 +237,14 @@ SCENES: Final[dict[str, Callable[[World, Execution], None]]] = {
 }
 
 
-def scene(mutant: Mutant) -> Scenario:
-    """The scenario that shows the mutant."""
-    begin = SCENES.get(mutant.scene)
+def staged(name: str, design: type[ReverseMap], machine: type[Machine] = Machine) -> Scenario:
+    """The scenario of that name, also of those above.  Raises KeyError if there is none."""
+    begin = SCENES.get(name)
     if begin is None:
-        return scenario(mutant.scene, mutant.mutated)
+        return scenario(name, design, machine)
 
     def build(execution: Execution) -> Callable[[], None]:
-        world = World(execution, mutant.mutated, mutant.machine)
+        world = World(execution, design, machine)
         world.start(1)
         world.map(1, HOME)
         world.write(1, HOME)
@@ -252,7 +252,12 @@ def scene(mutant: Mutant) -> Scenario:
         execution.subject = world
         return world.check
 
-    return Scenario(mutant.scene, build)
+    return Scenario(name, build)
+
+
+def scene(mutant: Mutant) -> Scenario:
+    """The scenario that shows the mutant."""
+    return staged(mutant.scene, mutant.mutated, mutant.machine)
 
 
 def outcome(mutant: Mutant, limit: int, preemptions: int = -1) -> Outcome:

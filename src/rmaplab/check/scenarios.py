@@ -48,6 +48,17 @@ _RW: Final = PROT_READ | PROT_WRITE
 _MOVE: Final = MREMAP_MAYMOVE | MREMAP_FIXED
 
 
+class Obligation(AssertionError):
+    """An obligation that was broken.
+
+    places: (mm id, address) of the entries by which it shows
+    """
+
+    def __init__(self, words: str, places: list[tuple[int, int]]) -> None:
+        super().__init__(words)
+        self.places: Final = places
+
+
 class World:
     """The machine of a scenario, and the folio that it is about."""
 
@@ -126,28 +137,36 @@ class World:
         machine = self.machine
         machine.reap()
         maps: dict[int, list[tuple[MM, int]]] = {}
+        waiting: list[tuple[MM, int]] = []
         for mm in machine.mms.values():
             for number, leaf in mm.page_table.leaves.items():
                 for i in np.flatnonzero(leaf.v).tolist():
                     entry: int = leaf.m[i]
                     addr = (number << LEAF_SHIFT) + (i << PAGE_SHIFT)
                     if entry & PTE_MIGRATION:
-                        raise AssertionError(
-                            f"restored: {_place(mm, addr)} waits for page {entry >> PTE_SHIFT} for ever:"
-                            " its migration entry was not found"
-                        )
+                        waiting.append((mm, addr))
                     if entry & PTE_ANON:
                         maps.setdefault(entry >> PTE_SHIFT, []).append((mm, addr))
+        if waiting:
+            mm, addr = waiting[0]
+            raise Obligation(
+                f"restored: {_place(mm, addr)} waits for page {mm.page_table.get(addr) >> PTE_SHIFT} for ever:"
+                " its migration entry was not found",
+                [(mm.id, addr) for mm, addr in waiting],
+            )
         for pfn, places in maps.items():
+            where = [(mm.id, addr) for mm, addr in places]
             if machine.folios.order.m[pfn] < 0:
-                raise AssertionError(f"counted: page {pfn} is free, and {_place(*places[0])} maps it")
+                raise Obligation(f"counted: page {pfn} is free, and {_place(*places[0])} maps it", where)
             mapcount: int = machine.folios.mapcount.m[pfn]
             if mapcount != len(places):
-                raise AssertionError(f"counted: {len(places)} entries map page {pfn}, whose mapcount is {mapcount}")
+                raise Obligation(f"counted: {len(places)} entries map page {pfn}, whose mapcount is {mapcount}", where)
             seen = {(vma.mm.id, addr) for vma, addr in machine.leader.walk(pfn)}
             for mm, addr in places:
                 if (mm.id, addr) not in seen:
-                    raise AssertionError(f"found: {_place(mm, addr)} maps page {pfn}, and the walk does not come by")
+                    raise Obligation(
+                        f"found: {_place(mm, addr)} maps page {pfn}, and the walk does not come by", [(mm.id, addr)]
+                    )
 
 
 def _place(mm: MM, addr: int) -> str:

@@ -20,8 +20,10 @@ import numpy as np
 from rmaplab.explore.layout import fold, place
 from rmaplab.explore.merging import backing, rights, why_apart
 from rmaplab.explore.parts import (
+    DOOMED,
     EXCLUSIVE,
     KSM,
+    MISSED,
     WRITABLE,
     Answer,
     Area,
@@ -91,7 +93,10 @@ _FLAGS: Final = (
 class Camera:
     """Looks at `machine`.  If its scheduler is a `Witness`, locks are told one by one, else by class.
 
-    answers: what walks found, each kind once
+    answers:   what walks found, each kind once
+    names:     what to call locks, by id(), that neither a design's view nor the machine has a name for
+    doomed:    (mm id, address) of entries that a walk misses, with the page that they are for; marked wherever they
+               are for it, once `came_true` as missed
     """
 
     def __init__(self, machine: Machine, process_names: dict[int, str], detail: Detail = FINE) -> None:
@@ -99,6 +104,9 @@ class Camera:
         self.detail: Final = detail
         self.witness: Final = machine.scheduler if isinstance(machine.scheduler, Witness) else None
         self.answers: Final[list[Answer]] = []
+        self.names: dict[int, str] = {}
+        self.doomed: dict[tuple[int, int], int] = {}
+        self.came_true = False
         self.views: Final[list[View]] = [view_of(design) for design in machine.designs]
         self._process_names: Final = process_names
         self._lock_names: Final[dict[int, str]] = {}  # by id(), of this moment
@@ -106,11 +114,12 @@ class Camera:
 
     # A picture
 
-    def picture(self, busy: Collection[int], touched: int) -> State:
+    def picture(self, busy: Collection[int], touched: int, unowned: Iterable[MM] = ()) -> State:
         """The state of everything.
 
         busy:    processes that are not to be folded
         touched: an address in theirs that is not to be folded either
+        unowned: address spaces of no process, which a fork is making or an exit takes down
         """
         state: State = {}
         self._lock_names.clear()
@@ -121,6 +130,8 @@ class Camera:
             mm = mms.pop(self.machine.processes[pid].mm.id, None)
             if mm is not None:
                 vmas += self._space(state, mm, touched if pid in busy else 0)
+        for mm in unowned:
+            vmas += self._space(state, mm, 0)
         self._folios(state)
         scope = Scope(vmas)
         for slot, (design, view) in enumerate(zip(self.machine.designs, self.views, strict=True)):
@@ -210,7 +221,7 @@ class Camera:
             starts = self._runs(pages, entries)
         ends = np.append(starts[1:], len(pages))
         cells = [
-            self._cell(int(pages[start]), int(end - start), int(entries[start]))
+            self._cell(vma, int(pages[start]), int(end - start), int(entries[start]))
             for start, end in zip(
                 starts[: self.detail.cells].tolist(), ends[: self.detail.cells].tolist(), strict=True
             )
@@ -238,14 +249,20 @@ class Camera:
         )
         return np.concatenate([np.zeros(1, dtype=np.int64), np.flatnonzero(other) + 1])
 
-    def _cell(self, page: int, count: int, entry: int) -> Cell:
+    def _cell(self, vma: VMA, page: int, count: int, entry: int) -> Cell:
         kind = next(letter for bit, letter in _KINDS if entry & bit)
         number = entry >> PTE_SHIFT
+        missed = 0
+        if self.doomed and self.doomed.get((vma.mm.id, vma.start + (page << PAGE_SHIFT))) == number:
+            missed = MISSED if self.came_true else DOOMED
         head = int(self.machine.folios.head.m[number]) if kind in "AM" else 0
+        if head and self.machine.folios.order.m[head] < 0:  # a race left an entry for a page that is free
+            head = 0
         marks = (
             (WRITABLE if entry & PTE_WRITE else 0)
             | (EXCLUSIVE if entry & PTE_EXCLUSIVE else 0)
             | (KSM if entry & PTE_KSM else 0)
+            | missed
         )
         return Cell(page, count, kind, number if kind in "AMS" else 0, head, marks)
 
@@ -312,7 +329,8 @@ class Camera:
             for name, tally in design.ledger.tallies.items()
             if tally.count != before.get(name, 0)
         ]
-        answer = Answer(places, held, list(dict.fromkeys(trail)), work, more, more_hits)
+        waits = [f"{who} holds {self.lock_name(lock)}" for lock, who in witness.waits]
+        answer = Answer(places, held, list(dict.fromkeys(trail)), work, more, more_hits, waits)
         return self._number(answer), base
 
     def _maps(self, vma: VMA, addr: int, head: int) -> bool:
@@ -344,6 +362,7 @@ class Camera:
             return lock
         names = self._lock_names
         if not names:
+            names.update(self.names)
             for view in self.views:
                 names.update(view.locks())
             for pid, process in self.machine.processes.items():

@@ -12,7 +12,7 @@ Invariants
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from rmaplab.explore import words
@@ -25,6 +25,7 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.vma import MM
 from rmaplab.sync.locks import RwSemaphore, SpinLock
 from rmaplab.sync.work import Ledger
 from rmaplab.trace.events import Event
@@ -54,152 +55,57 @@ def shoot(
     shooting = _Shooting(history, designs, profile, leader, tour, shot or Shot())
     film = shooting.shoot()
     if ask is not None:
-        film.steps[-1].ask = shooting.folio_at(*ask)
+        film.steps[-1].ask = shooting.reel.folio_at(*ask)
     return film
 
 
-class _Shooting:
-    def __init__(
-        self,
-        history: History,
-        designs: Sequence[type[ReverseMap]],
-        profile: Profile,
-        leader: int,
-        tour: Tour | None,
-        shot: Shot,
-    ) -> None:
-        self.history: Final = history
-        self.tour: Final = tour
-        self.total: Final = len(history)
-        self.last: Final = min(shot.last or self.total, self.total)
-        self.first: Final = max(1, min(shot.first, self.last))
-        self.each: Final = max(1, -(-(self.last - self.first + 1) // shot.steps))  # events a step
-        # A witness sees every lock by itself, and makes the machine do everything page by page: where a step
-        # stands for many events, nobody would read it.
-        self.witness: Final = Witness() if self.each == 1 else None
-        self.machine: Final = Machine(profile, designs, leader, self.witness)
-        # Told one by one, every event has a sentence; otherwise a run of faults is one step.
-        self.player: Final = Player(self.machine, history.header, batch=tour is None)
-        self.camera: Final = Camera(
-            self.machine, history.header.processes, FINE if self.each == 1 else COARSE
-        )
-        self.ledgers: Final = [self.machine.ledger, *(design.ledger for design in self.machine.designs)]
-        self.state: State = {}
-        self.pids: set[int] = set()
-        self.born: Final[dict[str, int]] = {}  # by key: the step that made it, 0 where that is not known
+class Reel:
+    """The steps of a film, as they are taken."""
+
+    def __init__(self, machine: Machine, camera: Camera) -> None:
+        self.machine: Final = machine
+        self.camera: Final = camera
         self.steps: Final[list[Step]] = []
+        self._ledgers: Final = [machine.ledger, *(design.ledger for design in machine.designs)]
+        self._state: State = {}
+        self._pids: set[int] = set()
+        self._born: Final[dict[str, int]] = {}  # by key: the step that made it, 0 where that is not known
 
-    def shoot(self) -> Film:
-        played = self.player.steps(self.history)
-        before = 0
-        while before < self.first - 1:
-            before, _ = next(played)
-        self._begin(before)
-        if self.witness is not None:
-            self._one_by_one(played, self.witness)
-        else:
-            self._many_by_many(played)
-        header = self.history.header
-        return Film(
-            title=self.tour.title if self.tour else header.command or "a history",
-            origin=header.recorder,
-            profile=self.machine.profile.name,
-            leader=self.machine.leader.name,
-            designs=[
-                DesignLine(design.name, dict(view.about))
-                for design, view in zip(self.machine.designs, self.camera.views, strict=True)
-            ],
-            events=self.total,
-            first=self.first,
-            last=self.steps[-1].events,
-            steps=self.steps,
-            answers=self.camera.answers,
-            differences=[str(difference) for difference in self.player.differences],
-        )
+    def designs(self) -> list[DesignLine]:
+        return [
+            DesignLine(design.name, dict(view.about))
+            for design, view in zip(self.machine.designs, self.camera.views, strict=True)
+        ]
 
-    # Steps
-
-    def _begin(self, before: int) -> None:
-        told = (
-            f"{words.plural(before, 'event')} came before this window."
-            if before
-            else "Nothing has happened yet."
-        )
-        step = Step(before, "begin", 0, told, say=self.tour.about if self.tour else "")
-        self._finish(step, [], 0)
-
-    def _one_by_one(self, played: Played, witness: Witness) -> None:
-        while True:
-            counts = [_Counts(ledger) for ledger in self.ledgers]
-            witness.forget()
-            witness.held.clear()
-            witness.listening = True
-            got = next(played, None)
-            witness.listening = False
-            if got is None:
-                return
-            number, event = got
-            step = Step(number, event.op, event.pid, words.tell(event, self.history.header.names))
-            self.camera.moved()
-            step.efforts = self._efforts(counts, witness.taken)
-            if self.tour is not None:
-                beat = self.tour.beats[number - 1]
-                step.say = beat.say
-                self._finish(step, [event.pid, event.pid2], event.addr)
-                if beat.ask is not None:
-                    step.ask = self.folio_at(*beat.ask)
-            else:
-                self._finish(step, [event.pid, event.pid2], event.addr)
-            if number >= self.last:
-                return
-
-    def _many_by_many(self, played: Played) -> None:
-        number = self.steps[-1].events
-        while number < self.last:
-            counts = [_Counts(ledger) for ledger in self.ledgers]
-            ops: list[str] = []
-            acting: Counter[int] = Counter()
-            goal = min(self.last, number + self.each)
-            addr = 0
-            for number, event in played:
-                ops.append(event.op)
-                acting[event.pid] += 1
-                addr = event.addr
-                if number >= goal:
-                    break
-            if not ops:
-                return
-            busy = [pid for pid, _ in acting.most_common(3)]
-            step = Step(number, "events", busy[0], words.tell_many(ops))
-            step.efforts = self._efforts(counts, None)
-            self._finish(step, busy, addr)
-
-    def _finish(self, step: Step, busy: list[int], touched: int) -> None:
-        """Take the picture after `step`, and write down what is different in it."""
-        now = self.camera.picture(busy, touched)
+    def take(
+        self, step: Step, busy: list[int], touched: int, unowned: Iterable[MM] = (), besides: State | None = None
+    ) -> None:
+        """Take the picture after `step`, and write down what is different in it.  `besides` is in it, too."""
+        now = self.camera.picture(busy, touched, unowned)
+        now.update(besides or {})
         pids = set(self.machine.processes)
         number = len(self.steps)
-        before = self.state
+        before = self._state
         partly = words.sorts_in_part(before) | words.sorts_in_part(now)
 
         def whole(key: str) -> bool:
             sort = words.sort_of(key)
             if sort == "p":  # of processes it is always known
-                return (int(key[1:]) in pids) != (int(key[1:]) in self.pids)
+                return (int(key[1:]) in pids) != (int(key[1:]) in self._pids)
             return sort not in partly
 
         for key, part in now.items():
             if key not in before:
-                self.born[key] = number if whole(key) else 0
-            part.born = self.born[key]
+                self._born[key] = number if whole(key) else 0
+            part.born = self._born[key]
             if before.get(key) != part:
                 step.put[key] = part
         step.gone = [key for key in before if key not in now]
         found = words.notes(before, now, whole) if number else []
         step.notes = found[:NOTES]
         step.folded_notes = len(found) - len(step.notes)
-        self.pids = pids
-        self.state = now
+        self._pids = pids
+        self._state = now
         self.steps.append(step)
 
     def folio_at(self, pid: int, addr: int) -> str:
@@ -210,12 +116,15 @@ class _Shooting:
 
     # Work
 
-    def _efforts(self, before: list[_Counts], taken: Sequence[tuple[object, bool]] | None) -> list[Effort]:
+    def counts(self) -> list[Counts]:
+        return [Counts(ledger) for ledger in self._ledgers]
+
+    def efforts(self, before: list[Counts], taken: Sequence[tuple[object, bool]] | None) -> list[Effort]:
         """What each participant did since `before`; `taken` are the locks, one by one, where they were
         watched."""
         efforts = []
-        for slot, (ledger, old) in enumerate(zip(self.ledgers, before, strict=True), MACHINE):
-            now = _Counts(ledger)
+        for slot, (ledger, old) in enumerate(zip(self._ledgers, before, strict=True), MACHINE):
+            now = Counts(ledger)
             work = [
                 (name, count - old.work.get(name, 0))
                 for name, count in now.work.items()
@@ -241,8 +150,115 @@ class _Shooting:
                 counts[names[id(lock)], write] += 1
         return counts
 
+class _Shooting:
+    def __init__(
+        self,
+        history: History,
+        designs: Sequence[type[ReverseMap]],
+        profile: Profile,
+        leader: int,
+        tour: Tour | None,
+        shot: Shot,
+    ) -> None:
+        self.history: Final = history
+        self.tour: Final = tour
+        self.total: Final = len(history)
+        self.last: Final = min(shot.last or self.total, self.total)
+        self.first: Final = max(1, min(shot.first, self.last))
+        self.each: Final = max(1, -(-(self.last - self.first + 1) // shot.steps))  # events a step
+        # A witness sees every lock by itself, and makes the machine do everything page by page: where a step
+        # stands for many events, nobody would read it.
+        self.witness: Final = Witness() if self.each == 1 else None
+        self.machine: Final = Machine(profile, designs, leader, self.witness)
+        # Told one by one, every event has a sentence; otherwise a run of faults is one step.
+        self.player: Final = Player(self.machine, history.header, batch=tour is None)
+        detail = FINE if self.each == 1 else COARSE
+        self.reel: Final = Reel(self.machine, Camera(self.machine, history.header.processes, detail))
 
-class _Counts:
+    def shoot(self) -> Film:
+        played = self.player.steps(self.history)
+        before = 0
+        while before < self.first - 1:
+            before, _ = next(played)
+        self._begin(before)
+        if self.witness is not None:
+            self._one_by_one(played, self.witness)
+        else:
+            self._many_by_many(played)
+        header = self.history.header
+        return Film(
+            title=self.tour.title if self.tour else header.command or "a history",
+            origin=header.recorder,
+            profile=self.machine.profile.name,
+            leader=self.machine.leader.name,
+            designs=self.reel.designs(),
+            events=self.total,
+            first=self.first,
+            last=self.reel.steps[-1].events,
+            steps=self.reel.steps,
+            answers=self.reel.camera.answers,
+            differences=[str(difference) for difference in self.player.differences],
+        )
+
+    # Steps
+
+    def _begin(self, before: int) -> None:
+        told = (
+            f"{words.plural(before, 'event')} came before this window."
+            if before
+            else "Nothing has happened yet."
+        )
+        step = Step(before, "begin", 0, told, say=self.tour.about if self.tour else "")
+        self.reel.take(step, [], 0)
+
+    def _one_by_one(self, played: Played, witness: Witness) -> None:
+        while True:
+            counts = self.reel.counts()
+            witness.forget()
+            witness.held.clear()
+            witness.listening = True
+            got = next(played, None)
+            witness.listening = False
+            if got is None:
+                return
+            number, event = got
+            step = Step(number, event.op, event.pid, words.tell(event, self.history.header.names))
+            self.reel.camera.moved()
+            step.efforts = self.reel.efforts(counts, witness.taken)
+            if self.tour is not None:
+                beat = self.tour.beats[number - 1]
+                step.say = beat.say
+                self.reel.take(step, [event.pid, event.pid2], event.addr)
+                if beat.ask is not None:
+                    step.ask = self.reel.folio_at(*beat.ask)
+            else:
+                self.reel.take(step, [event.pid, event.pid2], event.addr)
+            if number >= self.last:
+                return
+
+    def _many_by_many(self, played: Played) -> None:
+        number = self.reel.steps[-1].events
+        while number < self.last:
+            counts = self.reel.counts()
+            ops: list[str] = []
+            acting: Counter[int] = Counter()
+            goal = min(self.last, number + self.each)
+            addr = 0
+            for number, event in played:
+                ops.append(event.op)
+                acting[event.pid] += 1
+                addr = event.addr
+                if number >= goal:
+                    break
+            if not ops:
+                return
+            busy = [pid for pid, _ in acting.most_common(3)]
+            step = Step(number, "events", busy[0], words.tell_many(ops))
+            step.efforts = self.reel.efforts(counts, None)
+            self.reel.take(step, busy, addr)
+
+
+class Counts:
     """What a ledger says at one moment: work, and locks taken by class and mode."""
 
     def __init__(self, ledger: Ledger) -> None:

@@ -23,7 +23,7 @@ import msgspec
 import rmaplab
 from rmaplab.explore.parts import Film
 
-MODULES: Final = ("film", "words", "draw", "spaces", "structures", "main")  # each after those it imports
+MODULES: Final = ("film", "words", "draw", "lanes", "spaces", "structures", "main")  # each after those it imports
 
 _IMPORT: Final = re.compile(r"^import \{[^}]*\} from \"\./\w+\.js\";\n", re.MULTILINE)
 _EXPORT: Final = re.compile(r"^export ", re.MULTILINE)

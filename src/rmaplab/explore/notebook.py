@@ -87,7 +87,7 @@ class Spaces:
     def _repr_svg_(self) -> str:
         root, y, width = _drawing(), 4.0, 0.0
         spaces = [part for part in self._state.values() if isinstance(part, Space)]
-        for space in sorted(spaces, key=lambda space: space.pids[0]):
+        for space in sorted(spaces, key=lambda space: space.pids or [text.UNOWNED + space.id]):
             _words(root, 4, y, text.space_title(self._state, space), "b")
             y += _LINE
             for id in space.areas:

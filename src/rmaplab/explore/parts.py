@@ -2,7 +2,7 @@
 """What pictures are made of: records that the page, the terminal and notebooks share.
 
 Keys name parts across all steps: "p7" a process by pid, "m3" an address space, "V12" a VMA, "f513" a folio by
-the pfn of its first page, "+7" the children of process 7 that are folded into one; and for the design in slot
+the pfn of its first page, "c0" a CPU of a race, "+7" the children of process 7 that are folded into one; and for the design in slot
 0 "0/…", where the rest is the design's own business, with "0/" for what it holds in all.
 
 Invariants
@@ -24,6 +24,8 @@ STEPS: Final = 200  # of a film, where nothing else was asked for
 WRITABLE: Final = 1
 EXCLUSIVE: Final = 2
 KSM: Final = 4
+DOOMED: Final = 8  # an entry that a walk is going to miss
+MISSED: Final = 16  # one that it has missed
 
 
 class Process(msgspec.Struct, tag="process", tag_field="is"):
@@ -39,6 +41,7 @@ class Process(msgspec.Struct, tag="process", tag_field="is"):
 class Space(msgspec.Struct, tag="space", tag_field="is"):
     """An address space.
 
+    pids:  who runs in it; nobody while a fork makes it, and while it is taken down
     areas: ids of its VMAs by address; -n stands for n VMAs that are folded
     pages: that its page table has something for
     """
@@ -68,7 +71,7 @@ class Cell(msgspec.Struct, array_like=True):
     kind:  A anonymous page, Z the zero page, F page of the page cache, S swapped out, M under migration
     pfn:   of the first one; for S the swap slot
     head:  pfn of the folio that `pfn` belongs to
-    marks: WRITABLE, EXCLUSIVE, KSM
+    marks: WRITABLE, EXCLUSIVE, KSM, DOOMED, MISSED
     """
 
     page: int
@@ -144,6 +147,7 @@ class Answer(msgspec.Struct):
     trail: keys of the design's objects that it looked at, in order
     work:  what it counted
     more:  further places, and how many of them map the folio
+    waits: in a race: what others hold that it would have to wait for
     """
 
     places: list[Place]
@@ -152,6 +156,7 @@ class Answer(msgspec.Struct):
     work: list[tuple[str, int]]
     more: int = 0
     more_hits: int = 0
+    waits: list[str] = []
 
 
 class Part(msgspec.Struct, tag="part", tag_field="is"):
@@ -187,7 +192,23 @@ class Holding(msgspec.Struct, tag="holding", tag_field="is"):
     born: int = 0
 
 
-AnyPart = Process | Space | Folded | Area | Folio | Part | Holding
+class Cpu(msgspec.Struct, tag="cpu", tag_field="is"):
+    """What runs on a CPU, in a race.
+
+    holds: locks and sections, the oldest first
+    next:  what it is about to do, "" at its end
+    waits: whether it cannot go on now
+    """
+
+    number: int
+    name: str
+    holds: list[str]
+    next: str
+    waits: bool
+    born: int = 0
+
+
+AnyPart = Cpu | Process | Space | Folded | Area | Folio | Part | Holding
 State = dict[str, AnyPart]
 
 
@@ -214,6 +235,8 @@ class Step(msgspec.Struct, omit_defaults=True):
     events: played so far, this step included
     words:  the operation in words; say: what a guided tour adds
     ask:    key of the folio that a tour asks for here
+    cpu:    in a race: which one took the step; did: what it did, operation by operation
+    wrong:  in a race: the obligation that turns out to be broken here
     put, gone: parts that are new or changed, and keys that went
     """
 
@@ -228,6 +251,9 @@ class Step(msgspec.Struct, omit_defaults=True):
     notes: list[Note] = []
     efforts: list[Effort] = []
     folded_notes: int = 0
+    cpu: int = -1
+    did: list[str] = []
+    wrong: str = ""
 
 
 class Shot:
@@ -250,6 +276,8 @@ class Film(msgspec.Struct):
     """A history as pictures: what the page is made from.
 
     differences: results that the machine does not reproduce, a sentence each
+    cpus:        in a race: what runs on each
+    path:        in a race: who took each operation, as `rmaplab race` writes it
     """
 
     title: str
@@ -263,6 +291,8 @@ class Film(msgspec.Struct):
     steps: list[Step]
     answers: list[Answer]
     differences: list[str] = []
+    cpus: list[str] = []
+    path: str = ""
 
 
 def states(film: Film) -> list[State]:

@@ -6,11 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from rmaplab.explore.parts import (
+    DOOMED,
     EXCLUSIVE,
     KSM,
     MACHINE,
+    MISSED,
     Area,
     Cell,
+    Cpu,
     DesignLine,
     Film,
     Folded,
@@ -29,6 +32,7 @@ from rmaplab.mm.vma import PAGE_SHIFT
 NOT_ASKED = (
     "There are too many pages here to have asked for each: this one was not. A narrower window asks for more."
 )
+UNOWNED = 1 << 40  # above every pid
 _FEW = 8  # unmapped pages of a VMA that are shown one by one
 
 
@@ -40,6 +44,9 @@ def show(film: Film, number: int, ask: str = "") -> Iterator[str]:
     yield step.words
     if step.say:
         yield step.say
+    if step.wrong:
+        yield wrong_line(step.wrong)
+    yield from cpus(state)
     yield from address_spaces(state)
     for slot, design in enumerate(film.designs):
         yield ""
@@ -52,12 +59,35 @@ def show(film: Film, number: int, ask: str = "") -> Iterator[str]:
     yield from changes(film, number)
 
 
+# Races
+
+
+def wrong_line(wrong: str) -> str:
+    return f"Broken: {wrong}."
+
+
+def cpus(state: State) -> Iterator[str]:
+    found = [part for part in state.values() if isinstance(part, Cpu)]
+    if found:
+        yield ""
+    for cpu in found:
+        yield f"CPU {cpu.number} {cpu.name}: {cpu_line(cpu)}"
+
+
+def cpu_line(cpu: Cpu) -> str:
+    """What a CPU holds and is about to do."""
+    holds = f"holds {', '.join(cpu.holds)}; " if cpu.holds else ""
+    if not cpu.next:
+        return f"{holds}has come to its end"
+    return f"{holds}{'has to wait before it ' if cpu.waits else 'next '}{cpu.next}"
+
+
 # Address spaces
 
 
 def address_spaces(state: State) -> Iterator[str]:
     spaces = [part for part in state.values() if isinstance(part, Space)]
-    for space in sorted(spaces, key=lambda space: space.pids[0]):
+    for space in sorted(spaces, key=lambda space: space.pids or [UNOWNED + space.id]):
         yield ""
         yield space_title(state, space)
         for id in space.areas:
@@ -87,6 +117,8 @@ def folded_line(folded: Folded) -> str:
 
 def space_title(state: State, space: Space) -> str:
     pids = space.pids
+    if not pids:
+        return f"Address space {space.id} of no process"
     title = f"Process {pids[0]}" if len(pids) == 1 else f"Processes {', '.join(map(str, pids))}"
     process = state.get(f"p{pids[0]}")
     if isinstance(process, Process):
@@ -147,7 +179,8 @@ def face(cell: Cell, state: State) -> str:
     folio = state.get(f"f{cell.head}")
     shared = f" ×{folio.mapcount:,}" if isinstance(folio, Folio) and folio.mapcount > 1 else ""
     migrating = "→" if cell.kind == "M" else ""
-    return f"{migrating}{cell.pfn}{many}{' ksm' if cell.marks & KSM else ''}{shared}"
+    missed = " missed" if cell.marks & MISSED else " will be missed" if cell.marks & DOOMED else ""
+    return f"{migrating}{cell.pfn}{many}{' ksm' if cell.marks & KSM else ''}{shared}{missed}"
 
 
 def face_in_words(cell: Cell, state: State) -> str:
@@ -162,7 +195,8 @@ def face_in_words(cell: Cell, state: State) -> str:
     shared = f", mapped {plural(folio.mapcount, 'time')}" if isinstance(folio, Folio) else ""
     how = ", merged by KSM" if cell.marks & KSM else ", exclusive" if cell.marks & EXCLUSIVE else ""
     migrating = " under migration" if cell.kind == "M" else ""
-    return f"{which}: folio {cell.pfn}{migrating}{shared}{how}{', writable' if cell.marks & 1 else ''}"
+    missed = ", missed" if cell.marks & MISSED else ", will be missed" if cell.marks & DOOMED else ""
+    return f"{which}: folio {cell.pfn}{migrating}{shared}{how}{', writable' if cell.marks & 1 else ''}{missed}"
 
 
 # Designs
@@ -260,6 +294,8 @@ def owner_of(state: State, mm: int) -> str:
     if not isinstance(space, Space):
         return "a folded process"
     pids = space.pids
+    if not pids:
+        return f"address space {mm}"
     return f"process {pids[0]}" if len(pids) == 1 else f"processes {', '.join(map(str, pids))}"
 
 
@@ -269,12 +305,13 @@ def walk_summary(film: Film, folio: Folio, slot: int) -> str:
     places = len(answer.places) + answer.more
     hits = sum(place.hit for place in answer.places) + answer.more_hits
     work = ", ".join(f"{name} {count:,}" for name, count in answer.work)
+    waits = f" Now it would have to wait: {', '.join(answer.waits)}." if answer.waits else ""
     if not places:
-        return f"Visits nothing.{f' Counted: {work}.' if work else ''}"
+        return f"Visits nothing.{f' Counted: {work}.' if work else ''}{waits}"
     held = ", ".join(answer.held) or "no lock"
     more = f" {answer.more:,} of the places are folded." if answer.more else ""
     return (
-        f"Visits {plural(places, 'place')}, {hits:,} of which map it, holding {held}.{more} Counted: {work}."
+        f"Visits {plural(places, 'place')}, {hits:,} of which map it, holding {held}.{more} Counted: {work}.{waits}"
     )
 
 

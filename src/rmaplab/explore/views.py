@@ -99,7 +99,7 @@ def processes_of(machine: Machine) -> dict[int, list[int]]:
 def owner(pids: dict[int, list[int]], mm: MM | None) -> str:
     """Whose address space it is, in words."""
     if mm is None or mm.id not in pids:
-        return "an address space that is gone" if mm is None or not mm.alive else "a process that is exiting"
+        return "an address space that is gone" if mm is None or not mm.alive else f"address space {mm.id}"
     of = pids[mm.id]
     return f"process {of[0]}" if len(of) == 1 else f"processes {', '.join(map(str, of))}"
 

@@ -17,6 +17,7 @@ class Witness(Scheduler):
     taken:  (lock, exclusively) in the order of acquisition
     held:   locks and RCU sections held now, the oldest first
     points: what was stepped on, in order
+    waits:  (lock, who holds it) for locks that could not have been taken; nobody else runs, so none
     """
 
     def __init__(self) -> None:
@@ -24,10 +25,12 @@ class Witness(Scheduler):
         self.taken: list[tuple[object, bool]] = []
         self.held: list[object] = []
         self.points: list[object] = []
+        self.waits: list[tuple[object, str]] = []
 
     def forget(self) -> None:
         self.taken.clear()
         self.points.clear()
+        self.waits.clear()
 
     def acquire(self, lock: object, write: bool) -> None:
         if self.listening:

@@ -15,6 +15,7 @@ from rmaplab.explore.parts import (
     MACHINE,
     AnyPart,
     Area,
+    Cpu,
     Folded,
     Folio,
     Holding,
@@ -133,6 +134,8 @@ def title(key: str, part: AnyPart) -> str:
         return f"folio {part.pfn}"
     if isinstance(part, Holding):
         return "the design"
+    if isinstance(part, Cpu):
+        return f"CPU {part.number}"
     if part.count > 1:
         return f"{part.count:,} more"
     if part.kind == "anon_vma_chain":
@@ -153,10 +156,10 @@ def notes(before: State, after: State, whole: Callable[[str], bool]) -> list[Not
     found: list[Note] = []
     for key in before.keys() - after.keys():
         part = before[key]
-        if not isinstance(part, Space | Folded) and whole(key):
+        if not isinstance(part, Space | Folded | Cpu) and whole(key):
             found.append(Note(_slot(key), "gone", key, f"{title(key, part)} is gone"))
     for key, part in after.items():
-        if isinstance(part, Space | Folded | Holding):
+        if isinstance(part, Space | Folded | Holding | Cpu):
             continue
         old = before.get(key)
         if old is None:

@@ -109,7 +109,7 @@ class System:
         self.slot_of: Final[dict[int, int]] = {}  # pfn in the swap cache -> slot
         self.ksm_pages: Final[set[int]] = set()
         self.pins: Final[dict[int, int]] = {}  # references to folios that are no mappings, by first page
-        self._folio_locks: Final[dict[int, SpinLock]] = {}
+        self.folio_locks: Final[dict[int, SpinLock]] = {}
         self._next_slot = 1
         self._free_slots: list[int] = []
         self._next_mm = 1
@@ -228,10 +228,10 @@ class System:
     def _folio_lock(self, head: int) -> SpinLock:
         if self.scheduler is None:
             return self._any_folio_lock  # nobody else is there: it only counts
-        lock = self._folio_locks.get(head)
+        lock = self.folio_locks.get(head)
         if lock is None:
             lock = SpinLock(self.folio_lock_class, self.scheduler)
-            self._folio_locks[head] = lock
+            self.folio_locks[head] = lock
         return lock
 
     def get_folio(self, head: int) -> None:

@@ -27,6 +27,7 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import greenlet
@@ -429,31 +430,44 @@ def explore(
             return outcome
 
 
-def replay(scenario: Scenario, path: Sequence[int]) -> Failure | None:
-    """Run exactly the path of a failure (or of anything else).  Returns the failure, if it fails."""
+def perform(scenario: Scenario, choose: Callable[[Execution], int]) -> Failure | None:
+    """Run `scenario` once.  Before each step `choose` looks at the execution and says which task goes on; -1 ends
+    it there.  What `choose` does to the scenario's objects passes by the scheduler.  Returns the failure, if it fails.
+    """
     execution = Execution()
-    failure: Exception | None = None
     check = scenario.build(execution)
     taken: list[int] = []
+    error = _error_of(execution.start)
     try:
-        execution.start()
-        for number in path:
+        while error is None:
+            number = choose(execution)
+            if number < 0:
+                break
             if number >= len(execution.tasks) or not execution.enabled(execution.tasks[number]):
                 raise ValueError(
                     f"the path does not fit {scenario.name}: after {len(taken)} steps, task {number} cannot go on"
                 )
             taken.append(number)
-            execution.step(execution.tasks[number])
-        if all(task.done for task in execution.tasks):
-            check()
-    except ValueError:
+            error = _error_of(partial(execution.step, execution.tasks[number]))
+        if error is None and all(task.done for task in execution.tasks):
+            error = _error_of(check)
+        return None if error is None else Failure(error, taken, execution)
+    finally:
         execution.stop()
-        raise
+
+
+def _error_of(act: Callable[[], None]) -> Exception | None:
+    try:
+        act()
     except Exception as error:
-        failure = error
-    result = None if failure is None else Failure(failure, taken, execution)
-    execution.stop()
-    return result
+        return error
+    return None
+
+
+def replay(scenario: Scenario, path: Sequence[int]) -> Failure | None:
+    """Run exactly the path of a failure (or of anything else).  Returns the failure, if it fails."""
+    rest = iter(path)
+    return perform(scenario, lambda execution: next(rest, -1))
 
 
 def _backtrack(stack: list[_Node], sleeping: bool) -> bool:

@@ -16,18 +16,21 @@
  *   anchors: string[], walks: [answer: number, base: number][], born: number}} Folio
  * @typedef {[vma: number, page: number, hit: boolean, via: string[]]} Place
  * @typedef {{places: Place[], held: string[], trail: string[], work: [string, number][], more: number,
- *   more_hits: number}} Answer
+ *   more_hits: number, waits: string[]}} Answer
  * @typedef {{is: "part", group: string, kind: string, label: string, facts: [string, string][], why: string,
  *   above: string, side: string, area: number, mm: number, count: number, x: number, y: number, born: number}} Part
  * @typedef {{is: "holding", objects: [string, number, number][], born: number}} Holding
- * @typedef {Process | Space | Folded | Area | Folio | Part | Holding} AnyPart
+ * @typedef {{is: "cpu", number: number, name: string, holds: string[], next: string, waits: boolean, born: number}} Cpu
+ * @typedef {Cpu | Process | Space | Folded | Area | Folio | Part | Holding} AnyPart
  * @typedef {[slot: number, what: string, key: string, words: string]} Note
  * @typedef {[slot: number, work: [string, number][], locks: [string, number, boolean][]]} Effort
  * @typedef {{events: number, op: string, pid: number, words: string, say?: string, ask?: string,
- *   put?: Record<string, AnyPart>, gone?: string[], notes?: Note[], efforts?: Effort[], folded_notes?: number}} Step
+ *   put?: Record<string, AnyPart>, gone?: string[], notes?: Note[], efforts?: Effort[], folded_notes?: number,
+ *   cpu?: number, did?: string[], wrong?: string}} Step
  * @typedef {{name: string, about: Record<string, string>}} DesignLine
  * @typedef {{title: string, origin: string, profile: string, leader: string, designs: DesignLine[], events: number,
- *   first: number, last: number, steps: Step[], answers: Answer[], differences: string[]}} Film
+ *   first: number, last: number, steps: Step[], answers: Answer[], differences: string[],
+ *   cpus: string[], path: string}} Film
  * @typedef {Map<string, AnyPart>} State
  */
 
@@ -84,7 +87,7 @@ export function search(film, text) {
   return found.filter((number) => {
     const step = film.steps[number];
     if (pid !== null && step.pid === Number(pid[1])) return true;
-    return `${step.op} ${step.words} ${step.say ?? ""}`.toLowerCase().includes(wanted);
+    return `${step.op} ${step.words} ${step.say ?? ""} ${(step.did ?? []).join(" ")}`.toLowerCase().includes(wanted);
   });
 }
 

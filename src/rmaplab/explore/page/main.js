@@ -3,6 +3,7 @@
 
 import { h } from "./draw.js";
 import { cellAt, Reel, search, unpack } from "./film.js";
+import { Lanes } from "./lanes.js";
 import { Spaces } from "./spaces.js";
 import { Structures } from "./structures.js";
 import { folioLine, grouped, NOT_ASKED, plural, walk, walkSummary } from "./words.js";
@@ -53,6 +54,8 @@ class Page {
     /** @type {ReturnType<typeof setTimeout>[]} */
     this.visits = [];
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
+    this.lanes = new Lanes(place("lanes"), film, (step) => this.go(step));
+    place("race").hidden = film.cpus.length === 0;
     this.spaces = new Spaces(place("spaces"));
     this.structures = film.designs.map((design, slot) => {
       const panel = h("section", { class: "design", "data-slot": slot }, h("h2", {}, h("span", { class: "mark" }, letter(slot)), ` ${design.name}`));
@@ -73,7 +76,8 @@ class Page {
     this.find = /** @type {HTMLInputElement} */ (place("find"));
     document.title = `${film.title} – rmaplab`;
     place("title").textContent = film.title;
-    const window = film.last - film.first + 1 < film.events ? `, events ${grouped(film.first)} to ${grouped(film.last)} of ${grouped(film.events)}` : `, ${grouped(film.events)} events`;
+    const size = film.cpus.length > 0 ? plural(film.events, "step") : plural(film.events, "event");
+    const window = film.last - film.first + 1 < film.events ? `, events ${grouped(film.first)} to ${grouped(film.last)} of ${grouped(film.events)}` : `, ${size}`;
     const led = film.designs.length > 1 ? `, VMAs merge as ${film.leader} lets them` : "";
     const wrong = film.differences.length === 0 ? "" : `. ${plural(film.differences.length, "result")} came out otherwise: ${film.differences[0]}`;
     place("origin").textContent = `${film.origin}${window}; rules of Linux ${film.profile}${led}${wrong}`;
@@ -172,10 +176,12 @@ class Page {
     place("where").textContent = `step ${grouped(this.step)} of ${grouped(this.film.steps.length - 1)}`;
     place("words").textContent = step.words;
     place("say").textContent = step.say ?? "";
+    place("wrong").textContent = step.wrong === undefined ? "" : `Broken: ${step.wrong}.`;
     this.current.removeAttribute("aria-current");
     this.current = this.operations[this.step];
     this.current.setAttribute("aria-current", "step");
     requestAnimationFrame(() => this.follow());
+    this.lanes.draw(state, this.step, step.cpu ?? -1);
     this.spaces.draw(state);
     for (const structures of this.structures) structures.draw(state);
     this.news();
@@ -207,6 +213,7 @@ class Page {
     if (offsetTop < list.scrollTop || offsetTop + offsetHeight > list.scrollTop + list.clientHeight) {
       list.scrollTop = offsetTop - list.clientHeight / 3;
     }
+    this.lanes.follow();
   }
 
   /** Mark what the step made and changed. */

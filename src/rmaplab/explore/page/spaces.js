@@ -3,12 +3,14 @@
 
 import { h, oneStop, setChildren } from "./draw.js";
 import { allCells, areaOf, every, folioOf } from "./film.js";
-import { areaLine, face, faceInWords, grouped, offsetLine, plural } from "./words.js";
+import { areaLine, DOOMED, face, faceInWords, grouped, MISSED, offsetLine, plural, spaceTitle } from "./words.js";
 
 /** @typedef {import("./film.js").Area} Area */
 /** @typedef {import("./film.js").Cell} Cell */
 /** @typedef {import("./film.js").State} State */
 /** @typedef {{page: number, count: number, element: HTMLElement}} DrawnCell */
+
+const UNOWNED = 2 ** 40; // above every pid
 
 /** Address spaces; a VMA is drawn again only where something in it changed. */
 export class Spaces {
@@ -26,7 +28,7 @@ export class Spaces {
     const columns = new Map();
     const areas = new Map();
     const elements = [];
-    const spaces = every(state, "space").sort((a, b) => a.pids[0] - b.pids[0]);
+    const spaces = every(state, "space").sort((a, b) => (a.pids[0] ?? UNOWNED + a.id) - (b.pids[0] ?? UNOWNED + b.id));
     for (const space of spaces) {
       const column = this.columns.get(space.id) ?? h("section", { class: "space", "data-key": `m${space.id}` });
       /** @type {HTMLElement[]} */
@@ -79,7 +81,7 @@ function alike(a, b) {
  * @param {import("./film.js").Space} space
  */
 function drawTitle(state, space) {
-  const title = h("h3", {}, space.pids.length === 1 ? `Process ${space.pids[0]}` : `Processes ${space.pids.join(", ")}`);
+  const title = h("h3", {}, spaceTitle(space));
   const process = state.get(`p${space.pids[0]}`);
   if (process !== undefined && process.is === "process") {
     if (process.name !== "") title.append(" ", h("span", { class: "name" }, process.name));
@@ -144,7 +146,7 @@ function drawCell(state, cell) {
     {
       type: "button",
       tabindex: "-1",
-      class: `cell kind-${kind || "none"}${shared ? " shared" : ""}${marks & 1 ? " writable" : ""}`,
+      class: `cell kind-${kind || "none"}${shared ? " shared" : ""}${marks & 1 ? " writable" : ""}${marks & (DOOMED | MISSED) ? " missed" : ""}`,
       "aria-label": key === "" ? words : `${words}; ask who maps it`,
       "data-ask": key,
       "aria-disabled": key === "" && "true",

@@ -10,6 +10,8 @@ import { areaOf, folioOf } from "./film.js";
 /** @typedef {import("./film.js").State} State */
 
 export const KSM = 4;
+export const DOOMED = 8;
+export const MISSED = 16;
 export const NOT_ASKED = "There are too many pages here to have asked for each: this one was not. A narrower window asks for more.";
 
 /** @param {number} number */
@@ -44,7 +46,8 @@ export function face([, count, kind, pfn, head, marks], state) {
   if (kind === "S") return `swap ${pfn}${many}`;
   const mapcount = folioOf(state, head)?.mapcount ?? 0;
   const shared = mapcount > 1 ? ` ×${grouped(mapcount)}` : "";
-  return `${kind === "M" ? "→" : ""}${pfn}${many}${marks & KSM ? " ksm" : ""}${shared}`;
+  const missed = marks & MISSED ? " missed" : marks & DOOMED ? " will be missed" : "";
+  return `${kind === "M" ? "→" : ""}${pfn}${many}${marks & KSM ? " ksm" : ""}${shared}${missed}`;
 }
 
 /**
@@ -63,7 +66,24 @@ export function faceInWords([page, count, kind, pfn, head, marks], state) {
   const shared = folio === undefined ? "" : `, mapped ${plural(folio.mapcount, "time")}`;
   const how = marks & KSM ? ", merged by KSM" : marks & 2 ? ", exclusive" : "";
   const migrating = kind === "M" ? " under migration" : "";
-  return `${which}: folio ${pfn}${migrating}${shared}${how}${marks & 1 ? ", writable" : ""}`;
+  const missed = marks & MISSED ? ", missed" : marks & DOOMED ? ", will be missed" : "";
+  return `${which}: folio ${pfn}${migrating}${shared}${how}${marks & 1 ? ", writable" : ""}${missed}`;
+}
+
+/** @param {import("./film.js").Space} space */
+export function spaceTitle(space) {
+  if (space.pids.length === 0) return `Address space ${space.id} of no process`;
+  return space.pids.length === 1 ? `Process ${space.pids[0]}` : `Processes ${space.pids.join(", ")}`;
+}
+
+/**
+ * What a CPU holds and is about to do.
+ * @param {import("./film.js").Cpu} cpu
+ */
+export function cpuLine(cpu) {
+  const holds = cpu.holds.length === 0 ? "" : `holds ${cpu.holds.join(", ")}; `;
+  if (cpu.next === "") return `${holds}has come to its end`;
+  return `${holds}${cpu.waits ? "has to wait before it" : "next"} ${cpu.next}`;
 }
 
 /** @param {Area} area */
@@ -87,6 +107,7 @@ export function offsetLine(area) {
 export function ownerOf(state, mm) {
   const space = state.get(`m${mm}`);
   if (space === undefined || space.is !== "space") return "a folded process";
+  if (space.pids.length === 0) return `address space ${mm}`;
   return space.pids.length === 1 ? `process ${space.pids[0]}` : `processes ${space.pids.join(", ")}`;
 }
 
@@ -139,6 +160,7 @@ export function walkSummary(film, folio, slot) {
   const held = answer.held.length === 0 ? "no lock" : answer.held.join(", ");
   const work = answer.work.map(([name, count]) => `${name} ${grouped(count)}`).join(", ");
   const more = answer.more === 0 ? "" : ` ${grouped(answer.more)} of the places are folded.`;
-  if (places === 0) return `Visits nothing.${work === "" ? "" : ` Counted: ${work}.`}`;
-  return `Visits ${plural(places, "place")}, ${grouped(hits)} of which map it, holding ${held}.${more} Counted: ${work}.`;
+  const waits = answer.waits.length === 0 ? "" : ` Now it would have to wait: ${answer.waits.join(", ")}.`;
+  if (places === 0) return `Visits nothing.${work === "" ? "" : ` Counted: ${work}.`}${waits}`;
+  return `Visits ${plural(places, "place")}, ${grouped(hits)} of which map it, holding ${held}.${more} Counted: ${work}.${waits}`;
 }

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A race as a film: one execution of a scenario of `rmaplab race`, with a picture after each operation.
+
+The execution is run twice, the same both times: once to see what comes of it, then, with the camera beside it, to
+take pictures in which the entry that is going to be missed is marked from its beginning.
+
+Invariant: taking a picture is no step.  What the camera makes designs do between two steps passes by the
+checker, takes no lock, and counts nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from rmaplab.check.race import Labels, RaceError, read_path, write_path
+from rmaplab.check.race_mutants import staged
+from rmaplab.check.scenarios import Obligation, World
+from rmaplab.explore.camera import FINE, Camera
+from rmaplab.explore.film import Reel
+from rmaplab.explore.parts import Cpu, Film, State, Step
+from rmaplab.explore.tours.race import RaceTour
+from rmaplab.explore.views import owner, processes_of, view_of
+from rmaplab.explore.witness import RCU, Witness
+from rmaplab.explore.words import plural
+from rmaplab.measure.collect import Aside
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.pagetable import PTE_SHIFT
+from rmaplab.mm.profile import Profile
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.vma import MM
+from rmaplab.sync.interleave import Execution, Failure, Scenario, Task, perform, replay
+from rmaplab.sync.locks import Scheduler
+
+_MM: Final = re.compile(r"\bmm (\d+)")
+
+Part = tuple[int, str, bool]  # steps of the execution, what a tour says to them, whether it asks for the folio
+
+
+def shoot_race(name: str, design: type[ReverseMap], path: str, *, at: int = 0) -> Film:
+    """The film of one execution of the scenario `name`.
+
+    path: who takes each step, as `rmaplab race` writes it
+    at:   only the steps before this one and itself, in a single picture (0: all, a picture each)
+    """
+    choices = read_path(path)
+    if not 0 <= at <= len(choices):
+        raise RaceError(f"step {at} is no part of this path, which has {plural(len(choices), 'step')}")
+    parts: list[Part] = [(1, "", False) for _ in choices]
+    if at:
+        parts = [(at - 1, "", False)] * (at > 1) + [(1, "", False)]
+    return _Shooting(name, design, Machine, choices, parts).shoot()
+
+
+def shoot_tour(tour: RaceTour, design: type[ReverseMap]) -> Film:
+    """The film of a guided tour, with a step for each of its turns."""
+    choices, parts = follow(tour, design)
+    film = _Shooting(tour.scenario, design, tour.machine, choices, parts).shoot()
+    film.title = tour.title
+    film.origin = f"a guided tour of the race “{tour.scenario}”"
+    film.steps[0].say = tour.about
+    return film
+
+
+def follow(tour: RaceTour, design: type[ReverseMap]) -> tuple[list[int], list[Part]]:
+    """The path on which each turn of the tour does what it says; whoever is left comes to its end with the last one.
+    Raises RaceError if a turn cannot be."""
+    choices: list[int] = []
+    parts: list[Part] = []
+
+    labels = Labels(None)
+
+    def turns(execution: Execution) -> Iterator[int]:
+        for turn in tour.turns:
+            steps = 0
+            while True:
+                task = execution.tasks[turn.cpu] if turn.cpu < len(execution.tasks) else None
+                if task is None or not execution.enabled(task):
+                    raise RaceError(
+                        f"the tour {tour.name} no longer fits: CPU {turn.cpu} cannot go on to “{turn.until or 'its end'}”"
+                    )
+                assert task.pending is not None
+                did = learn(labels, execution).step(task.pending)
+                steps += 1
+                choices.append(turn.cpu)
+                parts[len(parts) - (steps > 1) :] = [(steps, turn.say, turn.ask)]
+                yield turn.cpu
+                if task.done if turn.until == "" else turn.until in did:
+                    break
+        steps = 0
+        while (number := next((task.number for task in execution.tasks if execution.enabled(task)), -1)) >= 0:
+            choices.append(number)
+            steps += 1
+            yield number
+        parts.append((steps, tour.end, False))
+
+    perform(staged(tour.scenario, design, watching(tour.machine)), _by(turns))
+    if len(parts) <= len(tour.turns):
+        raise RaceError(f"the tour {tour.name} no longer fits: it ends before “{tour.turns[len(parts) - 1].until}”")
+    return choices, parts
+
+
+def _by(plan: Callable[[Execution], Iterator[int]]) -> Callable[[Execution], int]:
+    """Has `perform` follow a plan that is written as a generator."""
+    running: list[Iterator[int]] = []
+
+    def choose(execution: Execution) -> int:
+        if not running:
+            running.append(plan(execution))
+        return next(running[0], -1)
+
+    return choose
+
+
+def world_of(execution: Execution | Failure) -> World:
+    world = execution.subject
+    assert isinstance(world, World)
+    return world
+
+
+def learn(labels: Labels, execution: Execution) -> Labels:
+    """Have what is there now named as the drawings name it."""
+    machine = world_of(execution).machine
+    labels.learn(world_of(execution))
+    for mm in unowned(machine):
+        labels.add_mm(mm, f"address space {mm.id}")
+    labels.names.update(view_of(machine.leader).locks())
+    return labels
+
+
+def unowned(machine: Machine) -> list[MM]:
+    """Address spaces of no process, which a fork is making or an exit takes down."""
+    owned = {process.mm.id for process in machine.processes.values()}
+    return [mm for mm in watched(machine).made if mm.alive and mm.id not in owned]
+
+
+class Watched(Witness):
+    """The scheduler of a machine in a race: passes on to the checker what CPUs do, and writes down what the camera
+    makes designs do between their steps.
+
+    made: all address spaces that there ever were; a machine knows those of processes only
+    """
+
+    def __init__(self, execution: Execution, made: list[MM]) -> None:
+        super().__init__()
+        self.execution: Final = execution
+        self.made: Final = made
+        self.acquired: Final[list[tuple[object, bool]]] = []  # by CPUs
+
+    def _runs(self) -> bool:
+        """Does a CPU run?  Otherwise it is the camera."""
+        return self.execution.current is not None
+
+    def acquire(self, lock: object, write: bool) -> None:
+        if self._runs():
+            self.execution.acquire(lock, write)
+            self.acquired.append((lock, write))
+            return
+        if self.listening:
+            self.waits += [(lock, f"CPU {task.number}") for task in holders(self.execution, lock, write)]
+        super().acquire(lock, write)
+
+    def try_acquire(self, lock: object, write: bool) -> bool:
+        if not self._runs():
+            return super().try_acquire(lock, write)
+        got = self.execution.try_acquire(lock, write)
+        if got:
+            self.acquired.append((lock, write))
+        return got
+
+    def release(self, lock: object, write: bool) -> None:
+        if self._runs():
+            self.execution.release(lock, write)
+        else:
+            super().release(lock, write)
+
+    def downgrade(self, lock: object) -> None:
+        self.execution.downgrade(lock)
+
+    def rcu_enter(self) -> None:
+        if self._runs():
+            self.execution.rcu_enter()
+        else:
+            super().rcu_enter()
+
+    def rcu_leave(self) -> None:
+        if self._runs():
+            self.execution.rcu_leave()
+        else:
+            super().rcu_leave()
+
+    def rcu_call(self, what: str, subject: object) -> None:
+        self.execution.rcu_call(what, subject)
+
+    def free(self, what: str, subject: object) -> None:
+        self.execution.free(what, subject)
+
+    def point(self, what: str, subject: object, write: bool = False) -> None:
+        if self._runs():
+            self.execution.point(what, subject, write)
+        else:
+            super().point(what, subject, write)
+
+    def wait(self, what: str, subject: object, ready: Callable[[], bool]) -> None:
+        """The camera waits for nobody: what it sees is what is there now."""
+        self.execution.wait(what, subject, ready)
+
+    def chunk(self) -> int:
+        return self.execution.chunk()
+
+
+def watched(machine: Machine) -> Watched:
+    scheduler = machine.scheduler
+    assert isinstance(scheduler, Watched)
+    return scheduler
+
+
+def holders(execution: Execution, lock: object, write: bool) -> list[Task]:
+    """Who would have to give `lock` back first."""
+    return [
+        task
+        for task in execution.tasks
+        if any(held is lock and (write or exclusively) for held, exclusively in task.held)
+    ]
+
+
+def watching(machine: type[Machine]) -> type[Machine]:
+    """`machine`, with what the camera makes it do kept from the checker."""
+
+    class Watching(machine):  # type: ignore[valid-type, misc]
+        def __init__(
+            self, profile: Profile, designs: Sequence[type[ReverseMap]], leader: int = 0, scheduler: Scheduler | None = None
+        ) -> None:
+            assert isinstance(scheduler, Execution)
+            self.made: Final[list[MM]] = []
+            super().__init__(profile, designs, leader, Watched(scheduler, self.made))
+
+        def new_mm(self) -> MM:
+            mm: MM = super().new_mm()
+            self.made.append(mm)
+            return mm
+
+    return Watching
+
+
+class _Shooting:
+    def __init__(
+        self, name: str, design: type[ReverseMap], machine: type[Machine], choices: list[int], parts: list[Part]
+    ) -> None:
+        self.name: Final = name
+        self.design: Final = design
+        self.machine: Final = machine
+        self.choices: Final = choices
+        self.parts: Final = parts
+        self.doomed: dict[tuple[int, int], int] = {}
+        self.labels: Final = Labels(None)
+
+    def shoot(self) -> Film:
+        failure = replay(self._staged(self.machine), self.choices)
+        error = None if failure is None else failure.error
+        if failure is not None and isinstance(error, Obligation):
+            mms = world_of(failure).machine.mms
+            self.doomed = {
+                (mm, addr): mms[mm].page_table.get(addr) >> PTE_SHIFT for mm, addr in error.places
+            }
+        again = perform(self._staged(watching(self.machine)), _by(self._film))
+        steps = self.reel.steps
+        if again is not None:
+            steps[-1].wrong = self._in_words(again)
+        return Film(
+            title=self.name,
+            origin="rmaplab race",
+            profile=self.reel.machine.profile.name,
+            leader=self.reel.machine.leader.name,
+            designs=self.reel.designs(),
+            events=len(self.choices),
+            first=1,
+            last=len(self.choices),
+            steps=steps,
+            answers=self.reel.camera.answers,
+            cpus=self.cpus,
+            path=write_path(self.choices),
+        )
+
+    def _in_words(self, failure: Failure) -> str:
+        """What is broken, with address spaces called by their processes."""
+        pids = processes_of(self.reel.machine)
+        names = {mm.id: owner(pids, mm) for mm in watched(self.reel.machine).made}
+        words = str(failure.error).splitlines()[0]
+        return _MM.sub(lambda found: names.get(int(found[1]), found[0]), words)
+
+    def _staged(self, machine: type[Machine]) -> Scenario:
+        return staged(self.name, self.design, machine)
+
+    def _film(self, execution: Execution) -> Iterator[int]:
+        """Goes along the path and takes a picture after each part of it."""
+        machine = world_of(execution).machine
+        acquired = watched(machine).acquired
+        camera = Camera(machine, {}, FINE)
+        camera.doomed = self.doomed
+        self.reel = Reel(machine, camera)
+        self.cpus = [task.name for task in execution.tasks]
+        self._take(execution, Step(0, "begin", 0, "Nothing has happened yet."))
+        done = 0
+        for number, (count, say, ask) in enumerate(self.parts):
+            before = self.reel.counts()
+            acquired.clear()
+            at = done
+            did: list[str] = []
+            for choice in self.choices[at : at + count]:
+                pending = execution.tasks[choice].pending
+                did.append("" if pending is None else learn(self.labels, execution).step(pending))
+                done += 1
+                yield choice
+            self.cpus += [task.name for task in execution.tasks[len(self.cpus) :]]
+            step = self._step(self.choices[at:done], did)
+            step.say = say
+            step.events = done
+            camera.moved()
+            camera.names = learn(self.labels, execution).names
+            step.efforts = self.reel.efforts(before, acquired)
+            camera.came_true = done == len(self.choices)
+            self._take(execution, step)
+            if ask:
+                step.ask = f"f{machine.folios.head.m[world_of(execution).head]}"
+
+    def _step(self, choices: list[int], did: list[str]) -> Step:
+        """A step that stands for these of the execution."""
+        if len(set(choices)) != 1:
+            did = [f"CPU {cpu}: {words}" for cpu, words in zip(choices, did, strict=True)]
+            return Step(0, "end", 0, "All CPUs come to their end.", did=did)
+        cpu = choices[0]
+        name = self.cpus[cpu]
+        what = did[0] if len(did) == 1 else f"{plural(len(did), 'step')}, up to: {did[-1]}"
+        return Step(0, name, 0, f"CPU {cpu}, {name}: {what}.", cpu=cpu, did=did)
+
+    def _take(self, execution: Execution, step: Step) -> None:
+        machine = self.reel.machine
+        with Aside(machine):
+            self.reel.take(step, list(machine.processes), 0, unowned(machine), self._cpus(execution))
+
+    def _cpus(self, execution: Execution) -> State:
+        labels = learn(self.labels, execution)
+        state: State = {}
+        for task in execution.tasks:
+            holds = [f"{self.reel.camera.lock_name(lock)}{'' if write else ' (shared)'}" for lock, write in task.held]
+            if task.rcu_depth:
+                holds.append(RCU)
+            pending = task.pending
+            state[f"c{task.number}"] = Cpu(
+                task.number,
+                task.name,
+                holds,
+                "" if pending is None else labels.step(pending),
+                pending is not None and not execution.enabled(task),
+            )
+        return state

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a tour of a race is: a scenario of `rmaplab race`, and whose turn it is until when.
+
+No path is stored: each turn lets a CPU go on until it has done what the turn names, so that a tour bears with
+a step more or less in the code that it shows, and says so where it no longer fits.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rmaplab.mm.machine import Machine
+
+
+class Turn(NamedTuple):
+    """A CPU goes on.
+
+    until: words of the last step that it takes; "" if it comes to its end
+    say:   a few sentences for somebody who has just seen it happen
+    ask:   ask the design at once who maps the folio
+    """
+
+    cpu: int
+    until: str
+    say: str
+    ask: bool = False
+
+
+class RaceTour(NamedTuple):
+    """A guided tour of a race; `about` is said before anything has happened, `end` with the last turn.
+
+    design: as `--rmap` takes it
+    breaks: how the sentence begins that says what is broken in the end; "" if nothing is
+    """
+
+    name: str
+    title: str
+    about: str
+    scenario: str
+    design: str
+    turns: tuple[Turn, ...]
+    end: str
+    breaks: str
+    machine: type[Machine] = Machine
