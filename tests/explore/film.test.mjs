@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { gzipSync } from "node:zlib";
 
 import { allCells, cellAt, drawings, Reel, search, unpack } from "../../src/rmaplab/explore/page/film.js";
-import { face, folioLine, hex, offsetLine, plural, walk, walkSummary } from "../../src/rmaplab/explore/page/words.js";
+import { cpuLine, face, folioLine, hex, offsetLine, plural, walk, walkSummary } from "../../src/rmaplab/explore/page/words.js";
 
 const space = { is: "space", id: 1, pids: [7], areas: [1], pages: 2, born: 1 };
 const area = {
@@ -23,7 +23,7 @@ const film = {
     { events: 1, op: "mmap", pid: 7, words: "Process 7 maps 4 pages.", put: { m1: space, V1: area, f512: folio } },
     { events: 2, op: "exit", pid: 7, words: "Process 7 exits.", gone: ["m1", "V1"] },
   ],
-  answers: [{ places: [[1, 0, true, []], [1, 1, false, []]], held: ["RCU"], trail: [], work: [["walks", 1]], more: 3, more_hits: 1 }],
+  answers: [{ places: [[1, 0, true, []], [1, 1, false, []]], held: ["RCU"], trail: [], work: [["walks", 1]], more: 3, more_hits: 1, waits: [] }],
 };
 
 test("a state is what all steps up to it have put and not taken away", () => {
@@ -92,4 +92,18 @@ test("a walk counts its pages from its base, and folds what is too much", () => 
     [2, false, "process 7, V1, page 2, 0x12000: does not map it"],
   ]);
   assert.equal(walkSummary(film, folio, 0), "Visits 5 places, 2 of which map it, holding RCU. 3 of the places are folded. Counted: walks 1.");
+  const waiting = { ...film, answers: [{ ...film.answers[0], places: [], more: 0, more_hits: 0, waits: ["CPU 1 holds it"] }] };
+  assert.equal(walkSummary(waiting, folio, 0), "Visits nothing. Counted: walks 1. Now it would have to wait: CPU 1 holds it.");
+});
+
+test("a CPU says what it holds, and what it does next or waits for", () => {
+  const cpu = { is: "cpu", number: 0, name: "fork", holds: ["a lock"], next: "takes another", waits: true, born: 0 };
+  assert.equal(cpuLine(cpu), "holds a lock; has to wait before it takes another");
+  assert.equal(cpuLine({ ...cpu, holds: [], waits: false }), "next takes another");
+  assert.equal(cpuLine({ ...cpu, holds: [], next: "" }), "has come to its end");
+});
+
+test("what is missed says so", () => {
+  assert.equal(face([0, 1, "M", 512, 0, 16], new Map()), "→512 missed");
+  assert.equal(face([0, 1, "M", 512, 0, 8], new Map()), "→512 will be missed");
 });

@@ -82,6 +82,29 @@ def test_a_step_is_printed_for_programs(tmp_path: Path) -> None:
     assert told["inputs"]["designs"] == ["cow_context"]
 
 
+def test_a_race_that_fails_is_looked_for_and_becomes_a_page(tmp_path: Path) -> None:
+    target = tmp_path / "race.html"
+    done = rmaplab(
+        "explore", "restore / fork", "--rmap", "cow_context_prototype", "-o", target, "--json"
+    )  # fmt: skip
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert not told["holds"]
+    assert told["differences"][0].startswith("restored: address 0x10000000 of process 2 waits")
+    assert told["figures"]["nbytes"] == target.stat().st_size
+    assert told["figures"]["steps"] == told["figures"]["events"] + 1
+
+
+def test_a_step_of_a_race_is_printed() -> None:
+    done = rmaplab("show", "restore / fork", "--rmap", "anon_vma", "--path", "0x3 1x2 0x2", "--at", 5)
+    assert done.returncode == 0
+    assert done.stdout.startswith("restore / fork, step 5 of 7\nCPU 1, fork: takes mmap_lock of address space 3")
+    assert "\nCPU 0 restore: holds lock of folio 512" in done.stdout
+    told = json.loads(rmaplab("show", "race-fork", "--at", 2, "--json").stdout)
+    assert told["holds"]
+    assert told["figures"]["state"]["c0"]["holds"][-1] == "RCU read section"
+
+
 def test_a_result_that_is_not_reproduced_is_said(tmp_path: Path) -> None:
     path = tmp_path / "wrong.parquet"
     unmap = Event(
@@ -111,6 +134,12 @@ def test_what_cannot_be_shown_is_said_in_a_sentence(tmp_path: Path) -> None:
         (("explore", "no-such-tour", "-o", page), "there is no workload 'no-such-tour'"),
         (("explore", path, "-o", tmp_path / "missing" / "page.html"), "No such file or directory"),
         (("explore", path, "--from", "4", "--to", "2", "-o", page), "events 4 to 2 are no part"),
+        (("explore", "restore / frok", "--rmap", "anon_vma", "-o", page), "no scenario called 'restore / frok'"),
+        (("explore", "restore / fork", "-o", page), "a race is one design's: name it with --rmap"),
+        (("show", "restore / fork", "--rmap", "anon_vma", "--path", "0x99"), "the path does not fit restore / fork"),
+        (("show", "race-fork", "--at", "99"), "step 99 is no part of this race, which has 7"),
+        (("show", "race-fork", "--rmap", "anon_vma"), "has its design and its path"),
+        (("explore", "race-fork", "--from", "2", "-o", page), "leave --from and --to out"),
     ):
         done = rmaplab(*arguments)
         assert done.returncode == 2

@@ -15,15 +15,19 @@ from typing import Any
 
 import pytest
 
+from rmaplab.check.race import read_path
+from rmaplab.check.scenarios import scenario
 from rmaplab.explore import text
 from rmaplab.explore.film import shoot
 from rmaplab.explore.html import page
 from rmaplab.explore.parts import Area, Cell, Film, Folio, Space, State, states
-from rmaplab.explore.tours import TOURS
+from rmaplab.explore.race import by, shoot_race, shoot_tour
+from rmaplab.explore.tours import RACES, TOURS
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.pagetable import PTE_ANON, PTE_SHIFT
+from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.profile import PROFILES
 from rmaplab.rmap import load
+from rmaplab.sync.interleave import Execution, perform
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import FileEntry, Header, History
 from rmaplab.trace.play import Player
@@ -89,6 +93,8 @@ class Opened:
 
 
 def tour_film(name: str) -> Film:
+    if name in RACES:
+        return shoot_tour(RACES[name], load(RACES[name].design))
     tour = TOURS[name]
     return shoot(tour.history(), [load(name) for name in tour.designs], PROFILES["6.12"], tour=tour)
 
@@ -101,50 +107,62 @@ def cells(state: State) -> list[tuple[Cell, Area]]:
     return [(cell, part) for part in state.values() if isinstance(part, Area) for cell in part.cells]
 
 
-@pytest.mark.parametrize("name", TOURS)
+@pytest.mark.parametrize("name", [*TOURS, *RACES])
 def test_a_tour_steps_through_and_says_what_the_text_says(browser: Any, tmp_path: Path, name: str) -> None:
     film = tour_film(name)
     opened = Opened(browser, tmp_path / "tour.html", film)
     for number, state in enumerate(states(film)):
         step = film.steps[number]
-        assert opened.words("#words") == [one(step.words)]
-        assert opened.words("#say") == [one(step.say)]
-        areas = sorted(
-            (part for part in state.values() if isinstance(part, Area)),
-            key=lambda area: (state[f"m{area.mm}"].pids[0], area.start),  # type: ignore[union-attr]
-        )
-        titles = opened.tab.eval_on_selector_all(".area h4", "all => all.map(one => one.textContent)")
-        assert titles == [text.area_line(area) for area in areas]
-        faces = opened.tab.eval_on_selector_all(
-            ".cell:not(.sample)", "all => all.map(one => one.firstChild.data)"
-        )
-        assert faces == [text.face(cell, state) for area in areas for cell in text.all_cells(area)]
-        labels = opened.tab.eval_on_selector_all(".cell:not(.sample)", "all => all.map(one => one.ariaLabel)")
-        assert [label.removesuffix("; ask who maps it") for label in labels] == [
-            text.face_in_words(cell, state) for area in areas for cell in text.all_cells(area)
-        ]
+        seen = opened.tab.evaluate(EVERYTHING, len(film.designs))
+        assert seen["words"] == [one(step.words)]
+        assert seen["say"] == [one(step.say)]
+        assert seen["wrong"] == [text.wrong_line(step.wrong) if step.wrong else ""]
+        cpus = [one(line).replace(": ", " ", 1) for line in list(text.cpus(state))[1:]]
+        assert seen["lanes"][: len(cpus)] == cpus
+        assert seen["did"] == ([one(line) for line in step.did or [step.words]] if film.cpus else [])
         spaces = sorted(
-            (part for part in state.values() if isinstance(part, Space)), key=lambda one: one.pids
+            (part for part in state.values() if isinstance(part, Space)),
+            key=lambda space: space.pids or [text.UNOWNED + space.id],
         )
-        assert opened.words(".space h3") == [text.space_title(state, space) for space in spaces]
+        areas = [area for space in spaces for id in space.areas if isinstance(area := state.get(f"V{id}"), Area)]
+        cells = [cell for area in areas for cell in text.all_cells(area)]
+        assert seen["spaces"] == [text.space_title(state, space) for space in spaces]
+        assert seen["areas"] == [text.area_line(area) for area in areas]
+        assert seen["faces"] == [text.face(cell, state) for cell in cells]
+        assert [label.removesuffix("; ask who maps it") for label in seen["labels"]] == [
+            text.face_in_words(cell, state) for cell in cells
+        ]
         for slot, design in enumerate(film.designs):
             told = [line.strip() for line in text.structures(state, slot, design)]
-            assert opened.words(f'[data-slot="{slot}"] .holding') == [told[0].removeprefix(f"{design.name} ")]
-            captions = [line.removesuffix(" ?") for line in opened.words(f'[data-slot="{slot}"] figcaption')]
-            labels = opened.tab.eval_on_selector_all(
-                f'[data-slot="{slot}"] .part', "all => all.map(one => one.ariaLabel)"
-            )
-            drawn = [label.partition(" ")[2] for label in labels]  # without its kind
+            holding, captions, drawn = seen["designs"][slot]
+            assert holding == told[0].removeprefix(f"{design.name} ")
+            captions = [line.removesuffix(" ?") for line in captions]
+            drawn = [label.partition(" ")[2] for label in drawn]  # without its kind
             told = [line.removeprefix("left ").removeprefix("right ") for line in told[1:]]
             assert sorted(captions + drawn) == sorted(told)
         said = [one(line) for line in text.changes(film, number)]
-        assert [one(line) for line in opened.words("#changes li")] == [
-            line[2:] for line in said if line[:2] in ("+ ", "± ", "− ")
-        ]
+        assert seen["changes"] == [line[2:] for line in said if line[:2] in ("+ ", "± ", "− ")]
         if number < len(film.steps) - 1:
             opened.tab.keyboard.press("ArrowRight")
     assert opened.words("#where") == [f"step {len(film.steps) - 1} of {len(film.steps) - 1}"]
     assert opened.complaints == []
+
+
+# What stands on the page: texts as they are seen, spaces made single, and labels.
+EVERYTHING = """(designs) => {
+  const all = (selector, what) => [...document.querySelectorAll(selector)].map(what);
+  const words = (selector) => all(selector, (one) => one.innerText.replace(/\\s+/g, ' ').trim());
+  return {
+    words: words('#words'), say: words('#say'), wrong: words('#wrong'), lanes: words('#race .lane'),
+    did: words('#race [aria-current] span:not(.number)'), spaces: words('.space h3'), changes: words('#changes li'),
+    areas: all('.area h4', (one) => one.textContent),
+    faces: all('.cell:not(.sample)', (one) => one.firstChild.data),
+    labels: all('.cell:not(.sample)', (one) => one.ariaLabel),
+    designs: [...Array(designs).keys()].map((slot) => [
+      words(`[data-slot="${slot}"] .holding`)[0], words(`[data-slot="${slot}"] figcaption`),
+      all(`[data-slot="${slot}"] .part`, (one) => one.ariaLabel)]),
+  };
+}"""
 
 
 @pytest.mark.parametrize("name", TOURS)
@@ -181,6 +199,39 @@ def test_clicking_a_page_lights_what_the_walk_returns_in_its_order(
     assert opened.complaints == []
 
 
+def test_in_a_race_a_click_lights_what_the_walk_returns_at_that_moment(browser: Any, tmp_path: Path) -> None:
+    """Held against walks made in an execution that no camera looks at, between the same steps."""
+    name, design = "restore / mremap back", load("cow_context")
+    path = shoot_tour(RACES["race-mremap-retry"], design).path
+    film = shoot_race(name, design, path)
+    found: list[dict[int, list[list[object]]]] = []
+
+    def plan(execution: Execution) -> Iterator[int]:
+        machine = execution.subject.machine  # type: ignore[attr-defined]
+        for number, choice in enumerate([*read_path(path), -1]):
+            heads = {cell.head for cell, _ in cells(states(film)[number]) if cell.head}
+            found.append(
+                {
+                    head: [
+                        [vma.id, (addr - vma.start) >> 12, maps(vma.mm.page_table.get(addr), head)]
+                        for vma, addr in machine.leader.walk(head)
+                    ]
+                    for head in heads
+                }
+            )
+            yield choice
+
+    assert perform(scenario(name, design), by(plan)) is None
+    opened = Opened(browser, tmp_path / "race.html", film)
+    for walks in found:
+        heads = sorted(walks)
+        for head, (_, lit, _, _) in zip(heads, opened.tab.evaluate(CLICK, heads), strict=True):
+            assert lit[0] == walks[head]
+        opened.tab.keyboard.press("ArrowRight")
+    assert len(found) == len(film.steps)
+    assert opened.complaints == []
+
+
 # Clicks a page of each folio; for each of them: what is said of it, and by design the places that are lit, what is
 # said of the places, and what of the walk.
 CLICK = """(heads) => heads.map((head) => {
@@ -197,7 +248,7 @@ CLICK = """(heads) => heads.map((head) => {
 
 
 def maps(entry: int, pfn: int) -> bool:
-    return bool(entry & PTE_ANON) and entry >> PTE_SHIFT == pfn
+    return bool(entry & (PTE_ANON | PTE_MIGRATION)) and entry >> PTE_SHIFT == pfn
 
 
 HOSTILE = (

@@ -186,7 +186,9 @@ def _print(races: Races, timelines: int) -> None:
             console.print(f"{v.scenario}: the first interleaving that breaks an obligation")
             for line in timeline(v.broken[0], v.cpus):
                 console.print(line, soft_wrap=True)
-            console.print(f'     again: rmaplab race "{v.scenario}" --rmap {design} --path "{v.broken[0].path}"\n')
+            which = f'"{v.scenario}" --rmap {design} --path "{v.broken[0].path}"'
+            console.print(f"     again:  rmaplab race {which}", soft_wrap=True)
+            console.print(f"     see it: rmaplab explore {which} -o race.html\n", soft_wrap=True)
         for v in failed[timelines:]:
             console.print(f"{v.scenario}: {v.broken[0].error}", soft_wrap=True)
     cycle = lock_cycle(races.figures)

@@ -188,25 +188,25 @@ class Labels:
             for pid, process in world.machine.processes.items():
                 self.add_mm(process.mm, f"process {pid}")
             for pfn, lock in world.machine.folio_locks.items():
-                self._add(lock, f"lock of folio {pfn}")
+                self.add(lock, f"lock of folio {pfn}")
 
-    def _add(self, subject: object, name: str) -> None:
+    def add(self, subject: object, name: str) -> None:
         self.names[id(subject)] = name
         self._keep.append(subject)
 
     def add_mm(self, mm: MM, owner: str) -> None:
-        self._add(mm.tree, f"VMA tree of {owner}")
-        self._add(mm.mmap_lock, f"mmap_lock of {owner}")
-        self._add(mm.users_word, f"mm_users of {owner}")
+        self.add(mm.tree, f"VMA tree of {owner}")
+        self.add(mm.mmap_lock, f"mmap_lock of {owner}")
+        self.add(mm.users_word, f"mm_users of {owner}")
         for leaf in mm.page_table.leaves.values():
-            self._add(leaf.lock, f"page-table lock of {owner}")
+            self.add(leaf.lock, f"page-table lock of {owner}")
         for vma in mm.tree:
-            self._add(vma.lock, f"lock of VMA {vma.start:#x} of {owner}")
+            self.add(vma.lock, f"lock of VMA {vma.start:#x} of {owner}")
         for state in mm.rmap:
             if isinstance(state, CowContext):
-                self._add(state, f"context of {owner}")
-                self._add(state.lock, f"lock of the context of {owner}")
-                self._add(state.moves, f"sequence count of the context of {owner}")
+                self.add(state, f"context of {owner}")
+                self.add(state.lock, f"lock of the context of {owner}")
+                self.add(state.moves, f"sequence count of the context of {owner}")
 
     def step(self, step: Step) -> str:
         """What the step does, and to what."""

@@ -17,11 +17,15 @@ import msgspec
 import typer
 
 import rmaplab
+from rmaplab.check.race import RaceError, write_path
+from rmaplab.check.race_mutants import has_scenario, staged
+from rmaplab.check.scenarios import preemption_bound
 from rmaplab.explore.parts import STEPS, Answer, AnyPart, Film, Shot, Step, states
-from rmaplab.explore.tours import TOURS, Tour
+from rmaplab.explore.tours import RACES, TOURS
 from rmaplab.mm.errors import HistoryError
-from rmaplab.mm.profile import PROFILES, Profile
+from rmaplab.mm.profile import PROFILES, REFERENCE, Profile
 from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.sync.interleave import explore
 from rmaplab.trace.history import History
 
 DESIGNS = ("anon_vma", "cow_context")  # where nothing else was asked for
@@ -32,8 +36,9 @@ Job = Callable[[], int]
 What = Annotated[
     list[str],
     typer.Argument(
-        metavar="F | WORKLOAD [NAME=VALUE]... | TOUR",
-        help=f"A recording, a workload, or a guided tour ({', '.join(TOURS)}).",
+        metavar="F | WORKLOAD [NAME=VALUE]... | RACE | TOUR",
+        help="A recording, a workload, a scenario of `rmaplab race` with the --path of an execution or one design"
+        f" for which to look for a failing one, or a guided tour ({', '.join((*TOURS, *RACES))}).",
     ),
 ]
 Designs = Annotated[
@@ -49,6 +54,12 @@ ProfileName = Annotated[
     typer.Option("--profile", metavar="NAME", help=f"The kernel whose rules apply: {', '.join(PROFILES)}."),
 ]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of what is chosen at random.")]
+PathOfRace = Annotated[
+    str,
+    typer.Option(
+        metavar="PATH", help="Of a race: who takes each step, as `rmaplab race` prints it (default: one that fails)."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -121,6 +132,7 @@ def mount(app: typer.Typer, finders: Finders) -> None:
             int,
             typer.Option(min=1, max=2000, metavar="N", help="At most so many; longer histories are folded."),
         ] = STEPS,
+        path: PathOfRace = "",
         seed: Seed = 1,
         json: Json = False,
     ) -> Job:
@@ -130,12 +142,16 @@ def mount(app: typer.Typer, finders: Finders) -> None:
         Examples:
           rmaplab explore fork-copy-fork -o tour.html
           rmaplab explore sort.parquet --from 200 --to 400 -o sort.html
+          rmaplab explore "restore / fork" --rmap cow_context_prototype -o race.html
         """
+        ask = _Asked(what, rmap, profile, seed, path, Shot(first, last, steps))
 
         def job() -> int:
             from rmaplab.explore.html import page
 
-            film = _film(finders, what, rmap, profile, seed, Shot(first, last, steps))
+            film = _film(finders, ask)
+            if film.cpus and (first, last) != (1, 0):
+                raise RaceError("a race is shown from its first step to its last: leave --from and --to out")
             text = page(film)
             _write(output, text)
             if json:
@@ -158,62 +174,103 @@ def mount(app: typer.Typer, finders: Finders) -> None:
         ] = "",
         rmap: Designs = None,
         profile: ProfileName = "",
+        path: PathOfRace = "",
         seed: Seed = 1,
         json: Json = False,
     ) -> Job:
-        """Print what a history's machine and its designs look like after event N, and what that event did.
+        """Print what a history's machine and its designs look like after event N, and what that event did. Of a
+        race, N counts the steps of the CPUs.
 
         \b
-        Example:
+        Examples:
           rmaplab show fork-copy-fork --at 7 --ask 2:0x7f0000000000
+          rmaplab show race-fork --at 5
         """
+        asked = _Asked(what, rmap, profile, seed, path, Shot(at, at, 1), _place(ask))
 
         def job() -> int:
             from rmaplab.explore.text import show
 
-            film = _film(finders, what, rmap, profile, seed, Shot(at, at, 1), _place(ask))
+            film = _film(finders, asked)
+            number = at if film.cpus and at else len(film.steps) - 1
+            if number >= len(film.steps):
+                raise RaceError(f"step {at} is no part of this race, which has {len(film.steps) - 1}")
             if json:
-                _print_json("show", film, seed, ShowFigures(film.steps[-1], states(film)[-1], film.answers))
+                _print_json("show", film, seed, ShowFigures(film.steps[number], states(film)[number], film.answers))
             else:
-                print("\n".join(show(film, len(film.steps) - 1)))
+                print("\n".join(show(film, number)))
             return _status(film)
 
         return job
 
 
-def _film(
-    finders: Finders,
-    what: Sequence[str],
-    rmap: Sequence[str] | None,
-    profile: str,
-    seed: int,
-    shot: Shot,
-    ask: tuple[int, int] | None = None,
-) -> Film:
+class _Asked(NamedTuple):
+    """What a film is asked for."""
+
+    what: Sequence[str]
+    rmap: Sequence[str] | None
+    profile: str
+    seed: int
+    path: str
+    shot: Shot
+    page: tuple[int, int] | None = None
+
+
+def _film(finders: Finders, asked: _Asked) -> Film:
+    what = asked.what
+    name = what[0] if len(what) == 1 and not os.path.exists(what[0]) else ""
+    if name in RACES or has_scenario(name) or " / " in name or asked.path:
+        return _film_of_race(finders, name, asked)
     from rmaplab.explore.film import shoot
 
-    tour: Tour | None = None
-    if len(what) == 1 and what[0] in TOURS and not os.path.exists(what[0]):
-        tour = TOURS[what[0]]
-        history = tour.history()
-    else:
-        history = finders.history(what, seed)
-    kernel = finders.profile(profile, history)
-    designs = [finders.design(name) for name in rmap or (tour.designs if tour else DESIGNS)]
+    tour = TOURS.get(name)
+    history = finders.history(what, asked.seed) if tour is None else tour.history()
+    kernel = finders.profile(asked.profile, history)
+    designs = [finders.design(name) for name in asked.rmap or (tour.designs if tour else DESIGNS)]
     if len(history) == 0:
         raise HistoryError("there is nothing to see in a history without events")
+    shot = asked.shot
     last = shot.last or len(history)
     if not 1 <= (shot.first or last) <= last <= len(history):
         raise HistoryError(
             f"events {shot.first or last} to {last} are no part of this history, which has {len(history):,}"
         )
-    return shoot(
-        history, designs, kernel, shot=Shot(shot.first or last, last, shot.steps), tour=tour, ask=ask
-    )
+    shot = Shot(shot.first or last, last, shot.steps)
+    return shoot(history, designs, kernel, shot=shot, tour=tour, ask=asked.page)
+
+
+def _film_of_race(finders: Finders, name: str, asked: _Asked) -> Film:
+    from rmaplab.explore.race import shoot_race, shoot_tour
+
+    tour = RACES.get(name)
+    if tour is None and not has_scenario(name):
+        raise RaceError(f"there is no scenario called {name!r}; rmaplab race --list prints them all")
+    if asked.profile not in ("", REFERENCE):
+        raise RaceError(f"races run by the rules of {REFERENCE} alone")
+    if asked.page is not None:
+        raise RaceError("--ask is for histories; in a race the folio that it is about is asked for")
+    if tour is not None:
+        if asked.rmap or asked.path:
+            raise RaceError("a guided tour of a race has its design and its path: leave --rmap and --path out")
+        return shoot_tour(tour, finders.design(tour.design))
+    if asked.rmap is None or len(asked.rmap) != 1:
+        raise RaceError("a race is one design's: name it with --rmap")
+    design = finders.design(asked.rmap[0])
+    path = asked.path
+    if not path:
+        print("looking for an interleaving that fails", file=sys.stderr)
+        failed = explore(staged(name, design), preemptions=preemption_bound(name)).failures
+        if not failed:
+            raise RaceError(
+                f"{design.name} keeps its obligations in every interleaving of {name!r}, so there is no failure to"
+                " show; give the --path of one"
+            )
+        path = write_path(failed[0].path)
+    return shoot_race(name, design, path)
 
 
 def _status(film: Film) -> int:
-    """1 if the machine's results are not the history's."""
+    """1 if the machine's results are not the history's, or a race breaks an obligation."""
     for difference in film.differences[:LISTED]:
         print(f"rmaplab: {difference}", file=sys.stderr)
     return 1 if film.differences else 0

@@ -2,8 +2,8 @@
 """What pictures are made of: records that the page, the terminal and notebooks share.
 
 Keys name parts across all steps: "p7" a process by pid, "m3" an address space, "V12" a VMA, "f513" a folio by
-the pfn of its first page, "c0" a CPU of a race, "+7" the children of process 7 that are folded into one; and for the design in slot
-0 "0/…", where the rest is the design's own business, with "0/" for what it holds in all.
+the pfn of its first page, "c0" a CPU of a race, "+7" the children of process 7 that are folded into one; and for
+the design in slot 0 "0/…", where the rest is the design's own business, with "0/" for what it holds in all.
 
 Invariants
 - a key that vanishes and comes back is another object, though its number may be used again.

@@ -38,19 +38,17 @@ _MM: Final = re.compile(r"\bmm (\d+)")
 Part = tuple[int, str, bool]  # steps of the execution, what a tour says to them, whether it asks for the folio
 
 
-def shoot_race(name: str, design: type[ReverseMap], path: str, *, at: int = 0) -> Film:
-    """The film of one execution of the scenario `name`.
-
-    path: who takes each step, as `rmaplab race` writes it
-    at:   only the steps before this one and itself, in a single picture (0: all, a picture each)
-    """
+def shoot_race(name: str, design: type[ReverseMap], path: str) -> Film:
+    """The film of one execution of the scenario `name`, in which `path` says who takes each step, as `rmaplab race`
+    writes it."""
     choices = read_path(path)
-    if not 0 <= at <= len(choices):
-        raise RaceError(f"step {at} is no part of this path, which has {plural(len(choices), 'step')}")
-    parts: list[Part] = [(1, "", False) for _ in choices]
-    if at:
-        parts = [(at - 1, "", False)] * (at > 1) + [(1, "", False)]
-    return _Shooting(name, design, Machine, choices, parts).shoot()
+    try:
+        film = _Shooting(name, design, Machine, choices, [(1, "", False) for _ in choices]).shoot()
+    except ValueError as error:
+        raise RaceError(str(error)) from error
+    if film.steps[-1].wrong:
+        film.differences.append(film.steps[-1].wrong)
+    return film
 
 
 def shoot_tour(tour: RaceTour, design: type[ReverseMap]) -> Film:
@@ -77,9 +75,8 @@ def follow(tour: RaceTour, design: type[ReverseMap]) -> tuple[list[int], list[Pa
             while True:
                 task = execution.tasks[turn.cpu] if turn.cpu < len(execution.tasks) else None
                 if task is None or not execution.enabled(task):
-                    raise RaceError(
-                        f"the tour {tour.name} no longer fits: CPU {turn.cpu} cannot go on to “{turn.until or 'its end'}”"
-                    )
+                    goal = turn.until or "its end"
+                    raise RaceError(f"the tour {tour.name} no longer fits: CPU {turn.cpu} cannot go on to “{goal}”")
                 assert task.pending is not None
                 did = learn(labels, execution).step(task.pending)
                 steps += 1
@@ -95,13 +92,13 @@ def follow(tour: RaceTour, design: type[ReverseMap]) -> tuple[list[int], list[Pa
             yield number
         parts.append((steps, tour.end, False))
 
-    perform(staged(tour.scenario, design, watching(tour.machine)), _by(turns))
+    perform(staged(tour.scenario, design, watching(tour.machine)), by(turns))
     if len(parts) <= len(tour.turns):
         raise RaceError(f"the tour {tour.name} no longer fits: it ends before “{tour.turns[len(parts) - 1].until}”")
     return choices, parts
 
 
-def _by(plan: Callable[[Execution], Iterator[int]]) -> Callable[[Execution], int]:
+def by(plan: Callable[[Execution], Iterator[int]]) -> Callable[[Execution], int]:
     """Has `perform` follow a plan that is written as a generator."""
     running: list[Iterator[int]] = []
 
@@ -125,6 +122,10 @@ def learn(labels: Labels, execution: Execution) -> Labels:
     labels.learn(world_of(execution))
     for mm in unowned(machine):
         labels.add_mm(mm, f"address space {mm.id}")
+    for mm in watched(machine).made:
+        for vma in mm.tree:
+            labels.add(vma, f"V{vma.id}")
+            labels.add(vma.lock, f"lock of V{vma.id}")
     labels.names.update(view_of(machine.leader).locks())
     return labels
 
@@ -230,7 +231,11 @@ def watching(machine: type[Machine]) -> type[Machine]:
 
     class Watching(machine):  # type: ignore[valid-type, misc]
         def __init__(
-            self, profile: Profile, designs: Sequence[type[ReverseMap]], leader: int = 0, scheduler: Scheduler | None = None
+            self,
+            profile: Profile,
+            designs: Sequence[type[ReverseMap]],
+            leader: int = 0,
+            scheduler: Scheduler | None = None,
         ) -> None:
             assert isinstance(scheduler, Execution)
             self.made: Final[list[MM]] = []
@@ -264,7 +269,7 @@ class _Shooting:
             self.doomed = {
                 (mm, addr): mms[mm].page_table.get(addr) >> PTE_SHIFT for mm, addr in error.places
             }
-        again = perform(self._staged(watching(self.machine)), _by(self._film))
+        again = perform(self._staged(watching(self.machine)), by(self._film))
         steps = self.reel.steps
         if again is not None:
             steps[-1].wrong = self._in_words(again)
@@ -320,7 +325,7 @@ class _Shooting:
             camera.moved()
             camera.names = learn(self.labels, execution).names
             step.efforts = self.reel.efforts(before, acquired)
-            camera.came_true = done == len(self.choices)
+            camera.came_true = done == len(self.choices) and number == len(self.parts) - 1
             self._take(execution, step)
             if ask:
                 step.ask = f"f{machine.folios.head.m[world_of(execution).head]}"
@@ -337,8 +342,9 @@ class _Shooting:
 
     def _take(self, execution: Execution, step: Step) -> None:
         machine = self.reel.machine
+        besides = [mm for mm in unowned(machine) if len(mm.tree)]
         with Aside(machine):
-            self.reel.take(step, list(machine.processes), 0, unowned(machine), self._cpus(execution))
+            self.reel.take(step, list(machine.processes), 0, besides, self._cpus(execution))
 
     def _cpus(self, execution: Execution) -> State:
         labels = learn(self.labels, execution)

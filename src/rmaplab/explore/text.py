@@ -134,7 +134,7 @@ def area_line(area: Area) -> str:
 def offset_line(area: Area) -> str:
     """What is odd about the page offset of a VMA, "" if nothing is."""
     if not area.prepared:
-        return "no anonymous page yet"
+        return "not known to the reverse map yet"
     return "" if area.pgoff << PAGE_SHIFT == area.start else f"page offset {hexa(area.pgoff)}"
 
 

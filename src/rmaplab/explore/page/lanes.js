@@ -60,7 +60,7 @@ export class Lanes {
     const { offsetTop, offsetHeight } = this.current;
     const list = this.list;
     if (offsetTop < list.scrollTop || offsetTop + offsetHeight > list.scrollTop + list.clientHeight) {
-      list.scrollTop = offsetTop - list.clientHeight / 3;
+      list.scrollTop = offsetTop - Math.max(4, Math.min(list.clientHeight / 3, list.clientHeight - offsetHeight));
     }
   }
 }

@@ -153,6 +153,6 @@ function drawCell(state, cell) {
     },
     face(cell, state),
   );
-  if (head) button.style.setProperty("--hue", String((pfn * 47) % 360));
+  if (pfn) button.style.setProperty("--hue", String((pfn * 47) % 360));
   return button;
 }

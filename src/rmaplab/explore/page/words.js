@@ -96,7 +96,7 @@ export function areaLine(area) {
  * @param {Area} area
  */
 export function offsetLine(area) {
-  if (!area.prepared) return "no anonymous page yet";
+  if (!area.prepared) return "not known to the reverse map yet";
   return area.pgoff * 4096 === area.start ? "" : `page offset ${hex(area.pgoff)}`;
 }
 

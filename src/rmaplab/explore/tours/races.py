@@ -11,18 +11,18 @@ _MUTANTS = "rmaplab.check.race_mutants:"
 FORK = RaceTour(
     "race-fork",
     "The race of a fork with a walk, children before parents",
-    "A page moves to another frame. Its two entries, in processes 1 and 2, are migration entries already (→512), and"
-    " whoever touches them waits. CPU 0 restores them: it walks the contexts to find every one. On CPU 1, process 2"
-    " forks. In which order should a walk visit contexts? Here children come before their parent, as the prototype"
-    " of CoW contexts has it for all but the first context; everything else is as in cow_context.",
+    "A page moves to another frame. Its two entries, in processes 1 and 2, are migration entries already (→512),"
+    " and whoever touches them waits. CPU 0 restores them: it walks the contexts to find every one. On CPU 1,"
+    " process 2 forks. In which order should a walk visit contexts? Here children come before their parent, as the"
+    " prototype of CoW contexts has it for all but the first context; everything else is as in cow_context.",
     "restore / fork of the child",
     f"{_MUTANTS}ChildrenFirst",
     (
         Turn(
             0,
             "first child: context of process 2",
-            "The walk begins at C1, to which the folio points, and goes down first: C2 has no child. So C2 is the first"
-            " context to visit, and nothing is below it. At this moment, that is true.",
+            "The walk begins at C1, to which the folio points, and goes down first: C2 has no child. So C2 is the"
+            " first context to visit, and nothing is below it. At this moment, that is true.",
             ask=True,
         ),
         Turn(
@@ -52,14 +52,14 @@ FORK = RaceTour(
         Turn(
             0,
             "",
-            "It visits C1, restores the entry of process 1, and comes to its end. C3 was never visited. Process 3 waits"
-            " for a page that has moved long ago. Nobody will wake it: there is no second walk.",
+            "It visits C1, restores the entry of process 1, and comes to its end. C3 was never visited. Process 3"
+            " waits for a page that has moved long ago. Nobody will wake it: there is no second walk.",
         ),
     ),
     "C3 was never visited: it appeared behind the walk. Process 3 waits for ever. If a parent comes before its"
-    " children this cannot happen: a fork that copies an entry before the walk comes to the parent has linked the child's"
-    " context before, so the walk finds it below; one that comes later copies a restored entry. cow_context visits"
-    " parents first.",
+    " children this cannot happen: a fork that copies an entry before the walk comes to the parent has linked the"
+    " child's context before, so the walk finds it below; one that comes later copies a restored entry. cow_context"
+    " visits parents first.",
     "restored",
 )
 
@@ -67,8 +67,9 @@ MIGRATION = RaceTour(
     "race-migration",
     "The migration entry that is never found",
     "Two processes share a page that is being migrated: both entries are migration entries (→512). CPU 0 restores"
-    " them with the walk of the prototype of CoW contexts, as its source has it. To save work that walk stops early: if"
-    " the folio was mapped by at most one entry before and after a look, nobody else can have it. Can nobody?",
+    " them with the walk of the prototype of CoW contexts, as its source has it. To save work that walk stops"
+    " early: if the folio was mapped by at most one entry before and after a look, nobody else can have it. Can"
+    " nobody?",
     "restore / fork of the child",
     "cow_context_prototype",
     (
@@ -92,14 +93,14 @@ MIGRATION = RaceTour(
         Turn(
             0,
             "",
-            "After the look it reads the mapcount again: one, that of the entry just restored. At most one before, at"
-            " most one after: the walk ends, and never looks at process 2, whose entry is left behind.",
+            "After the look it reads the mapcount again: one, that of the entry just restored. At most one before,"
+            " at most one after: the walk ends, and never looks at process 2, whose entry is left behind.",
         ),
         Turn(
             1,
             "",
-            "And then process 2 forks, and hands what it has to its child: process 3 waits for the same frame, which"
-            " may be somebody else's by now.",
+            "And then process 2 forks, and hands what it has to its child: process 3 waits for the same frame,"
+            " which may be somebody else's by now.",
         ),
     ),
     "This needs no race at all: every migration of a page that two processes share loses the second entry. The"
@@ -109,9 +110,9 @@ MIGRATION = RaceTour(
 )
 
 _MREMAP = (
-    "A page that process 1 had moved to 0x20000000 is being migrated (→512), and CPU 0 walks to restore the entries. At"
-    " the same time, on CPU 1, process 1 moves the page back to 0x10000000, where its page offset says it is. A walk"
-    " looks there first, and then at the places of which there is a record."
+    "A page that process 1 had moved to 0x20000000 is being migrated (→512), and CPU 0 walks to restore the"
+    " entries. At the same time, on CPU 1, process 1 moves the page back to 0x10000000, where its page offset says"
+    " it is. A walk looks there first, and then at the places of which there is a record."
 )
 
 _BEFORE_MREMAP = Turn(
@@ -142,7 +143,7 @@ MREMAP_LOST = RaceTour(
         Turn(0, "takes page-table lock of process 1", "There is no entry yet: a visit in vain."),
         Turn(
             0,
-            "read VMA: VMA 0x20000000",
+            "read VMA: V4",
             "It reads the record and goes on to the other place, 0x20000000. It has not locked that page table yet.",
         ),
         Turn(
@@ -162,8 +163,8 @@ MREMAP_LOST = RaceTour(
             " changed, because this mremap did not count while it moved entries.",
         ),
     ),
-    "The rest of the walk restores process 2 and ends. The entry of process 1 was at one of two places all the time,"
-    " and the walk looked at both: each time at the wrong moment. What saves it, shows the next tour.",
+    "The rest of the walk restores process 2 and ends. The entry of process 1 was at one of two places all the"
+    " time, and the walk looked at both: each time at the wrong moment. What saves it, shows the next tour.",
     "restored",
 )
 
@@ -184,13 +185,13 @@ MREMAP_RETRY = RaceTour(
         Turn(1, "changes sequence count", "Even again: the VMA is in its tree. No entry was moved yet."),
         Turn(
             0,
-            "read VMA: VMA 0x10000000",
-            "The walk waits for an even count, remembers it, and looks at 0x10000000. There is not even a page-table page"
-            " yet: in vain.",
+            "read VMA: V5",
+            "The walk waits for an even count, remembers it, and looks at 0x10000000. There is not even a"
+            " page-table page yet: in vain.",
         ),
         Turn(
             0,
-            "read VMA: VMA 0x20000000",
+            "read VMA: V4",
             "It reads the record and goes on to 0x20000000. It has not locked that page table yet.",
         ),
         Turn(
@@ -215,17 +216,18 @@ MREMAP_RETRY = RaceTour(
             ask=True,
         ),
     ),
-    "The walk goes on to process 2 and ends. All entries are restored, though nobody waited for a lock: the price is a"
-    " second look where entries moved meanwhile.",
+    "The walk goes on to process 2 and ends. All entries are restored, though nobody waited for a lock: the price"
+    " is a second look where entries moved meanwhile.",
     "",
 )
 
 DESTINATION = RaceTour(
     "race-destination-first",
     "The destination before the source (Linux 3.2)",
-    "A bug that Linux once had, put back into anon_vma: mremap moves a page, and the walk visits the VMA that it moves"
-    " to before the one that it moves from. Commit 948f017b093a has put the source first. The page is being migrated"
-    " (→512): CPU 0 restores the entries, while on CPU 1 process 1 moves the first of its two pages to 0x20000000.",
+    "A bug that Linux once had, put back into anon_vma: mremap moves a page, and the walk visits the VMA that it"
+    " moves to before the one that it moves from. Commit 948f017b093a has put the source first. The page is being"
+    " migrated (→512): CPU 0 restores the entries, while on CPU 1 process 1 moves the first of its two pages to"
+    " 0x20000000.",
     "restore / mremap away",
     f"{_MUTANTS}DestinationFirst",
     (
@@ -244,9 +246,9 @@ DESTINATION = RaceTour(
         Turn(
             1,
             "takes page-table lock of process 1",
-            "mremap has locked the page table of the source and is about to lock that of the destination. It takes no"
-            " rmap lock: who visits the source first and finds the entry gone will find it at the destination. That is"
-            " the idea.",
+            "mremap has locked the page table of the source and is about to lock that of the destination. It takes"
+            " no rmap lock: who visits the source first and finds the entry gone will find it at the destination."
+            " That is the idea.",
         ),
         Turn(
             0,
@@ -270,20 +272,20 @@ DESTINATION = RaceTour(
             "Then the walk comes to V2, the source, and the entry has just gone. It has looked at both places.",
         ),
     ),
-    "The source was visited after the destination, and the entry moved in between. The other way round, a walk can come"
-    " too late for the source but not for the destination. Where a merge makes the order impossible (the destination was"
-    " there before), mremap takes the lock of the root: the rule that 38a76013ad80 brought in Linux 3.7, of which the"
-    " next tour tells.",
+    "The source was visited after the destination, and the entry moved in between. The other way round, a walk can"
+    " come too late for the source but not for the destination. Where a merge makes the order impossible (the"
+    " destination was there before), mremap takes the lock of the root: the rule that 38a76013ad80 brought in Linux"
+    " 3.7, of which the next tour tells.",
     "restored",
 )
 
 LOCKS = RaceTour(
     "race-rmap-locks",
     "A move into a VMA that was there before (Linux 3.7)",
-    "Source before destination: that works where mremap makes a new VMA. But if the moved page merges with a VMA that"
-    " was there before, the order in the tree is what it is. So Linux takes the lock of the root while it moves entries"
-    " (need_rmap_locks, commit 38a76013ad80). Here it does not. The second page of process 1, moved away before, comes"
-    " home, where its VMA merges. It is being migrated (→513).",
+    "Source before destination: that works where mremap makes a new VMA. But if the moved page merges with a VMA"
+    " that was there before, the order in the tree is what it is. So Linux takes the lock of the root while it"
+    " moves entries (need_rmap_locks, commit 38a76013ad80). Here it does not. The second page of process 1, moved"
+    " away before, comes home, where its VMA merges. It is being migrated (→513).",
     "restore / mremap that merges",
     f"{_MUTANTS}MovesWithoutLock",
     (
@@ -291,21 +293,21 @@ LOCKS = RaceTour(
         Turn(
             1,
             "change VMA tree",
-            "V5 grows over the place to which the page comes home. In the tree of A1 it stands before V4, from which"
-            " the page comes: its interval begins earlier.",
+            "V5 grows over the place to which the page comes home. In the tree of A1 it stands before V4, from"
+            " which the page comes: its interval begins earlier.",
             ask=True,
         ),
         Turn(
             1,
             "takes page-table lock of process 1",
-            "mremap has locked one page table and wants the other. With need_rmap_locks it would hold the lock of the"
-            " root by now.",
+            "mremap has locked one page table and wants the other. With need_rmap_locks it would hold the lock of"
+            " the root by now.",
         ),
         Turn(
             0,
             "takes page-table lock of process 1",
-            "The walk has taken the root's lock and looked at process 2, which never had this page mapped at a place"
-            " of its own. At V5, the destination, there is no entry yet.",
+            "The walk has taken the root's lock and looked at process 2, which never had this page mapped at a"
+            " place of its own. At V5, the destination, there is no entry yet.",
         ),
         Turn(1, "takes page-table lock of process 1", "mremap moves the entry from V4 to V5, behind the walk."),
         Turn(0, "", "At V4, the source, the walk finds nothing any more, and comes to its end."),
@@ -318,17 +320,17 @@ LOCKS = RaceTour(
 FIRST_FAULTS = RaceTour(
     "race-first-faults",
     "A fresh anon_vma, linked without its lock (Linux 2.6.28)",
-    "Process 1 has two adjacent VMAs that nobody has touched yet. Two of its threads do, each one of them, at the same"
-    " time. The first makes an anon_vma; and since that is fresh, and nobody knows it yet, it links its VMA without"
-    " taking the lock. Commit d9d332e0874f takes it. Who could know a fresh anon_vma?",
+    "Process 1 has two adjacent VMAs that nobody has touched yet. Two of its threads do, each one of them, at the"
+    " same time. The first makes an anon_vma; and since that is fresh, and nobody knows it yet, it links its VMA"
+    " without taking the lock. Commit d9d332e0874f takes it. Who could know a fresh anon_vma?",
     "first faults of two neighbours, in two threads",
     f"{_MUTANTS}LinkedWithoutLock",
     (
         Turn(
             0,
             "takes mmap_lock",
-            "The first fault in V3. To prepare a VMA both threads hold mmap_lock for reading only, so they do not keep"
-            " each other out.",
+            "The first fault in V3. To prepare a VMA both threads hold mmap_lock for reading only, so they do not"
+            " keep each other out.",
         ),
         Turn(
             0,
@@ -339,8 +341,8 @@ FIRST_FAULTS = RaceTour(
         Turn(
             1,
             "takes root rwsem of A2",
-            "The other thread faults in V4. It looks for an anon_vma that it can share with a neighbour, and finds A2:"
-            " that is who. It takes the lock, as one should, and inserts V4.",
+            "The other thread faults in V4. It looks for an anon_vma that it can share with a neighbour, and finds"
+            " A2: that is who. It takes the lock, as one should, and inserts V4.",
         ),
         Turn(1, "", "Its page is mapped, and points to A2.", ask=True),
         Turn(
@@ -350,17 +352,17 @@ FIRST_FAULTS = RaceTour(
         ),
         Turn(0, "", "Its page is mapped, too."),
     ),
-    "The page in V4 points to A2, whose tree does not have V4. No walk will ever find it: it can be neither swapped out"
-    " nor moved.",
+    "The page in V4 points to A2, whose tree does not have V4. No walk will ever find it: it can be neither swapped"
+    " out nor moved.",
     "found",
 )
 
 FORK_FAULT = RaceTour(
     "race-fork-fault",
     "A first fault during a fork (Linux 6.5)",
-    "Process 1 has two VMAs; in V3 nobody has touched a page yet. One thread forks, another touches V3. Since 6.4, faults"
-    " take only the lock of their VMA, not mmap_lock, and the fork holds mmap_lock alone. Commit fb49c455323f has fork"
-    " lock every VMA. Here it does not.",
+    "Process 1 has two VMAs; in V3 nobody has touched a page yet. One thread forks, another touches V3. Since 6.4,"
+    " faults take only the lock of their VMA, not mmap_lock, and the fork holds mmap_lock alone. Commit"
+    " fb49c455323f has fork lock every VMA. Here it does not.",
     "fork / first fault in another thread",
     "anon_vma",
     (
@@ -371,7 +373,7 @@ FORK_FAULT = RaceTour(
         ),
         Turn(
             0,
-            "read vma->anon_vma: VMA 0x20000000",
+            "read vma->anon_vma: V3",
             "Then V3. It asks whether V3 has an anon_vma. No: it never had a page, so there is nothing to link.",
         ),
         Turn(
@@ -381,7 +383,7 @@ FORK_FAULT = RaceTour(
         ),
         Turn(
             0,
-            "read vma->anon_vma: VMA 0x20000000",
+            "read vma->anon_vma: V3",
             "The fork asks once more, this time whether there are entries to copy: is there an anon_vma? Now there is.",
         ),
         Turn(0, "", "So it copies the entry, into a VMA that is in no tree.", ask=True),
