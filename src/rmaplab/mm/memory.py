@@ -118,7 +118,8 @@ def _new_pages(system: System, vma: VMA, page_table: PageTable, addr: int, first
     pgoff = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
     pfns = system.folios.alloc_run(pgoff, count)
     nr_old = int(np.count_nonzero(old))
-    copied = int(np.count_nonzero(old & (PTE_ANON | PTE_FILE)))
+    # What a file's page is copied from need not be mapped (do_cow_fault()).
+    copied = count if vma.file is not None else int(np.count_nonzero(old & PTE_ANON))
     system.pages_copied.count += copied
     system.pages_zeroed.count += count - copied
     for design in system.designs:
@@ -263,7 +264,7 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
     if old == 0 and system.large_folios and _new_large(system, vma, addr, leaf, i):
         leaf.lock.unlock()
         return True
-    if old & (PTE_ANON | PTE_FILE):
+    if old & PTE_ANON or vma.file is not None:  # do_cow_fault() copies what need not be mapped
         system.pages_copied.count += 1
     else:
         system.pages_zeroed.count += 1

@@ -1,0 +1,616 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/*
+ * Plays histories on the kernel of this machine and times them.
+ *
+ * usage: player play CPU SCRIPT        prints the nanoseconds that the script's timed parts took
+ *        player race CPUS SECONDS SCRIPT...   plays all scripts side by side, each on a CPU of its own as far as
+ *                                      they go round, again and again; prints turns and nanoseconds of each
+ *        player PRIMITIVE CPU OTHER    prints nanoseconds a unit of something that a kernel does all the time
+ *
+ * A script is an array of `struct op`, mapped as shared memory, so that no fork copies it.  All memory that it works
+ * on is at addresses which it names itself.  The program is linked statically and allocates nothing, which keeps its
+ * own part of the address space small and always the same.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <linux/membarrier.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PAGE = 4096, MAX_CHILDREN = 512 };
+
+/* Kinds of operations; programs.py has the same numbers. */
+enum {
+	MMAP = 1, MUNMAP, MPROTECT, MREMAP, MADVISE, MLOCK, MUNLOCK, WRITE, READ,
+	FORK,		/* a: operations of the child, which follow; b: it stays when it is done */
+	WAIT,		/* for the children that do not stay, to their end */
+	START, STOP,	/* of the time that is measured */
+	SYSCALL,	/* a: how many that do nothing */
+	ROUND,		/* begins what a race plays again and again, to the script's end */
+};
+
+struct op {
+	long kind, a, b, c, d, e, f;
+};
+
+static int file;	/* mapped where an operation asks for a file */
+
+static void fail(const char *what)
+{
+	perror(what);
+	_exit(2);
+}
+
+static long now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000L + t.tv_nsec;
+}
+
+/* Processor time of this process and of its children that were waited for: what else runs here does not count. */
+static long worked(void)
+{
+	struct timespec t;
+	struct rusage children;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+	getrusage(RUSAGE_CHILDREN, &children);
+	return t.tv_sec * 1000000000L + t.tv_nsec +
+	       (children.ru_utime.tv_sec + children.ru_stime.tv_sec) * 1000000000L +
+	       (children.ru_utime.tv_usec + children.ru_stime.tv_usec) * 1000L;
+}
+
+static long clock_overhead;	/* what worked() itself adds to a timed part */
+
+static long overhead(void)
+{
+	long least = 1L << 60;
+
+	for (int i = 0; i < 50; i++) {
+		long begun = worked(), took = worked() - begun;
+
+		least = took < least ? took : least;
+	}
+	return least;
+}
+
+static void stay_on(int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	if (sched_setaffinity(0, sizeof(set), &set))
+		fail("sched_setaffinity");
+}
+
+static void touch(volatile char *p, long pages, int write)
+{
+	for (long i = 0; i < pages; i++) {
+		if (write)
+			p[i * PAGE] = 1;
+		else
+			(void)p[i * PAGE];
+	}
+}
+
+static void play(const struct op *op, const struct op *end);
+
+/* A child that plays [op, end).  `ready` is -1, or it stays and closes that when it is done. */
+static pid_t start_child(const struct op *op, const struct op *end, int stays)
+{
+	int ready[2];
+	char byte;
+
+	if (stays && pipe(ready))
+		fail("pipe");
+	/* Not fork(): the C library's would write to pages of its own on both sides. */
+	pid_t child = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+
+	if (child < 0)
+		fail("clone");
+	if (child == 0) {
+		if (stays)
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+		play(op, end);
+		if (stays) {
+			close(ready[0]);
+			close(ready[1]);
+			for (;;)
+				pause();
+		}
+		_exit(0);
+	}
+	if (stays) {
+		close(ready[1]);
+		if (read(ready[0], &byte, 1))
+			fail("a child that was to stay");
+		close(ready[0]);
+	}
+	return child;
+}
+
+static void reap(pid_t child)
+{
+	int status;
+
+	while (waitpid(child, &status, 0) != child)
+		if (errno != EINTR)
+			fail("waitpid");
+	if (status)
+		_exit(2);
+}
+
+static void do_memory(const struct op *op)
+{
+	void *at = (void *)op->a;
+	long failed = 0;
+
+	switch (op->kind) {
+	case MMAP:
+		failed = mmap(at, op->b, op->c, op->d, op->e < 0 ? -1 : file, op->f) != at;
+		break;
+	case MUNMAP:
+		failed = munmap(at, op->b);
+		break;
+	case MPROTECT:
+		failed = mprotect(at, op->b, op->c);
+		break;
+	case MREMAP:
+		failed = mremap(at, op->b, op->c, op->d, op->e) != (void *)op->f;
+		break;
+	case MADVISE:
+		failed = madvise(at, op->b, op->c);
+		break;
+	case MLOCK:
+		failed = mlock2(at, op->b, op->c);
+		break;
+	case MUNLOCK:
+		failed = munlock(at, op->b);
+		break;
+	default:
+		errno = EINVAL;
+		failed = 1;
+	}
+	if (failed) {
+		fprintf(stderr, "operation %ld at %#lx: %s\n", op->kind, op->a, strerror(errno));
+		_exit(2);
+	}
+}
+
+static void play(const struct op *op, const struct op *end)
+{
+	pid_t leaving[MAX_CHILDREN], staying[MAX_CHILDREN];
+	int nr_leaving = 0, nr_staying = 0, timed = 0;
+	long begun = 0, took = 0;
+
+	for (; op < end; op++) {
+		switch (op->kind) {
+		case WRITE:
+		case READ:
+			touch((char *)op->a, op->b, op->kind == WRITE);
+			break;
+		case FORK:
+			if (nr_leaving == MAX_CHILDREN || nr_staying == MAX_CHILDREN) {
+				fprintf(stderr, "too many children\n");
+				_exit(2);
+			}
+			if (op->b)
+				staying[nr_staying++] = start_child(op + 1, op + 1 + op->a, 1);
+			else
+				leaving[nr_leaving++] = start_child(op + 1, op + 1 + op->a, 0);
+			op += op->a;
+			break;
+		case WAIT:
+			while (nr_leaving)
+				reap(leaving[--nr_leaving]);
+			break;
+		case START:
+			timed = 1;
+			begun = worked();
+			break;
+		case STOP:
+			took += worked() - begun - clock_overhead;
+			break;
+		case SYSCALL:
+			for (long i = 0; i < op->a; i++)
+				syscall(SYS_getppid);
+			break;
+		case ROUND:
+			break;
+		default:
+			do_memory(op);
+		}
+	}
+	while (nr_leaving)
+		reap(leaving[--nr_leaving]);
+	while (nr_staying) {
+		kill(staying[--nr_staying], SIGKILL);
+		waitpid(staying[nr_staying], NULL, 0);
+	}
+	if (timed) {
+		char line[32];
+		int length = snprintf(line, sizeof(line), "%ld\n", took);
+
+		if (write(1, line, length) != length)
+			fail("write");
+	}
+}
+
+static const struct op *load(const char *path, const struct op **end)
+{
+	int fd = open(path, O_RDONLY);
+	struct stat info;
+	const struct op *ops;
+
+	if (fd < 0 || fstat(fd, &info))
+		fail(path);
+	ops = mmap(NULL, info.st_size, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
+	if (ops == MAP_FAILED)
+		fail("mmap");
+	close(fd);
+	*end = ops + info.st_size / sizeof(*ops);
+	return ops;
+}
+
+/*
+ * Race.  The process plays what stands before the first ROUND and forks one racer for each ROUND, which plays what
+ * follows it up to the next ROUND again and again.
+ */
+struct racer {
+	_Atomic long turns, ns;
+	char apart[112];
+};
+
+static void run_racer(const struct op *op, const struct op *end, struct racer *racer, _Atomic int *phase)
+{
+	long turns = 0, begun;
+
+	while (atomic_load(phase) == 0)
+		sched_yield();
+	while (atomic_load(phase) == 1)		/* warm up */
+		play(op, end);
+	begun = now();
+	while (atomic_load(phase) == 2) {
+		play(op, end);
+		turns++;
+	}
+	atomic_store(&racer->ns, now() - begun);
+	atomic_store(&racer->turns, turns);
+	while (atomic_load(phase) == 3)		/* nobody leaves while others are measured */
+		play(op, end);
+	_exit(0);
+}
+
+static void sleep_for(double seconds)
+{
+	struct timespec t = { (long)seconds, (seconds - (long)seconds) * 1e9 };
+
+	nanosleep(&t, NULL);
+}
+
+static int race(int cpus, double seconds, int nr_scripts, char **scripts)
+{
+	enum { MAX_RACERS = 64 };
+	struct {
+		_Atomic int phase;
+		char apart[124];
+		struct racer racers[MAX_RACERS];
+	} *shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int nr_racers = 0;
+	pid_t pids[MAX_RACERS];
+
+	if (shared == MAP_FAILED)
+		fail("mmap");
+	for (int i = 0; i < nr_scripts; i++) {
+		/* Each script is a family of its own, forked from this process, which has faulted nothing for it. */
+		const struct op *end, *ops = load(scripts[i], &end), *op = ops;
+		int first = nr_racers, count = 0;
+
+		for (const struct op *o = ops; o < end; o++)
+			count += o->kind == ROUND;
+		if (first + count > MAX_RACERS) {
+			fprintf(stderr, "too many racers\n");
+			return 2;
+		}
+		nr_racers += count;
+		pids[i] = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+		if (pids[i] < 0)
+			fail("clone");
+		if (pids[i])
+			continue;
+		while (op < end && op->kind != ROUND)
+			op++;
+		play(ops, op);
+		for (int r = first; r < nr_racers; r++) {
+			const struct op *next = op + 1;
+
+			while (next < end && next->kind != ROUND)
+				next++;
+			pid_t child = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+
+			if (child == 0) {
+				stay_on(r % cpus);
+				run_racer(op + 1, next, &shared->racers[r], &shared->phase);
+			}
+			op = next;
+		}
+		for (int r = first; r < nr_racers; r++)
+			if (wait(NULL) < 0)
+				fail("wait");
+		_exit(0);
+	}
+	sleep_for(0.05);
+	atomic_store(&shared->phase, 1);
+	sleep_for(0.1);
+	atomic_store(&shared->phase, 2);
+	sleep_for(seconds);
+	atomic_store(&shared->phase, 3);
+	for (int tries = 0; tries < 1000; tries++) {
+		int done = 0;
+
+		for (int r = 0; r < nr_racers; r++)
+			done += atomic_load(&shared->racers[r].turns) > 0;
+		if (done == nr_racers)
+			break;
+		sleep_for(0.01);
+	}
+	atomic_store(&shared->phase, 4);
+	for (int i = 0; i < nr_scripts; i++)
+		reap(pids[i]);
+	for (int r = 0; r < nr_racers; r++)
+		printf("%ld %ld\n", (long)shared->racers[r].turns, (long)shared->racers[r].ns);
+	return 0;
+}
+
+/* Primitives: what no history makes a kernel do by itself. */
+
+static struct {
+	_Atomic long word;
+	char apart[120];
+	_Atomic int go;
+} *pair;
+
+enum { TURNS = 20000 };
+
+/* An acquisition and a release of a lock that is in this CPU's cache: an atomic operation each. */
+static double lock(int cpu, int other)
+{
+	long begun, free = 0;
+
+	begun = now();
+	for (int i = 0; i < 1000 * TURNS / 100; i++) {
+		free = 0;
+		while (!atomic_compare_exchange_weak_explicit(&pair->word, &free, 1, memory_order_acquire,
+							      memory_order_relaxed))
+			free = 0;
+		atomic_fetch_sub_explicit(&pair->word, 1, memory_order_release);
+	}
+	return (double)(now() - begun) / (1000 * TURNS / 100);
+}
+
+/* A count goes up and down again, as rcu_read_lock() and rcu_read_unlock() have it. */
+static double section(int cpu, int other)
+{
+	volatile int nesting = 0;
+	long begun = now();
+
+	for (int i = 0; i < 100 * TURNS; i++) {
+		nesting = nesting + 1;
+		nesting = nesting - 1;
+	}
+	return (double)(now() - begun) / (100 * TURNS);
+}
+
+static void wait_for(long value)
+{
+	while (atomic_load_explicit(&pair->word, memory_order_acquire) != value)
+		__builtin_ia32_pause();
+}
+
+/* From a store on one CPU to the answer of another CPU that spins, one way. */
+static double handover(int cpu, int other)
+{
+	long begun;
+	pid_t child = fork();
+
+	if (child < 0)
+		fail("fork");
+	if (child == 0) {
+		stay_on(other);
+		for (long i = 0; i < TURNS; i++) {
+			wait_for(2 * i + 1);
+			atomic_store_explicit(&pair->word, 2 * i + 2, memory_order_release);
+		}
+		_exit(0);
+	}
+	stay_on(cpu);
+	sleep_for(0.02);
+	begun = now();
+	for (long i = 0; i < TURNS; i++) {
+		atomic_store_explicit(&pair->word, 2 * i + 1, memory_order_release);
+		wait_for(2 * i + 2);
+	}
+	begun = now() - begun;
+	reap(child);
+	return (double)begun / (2 * TURNS);
+}
+
+static long futex(_Atomic long *word, int operation, int value)
+{
+	return syscall(SYS_futex, word, operation, value, NULL, NULL, 0);
+}
+
+static void sleep_until(long value)
+{
+	long seen;
+
+	while ((seen = atomic_load(&pair->word)) != value)
+		futex(&pair->word, FUTEX_WAIT, seen);
+}
+
+/* Two tasks wake each other and sleep in turn: from one's waking the other to the other's running. */
+static double sleep_and_wake(int cpu, int other)
+{
+	enum { FEW = TURNS / 4 };
+	long begun;
+	pid_t child = fork();
+
+	if (child < 0)
+		fail("fork");
+	if (child == 0) {
+		stay_on(other);
+		for (long i = 0; i < FEW; i++) {
+			sleep_until(2 * i + 1);
+			atomic_store(&pair->word, 2 * i + 2);
+			futex(&pair->word, FUTEX_WAKE, 1);
+		}
+		_exit(0);
+	}
+	stay_on(cpu);
+	sleep_for(0.02);
+	begun = now();
+	for (long i = 0; i < FEW; i++) {
+		atomic_store(&pair->word, 2 * i + 1);
+		futex(&pair->word, FUTEX_WAKE, 1);
+		sleep_until(2 * i + 2);
+	}
+	begun = now() - begun;
+	reap(child);
+	return (double)begun / (2 * FEW);
+}
+
+static double context_switch(int cpu, int other)
+{
+	return sleep_and_wake(cpu, cpu);
+}
+
+static void *spin(void *cpu)
+{
+	stay_on((int)(long)cpu);
+	while (!atomic_load(&pair->go))
+		__builtin_ia32_pause();
+	return NULL;
+}
+
+/* What taking an entry back costs, without and with another CPU that runs in the same address space. */
+static double flushes(void)
+{
+	char *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	long best = 1L << 60;
+
+	if (page == MAP_FAILED)
+		fail("mmap");
+	page[0] = 1;
+	for (int round = 0; round < 20; round++) {
+		long begun = now();
+
+		for (int i = 0; i < 200; i++) {
+			mprotect(page, PAGE, PROT_READ);
+			mprotect(page, PAGE, PROT_READ | PROT_WRITE);
+			page[0] = 1;
+		}
+		begun = now() - begun;
+		best = begun < best ? begun : best;
+	}
+	return best / 200.0;
+}
+
+static double shootdown(int cpu, int other)
+{
+	pthread_t thread;
+	double alone, both;
+
+	stay_on(cpu);
+	alone = flushes();
+	if (pthread_create(&thread, NULL, spin, (void *)(long)other))
+		fail("pthread_create");
+	sleep_for(0.02);
+	both = flushes();
+	atomic_store(&pair->go, 1);
+	pthread_join(thread, NULL);
+	return both > alone ? both - alone : 0;	/* only taking rights away interrupts the other */
+}
+
+/* MEMBARRIER_CMD_GLOBAL is a synchronize_rcu(). */
+static double grace_period(int cpu, int other)
+{
+	enum { FEW = 10 };
+	long begun;
+
+	if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0))
+		fail("membarrier");
+	begun = now();
+	for (int i = 0; i < FEW; i++)
+		syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
+	return (double)(now() - begun) / FEW;
+}
+
+static double nothing(int cpu, int other)
+{
+	long begun = now();
+
+	for (int i = 0; i < 10 * TURNS; i++)
+		syscall(SYS_getppid);
+	return (double)(now() - begun) / (10 * TURNS);
+}
+
+static const struct {
+	const char *name;
+	double (*measure)(int cpu, int other);
+} primitives[] = {
+	{ "lock", lock }, { "section", section }, { "syscall", nothing }, { "handover", handover },
+	{ "context-switch", context_switch }, { "wake-up", sleep_and_wake }, { "shootdown", shootdown },
+	{ "grace-period", grace_period },
+};
+
+int main(int argc, char **argv)
+{
+	if (prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0))
+		fail("prctl(PR_SET_THP_DISABLE)");
+	file = memfd_create("file", 0);
+	if (file < 0 || ftruncate(file, 1L << 30))
+		fail("memfd_create");
+	if (argc == 4 && !strcmp(argv[1], "play")) {
+		const struct op *end, *ops = load(argv[3], &end);
+
+		stay_on(atoi(argv[2]));
+		/* A child does not run before its parent waits for it. */
+		if (sched_setscheduler(0, SCHED_BATCH, &(struct sched_param){ 0 }))
+			fail("sched_setscheduler");
+		clock_overhead = overhead();
+		play(ops, end);
+		return 0;
+	}
+	if (argc > 4 && !strcmp(argv[1], "race"))
+		return race(atoi(argv[2]), atof(argv[3]), argc - 4, argv + 4);
+	for (unsigned i = 0; argc == 4 && i < sizeof(primitives) / sizeof(*primitives); i++) {
+		if (!strcmp(argv[1], primitives[i].name)) {
+			pair = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+			if (pair == MAP_FAILED)
+				fail("mmap");
+			stay_on(atoi(argv[2]));
+			printf("%.2f\n", primitives[i].measure(atoi(argv[2]), atoi(argv[3])));
+			return 0;
+		}
+	}
+	fprintf(stderr, "usage: %s play CPU SCRIPT | race CPUS SECONDS SCRIPT... | PRIMITIVE CPU OTHER\n", argv[0]);
+	return 2;
+}
