@@ -35,6 +35,8 @@ from rmaplab.explore import commands as explore
 from rmaplab.kernel import cli as kernel
 from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.measure import sources
+from rmaplab.measure.calibration import commands as calibration
+from rmaplab.measure.calibration.errors import CalibrationError
 from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare
 from rmaplab.measure.cost import CostError
 from rmaplab.measure.progress import Meter
@@ -539,6 +541,7 @@ def _compare(command: str, history: History, source: Source, plan: Plan, seed: i
 # Pictures
 
 check.mount(app, _design)
+calibration.mount(app)
 app.add_typer(kernel.app, name="kernel")
 sweep.mount(app)
 explore.mount(
@@ -593,6 +596,7 @@ def _main(arguments: list[str]) -> int:
         RaceError,
         CostError,
         SweepError,
+        CalibrationError,
         KernelUnavailable,
         GuestError,
     ) as error:

@@ -288,9 +288,11 @@ def unmap_locked(system: System, mm: MM, start: int, end: int, vmas: list[VMA], 
     last = vmas[-1]
     if end < last.end:
         split(system, last, end, False)
+    nr_stores = 1  # one for the whole range (vms_clear_ptes() and vms_complete_munmap_vmas() come after it)
     for vma in vmas:
         start_write(vma)
-        system.tree_changes(mm)
+        system.tree_changes(mm, nr_stores)
+        nr_stores = 0
         mm.tree.remove(vma)
         system.vma_changes(vma)
         vma.detached = True

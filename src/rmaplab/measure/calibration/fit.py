@@ -6,10 +6,10 @@
 - Costs are not negative (Lawson and Hanson's NNLS, scipy.optimize.nnls).
 - Each program weighs the same: its row is divided by its time, so that what is fitted is predicted over measured.
 - What was measured directly, by a program that does nothing else, is known: it is taken off before the fit.
-- Kinds that no program tells apart are one: where columns are proportional over all programs, they are added up, and
-  a unit of each gets the same cost (`groups`).
-- Kinds that are told apart badly are kept from 0 and from absurdity by a gentle pull to where they begin (`start`): a row
-  for each kind, that weighs PULL of a program.  The less the programs say of a kind, the more the pull decides;
+- Kinds that no program tells apart are one: where columns are proportional over all programs, they are added up
+  (`groups`), and their costs keep the proportion in which they begin (`start`), or are the same where they have none.
+- Kinds that are told apart badly are kept from 0 and from absurdity by a gentle pull to where they begin (`start`): a
+  row for each kind, that weighs PULL of a program.  The less the programs say of a kind, the more the pull decides;
   `weak` names those where it decides most.
 """
 
@@ -24,9 +24,10 @@ from scipy.optimize import nnls
 
 from rmaplab.measure.cost import Residual
 
-PULL: Final = 0.02  # of a program's weight
+# Of a program's weight.  Counts tell a program's time to a tenth or so, and a guess tells a cost to its own size: who
+# weighs both by what they are worth, weighs a guess a tenth of a program.
+PULL: Final = 0.1
 PROPORTIONAL: Final = 0.9995  # cosine of the angle between two columns that are one
-UNTOLD: Final = 1e-3  # a kind that is at most this part of every program cannot be told
 
 Array = npt.NDArray[np.float64]
 
@@ -57,7 +58,7 @@ class Fit(NamedTuple):
 def fit(rows: Sequence[Row], known: Mapping[str, float], start: Mapping[str, float] | None = None) -> Fit:
     """Costs of all that `rows` count and `known` does not have.
 
-    start: where costs begin (nanoseconds a unit); what is not in it is not pulled anywhere
+    start: where costs begin (nanoseconds a unit, more than 0); what is not in it is not pulled anywhere
     """
     keys = sorted({key for row in rows for key, count in row.counts.items() if count} - set(known))
     if not keys:
@@ -67,11 +68,15 @@ def fit(rows: Sequence[Row], known: Mapping[str, float], start: Mapping[str, flo
     rest = times - np.array([_priced(row, known) for row in rows])
     relative = table / times[:, None]
     members = _groups(relative)
-    columns = np.stack([relative[:, group].sum(axis=1) for group in members], axis=1)
+    begin = start or {}
+    shares = [_shares([keys[i] for i in group], begin) for group in members]
+    columns = np.stack([relative[:, g] @ np.array(share) for g, share in zip(members, shares, strict=True)], axis=1)
     target = rest / times
-    pulls, wanted = _pull(keys, members, columns, start or {})
+    pulls, wanted = _pull([all(begin.get(keys[i]) for i in group) for group in members])
     solution = nnls(np.vstack([columns, pulls]), np.concatenate([target, wanted]), maxiter=100 * len(members))[0]
-    costs = {keys[i]: float(cost) for group, cost in zip(members, solution, strict=True) for i in group}
+    costs: dict[str, float] = {}
+    for group, share, scale in zip(members, shares, solution, strict=True):
+        costs |= {keys[i]: float(scale * part) for i, part in zip(group, share, strict=True)}
     every = {**known, **costs}
     return Fit(
         costs=costs,
@@ -104,19 +109,17 @@ def _groups(relative: Array) -> list[list[int]]:
     return groups
 
 
-def _pull(keys: Sequence[str], members: list[list[int]], columns: Array, start: Mapping[str, float]) -> tuple[Array, Array]:
-    """A row for each group with a start: cost over start is to be 1, at a weight of PULL."""
-    rows, wanted = [], []
-    for number, group in enumerate(members):
-        begins = [start[keys[i]] for i in group if start.get(keys[i])]
-        if begins:
-            row = np.zeros(len(members))
-            row[number] = PULL / float(np.mean(begins))
-            rows.append(row)
-            wanted.append(PULL)
-    if not rows:
-        return np.zeros((0, columns.shape[1])), np.zeros(0)
-    return np.array(rows), np.array(wanted)
+def _shares(group: Sequence[str], start: Mapping[str, float]) -> list[float]:
+    """What a unit of each costs where a unit of the group costs 1."""
+    if all(start.get(key) for key in group):
+        return [start[key] for key in group]
+    return [1.0] * len(group)
+
+
+def _pull(begins: Sequence[bool]) -> tuple[Array, Array]:
+    """A row for each group with a start: a unit of it is to cost 1, at a weight of PULL."""
+    rows = PULL * np.eye(len(begins))[np.array(begins)]
+    return rows, np.full(len(rows), PULL)
 
 
 def _weak(keys: Sequence[str], members: list[list[int]], columns: Array, pulls: Array) -> list[str]:

@@ -19,12 +19,13 @@ from statistics import median
 from types import TracebackType
 from typing import Final
 
+from rmaplab.measure.calibration.errors import CalibrationError
 from rmaplab.measure.calibration.script import Script
 
 PRIMITIVES: Final = {
     "lock": "lock",
     "section": "rcu read sections",
-    "syscall": "syscalls",
+    "syscall": "system call",
     "handover": "handover",
     "context-switch": "context switch",
     "wake-up": "wake up",
@@ -36,10 +37,6 @@ _SOURCE: Final = Path(__file__).with_name("player.c")
 _SECONDS: Final = 60  # that one run may take
 
 Progress = Callable[[str, int, int], None]
-
-
-class CalibrationError(RuntimeError):
-    """This machine cannot be calibrated, or not so; the message says why and what to do."""
 
 
 class Host:
@@ -75,15 +72,17 @@ class Host:
     ) -> None:
         self._directory.cleanup()
 
-    def times(self, scripts: Sequence[Script], repeats: int, progress: Progress) -> list[float]:
+    def times(
+        self, scripts: Sequence[Script], repeats: int, progress: Progress, rounds: int = ROUNDS
+    ) -> list[float]:
         """Nanoseconds that the timed parts of each script take."""
         paths = [self._write(number, script) for number, script in enumerate(scripts)]
         medians: list[list[float]] = [[] for _ in scripts]
-        for turn in range(ROUNDS):
+        for turn in range(rounds):
             times: list[list[int]] = [[] for _ in scripts]
-            for repeat in range(repeats):
+            for _ in range(repeats):
                 for script, path, its in zip(scripts, paths, times, strict=True):
-                    progress("timing programs", len(its) + turn * repeats, ROUNDS * repeats)
+                    progress("timing programs", len(its) + turn * repeats, rounds * repeats)
                     its.append(self._play(script.name, path))
             for its, kept in zip(times, medians, strict=True):
                 kept.append(median(its))
@@ -92,7 +91,7 @@ class Host:
     def primitive(self, name: str) -> float:
         """Nanoseconds that one of PRIMITIVES takes."""
         cpu, other = self.cpus[0], self.cpus[-1]
-        return min(float(self._run([name, str(cpu), str(other)], name)) for _ in range(ROUNDS))
+        return median(float(self._run([name, str(cpu), str(other)], name)) for _ in range(ROUNDS))
 
     def _write(self, number: int, script: Script) -> Path:
         path = self._place / f"{number}.ops"

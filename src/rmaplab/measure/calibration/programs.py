@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The small programs: those that costs are fitted to, and those that are held out.
 
-Each is there to tell two kinds of work apart: the same operation in several sizes, with and without pages, with pages in
-one leaf of the page table or in many, with few relatives or many, alive or gone.  `FITTED` and `HELD_OUT` do not share a
-shape: what is held out mixes operations as programs do (an allocator, a server, a shell), where the fitted ones repeat
-one.
+Each is there to tell two kinds of work apart: the same operation in several sizes, with and without pages, with pages
+in one leaf of the page table or in many, with few relatives or many, alive or gone.  `FITTED` and `HELD_OUT` do not
+share a shape: what is held out mixes operations as programs do (an allocator, a server, a shell), where the fitted ones
+repeat one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import resources
 from random import Random
 from typing import Final
 
-from rmaplab.measure.calibration.script import ANON, ARENA, LEAF, RW, Script
+from rmaplab.measure.calibration.script import ARENA, LEAF, RW, Script
 from rmaplab.mm import abi
 from rmaplab.mm.vma import PAGE_SIZE
 from rmaplab.trace.events import FAULT_WRITE, Event
@@ -39,13 +38,6 @@ def many(script: Script, vmas: int, pages: int = 1, apart: int = 0, touched: int
 
 
 # System calls and accesses
-
-
-def nothing() -> Script:
-    s = Script("system calls that do nothing")
-    with s.timed():
-        s.do_nothing(2000)
-    return s
 
 
 def map_and_unmap(vmas: int) -> Script:
@@ -240,14 +232,14 @@ def _name(how: Callable[[Script], Script]) -> str:
     return {"forks": "fork and exit", "only_fork": "fork", "only_exit": "exit"}[how.__name__]
 
 
-def fork_in_generation(generation: int, vmas: int) -> Script:
+def fork_in_generation(generation: int, vmas: int, how: Callable[[Script], Script] = forks) -> Script:
     """A VMA of the n-th generation has n + 1 chains."""
-    s = Script(f"fork and exit in generation {generation}, {vmas} VMAs")
+    s = Script(f"{_name(how)} in generation {generation}, {vmas} VMAs")
     many(s, vmas)
 
     def go_down(left: int) -> None:
         if left == 0:
-            forks(s)
+            how(s)
             return
         with s.child():
             go_down(left - 1)
@@ -257,14 +249,14 @@ def fork_in_generation(generation: int, vmas: int) -> Script:
     return s
 
 
-def fork_beside(siblings: int, vmas: int) -> Script:
+def fork_beside(siblings: int, vmas: int, how: Callable[[Script], Script] = forks) -> Script:
     """Each interval tree has a node for each relative."""
-    s = Script(f"fork and exit beside {siblings} relatives, {vmas} VMAs")
+    s = Script(f"{_name(how)} beside {siblings} relatives, {vmas} VMAs")
     many(s, vmas)
     for _ in range(siblings):
         with s.child(stays=True):
             pass
-    return forks(s)
+    return how(s)
 
 
 def copies(pages: int) -> Script:
@@ -334,10 +326,9 @@ def reclaims(relatives: int, pages: int, rounds: int = 4) -> Script:
 
 
 FITTED: Final[tuple[Callable[[], Script], ...]] = (
-    nothing,
     *(lambda n=n: map_and_unmap(n) for n in (0, 100, 1000)),
     *(lambda n=n: map_many(n) for n in (100, 1000)),
-    *(lambda n=n, t=t, a=a: unmap_many(n, t, a) for n, t, a in ((500, 0, False), (500, 1, False), (500, 0, True), (500, 1, True))),
+    *(lambda t=t, a=a: unmap_many(500, t, a) for t in (0, 1) for a in (False, True)),
     *(lambda n=n: first_writes(n) for n in (64, 500, 4000)),
     *(lambda n=n: first_reads(n) for n in (500, 4000)),
     *(lambda n=n: writes_after_reads(n) for n in (500, 4000)),
@@ -349,14 +340,267 @@ FITTED: Final[tuple[Callable[[], Script], ...]] = (
     *(lambda t=t: protect_side(t) for t in (0, 64)),
     *(lambda p=p, t=t: move(p, t) for p, t in ((1, 0), (1, 1), (500, 500))),
     *(lambda t=t: grow(t) for t in (0, 8)),
-    *(lambda n=n, t=t, h=h: fork_vmas(n, t, 0, h) for n, t in ((0, 0), (100, 0), (500, 0), (100, 1), (500, 1)) for h in (only_fork, only_exit)),
+    *(
+        lambda n=n, t=t, h=h: fork_vmas(n, t, 0, h)
+        for n, t in ((0, 0), (100, 0), (500, 0), (100, 1), (500, 1))
+        for h in (only_fork, only_exit)
+    ),
     *(lambda h=h: fork_vmas(100, 1, LEAF, h) for h in (only_fork, only_exit)),
     *(lambda n=n, h=h: fork_pages(n, h) for n in (500, 10000) for h in (only_fork, only_exit)),
-    *(lambda g=g: fork_in_generation(g, 200) for g in (1, 3, 6)),
-    *(lambda b=b: fork_beside(b, 200) for b in (4, 16)),
+    *(lambda g=g, h=h: fork_in_generation(g, 200, h) for g in (1, 3, 6) for h in (only_fork, only_exit)),
+    *(lambda b=b, h=h: fork_beside(b, 200, h) for b in (4, 16) for h in (only_fork, only_exit)),
     *(lambda n=n: copies(n) for n in (64, 500, 4000)),
     *(lambda n=n: takes_over(n) for n in (64, 500)),
     *(lambda n=n: copies_of_file(n) for n in (64, 500)),
     *(lambda r=r: reclaims(r, 256) for r in (0, 16)),
     *(lambda r=r: walks(r, 256) for r in (1, 4, 16)),
+)  # fmt: skip
+
+
+# Held out: programs as programs are
+
+
+def fork_loop() -> Script:
+    """A process forks again and again; child and parent each write to a part of what they share."""
+    s = Script("fork loop with copy on write")
+    random = Random(1)
+    many(s, 20, 32, touched=32)
+    with s.timed():
+        for _ in range(6):
+            with s.child():
+                for i in range(0, 20, 2):
+                    s.write(place(i, 32), 8)
+            for i in random.sample(range(20), 4):
+                s.write(place(i, 32) + 16 * PAGE_SIZE, 12)
+            s.wait()
+    return s
+
+
+def allocator() -> Script:
+    """Blocks of all sizes come and go, some are trimmed, some grow."""
+    s = Script("allocator")
+    random = Random(2)
+    room = 256 * PAGE_SIZE
+    live: dict[int, int] = {}
+    with s.timed():
+        for number in range(300):
+            addr = ARENA + number * room
+            pages = random.choice((1, 2, 4, 4, 8, 16, 33, 64))
+            s.map(addr, pages)
+            s.write(addr, max(1, pages * random.randint(1, 4) // 4))
+            live[addr] = pages
+            if random.random() < 0.3:
+                grown = random.choice(sorted(live))
+                if live[grown] < 64:
+                    s.grow(grown, live[grown], 2 * live[grown])
+                    live[grown] *= 2
+                    s.write(grown, live[grown])
+            if random.random() < 0.2:
+                trimmed = random.choice(sorted(live))
+                s.advise(trimmed, live[trimmed], abi.MADV_DONTNEED)
+            while len(live) > 40:
+                gone = random.choice(sorted(live))
+                s.unmap(gone, live.pop(gone))
+    return s
+
+
+def realloc() -> Script:
+    """An array doubles where there is no room for it, so that it moves."""
+    s = Script("growing array")
+    with s.timed():
+        for turn in range(12):
+            addr, pages = ARENA + turn * (1 << 26), 4
+            s.map(addr, pages)
+            s.write(addr, pages)
+            while pages < 512:
+                to = addr + (1 << 23)
+                s.remap(addr, pages, 2 * pages, abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED, to, to)
+                s.write(to + pages * PAGE_SIZE, pages)
+                addr, pages = to, 2 * pages
+            s.unmap(addr, pages)
+    return s
+
+
+def server() -> Script:
+    """Workers of a server serve a few requests each."""
+    s = Script("prefork server")
+    random = Random(3)
+    many(s, 40, 16, touched=16)
+    with s.timed():
+        for _ in range(6):
+            with s.child():
+                for _ in range(20):
+                    s.read(place(random.randrange(40), 16), 3)
+                    s.write(place(random.randrange(40), 16) + random.randrange(14) * PAGE_SIZE, 2)
+                    s.map(AWAY, 8)
+                    s.write(AWAY, 8)
+                    s.unmap(AWAY, 8)
+            s.wait()
+    return s
+
+
+def shell() -> Script:
+    """Children that throw their memory away, as execve does, and load a program: map it, protect it, use it."""
+    s = Script("shell")
+    many(s, 30, 8, touched=4)
+    with s.timed():
+        for _ in range(6):
+            with s.child():
+                s.unmap(ARENA, 30 * 9)
+                for library in range(4):
+                    at = AWAY + library * LEAF
+                    s.map(at, 64, abi.PROT_READ, FILE, 0)
+                    s.map(at + 16 * PAGE_SIZE, 16, RW, FILE, 0, 16 * PAGE_SIZE)
+                    s.map(at + 32 * PAGE_SIZE, 16, RW)
+                    s.write(at + 16 * PAGE_SIZE, 6)
+                    s.write(at + 32 * PAGE_SIZE, 3)
+                    s.protect(at + 16 * PAGE_SIZE, 4, abi.PROT_READ)
+                s.map(ARENA, 64)
+                s.write(ARENA, 40)
+            s.wait()
+    return s
+
+
+def threads() -> Script:
+    """Stacks of threads: reserved, guarded, used a little, given back."""
+    s = Script("stacks of threads")
+    stack = 32 * LEAF // 4
+    with s.timed():
+        for turn in range(5):
+            for thread in range(16):
+                at = ARENA + thread * stack
+                s.map(at, 2048, abi.PROT_NONE)
+                s.protect(at + PAGE_SIZE, 2047, RW)
+                s.write(at + 2040 * PAGE_SIZE, 3 + turn)
+            for thread in range(16):
+                s.unmap(ARENA + thread * stack, 2048)
+    return s
+
+
+def collector() -> Script:
+    """A garbage collector guards blocks, opens those that are used, and drops others."""
+    s = Script("garbage collector")
+    random = Random(4)
+    s.map(ARENA, 1024)
+    s.write(ARENA, 1024)
+    with s.timed():
+        for _ in range(4):
+            s.protect(ARENA, 1024, abi.PROT_READ)
+            for block in random.sample(range(64), 24):
+                s.protect(ARENA + block * 16 * PAGE_SIZE, 16, RW)
+                s.write(ARENA + block * 16 * PAGE_SIZE, 16)
+            for block in random.sample(range(64), 8):
+                s.advise(ARENA + block * 16 * PAGE_SIZE, 16, abi.MADV_DONTNEED)
+            s.protect(ARENA, 1024, RW)
+            s.write(ARENA, 1024)
+    return s
+
+
+def zygote() -> Script:
+    """Apps live on while others start, copy, lose a part of what they inherited, and end."""
+    s = Script("zygote")
+    many(s, 80, 4, touched=4)
+    for _ in range(5):
+        with s.child(stays=True):
+            for i in range(0, 80, 3):
+                s.write(place(i, 4), 2)
+    with s.timed():
+        for turn in range(4):
+            with s.child():
+                for i in range(turn, 80, 5):
+                    s.write(place(i, 4), 4)
+                for i in range(0, 80, 16):
+                    s.unmap(place(i, 4), 2)
+                with s.child():
+                    s.write(place(7, 4), 4)
+                s.wait()
+            s.wait()
+    return s
+
+
+def cold_memory() -> Script:
+    """Pages that their owner does not want are reclaimed in the midst of its relatives."""
+    s = Script("reclaim among relatives")
+    s.map(ARENA, 512)
+    s.write(ARENA, 512)
+    for _ in range(6):
+        with s.child(stays=True):
+            s.write(ARENA, 400)
+    with s.child(), s.timed():
+        s.write(ARENA, 300)
+        s.advise(ARENA, 300, abi.MADV_FREE)
+        s.advise(ARENA, 300, abi.MADV_PAGEOUT)
+        s.write(ARENA, 100)
+    s.wait()
+    return s
+
+
+def example() -> Script:
+    """The recording of rmaplab.example that comes with rmaplab, but for its stack: a Python that starts, then forks,
+    copies, splits, moves and grows."""
+    with resources.as_file(resources.files("rmaplab") / "data/recordings/example.parquet") as path:
+        history = read_history(path)
+    s = Script("rmaplab.example, as it was recorded")
+    with s.timed():
+        Retelling(s, list(history)).tell()
+    return s
+
+
+class Retelling:
+    """A recorded history in which every child ends before its parent goes on, told as a script.
+
+    Left out are the stack and the vDSO (player.c has its own) and what is shared; the heap is mapped and unmapped
+    where brk(2) moved its end.
+    """
+
+    def __init__(self, script: Script, events: list[Event]) -> None:
+        first = events[0]
+        self._script: Final = script
+        self._first: Final = first.pid
+        self._events: Final[dict[int, list[Event]]] = {}
+        self._left_out: Final = [range(first.addr - (8 << 20), first.addr + first.length)]
+        self._brk: Final = {first.pid: first.addr2}
+        for event in events:
+            self._events.setdefault(event.pid, []).append(event)
+
+    def tell(self) -> None:
+        self._tell(self._first)
+
+    def _tell(self, pid: int) -> None:
+        for event in self._events[pid]:
+            if event.op == "fork":
+                self._brk[event.pid2] = self._brk[pid]
+                with self._script.child():
+                    self._tell(event.pid2)
+                self._script.wait()
+            elif event.op == "mmap" and (event.flags & abi.MAP_SHARED or event.file > 1):
+                self._left_out.append(range(event.result, event.result + event.length))
+            elif event.result >= 0 and not any(event.addr in there for there in self._left_out):
+                self._do(event)
+
+    def _do(self, e: Event) -> None:
+        s, pages = self._script, -(-e.length // PAGE_SIZE)
+        if e.op == "mmap":
+            s.map(e.result, pages, e.prot & 7, e.flags & ~abi.MAP_GROWSDOWN, min(e.file, 0), e.offset)
+        elif e.op == "munmap":
+            s.unmap(e.addr, pages)
+        elif e.op == "mprotect":
+            s.protect(e.addr, pages, e.prot)
+        elif e.op == "mremap":
+            to = e.result
+            fixed = 0 if to == e.addr else abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED
+            s.remap(e.addr, pages, -(-e.length2 // PAGE_SIZE), fixed, to if fixed else 0, to)
+        elif e.op == "fault":
+            (s.write if e.flags & FAULT_WRITE else s.read)(e.addr & ~(PAGE_SIZE - 1), max(pages, 1))
+        elif e.op == "brk" and e.result:
+            old, new = (-(-end // PAGE_SIZE) * PAGE_SIZE for end in (self._brk[e.pid], e.result))
+            self._brk[e.pid] = e.result
+            if new > old:
+                s.map(old, (new - old) // PAGE_SIZE)
+            elif new < old:
+                s.unmap(new, (old - new) // PAGE_SIZE)
+
+
+HELD_OUT: Final[tuple[Callable[[], Script], ...]] = (
+    fork_loop, allocator, realloc, server, shell, threads, collector, zygote, cold_memory, example,
 )  # fmt: skip

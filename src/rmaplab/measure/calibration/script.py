@@ -8,9 +8,9 @@
     >>> script.counts(profile)["pages zeroed"]
     4
 
-Both do the same, in the same order, at the same addresses.  All processes run on one CPU: a child begins to run when its
-parent waits for it, or it stays, asleep, until its parent ends, which waits for it to be ready.  So at any time one process
-works, and the order of the history is that of the kernel.
+Both do the same, in the same order, at the same addresses.  All processes run on one CPU: a child begins to run when
+its parent waits for it, or it stays, asleep, until its parent ends, which waits for it to be ready.  So at any time one
+process works, and the order of the history is that of the kernel.
 
 Invariant: exactly one process of a script has timed parts, and what is counted is what the model does in them.
 """
@@ -26,6 +26,7 @@ from typing import Final
 from rmaplab.measure.cost import add_counts, counts_of
 from rmaplab.mm import abi
 from rmaplab.mm.machine import Machine
+from rmaplab.mm.pagetable import PTE_PRESENT, PTE_WRITE
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.vma import PAGE_SIZE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
@@ -40,7 +41,7 @@ ANON: Final = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS | abi.MAP_NORESERVE
 
 # As in player.c.
 (_MMAP, _MUNMAP, _MPROTECT, _MREMAP, _MADVISE, _MLOCK, _MUNLOCK, _WRITE, _READ, _FORK, _WAIT, _START, _STOP,
- _SYSCALL, _ROUND) = range(1, 16)  # fmt: skip
+ _ROUND) = range(1, 15)  # fmt: skip
 _OP: Final = struct.Struct("<7q")
 
 # What player.c has of its own when it begins, as far as fork copies it: data, bss, the heap of the C library and
@@ -54,7 +55,6 @@ class Script:
 
     def __init__(self, name: str) -> None:
         self.name: Final = name
-        self.extra: dict[str, int] = {}  # counted work that no event stands for
         self._events: list[Event | bool] = []  # True and False: the timed part begins and ends
         self._ops: list[tuple[int, ...]] = []
         self._pid = 1
@@ -105,11 +105,6 @@ class Script:
     def read(self, addr: int, pages: int = 1) -> None:
         self._event("fault", addr, pages * PAGE_SIZE)
         self._op(_READ, addr, pages)
-
-    def do_nothing(self, calls: int) -> None:
-        """System calls that return at once."""
-        self.extra["syscalls"] = self.extra.get("syscalls", 0) + calls
-        self._op(_SYSCALL, calls)
 
     # Processes
 
@@ -186,14 +181,11 @@ class Script:
         machine = Machine(profile, [AnonVmaRmap])
         player = Player(machine, Header(recorder="", files=[FileEntry(0)]))
         ledgers = (machine.ledger, machine.leader.ledger)
-        counts, before = dict(self.extra), dict[str, int]()
-        run: list[Event] = []
+        counts, before = dict[str, int](), dict[str, int]()
         for event in self._events:
             if isinstance(event, Event):
-                run.append(event)
+                player.play(_faulting(machine, event))
                 continue
-            player.play(run)
-            run = []
             now = add_counts(counts_of(ledger) for ledger in ledgers)
             if event:
                 before = now
@@ -207,3 +199,20 @@ class Script:
 
     def _op(self, *op: int) -> None:
         self._ops.append(op)
+
+
+def _faulting(machine: Machine, event: Event) -> Iterator[Event]:
+    """`event`, if it is no fault, else the runs of its pages that cannot be accessed without one: a program touches
+    pages, but only what the page table does not allow is a fault."""
+    if event.op != "fault":
+        yield event
+        return
+    table = machine.mm_of(event.pid).page_table
+    wanted = PTE_WRITE if event.flags & FAULT_WRITE else PTE_PRESENT
+    end = event.addr + event.length
+    start = event.addr
+    for addr in range(event.addr, end + PAGE_SIZE, PAGE_SIZE):
+        if addr >= end or table.get(addr) & wanted:
+            if start < addr:
+                yield Event("fault", event.pid, start, addr - start, flags=event.flags)
+            start = addr + PAGE_SIZE

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From programs to a cost profile, and from a profile to what it says of programs that it has not seen."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Final, NamedTuple
+
+from rmaplab.measure.calibration.errors import CalibrationError
+from rmaplab.measure.calibration.fit import Row, fit
+from rmaplab.measure.calibration.host import PRIMITIVES, ROUNDS, Host, Progress, machine
+from rmaplab.measure.calibration.script import Script
+from rmaplab.measure.cost import CostProfile, Residual, price
+from rmaplab.mm.profile import Profile, profile_for
+
+# Counted beside other work that has a cost: the nodes that a walk visits, say.
+COVERED: Final = ("anon_vmas reused", "places visited", "rmap places that mapped", "walks")
+
+# Where costs begin that the programs tell apart badly: round numbers, of the order that they have on machines of today.
+START: Final = {
+    "syscalls": 500, "faults": 500, "pages zeroed": 500, "pages copied": 700, "pages freed": 100, "pages reused": 50,
+    "entries copied at fork": 50, "entries zapped": 50, "entries moved": 20, "entries protected": 50,
+    "leaves allocated": 700, "leaves freed": 200, "tlb flushes": 300,
+    "vma tree changes": 400, "vmas copied at fork": 100,
+    "alloc vm_area_struct": 200, "free vm_area_struct": 200, "alloc mm_struct": 30000, "free mm_struct": 30000,
+    "alloc anon_vma": 100, "free anon_vma": 100, "alloc anon_vma_chain": 100, "free anon_vma_chain": 100,
+    "interval tree nodes visited": 10, "rmap walks": 300, "rmap places visited": 100,
+}  # fmt: skip
+
+# What no kernel has, or no program can show, and what takes its place: objects come from a slab cache like any other, a
+# lock that nobody contends is two atomic operations, a node of a tree is a cache line or two.
+STAND_INS: Final = {
+    "alloc *": "alloc anon_vma",
+    "free *": "free anon_vma",
+    "lock *": "lock anon_vma root rwsem",
+    "rcu deferred frees": "free anon_vma",
+    "contexts visited": "interval tree nodes visited",
+    "remap tree nodes visited": "interval tree nodes visited",
+    "vma tree look-ups": "interval tree nodes visited",
+    "page-table entries looked at": "entries protected",
+}
+
+MEDIAN: Final = (0.8, 1.25)  # of predicted over measured
+EACH: Final = (0.5, 2.0)
+
+
+class Prediction(NamedTuple):
+    """What a profile says of programs, and what they took."""
+
+    rows: list[Residual]
+
+    @property
+    def median(self) -> float:
+        return median(row.ratio for row in self.rows)
+
+    @property
+    def outside(self) -> list[Residual]:
+        """Programs that are predicted worse than EACH allows."""
+        return [row for row in self.rows if not EACH[0] <= row.ratio <= EACH[1]]
+
+    @property
+    def holds(self) -> bool:
+        return not self.outside and MEDIAN[0] <= self.median <= MEDIAN[1]
+
+
+def choose(programs: Sequence[Callable[[], Script]], wanted: Sequence[str]) -> list[Script]:
+    """The programs whose names contain one of `wanted`; all of them if that is empty."""
+    scripts = [program() for program in programs]
+    return [s for s in scripts if not wanted or any(word in s.name for word in wanted)]
+
+
+def rows_of(host: Host, scripts: Sequence[Script], repeats: int, progress: Progress) -> list[Row]:
+    """Counts by the model, times by the kernel."""
+    counts = []
+    for number, script in enumerate(scripts):
+        progress("playing programs on the model", number, len(scripts))
+        counts.append(script.counts(rules()))
+    times = host.times(scripts, repeats, progress)
+    return [Row(script.name, count, ns) for script, count, ns in zip(scripts, counts, times, strict=True)]
+
+
+def release() -> str:
+    """The kernel that runs here."""
+    return platform.release()
+
+
+def rules() -> Profile:
+    """The rules of the kernel that runs here, or of the nearest that is known."""
+    return profile_for(release())[0]
+
+
+def calibrate(host: Host, scripts: Sequence[Script], repeats: int, progress: Progress, name: str = "") -> CostProfile:
+    """Measure this machine's kernel.
+
+    repeats: runs of each program in each of the ROUNDS rounds
+    :raises CalibrationError: it cannot be measured
+    """
+    if not scripts:
+        raise CalibrationError("no program is left to fit costs to: --programs takes parts of their names")
+    direct: dict[str, float] = {}
+    for done, (primitive, key) in enumerate(PRIMITIVES.items()):
+        progress("timing what a kernel does all the time", done, len(PRIMITIVES))
+        direct[key] = host.primitive(primitive)
+    lock = direct.pop("lock")
+    # To sleep and to wake somebody takes a system call each, which is not what is wanted here.
+    direct["context switch"] = max(direct["context switch"] - 2 * direct.pop("system call"), 0.0)
+    rows = rows_of(host, scripts, repeats, progress)
+    locks = {key for row in rows for key in row.counts if key.startswith("lock ")} | {"lock anon_vma root rwsem"}
+    known = direct | dict.fromkeys(locks, lock) | dict.fromkeys(COVERED, 0.0)
+    found = fit(rows, known, START)
+    costs = known | found.costs
+    for key in set(START) - set(costs):  # only part of the programs ran
+        costs[key] = float(START[key])
+    origins = dict.fromkeys(costs, "assumed")
+    origins |= dict.fromkeys([*direct, *locks], "measured") | dict.fromkeys(COVERED, "counted elsewhere")
+    origins |= dict.fromkeys(found.costs, "fitted") | dict.fromkeys(found.weak, "fitted, weakly")
+    return CostProfile(
+        name=name or f"linux-{'.'.join(release().split('.')[:2])}-{len(host.cpus)}cpu",
+        machine=machine(),
+        kernel=release(),
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        how=f"rmaplab calibrate: processor time of {len(rows)} programs on one CPU, the least of {ROUNDS} medians of"
+        f" {repeats} runs each; counts by the model of {rules().name} with anon_vma; non-negative least squares, each"
+        " program weighing the same",
+        costs={key: round(cost, 2) for key, cost in sorted(costs.items())},
+        stand_ins={key: other for key, other in STAND_INS.items() if other in costs and key not in costs},
+        origins=dict(sorted(origins.items())),
+        groups=found.groups,
+        residuals=[Residual(r.program, round(r.measured), round(r.predicted)) for r in found.residuals],
+    )
+
+
+def predict(costs: CostProfile, rows: Sequence[Row]) -> Prediction:
+    """What `costs` say of programs that were measured."""
+    return Prediction([Residual(row.program, row.ns, price(costs, row.counts).ns) for row in rows])

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command `rmaplab calibrate`; cli.py mounts it.
+
+What needs SciPy is imported by the job: other commands do not wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import rmaplab
+from rmaplab.measure.cost import CostProfile, Residual, load_costs, write_costs
+from rmaplab.measure.progress import Meter
+
+if TYPE_CHECKING:
+    from rmaplab.measure.calibration.calibrate import Prediction
+
+Job = Callable[[], int]
+
+
+class Inputs(msgspec.Struct, frozen=True):
+    """What the figures depend on.  `profile`: the one that was checked, "" if it was measured for this."""
+
+    machine: str
+    kernel: str
+    profile: str
+    programs: list[str]
+    repeats: int
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """What was measured.
+
+    costs:  the profile
+    fitted: programs of the fit (none where a profile was given), held_out: those that it has not seen; nanoseconds
+    median: of predicted over measured, of those held out; None where nothing was checked
+    """
+
+    costs: CostProfile
+    fitted: list[Residual]
+    held_out: list[Residual]
+    median: float | None
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What `--json` prints."""
+
+    command: str
+    version: str
+    inputs: Inputs
+    holds: bool
+    figures: Figures
+    differences: list[Residual]
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+
+    @app.command("calibrate", short_help="Measure what work costs on this machine's kernel.")
+    def _calibrate(
+        output: Annotated[
+            Path | None, typer.Option("--output", "-o", metavar="F", help="Write the cost profile to F (JSON).")
+        ] = None,
+        check: Annotated[
+            bool,
+            typer.Option("--check", help="Predict programs that were held out of the fit, and hold them to bounds."),
+        ] = False,
+        costs: Annotated[
+            str,
+            typer.Option(
+                metavar="NAME", help="Check this profile (a file or a shipped one) instead of measuring a new one."
+            ),
+        ] = "",
+        programs: Annotated[
+            list[str] | None,
+            typer.Option(metavar="TEXT", help="Only programs whose names contain TEXT. May be repeated."),
+        ] = None,
+        repeats: Annotated[
+            int, typer.Option(min=1, metavar="N", help="Runs of each program in each of three rounds.")
+        ] = 5,
+        json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    ) -> Job:
+        """Measure what work costs on this machine's kernel: small programs, on the kernel and in the model.
+
+        Each program is a history. The model says what it makes Linux do, the kernel how long that takes; costs are
+        fitted to both. --check asks the costs for programs that they have not seen: predicted over measured has to be
+        between 0.8 and 1.25 in the median, and between 0.5 and 2 for each. Takes a minute, a C compiler, and a machine
+        that has little else to do.
+
+        \b
+        Examples:
+          rmaplab calibrate -o mine.json --check
+          rmaplab calibrate --check --costs mine.json
+          rmaplab compare sort.parquet --costs mine.json
+        """
+        if costs and not check:
+            raise typer.BadParameter("--costs names the profile that --check is to check")
+        if costs and output is not None:
+            raise typer.BadParameter("a profile that exists is checked, and none written: leave out -o or --costs")
+
+        def job() -> int:
+            told = _measure(load_costs(costs) if costs else None, check, programs or [], repeats)
+            if output is not None:
+                write_costs(output, told.figures.costs)
+            if json:
+                print(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+            else:
+                print_text(told, Console(highlight=False, markup=False))
+            return 0 if told.holds else 1
+
+        return job
+
+
+def _measure(given: CostProfile | None, check: bool, programs: Sequence[str], repeats: int) -> Told:
+    from rmaplab.measure.calibration import calibrate as calibration
+    from rmaplab.measure.calibration.errors import CalibrationError
+    from rmaplab.measure.calibration.host import Host, machine
+    from rmaplab.measure.calibration.programs import FITTED, HELD_OUT
+
+    found: Prediction | None = None
+    held_out = calibration.choose(HELD_OUT, programs) if check else []
+    fitted = calibration.choose(FITTED, programs) if given is None else []
+    if check and not held_out:
+        raise CalibrationError(f"no program that is held out of the fit is called {' or '.join(programs)}")
+    with Host() as host, Meter() as meter:
+        costs = given or calibration.calibrate(host, fitted, repeats, meter)
+        if check:
+            found = calibration.predict(costs, calibration.rows_of(host, held_out, repeats, meter))
+    names = [script.name for script in (*fitted, *held_out)]
+    return Told(
+        "calibrate",
+        f"{rmaplab.__version__} ({rmaplab.build_info()})",
+        Inputs(machine(), calibration.release(), given.name if given else "", names, repeats),
+        found is None or found.holds,
+        Figures(
+            costs,
+            costs.residuals if given is None else [],
+            found.rows if found else [],
+            found.median if found else None,
+        ),
+        found.outside if found else [],
+    )
+
+
+def print_text(told: Told, console: Console) -> None:
+    """The profile and what it predicts, as tables that fit 100 columns."""
+    from rmaplab.measure.calibration.calibrate import EACH, MEDIAN, Prediction
+
+    figures, costs = told.figures, told.figures.costs
+    console.print(f"Machine   {told.inputs.machine}", soft_wrap=True)
+    console.print(f"Kernel    {told.inputs.kernel}")
+    console.print(f"Profile   {costs.name}, of {costs.date}, for Linux {costs.kernel}\n")
+    if not told.inputs.profile:
+        table = _table("cost", "ns a unit", "known from")
+        for key, cost in costs.costs.items():
+            table.add_row(key, f"{cost:,.1f}", costs.origins.get(key, ""))
+        console.print(table)
+        fitted = Prediction(figures.fitted)
+        console.print(
+            f"\nThe {len(fitted.rows)} programs that they were fitted to: predicted over measured"
+            f" {fitted.median:.2f} in the median, from {min(r.ratio for r in fitted.rows):.2f}"
+            f" to {max(r.ratio for r in fitted.rows):.2f}",
+            soft_wrap=True,
+        )
+        for group in costs.groups:
+            console.print(f"Not told apart: {', '.join(group)}", soft_wrap=True)
+        console.print()
+    if figures.held_out:
+        table = _table("program held out", "measured, us", "predicted, us", "predicted / measured")
+        for row in figures.held_out:
+            table.add_row(row.program, f"{row.measured / 1e3:,.0f}", f"{row.predicted / 1e3:,.0f}", f"{row.ratio:.2f}")
+        console.print(table)
+        console.print()
+        console.print(f"Median    {figures.median:.2f}, to be between {MEDIAN[0]} and {MEDIAN[1]}")
+        for row in told.differences:
+            console.print(f"Outside   {row.program}: {row.ratio:.2f}, to be between {EACH[0]} and {EACH[1]}")
+        console.print(f"Verdict   {'holds' if told.holds else 'does not hold'}")
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(first)
+    for other in others:
+        table.add_column(other, justify="left" if other == "known from" else "right", no_wrap=True)
+    return table
