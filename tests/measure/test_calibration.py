@@ -175,7 +175,8 @@ def test_one_program_outside_its_bounds_is_enough() -> None:
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("calibration") / "mine.json"
     arguments = ["calibrate", "-o", str(path), "--repeats", "1"]
-    for name in ("first writes to 64", "mmap of 100 VMAs", "fork with 0 VMAs", "exit with 0 VMAs", "copy on write of 64"):
+    chosen = ("first writes to 64", "mmap of 100 VMAs", "fork with 0 VMAs", "exit with 0 VMAs", "copy on write of 64")
+    for name in chosen:
         arguments += ["--programs", name]
     assert _main(arguments) == 0
     return path
