@@ -341,6 +341,7 @@ def test_copy_on_write_copies_one_page_of_a_large_folio() -> None:
 
 def test_swap_out_splits_a_large_folio() -> None:
     space = a_large_space()
+    space.write(0, 8)
     assert swap_out(space, 0, 8) == 8
     assert [space.entry(page) for page in range(8)] == ["swap"] * 8
     space.close()

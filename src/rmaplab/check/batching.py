@@ -37,7 +37,7 @@ def state_of(machine: Machine) -> dict[str, object]:
     state: dict[str, object] = {
         "pages in use": live.tolist(),
         "swap": {slot: (held.count, held.cached_pfn) for slot, held in machine.swap.items()},
-        "pages of KSM": machine.ksm_pages,
+        "pages of KSM": set(machine.ksm_pages),
     }
     for name, column in (
         ("heads", folios.head), ("orders", folios.order), ("page flags", folios.flags),

@@ -51,7 +51,7 @@ FILES: Final = (FileEntry(0, "file"), FileEntry(1, "shmem"))
 _RW: Final = abi.PROT_READ | abi.PROT_WRITE
 _PROTS: Final = (_RW, _RW, _RW, _RW, abi.PROT_READ, abi.PROT_NONE, _RW | abi.PROT_EXEC, abi.PROT_WRITE)
 _ANON: Final = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS
-_ADVICE: Final = (
+ADVICE: Final = (
     abi.MADV_DONTNEED, abi.MADV_DONTNEED, abi.MADV_FREE, abi.MADV_DONTFORK, abi.MADV_DOFORK, abi.MADV_WIPEONFORK,
     abi.MADV_KEEPONFORK, abi.MADV_POPULATE_READ, abi.MADV_POPULATE_WRITE, abi.MADV_MERGEABLE,
     abi.MADV_UNMERGEABLE, abi.MADV_RANDOM, abi.MADV_NORMAL, abi.MADV_DONTDUMP, abi.MADV_DODUMP, abi.MADV_COLD,
@@ -117,7 +117,7 @@ class Author:
         ops: Sequence[str] = OPERATIONS,
         pages: int = 48,
         processes: int = 6,
-        advice: Sequence[int] = _ADVICE,
+        advice: Sequence[int] = ADVICE,
         sharing: float = 0.1,
     ) -> None:
         unknown = set(ops) - set(_WEIGHTS)

@@ -98,7 +98,7 @@ class Setup:
             designs = [design for design in designs if design.name not in _SLOW] or designs
         self.designs: Final = designs
         self.profile: Final = PROFILES[plan.profile]
-        self.large_folios: Final = plan.large_folios or (rng.choice((1, 2, 4)) if number % 3 == 2 else 0)
+        self.large_folios: Final = plan.large_folios or (rng.choice((2, 3, 4)) if number % 3 == 2 else 0)
         self.pages: Final = plan.pages or rng.choice((12, 24, 48, 96))
         self.processes: Final = rng.choice((2, 4, 6, 8))
         self.rng: Final = rng

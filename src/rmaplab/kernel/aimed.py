@@ -80,6 +80,10 @@ class _Script:
     def migrate(self, at: int, pages: int, pid: int = 1) -> None:
         self._add("migrate", pid, at, pages)
 
+    def merge_same(self) -> None:
+        """KSM scans all.  Pages that were written to are equal where their numbers are, modulo 4."""
+        self.events.append(Event("ksm", 1, pid2=1))
+
     def stack(self, op: str, page: int, pages: int, **fields: int) -> None:
         """Something done to the stack's pages, counted from its lower end."""
         address = _STACK + page * _PAGE
@@ -87,11 +91,18 @@ class _Script:
 
 
 AIMED: Final[dict[str, Callable[[_Script], None]]] = {}
+LARGE_FOLIOS: Final[dict[str, int]] = {}  # of those that need some: their highest order
 
 
 def _aimed(write: Callable[[_Script], None]) -> Callable[[_Script], None]:
     AIMED[write.__name__] = write
     return write
+
+
+def _aimed_large(write: Callable[[_Script], None]) -> Callable[[_Script], None]:
+    """With folios of up to 16 pages."""
+    LARGE_FOLIOS[write.__name__] = 4
+    return _aimed(write)
 
 
 def history(name: str) -> list[Event]:
@@ -187,6 +198,16 @@ def lower_takes_two(s: _Script) -> None:
     s.write(0, 6)
     s.protect(2, 2, abi.PROT_READ)
     s.protect(2, 2, _RW)
+
+
+@_aimed
+def lower_takes_two_and_their_chain(s: _Script) -> None:
+    s.map(0, 1)
+    s.map(1, 1, prot=abi.PROT_READ)
+    s.map(2, 1)
+    s.write(2)
+    s.protect(1, 1, _RW)
+    s.write(0)
 
 
 @_aimed
@@ -503,3 +524,196 @@ def populated(s: _Script) -> None:
     s.map(10, 4)
     s.advise(10, 2, abi.MADV_POPULATE_READ)
     s.advise(12, 2, abi.MADV_POPULATE_WRITE)
+
+
+@_aimed
+def read_ahead_from_swap(s: _Script) -> None:
+    s.map(0, 3)
+    s.write(0, 3)
+    s.advise(0, 3, abi.MADV_PAGEOUT)
+    s.advise(0, 2, abi.MADV_WILLNEED)
+    s.read(0)
+    s.write(1)
+    s.read(2)
+
+
+@_aimed
+def clean_page_becomes_writable_again(s: _Script) -> None:
+    s.map(0, 2)
+    s.write(0, 2)
+    s.advise(0, 1, abi.MADV_PAGEOUT)
+    s.read(0)
+    s.protect(0, 2, abi.PROT_READ)
+    s.protect(0, 2, _RW)
+
+
+# KSM
+
+
+@_aimed
+def merged(s: _Script) -> None:
+    s.map(0, 12)
+    s.write(0, 9)
+    s.advise(0, 12, abi.MADV_MERGEABLE)
+    s.merge_same()
+    s.write(4)
+    s.write(9, 2)
+    s.merge_same()
+
+
+@_aimed
+def merged_and_forked(s: _Script) -> None:
+    s.map(0, 8)
+    s.write(0, 8)
+    s.advise(0, 8, abi.MADV_MERGEABLE)
+    s.merge_same()
+    s.fork(2)
+    s.write(0, pid=2)
+    s.merge_same()
+    s.exit(1)
+    s.write(1, pid=2)
+
+
+@_aimed
+def merged_while_shared(s: _Script) -> None:
+    s.map(0, 8)
+    s.write(0, 8)
+    s.fork(2)
+    s.advise(0, 8, abi.MADV_MERGEABLE)
+    s.merge_same()
+    s.write(0)
+    s.advise(0, 4, abi.MADV_MERGEABLE, pid=2)
+    s.merge_same()
+
+
+@_aimed
+def merged_across_processes(s: _Script) -> None:
+    s.exec(2)
+    for pid in (1, 2):
+        s.map(0, 2, pid=pid)
+        s.write(0, 2, pid=pid)
+        s.advise(0, 2, abi.MADV_MERGEABLE, pid=pid)
+    s.merge_same()
+    s.exit(1)
+    s.write(0, pid=2)
+
+
+@_aimed
+def merged_and_given_back(s: _Script) -> None:
+    s.map(0, 12)
+    s.write(0, 12)
+    s.advise(0, 12, abi.MADV_MERGEABLE)
+    s.merge_same()
+    s.advise(0, 4, abi.MADV_UNMERGEABLE)
+    s.write(0)
+    s.move(8, 4, 20)
+    s.write(21)
+
+
+# Large folios
+
+
+@_aimed_large
+def large_folio(s: _Script) -> None:
+    s.map(0, 40)
+    s.write(1)
+    s.read(20)
+    s.write(21)
+    s.write(35)
+
+
+@_aimed_large
+def large_folio_that_fits(s: _Script) -> None:
+    s.map(3, 11)
+    s.write(9)
+    s.write(3)
+    s.write(13)
+    s.map(16, 16)
+    s.advise(16, 16, abi.MADV_NOHUGEPAGE)
+    s.write(20)
+
+
+@_aimed_large
+def large_folio_of_a_file(s: _Script) -> None:
+    s.map_file(0, 16, offset=0)
+    s.write(5)
+
+
+@_aimed_large
+def large_folio_copied(s: _Script) -> None:
+    s.map(0, 16)
+    s.write(0)
+    s.fork(2)
+    s.write(3, pid=2)
+    s.write(4)
+    s.exit(2)
+    s.write(5)
+
+
+@_aimed_large
+def large_folio_unmapped_in_part(s: _Script) -> None:
+    s.map(0, 32)
+    s.write(0)
+    s.write(16)
+    s.unmap(4, 4)
+    s.fork(2)
+    s.unmap(0, 20, pid=2)
+    s.exit(1)
+
+
+@_aimed_large
+def large_folio_moved_in_part(s: _Script) -> None:
+    s.map(0, 16)
+    s.write(0)
+    s.move(4, 4, 40)
+    s.fork(2)
+    s.move(40, 4, 4)
+    s.write(41, pid=2)
+
+
+@_aimed_large
+def large_folio_protected_in_part(s: _Script) -> None:
+    s.map(0, 16)
+    s.write(0)
+    s.protect(4, 4, abi.PROT_READ)
+    s.fork(2)
+    s.protect(4, 4, _RW)
+    s.write(5)
+
+
+@_aimed_large
+def large_folio_cut_by_advice(s: _Script) -> None:
+    s.map(0, 32)
+    s.write(0, 3)
+    s.write(20)
+    s.advise(2, 4, abi.MADV_FREE)
+    s.fork(2)
+    s.advise(18, 4, abi.MADV_COLD)
+
+
+@_aimed_large
+def large_folio_migrated(s: _Script) -> None:
+    s.map(0, 32)
+    s.write(0, 2)
+    s.write(16, 16)
+    s.fork(2)
+    s.migrate(0, 1)
+    s.migrate(18, 2, pid=2)
+    s.write(17)
+
+
+@_aimed_large
+def large_folio_merged(s: _Script) -> None:
+    s.map(0, 32)
+    s.write(0, 8)
+    s.write(16)
+    s.advise(0, 32, abi.MADV_MERGEABLE)
+    s.merge_same()
+
+
+@_aimed_large
+def large_folios_on_heap_and_stack(s: _Script) -> None:
+    s.brk(20)
+    s.events.append(Event("fault", 1, _HEAP, _PAGE, flags=FAULT_WRITE))
+    s.stack("fault", 2, 1, flags=FAULT_WRITE)
+    s.stack("fault", -3, 1, flags=FAULT_WRITE)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, cast
 
 from rmaplab.kernel import snapshot as real
-from rmaplab.kernel.isomorphism import belongs
+from rmaplab.kernel.isomorphism import belongs, refcount_of_kernel, refcount_of_model
 from rmaplab.mm.folio import FOLIO_KSM
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_EXCLUSIVE, PTE_FILE, PTE_SHIFT, PTE_SWAP, PTE_WRITE, PTE_ZERO
@@ -111,7 +111,7 @@ def of_kernel(snapshot: real.Snapshot, pids: Mapping[int, int]) -> list[str]:
                     continue
                 if entry.kind == "anon":
                     page = snapshot.pages[entry.number]
-                    values = _page_values(page.mapcount, entry.exclusive, entry.writable, page.swapcache)
+                    values = _page_values(page.mapcount, page.order, entry.exclusive, entry.writable, page.swapcache)
                     state.page(addr, entry.number, values, page.index, page.anon_vma, page.ksm)
                 elif entry.kind == "swap":
                     state.entry(addr, f"swap {state.slots(entry.number)}{' exclusive' if entry.exclusive else ''}")
@@ -120,7 +120,8 @@ def of_kernel(snapshot: real.Snapshot, pids: Mapping[int, int]) -> list[str]:
     for number in _reachable(state, lambda a: (snapshot.anon_vmas[a].root, snapshot.anon_vmas[a].parent)):
         its = snapshot.anon_vmas[number]
         tree = [named.get(snapshot.avcs[node.avc].vma, "?") for node in its.tree]
-        state.anon_vma(number, its.root, its.parent, (its.refcount, its.num_children, its.num_active_vmas), tree)
+        refcount = refcount_of_kernel(snapshot, its)
+        state.anon_vma(number, its.root, its.parent, (refcount, its.num_children, its.num_active_vmas), tree)
     return state.lines
 
 
@@ -147,9 +148,8 @@ def of_model(machine: Machine) -> list[str]:
                 pfn = entry >> PTE_SHIFT
                 if entry & PTE_ANON:
                     cached = folios.head.m[pfn] in machine.slot_of
-                    values = _page_values(
-                        folios.mapcount.m[pfn], entry & PTE_EXCLUSIVE != 0, entry & PTE_WRITE != 0, cached
-                    )
+                    exclusive, writable = entry & PTE_EXCLUSIVE != 0, entry & PTE_WRITE != 0
+                    values = _page_values(folios.mapcount.m[pfn], folios.order.m[pfn], exclusive, writable, cached)
                     ksm = folios.flags.m[pfn] & FOLIO_KSM != 0
                     state.page(addr, pfn, values, folios.index.m[pfn], design.anchor.m[pfn], ksm)
                 elif entry & PTE_SWAP:
@@ -166,13 +166,13 @@ def of_model(machine: Machine) -> list[str]:
     for number in _reachable(state, lambda a: (of_number(a).family_root.number, of_number(a).parent.number)):
         mine = of_number(number)
         tree = [named[cast(AnonVmaChain, node).vma.id] for node in mine.touching(0, _LAST_PGOFF, tally)]
-        counts = (mine.refcount, mine.num_children, mine.num_active_vmas)
+        counts = (refcount_of_model(design, mine), mine.num_children, mine.num_active_vmas)
         state.anon_vma(number, mine.family_root.number, mine.parent.number, counts, tree)
     return state.lines
 
 
-def _page_values(mapcount: int, exclusive: bool, writable: bool, cached: bool) -> str:
-    words = [f"mapcount {mapcount}"]
+def _page_values(mapcount: int, order: int, exclusive: bool, writable: bool, cached: bool) -> str:
+    words = [f"mapcount {mapcount}", *([f"of {1 << order} pages"] if order else [])]
     flags = (("exclusive", exclusive), ("writable", writable), ("swapcache", cached))
     words += [word for word, holds in flags if holds]
     return " ".join(words)

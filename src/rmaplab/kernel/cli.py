@@ -36,6 +36,10 @@ Modules = Annotated[
 ]
 CommandLine = Annotated[str, typer.Option(metavar="TEXT", help="What to add to the kernel's command line.")]
 Accelerator = Annotated[str, typer.Option(metavar="NAME", help="QEMU's accelerator: tcg or kvm.")]
+LargeFolios = Annotated[
+    int,
+    typer.Option(min=0, max=9, metavar="ORDER", help="Faults may allocate folios of up to 2**ORDER pages (6.8 on)."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the first random history.")]
 Save = Annotated[Path | None, typer.Option("--save", metavar="F", help="Where to write the history that differs.")]
@@ -96,6 +100,7 @@ def _compare(
     accelerator: Accelerator = "tcg",
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Random steps, after the aimed histories.")] = 3000,
     seed: Seed = 1,
+    large_folios: LargeFolios = 0,
     save: Save = None,
     json: Json = False,
 ) -> Job:
@@ -115,7 +120,7 @@ def _compare(
                 _say(note)
             coverage = Coverage()
             if recorded is not None:
-                found = replay(witness, recorded, head=recorded.header, coverage=coverage)
+                found = replay(witness, recorded, None, recorded.header, coverage, large_folios)
                 done = len(recorded)
             else:
                 found = next((bad for _, _, bad in answers(witness, coverage) if bad is not None), None)
@@ -137,7 +142,8 @@ def _compare(
             head = header() if recorded is None else recorded.header
             head.kernel = release
             write_history(save, History(head, found.requested))
-        figures = {"steps": done, "reached": dict(coverage.reached), "not reached": coverage.missing()}
+        missing = coverage.missing(witness.has_large_folios)
+        figures = {"steps": done, "reached": dict(coverage.reached), "not reached": missing}
         if json:
             _print_json(
                 "kernel compare", inputs, found is None, figures, [] if found is None else [_as_json(found)]
@@ -151,7 +157,7 @@ def _compare(
             print(f"{release}: {done} {what}, no difference.  Cases reached (number of steps):")
             for case, count in sorted(coverage.reached.items()):
                 print(f"  {count:6} {case}")
-            for case in coverage.missing():
+            for case in missing:
                 print(f"       - {case}")
         return 0 if found is None else 1
 
@@ -167,6 +173,7 @@ def _run(
     modules: Modules = None,
     command_line: CommandLine = "",
     accelerator: Accelerator = "tcg",
+    large_folios: LargeFolios = 0,
 ) -> Job:
     """Do a history in a real kernel, and print what the kernel answers and holds after each step."""
 
@@ -177,7 +184,7 @@ def _run(
 
         recorded = read_history(history)
         with Witness(_kernel(version, image, vmlinux, modules), command_line, accelerator) as witness:
-            lockstep = Lockstep(witness, recorded.header)
+            lockstep = Lockstep(witness, recorded.header, large_folios=large_folios)
             for event in recorded:
                 if event.op not in lockstep.driver.known() or not possible(lockstep.machine, event):
                     continue
@@ -240,7 +247,7 @@ def explained(found: Disagreement) -> str:
         f"After {len(found.requested)} steps the kernel and the model differ, at",
         f"  {event_line(found.event)}",
         *str(found.difference).splitlines(),
-        "The history:",
+        f"The history, with --large-folios {found.large_folios}:" if found.large_folios else "The history:",
     ]
     played = found.played
     if len(played) > 30:
@@ -251,5 +258,6 @@ def explained(found: Disagreement) -> str:
 def _as_json(found: Disagreement) -> dict[str, Any]:
     return {
         "step": len(found.requested), "event": msgspec.to_builtins(found.event),
-        "difference": msgspec.to_builtins(found.difference), "history": msgspec.to_builtins(found.requested),
+        "difference": msgspec.to_builtins(found.difference), "large_folios": found.large_folios,
+        "history": msgspec.to_builtins(found.requested),
     }  # fmt: skip

@@ -13,6 +13,12 @@ from typing import Final
 from rmaplab.kernel.snapshot import Mm, Snapshot, Vma
 from rmaplab.mm.vma import VM_GROWSDOWN
 
+LARGE: Final = (
+    "large folio: mapped whole", "large folio: mapped in part", "large folio: shared by processes",
+    "large folio: in two VMAs", "large folio: split",
+)  # fmt: skip
+# Of a merge: those of mm/vma.c (vma_merge_new_range(), vma_merge_existing_range()), which are the eight cases of
+# vma_merge() in 6.1 in the order 2, 3, 1, 7, 5, 8, 4, 6.
 CASES: Final = (
     "merge: the lower VMA takes a hole", "merge: the upper VMA takes a hole",
     "merge: the lower VMA takes a hole and the upper VMA", "merge: the lower VMA takes a whole VMA",
@@ -23,7 +29,9 @@ CASES: Final = (
     "first fault: a new anon_vma", "fork: a new anon_vma", "fork: an unused anon_vma is taken over",
     "chain: four forks deep", "chain: the anon_vma of a dead parent", "stack: page offset is not its address",
     "page: in the root of a family of another process", "page: shared", "swap: an entry shared by processes",
-    "file: private pages copied",
+    "file: private pages copied", "KSM: a page of several places", "KSM: a page that fork copied",
+    "KSM: a place that does not hold any more",
+    *LARGE,
 )  # fmt: skip
 _TAKES_WHAT_LIES_THERE: Final = frozenset(("munmap", "exit", "exec"))
 
@@ -34,13 +42,16 @@ class Coverage:
     def __init__(self) -> None:
         self.reached: Final[Counter[str]] = Counter()
 
-    def missing(self) -> list[str]:
-        return [case for case in CASES if not self.reached[case]]
+    def missing(self, has_large_folios: bool = True) -> list[str]:
+        """What was not, of what a kernel with or without large folios can reach."""
+        return [case for case in CASES if not self.reached[case] and (has_large_folios or case not in LARGE)]
 
     def see(self, op: str, before: Snapshot | None, after: Snapshot) -> None:
         """A step, and the state before and after it."""
         reached: set[str] = set()
         self._states(after, reached)
+        if before is not None:
+            self._split(before, after, reached)
         if before is not None and op not in _TAKES_WHAT_LIES_THERE:
             for address, mm in after.mms.items():
                 if address in before.mms:
@@ -52,6 +63,11 @@ class Coverage:
                             known = vma.anon_vma in before.anon_vmas
                             reached.add(f"fork: {'an unused anon_vma is taken over' if known else 'a new anon_vma'}")
         self.reached.update(reached)
+
+    def _split(self, before: Snapshot, after: Snapshot, reached: set[str]) -> None:
+        for pfn, page in before.pages.items():
+            if page.order and pfn in after.pages and not after.pages[pfn].order:
+                reached.add("large folio: split")
 
     def _merges(self, before: Mm, after: Mm, reached: set[str]) -> None:
         old = {vma.address: vma for vma in before.vmas}
@@ -103,6 +119,7 @@ class Coverage:
                 reached.add("file: private pages copied")
         if any(page.mapcount > 1 for page in after.pages.values()):
             reached.add("page: shared")
+        self._folios(after, reached)
         slots: Counter[int] = Counter()
         for mm in after.mms.values():
             for vma in mm.vmas:
@@ -116,6 +133,37 @@ class Coverage:
                         slots[entry.number] += 1
         if any(count > 1 for count in slots.values()):
             reached.add("swap: an entry shared by processes")
+
+
+    def _folios(self, after: Snapshot, reached: set[str]) -> None:
+        """What KSM's pages and large folios are mapped by."""
+        for pfn, places in after.ksm_places.items():
+            mapped = sum(
+                mm in after.mms and getattr(after.mms[mm].entries.get(addr), "number", -1) == pfn for mm, addr in places
+            )
+            if mapped > 1:
+                reached.add("KSM: a page of several places")
+            if mapped < after.pages[pfn].mapcount:
+                reached.add("KSM: a page that fork copied")
+            if mapped < len(places):
+                reached.add("KSM: a place that does not hold any more")
+        parts: Counter[int] = Counter()
+        for page in after.pages.values():
+            if page.order:
+                parts[page.head] += 1
+                if page.mapcount > 1:
+                    reached.add("large folio: shared by processes")
+        for head, count in parts.items():
+            reached.add(f"large folio: mapped {'whole' if count == 1 << after.pages[head].order else 'in part'}"
+                        if head in after.pages else "large folio: mapped in part")  # fmt: skip
+        for mm in after.mms.values():
+            seen: dict[int, int] = {}
+            for vma in mm.vmas if parts else ():
+                for addr in range(vma.start, vma.end, 4096) if vma.anon_vma else ():
+                    entry = mm.entries.get(addr)
+                    if entry is not None and entry.kind == "anon" and after.pages[entry.number].order:
+                        if seen.setdefault(after.pages[entry.number].head, vma.start) != vma.start:
+                            reached.add("large folio: in two VMAs")
 
 
 def _continues(vma: Vma, neighbour: Vma) -> bool:

@@ -7,6 +7,7 @@ program would use; two things need preparation or help:
 - execve() puts stack and heap where it likes.  Their worker then moves the stack (mremap) to where the event
   wants it and sets the start of its heap (prctl), and what really happened, page offset included, becomes the
   event that the model plays, followed by the move.
+- Nor can it say which pages KSM merges: `ksm` lets ksmd scan everything, and what it merged becomes the events.
 - No program can have a shared page swapped out.  `swap_out` lets reclaim loose on the workers' control group; what
   it took becomes the events that the model plays, and the folios must then have gone everywhere alike.
 """
@@ -14,13 +15,15 @@ program would use; two things need preparation or help:
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from rmaplab.kernel.errors import GuestError
-from rmaplab.kernel.guest import GROUP, PEEK, POKE, TOUCH, Guest
+from rmaplab.kernel.guest import GROUP, KSM, PEEK, POKE, THP, TOUCH, Guest
 from rmaplab.kernel.snapshot import Entry, Snapshot
 from rmaplab.mm.abi import CLONE_VM, EAGAIN, MADV_DONTNEED, MADV_PAGEOUT, MREMAP_FIXED, MREMAP_MAYMOVE
+from rmaplab.mm.ksm import AS_FOUND, FORGET, SPLIT
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry
 
@@ -48,15 +51,21 @@ class Driver:
     """Does events in `guest`.
 
     look: reads the memory of processes (by the guest's pids), which is needed after execve() and reclaim
+    scans: how often ksmd has scanned everything
+    large_folios: highest order of the folios that faults may allocate
     """
 
     def __init__(
-        self, guest: Guest, files: Mapping[int, FileEntry], look: Callable[[Iterable[int]], Snapshot]
-    ) -> None:
+        self, guest: Guest, files: Mapping[int, FileEntry], look: Callable[[Iterable[int]], Snapshot],
+        scans: Callable[[], int], large_folios: int = 0,
+    ) -> None:  # fmt: skip
         self.guest: Final = guest
         self.slots: Final[dict[int, int]] = {}  # by the history's pid
         self.pids: Final[dict[int, int]] = {}  # the history's -> the guest's
         self._look: Final = look
+        self._scans: Final = scans
+        self._orders: Final = range(2, large_folios + 1)
+        self._allow_large("always")
         self._descriptors: Final[dict[int, int]] = {-1: -1}
         for entry in files.values():
             self._open(entry)
@@ -71,7 +80,7 @@ class Driver:
 
     def known(self) -> frozenset[str]:
         """Operations that can be done."""
-        known = frozenset(self._acts) | {"exec", "swap_out"}
+        known = frozenset(self._acts) | {"exec", "swap_out", "ksm"}
         return known if self._moves else known - {"uffd_move"}
 
     def _open(self, entry: FileEntry) -> None:
@@ -94,15 +103,22 @@ class Driver:
             return self._exec(event)
         if event.op == "swap_out":
             return self._reclaim()
+        if event.op == "ksm":
+            return self._merge_same()
         if event.op == "madvise" and event.flags == MADV_PAGEOUT:
             before = self._look(self.pids.values())
             event.result = self._madvise(event)
             return [event, *self._gone_files(before, self._look(self.pids.values()))]
         event.result = self._acts[event.op](event)
-        return [event]
+        return [event, event] if event.op == "migrate" else [event]  # there and back
+
+    def _allow_large(self, when: str) -> None:
+        for order in self._orders:
+            self.guest.write_file(f"{THP}/hugepages-{4 << order}kB/enabled", when)
 
     def end(self) -> None:
         """Let all workers exit."""
+        self._allow_large("never")
         for pid in list(self.slots):
             self._exit(Event("exit", pid))
 
@@ -110,6 +126,7 @@ class Driver:
 
     def _exec(self, event: Event) -> list[Event]:
         guest, pid = self.guest, event.pid
+        self._allow_large("never")  # execve() itself has only small ones on the stack that it builds
         if pid in self.slots:
             guest.exec(self.slots[pid])
         else:
@@ -138,6 +155,7 @@ class Driver:
             flags = MREMAP_MAYMOVE | MREMAP_FIXED
             move = Event("mremap", pid, stack.start, length, flags=flags, length2=length, addr2=event.addr)
             events += self.do(move)
+        self._allow_large("always")
         return events
 
     def _fork(self, event: Event) -> int:
@@ -205,6 +223,59 @@ class Driver:
                 raise GuestError(f"move_pages() failed with {result}")
         return 0
 
+    def _merge_same(self) -> list[Event]:
+        """Let ksmd scan everything, and say what it merged, in the order in which it did."""
+        before = self._look(self.pids.values())
+        self.guest.write_file(f"{KSM}/run", "1")
+        try:
+            self._await_scans()
+        finally:
+            self.guest.write_file(f"{KSM}/run", "0")
+        after = self._look(self.pids.values())
+        by_mm = {after.by_pid[guest_pid].address: pid for pid, guest_pid in sorted(self.pids.items(), reverse=True)}
+        events = self._split(before, after)
+        for pfn, places in sorted(after.ksm_places.items()):
+            page = before.pages.get(pfn)
+            known = set(before.ksm_places.get(pfn, []))
+            new = [
+                (mm, addr) for mm, addr in reversed(places)
+                if (mm, addr) not in known or _page_at(before, mm, addr) != pfn
+            ]  # fmt: skip
+            if page is None or not page.ksm:  # of the first two, the second had the page
+                new[:2] = new[1::-1]
+                own, new = new[0], new[1:]
+            else:
+                own = next((mm, addr) for mm, its in before.mms.items() for addr in its.entries
+                           if _page_at(before, mm, addr) == pfn)  # fmt: skip
+            events += [
+                Event("ksm", by_mm[own[0]], own[1], pid2=by_mm[mm], addr2=addr, flags=AS_FOUND) for mm, addr in new
+            ]
+        pid = min(self.pids)
+        return [*events, Event("ksm", pid, pid2=pid, flags=FORGET)]
+
+    def _split(self, before: Snapshot, after: Snapshot) -> list[Event]:
+        """For each large folio that ksmd split, also in vain."""
+        whole = {page.head for page in after.pages.values() if page.order}
+        seen: set[int] = set()
+        events = []
+        for pid, guest_pid in self.pids.items():
+            for addr, entry in before.by_pid[guest_pid].entries.items():
+                page = before.pages[entry.number] if entry.kind == "anon" else None
+                if page is not None and page.order and page.head not in whole | seen:
+                    seen.add(page.head)
+                    events.append(Event("ksm", pid, addr, flags=SPLIT, pid2=pid))
+        return events
+
+    def _await_scans(self) -> None:
+        """Three whole scans: one notes what a page contains, one merges what did not change, and the first may have
+        begun in the middle."""
+        enough = self._scans() + 4
+        deadline = time.monotonic() + 30
+        while self._scans() < enough:
+            if time.monotonic() > deadline:
+                raise GuestError("ksmd does not get on with its scans")
+            time.sleep(0.001)
+
     def _reclaim(self) -> list[Event]:
         """Let the kernel reclaim some pages of the workers, and say which."""
         before = self._look(self.pids.values())
@@ -268,6 +339,12 @@ class Driver:
         result = self.guest.syscall(slot, "ioctl", descriptor, request, self.guest.scratch)
         if result:
             raise GuestError(f"userfaultfd ioctl {request:#x} failed with {result}")
+
+
+def _page_at(snapshot: Snapshot, mm: int, addr: int) -> int:
+    """The anonymous page at an address; -1 if there is none."""
+    entry = snapshot.mms[mm].entries.get(addr)
+    return -1 if entry is None or entry.kind != "anon" else entry.number
 
 
 def _reclaimed(before: Snapshot, after: Snapshot, entry: Entry, there: Entry | None) -> bool:

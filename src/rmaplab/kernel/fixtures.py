@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from rmaplab.check.histories import header
-from rmaplab.kernel.aimed import AIMED, history
+from rmaplab.kernel.aimed import AIMED, LARGE_FOLIOS, history
 from rmaplab.kernel.answers import event_line, of_kernel, of_model, parse_event
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.lockstep import Disagreement, Lockstep, Witness, possible
@@ -32,7 +32,7 @@ def answer(
     witness: Witness, name: str, coverage: Coverage | None = None
 ) -> tuple[str, Disagreement | None]:
     """The text for one aimed history, and whether the model disagreed on the way."""
-    lockstep = Lockstep(witness, coverage=coverage)
+    lockstep = Lockstep(witness, coverage=coverage, large_folios=LARGE_FOLIOS.get(name, 0))
     try:
         for event in history(name):
             if possible(lockstep.machine, event):
@@ -43,14 +43,20 @@ def answer(
         state = of_kernel(lockstep.snapshot, lockstep.driver.pids)
     finally:
         lockstep.end()
-    lines = [f"# {name}, answered by Linux {witness.profile.release}", *map(event_line, lockstep.played), *state]
+    large = f", folios of up to {1 << LARGE_FOLIOS[name]} pages" if name in LARGE_FOLIOS else ""
+    lines = [f"# {name}{large}, answered by Linux {witness.profile.release}", *map(event_line, lockstep.played), *state]
     return "\n".join(lines) + "\n", None
 
 
 def answers(witness: Witness, coverage: Coverage | None = None) -> Iterator[tuple[str, str, Disagreement | None]]:
-    """name, text and disagreement of every aimed history."""
-    for name in AIMED:
+    """name, text and disagreement of every aimed history that the kernel can do."""
+    for name in possible_names(witness.has_large_folios):
         yield (name, *answer(witness, name, coverage))
+
+
+def possible_names(has_large_folios: bool) -> list[str]:
+    """The aimed histories that a kernel with or without large folios can do."""
+    return [name for name in AIMED if has_large_folios or name not in LARGE_FOLIOS]
 
 
 def without_chance(text: str) -> str:
@@ -60,10 +66,13 @@ def without_chance(text: str) -> str:
 
 def model_differs(path: Path, design: type[ReverseMap] = AnonVmaRmap) -> list[str]:
     """Where the model does not say what the file says: lines of either, marked - (file) and + (model)."""
-    release, events, expected = read(path)
-    machine = Machine(profile_for(release)[0], [design])
+    release, order, events, expected = read(path)
+    machine = Machine(profile_for(release)[0], [design], large_folios=order)
     player = Player(machine, header(), batch=False)
+    in_exec = False
     for event in events:
+        in_exec = event.op == "exec" or (in_exec and event.op == "fault")
+        machine.large_folios = 0 if in_exec else order  # what execve() builds has none
         got = player.do(event)
         if got != event.result:
             return [f"- {event_line(event)}", f"+ result {got:#x}"]
@@ -75,9 +84,11 @@ def model_differs(path: Path, design: type[ReverseMap] = AnonVmaRmap) -> list[st
     ]
 
 
-def read(path: Path) -> tuple[str, list[Event], list[str]]:
-    """Release, events, and lines of state of a file."""
+def read(path: Path) -> tuple[str, int, list[Event], list[str]]:
+    """Release, order of large folios, events, and lines of state of a file."""
     lines = path.read_text().splitlines()
     release = lines[0].rpartition(" ")[2]
     events = [parse_event(line) for line in lines[1:] if not line.startswith("|")]
-    return release, events, [line for line in lines[1:] if line.startswith("|")]
+    large = re.search(r"folios of up to (\d+) pages", lines[0])
+    order = int(large.group(1)).bit_length() - 1 if large else 0
+    return release, order, events, [line for line in lines[1:] if line.startswith("|")]

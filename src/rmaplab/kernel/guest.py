@@ -33,6 +33,8 @@ TOUCH, FORK, EXEC, SPAWN, POKE, SCRATCH, PEEK, FILL = range(0x1000, 0x1008)
 
 PROGRAM: Final = (0x1000_0000, 0x2000_0000)  # where init.c is linked: no history may map anything there
 SLOTS: Final = 120
+KSM: Final = "/sys/kernel/mm/ksm"
+THP: Final = "/sys/kernel/mm/transparent_hugepage"
 GROUP: Final = "/cgroup/history"  # control group of all workers
 
 _SYS: Final = {
@@ -260,6 +262,12 @@ class Guest:
 
     # Files
 
+    def has_file(self, path: str) -> bool:
+        descriptor = self.open(0, path, os.O_RDONLY)
+        if descriptor >= 0:
+            self.syscall(0, "close", descriptor)
+        return descriptor >= 0
+
     def write_file(self, path: str, contents: str, must: bool = True) -> int:
         """Let process 1 write to a file.  Returns the result of write(2) or of open(2) if that failed."""
         descriptor = self.open(0, path, os.O_WRONLY)
@@ -314,5 +322,9 @@ class Guest:
         self.write_file("/sys/kernel/debug/fault_around_bytes", "4096")
         self.write_file("/proc/sys/vm/page-cluster", "0")
         self.write_file("/proc/sys/vm/overcommit_memory", "1")
+        # ksmd scans when it is told to, all of it at once, and lets any number of places share a page.
+        for name, value in (("pages_to_scan", 1 << 20), ("sleep_millisecs", 0), ("max_page_sharing", 1 << 20)):
+            self.write_file(f"{KSM}/{name}", str(value), must=False)
+        self.write_file(f"{KSM}/smart_scan", "0", must=False)  # since 6.7
         if "brd" in modules:
             self._swap_on()

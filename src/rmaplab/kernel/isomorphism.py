@@ -207,8 +207,9 @@ class _Comparison:
             raise _Found(where, "root", its.root, mine.family_root.number)
         if self._anon_vmas.to_model.get(its.parent) != mine.parent.number:
             raise _Found(where, "parent", its.parent, mine.parent.number)
-        if its.refcount != mine.refcount:
-            raise _Found(where, "refcount", its.refcount, mine.refcount)
+        refcounts = refcount_of_kernel(self._snapshot, its), refcount_of_model(self._design, mine)
+        if refcounts[0] != refcounts[1]:
+            raise _Found(where, "refcount, without those of KSM", *refcounts)
         if its.num_children != mine.num_children:
             raise _Found(where, "num_children", its.num_children, mine.num_children)
         if its.num_active_vmas != mine.num_active_vmas:
@@ -265,6 +266,7 @@ class _Comparison:
             slot = self._machine.slot_of[folios.head.m[pfn]]
             self._slots.bind(where, "swap slot that the folio caches", page.swap, slot)
         if ksm:
+            self._compare_places(where, page.pfn, pfn)
             return
         if page.index != folios.index.m[pfn]:
             raise _Found(where, "index", page.index, folios.index.m[pfn])
@@ -274,6 +276,40 @@ class _Comparison:
                 where, "anon_vma of the folio",
                 f"{page.anon_vma:#x}, the model's {anon_vma}", f"{self._design.anchor.m[pfn]}",
             )  # fmt: skip
+
+
+    def _compare_places(self, where: str, page: int, pfn: int) -> None:
+        """Where KSM remembers to have mapped its page.  Either side may remember places that do not map it any
+        more: ksmd has not come by since."""
+        by_id = {mm.id: mm for mm in self._machine.mms.values()}
+        kernel = []
+        for address, addr in reversed(self._snapshot.ksm_places[page]):
+            mm = self._snapshot.mms.get(address)
+            entry = None if mm is None else mm.entries.get(addr)
+            if entry is not None and entry.kind == "anon" and entry.number == page:
+                kernel.append((self._mms.to_model[address], hex(addr)))
+        model = []
+        for its, addr in self._machine.ksm_pages[pfn]:
+            entry_here = its.page_table.get(addr) if its.id in by_id else 0
+            if entry_here & PTE_ANON and entry_here >> PTE_SHIFT == pfn:
+                model.append((its.id, hex(addr)))
+        if kernel != model:
+            raise _Found(where, "places that KSM remembers, the oldest first", kernel, model)
+
+
+def refcount_of_kernel(snapshot: real.Snapshot, anon_vma: real.AnonVma) -> int:
+    """Without the references of KSM, which may stay until ksmd comes by."""
+    return anon_vma.refcount - snapshot.ksm_holds[anon_vma.address] - snapshot.ksm_unused[anon_vma.address]
+
+
+def refcount_of_model(design: AnonVmaRmap, anon_vma: AnonVma) -> int:
+    """The same: without KSM's references, and those of what KSM alone keeps."""
+    held = {id(place.anon_vma): place.anon_vma for places in design.ksm.values() for place in places}
+    mine = sum(place.anon_vma is anon_vma for places in design.ksm.values() for place in places)
+    unused = sum(
+        other.root is None and other.family_root is anon_vma and other is not anon_vma for other in held.values()
+    )
+    return anon_vma.refcount - mine - unused
 
 
 def belongs(vma: real.Vma) -> bool:

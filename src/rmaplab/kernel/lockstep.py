@@ -16,30 +16,41 @@ from typing import Any, Final
 
 import msgspec
 
-from rmaplab.check.histories import Author, header, shortest
+from rmaplab.check.histories import ADVICE, Author, header, shortest
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.driver import Driver
 from rmaplab.kernel.errors import KernelUnavailable
-from rmaplab.kernel.guest import Guest
+from rmaplab.kernel.guest import THP, Guest
 from rmaplab.kernel.identity import profile_of
 from rmaplab.kernel.isomorphism import Difference, belongs, difference
 from rmaplab.kernel.memory import Memory
 from rmaplab.kernel.setup import Kernel, compile_init, modules_of
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot
+from rmaplab.mm.abi import MADV_PAGEOUT, MAP_LOCKED
 from rmaplab.mm.errors import HistoryError, InvariantError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.vma import VM_MERGEABLE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header
 from rmaplab.trace.play import Player
+
+# Not with large folios, for what the model has not.  What one that goes to swap leaves there, and what comes back,
+# depends on which places lie one after the other in swap (mm/memory.c alloc_swap_folio()).  Whether zeroes give way to
+# the zero page in a split depends on the folio's own mlock count, and whether UFFDIO_MOVE takes a page on the
+# exclusivity of the folio's first, mapped or not (mm/userfaultfd.c move_pages_pte()).
+NOT_WITH_LARGE_FOLIOS: Final = frozenset(
+    ("swap_out", "uffd_move", "mlock", "munlock", "mlockall", "munlockall")
+)
 
 
 class Disagreement(msgspec.Struct, frozen=True):
     """Where a history ended: after `number` events, at `event`.
 
     requested: what had been asked for so far, `event` included; played: what had happened
+    large_folios: highest order of the folios that faults could allocate
     """
 
     number: int
@@ -47,6 +58,7 @@ class Disagreement(msgspec.Struct, frozen=True):
     difference: Difference
     requested: list[Event]
     played: list[Event]
+    large_folios: int = 0
 
 
 class Witness:
@@ -70,6 +82,8 @@ class Witness:
         self.profile, self.notes = profile_of(self.memory.program)
         self.reader = Reader(self.memory, belongs)
         self._tasks: dict[int, int] = {}
+        self.has_large_folios = self.guest.has_file(f"{THP}/hugepages-16kB/enabled")  # since 6.8
+        self._scans: int = self.memory.program["ksm_scan"].seqnr.address_of_().value_()
 
     def __enter__(self) -> Witness:
         return self
@@ -81,6 +95,10 @@ class Witness:
         """The state of these processes, with the guest stopped meanwhile."""
         with self.guest.stopped():
             return self.reader.read(self.tasks(pids))
+
+    def scans(self) -> int:
+        """How often ksmd has scanned everything."""
+        return self.memory.word(self._scans)
 
     def tasks(self, pids: Iterable[int]) -> list[tuple[int, int]]:
         """For each process, its pid and where its task_struct is."""
@@ -121,12 +139,15 @@ class Lockstep:
         head: Header | None = None,
         design: type[ReverseMap] = AnonVmaRmap,
         coverage: Coverage | None = None,
+        large_folios: int = 0,
     ) -> None:
         head = head or header()
         self.witness: Final = witness
-        self.machine: Final = Machine(witness.profile, [design])
+        self._large_folios: Final = large_folios if witness.has_large_folios else 0
+        self.machine: Final = Machine(witness.profile, [design], large_folios=self._large_folios)
         self.player: Final = Player(self.machine, head, batch=False)
-        self.driver: Final = Driver(witness.guest, {entry.id: entry for entry in head.files}, witness.look)
+        files = {entry.id: entry for entry in head.files}
+        self.driver: Final = Driver(witness.guest, files, witness.look, witness.scans, self._large_folios)
         self.requested: Final[list[Event]] = []
         self.played: Final[list[Event]] = []
         self.snapshot: Snapshot | None = None
@@ -139,6 +160,7 @@ class Lockstep:
         happened = self.driver.do(_copy(request))
         if gone is not None:
             self.witness.forget(gone)
+        self.machine.large_folios = 0 if request.op == "exec" else self._large_folios
         for event in happened:
             self.played.append(event)
             found = self._play(event)
@@ -168,7 +190,7 @@ class Lockstep:
 
     def _disagreement(self, found: Difference) -> Disagreement:
         return Disagreement(
-            len(self.played) - 1, self.played[-1], found, list(self.requested), list(self.played)
+            len(self.played) - 1, self.played[-1], found, list(self.requested), list(self.played), self._large_folios
         )
 
     def end(self) -> None:
@@ -200,12 +222,13 @@ def _result(value: int) -> str:
 def replay(
     witness: Witness,
     events: Iterable[Event],
-    design: type[ReverseMap] = AnonVmaRmap,
+    design: type[ReverseMap] | None = None,
     head: Header | None = None,
     coverage: Coverage | None = None,
+    large_folios: int = 0,
 ) -> Disagreement | None:
     """The first disagreement of a history that was written down; what a guest cannot be asked is left out."""
-    lockstep = Lockstep(witness, head, design, coverage)
+    lockstep = Lockstep(witness, head, design or AnonVmaRmap, coverage, large_folios)
     try:
         for event in events:
             if event.op not in lockstep.driver.known() or not possible(lockstep.machine, event):
@@ -237,7 +260,10 @@ def possible(machine: Machine, event: Event) -> bool:
             source is not None and target is not None and target.file is None
             and mm.tree.at(target.start - 1) is None and mm.tree.at(target.end) is None
         )  # fmt: skip
-    return not (event.op == "ksm" and event.pid2 not in there) and not (event.op == "exit" and len(there) == 1)
+    if event.op == "ksm":
+        # ksmd has nothing to scan where nothing is mergeable.
+        return any(vma.flags & VM_MERGEABLE for mm in machine.mms.values() for vma in mm.tree.to_list())
+    return not (event.op == "exit" and len(there) == 1)
 
 
 class Random:
@@ -249,12 +275,14 @@ class Random:
     def __init__(
         self, witness: Witness, seed: int, pages: int = 48, processes: int = 6,
         design: type[ReverseMap] = AnonVmaRmap, ops: Sequence[str] = (), coverage: Coverage | None = None,
+        large_folios: int = 0,
     ) -> None:  # fmt: skip
-        self.lockstep: Final = Lockstep(witness, design=design, coverage=coverage)
-        known = self.lockstep.driver.known()
+        self.lockstep: Final = Lockstep(witness, design=design, coverage=coverage, large_folios=large_folios)
+        large = self._large = self.lockstep.machine.large_folios > 0
+        known = self.lockstep.driver.known() - (NOT_WITH_LARGE_FOLIOS if large else frozenset())
         self._author = Author(
             self.lockstep.machine, random.Random(seed), [op for op in ops or sorted(known) if op in known],
-            pages=pages, processes=processes,
+            pages=pages, processes=processes, advice=[a for a in ADVICE if not (large and a == MADV_PAGEOUT)],
         )  # fmt: skip
         self._first = True
 
@@ -264,6 +292,8 @@ class Random:
         while done < count:
             event = self._author.first() if self._first else self._author.propose()
             if event is None or not possible(self.lockstep.machine, event):
+                continue
+            if self._large and event.op == "mmap" and event.flags & MAP_LOCKED:
                 continue
             self._first = False
             found = self.lockstep.step(event)
@@ -280,11 +310,12 @@ def random_histories(
     witness: Witness, seed: int, steps: int, say: Callable[[str], None], coverage: Coverage | None = None,
     each: int = 500, design: type[ReverseMap] = AnonVmaRmap,
 ) -> tuple[Disagreement | None, int]:  # fmt: skip
-    """Histories of `each` steps, with seeds from `seed` on, until there were `steps` or one disagrees.  Returns
-    the disagreement and the number of steps."""
+    """Histories of `each` steps, with seeds from `seed` on, until there were `steps` or one disagrees; every third
+    with large folios, where the kernel has them.  Returns the disagreement and the number of steps."""
     done = 0
     while done < steps:
-        history = Random(witness, seed, design=design, coverage=coverage)
+        large_folios = 2 + seed // 3 % 3 if seed % 3 == 0 else 0
+        history = Random(witness, seed, design=design, coverage=coverage, large_folios=large_folios)
         for found in history.steps(min(each, steps - done)):
             done += 1
             if found is not None:
@@ -312,7 +343,7 @@ def minimal(
         nonlocal best
         if time.monotonic() > deadline:
             return False
-        again = replay(witness, events, design, head)
+        again = replay(witness, events, design, head, large_folios=found.large_folios)
         if again is not None and again.difference.what == found.difference.what:
             best = again
             return True

@@ -11,6 +11,7 @@ arch/x86/include/asm/pgtable_64.h (what swap entries look like).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ _HUGE: Final = 0x80
 _PROTNONE: Final = 0x100
 _MAPPING_ANON: Final = 1
 _MAPPING_FLAGS: Final = 3  # PAGE_MAPPING_ANON and PAGE_MAPPING_MOVABLE; both: KSM
+_STABLE_FLAG: Final = 0x200  # of an rmap_item's address: it is on a stable node (mm/ksm.c)
 _FIRST_SPECIAL_SWAP_TYPE: Final = 22  # swap "types" from here on are migration, device, marker entries
 
 
@@ -91,8 +93,8 @@ class Vma:
 
 
 class Page:
-    """struct page of an anonymous page.  `anon_vma` is what its folio points to (0: KSM), `index` this page's
-    page offset, `head` and `order` its folio."""
+    """struct page of an anonymous page.  `anon_vma` is what its folio points to (of a KSM page: its stable node),
+    `index` this page's page offset, `head` and `order` its folio."""
 
     __slots__ = ("anon_vma", "exclusive", "head", "index", "ksm", "mapcount", "order", "pfn", "swap", "swapcache")
 
@@ -151,6 +153,10 @@ class Snapshot:
         self.avcs: dict[int, Avc] = {}
         self.anon_vmas: dict[int, AnonVma] = {}
         self.pages: dict[int, Page] = {}  # anonymous ones that an entry maps, by pfn
+        # Of each KSM page in `pages`: where its stable node says that it is mapped (mm, address), the newest first.
+        self.ksm_places: dict[int, list[tuple[int, int]]] = {}
+        self.ksm_holds: Counter[int] = Counter()  # references that KSM has to anon_vmas, stale ones included
+        self.ksm_unused: Counter[int] = Counter()  # by root: anon_vmas that nothing but such a reference keeps
 
 
 class Reader:
@@ -194,6 +200,7 @@ class Reader:
         self._head_flag: Final = 1 << program.constant("PG_head").value_()
         self._folio_order: Final = _offset(program, "struct folio", _order_field(program))
         self._zero_pfn: Final[int] = program["zero_pfn"].value_()
+        self._ksm: Final = _KsmReader(program) if _has(program, "ksm_mm_head") else None
         self._special_ops: Final[int] = program["special_mapping_vmops"].address_of_().value_()
 
     def offset(self, structure: str, field: str) -> int:
@@ -217,7 +224,20 @@ class Reader:
             snapshot.by_pid[pid] = mm
         for anon_vma in list(snapshot.anon_vmas.values()):
             self._read_tree(snapshot, anon_vma)
+        if self._ksm is not None:
+            self._read_ksm(snapshot, self._ksm)
         return snapshot
+
+    def _read_ksm(self, snapshot: Snapshot, ksm: _KsmReader) -> None:
+        memory = self._memory
+        for page in snapshot.pages.values():
+            if page.ksm:
+                snapshot.ksm_places[page.pfn] = ksm.places(memory, page.anon_vma)
+        snapshot.ksm_holds = ksm.holds(memory)
+        for address in snapshot.ksm_holds:
+            root, *_, top = self._anon_vma.at(memory, address)
+            if top == 0 and root != address:
+                snapshot.ksm_unused[root] += 1
 
     def _read_mm(self, snapshot: Snapshot, address: int) -> Mm:
         root, pgd, mmap_base, start_brk, brk = self._mm.at(self._memory, address)
@@ -390,11 +410,55 @@ class Reader:
         if not mapping & _MAPPING_ANON:
             return None
         page.ksm = mapping & _MAPPING_FLAGS == _MAPPING_FLAGS
-        page.anon_vma = 0 if page.ksm else mapping & ~_MAPPING_FLAGS
+        page.anon_vma = mapping & ~_MAPPING_FLAGS
         page.index = index
         page.swapcache = head_flags & self._swapcache != 0 and head_flags & self._swapbacked != 0
         page.swap = private + (pfn - page.head) if page.swapcache else 0
         return page
+
+
+class _KsmReader:
+    """What KSM remembers (mm/ksm.c): stable nodes, and rmap_items, which are the places of their pages."""
+
+    def __init__(self, program: Any) -> None:
+        self._head: Final[int] = program["ksm_mm_head"].address_of_().value_()
+        self._slot: Final = Record(program, "struct ksm_mm_slot", "slot.mm_node.next", "rmap_list")
+        self._mm_node: Final = self._slot.offset["slot.mm_node.next"]
+        self._item: Final = Record(
+            program, "struct ksm_rmap_item", "rmap_list", "anon_vma", "mm", "address", "hlist.next"
+        )
+        self._hlist: Final = self._item.offset["hlist.next"]
+        self._node: Final = Record(program, "struct ksm_stable_node", "hlist.first")
+
+    def places(self, memory: Memory, node: int) -> list[tuple[int, int]]:
+        """(mm, address) of what is on a stable node, the newest first."""
+        places = []
+        (at,) = self._node.at(memory, node) if node else (0,)
+        while at:
+            _, _, mm, address, at = self._item.at(memory, at - self._hlist)
+            places.append((mm, address & -4096))
+        return places
+
+    def holds(self, memory: Memory) -> Counter[int]:
+        """How many references KSM has to each anon_vma, for all address spaces that it knows."""
+        holds: Counter[int] = Counter()
+        first, _ = self._slot.at(memory, self._head)
+        at = first
+        while at != self._head + self._mm_node:
+            at, item = self._slot.at(memory, at - self._mm_node)
+            while item:
+                item, anon_vma, _, address, _ = self._item.at(memory, item)
+                if address & _STABLE_FLAG:
+                    holds[anon_vma] += 1
+        return holds
+
+
+def _has(program: Any, symbol: str) -> bool:
+    try:
+        program[symbol]
+    except KeyError:
+        return False
+    return True
 
 
 def _offset(program: Any, type_name: str, path: str) -> int:

@@ -411,10 +411,15 @@ def _advise_range(system: System, vma: VMA, start: int, end: int, advice: int) -
     elif advice == MADV_PAGEOUT:
         if vma.flags & (VM_LOCKED | VM_PFNMAP | VM_HUGETLB):
             return -EINVAL
+        memory.split_cut(system, mm, start, end)
         reclaim.page_out(system, mm, start, end)
+    elif advice == MADV_WILLNEED:
+        if vma.file is None:
+            memory.read_ahead(system, mm, start, end)
     elif advice == MADV_COLD:
         if vma.flags & (VM_LOCKED | VM_PFNMAP | VM_HUGETLB):
             return -EINVAL
+        memory.split_cut(system, mm, start, end)
     elif advice == MADV_GUARD_INSTALL:
         # The guard markers themselves are not modelled: what they cover is empty, and touching it works.
         if vma.flags & (VM_LOCKED | VM_SPECIAL):

@@ -28,6 +28,8 @@ FOLIO_SWAPCACHE: Final = 4  # a copy is in swap, or an entry elsewhere still ref
 FOLIO_LAZYFREE: Final = 8  # MADV_FREE: may be dropped while it stays clean
 FOLIO_LOCKED: Final = 16  # in the hands of reclaim or migration
 FOLIO_REFERENCED: Final = 32
+FOLIO_WRITTEN: Final = 64  # of a page of a large folio: the program wrote to it, so it is not all zeroes
+FOLIO_PARTLY: Final = 128  # of a large folio: passes for mapped in part, and is split when it is next migrated
 
 MAX_ORDER: Final = 9
 

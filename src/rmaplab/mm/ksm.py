@@ -5,67 +5,143 @@ Models mm/ksm.c try_to_merge_two_pages(), stable_tree_append() and break_ksm(). 
 so (there is no scanner).  A KSM page belongs to no VMA: the reverse map knows it by the places where it was
 merged, and by the copies that fork made of those.
 
-Narrower than Linux in two points, where no walk would find what maps a page until ksmd comes by: only a page
-that a single entry maps is merged, while Linux also takes pages that fork shared; and a place is remembered
-while a copy of it that fork made is mapped.
+Linux also takes pages that fork shared.  Its walk does not find what else maps them until ksmd comes by there (or
+ever, if that VMA is not mergeable), and neither would a walk of any other design.  So histories merge only what a
+single entry maps, and a place is remembered while a copy of it that fork made is mapped.  What a real kernel's ksmd
+did (rmaplab.kernel) is told with `AS_FOUND`, `SPLIT` for the large folios that it split on the way, and `FORGET` for
+what it does with places that no longer hold.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from rmaplab.mm.abi import EBUSY, EINVAL
 from rmaplab.mm.folio import FOLIO_KSM, FOLIO_LAZYFREE
-from rmaplab.mm.memory import fault_vma
-from rmaplab.mm.pagetable import PTE_ANON, PTE_EXCLUSIVE, PTE_KSM, PTE_SHIFT, PTE_WRITE
+from rmaplab.mm.locking import lock_leaf
+from rmaplab.mm.memory import split_folio, unshare
+from rmaplab.mm.pagetable import LEAF_ENTRIES, PTE_ANON, PTE_EXCLUSIVE, PTE_KSM, PTE_SHIFT, PTE_WRITE
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_MERGEABLE, VMA
 
+AS_FOUND: Final = 1  # merge also pages that several entries map, or that are in the swap cache
+SPLIT: Final = 4  # split the large folio at an address
+FORGET: Final = 2  # a whole scan: forget every place that does not map its page any more
 
-def merge_pages(system: System, mm: MM, addr: int, other_mm: MM, other_addr: int) -> int:
+
+def merge_pages(system: System, mm: MM, addr: int, other_mm: MM, other_addr: int, how: int = 0) -> int:
     """Let `other_addr` map the page at `addr`, taken to have the same contents.  Returns 0, -EINVAL if
-    one of them is not mergeable, -EBUSY if one of them is not an anonymous page of one place alone."""
+    one of them is not mergeable, -EBUSY if one of them is not an anonymous page (of one place alone)."""
     vma = mm.tree.at(addr)
     other_vma = other_mm.tree.at(other_addr)
     if vma is None or other_vma is None or not vma.flags & other_vma.flags & VM_MERGEABLE:
         return -EINVAL
     entry = mm.page_table.get(addr)
     other = other_mm.page_table.get(other_addr)
-    if not entry & other & PTE_ANON or other & PTE_KSM:
+    if not entry & other & PTE_ANON:
         return -EBUSY
     pfn = entry >> PTE_SHIFT
     other_pfn = other >> PTE_SHIFT
-    if pfn == other_pfn or not _alone(system, other_pfn):
-        return -EBUSY
-    if not entry & PTE_KSM:
-        if not _alone(system, pfn):
+    if pfn == other_pfn:
+        if not (how & AS_FOUND and entry & PTE_KSM):
             return -EBUSY
-        for design in system.designs:
-            design.ksm_added(vma, addr, pfn)
-        system.ksm_pages.add(pfn)
-        system.folios.set_flag(pfn, FOLIO_KSM)
-        system.folios.clear_flag(pfn, FOLIO_LAZYFREE)
-        entry = entry & ~(PTE_WRITE | PTE_EXCLUSIVE) | PTE_KSM
-        mm.page_table.set(addr, entry)
-    for design in system.designs:
-        design.ksm_added(other_vma, other_addr, pfn)
+        _remember(system, other_vma, other_addr, pfn)  # a copy that fork made gets a place of its own
+        return 0
+    if other & PTE_KSM and not how & AS_FOUND:
+        return -EBUSY
+    if not _takes(system, other_pfn, how) or not (entry & PTE_KSM or _takes(system, pfn, how)):
+        return -EBUSY
+    new = not entry & PTE_KSM
+    if new:
+        _convert(system, mm, addr, pfn)
+    _remember(system, other_vma, other_addr, pfn)
+    if new:
+        _remember(system, vma, addr, pfn)
     system.folios.mapcount.m[pfn] += 1
-    other_mm.page_table.set(other_addr, entry)
+    other_mm.page_table.set(other_addr, entry & ~(PTE_WRITE | PTE_EXCLUSIVE) | PTE_KSM)
     system.release_page(other_pfn)
     return 0
 
 
-def _alone(system: System, pfn: int) -> bool:
+def _takes(system: System, pfn: int, how: int) -> bool:
+    """Is this a page to merge?"""
     folios = system.folios
+    if how & AS_FOUND:
+        return True
     return folios.mapcount.m[pfn] == 1 and folios.order.m[pfn] == 0 and pfn not in system.slot_of
+
+
+def _convert(system: System, mm: MM, addr: int, pfn: int) -> None:
+    """The page at `addr` becomes KSM's, in every entry that maps it (folio_set_stable_node())."""
+    folios = system.folios
+    places = [(mm, addr)]
+    if folios.mapcount.m[pfn] > 1:
+        walk = system.begin_walk(pfn)
+        places = [(vma.mm, there) for vma, there in walk]
+        system.end_walk(walk)
+    system.ksm_pages[pfn] = []
+    folios.set_flag(pfn, FOLIO_KSM)
+    folios.clear_flag(pfn, FOLIO_LAZYFREE)
+    for its, there in places:
+        leaf = lock_leaf(its.page_table, there)
+        if leaf is None:
+            continue
+        i = there >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
+        entry: int = leaf.m[i]
+        if entry & PTE_ANON and entry >> PTE_SHIFT == pfn:
+            leaf.m[i] = entry & ~(PTE_WRITE | PTE_EXCLUSIVE) | PTE_KSM
+        leaf.lock.unlock()
+
+
+def _remember(system: System, vma: VMA, addr: int, pfn: int) -> None:
+    """stable_tree_append()"""
+    _forget(system, vma.mm, addr, pfn)
+    system.ksm_pages[pfn].append((vma.mm, addr))
+    for design in system.designs:
+        design.ksm_added(vma, addr, pfn)
+
+
+def _forget(system: System, mm: MM, addr: int, pfn: int) -> None:
+    """remove_rmap_item_from_tree()"""
+    places = system.ksm_pages[pfn]
+    for i in range(len(places)):
+        its, there = places[i]
+        if its is mm and there == addr:
+            del places[i]
+            for design in system.designs:
+                design.ksm_removed(mm, addr, pfn)
+            return
+
+
+def _maps(mm: MM, addr: int, pfn: int) -> bool:
+    entry = mm.page_table.get(addr)
+    return entry & PTE_ANON != 0 and entry >> PTE_SHIFT == pfn
+
+
+def forget_stale(system: System) -> int:
+    """ksmd came by everywhere, and found that some places do not map their page any more (cmp_and_merge_page(),
+    remove_trailing_rmap_items()).  Returns 0."""
+    for pfn in list(system.ksm_pages):
+        for mm, addr in list(system.ksm_pages[pfn]):
+            if not _maps(mm, addr, pfn):
+                _forget(system, mm, addr, pfn)
+    return 0
+
+
+def split_at(system: System, mm: MM, addr: int) -> int:
+    """try_to_merge_one_page() splits a large folio, and cmp_and_merge_page() one with two equal pages.  Returns 0."""
+    entry = mm.page_table.get(addr)
+    if entry & PTE_ANON and system.folios.order.m[entry >> PTE_SHIFT] > 0:
+        split_folio(system, system.folios.head.m[entry >> PTE_SHIFT])
+    return 0
 
 
 def _copied(system: System, vma: VMA, addr: int, pfn: int) -> bool:
     """Does another address space, forked since, map the KSM page at the same address?"""
-    for other, other_addr in system.leader.walk(pfn):
-        if other_addr == addr and other.mm is not vma.mm:
-            entry = other.mm.page_table.get(addr)
-            if entry & PTE_ANON and entry >> PTE_SHIFT == pfn:
-                return True
-    return False
+    return any(
+        there == addr and other.mm is not vma.mm and _maps(other.mm, addr, pfn)
+        for other, there in system.leader.walk(pfn)
+    )
 
 
 def unmerge_range(system: System, vma: VMA, start: int, end: int) -> None:
@@ -77,9 +153,8 @@ def unmerge_range(system: System, vma: VMA, start: int, end: int) -> None:
     while addr < end:
         entry = page_table.get(addr)
         if entry & PTE_KSM and entry & PTE_ANON:
-            fault_vma(system, vma, addr, 1, True)
+            unshare(system, vma, addr)
             pfn = entry >> PTE_SHIFT
             if pfn in system.ksm_pages and not _copied(system, vma, addr, pfn):
-                for design in system.designs:
-                    design.ksm_removed(vma.mm, addr, pfn)
+                _forget(system, vma.mm, addr, pfn)
         addr += 1 << PAGE_SHIFT

@@ -46,7 +46,8 @@ class Machine(System):
     profile:      the kernel whose rules hold
     designs:      classes of designs; each gets an instance in `self.designs`
     leader:       index of the design that decides what may merge and whose walks reclaim uses
-    large_folios: highest order of anonymous folios that faults may allocate (0: only single pages)
+    large_folios: highest order of anonymous folios that faults may allocate (0 or 1: only single pages, as there are
+        no anonymous folios of order 1)
     """
 
     def __init__(
@@ -188,6 +189,8 @@ class Machine(System):
         if vma is not None:
             error = memory.access_error(vma, write) or memory.fault_vma(self, vma, addr & PAGE_MASK, 1, write)
             lock_of(vma).up_read()
+            if write and self.nr_large and not error:
+                memory.note_written(self, mm, addr & PAGE_MASK, 1)
             return error
         mm.mmap_lock.down_read()
         vma = mm.tree.at(addr)
@@ -199,6 +202,8 @@ class Machine(System):
         error = -EFAULT if vma is None else memory.access_error(vma, write)
         if vma is not None and not error:
             error = memory.fault_vma(self, vma, addr & PAGE_MASK, 1, write)
+            if write and self.nr_large:
+                memory.note_written(self, mm, addr & PAGE_MASK, 1)
         mm.mmap_lock.up_read()
         return error
 
@@ -237,6 +242,8 @@ class Machine(System):
                 self.rcu.count_sections((stop - addr) >> PAGE_SHIFT)
                 lock_of(vma).lock_class.reads += (stop - addr) >> PAGE_SHIFT
                 memory.fault_vma(self, vma, addr, (stop - addr) >> PAGE_SHIFT, write)
+                if write and self.nr_large:
+                    memory.note_written(self, mm, addr, (stop - addr) >> PAGE_SHIFT)
                 addr = stop
         return (addr - start) >> PAGE_SHIFT
 
@@ -254,8 +261,14 @@ class Machine(System):
         """Migrate the folios of this range; returns the pages that moved."""
         return migrate.migrate(self, mm, addr, addr + (nr_pages << PAGE_SHIFT))
 
-    def ksm_merge(self, mm: MM, addr: int, other_mm: MM, other_addr: int) -> int:
-        return ksm.merge_pages(self, mm, addr & PAGE_MASK, other_mm, other_addr & PAGE_MASK)
+    def ksm_merge(self, mm: MM, addr: int, other_mm: MM, other_addr: int, how: int = 0) -> int:
+        """Let KSM merge two pages; `how`: ksm.AS_FOUND; ksm.SPLIT, which is about the first alone;
+        ksm.FORGET, about none."""
+        if how & ksm.SPLIT:
+            return ksm.split_at(self, mm, addr & PAGE_MASK)
+        if how & ksm.FORGET:
+            return ksm.forget_stale(self)
+        return ksm.merge_pages(self, mm, addr & PAGE_MASK, other_mm, other_addr & PAGE_MASK, how)
 
     def uffd_move(self, mm: MM, target: int, source: int, length: int) -> int:
         return userfaultfd.move(self, mm, target, source, length)

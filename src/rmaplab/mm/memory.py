@@ -21,7 +21,7 @@ import numpy as np
 
 from rmaplab.mm.abi import EFAULT
 from rmaplab.mm.errors import InvariantError
-from rmaplab.mm.folio import FOLIO_ANON, FOLIO_LAZYFREE, Int64s
+from rmaplab.mm.folio import FOLIO_ANON, FOLIO_KSM, FOLIO_LAZYFREE, FOLIO_PARTLY, FOLIO_WRITTEN, Int64s
 from rmaplab.mm.locking import lock_leaf, lock_new_leaf, unlock_leaf
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
@@ -42,7 +42,7 @@ from rmaplab.mm.pagetable import (
 )
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VM_LOCKED, VM_SHARED, VM_WRITE, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VM_LOCKED, VM_NOHUGEPAGE, VM_SHARED, VM_WRITE, VMA
 
 _NEW: Final = PTE_ANON | PTE_WRITE | PTE_EXCLUSIVE | PTE_DIRTY | PTE_YOUNG
 _NEW_READ_ONLY: Final = PTE_ANON | PTE_EXCLUSIVE | PTE_DIRTY | PTE_YOUNG
@@ -234,6 +234,16 @@ def _write_protected(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, en
     return _new_page(system, vma, addr, leaf, i, entry)
 
 
+def unshare(system: System, vma: VMA, addr: int) -> None:
+    """Give the shared page at `addr` a copy of its own, as break_ksm() does: by a write fault, or where the kernel
+    knows FAULT_FLAG_UNSHARE without the right to write (wp_page_copy())."""
+    fault_vma(system, vma, addr, 1, True)
+    if system.profile.ksm_unshares:
+        leaf = lock_new_leaf(vma.mm.page_table, addr)
+        leaf.m[addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)] &= ~(PTE_WRITE | PTE_DIRTY)
+        leaf.lock.unlock()
+
+
 def _can_reuse(system: System, vma: VMA, pfn: int, entry: int) -> bool:
     """wp_can_reuse_anon_folio(); takes the folio over if so."""
     folios = system.folios
@@ -287,12 +297,12 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
 
 
 def _new_large(system: System, vma: VMA, addr: int, leaf: Leaf, i: int) -> bool:
-    """Map the largest folio that is aligned, lies in the VMA and finds nothing mapped (alloc_anon_folio()).
-    `leaf` is locked."""
-    if vma.file is not None:
+    """Map the largest folio that is aligned, lies in the VMA and finds nothing mapped (alloc_anon_folio());
+    its order is 2 at least (THP_ORDERS_ALL_ANON).  `leaf` is locked."""
+    if vma.file is not None or vma.flags & VM_NOHUGEPAGE:
         return False
     order = system.large_folios
-    while order > 0:
+    while order > 1:
         nr_pages = 1 << order
         start = addr & ~((nr_pages << PAGE_SHIFT) - 1)
         first = i & ~(nr_pages - 1)
@@ -301,7 +311,7 @@ def _new_large(system: System, vma: VMA, addr: int, leaf: Leaf, i: int) -> bool:
             if not entries.any():
                 break
         order -= 1
-    if order == 0:
+    if order < 2:
         return False
     folios = system.folios
     pfn = folios.alloc_large(vma.pgoff + ((start - vma.start) >> PAGE_SHIFT), order)
@@ -316,33 +326,110 @@ def _new_large(system: System, vma: VMA, addr: int, leaf: Leaf, i: int) -> bool:
     return True
 
 
+def note_written(system: System, mm: MM, addr: int, nr_pages: int) -> None:
+    """The program wrote to `nr_pages` pages from `addr`: what of a large folio it never wrote to is zeroes."""
+    folios = system.folios
+    for i in range(nr_pages):
+        entry = mm.page_table.get(addr + (i << PAGE_SHIFT))
+        if entry & PTE_ANON and folios.order.m[entry >> PTE_SHIFT] > 0:
+            folios.flags.m[entry >> PTE_SHIFT] |= FOLIO_WRITTEN
+
+
+# Splitting large folios
+
+
+def partly_mapped(system: System, head: int) -> bool:
+    """Is a page of the folio, which is mapped, mapped nowhere, or taken to be (folio_test_partially_mapped())?"""
+    folios = system.folios
+    nr_pages = folios.nr_pages(head)
+    if nr_pages == 1:
+        return False
+    return folios.flags.m[head] & FOLIO_PARTLY != 0 or not folios.mapcount.v[head : head + nr_pages].all()
+
+
+def split_folio(system: System, head: int, in_place: bool = True) -> None:
+    """Split the large folio into its pages (mm/huge_memory.c __split_huge_page()).  Those that nothing maps are
+    freed.  Those that were never written to give way to the zero page, unless one of their VMAs is locked (mm/migrate.c
+    try_to_map_unused_to_zeropage()), or what is split is on its way to swap and not in_place."""
+    folios = system.folios
+    nr_pages = folios.nr_pages(head)
+    places: list[tuple[VMA, int]] = []
+    if in_place and system.profile.split_to_zero:
+        walk = system.begin_walk(head)
+        for vma, first in walk:
+            end = min(vma.end, first + (nr_pages << PAGE_SHIFT))
+            places += [(vma, addr) for addr in range(first, end, PAGE_SIZE)]
+        system.end_walk(walk)
+    folios.split(head)
+    for vma, addr in places:
+        entry = vma.mm.page_table.get(addr)
+        pfn = entry >> PTE_SHIFT
+        if not entry & PTE_ANON or not head <= pfn < head + nr_pages or vma.flags & VM_LOCKED:
+            continue
+        if not folios.flags.m[pfn] & FOLIO_WRITTEN:
+            leaf = lock_new_leaf(vma.mm.page_table, addr)
+            leaf.m[addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)] = PTE_ZERO | PTE_YOUNG
+            system.drop_mapcount(pfn)
+            leaf.lock.unlock()
+    for pfn in range(head, head + nr_pages):
+        folios.flags.m[pfn] &= ~(FOLIO_WRITTEN | FOLIO_PARTLY) & 0xFF
+        system.try_free(pfn)
+
+
+def split_cut(system: System, mm: MM, start: int, end: int) -> None:
+    """Split the large folios of which [start, end) maps some pages and not all, unless others seem to map them,
+    too (madvise_cold_or_pageout_pte_range(), madvise_free_pte_range())."""
+    if not system.nr_large:
+        return
+    folios = system.folios
+    addr = start
+    while addr < end:
+        entry = mm.page_table.get(addr)
+        addr += PAGE_SIZE
+        pfn = entry >> PTE_SHIFT
+        if not entry & PTE_ANON or folios.order.m[pfn] == 0:
+            continue
+        head: int = folios.head.m[pfn]
+        nr_pages = folios.nr_pages(head)
+        run = 1  # pages of the folio that lie here one after the other (folio_pte_batch())
+        while addr < end and pfn + run < head + nr_pages:
+            entry = mm.page_table.get(addr)
+            if not entry & PTE_ANON or entry >> PTE_SHIFT != pfn + run:
+                break
+            run += 1
+            addr += PAGE_SIZE
+        if run < nr_pages and not _seems_shared(system, head):
+            split_folio(system, head)
+
+
+def _seems_shared(system: System, head: int) -> bool:
+    """folio_likely_mapped_shared()"""
+    mapcount = system.mapcount(head)
+    if mapcount <= 1:
+        return False
+    return mapcount > system.folios.nr_pages(head) or system.folios.mapcount.m[head] > 1
+
+
 def _swap_in(system: System, vma: VMA, addr: int, i: int, entry: int, write: bool) -> bool:
     """do_swap_page().  False if the access has to be tried again."""
-    folios = system.folios
     slot_number = entry >> PTE_SHIFT
     system.prepare(vma)
     slot = system.swap.get(slot_number)
     if slot is None:
         return False  # the last entry that referred to it went meanwhile, and that was ours
     pgoff = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
-    if slot.from_ksm:
-        # The other users of the slot need not be related to this one: a copy for this one alone.
-        pfn = folios.alloc(pgoff)
-    else:
-        pfn = slot.cached_pfn
-        if pfn == 0:
-            pfn = folios.alloc(pgoff)
-            folios.flags.m[pfn] = 0  # nobody's yet: whoever maps it first decides
-            system.cache(slot_number, pfn)
-            system.pages_copied.count += 1
+    direct = slot.cached_pfn == 0
+    pfn = _read_swap(system, slot_number, pgoff)
     system.get_folio(pfn)
     system.lock_folio(pfn)
     done = False
-    if slot.from_ksm or system.slot_of.get(pfn) == slot_number:
+    if system.slot_of.get(pfn) == slot_number:
         leaf = lock_new_leaf(vma.mm.page_table, addr)
         done = leaf.m[i] == entry
-        if done:
-            _map_swapped(system, vma, addr, leaf, i, slot_number, pfn, write)
+        if done and slot.from_ksm and _must_copy(system, vma, pfn, pgoff):
+            _map_copy(system, vma, addr, leaf, i, slot_number, pgoff, write)
+        elif done:
+            _map_swapped(system, vma, addr, leaf, i, slot_number, pfn, write, direct)
         leaf.lock.unlock()
     system.unlock_folio(pfn)
     system.put_folio(pfn)
@@ -351,30 +438,76 @@ def _swap_in(system: System, vma: VMA, addr: int, i: int, entry: int, write: boo
     return not write or vma.mm.page_table.get(addr) & (PTE_WRITE | PTE_EXCLUSIVE) != 0
 
 
-def _map_swapped(
-    system: System, vma: VMA, addr: int, leaf: Leaf, i: int, slot_number: int, pfn: int, write: bool
+def _read_swap(system: System, slot_number: int, pgoff: int) -> int:
+    """The page that caches what `slot_number` holds, read in if it is not there (read_swap_cache_async())."""
+    slot = system.swap[slot_number]
+    if slot.cached_pfn == 0:
+        pfn = system.folios.alloc(pgoff)
+        system.folios.flags.m[pfn] = 0  # nobody's yet: whoever maps it first decides
+        system.cache(slot_number, pfn)
+        system.pages_copied.count += 1
+    return slot.cached_pfn
+
+
+def read_ahead(system: System, mm: MM, start: int, end: int) -> None:
+    """MADV_WILLNEED: what is in swap comes into the swap cache, mapped by nobody (swapin_walk_pmd_entry())."""
+    for number in mm.page_table.numbers(start, end):
+        base = number << LEAF_SHIFT
+        entries = mm.page_table.leaves[number].v
+        for i in np.flatnonzero(entries & PTE_SWAP).tolist():
+            if start <= base + (i << PAGE_SHIFT) < end:
+                _read_swap(system, int(entries[i]) >> PTE_SHIFT, 0)
+
+
+def _must_copy(system: System, vma: VMA, pfn: int, pgoff: int) -> bool:
+    """Is the page that caches what KSM's page held somebody's who is not related to `vma`, or at another page
+    offset (ksm_might_need_to_copy())?"""
+    flags: int = system.folios.flags.m[pfn]
+    if flags & FOLIO_KSM or not flags & FOLIO_ANON:
+        return False
+    return system.folios.index.m[pfn] != pgoff or not system.leader.related(vma, pfn)
+
+
+def _map_copy(
+    system: System, vma: VMA, addr: int, leaf: Leaf, i: int, slot_number: int, pgoff: int, write: bool
 ) -> None:
-    """Map `pfn`, which is locked and holds what `slot_number` holds; `leaf` is locked, too."""
+    """Map a copy, for this entry alone, of what `slot_number` holds."""
+    pfn = system.folios.alloc(pgoff)
+    system.pages_copied.count += 1
+    for design in system.designs:
+        design.folio_swapped_in(vma, addr, pfn, True)
+    system.folios.mapcount.m[pfn] = 1
+    flags = PTE_ANON | PTE_EXCLUSIVE | PTE_YOUNG | (PTE_DIRTY if write else 0)
+    if vma.flags & VM_WRITE and (write or system.profile.swap_in_writable):
+        flags |= PTE_WRITE
+    leaf.m[i] = pfn << PTE_SHIFT | flags
+    system.put_slot(slot_number)
+
+
+def _map_swapped(
+    system: System, vma: VMA, addr: int, leaf: Leaf, i: int, slot_number: int, pfn: int, write: bool, direct: bool
+) -> None:
+    """Map `pfn`, which is locked and holds what `slot_number` holds; `leaf` is locked, too.  `direct`: it has just
+    been read."""
     folios = system.folios
     entry: int = leaf.m[i]
     slot = system.swap[slot_number]
-    exclusive = entry & PTE_EXCLUSIVE != 0 or slot.from_ksm
-    if slot.from_ksm:
-        system.put_slot(slot_number)
-    else:
-        slot.count -= 1
-        alone = folios.mapcount.m[pfn] == 0 and system.pins[pfn] == 1
-        fresh = not folios.flags.m[pfn] & FOLIO_ANON
-        if slot.count == 0 and (vma.flags & VM_LOCKED or (alone and (fresh or write))):
-            # should_try_to_free_swap(): no entry wants what is in swap.  The last entry's page does not even get
-            # there when it is read from a synchronous device, as zram or a RAM disk is.
-            system.uncache(pfn)
-            exclusive = exclusive or alone
-    if folios.mapcount.m[pfn] == 0 and (slot.from_ksm or not folios.flags.m[pfn] & FOLIO_ANON):
+    ksm = folios.flags.m[pfn] & FOLIO_KSM != 0
+    exclusive = not ksm and entry & PTE_EXCLUSIVE != 0
+    slot.count -= 1
+    alone = not ksm and folios.mapcount.m[pfn] == 0 and system.pins[pfn] == 1
+    fresh = not folios.flags.m[pfn] & FOLIO_ANON
+    if slot.count == 0 and (vma.flags & VM_LOCKED or (alone and (direct or write))):
+        # should_try_to_free_swap(): no entry wants what is in swap.  The last entry's page does not even get
+        # there when it is read from a synchronous device, as zram or a RAM disk is.
+        system.uncache(pfn)
+        exclusive = exclusive or alone
+    if folios.mapcount.m[pfn] == 0 and fresh:
         folios.flags.m[pfn] = FOLIO_ANON
+        folios.index.m[pfn] = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
         for design in system.designs:
             design.folio_swapped_in(vma, addr, pfn, exclusive)
-    flags = PTE_ANON | PTE_YOUNG | (PTE_DIRTY if write else 0)
+    flags = PTE_ANON | PTE_YOUNG | (PTE_KSM if ksm else PTE_DIRTY if write else 0)
     if exclusive:
         flags |= PTE_EXCLUSIVE
         if vma.flags & VM_WRITE and (write or system.profile.swap_in_writable):
@@ -622,8 +755,8 @@ def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
         system.entries_protected.count += int(np.count_nonzero(entries))
         if writable:
             # can_change_pte_writable(): a write to an exclusive page would reuse it anyway.
-            both = PTE_ANON | PTE_EXCLUSIVE
-            entries[(entries & both) == both] |= PTE_WRITE
+            all_of = PTE_ANON | PTE_EXCLUSIVE | (0 if system.profile.clean_writable else PTE_DIRTY)
+            entries[(entries & all_of) == all_of] |= PTE_WRITE
         else:
             entries &= ~PTE_WRITE
         leaf.lock.unlock()
@@ -634,6 +767,7 @@ def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
 def mark_lazyfree(system: System, mm: MM, start: int, end: int) -> None:
     """MADV_FREE: present pages may be dropped while they stay clean, swapped ones go at once
     (madvise_free_pte_range())."""
+    split_cut(system, mm, start, end)
     for number in mm.page_table.numbers(start, end):
         base = number << LEAF_SHIFT
         leaf = mm.page_table.leaves[number]

@@ -10,7 +10,9 @@ migration is given up and the entries are restored.  There is no second chance f
 from __future__ import annotations
 
 from rmaplab.mm.errors import InvariantError
+from rmaplab.mm.folio import FOLIO_PARTLY
 from rmaplab.mm.locking import lock_leaf
+from rmaplab.mm.memory import partly_mapped, split_folio
 from rmaplab.mm.pagetable import LEAF_ENTRIES, PTE_ANON, PTE_FLAGS, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.reclaim import addresses, isolate, maps
 from rmaplab.mm.system import System
@@ -19,7 +21,17 @@ from rmaplab.mm.vma import MM, PAGE_SHIFT
 
 def migrate(system: System, mm: MM, start: int, end: int) -> int:
     """Move the folios mapped in [start, end) elsewhere.  Returns how many pages moved."""
-    return sum(migrate_folio(system, head) for head in isolate(system, mm, start, end))
+    moved = 0
+    for head in isolate(system, mm, start, end):
+        if partly_mapped(system, head):  # is split first (migrate_pages_batch())
+            nr_pages = system.folios.nr_pages(head)
+            split_folio(system, head)
+            for pfn in range(head + 1, head + nr_pages):
+                if system.folios.order.m[pfn] == 0:
+                    system.get_folio(pfn)
+                    moved += migrate_folio(system, pfn)
+        moved += migrate_folio(system, head)
+    return moved
 
 
 def migrate_folio(system: System, head: int) -> int:
@@ -80,6 +92,8 @@ def move(system: System, head: int, made: int) -> int:
     # The pages may have come together by UFFDIO_MOVE or a split: each keeps its own index and flags.
     folios.index.v[new : new + nr_pages] = folios.index.v[head : head + nr_pages]
     folios.flags.v[new : new + nr_pages] = folios.flags.v[head : head + nr_pages]
+    if order and system.profile.migrated_partly:
+        folios.set_flag(new, FOLIO_PARTLY)
     system.get_folio(new)
     system.lock_folio(new)
     for design in system.designs:

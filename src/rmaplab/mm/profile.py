@@ -69,6 +69,16 @@ class Profile:
     swap_in_writable: a page that is read in for one process alone is mapped writable also where the access was
         a read.  (mm/memory.c do_swap_page(); 6.1 asks for FAULT_FLAG_WRITE)
 
+    clean_writable: mprotect() that gives the right to write gives it to entries of exclusive pages, clean or dirty.
+        (mm/mprotect.c can_change_pte_writable(); 6.1 asks for a dirty entry)
+    split_to_zero: pages of a large folio that are all zeroes are mapped as the zero page when it is split.
+        (mm/migrate.c try_to_map_unused_to_zeropage(), since 6.12)
+    migrated_partly: a large folio that was migrated counts as partly mapped from then on: unmapping it entry by entry
+        puts the old one on the list of those to be split, and the new one inherits that.
+        (mm/migrate.c migrate_folio_move() in 6.12.117; 6.18.44 was not looked at)
+    ksm_unshares: a page that KSM gives back (MADV_UNMERGEABLE, mremap) is mapped without the right to write, until
+        something writes.  (mm/ksm.c break_ksm(): FAULT_FLAG_UNSHARE since 6.2; 6.1 has a write fault)
+
     What a system call knows:
 
     droppable:     MAP_DROPPABLE  (mm/mmap.c do_mmap(), not in 6.1)
@@ -92,6 +102,10 @@ class Profile:
         fresh_pgoff: bool = True,
         thp_placement: bool = True,
         swap_in_writable: bool = True,
+        clean_writable: bool = True,
+        split_to_zero: bool = True,
+        migrated_partly: bool = True,
+        ksm_unshares: bool = True,
         droppable: bool = True,
         guard_regions: bool = False,
     ) -> None:
@@ -108,6 +122,10 @@ class Profile:
         self.fresh_pgoff: Final = fresh_pgoff
         self.thp_placement: Final = thp_placement
         self.swap_in_writable: Final = swap_in_writable
+        self.clean_writable: Final = clean_writable
+        self.split_to_zero: Final = split_to_zero
+        self.migrated_partly: Final = migrated_partly
+        self.ksm_unshares: Final = ksm_unshares
         self.droppable: Final = droppable
         self.guard_regions: Final = guard_regions
 
@@ -127,6 +145,10 @@ class Profile:
             fresh_pgoff=self.fresh_pgoff,
             thp_placement=self.thp_placement,
             swap_in_writable=self.swap_in_writable,
+            clean_writable=self.clean_writable,
+            split_to_zero=self.split_to_zero,
+            migrated_partly=self.migrated_partly,
+            ksm_unshares=self.ksm_unshares,
             droppable=self.droppable,
             guard_regions=self.guard_regions,
         )
@@ -189,6 +211,10 @@ PROFILES: Final[dict[str, Profile]] = {
         stack_nohugepage=False,
         thp_placement=False,
         swap_in_writable=False,
+        clean_writable=False,
+        split_to_zero=False,
+        migrated_partly=False,
+        ksm_unshares=False,
         droppable=False,
     ),
     "6.18": Profile(
@@ -206,6 +232,7 @@ PROFILES: Final[dict[str, Profile]] = {
         relaxed_anon_merge=True,
         move_many=True,
         dontunmap_apart=False,
+        migrated_partly=False,
         guard_regions=True,
     ),
 }

@@ -3,7 +3,8 @@
 
 Models mm/rmap.c folio_referenced() and try_to_unmap(), with what mm/vmscan.c shrink_folio_list() does around
 it.  They walk with the leading design and believe it: a mapping that the walk misses leaves the folio
-mapped, and the caller gives up.  A large folio is split before it is swapped out.
+mapped, and the caller gives up.  A large folio is split before it is swapped out; a
+kernel that has room for all of it in a row in swap splits only what is partly mapped, which leaves the same entries.
 
 Locking: a user holds a reference to the folio and its lock, and takes the page-table lock at each place.
 """
@@ -14,7 +15,7 @@ import numpy as np
 
 from rmaplab.mm.folio import FOLIO_LAZYFREE, FOLIO_REFERENCED
 from rmaplab.mm.locking import lock_leaf, unlock_leaf
-from rmaplab.mm.memory import anon_pfns
+from rmaplab.mm.memory import anon_pfns, partly_mapped, split_folio
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
     PTE_ANON,
@@ -129,11 +130,12 @@ def swap_out_folio(system: System, head: int) -> int:
         return 0
     nr_pages = folios.nr_pages(head)
     if nr_pages > 1:
-        folios.split(head)
+        split_folio(system, head, partly_mapped(system, head))
         system.unlock_folio(head)
-        for pfn in range(head + 1, head + nr_pages):
+        pages = [pfn for pfn in range(head, head + nr_pages) if pfn == head or folios.order.m[pfn] == 0]
+        for pfn in pages[1:]:
             system.get_folio(pfn)
-        return sum(swap_out_folio(system, pfn) for pfn in range(head, head + nr_pages))
+        return sum(swap_out_folio(system, pfn) for pfn in pages)
     was_mapped = system.mapcount(head) > 0
     if was_mapped:
         _unmap_folio(system, head)
@@ -154,8 +156,9 @@ def _unmap_folio(system: System, pfn: int) -> None:
         return
     slot = system.slot_of.get(pfn)
     if slot is None:
-        slot = system.alloc_slot(pfn in system.ksm_pages)
+        slot = system.alloc_slot(False)
         system.cache(slot, pfn)
+    system.swap[slot].from_ksm |= pfn in system.ksm_pages
     _try_to_unmap(system, pfn, slot)
     if system.swap[slot].count == 0 and system.mapcount(pfn) > 0:
         system.uncache(pfn)  # nothing was swapped out, no entry refers to the slot

@@ -193,6 +193,12 @@ class ReverseMap:
 
     # Questions
 
+    def related(self, vma: VMA, pfn: int) -> bool:
+        """Would a walk for `pfn`, which is mapped or was, come by `vma`, which is prepared, if that has its page
+        offset?  Asked when a page comes back from swap that KSM had merged (ksm_might_need_to_copy()); a copy
+        is always safe."""
+        return False
+
     def hold(self, pfn: int) -> None:
         """The mapped folio is about to be unmapped and walked again: keep what the second walk needs, also if
         all that map it go meanwhile (folio_get_anon_vma() in migrate_folio_unmap())."""

@@ -29,14 +29,14 @@ from rmaplab.sync.work import Ledger
 class SwapSlot:
     """A page's worth of swap: how many entries refer to it, and the page that caches it (0: none).
 
-    A slot filled from a KSM page is read back as a private copy by everybody (mm/ksm.c,
-    ksm_might_need_to_copy()): its users need not be related.
+    The users of a slot that was filled from a KSM page need not be related: who is not related to the page that
+    caches it gets a copy (mm/ksm.c, ksm_might_need_to_copy()).
     """
 
     def __init__(self, from_ksm: bool) -> None:
         self.count = 0
         self.cached_pfn = 0
-        self.from_ksm: Final = from_ksm
+        self.from_ksm = from_ksm
 
 
 class _References(AddressSpaces):
@@ -96,7 +96,7 @@ class System:
             raise HistoryError(f"large folios of order {large_folios}: 0 (off) to 9 is possible")
         self.profile: Final = profile
         self.scheduler: Final = scheduler
-        self.large_folios: Final = large_folios
+        self.large_folios = large_folios
         self.folios: Final = Folios()
         self.spaces: Final = _References(scheduler)
         self.designs: Final[list[ReverseMap]] = [
@@ -107,7 +107,7 @@ class System:
         self.nr_large = 0  # large folios allocated ever: 0 keeps the fast paths fast
         self.swap: Final[dict[int, SwapSlot]] = {}
         self.slot_of: Final[dict[int, int]] = {}  # pfn in the swap cache -> slot
-        self.ksm_pages: Final[set[int]] = set()
+        self.ksm_pages: Final[dict[int, list[tuple[MM, int]]]] = {}  # by pfn: where KSM mapped it, the newest last
         self.pins: Final[dict[int, int]] = {}  # references to folios that are no mappings, by first page
         self.folio_locks: Final[dict[int, SpinLock]] = {}
         self._next_slot = 1
@@ -345,7 +345,7 @@ class System:
         self.pages_freed.count += nr_pages
         for design in self.designs:
             design.folio_freed(head, nr_pages)
-        self.ksm_pages.discard(head)
+        self.ksm_pages.pop(head, None)
         self.folios.free(head)
 
     # Swap

@@ -8,6 +8,7 @@ only pages that nobody shares may move.
 from __future__ import annotations
 
 from rmaplab.mm.abi import EBUSY, EEXIST, EINVAL, ENOENT
+from rmaplab.mm.memory import split_folio
 from rmaplab.mm.pagetable import PTE_ANON, PTE_EXCLUSIVE, PTE_KSM, PTE_SHIFT, PTE_SWAP, PTE_WRITE, PTE_ZERO
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
@@ -73,11 +74,9 @@ def _move_one(system: System, target_vma: VMA, target: int, source_vma: VMA, sou
         folios = system.folios
         pfn = entry >> PTE_SHIFT
         head: int = folios.head.m[pfn]
-        nr_pages = folios.nr_pages(head)
-        if nr_pages > 1:
-            folios.split(head)
-            for page in range(head, head + nr_pages):
-                system.try_free(page)  # those that nothing maps any more
+        if folios.order.m[head] > 0:
+            split_folio(system, head)
+            return _move_one(system, target_vma, target, source_vma, source)
         folios.index.m[pfn] = target_vma.pgoff + ((target - target_vma.start) >> PAGE_SHIFT)
         for design in system.designs:
             design.folio_moved(target_vma, target, pfn)

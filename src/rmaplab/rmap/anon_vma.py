@@ -492,6 +492,11 @@ class AnonVmaRmap(ReverseMap):
                 finally:
                     rwsem.up_read()
 
+    def related(self, vma: VMA, pfn: int) -> bool:
+        # ksm_might_need_to_copy(): the same root, and a page that one of the family reads goes to the root.
+        anon_vma = self.anon_vmas[self.anchor.m[pfn]]
+        return anon_vma is not None and anon_vma.family_root is self._own(vma).family_root
+
     # Merge rules
 
     def can_merge(self, source: VMA | None, existing: VMA, growing: bool) -> bool:

@@ -309,7 +309,8 @@ class Player:
         return 0
 
     def _ksm(self, event: Event) -> int:
-        self.machine.ksm_merge(self._mm(event), event.addr, self.machine.mm_of(event.pid2), event.addr2)
+        other = self.machine.mm_of(event.pid2)
+        self.machine.ksm_merge(self._mm(event), event.addr, other, event.addr2, event.flags)
         return 0
 
     def _uffd_move(self, event: Event) -> int:

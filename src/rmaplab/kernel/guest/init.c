@@ -63,7 +63,8 @@ static long call(long nr, word a, word b, word c, word d, word e, word f)
 
 /*
  * One access each, and no stack but for the return address: the signal handler lets them return -EFAULT.  (Not an
- * atomic read-modify-write: QEMU's emulation reads first.)  The first byte of every page is 0.
+ * atomic read-modify-write: QEMU's emulation reads first.)  What is written to the first byte of a page is one of
+ * four values, by its address, so that KSM finds some pages equal and some not.
  */
 long touch_read(word addr);
 long touch_write(word addr);
@@ -75,7 +76,7 @@ long clone_onto(word flags, char *stack_end, word slot);
 void serve(word slot);
 asm(".text\n"
     "touch_read: movb (%rdi), %al; xor %eax, %eax; ret\n"
-    "touch_write: movb $0, (%rdi); xor %eax, %eax; ret\n"
+    "touch_write: mov %rdi, %rsi; shr $12, %rsi; and $3, %esi; inc %esi\n"
     "touch_fill: movb %sil, (%rdi); xor %eax, %eax; ret\n"
     "touch_failed: mov $-14, %rax; ret\n"
     "restorer: mov $15, %eax; syscall\n"
