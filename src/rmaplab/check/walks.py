@@ -164,7 +164,7 @@ class Changes:
         """Find out what a step since the last call can have changed."""
         touched = self._touched(truth)
         changed = self._rows()
-        changed |= self._machine.ksm_pages
+        changed |= set(self._machine.ksm_pages)
         for id in touched:
             changed |= self._walker.visited.pop(id, set())
         head_of = self._machine.folios.head.m
