@@ -26,6 +26,7 @@ from typing import Final, TypeVar
 from rmaplab.mm import abi
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
+from rmaplab.mm.pagetable import PTE_ANON, PTE_EXCLUSIVE
 from rmaplab.mm.profile import PROFILES
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import (
@@ -71,6 +72,10 @@ OPERATIONS: Final = tuple(_WEIGHTS)
 # be touched.
 _UNKNOWN: Final = -abi.EFAULT
 
+
+_LENGTHS: Final = (1, 1, 2, 2, 3, 4, 6, 9)  # of ranges, in an arena of up to ...
+_PAGES: Final = 48  # ... so many pages; in larger ones they are longer, so that as much of it is used
+_TRIES: Final = 16  # at a page that is as wanted
 
 _T = TypeVar("_T")
 
@@ -129,6 +134,7 @@ class Author:
         self._ops = tuple(ops)
         self._weights = list(accumulate(_WEIGHTS[op] for op in ops))
         self._pages = pages
+        self._scale = max(1, pages // _PAGES)
         self._processes = processes
         self._advice = advice
         self._sharing = sharing
@@ -164,7 +170,7 @@ class Author:
         """One more event, not played; None if what was chosen cannot be done now.  Reclaim's writer leaves
         the operation open."""
         op = self._ops[bisect(self._weights, self._rng.random() * self._weights[-1])]
-        pid = self._rng.choice(sorted(self.machine.processes))
+        pid = self._rng.choice(list(self.machine.processes))  # in the order in which they began
         event = self._writers[op](pid)
         if event is not None and not event.op:
             event.op = op
@@ -188,7 +194,7 @@ class Author:
         return ARENA + (self._rng.randrange(self._pages) << PAGE_SHIFT)
 
     def _length(self) -> int:
-        return self._rng.choice((1, 1, 2, 2, 3, 4, 6, 9)) << PAGE_SHIFT
+        return self._rng.choice(_LENGTHS) * self._scale << PAGE_SHIFT
 
     def _range(self, pid: int) -> tuple[int, int]:
         """address, length: as a VMA has them, or cutting it, or beyond it, or anywhere."""
@@ -337,7 +343,7 @@ class Author:
         if vmas and rng.random() < 0.6:  # a run of pages, all of which can be touched
             vma = rng.choice(vmas)
             first = rng.randrange(vma.nr_pages)
-            length = min(vma.nr_pages - first, rng.randrange(1, 8)) << PAGE_SHIFT
+            length = min(vma.nr_pages - first, rng.randrange(1, 8 * self._scale)) << PAGE_SHIFT
             return Event("fault", pid, vma.start + (first << PAGE_SHIFT), length, flags=flags)
         addr, length = self._range(pid)
         if rng.random() < 0.1:
@@ -381,35 +387,38 @@ class Author:
     def _ksm(self, pid: int) -> Event | None:
         """Two pages that are there; or first the advice that lets them be merged."""
         rng = self._rng
-        other = rng.choice(sorted(self.machine.processes))
+        other = rng.choice(list(self.machine.processes))
         pair = []
         for which in (pid, other):
-            addrs, _ = self.machine.mm_of(which).page_table.anon_entries()
-            if len(addrs) == 0:
+            vmas = [vma for vma in self._vmas(which) if vma.prepared]
+            vma, addr = self._page(vmas, PTE_ANON)
+            if vma is None:
                 return None
-            addr = int(rng.choice(addrs.tolist()))
-            vma = self.machine.mm_of(which).tree.at(addr)
-            if vma is not None and not vma.flags & (VM_MERGEABLE | VM_SHARED):
+            if not vma.flags & (VM_MERGEABLE | VM_SHARED):
                 return Event("madvise", which, vma.start, vma.end - vma.start, flags=abi.MADV_MERGEABLE)
             pair.append(addr)
         return Event("ksm", pid, pair[0], pid2=other, addr2=pair[1])
 
+    def _page(self, vmas: list[VMA], kind: int) -> tuple[VMA | None, int]:
+        """A page of one of `vmas` whose entry is of a kind, 0: where nothing is; None if a few tries find none."""
+        rng = self._rng
+        if vmas:
+            for _ in range(_TRIES):
+                vma = rng.choice(vmas)
+                addr = vma.start + (rng.randrange(vma.nr_pages) << PAGE_SHIFT)
+                entry = vma.mm.page_table.get(addr)
+                if entry & kind if kind else entry == 0:
+                    return vma, addr
+        return None, 0
+
     def _uffd_move(self, pid: int) -> Event:
         """A page that is there, to where none is; or anything."""
         rng = self._rng
-        mm = self.machine.mm_of(pid)
-        pages = mm.page_table.anon_entries()[0].tolist()
-        holes = [
-            addr
-            for vma in self._vmas(pid)
-            if vma.file is None and vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE
-            for addr in range(vma.start, vma.end, PAGE_SIZE)
-            if mm.page_table.get(addr) == 0
-        ]
-        if pages and holes and rng.random() < 0.8:
-            source, target = rng.choice(pages), rng.choice(holes)
-            length = rng.choice((1, 1, 2)) << PAGE_SHIFT
-        else:
+        vmas = [vma for vma in self._vmas(pid) if vma.file is None and vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE]
+        page, source = self._page([vma for vma in vmas if vma.prepared], PTE_EXCLUSIVE)
+        hole, target = self._page(vmas, 0)
+        length = rng.choice((1, 1, 2)) << PAGE_SHIFT
+        if page is None or hole is None or rng.random() < 0.2:
             source, length = self._range(pid)
             target, _ = self._range(pid)
         self._leave(source)

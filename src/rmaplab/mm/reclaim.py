@@ -11,8 +11,6 @@ Locking: a user holds a reference to the folio and its lock, and takes the page-
 
 from __future__ import annotations
 
-import numpy as np
-
 from rmaplab.mm.folio import FOLIO_LAZYFREE, FOLIO_REFERENCED
 from rmaplab.mm.locking import lock_leaf, unlock_leaf
 from rmaplab.mm.memory import anon_pfns, partly_mapped, split_folio
@@ -96,11 +94,8 @@ def _look(system: System, head: int) -> int:
 
 def folio_heads(system: System, mm: MM, start: int, end: int) -> list[int]:
     """First pages of the folios mapped in [start, end), each once, in the order of the range."""
-    pfns = anon_pfns(mm, start, end)
-    heads = system.folios.head.v[pfns]
-    _, first = np.unique(heads, return_index=True)
-    ordered: list[int] = heads[np.sort(first)].tolist()
-    return ordered
+    heads: list[int] = system.folios.head.v[anon_pfns(mm, start, end)].tolist()
+    return list(dict.fromkeys(heads))
 
 
 def swap_out(system: System, mm: MM, start: int, end: int) -> int:
