@@ -37,8 +37,8 @@ from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.measure import sources
 from rmaplab.measure.calibration import commands as calibration
 from rmaplab.measure.calibration.errors import CalibrationError
-from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare
-from rmaplab.measure.cost import CostError
+from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare, priced
+from rmaplab.measure.cost import CostError, load_costs
 from rmaplab.measure.progress import Meter
 from rmaplab.measure.report import Inputs, print_report, report
 from rmaplab.measure.sources import Source
@@ -138,6 +138,14 @@ LargeFolios = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of what is chosen at random.")]
+Costs = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Derive times from the work, too, by a cost profile: default, a shipped one, or a file that `rmaplab"
+        " calibrate` wrote.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Names = Annotated[
     bool, typer.Option("--names", help="Keep names of files and processes, and the command line.")
@@ -209,6 +217,7 @@ def _replay(
     folios: Folios = FOLIOS,
     large_folios: LargeFolios = 0,
     seed: Seed = 1,
+    costs: Costs = "",
     json: Json = False,
 ) -> Job:
     """Run a recording through designs (anon_vma, unless --rmap names others); print what they hold and did.
@@ -223,7 +232,7 @@ def _replay(
         plan = _plan(
             specs(rmap, ["anon_vma"]), leader, _profile(profile, source), check, every, folios, large_folios
         )
-        return _compare("replay", history, source, plan, seed, json)
+        return _compare("replay", history, source, plan, seed, costs, json)
 
     return job
 
@@ -253,6 +262,7 @@ def _run(
     folios: Folios = FOLIOS,
     large_folios: LargeFolios = 0,
     seed: Seed = 1,
+    costs: Costs = "",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="F", help="Write the history to F, too.")
     ] = None,
@@ -272,7 +282,7 @@ def _run(
         plan = _plan(
             specs(rmap, ["anon_vma"]), leader, _profile(profile, source), check, every, folios, large_folios
         )
-        return _compare("run", history, source, plan, seed, json)
+        return _compare("run", history, source, plan, seed, costs, json)
 
     return job
 
@@ -295,6 +305,7 @@ def _compare_command(
     folios: Folios = FOLIOS,
     large_folios: LargeFolios = 0,
     seed: Seed = 1,
+    costs: Costs = "",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="F", help="Keep the recording of CMD in F.")
     ] = None,
@@ -306,7 +317,7 @@ def _compare_command(
     \b
     Examples:
       rmaplab compare -- make -j2
-      rmaplab compare sort.parquet
+      rmaplab compare sort.parquet --costs default
       rmaplab compare forkchain generations=200 --json
     """
     command: list[str] = context.obj
@@ -323,7 +334,7 @@ def _compare_command(
         )
         if not rmap:  # what the prototype's own source misses is news, but no failure, unless somebody asked
             plan = plan._replace(excused=frozenset(["cow_context_prototype"]))
-        return _compare("compare", history, source, plan, seed, json)
+        return _compare("compare", history, source, plan, seed, costs, json)
 
     return job
 
@@ -523,12 +534,25 @@ def _plan(
     return Plan(classes, profile, first, every, folios, check, large_folios=large_folios)
 
 
-def _compare(command: str, history: History, source: Source, plan: Plan, seed: int, json: bool) -> int:
+def _compare(
+    command: str, history: History, source: Source, plan: Plan, seed: int, costs: str, json: bool
+) -> int:
+    profile = load_costs(costs) if costs else None
     with Meter() as meter:
         found = compare(history, plan, meter)
+    if profile is not None:
+        found = priced(found, profile)
     names = [design.name for design in plan.designs]
     inputs = Inputs(
-        source, names, names[plan.leader], plan.profile.name, plan.large_folios, seed, plan.every, plan.folios
+        source,
+        names,
+        names[plan.leader],
+        plan.profile.name,
+        plan.large_folios,
+        seed,
+        plan.every,
+        plan.folios,
+        profile.name if profile is not None else "",
     )
     told = report(command, _VERSION, inputs, found)
     if json:

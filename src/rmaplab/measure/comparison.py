@@ -17,8 +17,10 @@ import msgspec
 from rmaplab.check import lockstep
 from rmaplab.check.lockstep import Checker
 from rmaplab.measure.collect import Aside, design_figures, machine_figures, vma_counts
+from rmaplab.measure.cost import CostProfile
 from rmaplab.measure.figures import Counts, DesignFigures, MachineFigures
 from rmaplab.measure.finding import shortest_history
+from rmaplab.measure.times import Times, times
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import Profile
@@ -100,16 +102,18 @@ class Checks(msgspec.Struct, frozen=True):
     maps: int
 
 
-class Figures(msgspec.Struct, frozen=True):
+class Figures(msgspec.Struct, frozen=True, omit_defaults=True):
     """All figures of a comparison.
 
     counted: differences by kind, where `differences` lists the first of each kind only
+    times:   what the counted work takes, where a cost profile was named
     """
 
     machine: MachineFigures
     designs: list[DesignFigures]
     checks: Checks
     counted: dict[str, int]
+    times: Times | None = None
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -121,6 +125,13 @@ class Comparison(msgspec.Struct, frozen=True):
     @property
     def holds(self) -> bool:
         return not any(difference.error for difference in self.differences)
+
+
+def priced(found: Comparison, costs: CostProfile) -> Comparison:
+    """The same, with the times that `costs` derive from the work."""
+    figures = found.figures
+    derived = times(costs, figures.machine, figures.designs)
+    return Comparison(msgspec.structs.replace(figures, times=derived), found.differences)
 
 
 def compare(history: History, plan: Plan, progress: Progress) -> Comparison:

@@ -27,6 +27,7 @@ from typing import Final
 
 import msgspec
 
+from rmaplab.measure.figures import Work
 from rmaplab.sync.work import Ledger
 
 DEFAULT: Final = "linux-6.18-2cpu"
@@ -121,6 +122,24 @@ def counts_of(ledger: Ledger) -> dict[str, int]:
     return counts
 
 
+def counts_of_work(work: Work, live: Mapping[str, int] | None = None) -> dict[str, int]:
+    """The same of what a report says was counted.
+
+    live: objects that were there at its end, by type; none if it freed all that it allocated, as a walk does
+    """
+    counts: dict[str, int] = {}
+    for name, count in work.tallies.items():
+        pool = name.removesuffix(" allocated")
+        if pool == name:
+            counts[name] = count
+        else:
+            counts[f"alloc {pool}"] = count
+            counts[f"free {pool}"] = count - (live or {}).get(pool, 0)
+    for lock in work.locks:
+        counts[f"lock {lock.lock}"] = lock.writes + lock.reads
+    return counts
+
+
 def add_counts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """The sum of several counts."""
     total: dict[str, int] = {}
@@ -150,12 +169,13 @@ def time_of(costs: CostProfile, *ledgers: Ledger) -> Time:
 
 
 def load_costs(name_or_path: str = "") -> CostProfile:
-    """A cost profile: a shipped one by its name ("": the default), or a file that `rmaplab calibrate -o` wrote.
+    """A cost profile: a shipped one by its name ("" or "default": the default), or a file that `rmaplab calibrate -o`
+    wrote.
 
     :raises CostError: there is none, or it is not one
     """
     shipped = resources.files("rmaplab") / "data" / "costs"
-    wanted = name_or_path or DEFAULT
+    wanted = DEFAULT if name_or_path in ("", "default") else name_or_path
     try:
         if wanted.endswith(".json") or "/" in wanted:
             data = Path(wanted).read_bytes()

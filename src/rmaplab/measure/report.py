@@ -19,14 +19,16 @@ from rmaplab.measure.comparison import Comparison, Difference, Figures
 from rmaplab.measure.figures import Counts, DesignFigures, Objects, Work
 from rmaplab.measure.finding import line
 from rmaplab.measure.sources import Source
+from rmaplab.measure.times import Times
 
 _ERRORS = (*ERRORS, "broken")
 _REFERENCE = "anon_vma"  # whose VMAs the others are compared with
+_DEAREST = 3  # kinds of work of a design whose time is shown
 _SHOWN = 3  # differences of one kind and design in the tables; `--json` has more
 
 
-class Inputs(msgspec.Struct, frozen=True):
-    """What a report depends on; `leader` is the design that VMA geometry follows."""
+class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a report depends on; `leader` is the design that VMA geometry follows, `costs` the cost profile, if any."""
 
     history: Source
     designs: list[str]
@@ -36,6 +38,7 @@ class Inputs(msgspec.Struct, frozen=True):
     seed: int
     every: int
     folios: int
+    costs: str = ""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -82,6 +85,8 @@ def print_report(report: Report, console: Console) -> None:
         _print_matrix(
             "Work done for these walks", [(d.design, d.walk_work) for d in figures.designs], console
         )
+    if figures.times is not None:
+        _print_times(figures.times, figures.checks.moments > 0, console)
     if any(design.vmas for design in figures.designs):
         _print_vmas(figures.designs, console)
     _print_differences(report, console)
@@ -160,6 +165,34 @@ def _print_matrix(title: str, works: Sequence[tuple[str, Work]], console: Consol
             table.add_row(name, *(f"{counts[design]:,}" if design in counts else "-" for design, _ in works))
     if table.row_count:
         _print(title, table, console)
+
+
+def _print_times(times: Times, walked: bool, console: Console) -> None:
+    """What the work takes, and below it what the dearest of each design's history is."""
+    designs = times.designs
+    table = _table("microseconds", *(_heading(d.design) for d in designs))
+    table.add_row("for the history, the design", *(_us(d.history.ns) for d in designs))
+    table.add_row("  the rest of memory management", *[_us(times.machine.ns)] * len(designs))
+    dear = sorted({key for d in designs for key in list(d.history.parts)[:_DEAREST]})
+    for key in dear:
+        table.add_row(f"  of the design: {key}", *(_us(d.history.parts.get(key, 0.0)) for d in designs))
+    if walked:
+        table.add_row("for these walks, the design", *(_us(d.walks.ns) for d in designs))
+    _print(f"Time derived from this work, uncontended, by the costs {times.costs}", table, console)
+    _print_fact("Costs", f"measured on Linux {times.kernel}: {times.machine_measured}", console)
+    for who, time in (
+        ("machine", times.machine),
+        *((f"{d.design}, history", d.history) for d in designs),
+        *((f"{d.design}, walks", d.walks) for d in designs),
+    ):
+        if time.gaps:
+            gaps = ", ".join(f"{key} ({count:,})" for key, count in time.gaps.items())
+            _print_fact("Not timed", f"{who}: {gaps}", console)
+    console.print()
+
+
+def _us(ns: float) -> str:
+    return f"{ns / 1000:,.1f}" if ns else "-"
 
 
 def _print_walks(designs: Sequence[DesignFigures], reference: bool, console: Console) -> None:

@@ -61,7 +61,7 @@ class PageTable:
     def __init__(self, lock_class: LockClass, scheduler: Scheduler | None, ledger: Ledger) -> None:
         self.lock_class: Final = lock_class
         self.scheduler: Final = scheduler
-        self._allocated: Final = ledger.tally("leaves allocated")
+        self._allocated: Final = ledger.tally("leaves made")
         self._freed: Final = ledger.tally("leaves freed")
         self.leaves: dict[int, Leaf] = {}  # by address >> LEAF_SHIFT
 

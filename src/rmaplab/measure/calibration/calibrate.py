@@ -17,13 +17,16 @@ from rmaplab.measure.cost import CostProfile, Residual, price
 from rmaplab.mm.profile import Profile, profile_for
 
 # Counted beside other work that has a cost: the nodes that a walk visits, say.
-COVERED: Final = ("anon_vmas reused", "places visited", "rmap places that mapped", "walks")
+COVERED: Final = (
+    "anon_vmas reused", "places visited", "rmap places that mapped", "walks", "root VMAs upgraded",
+    "VMAs linked by an upgrade",
+)  # fmt: skip
 
 # Where costs begin that the programs tell apart badly: round numbers, of the order that they have on machines of today.
 START: Final = {
     "syscalls": 500, "faults": 500, "pages zeroed": 500, "pages copied": 700, "pages freed": 100, "pages reused": 50,
     "entries copied at fork": 50, "entries zapped": 50, "entries moved": 20, "entries protected": 50,
-    "leaves allocated": 700, "leaves freed": 200, "tlb flushes": 300,
+    "leaves made": 700, "leaves freed": 200, "tlb flushes": 300,
     "vma tree changes": 400, "vmas copied at fork": 100,
     "alloc vm_area_struct": 200, "free vm_area_struct": 200, "alloc mm_struct": 30000, "free mm_struct": 30000,
     "alloc anon_vma": 100, "free anon_vma": 100, "alloc anon_vma_chain": 100, "free anon_vma_chain": 100,

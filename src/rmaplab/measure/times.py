@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The work of a comparison as time: what a cost profile makes of the counts of the machine and of each design.
+
+It is the time of one CPU that nobody contends with.  What several CPUs make of it is a matter of virtual time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from rmaplab.measure.cost import CostProfile, Time, counts_of_work, price
+from rmaplab.measure.figures import DesignFigures, MachineFigures, Objects
+
+
+class DesignTime(msgspec.Struct, frozen=True):
+    """What a design's work takes: for the history, and for the checker's walks (`walk_work`)."""
+
+    design: str
+    history: Time
+    walks: Time
+
+
+class Times(msgspec.Struct, frozen=True):
+    """Derived times, nanoseconds.
+
+    costs, kernel, machine_measured: the profile, and what it was measured on
+    machine: work that is no design's, for the history
+    """
+
+    costs: str
+    kernel: str
+    machine_measured: str
+    machine: Time
+    designs: list[DesignTime]
+
+
+def times(costs: CostProfile, machine: MachineFigures, designs: Sequence[DesignFigures]) -> Times:
+    """Price what was counted."""
+    return Times(
+        costs=costs.name,
+        kernel=costs.kernel,
+        machine_measured=costs.machine,
+        machine=price(costs, counts_of_work(machine.work, _live(machine.objects))),
+        designs=[
+            DesignTime(
+                design.design,
+                price(costs, counts_of_work(design.work, _live(design.objects))),
+                price(costs, counts_of_work(design.walk_work)),
+            )
+            for design in designs
+        ],
+    )
+
+
+def _live(objects: Iterable[Objects]) -> dict[str, int]:
+    return {o.type: o.at_end for o in objects}

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The work of a comparison becomes time, and the report says by which costs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from rmaplab.cli import _main
+from rmaplab.measure.comparison import Comparison, Plan, compare, priced
+from rmaplab.measure.cost import CostProfile, load_costs, time_of, write_costs
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.profile import PROFILES
+from rmaplab.rmap import DESIGNS
+from rmaplab.trace.play import Player
+from rmaplab.workloads import workload
+
+PLAN = Plan([DESIGNS["anon_vma"], DESIGNS["cow_context"]], PROFILES["6.12"], alone=False)
+HISTORY = workload("forkchain", {"generations": "5"}).history()
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def comparison(costs: CostProfile) -> Comparison:
+    return priced(compare(HISTORY, PLAN, quiet), costs)
+
+
+def test_the_time_of_a_history_is_that_of_its_ledgers() -> None:
+    costs = load_costs()
+    times = comparison(costs).figures.times
+    assert times is not None
+    machine = Machine(PLAN.profile, PLAN.designs)
+    Player(machine, HISTORY.header).play(HISTORY)
+    assert times.machine.ns == pytest.approx(time_of(costs, machine.ledger).ns)
+    for design, its in zip(machine.designs, times.designs, strict=True):
+        assert its.design == design.name
+        assert its.history.ns == pytest.approx(time_of(costs, design.ledger).ns)
+        assert its.walks.ns > 0
+        assert math.fsum(its.history.parts.values()) == pytest.approx(its.history.ns)
+
+
+def test_nothing_that_these_designs_count_is_without_a_cost() -> None:
+    names = ("anon_vma", "cow_context", "cow_context_prototype", "page_scan")
+    plan = PLAN._replace(designs=[DESIGNS[name] for name in names], excused=frozenset(["cow_context_prototype"]))
+    times = priced(compare(HISTORY, plan, quiet), load_costs()).figures.times
+    assert times is not None
+    gaps = {design.design: design.history.gaps | design.walks.gaps for design in times.designs}
+    assert all(not its for its in gaps.values()), gaps
+    assert times.machine.gaps == {}
+
+
+def test_what_has_no_cost_is_listed_in_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    costs = load_costs()
+    poor = {key: cost for key, cost in costs.costs.items() if key != "faults"}
+    origins = {key: origin for key, origin in costs.origins.items() if key != "faults"}
+    write_costs(tmp_path / "poor.json", msgspec.structs.replace(costs, name="poor", costs=poor, origins=origins))
+    assert _main(["run", "forkchain", "generations=3", "--costs", str(tmp_path / "poor.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "uncontended, by the costs poor" in printed
+    assert "Not timed machine: faults (" in printed
+
+
+def test_json_carries_the_times_and_the_name_of_the_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main(["compare", "forkchain", "generations=3", "--costs", "default", "--json"]) == 0
+    told = msgspec.json.decode(capsys.readouterr().out)
+    assert told["inputs"]["costs"] == load_costs().name == told["figures"]["times"]["costs"]
+    assert [d["design"] for d in told["figures"]["times"]["designs"]] == told["inputs"]["designs"]
+    assert _main(["compare", "forkchain", "generations=3", "--json"]) == 0
+    told = msgspec.json.decode(capsys.readouterr().out)
+    assert "times" not in told["figures"]
+    assert "costs" not in told["inputs"]
+
+
+def test_a_profile_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main(["run", "forkchain", "--costs", "pdp-11"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "there is no cost profile 'pdp-11'" in printed.err
