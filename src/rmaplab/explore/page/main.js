@@ -12,6 +12,7 @@ import { folioLine, grouped, NOT_ASKED, plural, walk, walkSummary } from "./word
 /** @typedef {import("./film.js").State} State */
 
 const PLAY = 2200; // milliseconds a step
+const NOTED = 250; // milliseconds that a step has to last to be noted in the address
 const VISIT = 420; // milliseconds a place of a walk
 
 /**
@@ -53,6 +54,8 @@ class Page {
     this.playing = undefined;
     /** @type {ReturnType<typeof setTimeout>[]} */
     this.visits = [];
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.noting = undefined;
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
     this.lanes = new Lanes(place("lanes"), film, (step) => this.go(step));
     place("race").hidden = film.cpus.length === 0;
@@ -187,7 +190,8 @@ class Page {
     this.news();
     this.changes();
     this.hint("");
-    if (location.hash !== `#${this.step}`) history.replaceState(null, "", `#${this.step}`);
+    clearTimeout(this.noting);
+    this.noting = setTimeout(() => this.note(), NOTED);
     const gone = this.asked !== "" && !state.has(this.asked);
     this.ask(step.ask || (gone ? "" : this.asked));
     this.refocus(focused);
@@ -204,6 +208,11 @@ class Page {
     const area = key == null ? null : document.querySelector(`[data-key="${CSS.escape(key)}"]`);
     const same = element.isConnected ? element : ask === null ? area : area?.querySelector(`[data-ask="${CSS.escape(ask)}"]`);
     if (same instanceof HTMLElement || same instanceof SVGElement) same.focus({ preventScroll: true });
+  }
+
+  /** Note the step in the address, so that it can be shared. Browsers make that slow, so not for steps in passing. */
+  note() {
+    if (location.hash !== `#${this.step}`) history.replaceState(null, "", `#${this.step}`);
   }
 
   /** Keep the current step in sight in the list of all. */

@@ -81,7 +81,7 @@ function drawFigure(drawing, about) {
     );
     caption.append(" ", button, said);
   }
-  const picture = LISTS.includes(drawing.sort) ? drawList(drawing.parts) : drawTree(drawing.parts, drawing.title);
+  const picture = LISTS.includes(drawing.sort) ? drawList(drawing.parts, drawing.title) : drawTree(drawing.parts, drawing.title);
   return h("figure", { class: LISTS.includes(drawing.sort) ? "list" : "tree" }, caption, picture);
 }
 
@@ -110,13 +110,14 @@ function common(key, part) {
 
 /**
  * @param {[string, Part][]} parts
+ * @param {string} title
  */
-function drawList(parts) {
-  const list = h("ul", { class: "parts" });
+function drawList(parts, title) {
+  const list = h("div", { class: "parts", role: "group", "aria-label": `${title}; ↑ and ↓ move` });
   for (const [key, part] of parts) {
-    list.append(h("li", common(key, part), h("b", {}, part.label), ` ${lines(part).join(", ")}`));
+    list.append(h("div", common(key, part), h("b", {}, part.label), ` ${lines(part).join(", ")}`));
   }
-  oneStop(list, "li");
+  oneStop(list, ".part");
   return list;
 }
 
