@@ -120,18 +120,16 @@ class Findings(NamedTuple):
         return not self.differences and not self.undone
 
 
-def _figure(group: str, name: str, scale: float = 1) -> Callable[[Figures], float | None]:
+def _figure(group: str, name: str) -> Callable[[Figures], float | None]:
+    return lambda figures: figures.get((group, name))
+
+
+def _share(
+    part_group: str, part: str, whole_group: str, whole: str, scale: float = 1
+) -> Callable[[Figures], float | None]:
     def of(figures: Figures) -> float | None:
-        value = figures.get((group, name))
-        return None if value is None else value * scale
-
-    return of
-
-
-def _share(group: str, part: str, whole: str) -> Callable[[Figures], float | None]:
-    def of(figures: Figures) -> float | None:
-        above, below = figures.get((group, part)), figures.get((group, whole))
-        return None if above is None or not below else above / below
+        above, below = figures.get((part_group, part)), figures.get((whole_group, whole))
+        return None if above is None or not below else scale * above / below
 
     return of
 
@@ -145,11 +143,16 @@ MEASURES: Final = (
     Measure("memory", "KiB", "slab pages of its own objects, at most at any time", False, _figure("memory", "peak")),
     Measure("exclusive locks", "", "taken for the history", False, _figure("work", "exclusive locks")),
     Measure("shared locks", "", "taken for the history", False, _figure("work", "shared locks")),
-    Measure("walk", "places", "visited in a walk, on average", False, _complete(_share("walks", "places", "walks"))),
+    Measure("walk", "places", "visited in a walk, on average", False,
+            _complete(_share("walks", "places", "walks", "walks"))),
     Measure("longest walk", "places", "visited in the longest walk", False,
             _complete(_figure("walks", "places in the longest"))),
     Measure("missed", "places", "that map the folio and that walks did not visit", False,
             _figure("walks", "places missed")),
+    Measure("time", "ms", "of the reverse map's own work for the history, where nobody contends", False,
+            _figure("time", "history")),
+    Measure("time of a walk", "ns", "where nobody contends, on average", False,
+            _complete(_share("time", "walks", "walks", "walks", 1e6))),
     Measure("VMAs", "", "at most, where the design decides what may merge", False, _figure("VMAs", "peak")),
 )  # fmt: skip
 

@@ -21,7 +21,8 @@ from rmaplab.check import race
 from rmaplab.check.verify import Plan as VerifyPlan
 from rmaplab.check.verify import verify
 from rmaplab.measure import sources
-from rmaplab.measure.comparison import FOLIOS, Difference, Plan, compare
+from rmaplab.measure.comparison import FOLIOS, Difference, Plan, compare, priced
+from rmaplab.measure.cost import load_costs
 from rmaplab.measure.figures import Work
 from rmaplab.measure.finding import line
 from rmaplab.mm.profile import PROFILES, REFERENCE, profile_for
@@ -125,6 +126,7 @@ class Compare(Point, frozen=True, kw_only=True, tag="compare"):
     """`rmaplab compare`: designs in lockstep on one history.
 
     folios: walked at each of 20 moments
+    costs:  the cost profile that turns counts into time ("": the one that is shipped)
     """
 
     several = frozenset({"designs", "excused"})
@@ -133,6 +135,7 @@ class Compare(Point, frozen=True, kw_only=True, tag="compare"):
     designs: tuple[str, ...]
     large_folios: int = 0
     folios: int = FOLIOS
+    costs: str = ""
     excused: tuple[str, ...] = EXCUSED
 
     def title(self) -> str:
@@ -143,10 +146,11 @@ class Compare(Point, frozen=True, kw_only=True, tag="compare"):
         return Path(first).name + space + parameters
 
     def named_files(self) -> list[str]:
-        return [*self.history.split()[:1], *(design.partition(":")[0] for design in self.designs)]
+        return [*self.history.split()[:1], self.costs, *(design.partition(":")[0] for design in self.designs)]
 
     def check(self, files: Files) -> None:
         super().check(files)
+        load_costs(files(self.costs))
         sources.find(_words(self.history, files), self.seed)
         self._plan("", files)
 
@@ -166,14 +170,18 @@ class Compare(Point, frozen=True, kw_only=True, tag="compare"):
     def run(self, files: Files) -> Outcome:
         history, source = sources.find(_words(self.history, files), self.seed)
         plan = self._plan(source.kernel, files)
-        found = compare(history, plan, lambda what, done, total: None)
+        costs = load_costs(files(self.costs))
+        found = priced(compare(history, plan, lambda what, done, total: None), costs)
         machine = found.figures.machine
+        times = found.figures.times
+        assert times is not None
         rows = [
             Row("", "machine", "events", machine.events),
             Row("", "machine", "address spaces", machine.mms.made),
             Row("", "machine", "pages at most", machine.pages.peak),
+            Row("", "time", "history, but for the reverse map", times.machine.ns / 1e6, "ms"),
         ]
-        for design in found.figures.designs:
+        for design, time in zip(found.figures.designs, times.designs, strict=True):
             name = design.design
             rows += [
                 Row(name, "memory", "peak", 4 * sum(o.peak_pages for o in design.objects), "KiB"),
@@ -187,6 +195,9 @@ class Compare(Point, frozen=True, kw_only=True, tag="compare"):
                 Row(name, "walks", "places missed", design.walks.incomplete),
                 Row(name, "walks", "VMAs that only this visits", design.walks.additional),
                 *_work(name, "walk work", design.walk_work),
+                Row(name, "time", "history", time.history.ns / 1e6, "ms"),
+                Row(name, "time", "walks", time.walks.ns / 1e6, "ms"),
+                Row(name, "time", "counts without a cost", sum((time.history.gaps | time.walks.gaps).values())),
             ]
             if design.vmas is not None:
                 rows += [
@@ -194,7 +205,7 @@ class Compare(Point, frozen=True, kw_only=True, tag="compare"):
                     Row(name, "VMAs", "at the end", design.vmas.at_end),
                 ]
         wrong = [_sentence(difference) for difference in found.differences if difference.error]
-        return Outcome(rows, wrong, plan.profile.name)
+        return Outcome(rows, wrong, plan.profile.name, costs.name)
 
 
 def _work(design: str, group: str, work: Work) -> Iterator[Row]:
