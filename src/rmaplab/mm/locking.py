@@ -25,15 +25,17 @@ def start_write(vma: VMA) -> None:
     lock = vma.lock
     if lock is None:
         return
-    if lock.scheduler is None:
+    if lock.scheduler is None or vma.write_locked:
         lock.lock_class.writes += 1
-    elif vma not in vma.mm.write_locked:
+    else:
         lock.down_write()
+        vma.write_locked = True
         vma.mm.write_locked.append(vma)
 
 
 def _end_write(mm: MM) -> None:
     for vma in mm.write_locked:
+        vma.write_locked = False
         lock_of(vma).up_write()
     mm.write_locked.clear()
 

@@ -231,20 +231,26 @@ class Machine(System):
         addr &= PAGE_MASK
         start = addr
         end = addr + (nr_pages << PAGE_SHIFT)
+        one_by_one = self.scheduler is not None and self.scheduler.chunk() != 0
         while addr < end:
             # The first page of each VMA finds out what is wrong, if anything is.
             if self.fault(mm, addr, write):
                 break
             addr += PAGE_SIZE
-            vma = mm.tree.at(addr)
-            if vma is not None and addr < end and self.scheduler is None and not memory.access_error(vma, write):
-                stop = min(end, vma.end)
-                self.rcu.count_sections((stop - addr) >> PAGE_SHIFT)
-                lock_of(vma).lock_class.reads += (stop - addr) >> PAGE_SHIFT
-                memory.fault_vma(self, vma, addr, (stop - addr) >> PAGE_SHIFT, write)
-                if write and self.nr_large:
-                    memory.note_written(self, mm, addr, (stop - addr) >> PAGE_SHIFT)
-                addr = stop
+            vma = mm.tree.at(addr - PAGE_SIZE)
+            if one_by_one or vma is None or addr >= end or addr >= vma.end:
+                continue
+            vma = self._lock_vma(mm, addr, write)
+            if vma is not None:
+                if not memory.access_error(vma, write):
+                    rest = (min(end, vma.end) - addr) >> PAGE_SHIFT
+                    self.rcu.count_sections(rest - 1)
+                    lock_of(vma).lock_class.reads += rest - 1
+                    memory.fault_vma(self, vma, addr, rest, write)
+                    if write and self.nr_large:
+                        memory.note_written(self, mm, addr, rest)
+                    addr += rest << PAGE_SHIFT
+                lock_of(vma).up_read()
         return (addr - start) >> PAGE_SHIFT
 
     # Users of the reverse map

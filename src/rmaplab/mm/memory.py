@@ -80,6 +80,8 @@ def _fault_leaf(system: System, vma: VMA, page_table: PageTable, addr: int, stop
     first = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
     last = first + ((stop - addr) >> PAGE_SHIFT)
     entries = leaf.v[first:last]
+    if system.scheduler is not None:
+        entries = entries.copy()  # as they are now: others may change them
     private = not vma.flags & VM_SHARED
     if write and private and system.large_folios == 0:
         # What needs a page of its own: nothing there, the zero page, the page cache, a shared page.
@@ -99,20 +101,26 @@ def _fault_leaf(system: System, vma: VMA, page_table: PageTable, addr: int, stop
         at = base + (begin << PAGE_SHIFT)
         if count >= _BATCH and batch[begin]:
             if write and private:
-                _new_pages(system, vma, page_table, at, first + begin, count)
+                _new_pages(system, vma, page_table, at, first + begin, entries[begin:edge], write)
             else:
-                _no_page_run(system, vma, page_table, at, first + begin, count, write)
+                _no_page_run(system, vma, page_table, at, first + begin, entries[begin:edge], write)
         else:
-            for i in range(count):
-                _fault_one(system, vma, at + (i << PAGE_SHIFT), write)
+            _fault_run(system, vma, at, count, write)
         begin = edge
 
 
-def _new_pages(system: System, vma: VMA, page_table: PageTable, addr: int, first: int, count: int) -> None:
-    """Write faults that all need a new page each (do_anonymous_page(), do_cow_fault(), wp_page_copy())."""
-    system.faults.count += count
+def _new_pages(
+    system: System, vma: VMA, page_table: PageTable, addr: int, first: int, seen: Int64s, write: bool
+) -> None:
+    """Write faults that all need a new page each (do_anonymous_page(), do_cow_fault(), wp_page_copy()), where the
+    entries `seen` are."""
+    count = len(seen)
     system.prepare(vma)
-    leaf = page_table.leaf(addr)
+    leaf = _lock_run(system, page_table, addr, first, seen)
+    if leaf is None:
+        _fault_run(system, vma, addr, count, write)
+        return
+    system.faults.count += count
     entries = leaf.v[first : first + count]
     old = entries.copy()
     pgoff = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
@@ -124,8 +132,6 @@ def _new_pages(system: System, vma: VMA, page_table: PageTable, addr: int, first
     system.pages_zeroed.count += count - copied
     for design in system.designs:
         design.folios_mapped(vma, addr, pfns)
-    leaf.lock.lock_class.writes += count - 1
-    leaf.lock.lock()
     system.folios.mapcount.v[pfns] = 1
     entries[:] = (pfns << PTE_SHIFT) | (_NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY)
     leaf.used += count - nr_old
@@ -137,18 +143,35 @@ def _new_pages(system: System, vma: VMA, page_table: PageTable, addr: int, first
             system.release_pages(shared >> PTE_SHIFT, False)
 
 
+def _lock_run(system: System, page_table: PageTable, addr: int, first: int, seen: Int64s) -> Leaf | None:
+    """The leaf for `addr`, locked once for each of the entries `seen` from number `first` on; None, and not locked, if
+    they changed before it was."""
+    leaf = lock_new_leaf(page_table, addr)
+    if system.scheduler is not None and not np.array_equal(leaf.v[first : first + len(seen)], seen):
+        leaf.lock.unlock()
+        return None
+    leaf.lock.lock_class.writes += len(seen) - 1
+    return leaf
+
+
 def _no_page_run(
-    system: System, vma: VMA, page_table: PageTable, addr: int, first: int, count: int, write: bool
+    system: System, vma: VMA, page_table: PageTable, addr: int, first: int, seen: Int64s, write: bool
 ) -> None:
     """Faults on nothing that map the zero page or the page cache."""
+    count = len(seen)
+    leaf = _lock_run(system, page_table, addr, first, seen)
+    if leaf is None:
+        _fault_run(system, vma, addr, count, write)
+        return
     system.faults.count += count
-    leaf = page_table.leaf(addr)
-    entry = _no_page_entry(vma, write)
-    leaf.lock.lock_class.writes += count - 1
-    leaf.lock.lock()
-    leaf.v[first : first + count] = entry
+    leaf.v[first : first + count] = _no_page_entry(vma, write)
     leaf.used += count
     leaf.lock.unlock()
+
+
+def _fault_run(system: System, vma: VMA, addr: int, count: int, write: bool) -> None:
+    for i in range(count):
+        _fault_one(system, vma, addr + (i << PAGE_SHIFT), write)
 
 
 def _no_page_entry(vma: VMA, write: bool) -> int:
@@ -524,30 +547,37 @@ def zap_range(system: System, mm: MM, start: int, end: int) -> None:
     """Remove all entries of [start, end) (unmap_page_range())."""
     leaves = mm.page_table.leaves
     removed: list[Int64s] = []
-    zapped = system.entries_zapped.count
+    zapped = False
     chunk = 0 if system.scheduler is None else system.scheduler.chunk()
+    together = _LEAVES if system.scheduler is None else 1  # nobody else looks at mapcounts meanwhile
     for number in mm.page_table.numbers(start, end):
         base = number << LEAF_SHIFT
         first = (start - base) >> PAGE_SHIFT if start > base else 0
         last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
-        leaf = leaves[number]
+        leaf = leaves.get(number)
+        if leaf is None:
+            continue  # a walk has emptied it meanwhile
         if chunk:
             for i in np.flatnonzero(leaf.v[first:last]).tolist():
                 zap_at(system, mm, base + ((first + i) << PAGE_SHIFT))
+                zapped = True
         elif last - first <= _BATCH:
             for i in range(first, last):
                 if leaf.m[i]:
                     zap_at(system, mm, base + (i << PAGE_SHIFT))
+                    zapped = True
         else:
-            removed.append(_zap_leaf(leaf, first, last))
+            there = _zap_leaf(leaf, first, last)
+            zapped = zapped or len(there) > 0
+            removed.append(there)
             if leaf.used == 0:
                 mm.page_table.drop_leaf(number)
-            if len(removed) == _LEAVES:
+            if len(removed) == together:
                 _release_entries(system, removed)
                 removed = []
     if removed:
         _release_entries(system, removed)
-    if system.entries_zapped.count != zapped:
+    if zapped:
         system.tlb_flushes.count += 1
 
 
@@ -605,8 +635,11 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
     target_table = target.page_table
     copied: list[Int64s] = []
     chunk = 0 if system.scheduler is None else system.scheduler.chunk()
+    together = _LEAVES if system.scheduler is None else 1  # nobody else looks at mapcounts meanwhile
     for number in source.page_table.numbers(start, end):
-        leaf = source.page_table.leaves[number]
+        leaf = source.page_table.leaves.get(number)
+        if leaf is None:
+            continue  # a walk has emptied it meanwhile
         base = number << LEAF_SHIFT
         if chunk:
             for i in np.flatnonzero(leaf.v).tolist():
@@ -616,6 +649,9 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
             continue
         whole = start <= base and base + _LEAF_SIZE <= end
         leaf.lock.lock()
+        if leaf.used == 0:
+            leaf.lock.unlock()
+            continue
         if whole:
             np.bitwise_and(leaf.v, _SHARED_LEAF, leaf.v)
             copy = leaf.v.copy()
@@ -632,7 +668,7 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
                 new.used += used
         leaf.lock.unlock()
         copied.append(copy)
-        if len(copied) == _LEAVES:
+        if len(copied) == together:
             _share_entries(system, copied)
             copied = []
     if copied:
@@ -744,15 +780,19 @@ def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
     else:
         writable = PTE_EXCLUSIVE if vma.flags & VM_WRITE else 0
     page_table = vma.mm.page_table
-    protected = system.entries_protected.count
+    protected = 0
     for number in page_table.numbers(start, end):
         base = number << LEAF_SHIFT
         first = (start - base) >> PAGE_SHIFT if start > base else 0
         last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
-        leaf = page_table.leaves[number]
+        leaf = page_table.leaves.get(number)
+        if leaf is None:
+            continue
         leaf.lock.lock()
         entries = leaf.v[first:last]
-        system.entries_protected.count += int(np.count_nonzero(entries))
+        used = int(np.count_nonzero(entries))
+        system.entries_protected.count += used
+        protected += used
         if writable:
             # can_change_pte_writable(): a write to an exclusive page would reuse it anyway.
             all_of = PTE_ANON | PTE_EXCLUSIVE | (0 if system.profile.clean_writable else PTE_DIRTY)
@@ -760,7 +800,7 @@ def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
         else:
             entries &= ~PTE_WRITE
         leaf.lock.unlock()
-    if system.entries_protected.count != protected:
+    if protected:
         system.tlb_flushes.count += 1
 
 
@@ -770,7 +810,9 @@ def mark_lazyfree(system: System, mm: MM, start: int, end: int) -> None:
     split_cut(system, mm, start, end)
     for number in mm.page_table.numbers(start, end):
         base = number << LEAF_SHIFT
-        leaf = mm.page_table.leaves[number]
+        leaf = mm.page_table.leaves.get(number)
+        if leaf is None:
+            continue
         first = (start - base) >> PAGE_SHIFT if start > base else 0
         last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
         for i in np.flatnonzero(leaf.v[first:last]).tolist():

@@ -121,7 +121,7 @@ class System:
         self.mmap_lock_class: Final = ledger.lock_class("mmap_lock")
         self.vma_lock_class: Final = ledger.lock_class("vma_lock")
         self.ptl_class: Final = ledger.lock_class("page_table_lock")
-        self.folio_lock_class: Final = ledger.lock_class("folio lock")
+        self.folio_lock_class: Final = ledger.lock_class("folio lock", sleeps=True)
         self._any_folio_lock: Final = SpinLock(self.folio_lock_class, None)
         self.rcu: Final = Rcu(ledger, scheduler)
         self.vma_pool: Final = ledger.pool("vm_area_struct", profile.sizes["vm_area_struct"])
@@ -317,7 +317,7 @@ class System:
         unmapped = pfns[counts == 0]
         if len(unmapped) == 0:
             return
-        if self.nr_large == 0 and not self.slot_of:
+        if self.nr_large == 0 and not self.slot_of and not self.pins:
             for design in self.designs:
                 design.folios_freed(unmapped)
             self.pages_freed.count += len(unmapped)

@@ -21,7 +21,7 @@ from typing import Final
 
 from rmaplab.mm.pagetable import PageTable
 from rmaplab.mm.vma_tree import VMATree
-from rmaplab.sync.locks import RwSemaphore
+from rmaplab.sync.locks import RwSemaphore, Word
 
 PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 4096
@@ -99,6 +99,7 @@ class VMA:
         self.name = ""  # prctl(PR_SET_VMA_ANON_NAME)
         self.rmap: list[object | None] = []  # one slot a design
         self.lock: RwSemaphore | None = None  # the per-VMA lock (vm_lock)
+        self.write_locked = False  # until mmap_lock is given back (vm_lock_seq)
 
     @property
     def nr_pages(self) -> int:
@@ -119,7 +120,7 @@ class MM:
         self.mmap_lock: Final = mmap_lock
         self.page_table: Final = page_table
         self.tree = VMATree()
-        self.users_word: Final = object()  # what who changes `users` names to the scheduler
+        self.users_word: Final = Word()  # what who changes `users` names to the scheduler
         self.rmap: list[object | None] = []  # one slot a design
         self.users = 1  # processes that run in it, and walks that look into it (mm_users)
         self.write_locked: list[VMA] = []  # VMAs whose locks go with mmap_lock (vma_start_write())

@@ -18,6 +18,7 @@ reference to each address space while it looks into it, and passes one whose las
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final, cast
 
 from mypy_extensions import mypyc_attr
@@ -129,13 +130,15 @@ class ContextRmap(ReverseMap):
                 above.lock.lock()
                 self._unlink(gone, above)
                 above.lock.unlock()
-            if self.scheduler is None:
-                gone.remaps.clear()
-                self.contexts[gone.number] = None
-                self.free_numbers.append(gone.number)
             self.context_pool.free()
-            self.rcu.call("cow_context", gone)
+            self.rcu.call("cow_context", gone, partial(self._free, gone))
             gone = above
+
+    def _free(self, context: CowContext) -> None:
+        """Nobody looks at `context` any more."""
+        context.remaps.clear()
+        self.contexts[context.number] = None
+        self.free_numbers.append(context.number)
 
     def _unlink(self, context: CowContext, above: CowContext) -> None:
         self.point("unlink child context", above, True)

@@ -7,7 +7,19 @@ these operations is handed to the scheduler first, which may park the caller.  N
 what a VMA or a folio is.
 """
 
-from rmaplab.sync.locks import Rcu, RwSemaphore, Scheduler, SequenceCount, SpinLock
+from rmaplab.sync.locks import Lock, Rcu, RwSemaphore, Scheduler, SequenceCount, SpinLock, Word
 from rmaplab.sync.work import Ledger, LockClass, Pool, Tally
 
-__all__ = ["Ledger", "LockClass", "Pool", "Rcu", "RwSemaphore", "Scheduler", "SequenceCount", "SpinLock", "Tally"]
+__all__ = [
+    "Ledger",
+    "Lock",
+    "LockClass",
+    "Pool",
+    "Rcu",
+    "RwSemaphore",
+    "Scheduler",
+    "SequenceCount",
+    "SpinLock",
+    "Tally",
+    "Word",
+]

@@ -195,8 +195,8 @@ class Execution(Scheduler):
                 self._announce(task, LEAVE, "the RCU section", self.rcu, False)
             task.rcu_depth -= 1
 
-    def rcu_call(self, what: str, subject: object) -> None:
-        """Free `subject` after a grace period."""
+    def rcu_call(self, what: str, subject: object, then: Callable[[], None] | None = None) -> None:
+        """Free `subject` after a grace period.  Nothing is used again meanwhile, so `then` need not be called."""
         task = self.current
         if task is None:
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from mypy_extensions import mypyc_attr
+from mypy_extensions import i64, mypyc_attr
 
 from rmaplab.sync.work import Ledger, LockClass
 
@@ -43,8 +43,8 @@ class Scheduler:
     def rcu_leave(self) -> None:
         """A read-side critical section ends."""
 
-    def rcu_call(self, what: str, subject: object) -> None:
-        """`subject` is to be freed after a grace period."""
+    def rcu_call(self, what: str, subject: object, then: Callable[[], None] | None = None) -> None:
+        """`subject` is to be freed after a grace period, by `then` if that is given."""
 
     def free(self, what: str, subject: object) -> None:
         """`subject` is freed now."""
@@ -62,12 +62,26 @@ class Scheduler:
         return 0
 
 
-class RwSemaphore:
-    """A reader-writer semaphore (struct rw_semaphore)."""
+class Word:
+    """A word of memory that several CPUs change, one after the other: a reference count, say.  `cpu` is the CPU whose
+    cache has it (-1: none), `line_free` when a scheduler in virtual time lets the next CPU have it."""
+
+    def __init__(self) -> None:
+        self.cpu = -1
+        self.line_free: i64 = 0
+
+
+class Lock:
+    """What all locks have: a class that counts, a scheduler, and what that remembers of the lock."""
 
     def __init__(self, lock_class: LockClass, scheduler: Scheduler | None) -> None:
         self.lock_class: Final = lock_class
         self.scheduler: Final = scheduler
+        self.state: object | None = None
+
+
+class RwSemaphore(Lock):
+    """A reader-writer semaphore (struct rw_semaphore)."""
 
     def down_read(self) -> None:
         self.lock_class.reads += 1
@@ -96,12 +110,8 @@ class RwSemaphore:
             self.scheduler.downgrade(self)
 
 
-class SpinLock:
-    """A spin lock (spinlock_t)."""
-
-    def __init__(self, lock_class: LockClass, scheduler: Scheduler | None) -> None:
-        self.lock_class: Final = lock_class
-        self.scheduler: Final = scheduler
+class SpinLock(Lock):
+    """A spin lock (spinlock_t); if its class `sleeps`, a lock that is exclusive and puts who waits to sleep."""
 
     def lock(self) -> None:
         self.lock_class.writes += 1
@@ -142,11 +152,14 @@ class Rcu:
         """`count` sections, one after the other, of which nobody needs to know."""
         self._sections.count += count
 
-    def call(self, what: str, subject: object) -> None:
-        """Free `subject` once all who may be looking at it have left (kfree_rcu(), call_rcu())."""
+    def call(self, what: str, subject: object, then: Callable[[], None] | None = None) -> None:
+        """Free `subject`, by `then` if that is given, once all who may be looking at it have left (kfree_rcu(),
+        call_rcu())."""
         self._frees.count += 1
         if self.scheduler is not None:
-            self.scheduler.rcu_call(what, subject)
+            self.scheduler.rcu_call(what, subject, then)
+        elif then is not None:
+            then()
 
 
 class SequenceCount:

@@ -89,19 +89,22 @@ class Pool:
 
 
 class LockClass:
-    """All locks of one kind: how often they were taken for writing (or exclusively) and for reading."""
+    """All locks of one kind: how often they were taken for writing (or exclusively) and for reading.  `sleeps`: who
+    has to wait for one gives up its CPU."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, sleeps: bool = False) -> None:
         self.name: Final = name
+        self.sleeps: Final = sleeps
         self.writes = 0
         self.reads = 0
 
 
 class Ledger:
-    """The counted work of one participant (the machine, or one design)."""
+    """The counted work of one participant (the machine, or one design); `entries` is how many things it counts."""
 
     def __init__(self, owner: str) -> None:
         self.owner: Final = owner
+        self.entries = 0
         self.tallies: dict[str, Tally] = {}
         self.pools: dict[str, Pool] = {}
         self.locks: dict[str, LockClass] = {}
@@ -109,14 +112,17 @@ class Ledger:
     def tally(self, name: str) -> Tally:
         if name not in self.tallies:
             self.tallies[name] = Tally(name)
+            self.entries += 1
         return self.tallies[name]
 
     def pool(self, name: str, size: int) -> Pool:
         if name not in self.pools:
             self.pools[name] = Pool(name, size)
+            self.entries += 1
         return self.pools[name]
 
-    def lock_class(self, name: str) -> LockClass:
+    def lock_class(self, name: str, sleeps: bool = False) -> LockClass:
         if name not in self.locks:
-            self.locks[name] = LockClass(name)
+            self.locks[name] = LockClass(name, sleeps)
+            self.entries += 1
         return self.locks[name]
