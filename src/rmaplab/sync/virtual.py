@@ -342,13 +342,16 @@ class VirtualTime(Scheduler):
                     self.current = task
                     task.green.switch()
                     # A task came to its end, the one that ran last.
-                    ended = self.current
+                    ended = self._who_ran()
                     if ended is not None:
                         self._end(ended)
             if self.nr_live:
                 raise Finding(f"nobody can go on: {'; '.join(_waiting(task, self) for task in self.tasks)}")
         finally:
             self._stop()
+
+    def _who_ran(self) -> Task | None:
+        return self.current
 
     def _live(self) -> None:
         """What runs in the greenlet of the task whose turn it is."""
