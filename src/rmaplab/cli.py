@@ -34,7 +34,7 @@ from rmaplab.check.verify import verify
 from rmaplab.explore import commands as explore
 from rmaplab.kernel import cli as kernel
 from rmaplab.kernel.errors import GuestError, KernelUnavailable
-from rmaplab.measure import sources
+from rmaplab.measure import scale_command, sources
 from rmaplab.measure.calibration import commands as calibration
 from rmaplab.measure.calibration.errors import CalibrationError
 from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare, priced
@@ -566,6 +566,7 @@ def _compare(
 
 check.mount(app, _design)
 calibration.mount(app)
+scale_command.mount(app, _design)
 app.add_typer(kernel.app, name="kernel")
 sweep.mount(app)
 explore.mount(
@@ -619,6 +620,7 @@ def _main(arguments: list[str]) -> int:
         RecordError,
         RaceError,
         CostError,
+        scale_command.ScaleError,
         SweepError,
         CalibrationError,
         KernelUnavailable,

@@ -85,6 +85,8 @@ class Task:
         self.time: i64 = 0
         self.cpu = -1
         self.running = False  # on a CPU
+        self.asleep = False  # until somebody calls `wake`
+        self.woken = False  # somebody did, before it was asleep
         self.done = False
         self.ready_since: i64 = 0
         self.slice_began: i64 = 0
@@ -195,10 +197,11 @@ class _Deadline:
 
 
 class _Alarm:
-    """A task wakes up."""
+    """The time that a task waited for has come; or (`call`) somebody calls a task that may be asleep."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, call: bool = False) -> None:
         self.task: Final = task
+        self.call: Final = call
 
 
 class _GracePeriod:
@@ -447,17 +450,21 @@ class VirtualTime(Scheduler):
         if task is not None:
             self._arrive(task)
             self._sleeps(task, "until it is woken")
+            if task.woken:
+                task.woken = False
+                return
+            task.asleep = True
             self._leave_cpu(task)
             self._others(task)
 
     def wake(self, task: Task) -> None:
-        """`task`, which sleeps, is to go on."""
+        """`task`, which sleeps, is to go on; if it does not sleep, its next sleep is over at once."""
         at: i64 = self.now
         waker = self.current
         if waker is not None:
             self._charge(waker)
             at = waker.time
-        self._push(at, _Alarm(task))
+        self._push(at, _Alarm(task, call=True))
 
     # Work
 
@@ -559,7 +566,14 @@ class VirtualTime(Scheduler):
         if isinstance(event, _Release):
             self._released(event)
         elif isinstance(event, _Alarm):
-            self._make_ready(event.task)
+            task = event.task
+            if not event.call:
+                self._make_ready(task)
+            elif task.asleep:
+                task.asleep = False
+                self._make_ready(task)
+            else:
+                task.woken = True
         elif isinstance(event, _Deadline):
             if event.number == event.state.deadline:
                 event.state.no_spinning = True
@@ -761,8 +775,6 @@ class VirtualTime(Scheduler):
             elif state.kind == _RWSEM:
                 _drop(task.semaphores, state)
         else:
-            if state.readers == 0:
-                raise Finding(f"{task.name} gives back {self.classes[state.number].name}, which nobody holds")
             self._touch(state, task)
         self._give(state, task, write, False)
 
@@ -801,6 +813,9 @@ class VirtualTime(Scheduler):
                 self._spin_on_readers(state)
                 return
         else:
+            if state.readers == 0:
+                name = self.classes[state.number].name
+                raise Finding(f"{release.task.name} gives back {name}, which nobody holds for reading")
             self._add_hold(state, release.operation, False, self.now)
             state.readers -= 1
         if state.kind == _RWSEM:

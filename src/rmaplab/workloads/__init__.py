@@ -18,8 +18,11 @@ from rmaplab.workloads.bgsave import BgSave
 from rmaplab.workloads.elf import Elf
 from rmaplab.workloads.forkchain import ForkChain
 from rmaplab.workloads.prefork import Prefork
+from rmaplab.workloads.pressure import Pressure
 from rmaplab.workloads.reclaim import Reclaim
 from rmaplab.workloads.remapper import Remapper
+from rmaplab.workloads.storm import Storm
+from rmaplab.workloads.will_it_scale import WillItScale
 from rmaplab.workloads.workload import Workload
 from rmaplab.workloads.zygote import Zygote
 
@@ -31,8 +34,11 @@ FAMILIES: Final[dict[str, type[Workload]]] = {
     "elf": Elf,
     "forkchain": ForkChain,
     "prefork": Prefork,
+    "pressure": Pressure,
     "reclaim": Reclaim,
     "remapper": Remapper,
+    "storm": Storm,
+    "willitscale": WillItScale,
     "zygote": Zygote,
 }
 

@@ -48,6 +48,8 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Processes = Annotated[int, msgspec.Meta(ge=1, le=MAX_PROCESSES)]
 Pages = Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGES)]
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
+Flag = Annotated[int, msgspec.Meta(ge=0, le=1)]
+PerCpu = Annotated[int, msgspec.Meta(ge=0, le=MAX_PROCESSES, title="per CPU")]  # 0: one for each CPU
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,6 +97,11 @@ def fork(pid: int, child: int) -> Event:
 
 def leave(pid: int) -> Event:
     return Event("exit", pid)
+
+
+def mark(pid: int) -> Event:
+    """What comes before the first of these is set-up (see trace/parallel.py)."""
+    return Event("mark", pid)
 
 
 def mmap(

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `rmaplab scale` prints and draws: tables, the lock report, a plot, a timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from rmaplab.measure.scale import Law, LockFigures, Point
+from rmaplab.measure.sources import Source
+from rmaplab.sync.virtual import PICOSECONDS, VirtualTime
+
+
+class Inputs(msgspec.Struct, frozen=True):
+    """What the figures depend on."""
+
+    history: Source
+    designs: list[str]
+    profile: str
+    costs: str
+    cpus: list[int]
+    timing: str
+    large_folios: int
+    seed: int
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """Events of a run whose results are not those of the history."""
+
+    design: str
+    cpus: int
+    events: int
+
+
+class Fit(msgspec.Struct, frozen=True):
+    """The Universal Scalability Law for one design; None where there were fewer than three points."""
+
+    design: str
+    law: Law | None
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """All figures.  `unpriced`: kinds of work for which the cost profile has no cost, so that they took no time."""
+
+    points: list[Point]
+    laws: list[Fit]
+    unpriced: list[str]
+
+
+class Scaling(msgspec.Struct, frozen=True):
+    """What `--json` prints."""
+
+    command: str
+    version: str
+    inputs: Inputs
+    holds: bool
+    figures: Figures
+    differences: list[Difference]
+
+
+def span(nanoseconds: float) -> str:
+    """A time for people, as perf prints them: three digits and a unit."""
+    for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
+        if nanoseconds >= size:
+            return f"{nanoseconds / size:.2f} {unit}"
+    return f"{nanoseconds:.0f} ns"
+
+
+def print_scaling(scaling: Scaling, console: Console) -> None:
+    inputs = scaling.inputs
+    console.print(f"History   {inputs.history.name}", soft_wrap=True)
+    console.print(f"Profile   {inputs.profile}; costs {inputs.costs}; timing {inputs.timing}")
+    table = Table(box=SIMPLE)
+    for heading in ("CPUs", "design", "operations/s", "speed-up", "working", "spinning", "idle", "waited most for"):
+        table.add_column(heading, justify="left" if heading in ("design", "waited most for") else "right")
+    first = {}
+    for point in scaling.figures.points:
+        first.setdefault(point.design, point)
+    points = sorted(scaling.figures.points, key=lambda point: (point.cpus, inputs.designs.index(point.design)))
+    for point in points:
+        base = first[point.design]
+        most = next((lock for lock in point.locks if lock.contended), None)
+        used = point.utilisation
+        table.add_row(
+            f"{point.cpus:,}",
+            point.design,
+            f"{point.throughput:,.0f}",
+            f"{point.throughput / base.throughput * base.cpus:.2f}",
+            f"{used.working:.1%}",
+            f"{used.spinning:.1%}",
+            f"{used.idle:.1%}",
+            "nothing" if most is None else f"{most.name}, {_share(most, point):.1%} of all time",
+        )
+    console.print(table)
+    for fit in scaling.figures.laws:
+        if fit.law is not None:
+            law = fit.law
+            peak = f", most at {law.peak_cpus:,.0f} CPUs" if law.peak_cpus else ""
+            console.print(
+                f"{fit.design}: {law.rate:,.0f} operations/s on one CPU, contention {law.contention:.4f},"
+                f" coherency {law.coherency:.6f}{peak} (Universal Scalability Law, R2 {law.r_squared:.3f})",
+                soft_wrap=True,
+            )
+    if scaling.figures.unpriced:
+        console.print(f"No cost, so no time: {', '.join(scaling.figures.unpriced)}", soft_wrap=True)
+    for difference in scaling.differences:
+        console.print(
+            f"{difference.design} on {difference.cpus} CPUs: {difference.events} events had another result",
+            soft_wrap=True,
+        )
+
+
+def _share(lock: LockFigures, point: Point) -> float:
+    """Time waited for a lock, of all the time that CPUs had."""
+    total = point.seconds * 1e9 * point.cpus
+    return lock.waited / total if total else 0.0
+
+
+def print_latencies(point: Point, console: Console) -> None:
+    table = Table(box=SIMPLE, title=f"{point.design} on {point.cpus} CPUs: latency by operation")
+    for heading in ("operation", "count", "mean", "p50", "p90", "p99", "max"):
+        table.add_column(heading, justify="left" if heading == "operation" else "right")
+    for latency in point.latencies:
+        times = (latency.mean, latency.p50, latency.p90, latency.p99, latency.max)
+        table.add_row(latency.operation, f"{latency.count:,}", *(span(time) for time in times))
+    console.print(table)
+
+
+def print_lock_report(point: Point, console: Console) -> None:
+    """As `perf lock contention` would: a line for each lock class, kind of taking and caller; then who waited for
+    whom."""
+    console.print(f"{point.design} on {point.cpus} CPUs")
+    merged: dict[tuple[str, str, str], list[float]] = {}
+    for entry in point.contention:
+        row = merged.setdefault((entry.name, entry.type, entry.waiter), [0, 0.0, 0.0])
+        row[0] += entry.count
+        row[1] += entry.waited
+        row[2] = max(row[2], entry.longest)
+    table = Table(box=SIMPLE)
+    for heading in ("contended", "total wait", "max wait", "avg wait", "type", "caller", "lock"):
+        table.add_column(heading, justify="left" if heading in ("type", "caller", "lock") else "right")
+    for (name, type_, waiter), (count, waited, longest) in sorted(merged.items(), key=lambda row: -row[1][1]):
+        table.add_row(f"{count:,.0f}", span(waited), span(longest), span(waited / count), type_, waiter, name)
+    console.print(table)
+    if point.contention:
+        who = Table(box=SIMPLE, title="who waited for whom")
+        for heading in ("lock", "waiter", "holder", "waits", "total wait"):
+            who.add_column(heading, justify="right" if heading in ("waits", "total wait") else "left")
+        for entry in point.contention[:12]:
+            who.add_row(entry.name, entry.waiter, entry.holder, f"{entry.count:,}", span(entry.waited))
+        console.print(who)
+    held = Table(box=SIMPLE, title="all locks")
+    for heading in ("lock", "type", "acquired", "contended", "held", "came from another CPU"):
+        held.add_column(heading, justify="left" if heading in ("lock", "type") else "right")
+    for lock in point.locks:
+        held.add_row(
+            lock.name, lock.type, f"{lock.acquired:,}", f"{lock.contended:,}", span(lock.held), f"{lock.moved:,}"
+        )
+    console.print(held)
+
+
+def draw(path: Path, scaling: Scaling) -> None:
+    """Throughput over CPUs, a line for each design, with the fitted law and what would be linear."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "rmaplab"  # the same figures give the same file
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    points = scaling.figures.points
+    for design in scaling.inputs.designs:
+        own = [point for point in points if point.design == design]
+        (line,) = axes.plot([p.cpus for p in own], [p.throughput for p in own], "o", label=design)
+        law = next((fit.law for fit in scaling.figures.laws if fit.design == design), None)
+        if law is not None:
+            cpus = np.geomspace(own[0].cpus, own[-1].cpus, 100)
+            axes.plot(cpus, [law.throughput(n) for n in cpus], "-", color=line.get_color(), linewidth=1)
+    first = max(points, key=lambda point: point.throughput / point.cpus)
+    every = np.array(sorted({point.cpus for point in points}), dtype=np.float64)
+    axes.plot(every, every * first.throughput / first.cpus, ":", color="grey", label="linear", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(every, [f"{int(n)}" for n in every])
+    axes.set_xlabel("CPUs")
+    axes.set_ylabel("operations a second of virtual time")
+    axes.set_title(scaling.inputs.history.name, fontsize=9, wrap=True)
+    axes.grid(True, which="both", alpha=0.2)
+    axes.legend()
+    metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {}
+    figure.savefig(path, metadata=metadata)
+    plt.close(figure)
+
+
+def timeline(time: VirtualTime) -> bytes:
+    """What happened when, in the JSON that Perfetto and chrome://tracing open: a row for each process, with its
+    operations and, within them, its waits; and a row for each CPU."""
+    events: list[dict[str, object]] = [
+        {"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "processes"}},
+        {"name": "process_name", "ph": "M", "pid": 2, "args": {"name": "CPUs"}},
+    ]
+    numbers: dict[str, int] = {}
+    cpus: set[int] = set()
+    for name, what, cpu, began, ended in time.trace or ():
+        number = numbers.get(name)
+        if number is None:
+            number = len(numbers) + 1
+            numbers[name] = number
+            events.append({"name": "thread_name", "ph": "M", "pid": 1, "tid": number, "args": {"name": name}})
+        times = {"ts": began / PICOSECONDS / 1000, "dur": (ended - began) / PICOSECONDS / 1000}
+        waits = what.startswith("waits for ")
+        events.append(
+            {"name": what, "cat": "wait" if waits else "operation", "ph": "X", "pid": 1, "tid": number, **times,
+             "args": {"cpu": cpu}}
+        )  # fmt: skip
+        if not waits:
+            if cpu not in cpus:
+                cpus.add(cpu)
+                events.append(
+                    {"name": "thread_name", "ph": "M", "pid": 2, "tid": cpu, "args": {"name": f"CPU {cpu}"}}
+                )
+            events.append(
+                {"name": f"{name}: {what}", "cat": "cpu", "ph": "X", "pid": 2, "tid": cpu, **times, "args": {}}
+            )
+    return msgspec.json.encode({"displayTimeUnit": "ns", "traceEvents": events})
+
+
+def widest(points: Sequence[Point]) -> list[Point]:
+    """Each design's point on most CPUs."""
+    last: dict[str, Point] = {}
+    for point in points:
+        if point.design not in last or point.cpus >= last[point.design].cpus:
+            last[point.design] = point
+    return list(last.values())
