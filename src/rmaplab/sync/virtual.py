@@ -98,6 +98,7 @@ class Task:
         self.semaphores: Final[list[LockState]] = []  # held for writing
         self.waits_for: LockState | None = None
         self.rcu_depth = 0
+        self.rcu_entered: i64 = 0  # the last section, or several that follow each other
         self.rcu_left: i64 = 0
         self.rcu_waited_for = False
         self.interrupted: i64 = 0  # by other CPUs, since it was last charged
@@ -765,7 +766,7 @@ class VirtualTime(Scheduler):
         if task is None:
             return
         self._charge(task)
-        state = cast(LockState, cast(Lock, lock).state)
+        state = self._state(cast(Lock, lock))
         task.nr_locks -= 1
         if write:
             if state.writer is not task:
@@ -783,7 +784,7 @@ class VirtualTime(Scheduler):
         if task is None:
             return
         self._charge(task)
-        state = cast(LockState, cast(Lock, lock).state)
+        state = self._state(cast(Lock, lock))
         if state.writer is not task:
             raise Finding(f"{task.name} downgrades {self.classes[state.number].name}, which it does not hold")
         _drop(task.semaphores, state)
@@ -1014,6 +1015,8 @@ class VirtualTime(Scheduler):
     def rcu_enter(self) -> None:
         task = self.current
         if task is not None:
+            if task.rcu_depth == 0 and task.rcu_left <= self.now:
+                task.rcu_entered = task.time
             task.rcu_depth += 1
 
     def rcu_leave(self) -> None:
@@ -1056,7 +1059,7 @@ class VirtualTime(Scheduler):
         self.period_readers = 0
         for cpu in self.cpus:
             task = cpu.task
-            if task is not None:
+            if task is not None and task.rcu_entered <= self.now:
                 if task.rcu_depth:
                     task.rcu_waited_for = True
                     self.period_readers += 1
