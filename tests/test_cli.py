@@ -27,7 +27,10 @@ SMALL = {
     "forkchain": ["generations=5", "vmas=2"],
     "prefork": ["workers=3", "requests=30", "vmas=2"],
     "reclaim": ["processes=3", "steps=60", "vmas=3"],
+    "pressure": ["processes=2", "rounds=2", "vmas=4"],
     "remapper": ["buffers=3", "moves=30", "children=2"],
+    "storm": ["rounds=2", "vmas=4"],
+    "willitscale": ["case=fork1", "rounds=2", "vmas=4"],
     "zygote": ["apps=3", "restarts=1", "vmas=5", "own_vmas=4"],
 }
 

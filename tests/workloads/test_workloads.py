@@ -23,8 +23,11 @@ from rmaplab.workloads.bgsave import BgSave
 from rmaplab.workloads.elf import Elf
 from rmaplab.workloads.forkchain import ForkChain
 from rmaplab.workloads.prefork import Prefork
+from rmaplab.workloads.pressure import Pressure
 from rmaplab.workloads.reclaim import Reclaim
 from rmaplab.workloads.remapper import Remapper
+from rmaplab.workloads.storm import Storm
+from rmaplab.workloads.will_it_scale import WillItScale
 from rmaplab.workloads.workload import AREA
 from rmaplab.workloads.zygote import Zygote
 
@@ -58,6 +61,30 @@ WORKLOADS: dict[str, st.SearchStrategy[Workload]] = {
     "reclaim": st.builds(Reclaim, seed=seeds, processes=small, steps=few, vmas=small, pages=long, scan=long),
     "remapper": st.builds(
         Remapper, seed=seeds, buffers=small, pages=long, growths=st.integers(0, 3), moves=few, children=small
+    ),
+    "pressure": st.builds(
+        Pressure,
+        seed=seeds,
+        processes=small,
+        related=st.integers(0, 1),
+        rounds=small,
+        vmas=small,
+        pages=long,
+        writes=few,
+        unmaps=few,
+        scan=long,
+    ),
+    "storm": st.builds(
+        Storm, seed=seeds, processes=small, related=st.integers(0, 1), rounds=small, vmas=small, pages=long, writes=few
+    ),
+    "willitscale": st.builds(
+        WillItScale,
+        case=st.sampled_from(["page_fault1", "mmap1", "brk1", "fork1"]),
+        processes=small,
+        related=st.integers(0, 1),
+        rounds=small,
+        pages=long,
+        vmas=few,
     ),
     "zygote": st.builds(
         Zygote, seed=seeds, apps=small, restarts=small, vmas=small, pages=long, own_vmas=few, own_pages=long
@@ -150,7 +177,7 @@ def test_batched_and_one_by_one_end_in_the_same_state(workload: Workload, large_
 @pytest.mark.parametrize("name", FAMILIES)
 def test_seeds_matter_where_something_is_drawn(name: str) -> None:
     one, other = (list(workload(name, {"seed": seed}).events()) for seed in ("1", "2"))
-    assert (one == other) == (name in ("aim7", "elf", "forkchain"))
+    assert (one == other) == (name in ("aim7", "elf", "forkchain", "storm", "willitscale"))
 
 
 def walk(machine: Machine, pid: int, addr: int) -> int:

@@ -79,7 +79,7 @@ def print_scaling(scaling: Scaling, console: Console) -> None:
     table = Table(box=SIMPLE)
     for heading in ("CPUs", "design", "operations/s", "speed-up", "working", "spinning", "idle", "waited most for"):
         table.add_column(heading, justify="left" if heading in ("design", "waited most for") else "right")
-    first = {}
+    first: dict[str, Point] = {}
     for point in scaling.figures.points:
         first.setdefault(point.design, point)
     points = sorted(scaling.figures.points, key=lambda point: (point.cpus, inputs.designs.index(point.design)))
