@@ -191,8 +191,8 @@ class Watched(Witness):
         else:
             super().rcu_leave()
 
-    def rcu_call(self, what: str, subject: object) -> None:
-        self.execution.rcu_call(what, subject)
+    def rcu_call(self, what: str, subject: object, then: Callable[[], None] | None = None) -> None:
+        self.execution.rcu_call(what, subject, then)
 
     def free(self, what: str, subject: object) -> None:
         self.execution.free(what, subject)
