@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from xml.etree.ElementTree import fromstring
 
 import msgspec
@@ -19,7 +20,7 @@ from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.rmap import load
+from rmaplab.rmap import DESIGNS, load
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header, History
 from rmaplab.trace.play import Player
@@ -112,6 +113,23 @@ def test_a_binary_tree_is_drawn_the_right_way_round() -> None:
     for part, above in sided:
         assert part.x < above.x if part.side == "l" else part.x > above.x
         assert part.y == above.y + 1
+
+
+@pytest.mark.parametrize("name", TOURS)
+def test_what_is_drawn_is_what_a_design_says_it_holds(name: str) -> None:
+    """Each anon_vma, AVC and context once, none that is gone, in every design that has such."""
+    tour = TOURS[name]
+    film = shoot(tour.history(), [load(name) for name in DESIGNS], PROFILES["6.12"], tour=tour)
+    for state in states(film):
+        for slot in range(len(DESIGNS)):
+            drawn = Counter(
+                part.kind for key, part in state.items() if isinstance(part, Part) and key.startswith(f"{slot}/")
+            )
+            holding = state[f"{slot}/"]
+            assert isinstance(holding, Holding)
+            held = {kind: count for kind, count, _ in holding.objects}
+            for kind in ("anon_vma", "anon_vma_chain", "cow_context"):
+                assert drawn[kind] == held.get(kind, 0), kind
 
 
 # Why two VMAs are two

@@ -27,7 +27,7 @@ from rmaplab.explore.tours import RACES, TOURS
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.profile import PROFILES
-from rmaplab.rmap import load
+from rmaplab.rmap import DESIGNS, load
 from rmaplab.sync.interleave import Execution, perform
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import FileEntry, Header, History
@@ -128,6 +128,7 @@ def test_a_tour_steps_through_and_says_what_the_text_says(browser: Any, tmp_path
         areas = [area for space in spaces for id in space.areas if isinstance(area := state.get(f"V{id}"), Area)]
         cells = [cell for area in areas for cell in text.all_cells(area)]
         assert seen["spaces"] == [text.space_title(state, space) for space in spaces]
+        assert seen["apart"] == [reason for area in areas for reason in area.apart]
         assert seen["areas"] == [text.area_line(area) for area in areas]
         assert seen["faces"] == [text.face(cell, state) for cell in cells]
         assert [label.removesuffix("; ask who maps it") for label in seen["labels"]] == [
@@ -156,7 +157,7 @@ EVERYTHING = """(designs) => {
   return {
     words: words('#words'), say: words('#say'), wrong: words('#wrong'), lanes: words('#race .lane'),
     did: words('#race [aria-current] span:not(.number)'), spaces: words('.space h3'), changes: words('#changes li'),
-    areas: all('.area h4', (one) => one.textContent),
+    apart: all('.apart li', (one) => one.textContent), areas: all('.area h4', (one) => one.textContent),
     faces: all('.cell:not(.sample)', (one) => one.firstChild.data),
     labels: all('.cell:not(.sample)', (one) => one.ariaLabel),
     designs: [...Array(designs).keys()].map((slot) => [
@@ -170,12 +171,12 @@ EVERYTHING = """(designs) => {
 def test_clicking_a_page_lights_what_the_walk_returns_in_its_order(
     browser: Any, tmp_path: Path, name: str
 ) -> None:
-    """Held against walks made afresh, on a machine that no camera ever looked at."""
-    tour = TOURS[name]
-    film = tour_film(name)
+    """In every design there is, held against walks made afresh, on a machine that no camera ever looked at."""
+    history = TOURS[name].history()
+    designs = [load(name) for name in DESIGNS]
+    film = shoot(history, designs, PROFILES["6.12"], tour=TOURS[name])
     opened = Opened(browser, tmp_path / "tour.html", film)
-    history = tour.history()
-    machine = Machine(PROFILES["6.12"], [load(name) for name in tour.designs])
+    machine = Machine(PROFILES["6.12"], designs)
     player = Player(machine, history.header, batch=False)
     asked = 0
     for number, _ in player.steps(history):

@@ -21,6 +21,7 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, Family
+from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap, LazyFamily, RootVma
 from rmaplab.rmap.context import ContextRmap, CowContext
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
@@ -138,6 +139,11 @@ class AnonVmaView(View):
     def key(self, thing: object) -> str:
         return self._name(thing) if isinstance(thing, AnonVma) else ""
 
+    def _target(self, family: Family) -> str:
+        """What new folios of a VMA point to."""
+        assert family.anon_vma is not None
+        return self._name(family.anon_vma)
+
     def parts(self, machine: Machine, scope: Scope) -> dict[str, Part]:
         result: dict[str, Part] = {}
         pids = processes_of(machine)
@@ -146,9 +152,9 @@ class AnonVmaView(View):
         linked: dict[int, AnonVma] = {}
         for vma in scope.vmas:
             family = cast("Family | None", vma.rmap[self.design.slot])
-            if family is None or family.anon_vma is None:
+            if family is None:
                 continue
-            name = self._name(family.anon_vma)
+            name = self._target(family)
             users.setdefault(name, []).append(f"V{vma.id}")
             chain = [avc.anon_vma for avc in family.chain]
             for anon_vma in chain:
@@ -159,7 +165,7 @@ class AnonVmaView(View):
                 "chains|Chains, one a VMA",
                 "chain",
                 f"V{vma.id}",
-                [("new folios", name), ("linked", " ".join(map(self._name, chain)))],
+                [("new folios", name), ("linked", " ".join(map(self._name, chain)) or "to none")],
                 f"V{vma.id} of {owner(pids, vma.mm)} has had anonymous pages, so it must be found from every"
                 " anon_vma that one of its folios may point to.",
                 area=vma.id,
@@ -252,10 +258,9 @@ class AnonVmaView(View):
         below = cast("Family | None", prev.rmap[slot])
         above = cast("Family | None", next.rmap[slot])
         if below is not None and above is not None:
-            assert below.anon_vma is not None and above.anon_vma is not None
             return (
-                f"both have pages, of different anon_vmas: V{prev.id}'s is {self._name(below.anon_vma)},"
-                f" V{next.id}'s is {self._name(above.anon_vma)}"
+                f"both have pages, of different anon_vmas: V{prev.id}'s is {self._target(below)},"
+                f" V{next.id}'s is {self._target(above)}"
             )
         had, has = (prev, below) if above is None else (next, above)
         linked = 0 if has is None else len(has.chain)
@@ -265,6 +270,72 @@ class AnonVmaView(View):
             if linked > 1
             else f"a range with pages does not join a VMA that has had none (only V{had.id} has)"
         )
+
+
+class AnonVmaLazyView(AnonVmaView):
+    """anon_vma_lazy: the same, and the VMAs that folios point to as long as there is no anon_vma."""
+
+    about: ClassVar[dict[str, str]] = {
+        "roots": "VMAs that folios point to as long as nobody forked. All entries for such a folio are in one address"
+        " space, at its page offset plus what the root adds. A fork gives the root an anon_vma.",
+        **AnonVmaView.about,
+    }
+
+    def __init__(self, design: AnonVmaLazyRmap) -> None:
+        super().__init__(design)
+        self.lazy: Final = design
+
+    def key(self, thing: object) -> str:
+        return f"R{thing.number}" if isinstance(thing, RootVma) else super().key(thing)
+
+    def _target(self, family: Family) -> str:
+        if family.anon_vma is None and isinstance(family, LazyFamily) and family.root is not None:
+            return f"R{family.root.number}"
+        return super()._target(family)
+
+    def parts(self, machine: Machine, scope: Scope) -> dict[str, Part]:
+        pids = processes_of(machine)
+        mms = {mm.id for mm in scope.mms()}
+        group = "roots|Root VMAs"
+        # With a scheduler, what was freed keeps its number.
+        roots = [root for root in self.lazy.roots if root is not None and (root.vmas or root.pins)]
+        kept = [root for root in roots if root.mm.id in mms][:MANY] if len(roots) > MANY else roots
+        result: dict[str, Part] = {}
+        for root in kept:
+            upgraded = root.anon_vma is not None and self._name(root.anon_vma)
+            result[f"R{root.number}"] = Part(
+                group,
+                "root_vma",
+                f"R{root.number}",
+                [
+                    ("is", f"V{root.vma.id}" if root.vma is not None else "gone, pinned"),
+                    ("adds", signed(root.offset)),
+                    ("anon_vma", upgraded or "none yet"),
+                ],
+                f"Folios that {owner(pids, root.mm)} mapped before it forked point here.",
+                area=0 if root.vma is None else root.vma.id,
+                mm=root.mm.id,
+            )
+        if len(kept) < len(roots):
+            result["R…"] = more(group, "root_vma", len(roots) - len(kept))
+        result.update(super().parts(machine, scope))
+        return result
+
+    def anchor(self, pfn: int) -> str:
+        number: int = self.design.anchor.m[pfn]
+        if number < 0 and not self.design.folios.flags.m[pfn] & FOLIO_KSM:
+            return f"R{-number}"
+        return super().anchor(pfn) if number >= 0 else ""
+
+    def via(self, pfn: int, vma: VMA, addr: int) -> list[str]:
+        number: int = self.design.anchor.m[pfn]
+        root = self.lazy.roots[-number] if number < 0 else None
+        if root is None:
+            return super().via(pfn, vma, addr)
+        if root.anon_vma is None:
+            return [f"R{root.number}"]
+        name = self._name(root.anon_vma)
+        return [f"R{root.number}", name, f"{name}.V{vma.id}"]
 
 
 class ContextView(View):
@@ -291,7 +362,8 @@ class ContextView(View):
     def parts(self, machine: Machine, scope: Scope) -> dict[str, Part]:
         pids = processes_of(machine)
         result: dict[str, Part] = {}
-        every = [context for context in self.design.contexts if context is not None]
+        # With a scheduler, what was freed keeps its number.
+        every = [context for context in self.design.contexts if context is not None and context.refcount > 0]
         kept: set[int] = {context.number for context in every}
         if len(every) > MANY:
             kept = set()
@@ -424,6 +496,8 @@ def view_of(design: ReverseMap) -> View:
         view = own()
         assert isinstance(view, View)
         return view
+    if isinstance(design, AnonVmaLazyRmap):
+        return AnonVmaLazyView(design)
     if isinstance(design, AnonVmaRmap):
         return AnonVmaView(design)
     if isinstance(design, ContextRmap):

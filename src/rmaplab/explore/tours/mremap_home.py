@@ -81,7 +81,8 @@ TOUR = Tour(
             mremap(1, AREA + 0x1000, 1, 1, _MOVE, AWAY),
             "A single page from the middle is moved away. The VMA is split in three, each with its page"
             " offset; anon_vma clones the chain for every piece, cow_context records the one piece that is"
-            " displaced.",
+            " displaced. (The newcomer's record comes in three now: a remap tree is a map of page offsets, and in the"
+            " middle there are two places to look at.)",
             ask=(1, AWAY),
         ),
         Beat(
