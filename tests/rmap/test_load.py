@@ -28,7 +28,15 @@ class {name}(ReverseMap):
 
 
 def test_the_designs_that_come_with_it_have_a_fixed_order_and_their_own_names() -> None:
-    assert list(DESIGNS) == ["anon_vma", "anon_vma_lazy", "cow_context", "cow_context_prototype", "page_scan"]
+    assert list(DESIGNS) == [
+        "anon_vma",
+        "anon_vma_lazy",
+        "cow_context",
+        "cow_context_prototype",
+        "anonmm",
+        "pte_chain",
+        "page_scan",
+    ]
     assert set(STANDARD) < set(DESIGNS)
     assert specs(["all"], ()) == list(DESIGNS)
     assert specs(None, STANDARD) == list(STANDARD)

@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from typing import Final, cast
 
 from rmaplab.check.mutants import Mutant
-from rmaplab.mm.vma import VMA
+from rmaplab.mm.folio import Int64s
+from rmaplab.mm.pagetable import PTE_ANON, PTE_SHIFT
+from rmaplab.mm.vma import MM, VMA
 from rmaplab.rmap.anon_vma import AnonVma
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap, LazyFamily, RootVma
+from rmaplab.rmap.anonmm import AnonMM, AnonMMRmap
+from rmaplab.rmap.pte_chain import PteChainRmap
 
 # anon_vma_lazy
 
@@ -65,6 +69,78 @@ class UpgradeNotNoticed(AnonVmaLazyRmap):
         return None if getattr(self, "_at_root", None) is root else super()._anon_vma_of(root)
 
 
+# anonmm
+
+
+class OddNotRecorded(AnonMMRmap):
+    name = "anonmm, shared page that mremap moves not recorded as odd"
+
+    def _add_odd(self, mm: MM, pfn: int, number: int) -> None:
+        pass
+
+
+class AddressKept(AnonMMRmap):
+    name = "anonmm, page keeps its address when mremap moves it"
+
+    def entries_moved(self, mm: MM, old: int, new: int, entries: Int64s) -> None:
+        pass
+
+
+class ChildNotListed(AnonMMRmap):
+    name = "anonmm, child's anonmm not in the list"
+
+    def mm_forked(self, parent: MM, child: MM) -> None:
+        self.mm_created(child)
+
+
+class ListedLate(AnonMMRmap):
+    """A walk passes the child, and then fork copies what the walk has yet to deal with."""
+
+    name = "anonmm, child's anonmm at the beginning of the list"
+
+    def _from(self, anonmm: AnonMM) -> list[AnonMM]:
+        return super()._from(anonmm)[::-1]
+
+
+# pte_chain
+
+
+class ForkAddsNothing(PteChainRmap):
+    name = "pte_chain, entries copied by fork not added"
+
+    def entries_added(self, mm: MM, addr: int, entries: Int64s) -> None:
+        pfns = entries[(entries & PTE_ANON) != 0] >> PTE_SHIFT
+        if not len(pfns) or not self.direct.v[pfns].all():
+            super().entries_added(mm, addr, entries)
+
+
+class NewestLost(PteChainRmap):
+    name = "pte_chain, pointer that takes a removed one's place lost"
+
+    def _remove_from_chain(self, pfn: int, pointer: int) -> None:
+        newest = self.chains[pfn][-1]
+        super()._remove_from_chain(pfn, pointer)
+        if pointer != newest and self.direct.m[pfn]:
+            super()._remove_from_chain(pfn, newest)
+
+
+class MoveForgotten(PteChainRmap):
+    name = "pte_chain, list not changed when mremap moves an entry"
+
+    def entries_moved(self, mm: MM, old: int, new: int, entries: Int64s) -> None:
+        pass
+
+
+class MovedInTwoSteps(PteChainRmap):
+    """As 2.5 did it, which had no migration that could miss the entry."""
+
+    name = "pte_chain, pointer removed first and added later when mremap moves an entry"
+
+    def entries_moved(self, mm: MM, old: int, new: int, entries: Int64s) -> None:
+        self.entries_removed(mm, old, entries)
+        self.entries_added(mm, new, entries)
+
+
 RIVAL_MUTANTS: Final = (
     Mutant("fork upgrades the parent", AnonVmaLazyRmap, ChildOfALazyParent, "incomplete"),
     Mutant("mremap upgrades its source", AnonVmaLazyRmap, MovedWhileLazy, "incomplete"),
@@ -72,5 +148,15 @@ RIVAL_MUTANTS: Final = (
     Mutant("a root VMA stays while folios may point to it", AnonVmaLazyRmap, RootNotPinned, "incomplete"),
     Mutant(
         "a walk goes on where an upgrade went", AnonVmaLazyRmap, UpgradeNotNoticed, "race", scene="restore / first fork"
+    ),
+    Mutant("a shared page that is moved is odd", AnonMMRmap, OddNotRecorded, "incomplete"),
+    Mutant("a page that is moved gets its address", AnonMMRmap, AddressKept, "incomplete"),
+    Mutant("fork lists the child", AnonMMRmap, ChildNotListed, "incomplete"),
+    Mutant("the parent comes before its child", AnonMMRmap, ListedLate, "race", scene="restore / fork"),
+    Mutant("fork adds the entries that it copies", PteChainRmap, ForkAddsNothing, "incomplete"),
+    Mutant("the newest takes the place of what is removed", PteChainRmap, NewestLost, "incomplete"),
+    Mutant("mremap changes the list", PteChainRmap, MoveForgotten, "incomplete"),
+    Mutant(
+        "a moved entry is never out of the list", PteChainRmap, MovedInTwoSteps, "race", scene="restore / mremap away"
     ),
 )

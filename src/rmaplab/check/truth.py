@@ -43,6 +43,7 @@ from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, VMA
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context import CowContextRmap
+from rmaplab.rmap.pte_chain import PteChainRmap
 
 Place = tuple[VMA, int]
 Bools = npt.NDArray[np.bool_]
@@ -183,6 +184,8 @@ def stray_records(design: ReverseMap, machine: Machine, mm: MM) -> list[str]:
     In `anon_vma`, chains are bounded by what was ever there at once.  An anon_vma is only made in a fork that
     finds none in the chain to take over, so all above the newest had, at that moment, a VMA that puts pages into
     them or a second child, which has a VMA somewhere below it: two links for each VMA, at most.
+
+    In `pte_chain` there is one pointer for each entry, and no more nodes than it takes to hold them.
     """
     wrong: list[str] = []
     if isinstance(design, AnonVmaRmap):
@@ -192,6 +195,14 @@ def stray_records(design: ReverseMap, machine: Machine, mm: MM) -> list[str]:
             if family is not None and len(family.chain) > bound:
                 wrong.append(f"{vma!r} has {len(family.chain)} links, of which {bound} could be needed at most")
                 break
+    if isinstance(design, PteChainRmap):
+        entries = len(mm.page_table.anon_entries()[0])
+        pointers = design.pointers_to(mm)
+        if pointers != entries:
+            wrong.append(f"{pointers} pointers to entries of mm {mm.id} are listed, and it has {entries} entries")
+        nodes = sum(-(-len(chain) // design.slots) for chain in design.chains.values())
+        if design.pool.live != nodes:
+            wrong.append(f"{design.pool.live} nodes of chains are in use, and {nodes} would do")
     if not isinstance(design, CowContextRmap):
         return wrong
     displaced: list[tuple[int, int, int]] = []

@@ -58,7 +58,10 @@ def merge_pages(system: System, mm: MM, addr: int, other_mm: MM, other_addr: int
     if new:
         _remember(system, vma, addr, pfn)
     system.folios.mapcount.m[pfn] += 1
-    other_mm.page_table.set(other_addr, entry & ~(PTE_WRITE | PTE_EXCLUSIVE) | PTE_KSM)
+    entry = entry & ~(PTE_WRITE | PTE_EXCLUSIVE) | PTE_KSM
+    other_mm.page_table.set(other_addr, entry)
+    system.tell_entry_removed(other_mm, other_addr, other)
+    system.tell_entry_added(other_mm, other_addr, entry)
     system.release_page(other_pfn)
     return 0
 

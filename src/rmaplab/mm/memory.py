@@ -135,6 +135,9 @@ def _new_pages(
     system.folios.mapcount.v[pfns] = 1
     entries[:] = (pfns << PTE_SHIFT) | (_NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY)
     leaf.used += count - nr_old
+    for watcher in system.entry_watchers:
+        watcher.entries_removed(vma.mm, addr, old)
+        watcher.entries_added(vma.mm, addr, entries)
     leaf.lock.unlock()
     system.tlb_flushes.count += nr_old
     if copied:
@@ -312,7 +315,9 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
     else:
         system.tlb_flushes.count += 1  # ptep_clear_flush() in wp_page_copy()
         if old & PTE_ANON:
+            system.tell_entry_removed(vma.mm, addr, old)
             left = system.drop_mapcount(old >> PTE_SHIFT)
+    system.tell_entry_added(vma.mm, addr, leaf.m[i])
     leaf.lock.unlock()
     if left == 0:
         system.try_free(folios.head.m[old >> PTE_SHIFT])
@@ -346,6 +351,8 @@ def _new_large(system: System, vma: VMA, addr: int, leaf: Leaf, i: int) -> bool:
     flags = _NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY
     entries[:] = (np.arange(pfn, pfn + nr_pages, dtype=np.int64) << PTE_SHIFT) | flags
     leaf.used += nr_pages
+    for watcher in system.entry_watchers:
+        watcher.entries_added(vma.mm, start, entries)
     return True
 
 
@@ -392,6 +399,7 @@ def split_folio(system: System, head: int, in_place: bool = True) -> None:
         if not folios.flags.m[pfn] & FOLIO_WRITTEN:
             leaf = lock_new_leaf(vma.mm.page_table, addr)
             leaf.m[addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)] = PTE_ZERO | PTE_YOUNG
+            system.tell_entry_removed(vma.mm, addr, entry)
             system.drop_mapcount(pfn)
             leaf.lock.unlock()
     for pfn in range(head, head + nr_pages):
@@ -504,6 +512,7 @@ def _map_copy(
     if vma.flags & VM_WRITE and (write or system.profile.swap_in_writable):
         flags |= PTE_WRITE
     leaf.m[i] = pfn << PTE_SHIFT | flags
+    system.tell_entry_added(vma.mm, addr, leaf.m[i])
     system.put_slot(slot_number)
 
 
@@ -538,6 +547,7 @@ def _map_swapped(
     system.mapcount_changes(pfn)
     folios.mapcount.m[pfn] += 1
     leaf.m[i] = pfn << PTE_SHIFT | flags
+    system.tell_entry_added(vma.mm, addr, leaf.m[i])
 
 
 # Zapping
@@ -567,6 +577,10 @@ def zap_range(system: System, mm: MM, start: int, end: int) -> None:
                     zap_at(system, mm, base + (i << PAGE_SHIFT))
                     zapped = True
         else:
+            if system.entry_watchers:
+                gone = leaf.v[first:last].copy()
+                for watcher in system.entry_watchers:
+                    watcher.entries_removed(mm, base + (first << PAGE_SHIFT), gone)
             there = _zap_leaf(leaf, first, last)
             zapped = zapped or len(there) > 0
             removed.append(there)
@@ -593,6 +607,7 @@ def zap_at(system: System, mm: MM, addr: int) -> None:
         system.entries_zapped.count += 1
         leaf.m[i] = 0
         leaf.used -= 1
+        system.tell_entry_removed(mm, addr, entry)
         if entry & PTE_ANON:
             left = system.drop_mapcount(entry >> PTE_SHIFT)
     unlock_leaf(mm.page_table, addr, leaf)
@@ -666,6 +681,8 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
                 new = target_table.leaf(base)
                 new.v[first:last] = copy
                 new.used += used
+        for watcher in system.entry_watchers:
+            watcher.entries_added(target, max(start, base), copy)
         leaf.lock.unlock()
         copied.append(copy)
         if len(copied) == together:
@@ -709,6 +726,7 @@ def _copy_entry(system: System, source: MM, target: MM, addr: int) -> None:
             leaf.m[i] = entry
             new.m[i] = entry
             new.used += 1
+            system.tell_entry_added(target, addr, entry)
         leaf.lock.unlock()
     unlock_leaf(target.page_table, addr, new)
 
@@ -763,6 +781,8 @@ def _move_entries(
         leaf.used -= used
         target.v[new_first : new_first + count] = entries
         target.used += used
+        for watcher in system.entry_watchers:
+            watcher.entries_moved(vma.mm, old, new, entries)
         if target is not leaf:
             unlock_leaf(page_table, new, target)
         unlock_leaf(page_table, old, leaf)

@@ -23,6 +23,7 @@ Sizes
   mask of 8 bytes (up to 64 possible CPUs) in 6.1, 1344 and two of 8 in 6.12; 1472 and three of 32 bytes
   (CONFIG_NR_CPUS=256) in the 6.18 that was looked at.
 - cow_context and remap exist in no kernel: see `_cow_context_size` and `_REMAP_SIZE`.
+- pte_chain and anonmm are of kernels before 64-bit machines were common: see `_PTE_CHAIN_SIZE` and `_ANONMM_SIZE`.
 """
 
 from __future__ import annotations
@@ -176,6 +177,18 @@ _REMAP_SIZE: Final = (
     + 16  # struct rcu_head: a walk may be looking at it
 )
 
+# struct pte_chain of 2.5 and 2.6.0 to 2.6.6 (mm/rmap.c): the address of the next and the index of the first used slot
+# in one word, and as many pointers to entries as fill a cache line: 7 where that has 64 bytes.
+_PTE_CHAIN_SIZE: Final = 64
+
+_ANONMM_SIZE: Final = (  # struct anonmm (H. Dickins, "rmap 10 add anonmm rmap", 22 May 2004)
+    4  # references: its mm, its head, and each page that points here
+    + 4  # the lock of the list, used in the head: spinlock_t
+    + 8  # the mm: struct mm_struct *
+    + 8  # the head: struct anonmm *
+    + 16  # its place in the list: struct list_head
+)
+
 REFERENCE: Final = "6.12"
 
 PROFILES: Final[dict[str, Profile]] = {
@@ -191,6 +204,8 @@ PROFILES: Final[dict[str, Profile]] = {
             "anon_vma_chain": 64,
             "cow_context": _cow_context_size(16),
             "remap": _REMAP_SIZE,
+            "pte_chain": _PTE_CHAIN_SIZE,
+            "anonmm": _ANONMM_SIZE,
         },
     ),
     "6.1": Profile(
@@ -204,6 +219,8 @@ PROFILES: Final[dict[str, Profile]] = {
             "anon_vma_chain": 64,
             "cow_context": _cow_context_size(24),
             "remap": _REMAP_SIZE,
+            "pte_chain": _PTE_CHAIN_SIZE,
+            "anonmm": _ANONMM_SIZE,
         },
         upper_first=True,
         close_forbids_merge=True,
@@ -228,6 +245,8 @@ PROFILES: Final[dict[str, Profile]] = {
             "anon_vma_chain": 64,
             "cow_context": _cow_context_size(16),
             "remap": _REMAP_SIZE,
+            "pte_chain": _PTE_CHAIN_SIZE,
+            "anonmm": _ANONMM_SIZE,
         },
         relaxed_anon_merge=True,
         move_many=True,

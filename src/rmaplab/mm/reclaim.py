@@ -182,10 +182,12 @@ def _try_to_unmap(system: System, pfn: int, slot: int) -> None:
             elif slot < 0:
                 leaf.m[i] = 0
                 leaf.used -= 1
+                system.tell_entry_removed(vma.mm, addr, entry)
                 left = system.drop_mapcount(pfn)
             else:
                 system.swap[slot].count += 1
                 leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & PTE_EXCLUSIVE
+                system.tell_entry_removed(vma.mm, addr, entry)
                 left = system.drop_mapcount(pfn)
         unlock_leaf(page_table, addr, leaf)
         if left == 0:

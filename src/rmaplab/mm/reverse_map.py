@@ -79,6 +79,7 @@ class ReverseMap:
     """A design.  Subclass it, give it a `name`, and override what it needs to know."""
 
     name: ClassVar[str] = "unnamed"
+    watches_entries: ClassVar[bool] = False  # is it to be told of entries? (most designs are not, and pay nothing)
 
     def __init__(self, attachment: Attachment) -> None:
         self.slot: Final = attachment.slot
@@ -190,6 +191,21 @@ class ReverseMap:
 
     def ksm_removed(self, mm: MM, addr: int, pfn: int) -> None:
         """KSM forgets that place (remove_rmap_item_from_tree(): unmerged, changed, or `mm` gone)."""
+
+    # Entries, told to designs with `watches_entries` alone, under the page-table lock.  Of `entries`, which follow
+    # each other from an address on, those with PTE_ANON or PTE_MIGRATION are meant: the page has an entry there,
+    # or had.  That an entry turns from the one into the other, or is protected, is not told.
+
+    def entries_added(self, mm: MM, addr: int, entries: Int64s) -> None:
+        """They are in the page table of `mm` by now (page_add_rmap() of 2.5: faults, swap-in, fork)."""
+
+    def entries_removed(self, mm: MM, addr: int, entries: Int64s) -> None:
+        """They were there, and are not any more (page_remove_rmap() of 2.5: copy-on-write, swap-out, unmap)."""
+
+    def entries_moved(self, mm: MM, old: int, new: int, entries: Int64s) -> None:
+        """They were at `old`, and are at `new` now (copy_one_pte() of mm/mremap.c in 2.5)."""
+        self.entries_removed(mm, old, entries)
+        self.entries_added(mm, new, entries)
 
     # Questions
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from typing import Final
 
+import numpy as np
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.folio import Folios, Int64s
 from rmaplab.mm.locking import start_write
-from rmaplab.mm.pagetable import PageTable
+from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
 from rmaplab.mm.vma import MM, VMA, File
@@ -104,6 +105,7 @@ class System:
             for slot, design in enumerate(designs)
         ]
         self.leader: Final = self.designs[leader]
+        self.entry_watchers: Final = [design for design in self.designs if design.watches_entries]
         self.nr_large = 0  # large folios allocated ever: 0 keeps the fast paths fast
         self.swap: Final[dict[int, SwapSlot]] = {}
         self.slot_of: Final[dict[int, int]] = {}  # pfn in the swap cache -> slot
@@ -286,6 +288,16 @@ class System:
             for design in self.designs:
                 design.vma_removed(vma)
             vma.prepared = False
+
+    def tell_entry_added(self, mm: MM, addr: int, entry: int) -> None:
+        if self.entry_watchers and entry & (PTE_ANON | PTE_MIGRATION):
+            for design in self.entry_watchers:
+                design.entries_added(mm, addr, np.array([entry], dtype=np.int64))
+
+    def tell_entry_removed(self, mm: MM, addr: int, entry: int) -> None:
+        if self.entry_watchers and entry & (PTE_ANON | PTE_MIGRATION):
+            for design in self.entry_watchers:
+                design.entries_removed(mm, addr, np.array([entry], dtype=np.int64))
 
     # Pages
 

@@ -82,6 +82,8 @@ def _move_one(system: System, target_vma: VMA, target: int, source_vma: VMA, sou
             design.folio_moved(target_vma, target, pfn)
         page_table.set(source, 0)
         page_table.set(target, entry | PTE_WRITE)
+        system.tell_entry_removed(source_vma.mm, source, entry)
+        system.tell_entry_added(target_vma.mm, target, entry)
     elif entry & PTE_SWAP:
         if not entry & PTE_EXCLUSIVE:
             return -EBUSY

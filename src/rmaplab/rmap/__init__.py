@@ -19,9 +19,11 @@ from typing import Final
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
+from rmaplab.rmap.anonmm import AnonMMRmap
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
 from rmaplab.rmap.page_scan import PageScanRmap
+from rmaplab.rmap.pte_chain import PteChainRmap
 
 __all__ = ["ALL", "DESIGNS", "ENTRY_POINT_GROUP", "STANDARD", "load", "specs"]
 
@@ -30,6 +32,8 @@ DESIGNS: Final[dict[str, type[ReverseMap]]] = {
     "anon_vma_lazy": AnonVmaLazyRmap,
     "cow_context": CowContextRmap,
     "cow_context_prototype": CowContextPrototypeRmap,
+    "anonmm": AnonMMRmap,
+    "pte_chain": PteChainRmap,
     "page_scan": PageScanRmap,
 }
 

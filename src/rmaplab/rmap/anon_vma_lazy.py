@@ -374,6 +374,20 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         if self.scheduler is not None:
             self.scheduler.point(what, subject, write)
 
+    def related(self, vma: VMA, pfn: int) -> bool:
+        # Would the walk come by?  It does if the VMA has the root, or a link to the anon_vma.
+        family = cast(LazyFamily, vma.rmap[self.slot])
+        number: int = self.anchor.m[pfn]
+        anon_vma: AnonVma | None = None
+        if number >= 0:
+            anon_vma = self.anon_vmas[number]
+        else:
+            root = self.roots[-number]
+            if root is None or root.anon_vma is None:
+                return root is not None and family.root is root
+            anon_vma = root.anon_vma
+        return any(link.anon_vma is anon_vma for link in family.chain)
+
     # Merge rules
 
     def _same(self, family: Family, other: Family) -> bool:

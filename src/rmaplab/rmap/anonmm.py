@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Design `anonmm`: one object per address space, in the list of those that came from one exec; and a virtual address.
+
+H. Dickins' reverse map of 2003 and 2004 ("rmap 10 add anonmm rmap", on the way to 2.6.7), which anon_vma replaced
+before that was released; the ancestor of CoW contexts.  A page can only be mapped at one address, in the address
+spaces that descend from one exec.  So a page holds that address, and the *anonmm* of the address space that had it
+first; a walk looks at that address in all of the list.
+
+What breaks this is mremap.  A page that one entry maps just gets its new address.  A page that more map was
+copied for the one that moved it ("rmap 11 mremap moves"): a price that the lists of entries did not ask for, and a
+reason for which anon_vma won.  A design cannot make the machine copy; so this one remembers the entry as *odd*, and
+counts the pages that Linux would have copied.  The same list takes the other entries that are not where the page
+says: those that KSM makes, and those that were in swap while a page moved (where 2.6.7 lost track).
+
+Data
+- `AnonMM`: the mm (None once it is gone), the head of its list, references (its mm, and each page that points to it;
+  in the head also each of the others), and in the head the list: in order of fork.
+- for each page: its anonmm, and its address.
+- odd entries, by page.
+
+Invariants
+- An entry for a page (present or migrating) is at the page's address in an address space of the list that its anonmm
+  is in, or it is odd and recorded.
+- An anonmm stays while pages point to it, and its head while any is left.
+
+Locking: the head's spin lock covers the list, and is held for a whole walk: forks and exits of the family wait for it,
+and other walks.  PG_maplock, a bit in each page, covers its address and odd entries, and nests in the page-table lock.
+2.6.7 tries the page-table locks during a walk and passes what it does not get; our users wait for them.  A page
+that moves while a walk waits is missed, which reclaim survives.  There was no migration that could have suffered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, cast
+
+import numpy as np
+from mypy_extensions import mypyc_attr
+
+from rmaplab.mm.folio import Column, Int64s
+from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
+from rmaplab.mm.reverse_map import Attachment, ReverseMap
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.sync.locks import Rcu, SpinLock
+from rmaplab.sync.work import LockClass, Pool, Tally
+
+
+class AnonMM:
+    """struct anonmm: one address space in the list of those that descend from one exec."""
+
+    def __init__(self, number: int, mm: MM, head: AnonMM | None, lock: SpinLock | None) -> None:
+        self.number: Final = number  # what pages hold
+        self.mm: MM | None = mm
+        self.above: Final = head
+        self.lock: Final = lock  # the head's is the one that is locked
+        self.count = 1
+        self.members: Final[dict[int, AnonMM]] = {}  # in the head: the list, itself first
+
+    def head(self) -> AnonMM:
+        return self if self.above is None else self.above
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class AnonMMRmap(ReverseMap):
+    """A list of address spaces since exec, and a virtual address."""
+
+    name = "anonmm"
+    watches_entries = True
+
+    def __init__(self, attachment: Attachment) -> None:
+        super().__init__(attachment)
+        self.pool: Final[Pool] = self.ledger.pool("anonmm", attachment.profile.sizes["anonmm"])
+        self.head_lock_class: Final[LockClass] = self.ledger.lock_class("anonmm head lock")
+        self.map_lock_class: Final[LockClass] = self.ledger.lock_class("page map lock")
+        self.rcu: Final = Rcu(self.ledger, self.scheduler)
+        self.walks: Final[Tally] = self.ledger.tally("walks")
+        self.visited: Final[Tally] = self.ledger.tally("anonmms visited")
+        self.look_ups: Final[Tally] = self.ledger.tally("vma tree look-ups")
+        self.places: Final[Tally] = self.ledger.tally("places visited")
+        self.readdressed: Final[Tally] = self.ledger.tally("pages given a new address")
+        self.copies: Final[Tally] = self.ledger.tally("pages that Linux would have copied")
+        self.owner: Final[Column] = attachment.folios.column(np.int32)
+        self.page_number: Final[Column] = attachment.folios.column(np.int64)  # address >> PAGE_SHIFT
+        self.odd: Final[dict[int, list[tuple[MM, int]]]] = {}  # by pfn: address space, and address >> PAGE_SHIFT
+        self.anonmms: Final[list[AnonMM | None]] = [None]  # by number
+        self.free_numbers: Final[list[int]] = []
+        self.held: Final[dict[int, AnonMM]] = {}
+        self.replaced: Final[dict[int, int]] = {}  # during a migration: page -> the page that stands for it
+        self.map_locks: Final[dict[int, SpinLock]] = {}
+        self._any_map_lock: Final = SpinLock(self.map_lock_class, None)
+
+    def anonmm_of(self, mm: MM) -> AnonMM:
+        return cast(AnonMM, mm.rmap[self.slot])
+
+    # An address space
+
+    def mm_created(self, mm: MM) -> None:
+        # exec_rmap()
+        anonmm = self._new(mm, None)
+        anonmm.count = 2  # its mm, and being the head
+        anonmm.members[anonmm.number] = anonmm
+
+    def mm_forked(self, parent: MM, child: MM) -> None:
+        # dup_rmap(): at the end of the list, before its entries are copied
+        head = self.anonmm_of(parent).head()
+        anonmm = self._new(child, head)
+        self._lock(head)
+        head.count += 1
+        head.members[anonmm.number] = anonmm
+        self._unlock(head)
+
+    def mm_gone(self, mm: MM) -> None:
+        # exit_rmap()
+        anonmm = self.anonmm_of(mm)
+        self._lock(anonmm.head())
+        anonmm.mm = None
+        self._unlock(anonmm.head())
+        self._put(anonmm, 1)
+
+    def _new(self, mm: MM, head: AnonMM | None) -> AnonMM:
+        number = self.free_numbers.pop() if self.free_numbers else len(self.anonmms)
+        lock = SpinLock(self.head_lock_class, self.scheduler) if head is None else None
+        anonmm = AnonMM(number, mm, head, lock)
+        if number == len(self.anonmms):
+            self.anonmms.append(anonmm)
+        else:
+            self.anonmms[number] = anonmm
+        self.pool.alloc()
+        mm.rmap[self.slot] = anonmm
+        return anonmm
+
+    def _put(self, anonmm: AnonMM, references: int) -> None:
+        """Some of its references are gone (free_anonmm()); the head has one for each of the others, too."""
+        anonmm.count -= references
+        head = anonmm.head()
+        if anonmm is not head and anonmm.count == 0:
+            self._lock(head)
+            del head.members[anonmm.number]
+            self._unlock(head)
+            self._free(anonmm)
+            head.count -= 1
+        if head.count == 1:
+            self._free(head)
+
+    def _free(self, anonmm: AnonMM) -> None:
+        self.pool.free()
+        if self.scheduler is None:
+            self.anonmms[anonmm.number] = None
+            self.free_numbers.append(anonmm.number)
+
+    def _lock(self, head: AnonMM) -> None:
+        lock = head.lock
+        assert lock is not None
+        lock.lock()
+
+    def _unlock(self, head: AnonMM) -> None:
+        lock = head.lock
+        assert lock is not None
+        lock.unlock()
+
+    # Folios
+
+    def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
+        # page_add_anon_rmap(), of a page that nothing maps yet
+        anonmm = self.anonmm_of(vma.mm)
+        anonmm.count += nr_pages
+        self.map_lock_class.writes += nr_pages
+        self.owner.v[pfn : pfn + nr_pages] = anonmm.number
+        first = addr >> PAGE_SHIFT
+        self.page_number.v[pfn : pfn + nr_pages] = np.arange(first, first + nr_pages)
+
+    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
+        anonmm = self.anonmm_of(vma.mm)
+        anonmm.count += len(pfns)
+        self.map_lock_class.writes += len(pfns)
+        self.owner.v[pfns] = anonmm.number
+        first = addr >> PAGE_SHIFT
+        self.page_number.v[pfns] = np.arange(first, first + len(pfns))
+
+    def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
+        self.folio_mapped(vma, addr, pfn, 1)
+
+    def folio_migrated(self, old: int, new: int, nr_pages: int) -> None:
+        for i in range(nr_pages):
+            number: int = self.owner.m[old + i]
+            anonmm = self.anonmms[number]
+            assert anonmm is not None  # `old` points to it
+            anonmm.count += 1
+            self.owner.m[new + i] = number
+            self.page_number.m[new + i] = self.page_number.m[old + i]
+            odd = self.odd.pop(old + i, None)
+            if odd is not None:
+                self.odd[new + i] = odd
+            self.replaced[old + i] = new + i
+
+    def folio_freed(self, pfn: int, nr_pages: int) -> None:
+        for page in range(pfn, pfn + nr_pages):
+            self.replaced.pop(page, 0)
+            self._forget(self.owner.m[page], 1)
+            self.owner.m[page] = 0
+
+    def folios_freed(self, pfns: Int64s) -> None:
+        if self.replaced:
+            for i in range(len(pfns)):
+                self.replaced.pop(int(pfns[i]), 0)
+        owners = self.owner.v[pfns]
+        for number in np.unique(owners).tolist():
+            self._forget(number, int(np.count_nonzero(owners == number)))
+        self.owner.v[pfns] = 0
+
+    def _forget(self, number: int, nr_pages: int) -> None:
+        """So many pages do not point to that anonmm any more (clear_page_anon())."""
+        anonmm = self.anonmms[number]
+        if anonmm is not None:  # else the page was read from swap, and never mapped
+            self._put(anonmm, nr_pages)
+
+    # Entries
+
+    def entries_added(self, mm: MM, addr: int, entries: Int64s) -> None:
+        # page_dup_rmap() and page_add_anon_rmap() note nothing: an entry is where its page says, or it is odd.
+        for pfn, number in self._elsewhere(addr, entries):
+            self._add_odd(mm, pfn, number)
+
+    def entries_removed(self, mm: MM, addr: int, entries: Int64s) -> None:
+        if self.odd:
+            first = addr >> PAGE_SHIFT
+            for i in np.flatnonzero((entries & (PTE_ANON | PTE_MIGRATION)) != 0).tolist():
+                self._remove_odd(mm, self._page(int(entries[i])), first + i)
+
+    def entries_moved(self, mm: MM, old: int, new: int, entries: Int64s) -> None:
+        # mremap_move_anon_rmap() in move_one_page()
+        self.entries_removed(mm, old, entries)
+        mapcount = self.folios.mapcount.m
+        for pfn, number in self._elsewhere(new, entries):
+            if mapcount[pfn] == 1:
+                lock = self._map_lock(pfn)
+                lock.lock()
+                self.page_number.m[pfn] = number
+                lock.unlock()
+                self.readdressed.count += 1
+            else:
+                self.copies.count += 1
+                self._add_odd(mm, pfn, number)
+
+    def _elsewhere(self, addr: int, entries: Int64s) -> list[tuple[int, int]]:
+        """Pages of those entries, from `addr` on, that are not at the address that their page holds; and where
+        they are instead, in pages."""
+        at = np.flatnonzero((entries & (PTE_ANON | PTE_MIGRATION)) != 0)
+        pfns = entries[at] >> PTE_SHIFT
+        if self.replaced:
+            pfns = np.array([self._page(int(entries[i])) for i in at], dtype=np.int64)
+        numbers = at + (addr >> PAGE_SHIFT)
+        elsewhere = np.flatnonzero(self.page_number.v[pfns] != numbers)
+        return [(int(pfns[i]), int(numbers[i])) for i in elsewhere]
+
+    def _page(self, entry: int) -> int:
+        """The page that the entry is for: while it is migrating, it still names the old one."""
+        pfn = entry >> PTE_SHIFT
+        return self.replaced.get(pfn, pfn) if entry & PTE_MIGRATION else pfn
+
+    def _add_odd(self, mm: MM, pfn: int, number: int) -> None:
+        lock = self._map_lock(pfn)
+        lock.lock()
+        self.odd.setdefault(pfn, []).append((mm, number))
+        lock.unlock()
+
+    def _remove_odd(self, mm: MM, pfn: int, number: int) -> None:
+        entries = self.odd.get(pfn)
+        if entries is not None and (mm, number) in entries:
+            lock = self._map_lock(pfn)
+            lock.lock()
+            entries.remove((mm, number))
+            if not entries:
+                del self.odd[pfn]
+            lock.unlock()
+
+    def _map_lock(self, pfn: int) -> SpinLock:
+        if self.scheduler is None:
+            return self._any_map_lock  # nobody else is there: it only counts
+        lock = self.map_locks.get(pfn)
+        if lock is None:
+            lock = SpinLock(self.map_lock_class, self.scheduler)
+            self.map_locks[pfn] = lock
+        return lock
+
+    # The walk
+
+    def hold(self, pfn: int) -> None:
+        anonmm = self.anonmms[self.owner.m[pfn]]
+        assert anonmm is not None  # the folio is mapped
+        anonmm.count += 1
+        self.held[pfn] = anonmm
+
+    def unhold(self, pfn: int) -> None:
+        self._put(self.held.pop(pfn), 1)
+
+    def _from(self, anonmm: AnonMM) -> list[AnonMM]:
+        """The list, beginning with the one that the page points to: a page cannot come to an older address space
+        by fork, but by swap it can."""
+        members = list(anonmm.head().members.values())
+        at = members.index(anonmm)
+        return members[at:] + members[:at]
+
+    def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        self.walks.count += 1
+        anonmm = self.anonmms[self.owner.m[pfn]]
+        if anonmm is None:
+            return
+        head = anonmm.head()
+        nr_pages = self.folios.nr_pages(pfn)
+        self.rcu.read_lock()
+        self._lock(head)
+        try:
+            for member in self._from(anonmm):
+                self.visited.count += 1
+                mm = member.mm
+                if mm is not None and mm.page_table.leaves:  # mm->rss
+                    for first in self._addresses(pfn, nr_pages):
+                        yield from self._at(mm, first, nr_pages)
+            for page in range(nr_pages):
+                for mm, number in list(self.odd.get(pfn + page, [])) if self.odd else []:
+                    yield from self._at(mm, number - page, nr_pages)
+        finally:
+            self._unlock(head)
+            self.rcu.read_unlock()
+
+    def _addresses(self, pfn: int, nr_pages: int) -> list[int]:
+        """Where the folio's first page is, or would be: one address, unless a part of a large folio was moved."""
+        lock = self._map_lock(pfn)
+        lock.lock()
+        first: int = self.page_number.m[pfn]
+        found = [first]
+        if nr_pages > 1:
+            numbers = self.page_number.v[pfn : pfn + nr_pages] - np.arange(nr_pages)
+            found = np.unique(numbers).tolist()
+        lock.unlock()
+        return found
+
+    def _at(self, mm: MM, number: int, nr_pages: int) -> Iterator[tuple[VMA, int]]:
+        """The VMAs of `mm` from that page on."""
+        start = number << PAGE_SHIFT
+        self.look_ups.count += 1
+        if self.scheduler is not None:
+            self.scheduler.point("look up VMA", mm.tree)
+        for vma in mm.tree.overlapping(start, start + (nr_pages << PAGE_SHIFT)):
+            if vma.prepared:
+                self.places.count += 1
+                yield vma, start if start > vma.start else vma.start

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Design `pte_chain`: each page lists the entries that map it, after mm/rmap.c of 2.5 and of 2.6.0 to 2.6.6.
+
+R. van Riel's reverse map of 2002.  There are no VMAs in it and no page offsets: a page has pointers to the
+page-table entries that map it, and a pointer to an entry says which address space and which address that is.
+page_add_rmap() and page_remove_rmap() are called for each entry that comes and goes.
+
+Data
+- a page that one entry maps points to that entry (PageDirect).
+- a page that more map points to a list of *chains*: nodes of one cache line with room for `slots` pointers
+  each.  Only the first node has free slots.  A page that came to have a chain keeps one as long as it is mapped
+  (page_referenced() makes a chain of one entry a pointer again; the model does not, since a design is not
+  told who walks).
+
+Invariant: the list of a page has one pointer for each entry, present or migrating, that maps it, and no other.  So a
+walk is exact: whatever it visits maps the page.
+
+Locking: a bit lock in each page (PG_maplock) covers its list, and nests in the page-table lock.  Whoever walks has the
+locks the other way round; 2.5 tries the page-table lock, and gives up if it does not get it.  Our users wait
+for it; so a walk lets go of the page while they do, and looks again if an entry was added meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, cast
+
+import numpy as np
+from mypy_extensions import mypyc_attr
+
+from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
+from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
+from rmaplab.mm.reverse_map import Attachment, ReverseMap
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.sync.locks import Rcu, SpinLock
+from rmaplab.sync.work import LockClass, Pool, Tally
+
+# A pointer to an entry: number of the address space << 36 | address >> PAGE_SHIFT.  0 is none.
+_MM_SHIFT: Final = 36
+_PAGE_MASK: Final = (1 << _MM_SHIFT) - 1
+_CHAIN: Final = -1  # in place of a pointer: the page has a chain
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class PteChainRmap(ReverseMap):
+    """A list of entries per page."""
+
+    name = "pte_chain"
+    watches_entries = True
+
+    def __init__(self, attachment: Attachment) -> None:
+        super().__init__(attachment)
+        size = attachment.profile.sizes["pte_chain"]
+        self.slots: Final = (size - 8) // 8  # NRPTE
+        self.pool: Final[Pool] = self.ledger.pool("pte_chain", size)
+        self.lock_class: Final[LockClass] = self.ledger.lock_class("page map lock")
+        self.rcu: Final = Rcu(self.ledger, self.scheduler)
+        self.walks: Final[Tally] = self.ledger.tally("walks")
+        self.places: Final[Tally] = self.ledger.tally("places visited")
+        self.added: Final[Tally] = self.ledger.tally("pointers added")
+        self.removed: Final[Tally] = self.ledger.tally("pointers removed")
+        self.scanned: Final[Tally] = self.ledger.tally("chain slots looked at")
+        self.direct: Final[Column] = attachment.folios.column(np.int64)
+        self.additions: Final[Column] = attachment.folios.column(np.int32)  # ever, for who looks again
+        self.chains: Final[dict[int, list[int]]] = {}  # by pfn, the newest pointer last
+        self.mms: Final[list[MM | None]] = [None]  # by number
+        self.free_numbers: Final[list[int]] = []
+        self.replaced: Final[dict[int, int]] = {}  # during a migration: page -> the page that has its list now
+        self.locks: Final[dict[int, SpinLock]] = {}
+        self._any_lock: Final = SpinLock(self.lock_class, None)
+
+    # An address space
+
+    def mm_created(self, mm: MM) -> None:
+        if self.free_numbers:
+            number = self.free_numbers.pop()
+            self.mms[number] = mm
+        else:
+            number = len(self.mms)
+            self.mms.append(mm)
+        mm.rmap[self.slot] = number
+
+    def mm_forked(self, parent: MM, child: MM) -> None:
+        self.mm_created(child)
+
+    def mm_gone(self, mm: MM) -> None:
+        number = cast(int, mm.rmap[self.slot])
+        self.mms[number] = None
+        if self.scheduler is None:
+            self.free_numbers.append(number)
+
+    # Entries
+
+    def entries_added(self, mm: MM, addr: int, entries: Int64s) -> None:
+        first = (cast(int, mm.rmap[self.slot]) << _MM_SHIFT) + (addr >> PAGE_SHIFT)
+        if len(entries) == 1:
+            entry = int(entries[0])
+            if entry & (PTE_ANON | PTE_MIGRATION):
+                self._add(entry, first)
+            return
+        at = np.flatnonzero((entries & (PTE_ANON | PTE_MIGRATION)) != 0)
+        pfns = entries[at] >> PTE_SHIFT
+        pointers = at + first
+        rest = self._one_by_one(pfns)
+        if rest is None:
+            self.added.count += len(pfns)
+            self.lock_class.writes += len(pfns)
+            self.additions.v[pfns] += 1
+            fresh = self.direct.v[pfns] == 0
+            self.direct.v[pfns[fresh]] = pointers[fresh]
+            rest = np.flatnonzero(~fresh)
+            for i in rest.tolist():
+                self._add_to_chain(int(pfns[i]), int(pointers[i]))
+            return
+        for i in rest.tolist():
+            self._add(int(entries[at[i]]), int(pointers[i]))
+
+    def entries_removed(self, mm: MM, addr: int, entries: Int64s) -> None:
+        first = (cast(int, mm.rmap[self.slot]) << _MM_SHIFT) + (addr >> PAGE_SHIFT)
+        if len(entries) == 1:
+            entry = int(entries[0])
+            if entry & (PTE_ANON | PTE_MIGRATION):
+                self._remove(entry, first)
+            return
+        at = np.flatnonzero((entries & (PTE_ANON | PTE_MIGRATION)) != 0)
+        pfns = entries[at] >> PTE_SHIFT
+        pointers = at + first
+        rest = self._one_by_one(pfns)
+        if rest is None:
+            self.removed.count += len(pfns)
+            self.lock_class.writes += len(pfns)
+            alone = self.direct.v[pfns] == pointers
+            self.direct.v[pfns[alone]] = 0
+            rest = np.flatnonzero(~alone)
+            for i in rest.tolist():
+                self._remove_from_chain(int(pfns[i]), int(pointers[i]))
+            return
+        for i in rest.tolist():
+            self._remove(int(entries[at[i]]), int(pointers[i]))
+
+    def entries_moved(self, mm: MM, old: int, new: int, entries: Int64s) -> None:
+        # 2.5 removes a pointer, and adds one.  Who looks in between finds none, and would not look again.
+        first = (cast(int, mm.rmap[self.slot]) << _MM_SHIFT) + (old >> PAGE_SHIFT)
+        distance = (new - old) >> PAGE_SHIFT
+        for i in np.flatnonzero((entries & (PTE_ANON | PTE_MIGRATION)) != 0).tolist():
+            pfn = self._lock_page(int(entries[i]))
+            self.removed.count += 1
+            self.added.count += 1
+            self.additions.m[pfn] += 1
+            pointer = first + i
+            if self.direct.m[pfn] == pointer:
+                self.direct.m[pfn] = pointer + distance
+            else:
+                chain = self.chains[pfn]
+                chain[chain.index(pointer)] = pointer + distance
+                self.scanned.count += len(chain)
+            self._lock(pfn).unlock()
+
+    def _one_by_one(self, pfns: Int64s) -> Int64s | None:
+        """None if all pages may be dealt with at once: nobody else is there, none has moved in a migration, and none
+        is among them twice, as only KSM's can be.  Otherwise the numbers of all."""
+        if self.scheduler is None and not self.replaced and not (self.folios.flags.v[pfns] & FOLIO_KSM).any():
+            return None
+        return np.arange(len(pfns), dtype=np.int64)
+
+    def _page(self, entry: int) -> int:
+        """The page in whose list the entry is, or should be."""
+        pfn = entry >> PTE_SHIFT
+        return self.replaced.get(pfn, pfn) if entry & PTE_MIGRATION else pfn
+
+    def _lock_page(self, entry: int) -> int:
+        """The same, with its lock."""
+        while True:
+            pfn = self._page(entry)
+            self._lock(pfn).lock()
+            if self._page(entry) == pfn:
+                return pfn
+            self._lock(pfn).unlock()  # migrated before we had the lock
+
+    def _add(self, entry: int, pointer: int) -> None:
+        """page_add_rmap()."""
+        self.added.count += 1
+        pfn = self._lock_page(entry)
+        self.additions.m[pfn] += 1
+        if self.direct.m[pfn] == 0:
+            self.direct.m[pfn] = pointer
+        else:
+            self._add_to_chain(pfn, pointer)
+        self._lock(pfn).unlock()
+
+    def _add_to_chain(self, pfn: int, pointer: int) -> None:
+        direct: int = self.direct.m[pfn]
+        if direct != _CHAIN:
+            self.direct.m[pfn] = _CHAIN
+            self.chains[pfn] = [direct, pointer]
+            self.pool.alloc()
+            return
+        chain = self.chains[pfn]
+        if len(chain) % self.slots == 0:
+            self.pool.alloc()
+        chain.append(pointer)
+
+    def _remove(self, entry: int, pointer: int) -> None:
+        """page_remove_rmap().  The list may be gone: a walk does not come to migration entries that munmap() is about
+        to remove, and they may outlive the page."""
+        self.removed.count += 1
+        pfn = self._lock_page(entry)
+        if self.direct.m[pfn] == pointer:
+            self.direct.m[pfn] = 0
+        elif pointer in self.chains.get(pfn, []):
+            self._remove_from_chain(pfn, pointer)
+        else:
+            assert entry & PTE_MIGRATION  # every other entry is in the list of its page
+        self._lock(pfn).unlock()
+
+    def _remove_from_chain(self, pfn: int, pointer: int) -> None:
+        """Look for it from the newest on, put the newest in its place, and free the first node if that
+        was all it had."""
+        chain = self.chains[pfn]
+        place = chain[::-1].index(pointer)
+        self.scanned.count += place + 1
+        newest = chain.pop()
+        if place:
+            chain[len(chain) - place] = newest
+        if len(chain) % self.slots == 0:
+            self.pool.free()
+            if not chain:
+                del self.chains[pfn]
+                self.direct.m[pfn] = 0
+
+    def _lock(self, pfn: int) -> SpinLock:
+        if self.scheduler is None:
+            return self._any_lock  # nobody else is there: it only counts
+        lock = self.locks.get(pfn)
+        if lock is None:
+            lock = SpinLock(self.lock_class, self.scheduler)
+            self.locks[pfn] = lock
+        return lock
+
+    # Folios
+
+    def folio_migrated(self, old: int, new: int, nr_pages: int) -> None:
+        # Entries that are migrating still name the old pages; whoever copies or removes them goes by the new ones.
+        for i in range(nr_pages):
+            self._lock(old + i).lock()
+            self._lock(new + i).lock()
+            self.direct.m[new + i] = self.direct.m[old + i]
+            self.direct.m[old + i] = 0
+            chain = self.chains.pop(old + i, None)
+            if chain is not None:
+                self.chains[new + i] = chain
+            self.replaced[old + i] = new + i
+            self._lock(new + i).unlock()
+            self._lock(old + i).unlock()
+
+    def folio_freed(self, pfn: int, nr_pages: int) -> None:
+        for page in range(pfn, pfn + nr_pages):
+            self.replaced.pop(page, 0)
+            if self.direct.m[page]:  # of migration entries that go later
+                self.direct.m[page] = 0
+                self.pool.free(-(-len(self.chains.pop(page, [])) // self.slots))
+
+    def folios_freed(self, pfns: Int64s) -> None:
+        if self.replaced:
+            for i in range(len(pfns)):
+                self.folio_freed(int(pfns[i]), 1)
+
+    # The walk
+
+    def pointers(self, pfn: int) -> list[int]:
+        """What maps the page, the newest first."""
+        direct: int = self.direct.m[pfn]
+        if direct == _CHAIN:
+            return self.chains[pfn][::-1]
+        return [direct] if direct else []
+
+    def pointers_to(self, mm: MM) -> int:
+        """How many pointers to entries of `mm` there are in all lists."""
+        number = cast(int, mm.rmap[self.slot])
+        found = int(np.count_nonzero(self.direct.v >> _MM_SHIFT == number))
+        for chain in self.chains.values():
+            for pointer in chain:
+                if pointer >> _MM_SHIFT == number:
+                    found += 1
+        return found
+
+    def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        self.walks.count += 1
+        nr_pages = self.folios.nr_pages(pfn)
+        self.rcu.read_lock()
+        try:
+            again = True
+            while again:
+                seen: list[tuple[VMA, int]] = []
+                begun = self._additions(pfn, nr_pages)
+                for page in range(nr_pages):
+                    lock = self._lock(pfn + page)
+                    lock.lock()
+                    pointers = self.pointers(pfn + page)
+                    lock.unlock()
+                    for pointer in pointers:
+                        yield from self._place(pointer, page, seen)
+                again = self._additions(pfn, nr_pages) != begun
+        finally:
+            self.rcu.read_unlock()
+
+    def _additions(self, pfn: int, nr_pages: int) -> int:
+        if self.scheduler is not None:
+            self._lock(pfn).lock()
+            self._lock(pfn).unlock()
+        return int(self.additions.v[pfn : pfn + nr_pages].sum())
+
+    def _place(self, pointer: int, page: int, seen: list[tuple[VMA, int]]) -> Iterator[tuple[VMA, int]]:
+        """The place of the folio whose page number `page` is mapped by the entry, unless it was seen before."""
+        self.scanned.count += 1
+        mm = self.mms[pointer >> _MM_SHIFT]
+        if mm is None:
+            return  # gone, and its entries with it
+        addr = (pointer & _PAGE_MASK) << PAGE_SHIFT
+        if self.scheduler is not None:
+            self.scheduler.point("look up VMA", mm.tree)
+        vma = mm.tree.at(addr)
+        if vma is not None:  # else munmap() is at it
+            first = addr - (page << PAGE_SHIFT)
+            place = (vma, first if first > vma.start else vma.start)
+            if place not in seen:
+                seen.append(place)
+                self.places.count += 1
+                yield place
