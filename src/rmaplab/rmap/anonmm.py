@@ -218,7 +218,7 @@ class AnonMMRmap(ReverseMap):
 
     def entries_added(self, mm: MM, addr: int, entries: Int64s) -> None:
         # page_dup_rmap() and page_add_anon_rmap() note nothing: an entry is where its page says, or it is odd.
-        for pfn, number in self._elsewhere(addr, entries):
+        for pfn, number in self._elsewhere(mm, addr, entries):
             self._add_odd(mm, pfn, number)
 
     def entries_removed(self, mm: MM, addr: int, entries: Int64s) -> None:
@@ -231,8 +231,9 @@ class AnonMMRmap(ReverseMap):
         # mremap_move_anon_rmap() in move_one_page()
         self.entries_removed(mm, old, entries)
         mapcount = self.folios.mapcount.m
-        for pfn, number in self._elsewhere(new, entries):
-            if mapcount[pfn] == 1:
+        for pfn, number in self._elsewhere(mm, new, entries):
+            owner = self.anonmms[self.owner.m[pfn]]
+            if mapcount[pfn] == 1 and owner is not None and owner.head() is self.anonmm_of(mm).head():
                 lock = self._map_lock(pfn)
                 lock.lock()
                 self.page_number.m[pfn] = number
@@ -242,15 +243,22 @@ class AnonMMRmap(ReverseMap):
                 self.copies.count += 1
                 self._add_odd(mm, pfn, number)
 
-    def _elsewhere(self, addr: int, entries: Int64s) -> list[tuple[int, int]]:
-        """Pages of those entries, from `addr` on, that are not at the address that their page holds; and where
-        they are instead, in pages."""
+    def _elsewhere(self, mm: MM, addr: int, entries: Int64s) -> list[tuple[int, int]]:
+        """Pages of those entries, from `addr` of `mm` on, that are not where their page says: at another address,
+        or (KSM) in another family; and where they are, in pages."""
         at = np.flatnonzero((entries & (PTE_ANON | PTE_MIGRATION)) != 0)
         pfns = entries[at] >> PTE_SHIFT
         if self.replaced:
             pfns = np.array([self._page(int(entries[i])) for i in at], dtype=np.int64)
         numbers = at + (addr >> PAGE_SHIFT)
-        elsewhere = np.flatnonzero(self.page_number.v[pfns] != numbers)
+        apart = self.page_number.v[pfns] != numbers
+        head = self.anonmm_of(mm).head()
+        owners = self.owner.v[pfns]
+        for owner in np.unique(owners).tolist():
+            anonmm = self.anonmms[owner]
+            if anonmm is None or anonmm.head() is not head:
+                apart |= owners == owner
+        elsewhere = np.flatnonzero(apart)
         return [(int(pfns[i]), int(numbers[i])) for i in elsewhere]
 
     def _page(self, entry: int) -> int:
