@@ -30,6 +30,7 @@ _COMPILE: Final = (
     " -mgeneral-regs-only -Wl,-Ttext-segment=0x10000000,--build-id=none"
 ).split()
 VERSIONS: Final = ("6.12", "6.1")
+KEPT: Final = 650_000_000  # bytes: what the largest of these kernels takes, unpacked
 
 
 class Kernel(msgspec.Struct, frozen=True):
@@ -131,27 +132,48 @@ def set_up(version: str, say: Callable[[str], None]) -> Kernel:
 
     :raises KernelUnavailable: something is missing; what was fetched so far is kept
     """
-    compile_init()
     release, image, debug = find_packages(version)
     target = cache() / release
-    if not (target / "vmlinux").exists():
-        megabytes = (image.size + debug.size) / 1e6
-        say(f"{release}: {megabytes:.0f} MB to download, about 400 to 650 MB to keep in {target}")
-        downloads = cache() / "downloads"
-        downloads.mkdir(parents=True, exist_ok=True)
-        partial = cache() / f".{release}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+    try:
+        compile_init()
+        if not (target / "vmlinux").exists():
+            _fetch(release, image, debug, target, say)
+    except OSError as error:
+        raise KernelUnavailable(
+            f"cannot write to {cache()} ({error.strerror or error}): make room there, or let XDG_CACHE_HOME name"
+            " another directory; what was downloaded is kept."
+        ) from None
+    return Kernel(target / "vmlinuz", target / "vmlinux", target / "modules", release)
+
+
+def _fetch(release: str, image: Package, debug: Package, target: Path, say: Callable[[str], None]) -> None:
+    downloads = cache() / "downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
+    fetched = image.size + debug.size
+    needed = fetched + KEPT
+    say(f"{release}: {fetched / 1e6:.0f} MB to download, at most {KEPT / 1e6:.0f} MB to keep in {target}")
+    free = shutil.disk_usage(downloads).free + sum(path.stat().st_size for path in downloads.iterdir())
+    if free < needed:
+        raise KernelUnavailable(
+            f"{cache()} has room for {free / 1e6:.0f} MB, and {needed / 1e6:.0f} MB are needed for a while: make room,"
+            " or let XDG_CACHE_HOME name another directory."
+        )
+    partial = cache() / f".{release}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
         (partial / "modules").mkdir(parents=True)
-        for package in (image, debug):
-            path = _download(package, downloads, say)
-            say(f"unpacking {package.name}")
+        paths = [_download(package, downloads, say) for package in (image, debug)]
+        for path in paths:
+            say(f"unpacking {path.name}")
             _unpack(path, partial)
-            path.unlink()
         for name in ("vmlinuz", "vmlinux"):
             if not (partial / name).exists():
                 raise KernelUnavailable(f"the packages of {release} hold no {name}: give --image and --vmlinux.")
         partial.rename(target)
-    return Kernel(target / "vmlinuz", target / "vmlinux", target / "modules", release)
+        for path in paths:
+            path.unlink()
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # whatever went wrong; renamed, it is not there any more
 
 
 def _download(package: Package, directory: Path, say: Callable[[str], None]) -> Path:
@@ -184,7 +206,7 @@ def _unpack(package: Path, target: Path) -> None:
     """Image, vmlinux and the modules in MODULES, out of a package."""
     process = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE)
     assert process.stdout is not None
-    with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+    with process, tarfile.open(fileobj=process.stdout, mode="r|") as archive:
         for member in archive:
             if not member.isfile():
                 continue
@@ -200,7 +222,8 @@ def _unpack(package: Path, target: Path) -> None:
                 data = lzma.decompress(data) if name.endswith(".xz") else data
                 (target / "modules" / f"{module}.ko").write_bytes(data)
     if process.wait():
-        raise KernelUnavailable(f"{package.name} could not be unpacked: remove it and try again.")
+        package.unlink()
+        raise KernelUnavailable(f"{package.name} could not be unpacked: it was removed, try again.")
 
 
 def compile_init() -> Path:
