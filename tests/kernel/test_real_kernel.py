@@ -22,12 +22,15 @@ from rmaplab.kernel.consistency import problems
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.fixtures import answers, possible_names, without_chance
+from rmaplab.kernel.identity import sizes_of
 from rmaplab.kernel.importer import everyone, examined
 from rmaplab.kernel.isomorphism import belongs
 from rmaplab.kernel.lockstep import Lockstep, Random, Witness, random_histories, replay
 from rmaplab.kernel.snapshot import Reader, Snapshot
+from rmaplab.mm.profile import PROFILES
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.sync.work import slab_order
+from rmaplab.trace.events import FAULT_WRITE, Event
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("RMAPLAB_KERNEL"), reason="boots kernels: make test-kernel, or RMAPLAB_KERNEL=1"
@@ -36,6 +39,11 @@ pytestmark = pytest.mark.skipif(
 FIXTURES = Path(__file__).parent / "fixtures"
 STEPS = int(os.environ.get("RMAPLAB_KERNEL_STEPS", "3000"))
 SEED = int(os.environ.get("RMAPLAB_KERNEL_SEED", "1"))
+
+
+CACHES = {
+    "vm_area_struct": "vm_area_cachep", "anon_vma": "anon_vma_cachep", "anon_vma_chain": "anon_vma_chain_cachep",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=setup.VERSIONS)
@@ -187,23 +195,16 @@ def test_a_history_is_done_again(witness: Witness) -> None:
 
 
 def test_slab_counts_are_those_that_the_model_predicts(witness: Witness) -> None:
-    from drgn.helpers.linux.slab import slab_cache_for_each_allocated_object
-
-    history = Random(witness, SEED + 4)
+    # Without KSM, which keeps references to anon_vmas until ksmd comes by.
+    ops = sorted(Lockstep(witness).driver.known() - {"ksm"})
+    history = Random(witness, SEED + 4, ops=ops)
     assert all(found is None for found in history.steps(200))
     machine = history.lockstep.machine
     time.sleep(0.5)  # VMAs are freed after a grace period
     with witness.guest.stopped():
-        program = witness.memory.program
-        tasks, _ = everyone(program)
+        tasks, _ = everyone(witness.memory.program)
         snapshot = Reader(witness.memory, lambda vma: False).read(tasks)
-        live = {}
-        for name, symbol in (
-            ("vm_area_struct", "vm_area_cachep"), ("anon_vma", "anon_vma_cachep"),
-            ("anon_vma_chain", "anon_vma_chain_cachep"),
-        ):  # fmt: skip
-            objects = slab_cache_for_each_allocated_object(program[symbol], f"struct {name}")
-            live[name] = {obj.value_() for obj in objects}
+        live = {name: _live(witness, name) for name in CACHES}
     workers = set(history.lockstep.driver.pids.values())
     ours = {
         vma.address for mm in snapshot.mms.values() for vma in mm.vmas if belongs(vma) and workers & set(mm.pids)
@@ -218,10 +219,58 @@ def test_slab_counts_are_those_that_the_model_predicts(witness: Witness) -> None
     history.end()
 
 
+def _live(witness: Witness, name: str) -> set[int]:
+    from drgn.helpers.linux.slab import slab_cache_for_each_allocated_object
+
+    objects = slab_cache_for_each_allocated_object(witness.memory.program[CACHES[name]], f"struct {name}")
+    return {obj.value_() for obj in objects}
+
+
+def test_slab_memory_is_what_slabinfo_says(witness: Witness) -> None:
+    """A history that only grows, so that no slab is left in part but the last: all objects of a cache, those of the
+    workers as the model counts them and the rest as found, packed as the model packs them."""
+    lockstep = Lockstep(witness)
+    script = [Event("exec", 1, 0xF_0000_0000, 3 * 4096, addr2=0x12_0000_0000)]
+    for i in range(60):
+        addr = 0x10_0000_0000 + i * 3 * 4096
+        script.append(Event("mmap", 1, addr, 2 * 4096, prot=3, flags=0x32))
+        script.append(Event("fault", 1, addr, 4096, flags=FAULT_WRITE))
+    script += [Event("fork", 1 + i // 2, pid2=2 + i) for i in range(12)]
+    for event in script:
+        assert lockstep.step(event) is None
+    time.sleep(0.5)  # what execve() freed goes after a grace period
+    pools = {**lockstep.machine.leader.ledger.pools, "vm_area_struct": lockstep.machine.vma_pool}
+    rows = {line.split()[0]: line.split() for line in witness.guest.read_file("/proc/slabinfo").splitlines()[2:]}
+    with witness.guest.stopped():
+        live = {name: len(_live(witness, name)) for name in CACHES}
+    for name in CACHES:
+        pages_per_slab = int(rows[name][5])
+        pages = int(rows[name][14]) * pages_per_slab
+        assert pools[name].live > 500
+        print(f"{name}: {live[name]} objects, {pools[name].live} of the workers, {pages} pages, "
+              f"{pools[name].slab_pages(live[name])} predicted")  # fmt: skip
+        assert int(rows[name][3]) == pools[name].size
+        assert abs(pages - pools[name].slab_pages(live[name])) <= pages_per_slab, name
+    lockstep.end()
+
+
+def test_object_sizes_are_those_of_the_debug_information(witness: Witness) -> None:
+    """What the profiles say for these versions is what the kernels say; and in lockstep the kernel is asked."""
+    program = witness.memory.program
+    assert witness.notes == []
+    assert sizes_of(program).items() <= PROFILES[witness.profile.name].sizes.items()
+    for name in ("vm_area_struct", "anon_vma_chain", "maple_node"):
+        assert witness.profile.sizes[name] == program.type(f"struct {name}").size
+    # Behind an object with a constructor and SLAB_TYPESAFE_BY_RCU, the slab's own pointer (mm/slub.c).
+    assert witness.profile.sizes["anon_vma"] == program.type("struct anon_vma").size + 8
+    # Behind it, masks of CPUs (kernel/fork.c mm_cache_init()).
+    assert witness.profile.sizes["mm_struct"] > program.type("struct mm_struct").size
+
+
 def test_slabs_are_cut_as_the_model_cuts_them(witness: Witness) -> None:
     program = witness.memory.program
     cpus = int(program["nr_cpu_ids"])
-    for symbol in ("vm_area_cachep", "anon_vma_cachep", "anon_vma_chain_cachep"):
+    for symbol in CACHES.values():
         cache = program[symbol]
         size, shape = int(cache.size), int(cache.oo.x)
         order = slab_order(size, 4 * (cpus.bit_length() + 1))

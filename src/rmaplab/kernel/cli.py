@@ -100,6 +100,7 @@ def _compare(
     accelerator: Accelerator = "tcg",
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Random steps, after the aimed histories.")] = 3000,
     seed: Seed = 1,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Guests that do random histories side by side.")] = 1,
     large_folios: LargeFolios = 0,
     save: Save = None,
     json: Json = False,
@@ -107,9 +108,10 @@ def _compare(
     """Do a history in a real kernel and in the model, step by step, and compare their state after each step."""
 
     def job() -> int:
+        from rmaplab.kernel.campaign import campaign
         from rmaplab.kernel.coverage import Coverage
         from rmaplab.kernel.fixtures import answers
-        from rmaplab.kernel.lockstep import Witness, minimal, random_histories, replay
+        from rmaplab.kernel.lockstep import Witness, minimal, replay
         from rmaplab.trace.history import History, read_history, write_history
 
         recorded = None if history is None else read_history(history)
@@ -126,9 +128,10 @@ def _compare(
                 found = next((bad for _, _, bad in answers(witness, coverage) if bad is not None), None)
                 done = 0
                 if found is None:
-                    found, done = random_histories(
-                        witness, seed, steps, lambda text: _say(f"{release}: {text}"), coverage
-                    )
+                    found, done = campaign(
+                        kernel, command_line, accelerator, seed, steps, jobs, coverage,
+                        lambda text: _say(f"{release}: {text}"),
+                    )  # fmt: skip
             if found is not None:
                 _say("making it shorter")
                 found = minimal(witness, found, head=None if recorded is None else recorded.header)
@@ -179,14 +182,14 @@ def _run(
 
     def job() -> int:
         from rmaplab.kernel.answers import render
-        from rmaplab.kernel.lockstep import Lockstep, Witness, possible
+        from rmaplab.kernel.lockstep import Lockstep, Witness
         from rmaplab.trace.history import read_history
 
         recorded = read_history(history)
         with Witness(_kernel(version, image, vmlinux, modules), command_line, accelerator) as witness:
             lockstep = Lockstep(witness, recorded.header, large_folios=large_folios)
             for event in recorded:
-                if event.op not in lockstep.driver.known() or not possible(lockstep.machine, event):
+                if not lockstep.possible(event):
                     continue
                 before = len(lockstep.played)
                 lockstep.step(event)

@@ -17,7 +17,7 @@ from rmaplab.check.histories import header
 from rmaplab.kernel.aimed import AIMED, LARGE_FOLIOS, history
 from rmaplab.kernel.answers import event_line, of_kernel, of_model, parse_event
 from rmaplab.kernel.coverage import Coverage
-from rmaplab.kernel.lockstep import Disagreement, Lockstep, Witness, possible
+from rmaplab.kernel.lockstep import Disagreement, Lockstep, Witness
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import profile_for
 from rmaplab.mm.reverse_map import ReverseMap
@@ -35,7 +35,7 @@ def answer(
     lockstep = Lockstep(witness, coverage=coverage, large_folios=LARGE_FOLIOS.get(name, 0))
     try:
         for event in history(name):
-            if possible(lockstep.machine, event):
+            if lockstep.possible(event):
                 found = lockstep.step(event)
                 if found is not None:
                     return "", found

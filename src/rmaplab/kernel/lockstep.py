@@ -153,6 +153,20 @@ class Lockstep:
         self.snapshot: Snapshot | None = None
         self.coverage: Final = Coverage() if coverage is None else coverage
 
+    def possible(self, event: Event) -> bool:
+        """Whether `event` can be asked for: what it is about is no part of the worker's program, nor of the vDSO,
+        which the history does not know, and the rest of `possible` holds."""
+        if event.op not in self.driver.known() or not possible(self.machine, event):
+            return False
+        if self.snapshot is None or event.pid not in self.driver.pids or event.op == "exec":
+            return True
+        ranges = ((event.addr, event.addr + event.length), (event.addr2, event.addr2 + event.length2))
+        return not any(
+            vma.start < end and start < vma.end
+            for vma in self.snapshot.by_pid[self.driver.pids[event.pid]].vmas if not belongs(vma)
+            for start, end in ranges
+        )  # fmt: skip
+
     def step(self, request: Event) -> Disagreement | None:
         """Do what is asked on both sides and compare."""
         self.requested.append(request)
@@ -231,7 +245,7 @@ def replay(
     lockstep = Lockstep(witness, head, design or AnonVmaRmap, coverage, large_folios)
     try:
         for event in events:
-            if event.op not in lockstep.driver.known() or not possible(lockstep.machine, event):
+            if not lockstep.possible(event):
                 continue
             found = lockstep.step(event)
             if found is not None:
@@ -291,7 +305,7 @@ class Random:
         done = 0
         while done < count:
             event = self._author.first() if self._first else self._author.propose()
-            if event is None or not possible(self.lockstep.machine, event):
+            if event is None or not self.lockstep.possible(event):
                 continue
             if self._large and event.op == "mmap" and event.flags & MAP_LOCKED:
                 continue

@@ -34,9 +34,11 @@ def merge_pages(system: System, mm: MM, addr: int, other_mm: MM, other_addr: int
     one of them is not mergeable, -EBUSY if one of them is not an anonymous page (of one place alone)."""
     vma = mm.tree.at(addr)
     other_vma = other_mm.tree.at(other_addr)
-    if vma is None or other_vma is None or not vma.flags & other_vma.flags & VM_MERGEABLE:
-        return -EINVAL
     entry = mm.page_table.get(addr)
+    if vma is None or other_vma is None or not other_vma.flags & VM_MERGEABLE:
+        return -EINVAL
+    if not vma.flags & VM_MERGEABLE and not (how & AS_FOUND and entry & PTE_KSM):
+        return -EINVAL  # what shares a page of KSM since a fork need not be mergeable
     other = other_mm.page_table.get(other_addr)
     if not entry & other & PTE_ANON:
         return -EBUSY
