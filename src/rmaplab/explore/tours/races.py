@@ -41,7 +41,8 @@ FORK = RaceTour(
             1,
             "",
             "The fork copies the entries of process 2. What it finds is a migration entry, so a migration entry is"
-            " what the child gets. Process 3 now waits for the page, too.",
+            " what the child gets. Process 3 now waits for the page, too. A walk that began now would find all three (see"
+            " a1, a2, a3). But ours began before.",
             ask=True,
         ),
         Turn(
