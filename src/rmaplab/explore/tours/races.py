@@ -41,8 +41,8 @@ FORK = RaceTour(
             1,
             "",
             "The fork copies the entries of process 2. What it finds is a migration entry, so a migration entry is"
-            " what the child gets. Process 3 now waits for the page, too. A walk that began now would find all three (see"
-            " a1, a2, a3). But ours began before.",
+            " what the child gets. Process 3 now waits for the page, too. A walk that began now would find all"
+            " three (see a1, a2, a3). But ours began before.",
             ask=True,
         ),
         Turn(
@@ -307,8 +307,8 @@ LOCKS = RaceTour(
         Turn(
             0,
             "takes page-table lock of process 1",
-            "The walk has taken the root's lock and looked at process 2, which never had this page mapped at a"
-            " place of its own. At V5, the destination, there is no entry yet.",
+            "The walk has taken the root's lock and looked at process 2, which does not have this page. At V5, the"
+            " destination, there is no entry yet.",
         ),
         Turn(1, "takes page-table lock of process 1", "mremap moves the entry from V4 to V5, behind the walk."),
         Turn(0, "", "At V4, the source, the walk finds nothing any more, and comes to its end."),
