@@ -141,7 +141,7 @@ def _draw_scaling(table: Table, figure: Any) -> None:
     histories = list(dict.fromkeys(line.history for line in table.lines))
     nr_rows = (len(histories) + _PANELS - 1) // _PANELS
     figure.set_size_inches(_WIDTH, 0.5 + 2.4 * nr_rows)
-    panels = figure.subplots(nr_rows, _PANELS, squeeze=False).flat
+    panels = list(figure.subplots(nr_rows, _PANELS, squeeze=False).flat)
     known: dict[str, Any] = {}
     for history, axes in zip(histories, panels, strict=False):
         lines = sorted((line for line in table.lines if line.history == history), key=lambda line: line.cpus)
@@ -155,7 +155,7 @@ def _draw_scaling(table: Table, figure: Any) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(_short(history, 44), fontsize=9)
         axes.grid(alpha=0.3)
-    for axes in list(panels)[len(histories) :]:
+    for axes in panels[len(histories) :]:
         axes.set_axis_off()
     figure.supxlabel("CPUs", fontsize=9)
     figure.supylabel(f"{table.measure.name}, {table.measure.unit}", fontsize=9)
