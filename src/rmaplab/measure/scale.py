@@ -29,6 +29,8 @@ from rmaplab.trace.history import Header
 from rmaplab.trace.parallel import Parallel, Strand
 from rmaplab.trace.play import Player
 
+TIMINGS: Final = ("fast", "recorded")
+
 Progress = Callable[[str, int, int], None]
 
 

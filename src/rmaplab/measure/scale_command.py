@@ -16,7 +16,7 @@ import rmaplab
 from rmaplab.measure import sources
 from rmaplab.measure.cost import load_costs
 from rmaplab.measure.progress import Meter
-from rmaplab.measure.scale import Plan, Point, Run, fit
+from rmaplab.measure.scale import TIMINGS, Plan, Point, Run, fit
 from rmaplab.measure.scale_report import (
     Difference,
     Figures,
@@ -114,7 +114,7 @@ def mount(app: typer.Typer, design_of: Callable[[str], type[ReverseMap]]) -> Non
 
         def job() -> int:
             counts = cpu_counts(cpus)
-            if timing not in ("fast", "recorded"):
+            if timing not in TIMINGS:
                 raise ScaleError(f"there is no timing {timing!r}: it is fast or recorded")
             if plot is not None and plot.suffix not in (".svg", ".png"):
                 raise ScaleError(f"{plot} is neither .svg nor .png, so it is not clear how to draw")

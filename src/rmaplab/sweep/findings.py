@@ -153,6 +153,7 @@ MEASURES: Final = (
             _figure("time", "history")),
     Measure("time of a walk", "ns", "where nobody contends, on average", False,
             _complete(_share("time", "walks", "walks", "walks", 1e6))),
+    Measure("throughput", "operations/s", "in virtual time", True, _figure("scale", "throughput")),
     Measure("VMAs", "", "at most, where the design decides what may merge", False, _figure("VMAs", "peak")),
 )  # fmt: skip
 

@@ -20,11 +20,12 @@ import rmaplab
 from rmaplab.check import race
 from rmaplab.check.verify import Plan as VerifyPlan
 from rmaplab.check.verify import verify
-from rmaplab.measure import sources
+from rmaplab.measure import scale, sources
 from rmaplab.measure.comparison import FOLIOS, Difference, Plan, compare, priced
 from rmaplab.measure.cost import load_costs
 from rmaplab.measure.figures import Work
 from rmaplab.measure.finding import line
+from rmaplab.measure.scale_command import cpu_counts, history_for
 from rmaplab.mm.profile import PROFILES, REFERENCE, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import load
@@ -114,6 +115,11 @@ def _design(name: str, files: Files) -> type[ReverseMap]:
     return load(files(path) + colon + attribute if path.endswith(".py") else name)
 
 
+def _history_name(history: str) -> str:
+    first, space, parameters = history.partition(" ")
+    return Path(first).name + space + parameters
+
+
 def _words(history: str, files: Files) -> list[str]:
     """A history as the command line has it; only its first word may be a file."""
     words = history.split()
@@ -142,8 +148,7 @@ class Compare(Point, frozen=True, kw_only=True, tag="compare"):
         return f"compare {self.history_name()}, seed {self.seed}"
 
     def history_name(self) -> str:
-        first, space, parameters = self.history.partition(" ")
-        return Path(first).name + space + parameters
+        return _history_name(self.history)
 
     def named_files(self) -> list[str]:
         return [*self.history.split()[:1], self.costs, *(design.partition(":")[0] for design in self.designs)]
@@ -218,6 +223,71 @@ def _work(design: str, group: str, work: Work) -> Iterator[Row]:
 
 def _sentence(difference: Difference) -> str:
     return f"{difference.design or 'machine'}: {difference.kind} after event {difference.event}: {difference.what}"
+
+
+class Scale(Point, frozen=True, kw_only=True, tag="scale"):
+    """`rmaplab scale`: one design, one history, so many simulated CPUs.
+
+    history: a parameter may be `cpus` or `N*cpus`
+    costs, timing, large_folios: as the command has them
+    """
+
+    history: str
+    design: str
+    cpus: int
+    costs: str = ""
+    timing: str = "fast"
+    large_folios: int = 0
+
+    def title(self) -> str:
+        return f"scale {self.history_name()}, {self.design}, {self.cpus} CPUs, seed {self.seed}"
+
+    def history_name(self) -> str:
+        return _history_name(self.history)
+
+    def nr_cpus(self) -> int:
+        return self.cpus
+
+    def named_files(self) -> list[str]:
+        return [*self.history.split()[:1], self.costs, self.design.partition(":")[0]]
+
+    def check(self, files: Files) -> None:
+        super().check(files)
+        cpu_counts(str(self.cpus))
+        if self.timing not in scale.TIMINGS:
+            raise SweepError(f"there is no timing {self.timing!r} (there are {', '.join(scale.TIMINGS)})")
+        load_costs(files(self.costs))
+        history_for(_words(self.history, files), self.cpus, self.seed)
+        _design(self.design, files)
+
+    def run(self, files: Files) -> Outcome:
+        header, parallel, source = history_for(_words(self.history, files), self.cpus, self.seed)
+        profile = PROFILES[self.profile] if self.profile else profile_for(source.kernel)[0]
+        costs = load_costs(files(self.costs))
+        design = _design(self.design, files)
+        plan = scale.Plan(profile, costs, self.timing, self.large_folios)
+        ran = scale.Run(header, parallel, plan, design, self.cpus)
+        point = ran.go()
+        name = design.name
+        rows = [
+            Row(name, "scale", "operations", point.operations),
+            Row(name, "scale", "seconds", point.seconds, "s"),
+            Row(name, "scale", "throughput", point.throughput, "operations/s"),
+            Row(name, "scale", "working", point.utilisation.working),
+            Row(name, "scale", "spinning", point.utilisation.spinning),
+            Row(name, "scale", "switching", point.utilisation.switching),
+            Row(name, "scale", "idle", point.utilisation.idle),
+            Row(name, "scale", "lock operations", point.lock_operations),
+            Row(name, "scale", "kinds of work without a cost", len(ran.unpriced())),
+            Row(name, "scale", "memory", 4 * point.peak_pages, "KiB"),
+            *(Row(name, "scale", f"wait for {lock.name}", lock.waited / 1e6, "ms") for lock in point.locks),
+            *(Row(name, "scale", f"p50 of {op.operation}", op.p50 / 1e3, "us") for op in point.latencies),
+            *(Row(name, "scale", f"p99 of {op.operation}", op.p99 / 1e3, "us") for op in point.latencies),
+        ]
+        differences = []
+        if point.differences:
+            differences.append(f"{name}: {point.differences} system calls returned something else than recorded")
+        return Outcome(rows, differences, profile.name, costs.name)
 
 
 class Verify(Point, frozen=True, kw_only=True, tag="verify"):
@@ -328,5 +398,5 @@ class Race(Point, frozen=True, kw_only=True, tag="race"):
         return Outcome(rows, differences, REFERENCE)
 
 
-AnyPoint = Compare | Verify | Race
-KINDS: Final[dict[str, type[Point]]] = {"compare": Compare, "verify": Verify, "race": Race}
+AnyPoint = Compare | Scale | Verify | Race
+KINDS: Final[dict[str, type[Point]]] = {"compare": Compare, "scale": Scale, "verify": Verify, "race": Race}
