@@ -33,7 +33,8 @@ def start_write(vma: VMA) -> None:
         vma.mm.write_locked.append(vma)
 
 
-def _end_write(mm: MM) -> None:
+def end_write(mm: MM) -> None:
+    """Let faults in again (vma_end_write_all())"""
     for vma in mm.write_locked:
         vma.write_locked = False
         lock_of(vma).up_write()
@@ -43,14 +44,14 @@ def _end_write(mm: MM) -> None:
 def write_unlock(mm: MM) -> None:
     """mmap_write_unlock()"""
     if mm.write_locked:
-        _end_write(mm)
+        end_write(mm)
     mm.mmap_lock.up_write()
 
 
 def write_downgrade(mm: MM) -> None:
     """mmap_write_downgrade()"""
     if mm.write_locked:
-        _end_write(mm)
+        end_write(mm)
     mm.mmap_lock.downgrade_write()
 
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from rmaplab.mm import memory
 from rmaplab.mm.errors import HistoryError
-from rmaplab.mm.locking import write_unlock
+from rmaplab.mm.locking import end_write, write_unlock
 from rmaplab.mm.merge import change_range
 from rmaplab.mm.mmap import grow_down
+from rmaplab.mm.pagetable import LEAF_SHIFT
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
     MM,
@@ -75,6 +76,7 @@ def new_address_space(
         error = grow_down(system, stack, stack_start)
         if error:
             raise HistoryError(f"exec: the stack cannot grow down to {stack_start:#x}")
+    end_write(mm)
     mm.total_vm = stack_len >> PAGE_SHIFT
     mm.start_stack = end
     mm.start_brk = start_brk
@@ -133,8 +135,11 @@ def fork_address_space(system: System, parent: MM) -> MM:
                 memory.copy_page_range(system, parent, child, vma.start, vma.end)
         elif copy.prepared:
             # vma_needs_copy(): what has no anonymous pages can be faulted in again.
+            leaf = vma.start >> LEAF_SHIFT
             if run_start < 0:
                 run_start = vma.start
+            elif leaf == (run_end - 1) >> LEAF_SHIFT and leaf in parent.page_table.leaves:
+                system.ptl_class.writes += 1  # Linux takes it once for each VMA
             run_end = vma.end
         elif run_start >= 0:
             memory.copy_page_range(system, parent, child, run_start, run_end)
