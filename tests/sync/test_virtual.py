@@ -16,6 +16,7 @@ from rmaplab.sync.virtual import HANDOFF_AFTER, PICOSECONDS, SLICE, VirtualTime
 from rmaplab.sync.work import Ledger, LockClass
 
 US = 1000 * PICOSECONDS
+FEW = False  # fewer customers, where a bug that shows at once is looked for
 Costs = dict[str, float]
 
 
@@ -98,7 +99,7 @@ def machine_repairman(machines: int, think: float, service: float) -> float:
 @pytest.mark.parametrize(("machines", "think"), [(4, 2.0), (16, 10.0), (16, 30.0)])
 def test_tasks_that_compute_and_lock_are_machines_and_a_repairman(machines: int, think: float) -> None:
     service = 1000 * PICOSECONDS
-    rounds = 120_000 // machines
+    rounds = (20_000 if FEW else 120_000) // machines
     time = on(machines)
     lock = SpinLock(LockClass("repairman"), time)
 
@@ -160,6 +161,24 @@ def test_a_handed_over_lock_costs_its_cache_line_each_time() -> None:
     time.run()
     assert time.ended == 40 * US + 39 * 100 * PICOSECONDS
     assert time.classes[0].moved == 39
+
+
+def test_a_spin_lock_is_first_come_first_served() -> None:
+    time = on(8)
+    lock = SpinLock(LockClass("lock"), time)
+    order: list[int] = []
+
+    def task(number: int) -> None:
+        time.spend(number * US)
+        lock.lock()
+        order.append(number)
+        time.spend(20 * US)
+        lock.unlock()
+
+    for number in (3, 1, 4, 0, 5, 2, 7, 6):
+        time.spawn(str(number), partial(task, number))
+    time.run()
+    assert order == sorted(order)
 
 
 # rw_semaphore
@@ -378,6 +397,29 @@ def test_a_grace_period_waits_for_the_readers_that_were_there(length: float) -> 
     time.run()
     assert freed == [max(350 * US, 100 * US + int(length) * PICOSECONDS)]
     assert time.most_held == {"object": 1} and time.held == {"object": 0}
+
+
+def test_a_grace_period_waits_for_a_reader_that_others_interrupt() -> None:
+    """Within its section a reader takes locks, so that the grace period begins while it is there."""
+    time = on(2)
+    rcu = Rcu(Ledger("test"), time)
+    lock = SpinLock(LockClass("lock"), time)
+    freed: list[int] = []
+
+    def reader() -> None:
+        rcu.read_lock()
+        for _ in range(100):
+            holding(time, lock, US)
+        rcu.read_unlock()
+
+    def writer() -> None:
+        time.spend(50 * US)
+        rcu.call("object", "subject", lambda: freed.append(int(time.now)))
+
+    time.spawn("reader", reader)
+    time.spawn("writer", writer)
+    time.run()
+    assert freed == [100 * US]
 
 
 def test_a_reader_of_a_sequence_count_spins_until_it_is_even() -> None:

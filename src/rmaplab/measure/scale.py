@@ -171,7 +171,7 @@ class Run:
         self._operations = 0
         self._differences = 0
         self._skipped = 0
-        self._began = 0
+        self.began = 0
         self._progress: Progress | None = None
 
     def _cost_of(self, key: str) -> float:
@@ -195,7 +195,7 @@ class Run:
         self.player.play(self._parallel.set_up)
         for ledger in (machine.ledger, machine.leader.ledger):
             self.time.watch(ledger)
-        self._began = self.time.work()
+        self.began = self.time.work()
         for strand in self._parallel.strands:
             self._begin(strand)
         self.time.run()
@@ -258,7 +258,7 @@ class Run:
             operations=self._operations,
             seconds=seconds,
             throughput=self._operations / seconds if seconds else 0.0,
-            work=(time.work() - self._began) / PICOSECONDS / 1e9,
+            work=(time.work() - self.began) / PICOSECONDS / 1e9,
             deferred=time.deferred / PICOSECONDS / 1e9,
             utilisation=_utilisation(time),
             latencies=_latencies(time),

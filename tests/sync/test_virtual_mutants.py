@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bugs put back into virtual time, one at a time: each is found by a test that passes without it.
+
+A bug is an edit of the source text, which is then run interpreted.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from importlib import resources
+
+import pytest
+
+from rmaplab.sync.locks import SpinLock
+from sync import test_virtual as checks
+
+SOURCE = (resources.files("rmaplab.sync") / "virtual.py").read_text()
+
+MUTANTS: dict[str, tuple[str, str, Callable[[], object]]] = {
+    "a hand-over is lost": (
+        "        elif state.waiters:\n            self._grant(state, state.waiters.pop(0))",
+        "        elif state.waiters:\n            state.waiters.pop(0)",
+        lambda: checks.test_a_global_locks_throughput_is_flat(SpinLock),
+    ),
+    "the last comes first": (
+        "self._grant(state, state.waiters.pop(0))",
+        "self._grant(state, state.waiters.pop())",
+        lambda: checks.test_a_spin_lock_is_first_come_first_served(),
+    ),
+    "a reader counts twice": (
+        "        state.readers += 1\n        state.reader_owned = True\n        if waiting:",
+        "        state.readers += 2\n        state.reader_owned = True\n        if waiting:",
+        lambda: checks.test_any_mixture_comes_to_its_end_excludes_and_is_the_same_again(2),
+    ),
+    "a reader does not count": (
+        "        state.readers += 1\n        state.reader_owned = True\n        if waiting:",
+        "        state.reader_owned = True\n        if waiting:",
+        lambda: checks.test_readers_without_writers_are_linear(8),
+    ),
+    "readers exclude each other": (
+        "        if waiting and state.readers > 0:",
+        "        if state.readers > 0:",
+        lambda: checks.test_readers_without_writers_are_linear(8),
+    ),
+    "a writer looks at no reader": (
+        "        if state.writer is None and state.readers == 0 and state.handoff is None:",
+        "        if state.writer is None and state.handoff is None:",
+        lambda: checks.test_any_mixture_comes_to_its_end_excludes_and_is_the_same_again(7),
+    ),
+    "readers overtake a waiting writer": (
+        "        if waiting and state.readers > 0:\n            return False",
+        "        if False:\n            return False",
+        lambda: checks.test_a_stream_of_readers_does_not_starve_a_writer(),
+    ),
+    "nobody asks for a hand-off": (
+        "                state.handoff = _queue(state)[0]",
+        "                pass",
+        lambda: checks.test_who_is_passed_over_for_long_gets_the_lock_handed(),
+    ),
+    "a writer spins on an owner that sleeps": (
+        "                self._stop_spinning(state)  # nobody spins on an owner that sleeps",
+        "                pass",
+        lambda: checks.test_a_writer_spins_while_the_owner_runs_and_sleeps_when_it_sleeps(),
+    ),
+    "a downgrade lets nobody in": (
+        "                if state.waiters:\n                    self._mark_wake(state, _READ_OWNED)\n"
+        "                self._spin",
+        "                self._spin",
+        lambda: checks.test_readers_are_let_in_together_when_a_writer_downgrades(),
+    ),
+    "work is charged twice": (
+        "        self.counted = total\n        if task.interrupted:",
+        "        if task.interrupted:",
+        lambda: checks.test_with_one_cpu_time_is_the_sum_of_work(),
+    ),
+    "work before the run is charged": (
+        "        self.ledgers.append(ledger)\n        self.counted = self._count()",
+        "        self.ledgers.append(ledger)",
+        lambda: checks.test_with_one_cpu_time_is_the_sum_of_work(),
+    ),
+    "what is counted first in the middle has no price": (
+        "        if entries != self.priced:",
+        "        if self.priced < 0:",
+        lambda: checks.test_with_one_cpu_time_is_the_sum_of_work(),
+    ),
+    "frees are free": (
+        "                    self.pools.append(_PricedPool(pool, alloc, free))",
+        "                    self.pools.append(_PricedPool(pool, alloc, 0))",
+        lambda: checks.test_with_one_cpu_time_is_the_sum_of_work(),
+    ),
+    "operations are not in the order of time": (
+        "        if events and events[0][0] <= task.time:\n            self._push(task.time, task)",
+        "        if False:\n            self._push(task.time, task)",
+        lambda: checks.test_tasks_that_compute_and_lock_are_machines_and_a_repairman(4, 2.0),
+    ),
+    "a lock is free before it is given back": (
+        "        if events and events[0][0] <= task.time:\n            self._push(task.time, release)",
+        "        if False:\n            self._push(task.time, release)",
+        lambda: checks.test_tasks_that_compute_and_lock_are_machines_and_a_repairman(4, 2.0),
+    ),
+    "a cache line is everywhere": (
+        "                task.time = end\n            state.cpu = task.cpu",
+        "            state.cpu = task.cpu",
+        lambda: checks.test_a_handed_over_lock_costs_its_cache_line_each_time(),
+    ),
+    "a grace period waits for nobody": (
+        "                if task.rcu_depth:\n                    task.rcu_waited_for = True",
+        "                if False:\n                    task.rcu_waited_for = True",
+        lambda: checks.test_a_grace_period_waits_for_a_reader_that_others_interrupt(),
+    ),
+    "a grace period waits for readers that come later": (
+        "            if task is not None and task.rcu_entered <= self.now:",
+        "            if task is not None:",
+        lambda: checks.test_a_grace_period_waits_for_the_readers_that_were_there(0.0),
+    ),
+    "a grace period is over at once": (
+        "        self.period_ends = self.now + self.grace_period",
+        "        self.period_ends = self.now",
+        lambda: checks.test_a_grace_period_waits_for_the_readers_that_were_there(500_000.0),
+    ),
+    "nobody's time slice ends": (
+        "                self._yield_cpu(task)\n\n    def spend",
+        "                pass\n\n    def spend",
+        lambda: checks.test_who_waits_for_a_cpu_waits_its_turn(),
+    ),
+    "a pinned task goes anywhere": (
+        "        if task.pinned >= 0:\n            cpu = self.cpus[task.pinned]",
+        "        if False:\n            cpu = self.cpus[task.pinned]",
+        lambda: checks.test_a_pinned_task_stays_where_it_is(),
+    ),
+    "who waits for a sequence count costs its CPU nothing": (
+        "                self.spun += pause",
+        "                pass",
+        lambda: checks.test_a_reader_of_a_sequence_count_spins_until_it_is_even(),
+    ),
+    "a holder of a spin lock may sleep": (
+        '            raise Finding(f"{task.name} sleeps ({what}) while it holds a spin lock")',
+        "            pass",
+        lambda: checks.test_nobody_sleeps_with_a_spin_lock_or_in_an_rcu_section(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after, check = MUTANTS[name]
+    assert SOURCE.count(before) == 1, "the source has changed: say where the bug goes now"
+    mutant = types.ModuleType("mutant")
+    exec(compile(SOURCE.replace(before, after), f"virtual.py where {name}", "exec"), mutant.__dict__)
+    monkeypatch.setattr(checks, "VirtualTime", mutant.VirtualTime)
+    monkeypatch.setattr(checks, "FEW", True)
+    with pytest.raises((AssertionError, ValueError, IndexError, RecursionError, pytest.fail.Exception)):
+        check()
+
+
+def test_nothing_is_found_without_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = types.ModuleType("same")
+    exec(compile(SOURCE, "virtual.py", "exec"), same.__dict__)
+    monkeypatch.setattr(checks, "VirtualTime", same.VirtualTime)
+    for _, _, check in MUTANTS.values():
+        check()
