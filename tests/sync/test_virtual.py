@@ -13,7 +13,7 @@ import pytest
 from rmaplab.sync.errors import Finding
 from rmaplab.sync.locks import Rcu, RwSemaphore, SequenceCount, SpinLock, Word
 from rmaplab.sync.virtual import HANDOFF_AFTER, PICOSECONDS, SLICE, VirtualTime
-from rmaplab.sync.work import Ledger, LockClass
+from rmaplab.sync.work import Ledger, LockClass, Tally
 
 US = 1000 * PICOSECONDS
 FEW = False  # fewer customers, where a bug that shows at once is looked for
@@ -161,6 +161,27 @@ def test_a_handed_over_lock_costs_its_cache_line_each_time() -> None:
     time.run()
     assert time.ended == 40 * US + 39 * 100 * PICOSECONDS
     assert time.classes[0].moved == 39
+
+
+def test_what_a_lock_protects_moves_with_it() -> None:
+    """Three nodes visited under the lock are three lines more, if another CPU had it before; and none if not."""
+    for cpus, lines in ((1, 0), (2, 4)):
+        time = on(cpus, {"handover": 100.0})
+        ledger = Ledger("test")
+        nodes = ledger.tally("interval tree nodes visited")
+        time.watch(ledger)
+        lock = SpinLock(LockClass("lock"), time)
+
+        def visit(nodes: Tally = nodes, lock: SpinLock = lock, time: VirtualTime = time) -> None:
+            lock.lock()
+            nodes.count += 3
+            time.spend(US)
+            lock.unlock()
+
+        time.spawn("one", visit)
+        time.spawn("two", visit)
+        time.run()
+        assert time.ended == 2 * US + lines * 100 * PICOSECONDS
 
 
 def test_a_spin_lock_is_first_come_first_served() -> None:

@@ -70,8 +70,8 @@ MUTANTS: dict[str, tuple[str, str, Callable[[], object]]] = {
         lambda: checks.test_readers_are_let_in_together_when_a_writer_downgrades(),
     ),
     "work is charged twice": (
-        "        self.counted = total\n        if task.interrupted:",
-        "        if task.interrupted:",
+        "        self.counted = total\n        nodes",
+        "        nodes",
         lambda: checks.test_with_one_cpu_time_is_the_sum_of_work(),
     ),
     "work before the run is charged": (
@@ -100,9 +100,14 @@ MUTANTS: dict[str, tuple[str, str, Callable[[], object]]] = {
         lambda: checks.test_tasks_that_compute_and_lock_are_machines_and_a_repairman(4, 2.0),
     ),
     "a cache line is everywhere": (
-        "                task.time = end\n            state.cpu = task.cpu",
-        "            state.cpu = task.cpu",
+        "        task.time = end\n        return True",
+        "        return True",
         lambda: checks.test_a_handed_over_lock_costs_its_cache_line_each_time(),
+    ),
+    "a tree stays where it was": (
+        "                task.time += moving\n",
+        "                pass\n",
+        lambda: checks.test_what_a_lock_protects_moves_with_it(),
     ),
     "a grace period waits for nobody": (
         "                if task.rcu_depth:\n                    task.rcu_waited_for = True",

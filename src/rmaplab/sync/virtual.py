@@ -20,7 +20,8 @@ After Linux 6.12
   others are ready.  It goes to an idle CPU, its last one if possible, else waits its turn.
 
 A cache line that several CPUs change (a lock, a reference count) is in one place at a time: who changes it after
-another CPU did waits for it, and for all who came before.
+another CPU did waits for it, and for all who came before.  What a lock protects moves with it: the nodes of a tree
+that are visited under a lock which came from another CPU take a hand-over each.
 
 Invariants
 - Operations on locks take place in the order of virtual time, at equal times in the order in which they were
@@ -58,6 +59,7 @@ HANDOVER: Final = "handover"
 CONTEXT_SWITCH: Final = "context switch"
 WAKE_UP: Final = "wake up"
 GRACE_PERIOD: Final = "grace period"
+NODES: Final = ("interval tree nodes visited", "remap tree nodes visited")  # tallies of what moves with its lock
 SHOOTDOWN: Final = "shootdown"
 
 CostOf = Callable[[str], float]  # nanoseconds a unit, by the key of a cost profile; 0 for what costs nothing
@@ -95,6 +97,7 @@ class Task:
         self.space: object = None  # the address space that it runs in
         self.nr_locks = 0
         self.nr_spinlocks = 0
+        self.nodes: i64 = 0  # visited so far
         self.semaphores: Final[list[LockState]] = []  # held for writing
         self.waits_for: LockState | None = None
         self.rcu_depth = 0
@@ -140,6 +143,7 @@ class LockState:
         self.holder = 0  # operation of who took it last
         self.since: i64 = 0  # when the writer took it
         self.cpu = -1  # that has its cache line
+        self.nodes: i64 = -1  # that its writer had visited before it took the lock, if that came from another CPU
         self.line_free: i64 = 0
         self.waiters: list[Waiter] | None = None
         self.spinners: list[Waiter] | None = None  # the first looks at the owner, the others at each other
@@ -278,6 +282,8 @@ class VirtualTime(Scheduler):
         self.tallies: list[_PricedTally] = []
         self.pools: list[_PricedPool] = []
         self.locks: list[_PricedLock] = []
+        self.node_tallies: list[Tally] = []
+        self.nodes: i64 = 0  # visited so far, by all
         self.counted: i64 = 0  # all work so far, in picoseconds
         self.deferred: i64 = 0  # of it, done by grace periods
         self.spun: i64 = 0  # time for which CPUs did nothing but wait for a lock
@@ -477,11 +483,14 @@ class VirtualTime(Scheduler):
         self.tallies = []
         self.pools = []
         self.locks = []
+        self.node_tallies = []
         for ledger in self.ledgers:
             for name, tally in ledger.tallies.items():
                 cost = self.price(name)
                 if cost:
                     self.tallies.append(_PricedTally(tally, cost))
+                if name in NODES:
+                    self.node_tallies.append(tally)
             for name, pool in ledger.pools.items():
                 alloc = self.price(f"alloc {name}")
                 free = self.price(f"free {name}")
@@ -513,6 +522,11 @@ class VirtualTime(Scheduler):
         total = self._count()
         task.time += total - self.counted
         self.counted = total
+        nodes: i64 = 0
+        for tally in self.node_tallies:
+            nodes += i64(tally.count)
+        task.nodes += nodes - self.nodes
+        self.nodes = nodes
         if task.interrupted:
             task.time += task.interrupted
             task.interrupted = 0
@@ -729,12 +743,13 @@ class VirtualTime(Scheduler):
 
     def _take(self, state: LockState, task: Task, write: bool) -> None:
         """`task` has the lock."""
-        self._touch(state, task)
+        moved = self._touch(state, task)
         state.holder = task.operation
         task.nr_locks += 1
         self.classes[state.number].acquired += 1
         if write:
             state.since = task.time
+            state.nodes = task.nodes if moved else -1
             if state.kind == _SPIN:
                 task.nr_spinlocks += 1
             elif state.kind == _RWSEM:
@@ -746,20 +761,24 @@ class VirtualTime(Scheduler):
         key = (state.number, write, operation)
         self.holds[key] = self.holds.get(key, 0) + time
 
-    def _touch(self, state: LockState, task: Task) -> None:
-        """`task` changes the lock's cache line, which may be on another CPU."""
-        if state.cpu != task.cpu:
-            if state.cpu >= 0:
-                start = task.time
-                if state.line_free > start:
-                    start = state.line_free
-                end = start + self.handover
-                state.line_free = end
-                figures = self.classes[state.number]
-                figures.moved += 1
-                figures.moving += end - task.time
-                task.time = end
-            state.cpu = task.cpu
+    def _touch(self, state: LockState, task: Task) -> bool:
+        """`task` changes the lock's cache line; was it on another CPU?"""
+        last = state.cpu
+        if last == task.cpu:
+            return False
+        state.cpu = task.cpu
+        if last < 0:
+            return False
+        start = task.time
+        if state.line_free > start:
+            start = state.line_free
+        end = start + self.handover
+        state.line_free = end
+        figures = self.classes[state.number]
+        figures.moved += 1
+        figures.moving += end - task.time
+        task.time = end
+        return True
 
     def release(self, lock: object, write: bool) -> None:
         task = self.current
@@ -771,6 +790,10 @@ class VirtualTime(Scheduler):
         if write:
             if state.writer is not task:
                 raise Finding(f"{task.name} gives back {self.classes[state.number].name}, which it does not hold")
+            if state.nodes >= 0:
+                moving = (task.nodes - state.nodes) * self.handover
+                task.time += moving
+                self.classes[state.number].moving += moving
             if state.kind == _SPIN:
                 task.nr_spinlocks -= 1
             elif state.kind == _RWSEM:
