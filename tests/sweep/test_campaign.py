@@ -17,6 +17,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from rmaplab.sweep import points
+from rmaplab.sweep.workers import work
+
 SPEC = """
 name = "small"
 [[compare]]
@@ -192,6 +195,14 @@ def test_a_directory_of_something_else_is_refused(tmp_path: Path, whole: Path) -
     kept.write_text("{}")
     done = sweep(tmp_path, "out")
     assert done.returncode == 2 and "was not written by rmaplab sweep" in done.stderr
+
+
+def test_what_other_code_has_worked_out_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = points.Verify(designs=("anon_vma",), steps=1)
+    key = point.key()
+    monkeypatch.setattr(points, "version", lambda: "0.1.0+0badc0de")
+    assert point.key() != key
+    assert "install the same" in str(work(point, {}, "0.1.0+1e55c0de"))
 
 
 # On a cluster

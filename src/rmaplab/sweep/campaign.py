@@ -26,9 +26,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import rmaplab
 from rmaplab.sweep.errors import SweepError
-from rmaplab.sweep.points import AnyPoint, Outcome, Point
+from rmaplab.sweep.points import AnyPoint, Outcome, Point, version
 from rmaplab.sweep.spec import Spec
 
 RESULTS: Final = "results.parquet"
@@ -91,7 +90,7 @@ class Campaign:
             for left in self._points.glob("*.part"):
                 left.unlink()
             points = [point for point in spec.points if isinstance(point, AnyPoint)]
-            plan = Plan(spec.name, rmaplab.__version__, points)
+            plan = Plan(spec.name, version(), points)
             write_whole(self.directory / "campaign.json", msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
             (self.directory / RESULTS).unlink(missing_ok=True)
             yield
@@ -118,7 +117,7 @@ class Campaign:
 
     def keep(self, point: Point, outcome: Outcome) -> None:
         assert isinstance(point, AnyPoint)
-        done = Done(point, rmaplab.__version__, outcome)
+        done = Done(point, version(), outcome)
         write_whole(self._path(point), msgspec.json.format(msgspec.json.encode(done)) + b"\n")
 
     def finish(self, spec: Spec) -> Path:
@@ -155,7 +154,7 @@ def told_of(number: int, point: Point, outcome: Outcome) -> dict[str, object]:
         "costs": outcome.costs,
         "cpus": point.nr_cpus(),
         "seed": point.seed,
-        "version": rmaplab.__version__,
+        "version": version(),
     }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -30,6 +31,20 @@ from rmaplab.mm.profile import PROFILES, REFERENCE, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import load
 from rmaplab.sweep.errors import SweepError
+
+_DEPENDS_ON: Final = ("sync", "mm", "rmap", "trace", "workloads", "check", "measure")
+
+
+@cache
+def version() -> str:
+    """rmaplab's version, and the beginning of the SHA-256 of all sources that figures depend on: between two
+    versions, too, what was worked out by other code is not taken for the same."""
+    digest = hashlib.sha256()
+    package = Path(rmaplab.__file__).parent
+    for path in [*(path for name in _DEPENDS_ON for path in sorted(package.glob(f"{name}/**/*.py"))), Path(__file__)]:
+        digest.update(path.read_bytes())
+    return f"{rmaplab.__version__}+{digest.hexdigest()[:8]}"
+
 
 Files = Callable[[str], str]  # from a file's name in the specification to a path that can be opened
 
@@ -78,7 +93,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def key(self) -> str:
         """What the result is kept under: the same for the same point, files and version of rmaplab."""
-        text = msgspec.json.encode([rmaplab.__version__, self], order="deterministic")
+        text = msgspec.json.encode([version(), self], order="deterministic")
         return hashlib.sha256(text).hexdigest()[:20]
 
     def title(self) -> str:

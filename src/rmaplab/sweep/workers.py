@@ -22,19 +22,18 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Final
 
-import rmaplab
 from rmaplab.sweep.errors import SweepError
-from rmaplab.sweep.points import Outcome, Point
+from rmaplab.sweep.points import Outcome, Point, version
 
 DEATHS: Final = 3  # of workers, on one point, before it is given up
 
 Result = tuple[int, "Outcome | str"]  # a string is an error: the point is not done
 
 
-def work(point: Point, paths: dict[str, str], version: str) -> Outcome | str:
+def work(point: Point, paths: dict[str, str], wanted: str) -> Outcome | str:
     """Do one point, in a process that works.  Returns a sentence if it cannot be done."""
-    if version != rmaplab.__version__:
-        return f"this worker has rmaplab {rmaplab.__version__}, and the sweep {version}: install the same"
+    if wanted != version():
+        return f"this worker has rmaplab {version()}, and the sweep {wanted}: install the same"
     try:
         for name, digest in point.files.items():
             if hashlib.sha256(Path(paths[name]).read_bytes()).hexdigest() != digest:
@@ -87,7 +86,7 @@ def end_with_parent() -> None:
 
 
 def _submit(pool: ProcessPoolExecutor, point: Point, find: Callable[[str], str]) -> Future[Outcome | str]:
-    return pool.submit(work, point, {name: find(name) for name in point.files}, rmaplab.__version__)
+    return pool.submit(work, point, {name: find(name) for name in point.files}, version())
 
 
 def _finished(begun: dict[Future[Outcome | str], int], left: dict[int, Point]) -> Iterator[Result]:
@@ -124,7 +123,7 @@ def on_cluster(points: dict[int, Point], find: Callable[[str], str], address: st
         numbers = {}
         for number, point in points.items():
             files = {name: held[name] for name in point.files}
-            future = client.submit(work_far_away, point, files, rmaplab.__version__, key=f"{point.key()}-{number}")
+            future = client.submit(work_far_away, point, files, version(), key=f"{point.key()}-{number}")
             numbers[future] = number
         for future in as_completed(list(numbers), loop=client.loop):
             try:
@@ -137,9 +136,9 @@ def on_cluster(points: dict[int, Point], find: Callable[[str], str], address: st
             future.release()
 
 
-def work_far_away(point: Point, contents: dict[str, bytes], version: str) -> Outcome | str:
+def work_far_away(point: Point, contents: dict[str, bytes], wanted: str) -> Outcome | str:
     """Do one point where none of its files are."""
-    return work(point, {name: _file(name, content) for name, content in contents.items()}, version)
+    return work(point, {name: _file(name, content) for name, content in contents.items()}, wanted)
 
 
 @cache
