@@ -45,7 +45,7 @@ from rmaplab.measure.sources import Source
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.rmap import STANDARD, load, specs
+from rmaplab.rmap import DESIGNS, STANDARD, load, specs
 from rmaplab.sweep import commands as sweep
 from rmaplab.sweep.errors import SweepError
 from rmaplab.trace.history import History, HistoryFormatError, HistoryWriteError, write_history
@@ -396,9 +396,9 @@ def _verify(
             return _look_for_mutants(cpus, output, json)
         if profile and profile not in PROFILES:
             raise UsageError(f"there is no profile {profile!r} (there are {', '.join(PROFILES)})")
-        _plan(specs(rmap, STANDARD), "", PROFILES[profile or REFERENCE], True, 1, 0, 0)  # are they designs?
+        _plan(specs(rmap, DESIGNS), "", PROFILES[profile or REFERENCE], True, 1, 0, 0)  # are they designs?
         plan = VerifyPlan(
-            designs=tuple(specs(rmap, STANDARD)),
+            designs=tuple(specs(rmap, DESIGNS)),
             profile=profile or REFERENCE,
             seed=seed,
             steps=steps or (0 if seconds else 20_000),

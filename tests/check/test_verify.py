@@ -15,6 +15,7 @@ from rmaplab.check.histories import Author, header
 from rmaplab.check.verify import Plan, Setup, Verified, run_history, verify
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
+from rmaplab.rmap import DESIGNS
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import read_history
@@ -57,6 +58,19 @@ def test_a_history_depends_on_the_seed_and_its_number_alone() -> None:
     assert run_history(plan, 6, 100) == run_history(plan, 6, 100)
     assert run_history(plan, 6, 100) != run_history(plan, 7, 100)
     assert Setup(plan, 6).pages == Setup(msgspec.structs.replace(plan, jobs=2), 6).pages
+
+
+def test_who_watches() -> None:
+    """Two designs watch each shared history, every other one its share of them; and each is alone at times."""
+    plan = Plan(designs=tuple(DESIGNS), steps=1)
+    setups = [Setup(plan, number) for number in range(len(DESIGNS) * 40)]
+    alone = {setup.designs[0].__name__ for setup in setups if setup.alone}
+    assert alone == {design.__name__ for design in DESIGNS.values()}
+    shared = [setup.designs for setup in setups if not setup.alone]
+    assert all(len(designs) == 3 and designs[0] is AnonVmaRmap for designs in shared)
+    for name, design in DESIGNS.items():
+        share = sum(design in designs for designs in shared) / len(shared)
+        assert share == 1 if name in ("anon_vma", "cow_context") else 0.15 < share < 0.25
 
 
 def test_two_processes_find_what_one_finds() -> None:
@@ -137,7 +151,7 @@ def test_the_command_holds(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "verify", "--steps", "400", "--every", "20", "--jobs", "1", "--json")
     told = json.loads(out)
     assert status == 0 and told["holds"] is True and told["command"] == "verify"
-    assert told["inputs"]["designs"] == [*ALL[:2], "cow_context_prototype", "page_scan"]
+    assert told["inputs"]["designs"] == list(DESIGNS)
     assert told["figures"]["steps"] > 0 and told["inputs"]["seed"] == 1
     assert all(not difference["error"] for difference in told["differences"])
 

@@ -8,13 +8,12 @@ Work comes in *histories* of some hundred events, each written by an `Author` (c
 a machine plays it.  A history depends on the seed and its own number only, so it makes no difference who
 plays it, or in what order: any number of processes find the same.  From its number follows what kind it is:
 
-- most are watched by all designs in lockstep, and the first leads;
-- each fourth is watched by one design alone, in turn: its own rule decides what merges, and its own walks
+- most are watched in lockstep, by `anon_vma`, which leads, `cow_context`, designs that are not in
+  `rmaplab.rmap.DESIGNS`, and one of the others in turn: more designs cost no more, each is seen less;
+- each fourth is watched by one design alone, each in turn: its own rule decides what merges, and its own walks
   are what reclaim and migration go by;
 - each third has large folios;
 - each fifth is played twice more, with faults in runs and one by one (check/batching.py).
-
-`page_scan`, whose walk reads every page table, watches each eighth of the shared histories.
 
 After every `every`-th event, and after the last, a `Checker` holds every design against the page tables.  The
 first history that fails, by number, is cut after the step that failed, made as short as leaving out events can
@@ -48,7 +47,7 @@ from rmaplab.trace.play import Player
 LENGTH: Final = 500  # events of a history
 _BUDGET: Final = 400_000  # events to play in search of a shorter history
 _FULL: Final = 64  # checks of which one walks everything
-_SLOW: Final = frozenset(["page_scan"])
+_ALWAYS: Final = ("anon_vma", "cow_context")
 _ORDER: Final = tuple(DESIGNS)
 
 Told = Callable[[str, int, int], None]  # what is being done, events done, events in all
@@ -94,8 +93,13 @@ class Setup:
         self.alone: Final = len(designs) > 1 and number % 4 == 3
         if self.alone:
             designs = [designs[number // 4 % len(designs)]]
-        elif number % 8:
-            designs = [design for design in designs if design.name not in _SLOW] or designs
+        else:
+            known = {DESIGNS[name] for name in _ORDER if name not in _ALWAYS}
+            in_turn = [design for design in designs if design in known]
+            if in_turn:
+                shared = number - number // 4  # how many shared ones came before
+                left_out = {*in_turn} - {in_turn[shared % len(in_turn)]}
+                designs = [design for design in designs if design not in left_out]
         self.designs: Final = designs
         self.profile: Final = PROFILES[plan.profile]
         self.large_folios: Final = plan.large_folios or (rng.choice((2, 3, 4)) if number % 3 == 2 else 0)
