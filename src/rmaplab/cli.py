@@ -396,9 +396,9 @@ def _verify(
             return _look_for_mutants(cpus, output, json)
         if profile and profile not in PROFILES:
             raise UsageError(f"there is no profile {profile!r} (there are {', '.join(PROFILES)})")
-        _plan(specs(rmap, DESIGNS), "", PROFILES[profile or REFERENCE], True, 1, 0, 0)  # are they designs?
+        _plan(specs(rmap, list(DESIGNS)), "", PROFILES[profile or REFERENCE], True, 1, 0, 0)  # are they designs?
         plan = VerifyPlan(
-            designs=tuple(specs(rmap, DESIGNS)),
+            designs=tuple(specs(rmap, list(DESIGNS))),
             profile=profile or REFERENCE,
             seed=seed,
             steps=steps or (0 if seconds else 20_000),
