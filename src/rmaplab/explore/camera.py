@@ -39,11 +39,11 @@ from rmaplab.explore.parts import (
 from rmaplab.explore.views import Scope, View, hexa, view_of
 from rmaplab.explore.witness import RCU, Witness
 from rmaplab.mm.folio import (
+    FOLIO_DIRTY,
     FOLIO_KSM,
     FOLIO_LAZYFREE,
     FOLIO_LOCKED,
     FOLIO_REFERENCED,
-    FOLIO_SWAPCACHE,
     Int64s,
 )
 from rmaplab.mm.machine import Machine
@@ -83,7 +83,7 @@ COARSE: Final = Detail(6, 16, 40, 16)  # for histories whose steps are many even
 _KINDS: Final = ((PTE_ANON, "A"), (PTE_MIGRATION, "M"), (PTE_SWAP, "S"), (PTE_ZERO, "Z"), (PTE_FILE, "F"))
 _FLAGS: Final = (
     (FOLIO_KSM, "KSM"),
-    (FOLIO_SWAPCACHE, "in swap, too"),
+    (FOLIO_DIRTY, "dirty"),
     (FOLIO_LAZYFREE, "may be dropped"),
     (FOLIO_LOCKED, "locked"),
     (FOLIO_REFERENCED, "referenced"),

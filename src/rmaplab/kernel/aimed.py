@@ -610,6 +610,36 @@ def merged_and_given_back(s: _Script) -> None:
     s.write(21)
 
 
+@_aimed
+def merged_and_not_accessible(s: _Script) -> None:
+    s.map(0, 8)
+    s.write(0, 8)
+    s.advise(0, 8, abi.MADV_MERGEABLE)
+    s.merge_same()
+    s.protect(0, 2, abi.PROT_NONE)
+    s.advise(0, 1, abi.MADV_UNMERGEABLE)
+    s.move(1, 1, 20)
+    s.fork(2)
+    s.protect(20, 1, _RW, pid=2)
+    s.write(20, pid=2)
+
+
+@_aimed
+def freed_while_shared_or_merged(s: _Script) -> None:
+    s.map(0, 8)
+    s.write(0, 6)
+    s.advise(0, 6, abi.MADV_MERGEABLE)
+    s.merge_same()
+    s.write(4)
+    s.fork(2)
+    s.advise(0, 6, abi.MADV_FREE)
+    s.advise(0, 6, abi.MADV_FREE, pid=2)
+    s.advise(0, 6, abi.MADV_PAGEOUT)
+    s.exit(2)
+    s.advise(0, 6, abi.MADV_FREE)
+    s.advise(0, 6, abi.MADV_PAGEOUT)
+
+
 # Large folios
 
 

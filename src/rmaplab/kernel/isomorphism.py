@@ -281,7 +281,7 @@ class _Comparison:
     def _compare_places(self, where: str, page: int, pfn: int) -> None:
         """Where KSM remembers to have mapped its page.  Either side may remember places that do not map it any
         more: ksmd has not come by since."""
-        by_id = {mm.id: mm for mm in self._machine.mms.values()}
+        alive = self._machine.mms
         kernel = []
         for address, addr in reversed(self._snapshot.ksm_places[page]):
             mm = self._snapshot.mms.get(address)
@@ -289,10 +289,10 @@ class _Comparison:
             if entry is not None and entry.kind == "anon" and entry.number == page:
                 kernel.append((self._mms.to_model[address], hex(addr)))
         model = []
-        for its, addr in self._machine.ksm_pages[pfn]:
-            entry_here = its.page_table.get(addr) if its.id in by_id else 0
-            if entry_here & PTE_ANON and entry_here >> PTE_SHIFT == pfn:
-                model.append((its.id, hex(addr)))
+        for place in self._design.ksm.get(pfn, []):
+            mine = place.mm.page_table.get(place.addr) if place.mm.id in alive else 0
+            if mine & PTE_ANON and mine >> PTE_SHIFT == pfn:
+                model.append((place.mm.id, hex(place.addr)))
         if kernel != model:
             raise _Found(where, "places that KSM remembers, the oldest first", kernel, model)
 

@@ -140,11 +140,12 @@ class Lockstep:
         design: type[ReverseMap] = AnonVmaRmap,
         coverage: Coverage | None = None,
         large_folios: int = 0,
+        machine: type[Machine] = Machine,
     ) -> None:
         head = head or header()
         self.witness: Final = witness
         self._large_folios: Final = large_folios if witness.has_large_folios else 0
-        self.machine: Final = Machine(witness.profile, [design], large_folios=self._large_folios)
+        self.machine: Final = machine(witness.profile, [design], large_folios=self._large_folios)
         self.player: Final = Player(self.machine, head, batch=False)
         files = {entry.id: entry for entry in head.files}
         self.driver: Final = Driver(witness.guest, files, witness.look, witness.scans, self._large_folios)
@@ -289,9 +290,9 @@ class Random:
     def __init__(
         self, witness: Witness, seed: int, pages: int = 48, processes: int = 6,
         design: type[ReverseMap] = AnonVmaRmap, ops: Sequence[str] = (), coverage: Coverage | None = None,
-        large_folios: int = 0,
+        large_folios: int = 0, machine: type[Machine] = Machine,
     ) -> None:  # fmt: skip
-        self.lockstep: Final = Lockstep(witness, design=design, coverage=coverage, large_folios=large_folios)
+        self.lockstep: Final = Lockstep(witness, None, design, coverage, large_folios, machine)
         large = self._large = self.lockstep.machine.large_folios > 0
         known = self.lockstep.driver.known() - (NOT_WITH_LARGE_FOLIOS if large else frozenset())
         self._author = Author(

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 FOLIO_ANON: Final = 1
 FOLIO_KSM: Final = 2
-FOLIO_SWAPCACHE: Final = 4  # a copy is in swap, or an entry elsewhere still refers to it there
+FOLIO_DIRTY: Final = 4  # not as it is in swap, found out when an entry that was dirty went, or swap gave it up
 FOLIO_LAZYFREE: Final = 8  # MADV_FREE: may be dropped while it stays clean
 FOLIO_LOCKED: Final = 16  # in the hands of reclaim or migration
 FOLIO_REFERENCED: Final = 32

@@ -8,8 +8,8 @@ merged, and by the copies that fork made of those.
 Linux also takes pages that fork shared.  Its walk does not find what else maps them until ksmd comes by there (or
 ever, if that VMA is not mergeable), and neither would a walk of any other design.  So histories merge only what a
 single entry maps, and a place is remembered while a copy of it that fork made is mapped.  What a real kernel's ksmd
-did (rmaplab.kernel) is told with `AS_FOUND`, `SPLIT` for the large folios that it split on the way, and `FORGET` for
-what it does with places that no longer hold.
+did (rmaplab.kernel) is told with `AS_FOUND`, from when on nothing is nicer than in that kernel, `SPLIT` for the large
+folios that it split on the way, and `FORGET` for what it does with places that no longer hold.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from __future__ import annotations
 from typing import Final
 
 from rmaplab.mm.abi import EBUSY, EINVAL
-from rmaplab.mm.folio import FOLIO_KSM, FOLIO_LAZYFREE
+from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_KSM, FOLIO_LAZYFREE
 from rmaplab.mm.locking import lock_leaf
 from rmaplab.mm.memory import split_folio, unshare
 from rmaplab.mm.pagetable import LEAF_ENTRIES, PTE_ANON, PTE_EXCLUSIVE, PTE_KSM, PTE_SHIFT, PTE_WRITE
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_MERGEABLE, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_ACCESS_FLAGS, VM_MERGEABLE, VMA
 
 AS_FOUND: Final = 1  # merge also pages that several entries map, or that are in the swap cache
 SPLIT: Final = 4  # split the large folio at an address
@@ -35,6 +35,7 @@ def merge_pages(system: System, mm: MM, addr: int, other_mm: MM, other_addr: int
     vma = mm.tree.at(addr)
     other_vma = other_mm.tree.at(other_addr)
     entry = mm.page_table.get(addr)
+    system.as_found = system.as_found or how & AS_FOUND != 0
     if vma is None or other_vma is None or not other_vma.flags & VM_MERGEABLE:
         return -EINVAL
     if not vma.flags & VM_MERGEABLE and not (how & AS_FOUND and entry & PTE_KSM):
@@ -85,7 +86,7 @@ def _convert(system: System, mm: MM, addr: int, pfn: int) -> None:
         places = [(vma.mm, there) for vma, there in walk]
         system.end_walk(walk)
     system.ksm_pages[pfn] = []
-    folios.set_flag(pfn, FOLIO_KSM)
+    folios.set_flag(pfn, FOLIO_KSM | FOLIO_DIRTY)
     folios.clear_flag(pfn, FOLIO_LAZYFREE)
     for its, there in places:
         leaf = lock_leaf(its.page_table, there)
@@ -152,6 +153,8 @@ def _copied(system: System, vma: VMA, addr: int, pfn: int) -> bool:
 def unmerge_range(system: System, vma: VMA, start: int, end: int) -> None:
     """Give every KSM page in [start, end) of `vma` back to it alone (unmerge_ksm_pages(), break_ksm())."""
     if not system.ksm_pages:
+        return
+    if system.as_found and not system.profile.unmerges_none and not vma.flags & VM_ACCESS_FLAGS:
         return
     page_table = vma.mm.page_table
     addr = start

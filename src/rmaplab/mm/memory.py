@@ -21,7 +21,15 @@ import numpy as np
 
 from rmaplab.mm.abi import EFAULT
 from rmaplab.mm.errors import InvariantError
-from rmaplab.mm.folio import FOLIO_ANON, FOLIO_KSM, FOLIO_LAZYFREE, FOLIO_PARTLY, FOLIO_WRITTEN, Int64s
+from rmaplab.mm.folio import (
+    FOLIO_ANON,
+    FOLIO_DIRTY,
+    FOLIO_KSM,
+    FOLIO_LAZYFREE,
+    FOLIO_PARTLY,
+    FOLIO_WRITTEN,
+    Int64s,
+)
 from rmaplab.mm.locking import lock_leaf, lock_new_leaf, unlock_leaf
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
@@ -390,6 +398,14 @@ def split_folio(system: System, head: int, in_place: bool = True) -> None:
             end = min(vma.end, first + (nr_pages << PAGE_SHIFT))
             places += [(vma, addr) for addr in range(first, end, PAGE_SIZE)]
         system.end_walk(walk)
+    dirty = False
+    for vma, addr in places:
+        entry = vma.mm.page_table.get(addr)
+        dirty = dirty or (
+            entry & PTE_ANON != 0 and entry & PTE_DIRTY != 0 and head <= entry >> PTE_SHIFT < head + nr_pages
+        )
+    if dirty:
+        folios.set_flag(head, FOLIO_DIRTY)
     folios.split(head)
     for vma, addr in places:
         entry = vma.mm.page_table.get(addr)
@@ -504,6 +520,7 @@ def _map_copy(
 ) -> None:
     """Map a copy, for this entry alone, of what `slot_number` holds."""
     pfn = system.folios.alloc(pgoff)
+    system.folios.flags.m[pfn] |= FOLIO_DIRTY
     system.pages_copied.count += 1
     for design in system.designs:
         design.folio_swapped_in(vma, addr, pfn, True)
@@ -839,6 +856,24 @@ def mark_lazyfree(system: System, mm: MM, start: int, end: int) -> None:
             _mark_lazyfree_at(system, mm, base + ((first + i) << PAGE_SHIFT))
 
 
+def _cleaned(system: System, pfn: int) -> bool:
+    """Give up what swap has of the page, and that it is dirty, if nothing else maps it.  Whether it could be, or
+    there was nothing to give up, so that nobody asked who maps it."""
+    flags = system.folios.flags.m
+    slot = system.slot_of.get(pfn)
+    if slot is None and not flags[pfn] & FOLIO_DIRTY:
+        return True
+    if not system.trylock_folio(pfn):
+        return False
+    clean = system.mapcount(pfn) == 1 and (slot is None or system.swap[slot].count == 0)
+    if clean:
+        if slot is not None:
+            system.uncache(pfn)
+        flags[pfn] &= ~FOLIO_DIRTY & 0xFF
+    system.unlock_folio(pfn)
+    return clean
+
+
 def _mark_lazyfree_at(system: System, mm: MM, addr: int) -> None:
     folios = system.folios
     leaf = lock_leaf(mm.page_table, addr)
@@ -847,16 +882,9 @@ def _mark_lazyfree_at(system: System, mm: MM, addr: int) -> None:
     i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
     entry: int = leaf.m[i]
     pfn = entry >> PTE_SHIFT
-    if entry & PTE_ANON and not entry & PTE_KSM and folios.order.m[pfn] == 0 and system.mapcount(pfn) == 1:
-        if system.trylock_folio(pfn):
-            slot = system.slot_of.get(pfn)
-            if slot is not None and system.swap[slot].count == 0:
-                system.uncache(pfn)
-                slot = None
-            if slot is None:
-                folios.flags.m[pfn] = FOLIO_ANON | FOLIO_LAZYFREE
-                leaf.m[i] = entry & ~(PTE_DIRTY | PTE_YOUNG)
-            system.unlock_folio(pfn)
+    if entry & PTE_ANON and folios.order.m[pfn] == 0 and _cleaned(system, pfn):
+        folios.flags.m[pfn] |= FOLIO_LAZYFREE
+        leaf.m[i] = entry & ~(PTE_DIRTY | PTE_YOUNG)
     leaf.lock.unlock()
     if entry & PTE_SWAP:
         zap_at(system, mm, addr)

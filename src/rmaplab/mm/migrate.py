@@ -10,10 +10,10 @@ migration is given up and the entries are restored.  There is no second chance f
 from __future__ import annotations
 
 from rmaplab.mm.errors import InvariantError
-from rmaplab.mm.folio import FOLIO_PARTLY
+from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_PARTLY
 from rmaplab.mm.locking import lock_leaf
 from rmaplab.mm.memory import partly_mapped, split_folio
-from rmaplab.mm.pagetable import LEAF_ENTRIES, PTE_ANON, PTE_FLAGS, PTE_MIGRATION, PTE_SHIFT
+from rmaplab.mm.pagetable import LEAF_ENTRIES, PTE_ANON, PTE_DIRTY, PTE_FLAGS, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.reclaim import addresses, isolate, maps
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT
@@ -67,6 +67,8 @@ def unmap(system: System, head: int) -> int:
             entry: int = leaf.m[i]
             if maps(system, entry, head):
                 leaf.m[i] = entry & ~PTE_ANON | PTE_MIGRATION
+                if entry & PTE_DIRTY:
+                    system.folios.set_flag(head, FOLIO_DIRTY)
                 system.drop_mapcount(entry >> PTE_SHIFT)
                 hits += 1
             leaf.lock.unlock()

@@ -80,6 +80,9 @@ class Profile:
     ksm_unshares: a page that KSM gives back (MADV_UNMERGEABLE, mremap) is mapped without the right to write, until
         something writes.  (mm/ksm.c break_ksm(): FAULT_FLAG_UNSHARE since 6.2; 6.1 has a write fault)
 
+    unmerges_none: KSM gives pages back also where a VMA allows no access.  In 6.1 they stay merged, and mremap() moves
+        them to where no walk looks.  (mm/ksm.c break_ksm(): folio_walk_start() in 6.12; follow_page() in 6.1)
+
     What a system call knows:
 
     droppable:     MAP_DROPPABLE  (mm/mmap.c do_mmap(), not in 6.1)
@@ -107,6 +110,7 @@ class Profile:
         split_to_zero: bool = True,
         migrated_partly: bool = True,
         ksm_unshares: bool = True,
+        unmerges_none: bool = True,
         droppable: bool = True,
         guard_regions: bool = False,
     ) -> None:
@@ -127,6 +131,7 @@ class Profile:
         self.split_to_zero: Final = split_to_zero
         self.migrated_partly: Final = migrated_partly
         self.ksm_unshares: Final = ksm_unshares
+        self.unmerges_none: Final = unmerges_none
         self.droppable: Final = droppable
         self.guard_regions: Final = guard_regions
 
@@ -150,6 +155,7 @@ class Profile:
             split_to_zero=self.split_to_zero,
             migrated_partly=self.migrated_partly,
             ksm_unshares=self.ksm_unshares,
+            unmerges_none=self.unmerges_none,
             droppable=self.droppable,
             guard_regions=self.guard_regions,
         )
@@ -232,6 +238,7 @@ PROFILES: Final[dict[str, Profile]] = {
         split_to_zero=False,
         migrated_partly=False,
         ksm_unshares=False,
+        unmerges_none=False,
         droppable=False,
     ),
     "6.18": Profile(

@@ -11,7 +11,7 @@ Locking: a user holds a reference to the folio and its lock, and takes the page-
 
 from __future__ import annotations
 
-from rmaplab.mm.folio import FOLIO_LAZYFREE, FOLIO_REFERENCED
+from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE, FOLIO_REFERENCED
 from rmaplab.mm.locking import lock_leaf, unlock_leaf
 from rmaplab.mm.memory import anon_pfns, partly_mapped, split_folio
 from rmaplab.mm.pagetable import (
@@ -148,11 +148,14 @@ def _unmap_folio(system: System, pfn: int) -> None:
     """Give a small folio room in swap, and replace what maps it by entries that refer to that."""
     if system.folios.flags.m[pfn] & FOLIO_LAZYFREE:
         _try_to_unmap(system, pfn, -1)
-        return
+        if system.folios.flags.m[pfn] & FOLIO_LAZYFREE:
+            return
+        # It was used again, and goes to swap the next time that reclaim comes by.
     slot = system.slot_of.get(pfn)
     if slot is None:
         slot = system.alloc_slot(False)
         system.cache(slot, pfn)
+        system.folios.set_flag(pfn, FOLIO_DIRTY)
     system.swap[slot].from_ksm |= pfn in system.ksm_pages
     _try_to_unmap(system, pfn, slot)
     if system.swap[slot].count == 0 and system.mapcount(pfn) > 0:
@@ -176,7 +179,7 @@ def _try_to_unmap(system: System, pfn: int, slot: int) -> None:
             system.walk_hits.count += 1
             if vma.flags & VM_LOCKED:
                 left = 0  # the folio goes to the unevictable list
-            elif slot < 0 and entry & PTE_DIRTY:
+            elif slot < 0 and (entry & PTE_DIRTY or system.folios.flags.m[pfn] & FOLIO_DIRTY):
                 system.folios.clear_flag(pfn, FOLIO_LAZYFREE)  # used again: swap-backed again
                 left = 0
             elif slot < 0:

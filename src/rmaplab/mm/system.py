@@ -17,7 +17,7 @@ import numpy as np
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.errors import HistoryError
-from rmaplab.mm.folio import Folios, Int64s
+from rmaplab.mm.folio import FOLIO_DIRTY, Folios, Int64s
 from rmaplab.mm.locking import start_write
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PageTable
 from rmaplab.mm.profile import Profile
@@ -110,6 +110,7 @@ class System:
         self.swap: Final[dict[int, SwapSlot]] = {}
         self.slot_of: Final[dict[int, int]] = {}  # pfn in the swap cache -> slot
         self.ksm_pages: Final[dict[int, list[tuple[MM, int]]]] = {}  # by pfn: where KSM mapped it, the newest last
+        self.as_found = False  # KSM has merged as a real kernel's ksmd did (mm/ksm.py), and need not be complete
         self.pins: Final[dict[int, int]] = {}  # references to folios that are no mappings, by first page
         self.folio_locks: Final[dict[int, SpinLock]] = {}
         self._next_slot = 1
@@ -379,6 +380,7 @@ class System:
     def uncache(self, pfn: int) -> None:
         """`pfn` leaves the swap cache (delete_from_swap_cache()); its slot goes with the last entry."""
         slot = self.slot_of.pop(pfn)
+        self.folios.flags.m[pfn] |= FOLIO_DIRTY
         self.swap[slot].cached_pfn = 0
         if self.swap[slot].count == 0:
             self._free_slot(slot)
