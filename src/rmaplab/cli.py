@@ -34,13 +34,14 @@ from rmaplab.check.verify import verify
 from rmaplab.explore import commands as explore
 from rmaplab.kernel import cli as kernel
 from rmaplab.kernel.errors import GuestError, KernelUnavailable
-from rmaplab.measure import scale_command, sources
+from rmaplab.measure import reproduce_command, scale_command, sources
 from rmaplab.measure.calibration import commands as calibration
 from rmaplab.measure.calibration.errors import CalibrationError
 from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare, priced
 from rmaplab.measure.cost import CostError, load_costs
 from rmaplab.measure.progress import Meter
 from rmaplab.measure.report import Inputs, print_report, report
+from rmaplab.measure.reproduce import ReproduceError
 from rmaplab.measure.sources import Source
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
@@ -567,6 +568,7 @@ def _compare(
 check.mount(app, _design)
 calibration.mount(app)
 scale_command.mount(app, _design)
+reproduce_command.mount(app)
 app.add_typer(kernel.app, name="kernel")
 sweep.mount(app)
 explore.mount(
@@ -621,6 +623,7 @@ def _main(arguments: list[str]) -> int:
         RaceError,
         CostError,
         scale_command.ScaleError,
+        ReproduceError,
         SweepError,
         CalibrationError,
         KernelUnavailable,

@@ -20,6 +20,7 @@ from rmaplab.measure.collect import Aside, design_figures, machine_figures, vma_
 from rmaplab.measure.cost import CostProfile
 from rmaplab.measure.figures import Counts, DesignFigures, MachineFigures
 from rmaplab.measure.finding import shortest_history
+from rmaplab.measure.memory import Memory, Sampler, Vmas
 from rmaplab.measure.times import Times, times
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.machine import Machine
@@ -106,6 +107,7 @@ class Figures(msgspec.Struct, frozen=True, omit_defaults=True):
     """All figures of a comparison.
 
     counted: differences by kind, where `differences` lists the first of each kind only
+    memory:  what each design held over the history, and what it costs elsewhere
     times:   what the counted work takes, where a cost profile was named
     """
 
@@ -113,6 +115,7 @@ class Figures(msgspec.Struct, frozen=True, omit_defaults=True):
     designs: list[DesignFigures]
     checks: Checks
     counted: dict[str, int]
+    memory: Memory
     times: Times | None = None
 
 
@@ -144,11 +147,13 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
     player = Player(machine, history.header, batch=plan.batch)
     checker = Checker(machine, limit=plan.folios)
     aside = Aside(machine)
+    sampler = Sampler(machine, total)
     found = _Found(history, plan)
     every = plan.every or max(1, total // MOMENTS)
     due = every if plan.check else total + 1
     try:
         for played, event in player.steps(history):
+            sampler.look(played)
             if played >= due or (played == total and plan.check):
                 with aside:
                     found.add_checked(checker.check(played - 1, event))
@@ -162,31 +167,39 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
         found.add(Difference("geometry", str(geometry), geometry.number, error=True))
 
     alone = [vma_counts(machine) if design is machine.leader else None for design in machine.designs]
+    others: list[Vmas] = []
     if plan.alone:
         for slot in range(len(alone)):
             if alone[slot] is None:
-                alone[slot] = _alone(history, plan, slot, found, progress)
+                alone[slot] = _alone(history, plan, slot, found, progress, others)
     designs = [
         design_figures(design, checker.counts.designs[design.name], aside.work(design.name), vmas)
         for design, vmas in zip(machine.designs, alone, strict=True)
     ]
     counts = checker.counts
     checks = Checks(counts.checks, counts.folios, counts.skipped, counts.entries, total, player.marks)
-    figures = Figures(machine_figures(machine, total), designs, checks, dict(sorted(found.counted.items())))
+    counted = dict(sorted(found.counted.items()))
+    figures = Figures(machine_figures(machine, total), designs, checks, counted, sampler.memory(others))
     return Comparison(figures, found.listed)
 
 
-def _alone(history: History, plan: Plan, slot: int, found: _Found, progress: Progress) -> Counts | None:
-    """VMAs where one design decides by itself what may merge; None if it does not get to the end."""
+def _alone(
+    history: History, plan: Plan, slot: int, found: _Found, progress: Progress, others: list[Vmas]
+) -> Counts | None:
+    """VMAs where one design decides by itself what may merge, also as memory, in `others`; None if it does not get to
+    the end."""
     design = plan.designs[slot]
     machine = plan.machine(design)
     player = Player(machine, history.header, batch=plan.batch)
+    sampler = Sampler(machine, len(history))
     try:
         for played, _ in player.steps(history):
+            sampler.look(played)
             progress(f"playing with {design.name} alone", played, len(history))
     except InvariantError as error:
         found.add_broken(str(error), player.played, design.name)
         return None
+    others.append(sampler.vmas())
     return vma_counts(machine)
 
 

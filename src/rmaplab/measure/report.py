@@ -18,6 +18,7 @@ from rmaplab.check.lockstep import ERRORS
 from rmaplab.measure.comparison import Comparison, Difference, Figures
 from rmaplab.measure.figures import Counts, DesignFigures, Objects, Work
 from rmaplab.measure.finding import line
+from rmaplab.measure.memory import Memory, curve
 from rmaplab.measure.sources import Source
 from rmaplab.measure.times import Times
 
@@ -79,6 +80,7 @@ def print_report(report: Report, console: Console) -> None:
     console.print()
     _print_machine(figures, console)
     _print_memory(figures.designs, console)
+    _print_memory_over_time(figures.memory, console)
     _print_matrix("Work done for the history", [(d.design, d.work) for d in figures.designs], console)
     if figures.checks.moments:
         _print_walks(figures.designs, _REFERENCE in inputs.designs, console)
@@ -143,6 +145,40 @@ def _print_memory(designs: Sequence[DesignFigures], console: Console) -> None:
             peak, end = sum(o.peak_pages for o in design.objects), sum(o.end_pages for o in design.objects)
             table.add_row("  all types", "", "", "", f"{peak * 4:,}", "", f"{end * 4:,}")
     _print("Memory held, in KiB of slab pages", table, console)
+
+
+def _print_memory_over_time(memory: Memory, console: Console) -> None:
+    """Objects with the fields that a design needs elsewhere, where they take most, and their line."""
+    table = _table("design", "KiB", "of it fields", "a process", "a VMA", "a page", "after event")
+    for design in memory.designs:
+        peak = design.peak
+        shares = (f"{peak.total / n:,.1f}" if n else "-" for n in (peak.processes, peak.vmas, peak.pages))
+        table.add_row(
+            design.design, f"{peak.total / 1024:,.1f}", f"{peak.fields / 1024:,.1f}", *shares, f"{peak.event:,}"
+        )
+    if not table.row_count:
+        return
+    _print("Memory with fields in vm_area_struct and mm_struct, where it is most, and bytes of it", table, console)
+    for design in memory.designs:
+        line = curve(design.line, 60)
+        if line:
+            console.print(f"{design.design:22} {line}", no_wrap=True)
+    if memory.designs:
+        console.print()
+    if len(memory.vmas) > 1:
+        table = _table("design", "VMAs at most", "structs, KiB", "maple nodes", "KiB", f"over {memory.vmas[0].design}")
+        first = memory.vmas[0]
+        for vmas in memory.vmas:
+            more = vmas.struct_bytes + vmas.node_bytes - first.struct_bytes - first.node_bytes
+            table.add_row(
+                vmas.design,
+                f"{vmas.vmas:,}",
+                f"{vmas.struct_bytes / 1024:,.1f}",
+                f"{vmas.nodes:,}",
+                f"{vmas.node_bytes / 1024:,.1f}",
+                f"{more / 1024:+,.1f} KiB" if more else "nothing",
+            )
+        _print("Memory elsewhere: VMAs as each design's merge rule makes them", table, console)
 
 
 def _object_cells(o: Objects) -> Iterable[str]:

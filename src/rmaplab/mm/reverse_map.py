@@ -79,6 +79,9 @@ class ReverseMap:
     """A design.  Subclass it, give it a `name`, and override what it needs to know."""
 
     name: ClassVar[str] = "unnamed"
+    # Bytes of fields that it needs in each vm_area_struct and mm_struct (include/linux/mm_types.h), objects aside.
+    vma_fields: ClassVar[int] = 0
+    mm_fields: ClassVar[int] = 0
     watches_entries: ClassVar[bool] = False  # is it to be told of entries? (most designs are not, and pay nothing)
 
     def __init__(self, attachment: Attachment) -> None:

@@ -100,6 +100,7 @@ class AnonVmaRmap(ReverseMap):
     """One anon_vma per family of VMAs, an interval tree in each, one lock a hierarchy."""
 
     name = "anon_vma"
+    vma_fields = 8 + 16  # anon_vma: a pointer; anon_vma_chain: a list_head
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)

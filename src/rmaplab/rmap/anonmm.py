@@ -65,6 +65,7 @@ class AnonMMRmap(ReverseMap):
     """A list of address spaces since exec, and a virtual address."""
 
     name = "anonmm"
+    mm_fields = 8  # a pointer to the anonmm
     watches_entries = True
 
     def __init__(self, attachment: Attachment) -> None:

@@ -61,6 +61,8 @@ class CowContext:
 class ContextRmap(ReverseMap):
     """A reverse map that has one CoW context per address space."""
 
+    mm_fields = 8  # a pointer to the context
+
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
         sizes = attachment.profile.sizes

@@ -68,6 +68,7 @@ class CowContextRmap(ContextRmap):
     """One context per address space; records for displaced VMAs only."""
 
     name = "cow_context"
+    vma_fields = 8  # the shift
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
