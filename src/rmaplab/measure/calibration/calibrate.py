@@ -19,7 +19,7 @@ from rmaplab.mm.profile import Profile, profile_for
 # Counted beside other work that has a cost: the nodes that a walk visits, say.
 COVERED: Final = (
     "anon_vmas reused", "places visited", "rmap places that mapped", "walks", "root VMAs upgraded",
-    "VMAs linked by an upgrade",
+    "VMAs linked by an upgrade", "pages given a new address",
 )  # fmt: skip
 
 # Where costs begin that the programs tell apart badly: round numbers, of the order that they have on machines of today.
@@ -44,6 +44,11 @@ STAND_INS: Final = {
     "remap tree nodes visited": "interval tree nodes visited",
     "vma tree look-ups": "interval tree nodes visited",
     "page-table entries looked at": "entries protected",
+    "anonmms visited": "interval tree nodes visited",
+    "pages that Linux would have copied": "pages copied",
+    "pointers added": "interval tree nodes visited",
+    "pointers removed": "interval tree nodes visited",
+    "chain slots looked at": "interval tree nodes visited",
 }
 
 MEDIAN: Final = (0.8, 1.25)  # of predicted over measured
