@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, cast
 
 from rmaplab.check.mutants import Mutant
-from rmaplab.check.scenarios import AWAY, HOME, World, names, scenario
+from rmaplab.check.scenarios import AWAY, HOME, World, scenario
 from rmaplab.mm.abi import PROT_EXEC, PROT_READ, PROT_WRITE
 from rmaplab.mm.locking import lock_of
 from rmaplab.mm.machine import Machine
@@ -235,10 +235,6 @@ SCENES: Final[dict[str, Callable[[World, Execution], None]]] = {
     "fork / first fault in another thread": _fork_and_first_fault,
     "first faults of two neighbours, in two threads": _first_faults_of_neighbours,
 }
-
-
-def has_scenario(name: str) -> bool:
-    return name in names() or name in SCENES
 
 
 def staged(name: str, design: type[ReverseMap], machine: type[Machine] = Machine) -> Scenario:

@@ -17,15 +17,13 @@ import msgspec
 import typer
 
 import rmaplab
-from rmaplab.check.race import RaceError, write_path
-from rmaplab.check.race_mutants import has_scenario, staged
-from rmaplab.check.scenarios import preemption_bound
+from rmaplab.check.race import RaceError, run
+from rmaplab.check.scenarios import names
 from rmaplab.explore.parts import STEPS, Answer, AnyPart, Film, Shot, Step, states
 from rmaplab.explore.tours import RACES, TOURS
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.sync.interleave import explore
 from rmaplab.trace.history import History
 
 DESIGNS = ("anon_vma", "cow_context")  # where nothing else was asked for
@@ -219,7 +217,7 @@ class _Asked(NamedTuple):
 def _film(finders: Finders, asked: _Asked) -> Film:
     what = asked.what
     name = what[0] if len(what) == 1 and not os.path.exists(what[0]) else ""
-    if name in RACES or has_scenario(name) or " / " in name or asked.path:
+    if name in RACES or name in names() or " / " in name or asked.path:
         return _film_of_race(finders, name, asked)
     from rmaplab.explore.film import shoot
 
@@ -243,7 +241,7 @@ def _film_of_race(finders: Finders, name: str, asked: _Asked) -> Film:
     from rmaplab.explore.race import shoot_race, shoot_tour
 
     tour = RACES.get(name)
-    if tour is None and not has_scenario(name):
+    if tour is None and name not in names():
         raise RaceError(f"there is no scenario called {name!r}; rmaplab race --list prints them all")
     if asked.profile not in ("", REFERENCE):
         raise RaceError(f"races run by the rules of {REFERENCE} alone")
@@ -259,13 +257,13 @@ def _film_of_race(finders: Finders, name: str, asked: _Asked) -> Film:
     path = asked.path
     if not path:
         print("looking for an interleaving that fails", file=sys.stderr)
-        failed = explore(staged(name, design), preemptions=preemption_bound(name)).failures
-        if not failed:
+        broken = run(name, design).broken
+        if not broken:
             raise RaceError(
                 f"{design.name} keeps its obligations in every interleaving of {name!r}, so there is no failure to"
                 " show; give the --path of one"
             )
-        path = write_path(failed[0].path)
+        path = broken[0].path
     return shoot_race(name, design, path)
 
 
