@@ -128,7 +128,7 @@ def test_what_is_drawn_is_what_a_design_says_it_holds(name: str) -> None:
             holding = state[f"{slot}/"]
             assert isinstance(holding, Holding)
             held = {kind: count for kind, count, _ in holding.objects}
-            for kind in ("anon_vma", "anon_vma_chain", "cow_context"):
+            for kind in ("anon_vma", "anon_vma_chain", "cow_context", "anonmm"):
                 assert drawn[kind] == held.get(kind, 0), kind
 
 

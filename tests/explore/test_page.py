@@ -153,10 +153,11 @@ def test_a_tour_steps_through_and_says_what_the_text_says(browser: Any, tmp_path
 # What stands on the page: texts as they are seen, spaces made single, and labels.
 EVERYTHING = """(designs) => {
   const all = (selector, what) => [...document.querySelectorAll(selector)].map(what);
+  const single = (one) => one.textContent.replace(/\\s+/g, ' ').trim(); // also of what is out of sight
   const words = (selector) => all(selector, (one) => one.innerText.replace(/\\s+/g, ' ').trim());
   return {
     words: words('#words'), say: words('#say'), wrong: words('#wrong'), lanes: words('#race .lane'),
-    did: words('#race [aria-current] span:not(.number)'), spaces: words('.space h3'), changes: words('#changes li'),
+    did: words('#race [aria-current] span:not(.number)'), spaces: all('.space h3', single), changes: words('#changes li'),
     apart: all('.apart li', (one) => one.textContent), areas: all('.area h4', (one) => one.textContent),
     faces: all('.cell:not(.sample)', (one) => one.firstChild.data),
     labels: all('.cell:not(.sample)', (one) => one.ariaLabel),

@@ -17,7 +17,7 @@ import igraph
 from rmaplab.explore.parts import Part
 from rmaplab.explore.views import MANY, more
 
-LISTS = ("chains", "records", "roots", "shifts")
+LISTS = ("chains", "lists", "odd", "records", "roots", "shifts")
 
 
 def fold(parts: dict[str, Part], mms: set[int]) -> dict[str, Part]:

@@ -15,17 +15,22 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import ClassVar, Final, NamedTuple, cast
 
+import numpy as np
+
 from rmaplab.explore.parts import Part
 from rmaplab.mm.folio import FOLIO_KSM
 from rmaplab.mm.machine import Machine
+from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, Family
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap, LazyFamily, RootVma
+from rmaplab.rmap.anonmm import AnonMM, AnonMMRmap
 from rmaplab.rmap.context import ContextRmap, CowContext
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
 from rmaplab.rmap.interval_tree import IntervalNode
+from rmaplab.rmap.pte_chain import PteChainRmap
 
 MANY: Final = 24  # objects of one sort that are drawn one by one
 TREES: Final = 8  # interval trees
@@ -489,6 +494,136 @@ class ContextView(View):
         return super().why_apart(prev, next)
 
 
+class AnonMMView(View):
+    """anonmm: lists of address spaces, and the entries that are not where their page says."""
+
+    about: ClassVar[dict[str, str]] = {
+        "family": "The address spaces that descend from one exec, in a list that its first one heads. A page points to"
+        " one of them and has an address; a walk holds the head's lock and looks at that address in each.",
+        "odd": "Entries at another address than their page says, because they moved while others mapped the page,"
+        " or because KSM made them. Linux would have copied the page.",
+    }
+
+    def __init__(self, design: AnonMMRmap) -> None:
+        self.design: Final = design
+
+    def key(self, thing: object) -> str:
+        return f"M{thing.number}" if isinstance(thing, AnonMM) else ""
+
+    def parts(self, machine: Machine, scope: Scope) -> dict[str, Part]:
+        pids = processes_of(machine)
+        mms = {mm.id for mm in scope.mms()}
+        result: dict[str, Part] = {}
+        # With a scheduler, what was freed keeps its number.
+        every = [
+            anonmm
+            for anonmm in self.design.anonmms
+            if anonmm is not None and anonmm.head().count > 1 and anonmm.head().members.get(anonmm.number) is anonmm
+        ]
+        group = "family|Lists of address spaces, since exec"
+        for anonmm in every:
+            whose = "an exited process" if anonmm.mm is None else owner(pids, anonmm.mm)
+            head = anonmm.head()
+            result[self.key(anonmm)] = Part(
+                group,
+                "anonmm",
+                self.key(anonmm),
+                [("of", whose), ("refs", str(anonmm.count))],
+                f"The address space of {whose}."
+                if anonmm.mm is not None
+                else "Its address space is gone, but pages point here, or it heads the list.",
+                above="" if head is anonmm else self.key(head),
+                mm=0 if anonmm.mm is None else anonmm.mm.id,
+            )
+        group = "odd|Entries that are not where their page says"
+        odd = [(pfn, mm, at) for pfn, found in self.design.odd.items() for mm, at in found]
+        for pfn, mm, at in [one for one in odd if one[1].id in mms][:MANY]:
+            result[self._odd(pfn, mm, at << PAGE_SHIFT)] = Part(
+                group,
+                "odd entry",
+                f"{pfn}",
+                [("of", owner(pids, mm)), ("at", hexa(at << PAGE_SHIFT))],
+                f"Page {pfn} says that it is elsewhere.",
+                mm=mm.id,
+            )
+        shown = sum(key.startswith("odd.") for key in result)
+        if shown < len(odd):
+            result["odd…"] = more(group, "odd entry", len(odd) - shown)
+        return result
+
+    def _odd(self, pfn: int, mm: MM, addr: int) -> str:
+        return f"odd.{pfn}.{mm.id}.{addr:x}"
+
+    def anchor(self, pfn: int) -> str:
+        return self.key(self.design.anonmms[self.design.owner.m[pfn]])
+
+    def via(self, pfn: int, vma: VMA, addr: int) -> list[str]:
+        member = self.key(self.design.anonmm_of(vma.mm))
+        if (vma.mm, addr >> PAGE_SHIFT) in self.design.odd.get(pfn, []):
+            return [member, self._odd(pfn, vma.mm, addr)]
+        return [member]
+
+    def locks(self) -> dict[int, str]:
+        return {
+            id(anonmm.lock): f"lock of the list of {self.key(anonmm)}"
+            for anonmm in self.design.anonmms
+            if anonmm is not None and anonmm.lock is not None
+        }
+
+
+class PteChainView(View):
+    """pte_chain: for each page, the list of the entries that map it."""
+
+    about: ClassVar[dict[str, str]] = {
+        "lists": "For each page, what maps it, the newest first. One entry is pointed to by the page itself; for more"
+        " it has chains, each of which has room for a few."
+    }
+
+    def __init__(self, design: PteChainRmap) -> None:
+        self.design: Final = design
+
+    def parts(self, machine: Machine, scope: Scope) -> dict[str, Part]:
+        design = self.design
+        pids = processes_of(machine)
+        group = "lists|Lists of entries, one a page"
+        pfns: dict[int, int] = {}  # with the address space that it was met in
+        for vma in scope.vmas:
+            table = vma.mm.page_table
+            for addr in range(vma.start, min(vma.end, vma.start + (MANY << PAGE_SHIFT)), 1 << PAGE_SHIFT):
+                entry = table.get(addr)
+                if entry & (PTE_ANON | PTE_MIGRATION) and len(pfns) < MANY:
+                    pfns.setdefault(entry >> PTE_SHIFT, vma.mm.id)
+        result: dict[str, Part] = {}
+        for pfn in sorted(pfns):
+            places = []
+            for number, addr in map(design.place_of, design.pointers(pfn)):
+                mm = design.mms[number]
+                places.append(f"{owner(pids, mm)} {hexa(addr)}")
+            if places:
+                some = "; ".join(places[:4]) + (f"; {len(places) - 4:,} more" if len(places) > 4 else "")
+                result[f"P{pfn}"] = Part(
+                    group,
+                    "pte_list",
+                    f"P{pfn}",
+                    [("entries", some)],
+                    f"{len(places):,} {'entry maps' if len(places) == 1 else 'entries map'} page {pfn}.",
+                    mm=pfns[pfn],
+                )
+        left = int(np.count_nonzero(design.direct.v)) - len(result)
+        if left > 0:
+            result["P…"] = more(group, "pte_list", left)
+        return result
+
+    def anchor(self, pfn: int) -> str:
+        return f"P{pfn}" if self.design.direct.m[pfn] else ""
+
+    def via(self, pfn: int, vma: VMA, addr: int) -> list[str]:
+        return [f"P{pfn}"]
+
+    def locks(self) -> dict[int, str]:
+        return {id(lock): f"map lock of page {pfn}" for pfn, lock in self.design.locks.items()}
+
+
 def view_of(design: ReverseMap) -> View:
     """How to look at `design`."""
     own = getattr(design, "explorer_view", None)
@@ -502,4 +637,8 @@ def view_of(design: ReverseMap) -> View:
         return AnonVmaView(design)
     if isinstance(design, ContextRmap):
         return ContextView(design)
+    if isinstance(design, AnonMMRmap):
+        return AnonMMView(design)
+    if isinstance(design, PteChainRmap):
+        return PteChainView(design)
     return View()

@@ -274,6 +274,10 @@ class PteChainRmap(ReverseMap):
             return self.chains[pfn][::-1]
         return [direct] if direct else []
 
+    def place_of(self, pointer: int) -> tuple[int, int]:
+        """Number of the address space, and the address."""
+        return pointer >> _MM_SHIFT, (pointer & _PAGE_MASK) << PAGE_SHIFT
+
     def pointers_to(self, mm: MM) -> int:
         """How many pointers to entries of `mm` there are in all lists."""
         number = cast(int, mm.rmap[self.slot])

@@ -11,7 +11,7 @@ import { grouped } from "./words.js";
 
 const LETTER = 6.3; // width of a letter of the small fixed-width type
 const LINE = 14;
-const LISTS = ["chains", "records", "roots", "shifts"];
+const LISTS = ["chains", "lists", "odd", "records", "roots", "shifts"];
 
 /** One design's panel, each drawing of which is made again only where something in it changed. */
 export class Structures {
