@@ -157,7 +157,8 @@ EVERYTHING = """(designs) => {
   const words = (selector) => all(selector, (one) => one.innerText.replace(/\\s+/g, ' ').trim());
   return {
     words: words('#words'), say: words('#say'), wrong: words('#wrong'), lanes: words('#race .lane'),
-    did: words('#race [aria-current] span:not(.number)'), spaces: all('.space h3', single), changes: words('#changes li'),
+    did: words('#race [aria-current] span:not(.number)'), spaces: all('.space h3', single),
+    changes: words('#changes li'),
     apart: all('.apart li', (one) => one.textContent), areas: all('.area h4', (one) => one.textContent),
     faces: all('.cell:not(.sample)', (one) => one.firstChild.data),
     labels: all('.cell:not(.sample)', (one) => one.ariaLabel),
