@@ -97,6 +97,7 @@ def test_lazy_saves_one_link_with_each_anon_vma() -> None:
 def test_a_figure_holds_within_its_bound() -> None:
     assert Figure("", 5, 5, 5, "", "exact").holds and not Figure("", 5, 5, 5.1, "", "exact").holds
     assert Figure("", 1, 2, 1.5, "", "exact").holds
+    assert Figure("", 0.1, 0.1, 0.1, "%", "at most").holds and not Figure("", 0.1, 0.1, 0.11, "%", "at most").holds
     assert Figure("", -57, -57, -52, "%", "points 5").holds and not Figure("", -57, -57, -51, "%", "points 5").holds
     assert Figure("", 2, 4, 1.5, "ms", "times 0.5 2").holds and not Figure("", 2, 4, 1.4, "ms", "times 0.5 2").holds
     assert Figure("", 2, 4, 100, "ms").holds

@@ -86,11 +86,11 @@ class AddressKept(AnonMMRmap):
         pass
 
 
-class ChildNotListed(AnonMMRmap):
-    name = "anonmm, child's anonmm not in the list"
+class OwnerAlone(AnonMMRmap):
+    name = "anonmm, walk that looks at the page's own address space alone"
 
-    def mm_forked(self, parent: MM, child: MM) -> None:
-        self.mm_created(child)
+    def _from(self, anonmm: AnonMM) -> list[AnonMM]:
+        return [anonmm]
 
 
 class ListedLate(AnonMMRmap):
@@ -151,7 +151,7 @@ RIVAL_MUTANTS: Final = (
     ),
     Mutant("a shared page that is moved is odd", AnonMMRmap, OddNotRecorded, "incomplete"),
     Mutant("a page that is moved gets its address", AnonMMRmap, AddressKept, "incomplete"),
-    Mutant("fork lists the child", AnonMMRmap, ChildNotListed, "incomplete"),
+    Mutant("a walk goes through the whole list", AnonMMRmap, OwnerAlone, "incomplete"),
     Mutant("the parent comes before its child", AnonMMRmap, ListedLate, "race", scene="restore / fork"),
     Mutant("fork adds the entries that it copies", PteChainRmap, ForkAddsNothing, "incomplete"),
     Mutant("the newest takes the place of what is removed", PteChainRmap, NewestLost, "incomplete"),

@@ -173,7 +173,7 @@ def _bound(bound: str) -> str:
         return f"{numbers} points"
     if kind == "times":
         return " to ".join(numbers.split())
-    return kind or "-"
+    return bound or "-"
 
 
 def _number(value: float) -> str:

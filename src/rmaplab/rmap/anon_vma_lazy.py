@@ -59,7 +59,8 @@ class RootVma:
         self.number: Final = number
         self.mm: Final = vma.mm
         self.offset = _offset(vma)  # address minus page offset, in pages
-        self.vma: VMA | None = vma  # None: gone from its tree, and pinned
+        self.vma: VMA | None = vma  # None: gone from its tree
+        self.pinned = False  # gone, and kept
         self.vmas: list[VMA] = []  # of this address space, that have this root
         self.anon_vma: AnonVma | None = None  # once upgraded
         self.pins = 0  # migrations that are going to walk again, and the anon_vma
@@ -247,11 +248,13 @@ class AnonVmaLazyRmap(AnonVmaRmap):
             root.vmas.remove(vma)
             if root.vma is vma:
                 root.vma = None
-                self.pinned_pool.alloc()
             root.pins += 1  # the anon_vma may go now, and give the root up
         self._unlink_chain(family)
         if root is not None:
             root.pins -= 1
+            if root.vma is None and not root.pinned and (root.vmas or root.pins):
+                root.pinned = True
+                self.pinned_pool.alloc()
             self._put_root(root)
 
     def _free(self, anon_vma: AnonVma) -> None:
@@ -264,12 +267,16 @@ class AnonVmaLazyRmap(AnonVmaRmap):
     def _put_root(self, root: RootVma) -> None:
         """Free it if nothing refers to it: no VMA, no migration, no anon_vma."""
         if not root.vmas and not root.pins:
-            if root.vma is None:
+            if root.pinned:
                 self.pinned_pool.free()
-            self.rcu.call("root VMA", root)
             if self.scheduler is None:
-                self.roots[root.number] = None
-                self.free_roots.append(root.number)
+                self._forget_root(root)
+            else:
+                self.scheduler.rcu_call("root VMA", root, lambda: self._forget_root(root))
+
+    def _forget_root(self, root: RootVma) -> None:
+        self.roots[root.number] = None
+        self.free_roots.append(root.number)
 
     # Folios
 
