@@ -625,6 +625,19 @@ def merged_and_not_accessible(s: _Script) -> None:
 
 
 @_aimed
+def merged_where_writes_are_seen(s: _Script) -> None:
+    """A new program's stack is the one VMA whose first writes are tracked (no VM_SOFTDIRTY)."""
+    for page in (2, 6, 10):
+        s.stack("fault", page, 1, flags=FAULT_WRITE)
+    s.stack("madvise", 0, 12, flags=abi.MADV_MERGEABLE)
+    s.merge_same()
+    s.stack("madvise", 0, 12, flags=abi.MADV_UNMERGEABLE)
+    s.stack("mprotect", 0, 12, prot=abi.PROT_READ)
+    s.stack("mprotect", 0, 12, prot=_RW)
+    s.stack("fault", 2, 1, flags=FAULT_WRITE)
+
+
+@_aimed
 def freed_while_shared_or_merged(s: _Script) -> None:
     s.map(0, 8)
     s.write(0, 6)

@@ -20,7 +20,16 @@ from rmaplab.mm.abi import EBUSY, EINVAL
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_KSM, FOLIO_LAZYFREE
 from rmaplab.mm.locking import lock_leaf
 from rmaplab.mm.memory import split_folio, unshare
-from rmaplab.mm.pagetable import LEAF_ENTRIES, PTE_ANON, PTE_EXCLUSIVE, PTE_KSM, PTE_SHIFT, PTE_WRITE
+from rmaplab.mm.pagetable import (
+    LEAF_ENTRIES,
+    PTE_ANON,
+    PTE_DIRTY,
+    PTE_EXCLUSIVE,
+    PTE_KSM,
+    PTE_SHIFT,
+    PTE_SOFT_CLEAN,
+    PTE_WRITE,
+)
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_ACCESS_FLAGS, VM_MERGEABLE, VMA
 
@@ -61,7 +70,8 @@ def merge_pages(system: System, mm: MM, addr: int, other_mm: MM, other_addr: int
     if new:
         _remember(system, vma, addr, pfn)
     system.folios.mapcount.m[pfn] += 1
-    entry = entry & ~(PTE_WRITE | PTE_EXCLUSIVE) | PTE_KSM
+    # replace_page(): a new entry, which is neither dirty nor soft-dirty.
+    entry = entry & ~(PTE_WRITE | PTE_EXCLUSIVE | PTE_DIRTY) | PTE_KSM | PTE_SOFT_CLEAN
     other_mm.page_table.set(other_addr, entry)
     system.tell_entry_removed(other_mm, other_addr, other)
     system.tell_entry_added(other_mm, other_addr, entry)
@@ -95,7 +105,7 @@ def _convert(system: System, mm: MM, addr: int, pfn: int) -> None:
         i = there >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
         entry: int = leaf.m[i]
         if entry & PTE_ANON and entry >> PTE_SHIFT == pfn:
-            leaf.m[i] = entry & ~(PTE_WRITE | PTE_EXCLUSIVE) | PTE_KSM
+            leaf.m[i] = entry & ~(PTE_WRITE | PTE_EXCLUSIVE | PTE_DIRTY) | PTE_KSM
         leaf.lock.unlock()
 
 

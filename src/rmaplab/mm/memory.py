@@ -41,6 +41,7 @@ from rmaplab.mm.pagetable import (
     PTE_KSM,
     PTE_MIGRATION,
     PTE_SHIFT,
+    PTE_SOFT_CLEAN,
     PTE_SWAP,
     PTE_WRITE,
     PTE_YOUNG,
@@ -50,7 +51,17 @@ from rmaplab.mm.pagetable import (
 )
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VM_LOCKED, VM_NOHUGEPAGE, VM_SHARED, VM_WRITE, VMA
+from rmaplab.mm.vma import (
+    MM,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    VM_LOCKED,
+    VM_NOHUGEPAGE,
+    VM_SHARED,
+    VM_SOFTDIRTY,
+    VM_WRITE,
+    VMA,
+)
 
 _NEW: Final = PTE_ANON | PTE_WRITE | PTE_EXCLUSIVE | PTE_DIRTY | PTE_YOUNG
 _NEW_READ_ONLY: Final = PTE_ANON | PTE_EXCLUSIVE | PTE_DIRTY | PTE_YOUNG
@@ -262,7 +273,7 @@ def _write_protected(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, en
         flags = PTE_EXCLUSIVE | PTE_DIRTY | PTE_YOUNG
         if vma.flags & VM_WRITE:
             flags |= PTE_WRITE
-        leaf.m[i] = entry | flags
+        leaf.m[i] = entry & ~PTE_SOFT_CLEAN | flags
         leaf.lock.unlock()
         return True
     return _new_page(system, vma, addr, leaf, i, entry)
@@ -271,10 +282,12 @@ def _write_protected(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, en
 def unshare(system: System, vma: VMA, addr: int) -> None:
     """Give the shared page at `addr` a copy of its own, as break_ksm() does: by a write fault, or where the kernel
     knows FAULT_FLAG_UNSHARE without the right to write (wp_page_copy())."""
+    kept = vma.mm.page_table.get(addr) & PTE_SOFT_CLEAN
     fault_vma(system, vma, addr, 1, True)
     if system.profile.ksm_unshares:
         leaf = lock_new_leaf(vma.mm.page_table, addr)
-        leaf.m[addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)] &= ~(PTE_WRITE | PTE_DIRTY)
+        i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
+        leaf.m[i] = leaf.m[i] & ~(PTE_WRITE | PTE_DIRTY) | kept
         leaf.lock.unlock()
 
 
@@ -525,12 +538,21 @@ def _map_copy(
     for design in system.designs:
         design.folio_swapped_in(vma, addr, pfn, True)
     system.folios.mapcount.m[pfn] = 1
-    flags = PTE_ANON | PTE_EXCLUSIVE | PTE_YOUNG | (PTE_DIRTY if write else 0)
-    if vma.flags & VM_WRITE and (write or system.profile.swap_in_writable):
+    flags = PTE_ANON | PTE_EXCLUSIVE | PTE_YOUNG | (PTE_DIRTY if write else leaf.m[i] & PTE_SOFT_CLEAN)
+    if _maps_writable(system, vma, flags, write):
         flags |= PTE_WRITE
     leaf.m[i] = pfn << PTE_SHIFT | flags
     system.tell_entry_added(vma.mm, addr, leaf.m[i])
     system.put_slot(slot_number)
+
+
+def _maps_writable(system: System, vma: VMA, entry: int, write: bool) -> bool:
+    """May an exclusive page from swap be mapped writable at once (do_swap_page())?  For a read, not if the first
+    write has to be seen (pte_needs_soft_dirty_wp())."""
+    if not vma.flags & VM_WRITE:
+        return False
+    seen = vma.flags & VM_SOFTDIRTY != 0 or entry & PTE_SOFT_CLEAN == 0
+    return write or (system.profile.swap_in_writable and seen)
 
 
 def _map_swapped(
@@ -556,10 +578,12 @@ def _map_swapped(
         folios.index.m[pfn] = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
         for design in system.designs:
             design.folio_swapped_in(vma, addr, pfn, exclusive)
-    flags = PTE_ANON | PTE_YOUNG | (PTE_KSM if ksm else PTE_DIRTY if write else 0)
+    flags = PTE_ANON | PTE_YOUNG | (PTE_KSM if ksm else 0) | entry & PTE_SOFT_CLEAN
+    if write and not ksm:
+        flags = flags & ~PTE_SOFT_CLEAN | PTE_DIRTY
     if exclusive:
         flags |= PTE_EXCLUSIVE
-        if vma.flags & VM_WRITE and (write or system.profile.swap_in_writable):
+        if _maps_writable(system, vma, flags, write):
             flags |= PTE_WRITE
     system.mapcount_changes(pfn)
     folios.mapcount.m[pfn] += 1
@@ -791,7 +815,7 @@ def _move_entries(
             target = lock_new_leaf(page_table, new)
         first = (old >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
         new_first = (new >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
-        entries = leaf.v[first : first + count].copy()
+        entries = leaf.v[first : first + count] & ~PTE_SOFT_CLEAN  # move_soft_dirty_pte()
         used = int(np.count_nonzero(entries))
         system.entries_moved.count += used
         leaf.v[first : first + count] = 0
@@ -833,7 +857,8 @@ def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
         if writable:
             # can_change_pte_writable(): a write to an exclusive page would reuse it anyway.
             all_of = PTE_ANON | PTE_EXCLUSIVE | (0 if system.profile.clean_writable else PTE_DIRTY)
-            entries[(entries & all_of) == all_of] |= PTE_WRITE
+            none_of = 0 if vma.flags & VM_SOFTDIRTY else PTE_SOFT_CLEAN
+            entries[(entries & (all_of | none_of)) == all_of] |= PTE_WRITE
         else:
             entries &= ~PTE_WRITE
         leaf.lock.unlock()

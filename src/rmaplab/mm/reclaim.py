@@ -20,6 +20,7 @@ from rmaplab.mm.pagetable import (
     PTE_DIRTY,
     PTE_EXCLUSIVE,
     PTE_SHIFT,
+    PTE_SOFT_CLEAN,
     PTE_SWAP,
     PTE_YOUNG,
 )
@@ -189,7 +190,7 @@ def _try_to_unmap(system: System, pfn: int, slot: int) -> None:
                 left = system.drop_mapcount(pfn)
             else:
                 system.swap[slot].count += 1
-                leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & PTE_EXCLUSIVE
+                leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & (PTE_EXCLUSIVE | PTE_SOFT_CLEAN)
                 system.tell_entry_removed(vma.mm, addr, entry)
                 left = system.drop_mapcount(pfn)
         unlock_leaf(page_table, addr, leaf)

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from rmaplab.mm.abi import EBUSY, EEXIST, EINVAL, ENOENT
 from rmaplab.mm.memory import split_folio
-from rmaplab.mm.pagetable import PTE_ANON, PTE_EXCLUSIVE, PTE_KSM, PTE_SHIFT, PTE_SWAP, PTE_WRITE, PTE_ZERO
+from rmaplab.mm.pagetable import (
+    PTE_ANON,
+    PTE_EXCLUSIVE,
+    PTE_KSM,
+    PTE_SHIFT,
+    PTE_SOFT_CLEAN,
+    PTE_SWAP,
+    PTE_WRITE,
+    PTE_ZERO,
+)
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
     MM,
@@ -81,14 +90,15 @@ def _move_one(system: System, target_vma: VMA, target: int, source_vma: VMA, sou
         for design in system.designs:
             design.folio_moved(target_vma, target, pfn)
         page_table.set(source, 0)
-        page_table.set(target, entry | PTE_WRITE)
+        entry = entry & ~PTE_SOFT_CLEAN | PTE_WRITE
+        page_table.set(target, entry)
         system.tell_entry_removed(source_vma.mm, source, entry)
         system.tell_entry_added(target_vma.mm, target, entry)
     elif entry & PTE_SWAP:
         if not entry & PTE_EXCLUSIVE:
             return -EBUSY
         page_table.set(source, 0)
-        page_table.set(target, entry)
+        page_table.set(target, entry & ~PTE_SOFT_CLEAN)
     elif entry & PTE_ZERO:
         page_table.set(source, 0)
         page_table.set(target, entry)
