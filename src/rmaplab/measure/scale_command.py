@@ -33,6 +33,7 @@ from rmaplab.measure.scale_report import (
 from rmaplab.measure.sources import Source
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.rmap import specs
 from rmaplab.trace.history import Header
 from rmaplab.trace.parallel import Parallel, take_apart
 from rmaplab.workloads import FAMILIES
@@ -118,7 +119,7 @@ def mount(app: typer.Typer, design_of: Callable[[str], type[ReverseMap]]) -> Non
                 raise ScaleError(f"there is no timing {timing!r}: it is fast or recorded")
             if plot is not None and plot.suffix not in (".svg", ".png"):
                 raise ScaleError(f"{plot} is neither .svg nor .png, so it is not clear how to draw")
-            designs = [design_of(spec) for spec in rmap or DESIGNS]
+            designs = [design_of(spec) for spec in specs(rmap, DESIGNS)]
             names = [design.name for design in designs]
             if len(set(names)) < len(names):
                 raise ScaleError(f"two of the designs have one name ({', '.join(names)}), so no table could tell them")

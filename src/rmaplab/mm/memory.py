@@ -618,11 +618,7 @@ def zap_range(system: System, mm: MM, start: int, end: int) -> None:
                     zap_at(system, mm, base + (i << PAGE_SHIFT))
                     zapped = True
         else:
-            if system.entry_watchers:
-                gone = leaf.v[first:last].copy()
-                for watcher in system.entry_watchers:
-                    watcher.entries_removed(mm, base + (first << PAGE_SHIFT), gone)
-            there = _zap_leaf(leaf, first, last)
+            there = _zap_leaf(system, mm, base, leaf, first, last)
             zapped = zapped or len(there) > 0
             removed.append(there)
             if leaf.used == 0:
@@ -658,13 +654,16 @@ def zap_at(system: System, mm: MM, addr: int) -> None:
         system.put_slot(entry >> PTE_SHIFT)
 
 
-def _zap_leaf(leaf: Leaf, first: int, last: int) -> Int64s:
-    """Remove all entries of a part of a leaf, and return those that were not none."""
+def _zap_leaf(system: System, mm: MM, base: int, leaf: Leaf, first: int, last: int) -> Int64s:
+    """Remove all entries of a part of the leaf at address `base`, and return those that were not none."""
     leaf.lock.lock()
     entries = leaf.v[first:last]
     there = entries.copy() if leaf.used == LEAF_ENTRIES else entries[entries != 0]
+    gone = entries.copy() if system.entry_watchers else entries
     entries[:] = 0
     leaf.used -= len(there)
+    for watcher in system.entry_watchers:
+        watcher.entries_removed(mm, base + (first << PAGE_SHIFT), gone)
     leaf.lock.unlock()
     return there
 
