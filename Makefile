@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml setup.py $(shell find src -name '*.py' -o -name '*.typed' -o -name '*.parquet' -o -path '*/page/*' -o -path '*/data/costs/*')
 
-.PHONY: install demo test test-verify test-kernel kernel-long bench docs lint clean
+.PHONY: install demo test test-verify test-race test-kernel kernel-long bench docs lint clean
 
 install: $(VENV)/installed
 
@@ -20,6 +20,10 @@ test: lint
 # 200,000 random steps over all designs; docs/verification.md has the longer campaigns.
 test-verify: install
 	$(BIN)/rmaplab verify --steps 210000 --every 10
+
+# Every interleaving of every scenario within its bound (docs/races.md), with both designs that keep their promises.
+test-race: install
+	$(BIN)/rmaplab race --jobs 2
 
 # Kernels are fetched as Debian packages into the user's cache; QEMU has to be there.
 test-kernel: $(VENV)/tools

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from multiprocessing import get_context
 from typing import Annotated
@@ -13,7 +14,17 @@ from rich.console import Console
 from rich.table import Table
 
 import rmaplab
-from rmaplab.check.race import Broken, RaceError, Verdict, chosen, cpus, lock_cycle, run, run_path, timeline
+from rmaplab.check.race import (
+    Broken,
+    RaceError,
+    Verdict,
+    chosen,
+    cpus,
+    lock_complaints,
+    run,
+    run_path,
+    timeline,
+)
 from rmaplab.measure.progress import Meter
 from rmaplab.mm.profile import REFERENCE
 from rmaplab.rmap import load, specs
@@ -31,6 +42,8 @@ class Inputs(msgspec.Struct, frozen=True):
     profile: str
     preemptions: int | None
     limit: int
+    random: int
+    seed: int
     path: str
 
 
@@ -51,6 +64,7 @@ class Races(msgspec.Struct, frozen=True):
     holds: bool
     figures: list[Verdict]
     differences: list[Differences]
+    lock_order: list[str]
 
 
 def mount(app: typer.Typer, check_design: Callable[[str], object]) -> None:
@@ -59,28 +73,43 @@ def mount(app: typer.Typer, check_design: Callable[[str], object]) -> None:
     @app.command("race", short_help="Try every interleaving of users of the reverse map and other CPUs.")
     def _race(
         scenarios: Annotated[
-            list[str] | None, typer.Argument(metavar="[SCENARIO]...", help="Only those whose names contain this.")
+            list[str] | None,
+            typer.Argument(metavar="[SCENARIO]...", help="Only those whose names contain this."),
         ] = None,
         rmap: Annotated[
             list[str] | None,
-            typer.Option("--rmap", metavar="DESIGN", help="A design: name, package.module:Class, or file. Repeatable."),
+            typer.Option(
+                "--rmap", metavar="DESIGN", help="A design: name, package.module:Class, or file. Repeatable."
+            ),
         ] = None,
         preemptions: Annotated[
             int,
             typer.Option(
                 min=-1,
                 metavar="N",
-                help="Take a CPU away at most N times (default: no bound for one operation, 2 for pairs).",
+                help="Take a CPU away at most N times (default: each scenario's own bound, mostly none).",
             ),
         ] = -1,
         limit: Annotated[
             int, typer.Option(min=0, metavar="N", help="Give a scenario up after N interleavings (0: never).")
         ] = 0,
+        random: Annotated[
+            int,
+            typer.Option(
+                min=0, metavar="N", help="Try N random interleavings of each scenario, without a bound."
+            ),
+        ] = 0,
+        seed: Annotated[int, typer.Option(metavar="S", help="Where the random ones begin.")] = 1,
         timelines: Annotated[
-            int, typer.Option(min=0, metavar="N", help="Show the timelines of at most N failures of a design.")
+            int,
+            typer.Option(min=0, metavar="N", help="Show the timelines of at most N failures of a design."),
         ] = 1,
-        jobs: Annotated[int, typer.Option(min=1, metavar="N", help="How many scenarios to try side by side.")] = 1,
-        path: Annotated[str, typer.Option(metavar="PATH", help="Replay this path of one scenario exactly.")] = "",
+        jobs: Annotated[
+            int, typer.Option(min=1, metavar="N", help="How many scenarios to try side by side.")
+        ] = 1,
+        path: Annotated[
+            str, typer.Option(metavar="PATH", help="Replay this path of one scenario exactly.")
+        ] = "",
         show_names: Annotated[bool, typer.Option("--list", help="Print the names of all scenarios.")] = False,
         json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     ) -> Job:
@@ -92,7 +121,9 @@ def mount(app: typer.Typer, check_design: Callable[[str], object]) -> None:
 
         \b
         Examples:
+          rmaplab race --jobs 2
           rmaplab race --rmap cow_context "restore / "
+          rmaplab race --random 1000 "migrate / fork + mremap in the child"
           rmaplab race --rmap cow_context_prototype "unmap / fork of the child"
         """
         bound = preemptions if preemptions >= 0 else None
@@ -107,15 +138,17 @@ def mount(app: typer.Typer, check_design: Callable[[str], object]) -> None:
                 check_design(design)
             if path:
                 return _replay(names, designs, path)
-            inputs = Inputs(names, designs, REFERENCE, bound, limit, path)
+            inputs = Inputs(names, designs, REFERENCE, bound, limit, random, seed, path)
             verdicts = _try_all(inputs, jobs)
+            wrong = lock_complaints(verdicts)
             races = Races(
                 "race",
                 rmaplab.__version__,
                 inputs,
-                all(v.holds for v in verdicts) and not lock_cycle(verdicts),
+                all(v.holds for v in verdicts) and not wrong,
                 verdicts,
                 [Differences(v.scenario, v.design, b) for v in verdicts for b in v.broken],
+                wrong,
             )
             if json:
                 print(msgspec.json.format(msgspec.json.encode(races), indent=2).decode())
@@ -126,25 +159,43 @@ def mount(app: typer.Typer, check_design: Callable[[str], object]) -> None:
         return job
 
 
-def _one(work: tuple[str, str, int, int | None]) -> Verdict:
-    name, design, limit, bound = work
-    return run(name, load(design), limit=limit, preemptions=bound)
+def _one(work: tuple[int, str, str, Inputs]) -> tuple[int, Verdict]:
+    number, name, design, given = work
+    verdict = run(
+        name,
+        load(design),
+        limit=given.limit,
+        preemptions=given.preemptions,
+        random=given.random,
+        seed=given.seed,
+    )
+    return number, verdict
+
+
+def _collect_often() -> None:
+    """An execution leaves a machine behind, full of circles: to keep many takes longer than to look for them."""
+    gc.freeze()
+    gc.set_threshold(2_000, 10, 100)
 
 
 def _try_all(inputs: Inputs, jobs: int) -> list[Verdict]:
-    work = [(name, design, inputs.limit, inputs.preemptions) for design in inputs.designs for name in inputs.scenarios]
-    verdicts: list[Verdict] = []
+    work = [
+        (number, name, design, inputs)
+        for number, (design, name) in enumerate((d, n) for d in inputs.designs for n in inputs.scenarios)
+    ]
+    verdicts: dict[int, Verdict] = {}
     with Meter() as meter:
         if jobs == 1:
             for item in work:
-                verdicts.append(_one(item))
-                meter("scenarios", len(verdicts), len(work))
+                verdicts[item[0]] = _one(item)[1]
+                meter.tell("interleavings", len(verdicts), len(work), "scenarios")
         else:
-            with get_context("spawn").Pool(jobs) as pool:
-                for verdict in pool.imap(_one, work):
-                    verdicts.append(verdict)
-                    meter("scenarios", len(verdicts), len(work))
-    return verdicts
+            work.sort(key=lambda item: -item[1].count("mremap"))  # what takes longest, first
+            with get_context("spawn").Pool(jobs, _collect_often) as pool:
+                for number, verdict in pool.imap_unordered(_one, work):
+                    verdicts[number] = verdict
+                    meter.tell("interleavings", len(verdicts), len(work), "scenarios")
+    return [verdicts[number] for number in sorted(verdicts)]
 
 
 def _replay(names: list[str], designs: list[str], path: str) -> int:
@@ -165,22 +216,25 @@ def _print(races: Races, timelines: int) -> None:
     for design in races.inputs.designs:
         verdicts = [v for v in races.figures if v.design == design]
         table = Table(box=None, pad_edge=False, title=f"{design}", title_justify="left")
-        for heading in ("scenario", "bound", "interleavings", "cut short", "steps", "verdict"):
+        for heading in ("scenario", "bound", "in all", "tried", "steps", "CPU s", "verdict"):
             table.add_column(heading, justify="left" if heading in ("scenario", "verdict") else "right")
         for v in verdicts:
             table.add_row(
                 v.scenario,
                 "none" if v.preemptions < 0 else str(v.preemptions),
+                f"{v.orders:,.0f}" if v.orders < 1e6 else f"{v.orders:.0e}",
                 f"{v.interleavings:,}",
-                f"{v.pruned:,}",
                 f"{v.steps:,}",
-                "BROKEN" if v.broken else "holds" if v.exhausted else "not finished",
+                f"{v.seconds:.2f}",
+                _verdict(v),
             )
         console.print(table)
         failed = [v for v in verdicts if v.broken]
         console.print(
-            f"\n{design}: {len(verdicts) - len(failed)} of {len(verdicts)} scenarios hold,"
-            f" {sum(v.interleavings for v in verdicts):,} interleavings\n"
+            f"\n{design}: {sum(v.holds for v in verdicts)} of {len(verdicts)} scenarios hold,"
+            f" {len(failed)} are broken,"
+            f" {sum(v.interleavings for v in verdicts):,} interleavings tried,"
+            f" {sum(v.seconds for v in verdicts):.1f} s of CPU time\n"
         )
         for v in failed[:timelines]:
             console.print(f"{v.scenario}: the first interleaving that breaks an obligation")
@@ -191,7 +245,14 @@ def _print(races: Races, timelines: int) -> None:
             console.print(f"     see it: rmaplab explore {which} -o race.html\n", soft_wrap=True)
         for v in failed[timelines:]:
             console.print(f"{v.scenario}: {v.broken[0].error}", soft_wrap=True)
-    cycle = lock_cycle(races.figures)
-    if cycle:
-        console.print(f"locks are taken in a circle: {' -> '.join(cycle)}", soft_wrap=True)
+    for complaint in races.lock_order:
+        console.print(complaint, soft_wrap=True)
     console.print(f"Verdict   {'holds' if races.holds else 'does not hold'}")
+
+
+def _verdict(v: Verdict) -> str:
+    if v.broken:
+        return "BROKEN"
+    if v.random:
+        return "nothing found"
+    return "holds" if v.exhausted else "not finished"

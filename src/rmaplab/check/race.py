@@ -7,19 +7,23 @@ of CPU 1, ...) it can be kept, mailed and replayed; shown as a timeline it has a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Final
 
 import msgspec
 
-from rmaplab.check.scenarios import World, names, preemption_bound, scenario
+from rmaplab.check.lock_order import complaints
+from rmaplab.check.scenarios import World, exists, names, preemption_bound, scenario
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.mm.vma_tree import VMATree
 from rmaplab.rmap.context import CowContext
-from rmaplab.sync.interleave import ACQUIRE, Failure, Step, explore, replay
+from rmaplab.sync.interleave import ACQUIRE, TRY, Failure, Step, estimate, explore, replay, wander
 from rmaplab.sync.locks import RwSemaphore, SequenceCount, SpinLock
+
+_PROBES = 40  # random interleavings that the number of all of them is estimated from
 
 
 class RaceError(ValueError):
@@ -44,35 +48,45 @@ class Broken(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """What came of one scenario with one design.
 
+    orders:        interleavings that there are without reduction and bound, estimated from a few random ones
     interleavings: executions run to their end
     pruned:        executions given up because what was left had been tried
     exhausted:     nothing is left to try within the bound
+    random:        this many random interleavings were tried instead
     preemptions:   the bound: how often a CPU may be taken away; -1: as often as one likes
     cpus:          what runs on each
     lock_order:    pairs of lock classes: who held one took the other
+    seconds:       of CPU time
     """
 
     scenario: str
     design: str
     cpus: list[str]
     preemptions: int
+    orders: float
     interleavings: int
     pruned: int
     steps: int
     exhausted: bool
+    random: int
     lock_order: list[tuple[str, str]]
     broken: list[Broken]
+    seconds: float
 
     @property
     def holds(self) -> bool:
-        return self.exhausted and not self.broken
+        return (self.exhausted or self.random > 0) and not self.broken
 
 
 def chosen(patterns: Sequence[str]) -> list[str]:
-    """The scenarios whose names contain one of `patterns`; all if there are none."""
+    """The scenarios whose names contain one of `patterns`; all if there are none.  One that is not among them may be
+    put together in full: "user / operation + operation + ..."."""
     found = [name for name in names() if not patterns or any(pattern in name for pattern in patterns)]
+    found += [pattern for pattern in patterns if pattern not in found and exists(pattern)]
     if not found:
-        raise RaceError(f"no scenario's name contains {' or '.join(repr(p) for p in patterns)}; --list prints them all")
+        raise RaceError(
+            f"no scenario's name contains {' or '.join(repr(p) for p in patterns)}; --list prints them all"
+        )
     return found
 
 
@@ -84,53 +98,44 @@ def run(
     preemptions: int | None = None,
     reduce: bool = True,
     every_failure: bool = False,
+    random: int = 0,
+    seed: int = 0,
 ) -> Verdict:
-    """Try the interleavings of one scenario."""
-    bound = preemption_bound(name) if preemptions is None else preemptions
+    """Try the interleavings of one scenario, or with `random` that many random ones."""
+    begun = time.process_time()
+    bound = preemption_bound(name, design.name) if preemptions is None else preemptions
     what = scenario(name, design)
-    outcome = explore(what, reduce=reduce, limit=limit, preemptions=bound, stop_at_first=not every_failure)
+    if random:
+        bound = -1
+        outcome = wander(what, random, seed, stop_at_first=not every_failure)
+    else:
+        outcome = explore(
+            what, reduce=reduce, limit=limit, preemptions=bound, stop_at_first=not every_failure
+        )
     return Verdict(
         scenario=name,
         design=design.name,
         cpus=cpus(name),
         preemptions=bound,
+        orders=estimate(what, _PROBES, seed),
         interleavings=outcome.executions,
         pruned=outcome.pruned,
         steps=outcome.steps,
-        exhausted=outcome.exhausted or bool(outcome.failures),
+        exhausted=outcome.exhausted,
+        random=random,
         lock_order=sorted(outcome.lock_order),
         broken=[explain(failure) for failure in outcome.failures],
+        seconds=time.process_time() - begun,
     )
 
 
-def lock_cycle(verdicts: Sequence[Verdict]) -> list[str]:
-    """Classes of locks that are taken in a circle somewhere, in its order; none if there is no circle.  Two
-    locks of one class may nest (a fork holds two page-table locks, the child's first)."""
-    after: dict[str, set[str]] = {}
-    for verdict in verdicts:
-        for held, taken in verdict.lock_order:
-            if held != taken:
-                after.setdefault(held, set()).add(taken)
-    for start in sorted(after):
-        path = [start]
-        seen = {start}
-        if _leads_back(after, path, seen):
-            return path
-    return []
-
-
-def _leads_back(after: dict[str, set[str]], path: list[str], seen: set[str]) -> bool:
-    for lock in sorted(after.get(path[-1], ())):
-        if lock == path[0]:
-            path.append(lock)
-            return True
-        if lock not in seen:
-            seen.add(lock)
-            path.append(lock)
-            if _leads_back(after, path, seen):
-                return True
-            path.pop()
-    return False
+def lock_complaints(verdicts: Sequence[Verdict]) -> list[str]:
+    """What is wrong with the order in which locks were taken, over all scenarios of each design."""
+    said: list[str] = []
+    for design in dict.fromkeys(v.design for v in verdicts):
+        pairs = {pair for v in verdicts if v.design == design for pair in v.lock_order}
+        said += [f"{design}: {complaint}" for complaint in complaints(sorted(pairs))]
+    return said
 
 
 def cpus(name: str) -> list[str]:
@@ -168,7 +173,8 @@ def explain(failure: Failure) -> Broken:
     """The failure in words."""
     label = Labels(failure.subject)
     timeline = [TimelineStep(step.task, label.step(step)) for step in failure.trace]
-    return Broken(str(failure.error).splitlines()[0], write_path(failure.path), timeline)
+    sentence = str(failure.error) or f"{type(failure.error).__name__} in the code under test"
+    return Broken(sentence.splitlines()[0], write_path(failure.path), timeline)
 
 
 class Labels:
@@ -212,7 +218,7 @@ class Labels:
         """What the step does, and to what."""
         name = self.name(step.subject)
         words = step.words()
-        if isinstance(step.subject, RwSemaphore | SpinLock) and (step.kind == ACQUIRE or words.startswith("tries")):
+        if isinstance(step.subject, RwSemaphore | SpinLock) and step.kind in (ACQUIRE, TRY):
             mode = "" if isinstance(step.subject, SpinLock) else " for writing" if step.write else " for reading"
             return f"{words.split(' ')[0]} {name}{mode}"
         if name.startswith(words):
@@ -245,7 +251,9 @@ def timeline(broken: Broken, heads: Sequence[str], width: int = 100) -> list[str
         columns = max(columns, step.cpu + 1)
     names_ = [*heads, *["grace period"] * (columns - len(heads))]
     room = max(24, (width - 5) // columns - 2)
-    lines = ["     " + "  ".join(f"{f'CPU {i}: {name}':{room}.{room}}" for i, name in enumerate(names_)).rstrip()]
+    lines = [
+        "     " + "  ".join(f"{f'CPU {i}: {name}':{room}.{room}}" for i, name in enumerate(names_)).rstrip()
+    ]
     last = -1
     for number, step in enumerate(broken.timeline, 1):
         if last >= 0 and step.cpu != last:

@@ -129,11 +129,11 @@ class ChildrenFirst(CowContextRmap):
     name = "cow_context, children visited before their parent"
 
     def _parents_first(self, top: CowContext) -> Iterator[CowContext]:
-        self.point("first child", top)
+        self.point_in(top, "first child", top.children)
         child = top.first_child
         while child is not None:
             yield from self._parents_first(child)
-            self.point("next sibling", top)
+            self.point_in(top, "next sibling", top.children)
             child = child.next_sibling
         yield top
 

@@ -176,7 +176,9 @@ def _place(mm: MM, addr: int) -> str:
 class Operation:
     """One thing that can happen: `prepare` brings the world about, `body` does it."""
 
-    def __init__(self, name: str, who: int, prepare: Callable[[World], None], body: Callable[[World], None]) -> None:
+    def __init__(
+        self, name: str, who: int, prepare: Callable[[World], None], body: Callable[[World], None]
+    ) -> None:
         self.name: Final = name
         self.who: Final = who  # the process that does it: two operations of one process make no pair
         self.prepare: Final = prepare
@@ -263,14 +265,19 @@ OPERATIONS: Final = {
         Operation("munmap in the child", 2, _nothing, lambda w: w.unmap(2, HOME)),
         Operation("mprotect that splits", 1, _nothing, lambda w: w.protect(1, HOME, PROT_READ)),
         Operation(
-            "mprotect that merges", 1, lambda w: w.protect(1, HOME, PROT_READ), lambda w: w.protect(1, HOME, _RW)
+            "mprotect that merges",
+            1,
+            lambda w: w.protect(1, HOME, PROT_READ),
+            lambda w: w.protect(1, HOME, _RW),
         ),
         Operation("mremap away", 1, _nothing, lambda w: w.move(1, HOME, AWAY)),
         Operation("mremap back", 1, _moved_away, lambda w: w.move(1, AWAY, HOME)),
         Operation("mremap there and back", 1, _nothing, _there_and_back),
         Operation("mremap before any fork", 1, _never_shared, lambda w: w.move(1, AWAY, BEYOND)),
         Operation("mremap onto another", 1, _something_away, lambda w: w.move(1, HOME, AWAY)),
-        Operation("mremap that merges", 1, _second_page_moved_away, lambda w: w.move(1, AWAY, HOME + PAGE_SIZE)),
+        Operation(
+            "mremap that merges", 1, _second_page_moved_away, lambda w: w.move(1, AWAY, HOME + PAGE_SIZE)
+        ),
         Operation("mremap in the child", 2, _nothing, lambda w: w.move(2, HOME, AWAY)),
         Operation("swap-in", 2, _swapped_and_back, lambda w: w.write(2, HOME)),
         Operation("KSM page unshared", 2, _merged_by_ksm, lambda w: w.write(2, HOME)),
@@ -285,14 +292,25 @@ USERS: Final[dict[str, tuple[Callable[[World], None], Callable[[World], None]]]]
     "restore": (World.begin_migration, World.finish_migration),
 }
 
-# Of each process, what changes most: any of the first against any of the second.
+# Of each process, what changes most: any of the first against any of the second.  Two operations of one process would
+# wait for each other's mmap_lock.  What is left out differs from what is here by what it does before and after.
 _PAIRED: Final = (
-    ("fork", "exit of the parent", "munmap", "mremap away", "mremap back"),
-    ("copy", "fork of the child", "exit of the child", "mremap in the child"),
+    ("fork", "exit of the parent", "munmap", "mprotect that splits", "mremap away", "mremap back"),
+    (
+        "copy",
+        "fork of the child",
+        "exit of the child",
+        "munmap in the child",
+        "mremap in the child",
+        "swap-in",
+    ),
 )
 
-# Interleavings are tried without a bound for one operation, and with at most so many preemptions for two.
-PAIR_PREEMPTIONS: Final = 2
+# Interleavings are tried without a bound, but where a walk looks again after each of many changes: in one address space
+# whose entries move twice, and in two whose entries move or go.  There a CPU is taken away at most so many times.
+_MOVES_TWICE: Final = ("mremap there and back", 3)
+_BOTH_MOVE: Final = (("munmap", "mremap away", "mremap back"), "mremap in the child", 2)
+_SERIALISED: Final = ("anon_vma",)  # designs whose lock keeps their walks apart from all that: no bound is needed
 
 
 def names() -> list[str]:
@@ -308,9 +326,22 @@ def names() -> list[str]:
     return alone + pairs
 
 
-def preemption_bound(name: str) -> int:
-    """How often the CPU may be taken away in the scenario of that name; -1: as often as one likes."""
-    return PAIR_PREEMPTIONS if " + " in name else -1
+def exists(name: str) -> bool:
+    """Can a scenario of that name be put together?  Its operations are of different processes."""
+    user, _, rest = name.partition(" / ")
+    operations = [OPERATIONS.get(part) for part in rest.split(" + ")]
+    processes = {operation.who for operation in operations if operation is not None}
+    return user in USERS and None not in operations and len(processes) == len(operations)
+
+
+def preemption_bound(name: str, design: str = "") -> int:
+    """How often a CPU may be taken away in the scenario of that name; -1: as often as one likes."""
+    if design in _SERIALISED:
+        return -1
+    one, _, other = name.partition(" / ")[2].partition(" + ")
+    if one == _MOVES_TWICE[0]:
+        return _MOVES_TWICE[1]
+    return _BOTH_MOVE[2] if one in _BOTH_MOVE[0] and other == _BOTH_MOVE[1] else -1
 
 
 def scenario(name: str, design: type[ReverseMap], machine: type[Machine] = Machine) -> Scenario:

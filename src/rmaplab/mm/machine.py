@@ -187,11 +187,13 @@ class Machine(System):
         """The program touches `addr`.  Returns 0, or -EFAULT where it would get SIGSEGV."""
         vma = self._lock_vma(mm, addr, write)
         if vma is not None:
-            error = memory.access_error(vma, write) or memory.fault_vma(self, vma, addr & PAGE_MASK, 1, write)
+            error = memory.access_error(vma, write) or memory.fault_vma(self, vma, addr & PAGE_MASK, 1, write, True)
             lock_of(vma).up_read()
-            if write and self.nr_large and not error:
-                memory.note_written(self, mm, addr & PAGE_MASK, 1)
-            return error
+            if error <= 0:
+                if write and self.nr_large and not error:
+                    memory.note_written(self, mm, addr & PAGE_MASK, 1)
+                return error
+            self.wait_for_folio(error)
         mm.mmap_lock.down_read()
         vma = mm.tree.at(addr)
         if vma is None:

@@ -75,9 +75,11 @@ _LEAF_SIZE: Final = 1 << LEAF_SHIFT
 # Faults
 
 
-def fault_vma(system: System, vma: VMA, addr: int, nr_pages: int, write: bool) -> int:
+def fault_vma(system: System, vma: VMA, addr: int, nr_pages: int, write: bool, may_retry: bool = False) -> int:
     """Touch `nr_pages` pages from `addr`, all in `vma`, whose flags allow it.  The caller keeps the VMA as it
-    is: by its lock, or by mmap_lock.  Returns 0."""
+    is: by its lock, or by mmap_lock.  Returns 0; with `may_retry`, the number of a folio that somebody else has
+    locked: whoever waits for that gives his own lock back first (VM_FAULT_RETRY), and then the reference to the
+    folio that comes with it."""
     page_table = vma.mm.page_table
     end = addr + (nr_pages << PAGE_SHIFT)
     chunk = 0 if system.scheduler is None else system.scheduler.chunk()
@@ -85,7 +87,9 @@ def fault_vma(system: System, vma: VMA, addr: int, nr_pages: int, write: bool) -
         stop = min(end, (addr | (_LEAF_SIZE - 1)) + 1)
         if chunk or stop - addr < _BATCH << PAGE_SHIFT:
             while addr < stop:
-                _fault_one(system, vma, addr, write)
+                busy = _fault_one(system, vma, addr, write, may_retry)
+                if busy:
+                    return busy
                 addr += PAGE_SIZE
         else:
             _fault_leaf(system, vma, page_table, addr, stop, write)
@@ -193,7 +197,7 @@ def _no_page_run(
 
 def _fault_run(system: System, vma: VMA, addr: int, count: int, write: bool) -> None:
     for i in range(count):
-        _fault_one(system, vma, addr + (i << PAGE_SHIFT), write)
+        _fault_one(system, vma, addr + (i << PAGE_SHIFT), write, False)
 
 
 def _no_page_entry(vma: VMA, write: bool) -> int:
@@ -207,30 +211,36 @@ def _no_page_entry(vma: VMA, write: bool) -> int:
 
 
 
-def _fault_one(system: System, vma: VMA, addr: int, write: bool) -> None:
-    """One access: faults until the entry allows it (handle_pte_fault())."""
+_AGAIN: Final = 0  # something came in between, and the access has to be tried again
+_DONE: Final = 1
+
+
+def _fault_one(system: System, vma: VMA, addr: int, write: bool, may_retry: bool) -> int:
+    """One access: faults until the entry allows it (handle_pte_fault()).  Returns 0, or what fault_vma() does."""
     system.faults.count += 1
-    while not _fault_once(system, vma, addr, write):
-        pass
+    while True:
+        came = _fault_once(system, vma, addr, write, may_retry)
+        if came != _AGAIN:
+            return 0 if came == _DONE else came
 
 
-def _fault_once(system: System, vma: VMA, addr: int, write: bool) -> bool:
-    """One fault; False if something came in between, and the access has to be tried again."""
+def _fault_once(system: System, vma: VMA, addr: int, write: bool, may_retry: bool) -> int:
+    """One fault: _DONE, _AGAIN, or the number of a locked folio."""
     page_table = vma.mm.page_table
     leaf = lock_new_leaf(page_table, addr)
     i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
     entry: int = leaf.m[i]
     if entry & PTE_SWAP:
         leaf.lock.unlock()
-        return _swap_in(system, vma, addr, i, entry, write)
+        return _swap_in(system, vma, addr, i, entry, write, may_retry)
     if entry & PTE_MIGRATION:
         leaf.lock.unlock()
         _wait_for_migration(system, page_table, addr, entry)
-        return False
+        return _AGAIN
     if write and not vma.flags & VM_SHARED and not entry & PTE_WRITE:
         if entry == 0:
-            return _new_page(system, vma, addr, leaf, i, 0)
-        return _write_protected(system, vma, addr, leaf, i, entry)
+            return _DONE if _new_page(system, vma, addr, leaf, i, 0) else _AGAIN
+        return _DONE if _write_protected(system, vma, addr, leaf, i, entry) else _AGAIN
     if entry == 0:
         leaf.m[i] = _no_page_entry(vma, write)
         leaf.used += 1
@@ -239,7 +249,7 @@ def _fault_once(system: System, vma: VMA, addr: int, write: bool) -> bool:
     else:
         leaf.m[i] = entry | PTE_YOUNG
     leaf.lock.unlock()
-    return True
+    return _DONE
 
 
 class _EntryChanged:
@@ -470,18 +480,21 @@ def _seems_shared(system: System, head: int) -> bool:
     return mapcount > system.folios.nr_pages(head) or system.folios.mapcount.m[head] > 1
 
 
-def _swap_in(system: System, vma: VMA, addr: int, i: int, entry: int, write: bool) -> bool:
-    """do_swap_page().  False if the access has to be tried again."""
+def _swap_in(system: System, vma: VMA, addr: int, i: int, entry: int, write: bool, may_retry: bool) -> int:
+    """do_swap_page()"""
     slot_number = entry >> PTE_SHIFT
     system.prepare(vma)
     slot = system.swap.get(slot_number)
     if slot is None:
-        return False  # the last entry that referred to it went meanwhile, and that was ours
+        return _AGAIN  # the last entry that referred to it went meanwhile, and that was ours
     pgoff = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
     direct = slot.cached_pfn == 0
     pfn = _read_swap(system, slot_number, pgoff)
     system.get_folio(pfn)
-    system.lock_folio(pfn)
+    if not may_retry:
+        system.lock_folio(pfn)
+    elif not system.trylock_folio(pfn):
+        return pfn  # folio_lock_or_retry(): nobody waits for a folio with a VMA locked
     done = False
     if system.slot_of.get(pfn) == slot_number:
         leaf = lock_new_leaf(vma.mm.page_table, addr)
@@ -493,9 +506,9 @@ def _swap_in(system: System, vma: VMA, addr: int, i: int, entry: int, write: boo
         leaf.lock.unlock()
     system.unlock_folio(pfn)
     system.put_folio(pfn)
-    if not done:
-        return False
-    return not write or vma.mm.page_table.get(addr) & (PTE_WRITE | PTE_EXCLUSIVE) != 0
+    if done and (not write or vma.mm.page_table.get(addr) & (PTE_WRITE | PTE_EXCLUSIVE)):
+        return _DONE
+    return _AGAIN
 
 
 def _read_swap(system: System, slot_number: int, pgoff: int) -> int:
@@ -759,7 +772,7 @@ def _copy_entry(system: System, source: MM, target: MM, addr: int) -> None:
             entry &= _SHARED
             system.entries_copied.count += 1
             if entry & PTE_ANON:
-                system.mapcount_changes(entry >> PTE_SHIFT)
+                system.mapcount_grows(entry >> PTE_SHIFT)
                 system.folios.mapcount.m[entry >> PTE_SHIFT] += 1
             elif entry & PTE_SWAP:
                 system.swap[entry >> PTE_SHIFT].count += 1

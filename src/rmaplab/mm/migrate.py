@@ -41,7 +41,7 @@ def migrate_folio(system: System, head: int) -> int:
         if head in system.ksm_pages or head in system.slot_of:
             # The stable node of KSM and the swap cache would have to follow; both are left to a later pass.
             moved = 0
-        else:
+        elif system.mapcount(head):  # else there is nothing to be found, and nothing to hold on to
             system.leader.hold(head)
             made = unmap(system, head)
             moved = move(system, head, made)
@@ -136,7 +136,7 @@ def _restore_at(system: System, mm: MM, addr: int, old: int, new: int) -> int:
     pfn = (entry >> PTE_SHIFT) + new - old
     found = entry & PTE_MIGRATION != 0 and new <= pfn < new + system.folios.nr_pages(new)
     if found:
-        system.mapcount_changes(pfn)
+        system.mapcount_grows(pfn)
         system.folios.mapcount.m[pfn] += 1
         leaf.m[i] = pfn << PTE_SHIFT | entry & PTE_FLAGS & ~PTE_MIGRATION | PTE_ANON
     leaf.lock.unlock()

@@ -124,7 +124,7 @@ class System:
         self.mmap_lock_class: Final = ledger.lock_class("mmap_lock")
         self.vma_lock_class: Final = ledger.lock_class("vma_lock")
         self.ptl_class: Final = ledger.lock_class("page_table_lock")
-        self.folio_lock_class: Final = ledger.lock_class("folio lock", sleeps=True)
+        self.folio_lock_class: Final = ledger.lock_class("folio lock", sleeps=True, tried=True)
         self._any_folio_lock: Final = SpinLock(self.folio_lock_class, None)
         self.rcu: Final = Rcu(ledger, scheduler)
         self.vma_pool: Final = ledger.pool("vm_area_struct", profile.sizes["vm_area_struct"])
@@ -210,6 +210,11 @@ class System:
         if self.scheduler is not None:
             self.scheduler.point("change mapcount", pfn, True)
 
+    def mapcount_grows(self, pfn: int) -> None:
+        """One more entry is about to map `pfn`, whatever others do."""
+        if self.scheduler is not None:
+            self.scheduler.increment("increment mapcount", pfn)
+
     def mapcount(self, head: int) -> int:
         """Entries that map the folio, for who holds no lock that keeps it (folio_mapcount())."""
         if self.scheduler is not None:
@@ -227,6 +232,12 @@ class System:
 
     def unlock_folio(self, head: int) -> None:
         self._folio_lock(head).unlock()
+
+    def wait_for_folio(self, head: int) -> None:
+        """Until nobody has it locked (folio_wait_locked()); the caller's reference is dropped."""
+        self.lock_folio(head)
+        self.unlock_folio(head)
+        self.put_folio(head)
 
     def _folio_lock(self, head: int) -> SpinLock:
         if self.scheduler is None:

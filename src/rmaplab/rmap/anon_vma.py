@@ -439,12 +439,13 @@ class AnonVmaRmap(ReverseMap):
 
     def hold(self, pfn: int) -> None:
         anon_vma = self.anon_vmas[self.anchor.m[pfn]]
-        assert anon_vma is not None  # the folio is mapped
-        anon_vma.refcount += 1
-        self.held[pfn] = anon_vma
+        if anon_vma is not None:  # else what mapped the folio has gone since the caller looked
+            anon_vma.refcount += 1
+            self.held[pfn] = anon_vma
 
     def unhold(self, pfn: int) -> None:
-        self._put(self.held.pop(pfn))
+        if pfn in self.held:
+            self._put(self.held.pop(pfn))
 
     def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         self.walks.count += 1

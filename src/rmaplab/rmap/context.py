@@ -45,6 +45,7 @@ class CowContext:
         self.refcount = 1
         self.moves: Final = SequenceCount(lock.scheduler)  # odd while entries or VMAs of this mm move
         self.first_child: CowContext | None = None  # the newest
+        self.children: Final = object()  # what who looks at or changes the list of children names to the scheduler
         self.next_sibling: CowContext | None = None
         self.previous_sibling: CowContext | None = None
         # Between the two halves of a geometry change, under mmap_lock: what the VMAs were before it, and
@@ -98,7 +99,7 @@ class ContextRmap(ReverseMap):
         context.next_sibling = first
         if first is not None:
             first.previous_sibling = context
-        self.point("link child context", above, True)
+        self.point_in(above, "link child context", above.children, True)
         above.first_child = context
         above.lock.unlock()
         child.rmap[self.slot] = context
@@ -143,7 +144,7 @@ class ContextRmap(ReverseMap):
         self.free_numbers.append(context.number)
 
     def _unlink(self, context: CowContext, above: CowContext) -> None:
-        self.point("unlink child context", above, True)
+        self.point_in(above, "unlink child context", above.children, True)
         before = context.previous_sibling
         after = context.next_sibling
         if before is None:
@@ -169,12 +170,13 @@ class ContextRmap(ReverseMap):
 
     def hold(self, pfn: int) -> None:
         context = self.context_at(pfn)
-        assert context is not None  # the folio is mapped
-        context.refcount += 1
-        self.held[pfn] = context
+        if context is not None:  # else what mapped the folio has gone since the caller looked
+            context.refcount += 1
+            self.held[pfn] = context
 
     def unhold(self, pfn: int) -> None:
-        self.put(self.held.pop(pfn))
+        if pfn in self.held:
+            self.put(self.held.pop(pfn))
 
     def context_at(self, pfn: int) -> CowContext | None:
         """The context that the folio points to."""
@@ -183,6 +185,11 @@ class ContextRmap(ReverseMap):
     def point(self, what: str, subject: object, write: bool = False) -> None:
         if self.scheduler is not None:
             self.scheduler.point(what, subject, write)
+
+    def point_in(self, context: CowContext, what: str, subject: object, write: bool = False) -> None:
+        """The same for a part of a context."""
+        if self.scheduler is not None:
+            self.scheduler.point_in(context, what, subject, write)
 
     def vmas_at(self, mm: MM, start: int, end: int) -> list[VMA]:
         """The VMAs of `mm` that touch [start, end)."""

@@ -197,13 +197,13 @@ class CowContextRmap(ContextRmap):
                 last = first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1
                 context = self.context_of(vma.mm)
                 context.lock.lock()
-                self.point("add record", context, True)
+                self.point_in(context, "add record", context.remaps, True)
                 context.remaps.add(first, last, offset)
                 context.lock.unlock()
 
     def _forget(self, context: CowContext, first: int, last: int, offset: int) -> None:
         context.lock.lock()
-        self.point("remove record", context, True)
+        self.point_in(context, "remove record", context.remaps, True)
         context.remaps.remove(first, last, offset)
         context.lock.unlock()
 
@@ -289,7 +289,7 @@ class CowContextRmap(ContextRmap):
         at = top
         while True:
             yield at
-            self.point("first child", at)
+            self.point_in(at, "first child", at.children)
             child = at.first_child
             if child is not None:
                 at = child
@@ -297,7 +297,7 @@ class CowContextRmap(ContextRmap):
             while at is not top:
                 above = at.parent
                 assert above is not None  # `at` is below `top`
-                self.point("next sibling", above)
+                self.point_in(above, "next sibling", above.children)
                 sibling = at.next_sibling
                 if sibling is not None:
                     at = sibling
@@ -330,7 +330,7 @@ class CowContextRmap(ContextRmap):
                     while again:
                         begun = context.moves.read_begin()
                         yield from self._at(mm, first, nr_pages, 0)
-                        self.point("read records", context)
+                        self.point_in(context, "read records", context.remaps)
                         for offset in context.remaps.offsets(first, first + nr_pages - 1):
                             yield from self._at(mm, first, nr_pages, offset)
                         again = context.moves.read_retry(begun)
@@ -343,8 +343,8 @@ class CowContextRmap(ContextRmap):
         """The VMAs that have page offsets from `first` on with this displacement."""
         start = (first + offset) << PAGE_SHIFT
         for vma in self.vmas_at(mm, start, start + (nr_pages << PAGE_SHIFT)):
-            shift = self.shift_of(vma)
             self.point("read VMA", vma)
+            shift = self.shift_of(vma)
             if shift is not None and (vma.start >> PAGE_SHIFT) - vma.pgoff - shift == offset:
                 self.places.count += 1
                 yield vma, start if start > vma.start else vma.start

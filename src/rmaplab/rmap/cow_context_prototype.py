@@ -211,7 +211,7 @@ class CowContextPrototypeRmap(ContextRmap):
         if offset != 0:
             self._drop(context, old_first, old_last, offset)
             first, last, _ = self._range(vma)
-            self.point("add record", context, True)
+            self.point_in(context, "add record", context.remaps, True)
             context.remaps.add(first, last, offset)
 
     def vma_copied(self, source: VMA, new: VMA) -> None:
@@ -227,7 +227,7 @@ class CowContextPrototypeRmap(ContextRmap):
             last = first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1
             context = self.context_of(vma.mm)
             records = self.records_of(context)
-            self.point("update record", context, True)
+            self.point_in(context, "update record", context.remaps, True)
             if not records.update(first, last, (old_start >> PAGE_SHIFT) - first, offset):
                 records.add(first, last, offset)
 
@@ -248,12 +248,12 @@ class CowContextPrototypeRmap(ContextRmap):
         offset = (vma.start >> PAGE_SHIFT) - first
         if offset != 0:
             context = self.context_of(vma.mm)
-            self.point("add record", context, True)
+            self.point_in(context, "add record", context.remaps, True)
             context.remaps.add(first, first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1, offset)
 
     def _drop(self, context: CowContext, first: int, last: int, offset: int) -> None:
         context.lock.lock()
-        self.point("remove record", context, True)
+        self.point_in(context, "remove record", context.remaps, True)
         context.remaps.remove(first, last, offset)
         context.lock.unlock()
 
@@ -309,7 +309,7 @@ class CowContextPrototypeRmap(ContextRmap):
                     yield from self._at(mm, first, nr_pages, 0)
                     if was_exclusive and self._exclusive(pfn, nr_pages):
                         return
-                    self.point("read records", context)
+                    self.point_in(context, "read records", context.remaps)
                     for offset in self.records_of(context).collect(first, first + nr_pages - 1):
                         yield from self._at(mm, first, nr_pages, offset)
                 finally:
@@ -324,7 +324,8 @@ class CowContextPrototypeRmap(ContextRmap):
         at = self._lowest_first(top)
         while at is not top:
             yield at
-            self.point("next sibling", at if at.parent is None else at.parent)
+            parent = at if at.parent is None else at.parent
+            self.point_in(parent, "next sibling", parent.children)
             sibling = at.next_sibling
             if sibling is not None:
                 at = self._lowest_first(sibling)
@@ -335,11 +336,11 @@ class CowContextPrototypeRmap(ContextRmap):
 
     def _lowest_first(self, context: CowContext) -> CowContext:
         """Down along first children."""
-        self.point("first child", context)
+        self.point_in(context, "first child", context.children)
         child = context.first_child
         while child is not None:
             context = child
-            self.point("first child", context)
+            self.point_in(context, "first child", context.children)
             child = context.first_child
         return context
 

@@ -1,323 +1,55 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every interleaving of a few tasks: a stateless model checker.
 
-Tasks are ordinary functions that take locks, enter RCU sections and announce their accesses to shared state
-through the `Scheduler` that they were given.  Each of these operations is a *step*: the task announces it and
-stops; `Execution` decides who goes on, performs the announced operation, and lets that task run to its next
-one.  `explore` runs the scenario again and again, from its beginning, until no order that could matter is left.
+`explore` runs a scenario (see execution.py for what a step is) again and again, from its beginning, until no order
+that could matter is left.  `wander` tries random orders of what is too large for that, `replay` one given order,
+and `estimate` says how many there are.
 
-Memory model: sequential consistency, plus RCU.  Steps are atomic and happen in one order that all tasks see.
+Reduction: two steps are *dependent* if they are on the same object in modes that do not commute; two executions
+that differ in the order of independent steps only are the same.  Source sets with sleep sets (Abdulla, Aronis,
+Jonsson, Sagonas: source-DPOR, POPL 2014; after Flanagan and Godefroid, POPL 2005): when a step turns out to race
+with an earlier one (dependent, and not ordered by anything between them), some task that can begin the other
+order is tried where the earlier one was taken, unless one that can is tried there anyway.
 
-Reduction: dynamic partial-order reduction (Flanagan and Godefroid, POPL 2005) with sleep sets (Godefroid
-1996).  Two steps are dependent if they name the same object and one of them writes, or acquire the same lock
-and one of them exclusively.  Releasing a lock is not a step of its own: it can never be too early.
-With a bound on preemptions, orders that reduction alone would leave out may be the only ones within the
-bound: a task is then tried at the beginning of the block of steps that it races with, too, and sleep sets are
-not used (Coons, Musuvathi and McKinley, OOPSLA 2013).
-
-RCU: `rcu_call` hands an object to a grace period.  Its end is a task of its own, which may run at any time after
-every reader that was inside when it began has left.
+With a bound on preemptions, orders that this leaves out may be the only ones within the bound.  There every pending
+step is compared, its task is tried at the step that it races with and at the beginning of that block of steps, too,
+and sleep sets are not used (Coons, Musuvathi and McKinley, OOPSLA 2013).
 
 Invariants
-- A step's object is known before the step is taken, so the reduction is exact: code that touches shared
-  state without announcing it is outside of what is checked.
-- The same path (the numbers of the tasks chosen) always gives the same execution.
+- `_Search.stack[d]` is the state before step d of the current path; the steps of the path and what happened
+  before what (vector clocks) are kept with it, so that running the path again costs nothing but running it.
+- A step whose reversal with a racing one is impossible, because it had to wait for that one, is no race with it: an
+  acquisition and the release before it, a wait and what ended it, a free and the readers of its grace period.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
-
-import greenlet
+from typing import Final
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.locks import Scheduler
+from rmaplab.sync.execution import (
+    ACQUIRE,
+    DOWNGRADE,
+    FREE,
+    POISON,
+    READ,
+    RELEASE,
+    TRY,
+    WAIT,
+    WRITE,
+    Execution,
+    Step,
+    Task,
+    conflicting,
+)
 
-POINT: Final = 0
-ACQUIRE: Final = 1
-ENTER: Final = 2
-LEAVE: Final = 3
-CALL: Final = 4
-FREE: Final = 5
-WAIT: Final = 6
-
-_KINDS: Final = ("", "takes", "enters", "leaves", "defers the free of", "frees", "waits for")
-
-
-class Step:
-    """One operation on one object by one task."""
-
-    def __init__(self, task: int, kind: int, what: str, subject: object, key: int, write: bool) -> None:
-        self.task: Final = task
-        self.kind: Final = kind
-        self.what: Final = what
-        self.subject: Final = subject
-        self.key: Final = key  # number of the object within the execution
-        self.write: Final = write
-
-    def depends_on(self, other: Step) -> bool:
-        return self.key == other.key and (self.write or other.write)
-
-    def words(self) -> str:
-        verb = _KINDS[self.kind]
-        return f"{verb} {self.what}".strip()
-
-
-class LockState:
-    """Who holds a lock."""
-
-    def __init__(self) -> None:
-        self.writer = -1
-        self.readers: list[int] = []
-
-
-class Task:
-    """One thread of control."""
-
-    def __init__(self, number: int, name: str, body: Callable[[], None] | None) -> None:
-        self.number: Final = number
-        self.name: Final = name
-        self.body: Final = body
-        self.green: Any = None
-        self.pending: Step | None = None
-        self.done = False
-        self.held: list[tuple[object, bool]] = []
-        self.rcu_depth = 0
-        self.ready: Callable[[], bool] | None = None
-        self.waits_for: list[int] = []  # a grace period: the readers that must leave first
-
-    def run(self) -> None:
-        if self.body is not None:
-            self.body()
-
-    def at_end(self) -> bool:
-        """It ran, and announced no step more."""
-        return self.pending is None
-
-
-class Execution(Scheduler):
-    """One run of a scenario.  Create it, build the scenario's objects with it as their scheduler, add the
-    tasks, and `start`.  Until then, and after the end, operations pass through."""
-
-    def __init__(self) -> None:
-        self.tasks: list[Task] = []
-        self.trace: list[Step] = []
-        self.hub: Any = None
-        self.current: Task | None = None
-        self.keys: dict[int, int] = {}  # id of an object -> its number
-        self.kept: list[object] = []  # keeps those ids from being used again
-        self.locks: dict[int, LockState] = {}
-        self.freed: dict[int, str] = {}  # number of a freed object -> who freed it
-        self.rcu: Final = object()
-        self.subject: object = None  # what the scenario built, for who explains a failure
-        self.released: list[tuple[int, int, bool]] = []  # task, key, exclusively: since the last step
-        self.lock_order: set[tuple[str, str]] = set()
-
-    def add(self, name: str, body: Callable[[], None]) -> None:
-        self.tasks.append(Task(len(self.tasks), name, body))
-
-    # What tasks call
-
-    def acquire(self, lock: object, write: bool) -> None:
-        task = self.current
-        if task is None:
-            return
-        name = _class_of(lock)
-        for held, _ in task.held:
-            if held is lock:
-                raise Finding(f"{task.name} takes {name} while it holds it: it waits for itself for ever")
-            self.lock_order.add((_class_of(held), name))
-        self._announce(task, ACQUIRE, name, lock, write)
-        task.held.append((lock, write))
-
-    def try_acquire(self, lock: object, write: bool) -> bool:
-        task = self.current
-        if task is None:
-            return True
-        self._announce(task, POINT, f"tries {_class_of(lock)}", lock, True)
-        key = self._key(lock)
-        state = self.locks.get(key)
-        if state is None:
-            state = LockState()
-            self.locks[key] = state
-        if state.writer >= 0 or (write and state.readers):
-            return False
-        if write:
-            state.writer = task.number
-        else:
-            state.readers.append(task.number)
-        task.held.append((lock, write))
-        return True
-
-    def release(self, lock: object, write: bool) -> None:
-        task = self.current
-        if task is None:
-            return
-        if (lock, write) not in task.held:
-            raise Finding(f"{task.name} gives back {_class_of(lock)}, which it does not hold like that")
-        task.held.remove((lock, write))
-        key = self._key(lock)
-        state = self.locks[key]
-        if write:
-            state.writer = -1
-        else:
-            state.readers.remove(task.number)
-        self.released.append((task.number, key, write))
-
-    def downgrade(self, lock: object) -> None:
-        task = self.current
-        if task is None:
-            return
-        if (lock, True) not in task.held:
-            raise Finding(f"{task.name} downgrades {_class_of(lock)}, which it does not hold for writing")
-        task.held.remove((lock, True))
-        task.held.append((lock, False))
-        key = self._key(lock)
-        self.locks[key].writer = -1
-        self.locks[key].readers.append(task.number)
-        self.released.append((task.number, key, True))
-
-    def rcu_enter(self) -> None:
-        task = self.current
-        if task is not None:
-            if task.rcu_depth == 0:
-                self._announce(task, ENTER, "an RCU section", self.rcu, False)
-            task.rcu_depth += 1
-
-    def rcu_leave(self) -> None:
-        task = self.current
-        if task is not None:
-            if task.rcu_depth == 0:
-                raise Finding(f"{task.name} leaves an RCU section that it is not in")
-            if task.rcu_depth == 1:
-                self._announce(task, LEAVE, "the RCU section", self.rcu, False)
-            task.rcu_depth -= 1
-
-    def rcu_call(self, what: str, subject: object, then: Callable[[], None] | None = None) -> None:
-        """Free `subject` after a grace period.  Nothing is used again meanwhile, so `then` need not be called."""
-        task = self.current
-        if task is None:
-            return
-        self._announce(task, CALL, what, self.rcu, True)
-        period = Task(len(self.tasks), "grace period", None)
-        period.waits_for = [t.number for t in self.tasks if t.rcu_depth > 0]
-        period.pending = Step(period.number, FREE, what, subject, self._key(subject), True)
-        self.tasks.append(period)
-
-    def free(self, what: str, subject: object) -> None:
-        """Free `subject` now."""
-        task = self.current
-        if task is not None:
-            self._announce(task, FREE, what, subject, True)
-
-    def point(self, what: str, subject: object, write: bool = False) -> None:
-        task = self.current
-        if task is not None:
-            self._announce(task, POINT, what, subject, write)
-
-    def wait(self, what: str, subject: object, ready: Callable[[], bool]) -> None:
-        task = self.current
-        if task is not None:
-            task.ready = ready
-            self._announce(task, WAIT, what, subject, False)
-            task.ready = None
-
-    def chunk(self) -> int:
-        return 1 if self.current is not None else 0
-
-    # Running
-
-    def _key(self, subject: object) -> int:
-        """The number of an object; an int stands for itself (a page by its pfn, say)."""
-        identity = -1 - subject if isinstance(subject, int) else id(subject)
-        key = self.keys.get(identity)
-        if key is None:
-            key = len(self.keys)
-            self.keys[identity] = key
-            self.kept.append(subject)
-        return key
-
-    def _announce(self, task: Task, kind: int, what: str, subject: object, write: bool) -> None:
-        task.pending = Step(task.number, kind, what, subject, self._key(subject), write)
-        self.current = None
-        self.hub.switch()
-        self.current = task
-
-    def enabled(self, task: Task) -> bool:
-        step = task.pending
-        if task.done or step is None:
-            return False
-        if step.kind == ACQUIRE:
-            state = self.locks.get(step.key)
-            if state is None:
-                return True
-            return state.writer < 0 and not (step.write and state.readers)
-        if task.ready is not None:
-            return task.ready()
-        if step.kind == FREE and task.waits_for:
-            return not any(self.tasks[n].rcu_depth > 0 for n in task.waits_for)
-        return True
-
-    def start(self) -> None:
-        """Let every task run to its first step."""
-        self.hub = greenlet.getcurrent()
-        for task in list(self.tasks):
-            task.green = greenlet.greenlet(task.run)
-            self._resume(task)
-
-    def _resume(self, task: Task) -> None:
-        task.pending = None
-        self.current = task
-        task.green.switch()
-        self.current = None
-        if task.at_end():
-            task.done = True
-            if task.held:
-                raise Finding(f"{task.name} ends while it holds {_class_of(task.held[0][0])}")
-            if task.rcu_depth:
-                raise Finding(f"{task.name} ends within an RCU section")
-
-    def step(self, task: Task) -> None:
-        """Perform what `task` announced, and let it run to its next step."""
-        step = task.pending
-        assert step is not None
-        self.trace.append(step)
-        if step.key in self.freed:
-            raise Finding(
-                f"{task.name} {step.words()} after {self.freed[step.key]} freed it: use after free"
-            )
-        if step.kind == ACQUIRE:
-            state = self.locks.get(step.key)
-            if state is None:
-                state = LockState()
-                self.locks[step.key] = state
-            if step.write:
-                state.writer = task.number
-            else:
-                state.readers.append(task.number)
-        elif step.kind == FREE:
-            self.freed[step.key] = task.name
-            if task.body is None:
-                task.done = True
-                task.pending = None
-                return
-        # A section's depth changes in the task itself, just after it resumes: nothing runs in between.
-        self._resume(task)
-
-    def stop(self) -> None:
-        """Let go of tasks that did not come to their end."""
-        for task in self.tasks:
-            if task.green is not None and not task.done:
-                task.done = True
-                self.current = None
-                task.green.throw()
-
-
-def _class_of(lock: object) -> str:
-    lock_class = getattr(lock, "lock_class", None)
-    return str(getattr(lock_class, "name", lock))
+__all__ = [
+    "ACQUIRE", "TRY", "Execution", "Failure", "Outcome", "Scenario", "Step", "Task", "estimate", "explore", "perform",
+    "replay", "wander",
+]  # fmt: skip
 
 
 class Scenario:
@@ -344,7 +76,7 @@ class Outcome:
     """What an exploration found.
 
     executions: interleavings run to their end
-    pruned:     executions given up because all that was left had been tried elsewhere
+    pruned:     executions given up because all that was left had been tried elsewhere, or for the bound
     steps:      steps taken in all
     exhausted:  nothing is left to try (within `preemptions`, if that was given)
     """
@@ -356,28 +88,6 @@ class Outcome:
         self.exhausted = False
         self.failures: list[Failure] = []
         self.lock_order: set[tuple[str, str]] = set()
-
-
-class _Node:
-    """A state on the current path: who could go on, who has to be tried, who need not be."""
-
-    def __init__(self, steps: list[Step | None], enabled: list[bool], sleep: list[Step]) -> None:
-        self.steps: Final = steps
-        self.enabled: Final = enabled
-        self.sleep: list[Step] = sleep
-        self.backtrack: list[int] = []
-        self.done: list[int] = []
-        self.chosen = -1
-
-    def try_too(self, number: int) -> None:
-        """Have `number` tried here; if it cannot go on here, whoever can."""
-        if number < len(self.enabled) and self.enabled[number]:
-            if number not in self.backtrack:
-                self.backtrack.append(number)
-            return
-        for other, able in enumerate(self.enabled):
-            if able and other not in self.backtrack:
-                self.backtrack.append(other)
 
 
 def explore(
@@ -395,23 +105,20 @@ def explore(
     stop_at_first: stop at the first failure
     """
     outcome = Outcome()
-    stack: list[_Node] = []
+    search = _Search(reduce, preemptions)
     while True:
         execution = Execution()
         failure: Exception | None = None
-        check = scenario.build(execution)
-        clocks = _Clocks(preemptions >= 0)
         pruned = False
+        check = scenario.build(execution)
         try:
             execution.start()
-            pruned = _run(execution, stack, clocks if reduce else None, preemptions)
+            pruned = search.run(execution)
             if not pruned:
                 check()
         except Exception as error:
             failure = error
-            if reduce:  # what could have come next may race with what did come
-                clocks.look_for_races(stack, [task.pending for task in execution.tasks])
-        path = [node.chosen for node in stack]
+        search.look_ahead(execution)
         outcome.steps += len(execution.trace)
         if pruned:
             outcome.pruned += 1
@@ -419,13 +126,13 @@ def explore(
             outcome.executions += 1
         outcome.lock_order |= execution.lock_order
         if failure is not None:
-            outcome.failures.append(Failure(failure, path, execution))
+            outcome.failures.append(Failure(failure, search.path(len(execution.trace)), execution))
         execution.stop()
         if failure is not None and stop_at_first:
             return outcome
         if limit and outcome.executions >= limit:
             return outcome
-        if not _backtrack(stack, preemptions < 0):
+        if not search.next():
             outcome.exhausted = True
             return outcome
 
@@ -449,11 +156,20 @@ def perform(scenario: Scenario, choose: Callable[[Execution], int]) -> Failure |
                 )
             taken.append(number)
             error = _error_of(partial(execution.step, execution.tasks[number]))
-        if error is None and all(task.done for task in execution.tasks):
-            error = _error_of(check)
+        if error is None:
+            error = _error_of(partial(_come_to_rest, execution, check))
         return None if error is None else Failure(error, taken, execution)
     finally:
         execution.stop()
+
+
+def _come_to_rest(execution: Execution, check: Callable[[], None]) -> None:
+    """After the last step of a path: it is over, nobody can go on, or there is more to come."""
+    waiting = [task for task in execution.tasks if not task.done]
+    if not waiting:
+        check()
+    elif not any(execution.enabled(task) for task in waiting):
+        raise Finding("deadlock: " + execution.waiting())
 
 
 def _error_of(act: Callable[[], None]) -> Exception | None:
@@ -470,159 +186,411 @@ def replay(scenario: Scenario, path: Sequence[int]) -> Failure | None:
     return perform(scenario, lambda execution: next(rest, -1))
 
 
-def _backtrack(stack: list[_Node], sleeping: bool) -> bool:
-    """Go back to the last state where something is left to try, and choose it.  False if there is none."""
-    while stack:
-        node = stack[-1]
-        if node.chosen >= 0:
-            node.done.append(node.chosen)
-            step = node.steps[node.chosen]
-            if step is not None and sleeping:
-                node.sleep.append(step)
-        for number in node.backtrack:
-            if number not in node.done and not any(s.task == number for s in node.sleep):
-                node.chosen = number
-                return True
-        stack.pop()
-    return False
+def wander(scenario: Scenario, count: int, seed: int, *, changes: int = 3, stop_at_first: bool = True) -> Outcome:
+    """Run `scenario` in `count` random orders: every task has a random priority, who has the highest goes on, and
+    `changes` times, at random steps, the running one gets the lowest (PCT: Burckhardt et al., ASPLOS 2010; a bug
+    that needs d steps in an order is found with a probability of at least 1 / (tasks * steps ** (d - 1)) each time,
+    with changes = d - 1).  Every other run goes on with anyone at each step instead.  Nothing is ever exhausted."""
+    outcome = Outcome()
+    longest = 1
+    for number in range(count):
+        walk = _Walk(random.Random(f"{seed}/{number}"), changes if number % 2 == 0 else -1, longest)
+        failure = perform(scenario, walk.choose)
+        longest = max(longest, walk.steps)
+        outcome.executions += 1
+        outcome.steps += walk.steps
+        outcome.lock_order |= walk.lock_order
+        if failure is not None:
+            outcome.failures.append(failure)
+            if stop_at_first:
+                break
+    return outcome
 
 
-def _run(execution: Execution, stack: list[_Node], clocks: _Clocks | None, preemptions: int) -> bool:
-    """Follow the stack, then go on to the end; True if the execution was given up."""
-    depth = 0
-    last = -1
-    switches = 0
-    while True:
-        tasks = execution.tasks
-        if depth == len(stack):
-            enabled = [execution.enabled(task) for task in tasks]
-            if not any(enabled):
-                waiting = [task for task in tasks if not task.done]
-                if waiting:
-                    raise Finding("deadlock: " + "; ".join(_waits(execution, task) for task in waiting))
-                return False
-            sleep: list[Step] = []
-            if stack and clocks is not None and preemptions < 0:
-                above = stack[-1]
-                taken = above.steps[above.chosen]
-                assert taken is not None
-                sleep = [s for s in above.sleep if s.task != taken.task and not s.depends_on(taken)]
-            node = _Node([task.pending for task in tasks], enabled, sleep)
-            asleep = [s.task for s in sleep]
-            first = -1
-            if last >= 0 and last < len(enabled) and enabled[last] and last not in asleep:
-                first = last
-            else:
-                for number, able in enumerate(enabled):
-                    if able and number not in asleep:
-                        first = number
-                        break
-            stack.append(node)
-            if first < 0:
+class _Walk:
+    """One random order; `changes` -1: anyone at each step."""
+
+    def __init__(self, dice: random.Random, changes: int, longest: int) -> None:
+        self.dice: Final = dice
+        self.turns: Final = [dice.randrange(longest) for _ in range(changes)]
+        self.uniform: Final = changes < 0
+        self.priorities: Final[list[float]] = []
+        self.steps = 0
+        self.lock_order: set[tuple[str, str]] = set()
+
+    def choose(self, execution: Execution) -> int:
+        self.lock_order = execution.lock_order
+        able = [task.number for task in execution.tasks if execution.enabled(task)]
+        if not able:
+            return -1
+        self.steps += 1
+        if self.uniform:
+            return self.dice.choice(able)
+        while len(self.priorities) < len(execution.tasks):
+            self.priorities.append(1.0 + self.dice.random())
+        for _ in range(self.turns.count(self.steps - 1)):
+            self.priorities[self._first(able)] = -float(self.steps) - self.dice.random()
+        return self._first(able)
+
+    def _first(self, able: list[int]) -> int:
+        best = able[0]
+        for number in able:
+            if self.priorities[number] > self.priorities[best]:
+                best = number
+        return best
+
+
+def estimate(scenario: Scenario, walks: int, seed: int) -> float:
+    """How many interleavings there are without any reduction or bound: the mean, over random runs, of the product of
+    the numbers of tasks that could go on at each step (Knuth, Math. Comp. 29, 1975).  Unbiased, and rough."""
+    total = 0.0
+    for number in range(walks):
+        dice = random.Random(f"{seed}/{number}")
+        execution = Execution()
+        scenario.build(execution)
+        weight = 1.0
+        try:
+            execution.start()
+            while True:
+                able = [task for task in execution.tasks if execution.enabled(task)]
+                if not able:
+                    break
+                weight *= len(able)
+                execution.step(able[0] if len(able) == 1 else dice.choice(able))
+        except Exception:
+            pass  # an interleaving that breaks something ends there
+        execution.stop()
+        total += weight
+    return total / walks
+
+
+class _Node:
+    """A state on the current path: who could go on, who has to be tried, who need not be.
+
+    sleep: steps with which nothing is left to try from here
+    """
+
+    def __init__(self, steps: list[Step | None], enabled: list[bool], sleep: list[Step]) -> None:
+        self.steps: Final = steps
+        self.enabled: Final = enabled
+        self.sleep: Final = sleep
+        self.backtrack: Final[list[int]] = []
+        self.done: Final[list[int]] = []
+        self.chosen = -1
+
+    def try_too(self, number: int) -> None:
+        """Have `number` tried here; if it cannot go on here, whoever can."""
+        if number < len(self.enabled) and self.enabled[number]:
+            if number not in self.backtrack:
+                self.backtrack.append(number)
+            return
+        for other, able in enumerate(self.enabled):
+            if able and other not in self.backtrack:
+                self.backtrack.append(other)
+
+    def is_asleep(self, number: int) -> bool:
+        for step in self.sleep:
+            if step.task == number:
                 return True
-            node.chosen = first
-            if clocks is not None:
-                node.backtrack.append(first)
+        return False
+
+
+class _Search:
+    """The path that was taken last, with what has to be tried beside it."""
+
+    def __init__(self, reduce: bool, preemptions: int) -> None:
+        self.reduce: Final = reduce
+        self.preemptions: Final = preemptions
+        self.stack: Final[list[_Node]] = []
+        # By depth: the steps of the path (a step that queued is one of kind QUEUE), and for each the last step of
+        # every task that happened before it or is it, plus one.
+        self.steps: Final[list[Step]] = []
+        self.clocks: Final[list[list[int]]] = []
+        self.until: Final[list[int]] = []  # of a spin lock's acquisition: depth of its owner's last step before the end
+        self.ends: Final[list[tuple[int, int]]] = []  # (depth, acquisition whose `until` was set there)
+        self.by_key: Final[dict[int, list[int]]] = {}  # depths of the steps on an object, ascending
+        self.by_task: Final[list[list[int]]] = []  # and of those of a task
+
+    def path(self, length: int) -> list[int]:
+        """The tasks of the first `length` steps of the last run."""
+        return [node.chosen for node in self.stack[:length]]
+
+    # Running
+
+    def run(self, execution: Execution) -> bool:
+        """Follow the path, then go on to the end; True if the execution was given up."""
+        stack = self.stack
+        bounded = self.preemptions >= 0
+        depth = 0
+        last = -1
+        switches = 0
+        while True:
+            tasks = execution.tasks
+            new = depth == len(stack)
+            if new:
+                enabled = [execution.enabled(task) for task in tasks]
+                if True not in enabled:
+                    waiting = execution.waiting()
+                    if waiting:
+                        raise Finding("deadlock: " + waiting)
+                    return False
+                node = self._new_node(tasks, enabled, last)
+                stack.append(node)
+                if node.chosen < 0:
+                    return True
+                if bounded and self.reduce:
+                    self._look_ahead_within_bound(node.steps)
             else:
-                node.backtrack = [n for n, able in enumerate(enabled) if able]
-        node = stack[depth]
-        if clocks is not None:
-            clocks.look_for_races(stack, node.steps)
-        number = node.chosen
-        if preemptions >= 0:
-            if last >= 0 and number != last and node.enabled[last]:
+                node = stack[depth]
+            number = node.chosen
+            if bounded and last >= 0 and number != last and node.enabled[last]:
                 switches += 1
-                if switches > preemptions:
+                if switches > self.preemptions:
                     del stack[depth + 1 :]
                     return True
-        step = node.steps[number]
-        assert step is not None
-        if clocks is not None:
-            clocks.take(step, depth)
-        execution.step(tasks[number])
-        if clocks is not None:
-            for task_number, key, write in execution.released:
-                clocks.release(task_number, key, write)
-        execution.released.clear()
-        last = number
-        depth += 1
+            execution.step(tasks[number])
+            if self.reduce and depth == len(self.steps):
+                self._take(execution, depth)
+            last = number
+            depth += 1
 
+    def _new_node(self, tasks: list[Task], enabled: list[bool], last: int) -> _Node:
+        asleep: list[Step] = []
+        if self.stack and self.reduce and self.preemptions < 0:
+            above = self.stack[-1]
+            taken = self.steps[-1]
+            asleep = [s for s in above.sleep if s.task != taken.task and not s.depends_on(taken)]
+        node = _Node([task.pending for task in tasks], enabled, asleep)
+        if 0 <= last < len(enabled) and enabled[last] and not node.is_asleep(last):
+            node.chosen = last
+        else:
+            for number, able in enumerate(enabled):
+                if able and not node.is_asleep(number):
+                    node.chosen = number
+                    break
+        if self.reduce:
+            if node.chosen >= 0:
+                node.backtrack.append(node.chosen)
+        else:
+            node.backtrack.extend([n for n, able in enumerate(enabled) if able])
+        return node
 
-def _waits(execution: Execution, task: Task) -> str:
-    step = task.pending
-    what = "nothing" if step is None else step.what
-    holds = ", ".join(_class_of(lock) for lock, _ in task.held)
-    return f"{task.name} waits for {what}" + (f" and holds {holds}" if holds else "")
+    def next(self) -> bool:
+        """Go back to the last state where something is left to try, and choose it.  False if there is none."""
+        stack = self.stack
+        sleeping = self.reduce and self.preemptions < 0
+        while stack:
+            node = stack[-1]
+            if node.chosen >= 0:
+                node.done.append(node.chosen)
+                step = node.steps[node.chosen]
+                if step is not None and sleeping:
+                    node.sleep.append(step)
+            for number in node.backtrack:
+                if number not in node.done and not node.is_asleep(number):
+                    node.chosen = number
+                    self._forget(len(stack) - 1)
+                    return True
+            stack.pop()
+        return False
 
+    def _forget(self, depth: int) -> None:
+        """The steps from `depth` on are to be taken anew."""
+        while len(self.steps) > depth:
+            step = self.steps.pop()
+            self.clocks.pop()
+            self.until.pop()
+            self.by_key[step.key].pop()
+            if step.whole >= 0:
+                self.by_key[step.whole].pop()
+            self.by_task[step.task].pop()
+        while self.ends and self.ends[-1][0] >= depth:
+            at = self.ends.pop()[1]
+            if at < depth:
+                self.until[at] = -1
 
-class _Clocks:
-    """Vector clocks: which steps of the path happened before which (by dependence, not by chance)."""
+    # What happened before what
 
-    def __init__(self, bounded: bool) -> None:
-        self.bounded: Final = bounded
-        self.task: dict[int, list[int]] = {}
-        self.write: dict[int, list[int]] = {}  # by object: all writes so far
-        self.read: dict[int, list[int]] = {}  # by object: all reads so far
-        self.last_write: dict[int, int] = {}  # by object: depth of the last write
-        self.last_reads: dict[int, dict[int, int]] = {}  # by object: depth of each task's read since
+    def _take(self, execution: Execution, depth: int) -> None:
+        """The step of `depth` was taken: find what it races with, and note what happened before it."""
+        step = execution.trace[depth]
+        number = step.task
+        clock = self._clock_of(execution, number)
+        if self.preemptions < 0:
+            for before in self._races(step, clock):
+                self._reverse(before, step, clock, depth)
+        happened = clock
+        depths = self.by_key.get(step.key)
+        if depths is None:
+            depths = []
+            self.by_key[step.key] = depths
+        for i in range(len(depths) - 1, -1, -1):
+            before = depths[i]
+            other = self.steps[before]
+            mode = other.mode_on(step.key)
+            if conflicting(step.mode, mode):
+                if _at(happened, other.task) <= before:
+                    end = self.until[before]
+                    happened = _join(happened, self.clocks[end if end >= 0 else before])
+                if mode == WRITE and step.mode != POISON:
+                    break  # what came before that happened before that
+        happened = happened + [0] * (number + 1 - len(happened))
+        happened[number] = depth + 1
+        depths.append(depth)
+        if step.whole >= 0:
+            self.by_key.setdefault(step.whole, []).append(depth)
+        self.by_task[number].append(depth)
+        self.steps.append(step)
+        self.clocks.append(happened)
+        self.until.append(-1)
+        for key in execution.released:
+            for before in reversed(self.by_key[key]):
+                kind = self.steps[before].kind
+                if kind == ACQUIRE or kind == TRY:
+                    self.until[before] = depth
+                    self.ends.append((depth, before))
+                    break
 
-    def look_for_races(self, stack: list[_Node], steps: list[Step | None]) -> None:
-        """For each task's next step, find the last steps that it races with, and have the other order
-        tried there."""
+    def _clock_of(self, execution: Execution, number: int) -> list[int]:
+        """What happened before the next step of task `number`, its object left aside."""
+        while len(self.by_task) <= number:
+            self.by_task.append([])
+        own = self.by_task[number]
+        if own:
+            return self.clocks[own[-1]]
+        clock: list[int] = []
+        for depth in execution.tasks[number].after:
+            if depth < len(self.clocks):
+                clock = _join(clock, self.clocks[depth])
+        return clock
+
+    def _races(self, step: Step, clock: list[int]) -> list[int]:
+        """Depths of the steps that `step` races with, the latest first."""
+        depths = self.by_key.get(step.key)
+        if not depths:
+            return []
+        found: list[int] = []
+        seen = clock
+        own = self.by_task[step.task]
+        newest = own[-1] if own else -1
+        for i in range(len(depths) - 1, -1, -1):
+            before = depths[i]
+            other = self.steps[before]
+            mode = other.mode_on(step.key)
+            if other.task == step.task or not conflicting(step.mode, mode):
+                continue
+            if _at(seen, other.task) <= before:
+                if self._had_to_wait(step, other, before, newest):
+                    continue
+                found.append(before)
+                seen = _join(seen, self.clocks[before])
+            if mode == WRITE and step.mode != POISON:
+                break
+        return found
+
+    def _had_to_wait(self, step: Step, other: Step, before: int, newest: int) -> bool:
+        """Could `step` not have come before `other`, which was taken at depth `before`?"""
+        kind = step.kind
+        if kind == ACQUIRE:
+            if other.kind == RELEASE:
+                return step.mode == READ or other.mode == WRITE
+            return other.kind == DOWNGRADE
+        if kind == WAIT or kind == FREE:
+            if newest >= before:
+                return False
+            node = self.stack[before]
+            return step.task < len(node.enabled) and not node.enabled[step.task]
+        return False
+
+    # What else has to be tried
+
+    def _reverse(self, before: int, step: Step, clock: list[int], depth: int) -> None:
+        """Have an order tried in which `step`, about to be or just taken at `depth`, comes before that of depth
+        `before`: the steps between that did not happen after that one, then `step`."""
+        node = self.stack[before]
+        racing = self.steps[before].task
+        firsts: list[int] = [-1] * (step.task + 1)
+        for at in range(before + 1, depth):
+            if _at(self.clocks[at], racing) <= before:
+                task = self.steps[at].task
+                if task >= len(firsts):
+                    firsts = firsts + [-1] * (task + 1 - len(firsts))
+                if firsts[task] < 0:
+                    firsts[task] = at
+        beginners: list[int] = []
+        for task, first in enumerate(firsts):
+            if first >= 0 and self._begins(self.clocks[first], firsts, task):
+                beginners.append(task)
+        mine = False
+        if firsts[step.task] < 0:
+            mine = self._begins(clock, firsts, step.task)
+            if mine:
+                for at in reversed(self.by_key[step.key]):
+                    if at <= before:
+                        break
+                    other = self.steps[at]
+                    if conflicting(step.mode, other.mode_on(step.key)) and _at(self.clocks[at], racing) <= before:
+                        mine = False
+                        break
+            if mine:
+                beginners.append(step.task)
+        for task in beginners:
+            if task in node.backtrack:
+                return
+        choice = -1
+        for task in beginners:
+            if task < len(node.enabled) and node.enabled[task] and (choice < 0 or task == step.task):
+                choice = task
+        node.try_too(choice if choice >= 0 else step.task)
+
+    def _begins(self, clock: list[int], firsts: list[int], task: int) -> bool:
+        """Does none of the first steps of other tasks come before what has this clock?"""
+        for other, first in enumerate(firsts):
+            if first >= 0 and other != task and _at(clock, other) > first:
+                return False
+        return True
+
+    def look_ahead(self, execution: Execution) -> None:
+        """The execution is over: what could have come next may race with what did come."""
+        if not self.reduce:
+            return
+        if self.preemptions >= 0:
+            self._look_ahead_within_bound([task.pending for task in execution.tasks])
+            return
+        depth = len(self.steps)
+        for task in execution.tasks:
+            step = task.pending
+            if step is not None and not task.done:
+                clock = self._clock_of(execution, task.number)
+                for before in self._races(step, clock):
+                    self._reverse(before, step, clock, depth)
+
+    def _look_ahead_within_bound(self, steps: list[Step | None]) -> None:
         for number, step in enumerate(steps):
             if step is None:
                 continue
-            clock = self.task.get(number)
-            before = self.last_write.get(step.key, -1)
-            if before >= 0:
-                self._reverse(stack, before, number, clock)
-            if step.write:
-                reads = self.last_reads.get(step.key)
-                if reads:
-                    for before in reads.values():
-                        self._reverse(stack, before, number, clock)
-
-    def _reverse(self, stack: list[_Node], before: int, number: int, clock: list[int] | None) -> None:
-        node = stack[before]
-        if node.chosen == number:
-            return
-        if clock is not None and node.chosen < len(clock) and clock[node.chosen] > before:
-            return  # it happened before this task's last step: the order is forced
-        node.try_too(number)
-        if self.bounded:
-            start = before
-            while start > 0 and stack[start - 1].chosen == node.chosen:
-                start -= 1
-            stack[start].try_too(number)
-
-    def take(self, step: Step, depth: int) -> None:
-        clock = self.task.get(step.task, [])
-        clock = _join(clock, self.write.get(step.key))
-        if step.write:
-            clock = _join(clock, self.read.get(step.key))
-        clock = clock + [0] * (step.task + 1 - len(clock))
-        clock[step.task] = depth + 1
-        self.task[step.task] = clock
-        if step.write:
-            self.write[step.key] = clock
-            self.last_write[step.key] = depth
-            self.last_reads.pop(step.key, None)
-        else:
-            self.read[step.key] = _join(clock, self.read.get(step.key))
-            self.last_reads.setdefault(step.key, {})[step.task] = depth
-
-    def release(self, task: int, key: int, write: bool) -> None:
-        clock = self.task.get(task)
-        if clock is not None:
-            if write:
-                self.write[key] = _join(clock, self.write.get(key))
-            else:
-                self.read[key] = _join(clock, self.read.get(key))
+            while len(self.by_task) <= number:
+                self.by_task.append([])
+            own = self.by_task[number]
+            clock: list[int] = self.clocks[own[-1]] if own else []
+            for before in self._races(step, clock):
+                node = self.stack[before]
+                node.try_too(number)
+                start = before
+                while start > 0 and self.stack[start - 1].chosen == node.chosen:
+                    start -= 1
+                self.stack[start].try_too(number)
 
 
-def _join(one: list[int], other: list[int] | None) -> list[int]:
-    if other is None:
-        return one
+def _at(clock: list[int], task: int) -> int:
+    return clock[task] if task < len(clock) else 0
+
+
+def _join(one: list[int], other: list[int]) -> list[int]:
     if len(one) < len(other):
         one, other = other, one
-    return [max(a, b) for a, b in zip(one, other, strict=False)] + one[len(other) :]
+    joined = list(one)
+    for i in range(len(other)):
+        if other[i] > joined[i]:
+            joined[i] = other[i]
+    return joined

@@ -52,6 +52,17 @@ class Scheduler:
     def point(self, what: str, subject: object, write: bool = False) -> None:
         """The caller is about to read (or, with `write`, to change) shared state: another may go first."""
 
+    def point_in(self, whole: object, what: str, subject: object, write: bool = False) -> None:
+        """The same, for a part of the object `whole`, with which it is freed."""
+        self.point(what, subject, write)
+
+    def increment(self, what: str, subject: object) -> None:
+        """The caller is about to change a count, without looking at what comes of it."""
+        self.point(what, subject, True)
+
+    def touch(self, what: str, subject: object) -> None:
+        """The caller uses `subject`, which must not have been freed; nothing else depends on when."""
+
     def wait(self, what: str, subject: object, ready: Callable[[], bool]) -> None:
         """The caller cannot go on until `ready()`, which looks at `subject`."""
         if not ready():

@@ -89,12 +89,16 @@ class Pool:
 
 
 class LockClass:
-    """All locks of one kind: how often they were taken for writing (or exclusively) and for reading.  `sleeps`: who
-    has to wait for one gives up its CPU."""
+    """All locks of one kind: how often they were taken for writing (or exclusively) and for reading.
 
-    def __init__(self, name: str, sleeps: bool = False) -> None:
+    sleeps: who has to wait for one gives up its CPU
+    tried:  somebody tries them without waiting, and so may see one held
+    """
+
+    def __init__(self, name: str, sleeps: bool = False, tried: bool = False) -> None:
         self.name: Final = name
         self.sleeps: Final = sleeps
+        self.tried: Final = tried
         self.writes = 0
         self.reads = 0
 
@@ -121,8 +125,8 @@ class Ledger:
             self.entries += 1
         return self.pools[name]
 
-    def lock_class(self, name: str, sleeps: bool = False) -> LockClass:
+    def lock_class(self, name: str, sleeps: bool = False, tried: bool = False) -> LockClass:
         if name not in self.locks:
-            self.locks[name] = LockClass(name, sleeps)
+            self.locks[name] = LockClass(name, sleeps, tried)
             self.entries += 1
         return self.locks[name]

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""In which order locks may be taken, and whether they are.
+
+`ORDER` is the part of the comment at the top of mm/rmap.c ("Lock ordering in mm") that has to do with anonymous
+memory, outermost first.  What a design locks stands where anon_vma->rwsem stands: whatever it is, a walk takes it
+with the folio locked and takes page-table locks in it.
+
+An attempt that does not wait (lock_vma_under_rcu(), folio_trylock()) may be made in any order; what is waited for
+while such a lock is held may not.  The lock of a VMA is only ever waited for by who changes the VMA.
+
+`NESTING` are the classes of which one task may hold two: Linux says so to lockdep at the same places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+DESIGN: Final = "the design's"
+
+ORDER: Final = (
+    "mmap_lock",
+    "folio lock",
+    "vma_lock",  # vma_start_write()
+    DESIGN,  # anon_vma->rwsem
+    "page_table_lock",
+)
+
+NESTING: Final = {
+    "mmap_lock": "dup_mmap() takes the child's in the parent's (mmap_write_lock_nested())",
+    "vma_lock": "one mmap_lock covers all VMAs that are locked under it (vma_start_write())",
+    "folio lock": "a migration holds the old folio and the new one, which nobody else can see yet",
+    "page_table_lock": "copy_pte_range() and move_ptes() take a second one (SINGLE_DEPTH_NESTING)",
+}
+
+Pair = tuple[str, str]
+
+
+def _level(lock: str) -> int:
+    return ORDER.index(lock if lock in ORDER else DESIGN)
+
+
+def out_of_order(pairs: Iterable[Pair]) -> list[Pair]:
+    """Of (held, taken), those that the order forbids."""
+    return sorted(
+        {
+            (held, taken)
+            for held, taken in pairs
+            if (held not in NESTING if held == taken else _level(held) > _level(taken))
+        }
+    )
+
+
+def cycle(pairs: Iterable[Pair]) -> list[str]:
+    """Classes of locks that are taken in a circle somewhere, in its order; none if there is no circle."""
+    after: dict[str, set[str]] = {}
+    for held, taken in pairs:
+        if held != taken:
+            after.setdefault(held, set()).add(taken)
+    for start in sorted(after):
+        path = [start]
+        if _leads_back(after, path, {start}):
+            return path
+    return []
+
+
+def _leads_back(after: dict[str, set[str]], path: list[str], seen: set[str]) -> bool:
+    for lock in sorted(after.get(path[-1], ())):
+        if lock == path[0]:
+            path.append(lock)
+            return True
+        if lock not in seen:
+            seen.add(lock)
+            path.append(lock)
+            if _leads_back(after, path, seen):
+                return True
+            path.pop()
+    return False
+
+
+def complaints(pairs: Sequence[Pair]) -> list[str]:
+    """What is wrong with the order in which locks were taken, in sentences."""
+    said = [
+        f"{taken} is taken while another {taken} is held, and nothing orders the two"
+        if held == taken
+        else f"{taken} is taken while {held} is held: mm/rmap.c has them the other way round"
+        for held, taken in out_of_order(pairs)
+    ]
+    circle = cycle(pairs)
+    if circle:
+        said.append(f"locks are taken in a circle: {' -> '.join(circle)}")
+    return said

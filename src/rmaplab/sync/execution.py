@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One run of a few tasks, step by step: who waits, who may go on, and what must not happen.
+
+Tasks are ordinary functions that take locks, enter RCU sections and announce their accesses to shared state
+through the `Scheduler` that they were given.  Each of these operations is a *step*: the task announces it and
+stops; somebody (interleave.py) decides who goes on, and `Execution.step` performs the announced operation and
+lets that task run to its next one.
+
+Memory model: sequential consistency, plus RCU.  Steps are atomic and happen in one order that all tasks see.
+
+Locks
+- A spin lock is taken by whoever comes when it is free.
+- A reader-writer semaphore is fair to writers (kernel/locking/rwsem.c): a writer that finds readers inside
+  queues; from then on no reader comes in and no attempt succeeds before the first in the queue has had the lock.
+  Linux lets a reader steal the lock past a writer that has only begun to wait; that is the order in which this
+  reader came first, and is tried as such.
+- Giving back a spin lock is no step: it can never be too early.  Where somebody may *see* that a lock is held,
+  because he tries it or queues behind it, it is one (rwsems, and classes of locks that are declared `tried`).
+
+RCU: `rcu_call` hands an object to a grace period.  Its end is a task of its own, which may run at any time after
+every reader that was inside when it began has left.
+
+Freed objects are poisoned: a step on one is an error, whatever the step.
+
+Invariants
+- A step's object is known before the step is taken, so what may conflict with what is known exactly: code that
+  touches shared state without announcing it is outside of what is checked.
+- The same path (the numbers of the tasks chosen) always gives the same execution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import greenlet
+
+from rmaplab.sync.errors import Finding
+from rmaplab.sync.locks import RwSemaphore, Scheduler
+
+# What a step does
+POINT: Final = 0
+ACQUIRE: Final = 1
+ENTER: Final = 2
+LEAVE: Final = 3
+CALL: Final = 4
+FREE: Final = 5
+WAIT: Final = 6
+RELEASE: Final = 7
+QUEUE: Final = 8
+TRY: Final = 9
+DOWNGRADE: Final = 10
+
+_VERBS: Final = (
+    "", "takes", "enters", "leaves", "defers the free of", "frees", "waits for", "gives back", "queues for", "tries",
+    "downgrades",
+)  # fmt: skip
+
+# How it does it to its object
+READ: Final = 0
+WRITE: Final = 1
+ADD: Final = 2  # a change that nobody looks at the result of: it commutes with others of its kind
+TOUCH: Final = 3  # only asks that the object be there
+POISON: Final = 4
+NOTHING: Final = 5
+
+# Of each mode, those that it does not commute with.
+_CONFLICTS: Final = (
+    1 << WRITE | 1 << ADD | 1 << POISON,
+    1 << READ | 1 << WRITE | 1 << ADD | 1 << POISON,
+    1 << READ | 1 << WRITE | 1 << POISON,
+    1 << POISON,
+    1 << READ | 1 << WRITE | 1 << ADD | 1 << TOUCH | 1 << POISON,
+    0,
+)
+
+
+def conflicting(mode: int, other: int) -> bool:
+    """Can it matter which of two steps on one object comes first?"""
+    return _CONFLICTS[mode] >> other & 1 != 0
+
+
+class Step:
+    """One operation on one object by one task."""
+
+    def __init__(
+        self, task: int, kind: int, what: str, subject: object, key: int, mode: int, whole: int = -1
+    ) -> None:
+        self.task: Final = task
+        self.kind: Final = kind
+        self.what: Final = what
+        self.subject: Final = subject
+        self.key: Final = key  # number of the object within the execution
+        self.mode: Final = mode
+        self.whole: Final = whole  # number of the object that it is a part of and is freed with; -1: none
+
+    @property
+    def write(self) -> bool:
+        return self.mode == WRITE
+
+    def depends_on(self, other: Step) -> bool:
+        if self.key == other.key:
+            return _CONFLICTS[self.mode] >> other.mode & 1 != 0
+        return (self.whole == other.key and other.mode == POISON) or (
+            other.whole == self.key and self.mode == POISON
+        )
+
+    def mode_on(self, key: int) -> int:
+        """How it is on one of its two objects."""
+        return self.mode if self.key == key else TOUCH
+
+    def words(self) -> str:
+        return f"{_VERBS[self.kind]} {self.what}".strip()
+
+
+class LockState:
+    """Who holds a lock, and which writers queue for it."""
+
+    def __init__(self) -> None:
+        self.writer = -1
+        self.readers: list[int] = []
+        self.queue: list[int] = []
+
+
+class Task:
+    """One thread of control."""
+
+    def __init__(self, number: int, name: str, body: Callable[[], None] | None) -> None:
+        self.number: Final = number
+        self.name: Final = name
+        self.body: Final = body
+        self.green: Any = None
+        self.pending: Step | None = None
+        self.done = False
+        self.held: list[tuple[object, bool]] = []
+        self.rcu_depth = 0
+        self.ready: Callable[[], bool] | None = None
+        self.queued = False  # behind the readers of the rwsem that it is about to take
+        # A grace period: the readers that must leave first, and the steps that must come first: the call, and
+        # the leaving of those who did.
+        self.waits_for: list[int] = []
+        self.after: list[int] = []
+
+    def run(self) -> None:
+        if self.body is not None:
+            self.body()
+
+    def at_end(self) -> bool:
+        """It ran, and announced no step more."""
+        return self.pending is None
+
+
+class Execution(Scheduler):
+    """One run of a scenario.  Create it, build the scenario's objects with it as their scheduler, add the
+    tasks, and `start`.  Until then, and after the end, operations pass through."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+        self.trace: list[Step] = []
+        self.hub: Any = None
+        self.current: Task | None = None
+        self.keys: dict[int, int] = {}  # id of an object -> its number
+        self.kept: list[object] = []  # keeps those ids from being used again
+        self.locks: dict[int, LockState] = {}
+        self.freed: dict[int, str] = {}  # number of a freed object -> what it was, and who freed it
+        self.periods: list[Task] = []  # grace periods that are not over
+        self.rcu: Final = object()
+        self.subject: object = None  # what the scenario built, for who explains a failure
+        self.released: list[int] = []  # keys of the spin locks given back since the last step
+        self.lock_order: set[tuple[str, str]] = set()
+
+    def add(self, name: str, body: Callable[[], None]) -> None:
+        self.tasks.append(Task(len(self.tasks), name, body))
+
+    # What tasks call
+
+    def acquire(self, lock: object, write: bool) -> None:
+        task = self.current
+        if task is None:
+            return
+        name = class_of(lock)
+        for held, _ in task.held:
+            if held is lock:
+                raise Finding(f"{task.name} takes {name} while it holds it: it waits for itself for ever")
+            self.lock_order.add((class_of(held), name))
+        self._announce(task, ACQUIRE, name, lock, WRITE if write else READ)
+        task.held.append((lock, write))
+
+    def try_acquire(self, lock: object, write: bool) -> bool:
+        task = self.current
+        if task is None:
+            return True
+        if not _seen_held(lock):
+            raise RuntimeError(f"{class_of(lock)} is tried, and its class was not declared so")
+        self._announce(task, TRY, class_of(lock), lock, WRITE)
+        state = self._state(self._key(lock))
+        if state.writer >= 0 or state.queue or (write and state.readers):
+            return False
+        if write:
+            state.writer = task.number
+        else:
+            state.readers.append(task.number)
+        task.held.append((lock, write))
+        return True
+
+    def release(self, lock: object, write: bool) -> None:
+        task = self.current
+        if task is None:
+            return
+        if (lock, write) not in task.held:
+            raise Finding(f"{task.name} gives back {class_of(lock)}, which it does not hold like that")
+        seen = _seen_held(lock)
+        if seen:
+            self._announce(task, RELEASE, class_of(lock), lock, WRITE if write else READ)
+        task.held.remove((lock, write))
+        key = self._key(lock)
+        state = self.locks[key]
+        if write:
+            state.writer = -1
+        else:
+            state.readers.remove(task.number)
+        if not seen:
+            self.released.append(key)
+
+    def downgrade(self, lock: object) -> None:
+        task = self.current
+        if task is None:
+            return
+        if (lock, True) not in task.held:
+            raise Finding(f"{task.name} downgrades {class_of(lock)}, which it does not hold for writing")
+        self._announce(task, DOWNGRADE, class_of(lock), lock, WRITE)
+        task.held.remove((lock, True))
+        task.held.append((lock, False))
+        state = self.locks[self._key(lock)]
+        state.writer = -1
+        state.readers.append(task.number)
+
+    def rcu_enter(self) -> None:
+        task = self.current
+        if task is not None:
+            if task.rcu_depth == 0:
+                self._announce(task, ENTER, "an RCU section", self.rcu, READ)
+            task.rcu_depth += 1
+
+    def rcu_leave(self) -> None:
+        task = self.current
+        if task is not None:
+            if task.rcu_depth == 0:
+                raise Finding(f"{task.name} leaves an RCU section that it is not in")
+            if task.rcu_depth == 1:
+                # Whoever calls before that waits for it, whoever calls after it does not need to: the same.
+                self._announce(task, LEAVE, "the RCU section", self.rcu, NOTHING)
+                for period in self.periods:
+                    if task.number in period.waits_for:
+                        period.waits_for.remove(task.number)
+                        period.after.append(len(self.trace) - 1)
+            task.rcu_depth -= 1
+
+    def rcu_call(self, what: str, subject: object, then: Callable[[], None] | None = None) -> None:
+        """Free `subject` after a grace period.  Nothing is used again meanwhile, so `then` need not be called."""
+        task = self.current
+        if task is None:
+            return
+        self._announce(task, CALL, what, self.rcu, ADD)
+        period = Task(len(self.tasks), "grace period", None)
+        period.waits_for = [t.number for t in self.tasks if t.rcu_depth > 0]
+        period.after.append(len(self.trace) - 1)
+        period.pending = Step(period.number, FREE, what, subject, self._key(subject), POISON)
+        self.tasks.append(period)
+        self.periods.append(period)
+
+    def free(self, what: str, subject: object) -> None:
+        """Free `subject` now."""
+        task = self.current
+        if task is not None:
+            self._announce(task, FREE, what, subject, POISON)
+
+    def touch(self, what: str, subject: object) -> None:
+        task = self.current
+        if task is not None:
+            self._announce(task, POINT, what, subject, TOUCH)
+
+    def point(self, what: str, subject: object, write: bool = False) -> None:
+        task = self.current
+        if task is not None:
+            self._announce(task, POINT, what, subject, WRITE if write else READ)
+
+    def point_in(self, whole: object, what: str, subject: object, write: bool = False) -> None:
+        task = self.current
+        if task is not None:
+            self._announce(task, POINT, what, subject, WRITE if write else READ, whole)
+
+    def increment(self, what: str, subject: object) -> None:
+        task = self.current
+        if task is not None:
+            self._announce(task, POINT, what, subject, ADD)
+
+    def wait(self, what: str, subject: object, ready: Callable[[], bool]) -> None:
+        task = self.current
+        if task is not None:
+            task.ready = ready
+            self._announce(task, WAIT, what, subject, READ)
+            task.ready = None
+
+    def chunk(self) -> int:
+        return 1 if self.current is not None else 0
+
+    # Running
+
+    def _key(self, subject: object) -> int:
+        """The number of an object; an int stands for itself (a page by its pfn, say)."""
+        identity = -1 - subject if isinstance(subject, int) else id(subject)
+        key = self.keys.get(identity)
+        if key is None:
+            key = len(self.keys)
+            self.keys[identity] = key
+            self.kept.append(subject)
+        return key
+
+    def _state(self, key: int) -> LockState:
+        state = self.locks.get(key)
+        if state is None:
+            state = LockState()
+            self.locks[key] = state
+        return state
+
+    def _announce(
+        self, task: Task, kind: int, what: str, subject: object, mode: int, whole: object = None
+    ) -> None:
+        of = -1 if whole is None else self._key(whole)
+        task.pending = Step(task.number, kind, what, subject, self._key(subject), mode, of)
+        self.current = None
+        self.hub.switch()
+        self.current = task
+
+    def enabled(self, task: Task) -> bool:
+        step = task.pending
+        if task.done or step is None:
+            return False
+        kind = step.kind
+        if kind == ACQUIRE:
+            state = self.locks.get(step.key)
+            if state is None:
+                return True
+            if state.writer >= 0:
+                return False
+            if step.mode == READ:
+                return not state.queue
+            if state.readers:
+                # It may come and queue; whether it does matters only to who comes after it.
+                return not task.queued and isinstance(step.subject, RwSemaphore)
+            return not state.queue or state.queue[0] == task.number
+        if kind == WAIT:
+            ready = task.ready
+            return ready is None or ready()
+        if kind == FREE:
+            return not task.waits_for
+        return True
+
+    def start(self) -> None:
+        """Let every task run to its first step."""
+        self.hub = greenlet.getcurrent()
+        for task in list(self.tasks):
+            task.green = greenlet.greenlet(task.run)
+            self._resume(task)
+
+    def _resume(self, task: Task) -> None:
+        task.pending = None
+        self.current = task
+        task.green.switch()
+        self.current = None
+        if task.at_end():
+            task.done = True
+            if task.held:
+                raise Finding(f"{task.name} ends while it holds {class_of(task.held[0][0])}")
+            if task.rcu_depth:
+                raise Finding(f"{task.name} ends within an RCU section")
+
+    def step(self, task: Task) -> None:
+        """Perform what `task` announced, and let it run to its next step."""
+        step = task.pending
+        assert step is not None
+        kind = step.kind
+        self.released.clear()
+        if kind == ACQUIRE:
+            state = self._state(step.key)
+            if step.mode == READ:
+                state.readers.append(task.number)
+            elif state.readers:
+                state.queue.append(task.number)
+                task.queued = True
+                self.trace.append(Step(step.task, QUEUE, step.what, step.subject, step.key, WRITE))
+                self._look(task, step)
+                return  # still pending
+            else:
+                state.writer = task.number
+                if task.queued:
+                    task.queued = False
+                    del state.queue[0]
+        self.trace.append(step)
+        self._look(task, step)
+        if kind == FREE:
+            self.freed[step.key] = f"{task.name} freed that {step.what}"
+            if task.body is None:
+                task.done = True
+                task.pending = None
+                self.periods.remove(task)
+                return
+        # A section's depth changes in the task itself, just after it resumes: nothing runs in between.
+        self._resume(task)
+
+    def _look(self, task: Task, step: Step) -> None:
+        """Is the object still there?"""
+        for key in (step.key, step.whole):
+            if key in self.freed:
+                raise Finding(f"use after free: {task.name} {step.words()} after {self.freed[key]}")
+
+    def stop(self) -> None:
+        """Let go of tasks that did not come to their end."""
+        for task in self.tasks:
+            if task.green is not None and not task.done:
+                task.done = True
+                self.current = None
+                task.green.throw()
+
+    def waiting(self) -> str:
+        """Who waits for what, if nobody can go on; "" if all have come to their end."""
+        return "; ".join([self._waits(task) for task in self.tasks if not task.done])
+
+    def _waits(self, task: Task) -> str:
+        step = task.pending
+        what = "nothing" if step is None else step.what
+        holds = ", ".join([class_of(lock) for lock, _ in task.held])
+        return f"{task.name} waits for {what}" + (f" and holds {holds}" if holds else "")
+
+
+def class_of(lock: object) -> str:
+    lock_class = getattr(lock, "lock_class", None)
+    return str(getattr(lock_class, "name", lock))
+
+
+def _seen_held(lock: object) -> bool:
+    """May somebody who does not wait for the lock see that it is held?"""
+    if isinstance(lock, RwSemaphore):
+        return True
+    return bool(getattr(getattr(lock, "lock_class", None), "tried", False))

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The reduction held against plain depth-first search, on programs that Hypothesis makes up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmaplab.sync.errors import Finding
+from rmaplab.sync.interleave import Execution, Scenario, explore, wander
+from rmaplab.sync.locks import RwSemaphore, SpinLock
+from rmaplab.sync.work import LockClass
+
+# A program is a few tasks; a task a few operations, each on one of two of its kind.
+OPERATIONS = (
+    "load",
+    "store",
+    "add",
+    "spin",
+    "unspin",
+    "read",
+    "write",
+    "release",
+    "try",
+    "rcu",
+    "call",
+    "use",
+    "wait",
+)
+Program = list[list[tuple[str, int]]]
+
+
+class Cell:
+    def __init__(self) -> None:
+        self.value = 0
+
+
+def holds_something(cell: Cell) -> bool:
+    return cell.value != 0
+
+
+class Shared:
+    """What the tasks of a program share."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.cells = [Cell(), Cell()]
+        self.spins = [SpinLock(LockClass(f"spin {i}"), execution) for i in range(2)]
+        self.rwsems = [RwSemaphore(LockClass(f"rwsem {i}"), execution) for i in range(2)]
+        self.tried = [SpinLock(LockClass(f"tried {i}", tried=True), execution) for i in range(2)]
+        self.things = [Cell(), Cell()]
+        self.seen: dict[int, list[int]] = {}
+
+
+def body(
+    execution: Execution, shared: Shared, number: int, program: list[tuple[str, int]]
+) -> Callable[[], None]:
+    def run() -> None:
+        spins: list[SpinLock] = []
+        rwsems: list[tuple[RwSemaphore, bool]] = []
+        seen: list[int] = []
+        shared.seen[number] = seen
+        inside = False
+        for what, i in program:
+            cell = shared.cells[i]
+            if what == "load":
+                execution.point("cell", cell)
+                seen.append(cell.value)
+            elif what == "store":
+                execution.point("cell", cell, True)
+                cell.value = 10 * (number + 1) + len(seen)
+            elif what == "add":
+                execution.point("cell", cell, True)
+                cell.value += 1
+            elif what == "spin" and shared.spins[i] not in spins:
+                shared.spins[i].lock()
+                spins.append(shared.spins[i])
+            elif what == "unspin" and spins:
+                spins.pop().unlock()
+            elif what in ("read", "write") and shared.rwsems[i] not in [rwsem for rwsem, _ in rwsems]:
+                if what == "read":
+                    shared.rwsems[i].down_read()
+                else:
+                    shared.rwsems[i].down_write()
+                rwsems.append((shared.rwsems[i], what == "write"))
+            elif what == "release" and rwsems:
+                rwsem, write = rwsems.pop()
+                if write:
+                    rwsem.up_write()
+                else:
+                    rwsem.up_read()
+            elif what == "try" and shared.tried[i] not in spins:
+                got = shared.tried[i].try_lock()
+                seen.append(int(got))
+                if got:
+                    spins.append(shared.tried[i])
+            elif what == "rcu":
+                if inside:
+                    execution.rcu_leave()
+                else:
+                    execution.rcu_enter()
+                inside = not inside
+            elif what == "call" and number == 0:
+                execution.rcu_call("thing", shared.things[i])
+            elif what == "use":
+                execution.touch("thing", shared.things[i])
+            elif what == "wait":
+                execution.wait("cell", cell, partial(holds_something, cell))
+                seen.append(cell.value)
+        if inside:
+            execution.rcu_leave()
+        while spins:
+            spins.pop().unlock()
+        while rwsems:
+            rwsem, write = rwsems.pop()
+            if write:
+                rwsem.up_write()
+            else:
+                rwsem.up_read()
+
+    return run
+
+
+def outcomes(
+    program: Program, *, reduce: bool, preemptions: int = -1, walks: int = 0, limit: int = 3000
+) -> tuple[set[str], int]:
+    """What can come of it: every set of values seen with what the cells hold in the end, and every error."""
+    found: set[str] = set()
+
+    def build(execution: Execution) -> Callable[[], None]:
+        shared = Shared(execution)
+        for number, operations in enumerate(program):
+            execution.add(f"task {number}", body(execution, shared, number, operations))
+
+        def check() -> None:
+            found.add(f"{sorted(shared.seen.items())} {[cell.value for cell in shared.cells]}")
+
+        return check
+
+    scenario = Scenario("made up", build)
+    if walks:
+        outcome = wander(scenario, walks, 1, stop_at_first=False)
+    else:
+        outcome = explore(scenario, reduce=reduce, preemptions=preemptions, stop_at_first=False, limit=limit)
+    for failure in outcome.failures:
+        assert isinstance(failure.error, Finding)
+        found.add(str(failure.error))
+    return found, outcome.executions if walks or outcome.exhausted else -1
+
+
+operation = st.tuples(st.sampled_from(OPERATIONS), st.integers(0, 1))
+programs = st.lists(st.lists(operation, min_size=1, max_size=4), min_size=2, max_size=3)
+
+
+@given(programs)
+@settings(max_examples=60, deadline=None)
+def test_what_reduction_leaves_out_changes_nothing(program: Program) -> None:
+    plain, number = outcomes(program, reduce=False)
+    if number < 0:
+        return  # too many to try them all
+    reduced, fewer = outcomes(program, reduce=True)
+    assert reduced == plain
+    assert fewer <= number
+
+
+@given(programs, st.integers(0, 2))
+@settings(max_examples=60, deadline=None)
+def test_what_reduction_within_a_bound_leaves_out_changes_nothing(program: Program, preemptions: int) -> None:
+    plain, number = outcomes(program, reduce=False, preemptions=preemptions)
+    if number < 0:
+        return
+    assert outcomes(program, reduce=True, preemptions=preemptions)[0] == plain
+
+
+@given(programs)
+@settings(max_examples=15, deadline=None)
+def test_random_walks_come_by_nothing_that_cannot_be(program: Program) -> None:
+    plain, number = outcomes(program, reduce=False)
+    if number >= 0:
+        assert outcomes(program, reduce=True, walks=40)[0] <= plain
