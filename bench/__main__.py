@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 import rmaplab
+from bench.cases import SMALL
 from rmaplab.trace.history import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,6 +208,20 @@ def verify_rows() -> list[Row]:
     return rows
 
 
+def race_rows() -> list[Row]:
+    ours, slow = in_turn(model("race", 20, 2), model("race", 4, 1, interpreted=True), pairs=3)
+    name = "race, smallest scenarios"
+    how = "interleavings of four scenarios of one operation, each with anon_vma and with cow_context, on one core"
+    rows = [
+        at_least(name, 1 / median(ours), "interleavings/s", 3_000, how),
+        beside(f"{name}{INTERPRETED}", 1 / median(slow), "interleavings/s", how),
+    ]
+    for number in (0, 1):
+        how = f"all interleavings of “{SMALL[number]}” with anon_vma, over those that reduction leaves: both counted"
+        rows.append(beside(f"race, reduction: {SMALL[number]}", model("race_reduction", number, 1)(), "times", how))
+    return rows
+
+
 def recorder() -> Any:
     """scripts/record_examples.py, which knows how to run the programs whose recordings are packaged."""
     spec = importlib.util.spec_from_file_location("record_examples", ROOT / "scripts" / "record_examples.py")
@@ -346,6 +361,7 @@ def main() -> int:
         ("ten times the events", event_rows),
         ("ten times the VMAs", vma_rows),
         ("random histories", verify_rows),
+        ("interleavings", race_rows),
         ("the explorer's page", explore_rows),
         ("lockstep with real kernels", kernel_rows),
     ]

@@ -16,6 +16,8 @@ from random import Random
 from time import perf_counter, process_time
 
 import rmaplab
+from rmaplab.check.commands import collect_often
+from rmaplab.check.scenarios import scenario
 from rmaplab.check.verify import Plan, run_history
 from rmaplab.mm.abi import (
     MAP_ANONYMOUS,
@@ -32,6 +34,7 @@ from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SIZE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context import CowContextRmap
+from rmaplab.sync.interleave import explore
 from rmaplab.trace.history import read_history
 from rmaplab.trace.play import Player
 from rmaplab.workloads.prefork import Prefork
@@ -198,7 +201,39 @@ def verify(every: int, rounds: int) -> list[float]:
     return result
 
 
-SIZED = (fork_vmas, fork_vmas_lockstep, fork_pages, page_bytes, mmap, mprotect, mremap, fault, events, verify)
+SMALL = ("referenced / copy", "unmap / copy", "restore / copy", "restore / exit of the child")
+
+
+def race(repetitions: int, rounds: int) -> list[float]:
+    """Seconds that an interleaving of the smallest scenarios takes, each run so often with two designs."""
+    collect_often()
+    scenarios = [scenario(name, design) for name in SMALL for design in LOCKSTEP]
+    result = []
+    for _ in range(rounds):
+        tried = 0
+        start = process_time()
+        for _ in range(repetitions):
+            for each in scenarios:
+                outcome = explore(each)
+                tried += outcome.executions + outcome.pruned
+        result.append((process_time() - start) / tried)
+    return result
+
+
+def race_reduction(number: int, rounds: int) -> list[float]:
+    """In times: interleavings of one of the smallest scenarios, over those that reduction leaves of them."""
+    each = scenario(SMALL[number], AnonVmaRmap)
+    plain = explore(each, reduce=False)
+    reduced = explore(each)
+    if not (plain.exhausted and reduced.exhausted) or plain.failures or reduced.failures:
+        raise AssertionError(f"{each.name} was not tried to its end, or does not hold")
+    return [plain.executions / (reduced.executions + reduced.pruned)] * rounds
+
+
+SIZED = (
+    fork_vmas, fork_vmas_lockstep, fork_pages, page_bytes, mmap, mprotect, mremap, fault, events, verify, race,
+    race_reduction,
+)  # fmt: skip
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ from math import comb
 import pytest
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.interleave import Execution, Scenario, explore, replay
+from rmaplab.sync.execution import QUEUE
+from rmaplab.sync.interleave import Execution, Scenario, estimate, explore, replay, wander
 from rmaplab.sync.locks import RwSemaphore, SpinLock
 from rmaplab.sync.work import LockClass
 
@@ -368,3 +369,175 @@ def test_reduction_within_a_bound_finds_what_trying_everything_within_it_finds(p
         return seen
 
     assert outcomes(True) == outcomes(False)
+
+
+def nested_readers(writer: bool) -> Scenario:
+    """Two tasks that each hold one lock and want the other, the rwsem for reading alone; perhaps a writer."""
+
+    def build(execution: Execution) -> Callable[[], None]:
+        rwsem = RwSemaphore(LockClass("rwsem"), execution)
+        lock = SpinLock(LockClass("lock"), execution)
+
+        def outside() -> None:
+            rwsem.down_read()
+            lock.lock()
+            lock.unlock()
+            rwsem.up_read()
+
+        def inside() -> None:
+            lock.lock()
+            rwsem.down_read()
+            rwsem.up_read()
+            lock.unlock()
+
+        def write() -> None:
+            rwsem.down_write()
+            rwsem.up_write()
+
+        execution.add("outside", outside)
+        execution.add("inside", inside)
+        if writer:
+            execution.add("writer", write)
+        return nothing
+
+    return Scenario("nested readers", build)
+
+
+def test_a_writer_that_waits_keeps_later_readers_out_and_may_close_a_circle() -> None:
+    """Linux's rwsem is fair to writers: readers that nest with another lock in opposite orders are safe only as
+    long as nobody wants to write."""
+    two = explore(nested_readers(False), stop_at_first=False)
+    assert (two.executions, two.failures, two.exhausted) == (2, [], True)
+    three = explore(nested_readers(True), stop_at_first=False)
+    assert three.exhausted
+    assert [str(f.error) for f in three.failures] == [
+        "deadlock: outside waits for lock and holds rwsem; inside waits for rwsem and holds lock;"
+        " writer waits for rwsem"
+    ]
+    assert (three.executions, len(three.failures)) == (14, 1)
+
+
+def test_the_writer_that_queues_first_is_the_first_to_write() -> None:
+    def build(execution: Execution) -> Callable[[], None]:
+        rwsem = RwSemaphore(LockClass("rwsem"), execution)
+        wrote: list[str] = []
+
+        def read() -> None:
+            rwsem.down_read()
+            rwsem.up_read()
+
+        def write(name: str) -> Callable[[], None]:
+            def body() -> None:
+                rwsem.down_write()
+                wrote.append(name)
+                rwsem.up_write()
+
+            return body
+
+        execution.add("reader", read)
+        for name in ("one", "two"):
+            execution.add(name, write(name))
+
+        def check() -> None:
+            queued = [execution.tasks[step.task].name for step in execution.trace if step.kind == QUEUE]
+            assert [name for name in wrote if name in queued] == queued
+
+        return check
+
+    outcome = explore(Scenario("hand-off", build), stop_at_first=False)
+    assert outcome.exhausted and outcome.failures == []
+
+
+def seen_release(tried: bool) -> Scenario:
+    """Who holds a lock says so, and gives it back; another hears it, and tries the lock."""
+
+    def build(execution: Execution) -> Callable[[], None]:
+        lock = SpinLock(LockClass("lock", tried=tried), execution)
+        said = Cell()
+        heard: list[tuple[int, bool]] = []
+
+        def holder() -> None:
+            lock.lock()
+            store(execution, said, 1)
+            lock.unlock()
+
+        def other() -> None:
+            value = load(execution, said)
+            got = lock.try_lock()
+            heard.append((value, got))
+            if got:
+                lock.unlock()
+
+        execution.add("holder", holder)
+        execution.add("other", other)
+
+        def check() -> None:
+            assert heard != [(1, False)], "it was said, and the lock was not free"
+
+        return check
+
+    return Scenario("seen release", build)
+
+
+def test_a_release_may_come_late_where_somebody_tries_the_lock() -> None:
+    outcome = explore(seen_release(True), stop_at_first=False)
+    assert [str(f.error).splitlines()[0] for f in outcome.failures] == ["it was said, and the lock was not free"]
+    # The attempt comes before, within or after, if nothing was heard; within or after, if something was.
+    assert outcome.executions == 5
+
+
+def test_a_lock_whose_class_does_not_say_so_cannot_be_tried() -> None:
+    failure = explore(seen_release(False)).failures[0]
+    assert "was not declared so" in str(failure.error)
+
+
+def test_a_part_is_gone_with_the_whole() -> None:
+    def build(execution: Execution) -> Callable[[], None]:
+        whole = Cell()
+        part = Cell()
+
+        def user() -> None:
+            execution.point_in(whole, "part", part)
+            execution.touch("whole", whole)
+
+        execution.add("user", user)
+        execution.add("freer", lambda: execution.free("thing", whole))
+        return nothing
+
+    outcome = explore(Scenario("part", build), stop_at_first=False)
+    assert sorted(str(f.error) for f in outcome.failures) == [
+        "use after free: user part after freer freed that thing",
+        "use after free: user whole after freer freed that thing",
+    ]
+    assert (outcome.executions, outcome.exhausted) == (3, True)
+
+
+@pytest.mark.parametrize(("adders", "orders"), [(2, 1), (3, 1)])
+def test_counting_up_commutes(adders: int, orders: int) -> None:
+    def build(execution: Execution) -> Callable[[], None]:
+        cell = Cell()
+        for number in range(adders):
+            execution.add(f"adder {number}", lambda: execution.increment("count", cell))
+        return nothing
+
+    assert explore(Scenario("adders", build)).executions == orders
+
+
+def test_random_walks_find_a_lost_update_and_their_path_replays() -> None:
+    scenario = Scenario("lost update", lost_update)
+    failure = wander(scenario, 50, 1).failures[0]
+    again = replay(scenario, failure.path)
+    assert again is not None and [s.task for s in again.trace] == failure.path
+    assert [f.path for f in wander(scenario, 50, 1).failures] == [failure.path]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_number_of_orders_is_estimated(steps: int) -> None:
+    def build(execution: Execution) -> Callable[[], None]:
+        cells = [Cell(), Cell()]
+        for number in range(2):
+            execution.add(f"{number}", lambda number=number: [store(execution, cells[number], 1) for _ in range(steps)])
+        return nothing
+
+    exact = comb(2 * steps, steps)
+    assert estimate(Scenario("orders", build), 3000, 1) == pytest.approx(exact, rel=0.1)

@@ -172,7 +172,7 @@ def _one(work: tuple[int, str, str, Inputs]) -> tuple[int, Verdict]:
     return number, verdict
 
 
-def _collect_often() -> None:
+def collect_often() -> None:
     """An execution leaves a machine behind, full of circles: to keep many takes longer than to look for them."""
     gc.freeze()
     gc.set_threshold(2_000, 10, 100)
@@ -186,12 +186,13 @@ def _try_all(inputs: Inputs, jobs: int) -> list[Verdict]:
     verdicts: dict[int, Verdict] = {}
     with Meter() as meter:
         if jobs == 1:
+            collect_often()
             for item in work:
                 verdicts[item[0]] = _one(item)[1]
                 meter.tell("interleavings", len(verdicts), len(work), "scenarios")
         else:
             work.sort(key=lambda item: -item[1].count("mremap"))  # what takes longest, first
-            with get_context("spawn").Pool(jobs, _collect_often) as pool:
+            with get_context("spawn").Pool(jobs, collect_often) as pool:
                 for number, verdict in pool.imap_unordered(_one, work):
                     verdicts[number] = verdict
                     meter.tell("interleavings", len(verdicts), len(work), "scenarios")
