@@ -213,7 +213,7 @@ class System:
     def mapcount_grows(self, pfn: int) -> None:
         """One more entry is about to map `pfn`, whatever others do."""
         if self.scheduler is not None:
-            self.scheduler.increment("increment mapcount", pfn)
+            self.scheduler.increment("change mapcount", pfn)
 
     def mapcount(self, head: int) -> int:
         """Entries that map the folio, for who holds no lock that keeps it (folio_mapcount())."""
