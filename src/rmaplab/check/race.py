@@ -210,7 +210,8 @@ class Labels:
             self.add(vma.lock, f"lock of VMA {vma.start:#x} of {owner}")
         for state in mm.rmap:
             if isinstance(state, CowContext):
-                self.add(state, f"context of {owner}")
+                for part in (state, state.children, state.remaps):
+                    self.add(part, f"context of {owner}")
                 self.add(state.lock, f"lock of the context of {owner}")
                 self.add(state.moves, f"sequence count of the context of {owner}")
 

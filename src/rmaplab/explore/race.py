@@ -359,6 +359,6 @@ class _Shooting:
                 task.name,
                 holds,
                 "" if pending is None else labels.step(pending),
-                pending is not None and not execution.enabled(task),
+                pending is not None and execution.must_wait(task),
             )
         return state

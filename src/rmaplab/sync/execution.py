@@ -357,6 +357,14 @@ class Execution(Scheduler):
             return not task.waits_for
         return True
 
+    def must_wait(self, task: Task) -> bool:
+        """Can it not get what it announced, be it that it may queue for it?"""
+        if not self.enabled(task):
+            return True
+        step = task.pending
+        assert step is not None
+        return step.kind == ACQUIRE and step.mode == WRITE and bool(self._state(step.key).readers)
+
     def start(self) -> None:
         """Let every task run to its first step."""
         self.hub = greenlet.getcurrent()
