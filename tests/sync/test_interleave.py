@@ -535,8 +535,16 @@ def test_random_walks_find_a_lost_update_and_their_path_replays() -> None:
 def test_the_number_of_orders_is_estimated(steps: int) -> None:
     def build(execution: Execution) -> Callable[[], None]:
         cells = [Cell(), Cell()]
-        for number in range(2):
-            execution.add(f"{number}", lambda number=number: [store(execution, cells[number], 1) for _ in range(steps)])
+
+        def writer(cell: Cell) -> Callable[[], None]:
+            def body() -> None:
+                for _ in range(steps):
+                    store(execution, cell, 1)
+
+            return body
+
+        for cell in cells:
+            execution.add("writer", writer(cell))
         return nothing
 
     exact = comb(2 * steps, steps)
