@@ -13,15 +13,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
+
+from rmaplab.kernel.columns import Columns, of
 from rmaplab.kernel.snapshot import PAGE_SHIFT, AnonVma, Snapshot, Vma
 
 
-def problems(snapshot: Snapshot) -> list[str]:
-    """What does not hold, one sentence each; empty if all does."""
+def problems(snapshot: Snapshot, columns: Columns | None = None) -> list[str]:
+    """What does not hold, one sentence each; empty if all does.  `columns`: entries and pages, if the snapshot
+    was read without."""
     found = [*_vmas(snapshot), *_chains(snapshot), *_families(snapshot)]
     for anon_vma in snapshot.anon_vmas.values():
         found += _tree(snapshot, anon_vma)
-    return [*found, *_pages(snapshot)]
+    return [*found, *_pages(snapshot, of(snapshot) if columns is None else columns)]
 
 
 def _vmas(snapshot: Snapshot) -> Iterator[str]:
@@ -114,31 +118,32 @@ def _tree(snapshot: Snapshot, anon_vma: AnonVma) -> Iterator[str]:
             yield f"{name}: AVC {node.avc:#x} says that {node.subtree_last:#x} is the last below it, not {last:#x}"
 
 
-def _pages(snapshot: Snapshot) -> Iterator[str]:
-    mapped: Counter[int] = Counter()
-    for mm in snapshot.mms.values():
-        for vma in mm.vmas:
-            families = {snapshot.avcs[address].anon_vma for address in vma.chain}
-            for addr in range(vma.start, vma.end, 1 << PAGE_SHIFT) if vma.chain and mm.entries else ():
-                entry = mm.entries.get(addr)
-                if entry is None or entry.kind != "anon":
-                    continue
-                page = snapshot.pages[entry.number]
-                mapped[entry.number] += 1
-                if page.ksm:
-                    continue
-                index = vma.pgoff + (addr - vma.start >> PAGE_SHIFT)
-                where = f"page {page.pfn:#x} at {addr:#x} of {_name(vma)}"
-                if page.index != index:
-                    yield f"{where}: index {page.index:#x}, not {index:#x}"
-                if page.anon_vma not in families:
-                    yield f"{where}: its anon_vma {page.anon_vma:#x} is not on the VMA's chain"
-    for pfn, count in mapped.items():
-        page = snapshot.pages[pfn]
-        if page.mapcount != count:
-            yield f"page {pfn:#x}: mapcount {page.mapcount}, and {count} entries map it"
-        if page.exclusive and count > 1:
-            yield f"page {pfn:#x}: exclusive, and {count} entries map it"
+def _pages(snapshot: Snapshot, columns: Columns) -> Iterator[str]:
+    entries, pages, vmas = columns.entries, columns.pages, columns.vmas
+    anon = np.flatnonzero(entries.page >= 0)
+    for row in anon[entries.vma[anon] < 0].tolist():
+        yield f"page {entries.number[row]:#x} at {entries.addr[row]:#x}: an entry maps it where there is no VMA"
+    own = anon[(entries.vma[anon] >= 0) & ~pages.ksm[entries.page[anon]]]
+    page, vma = entries.page[own], entries.vma[own]
+    offset = np.array([vma.pgoff - (vma.start >> PAGE_SHIFT) for vma in vmas], dtype=np.int64)
+    index = (entries.addr[own] >> PAGE_SHIFT) + offset[vma] if len(own) else page
+    for i in np.flatnonzero(index != pages.index[page]).tolist():
+        yield f"{_place(columns, own[i])}: index {pages.index[page[i]]:#x}, not {index[i]:#x}"
+    pairs = np.unique(np.stack([vma.astype(np.uint64), pages.anon_vma[page]], axis=1), axis=0)
+    for which, anon_vma in pairs.tolist():
+        if anon_vma not in {snapshot.avcs[address].anon_vma for address in vmas[which].chain}:
+            row = own[np.flatnonzero((vma == which) & (pages.anon_vma[page] == anon_vma))[0]]
+            yield f"{_place(columns, row)}: its anon_vma {anon_vma:#x} is not on the VMA's chain"
+    counted = np.bincount(entries.page[anon], minlength=len(pages))
+    for row in np.flatnonzero(counted != pages.mapcount).tolist():
+        yield f"page {pages.pfn[row]:#x}: mapcount {pages.mapcount[row]}, and {counted[row]} entries map it"
+    for row in np.flatnonzero(pages.exclusive & (counted > 1)).tolist():
+        yield f"page {pages.pfn[row]:#x}: exclusive, and {counted[row]} entries map it"
+
+
+def _place(columns: Columns, row: int) -> str:
+    entries = columns.entries
+    return f"page {entries.number[row]:#x} at {entries.addr[row]:#x} of {_name(columns.vmas[entries.vma[row]])}"
 
 
 def _name(vma: Vma) -> str:

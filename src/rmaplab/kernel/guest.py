@@ -42,8 +42,15 @@ _SYS: Final = {
     "ioctl": 16, "mremap": 25, "madvise": 28, "exit": 60, "wait4": 61, "ftruncate": 77, "mkdir": 83,
     "mlockall": 151, "munlockall": 152, "mount": 165, "swapon": 167, "munlock": 150, "mlock2": 325,
     "memfd_create": 319, "finit_module": 313, "move_pages": 279, "userfaultfd": 323, "dup2": 33, "prctl": 157,
-    "pwrite": 18, "chroot": 161, "chdir": 80,
+    "pwrite": 18, "chroot": 161, "chdir": 80, "socket": 41, "execve": 59, "sync": 162, "close_range": 436,
 }  # fmt: skip
+
+_MS_RDONLY: Final = 1
+_MS_REMOUNT: Final = 32
+_CLOSE_RANGE_CLOEXEC: Final = 4
+_SIOCSIFFLAGS: Final = 0x8914
+_IFF_UP: Final = 1
+ROOT: Final = "/root"  # where the disk's file system is
 
 _SWAP_KIB: Final = 65536
 _MODULE_PARAMETERS: Final = {"brd": f"rd_nr=1 rd_size={_SWAP_KIB}".encode()}
@@ -70,7 +77,8 @@ class Guest:
     init:    the compiled guest/init.c
     modules: name -> contents of an uncompressed kernel module, loaded in this order
     memory:  MiB
-    disk:    a disk image, attached as /dev/vda, unchanged by the guest
+    disk:    an image of an ext4 file system, mounted at ROOT
+    keep:    what the guest writes to the disk is to stay there
     """
 
     def __init__(
@@ -82,6 +90,7 @@ class Guest:
         command_line: str = "",
         accelerator: str = "tcg",
         disk: Path | None = None,
+        keep: bool = False,
     ) -> None:
         qemu = shutil.which("qemu-system-x86_64")
         if qemu is None:
@@ -92,14 +101,14 @@ class Guest:
         self._stack: Final = contextlib.ExitStack()
         self.directory: Final = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="rmaplab-")))
         try:
-            self._start(qemu, image, init, modules, memory, command_line, accelerator, disk)
+            self._start(qemu, image, init, modules, memory, command_line, accelerator, disk, keep)
         except BaseException:
             self.close()
             raise
 
     def _start(
         self, qemu: str, image: Path, init: Path, modules: dict[str, bytes], memory: int, command_line: str,
-        accelerator: str, disk: Path | None,
+        accelerator: str, disk: Path | None, keep: bool,
     ) -> None:  # fmt: skip
         directory = self.directory
         files = {"init": init.read_bytes()} | {f"{name}.ko": data for name, data in modules.items()}
@@ -118,7 +127,7 @@ class Guest:
             "-qmp", f"unix:{self.qmp_socket},server=on,wait=off",
         ]  # fmt: skip
         if disk is not None:
-            command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on"]
+            command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot={'off' if keep else 'on'}"]
         self._qemu = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
@@ -135,7 +144,9 @@ class Guest:
         if self._reply(60.0) != 0:
             raise GuestError(f"the guest's init did not start; its console says:\n{self.console()}")
         self.scratch = self.call(0, SCRATCH)
-        self._prepare(modules, disk is not None)
+        self._prepare(modules)
+        if disk is not None:
+            self._mount("ext4", ROOT, "/dev/vda")
 
     def _connect(self, path: Path) -> socket.socket:
         deadline = time.monotonic() + 10
@@ -206,9 +217,12 @@ class Guest:
 
     def call(self, slot: int, number: int, *arguments: int, timeout: float = 30.0) -> int:
         """Let the process in `slot` make a system call (or one of init.c's own operations)."""
+        self._send(slot, number, *arguments)
+        return self._reply(timeout)
+
+    def _send(self, slot: int, number: int, *arguments: int) -> None:
         words = (slot, number, *(argument & 0xFFFF_FFFF_FFFF_FFFF for argument in arguments))
         self._wire.sendall((" ".join(f"{word:x}" for word in words) + "\n").encode())
-        return self._reply(timeout)
 
     def syscall(self, slot: int, name: str, *arguments: int) -> int:
         return self.call(slot, _SYS[name], *arguments)
@@ -254,8 +268,7 @@ class Guest:
 
     def exit(self, slot: int, pid: int) -> None:
         """Let a process exit, and wait until its memory is gone."""
-        words = f"{slot:x} {_SYS['exit']:x} 0\n"
-        self._wire.sendall(words.encode())
+        self._send(slot, _SYS["exit"], 0)
         if self.syscall(0, "wait4", pid, 0, 0, 0) != pid:
             raise GuestError(f"waiting for process {pid} failed")
         self.free_slots.append(slot)
@@ -296,12 +309,59 @@ class Guest:
     def open(self, slot: int, path: str, flags: int) -> int:
         return self.syscall(slot, "open", self.poke(slot, path.encode() + b"\0"), flags, 0o600)
 
-    def _mount(self, kind: str, at: str) -> None:
-        strings = [kind.encode() + b"\0", at.encode() + b"\0"]
-        address = self.poke(0, b"".join(strings))
-        result = self.syscall(0, "mount", address, address + len(strings[0]), address, 0, 0)
+    def _mount(self, kind: str, at: str, source: str = "none", flags: int = 0) -> None:
+        what, where, device = self._strings(0, kind, at, source)
+        result = self.syscall(0, "mount", device, where, what, flags, 0)
         if result:
             raise GuestError(f"the guest cannot mount {kind} at {at}: {os.strerror(-result)}")
+
+    def _strings(self, slot: int, *texts: str) -> list[int]:
+        """Store strings in the scratch area of the process in `slot`; returns their addresses."""
+        data = [text.encode() + b"\0" for text in texts]
+        at = self.poke(slot, b"".join(data))
+        return [at + sum(len(before) for before in data[:i]) for i in range(len(data))]
+
+    # Programs of the disk's
+
+    def enter_userland(self) -> None:
+        """Make the disk a place to run programs in: as the kernel would have it, not as our histories need it."""
+        for kind, at in (
+            ("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/tmp"), ("tmpfs", "/run"),
+        ):  # fmt: skip
+            self._mount(kind, ROOT + at)
+        self.syscall(0, "mkdir", self.poke(0, f"{ROOT}/dev/shm\0".encode()), 0o1777)
+        self._mount("tmpfs", f"{ROOT}/dev/shm")
+        self.write_file("/sys/kernel/debug/fault_around_bytes", "65536")
+        self.write_file("/proc/sys/vm/page-cluster", "3")
+        self.write_file("/sys/kernel/mm/transparent_hugepage/enabled", "always")
+        descriptor = self.syscall(0, "socket", 2, 2, 0)
+        request = b"lo".ljust(16, b"\0") + _IFF_UP.to_bytes(2, "little")
+        self.syscall(0, "ioctl", descriptor, _SIOCSIFFLAGS, self.poke(0, request))
+        self.syscall(0, "close", descriptor)
+
+    def start(self, program: str, *arguments: str, environment: Sequence[str] = ()) -> None:
+        """Run a program of the disk's in a process of its own.  Its descriptor 3 is the wire: see `hear`."""
+        slot, _ = self.spawn()
+        self.syscall(slot, "chroot", self.poke(slot, f"{ROOT}\0".encode()))
+        self.syscall(slot, "chdir", self.poke(slot, b"/\0"))
+        self.syscall(slot, "close_range", 4, 0xFFFF_FFFF, _CLOSE_RANGE_CLOEXEC)
+        texts = [program, program, *arguments, *environment]
+        first = self.scratch + 8 * (len(texts) + 2)  # the two vectors, each with a zero at its end, come before
+        at = [first + sum(len(text.encode()) + 1 for text in texts[:i]) for i in range(len(texts))]
+        split = 2 + len(arguments)
+        vectors = [*at[1:split], 0, *at[split:], 0]
+        data = b"".join(text.encode() + b"\0" for text in texts)
+        self.poke(slot, struct.pack(f"<{len(vectors)}Q", *vectors).ljust(first - self.scratch, b"\0") + data)
+        self._send(slot, _SYS["execve"], at[0], self.scratch, self.scratch + 8 * split)
+
+    def hear(self, timeout: float) -> int:
+        """The next number that a program says on the wire; a negative one if it could not be started."""
+        return self._reply(timeout)
+
+    def settle_disk(self) -> None:
+        """Have all on the disk that was written."""
+        self.syscall(0, "sync")
+        self._mount("ext4", ROOT, "/dev/vda", _MS_REMOUNT | _MS_RDONLY)
 
     def _swap_on(self) -> None:
         """Swap to a RAM disk (what mkswap writes: include/linux/swap.h, union swap_header)."""
@@ -316,7 +376,7 @@ class Guest:
         if result:
             raise GuestError(f"the guest cannot swap: {os.strerror(-result)}")
 
-    def _prepare(self, modules: Sequence[str] | dict[str, bytes], disk: bool) -> None:
+    def _prepare(self, modules: Sequence[str] | dict[str, bytes]) -> None:
         for kind, at in (("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("ramfs", "/files")):
             self._mount(kind, at)
         self._mount("debugfs", "/sys/kernel/debug")

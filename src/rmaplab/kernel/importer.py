@@ -5,208 +5,143 @@
 for `anon_vma` the graph as it is, node by node; for the designs with contexts the state that they would have
 had, which the kernel does not hold and which is inferred:
 
-- the tree of contexts from ancestry.  A process whose parent lives says so itself.  A parent that died has
-  left its anon_vmas behind, under which those of its children hang: anon_vmas that are parents of one child's
-  are taken to be of one dead process.
-- the context of a folio from its anon_vma: whose VMAs use it as their own.  Where that is nobody, a dead process.
-  An anon_vma that a child took over no longer says whose it was: if page tables show mappings outside the
-  taker's subtree, the folio belongs to the nearest common ancestor, and is counted as recovered.
-- records from page offsets: a VMA is displaced if its page offset is not its address.
+- the tree of contexts, and the context of each folio: see ancestry.py.
+- records from page offsets: a VMA is displaced if its page offset is not its address.  For a private mapping of
+  a file, the anonymous page offset is taken to be the address at which the oldest VMA of its family is.
 
 `examine` walks every anonymous page in each design, and holds the places against the page tables.
+
+A guest that was stopped may stand in the midst of a fork or an exit.  Address spaces that no task has (yet, or any
+more) are found through the VMAs in interval trees, and are part of the state, since their entries are counted.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 
 import msgspec
+import numpy as np
 
-from rmaplab.check.truth import Truth
+from rmaplab.check.truth import MappedFolio, Truth, invariants
+from rmaplab.kernel import columns as rows
+from rmaplab.kernel.ancestry import Ancestry, Tree
+from rmaplab.kernel.columns import Columns
 from rmaplab.kernel.consistency import problems
 from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.kernel.identity import profile_of, release_of
 from rmaplab.kernel.lockstep import Random, Witness
 from rmaplab.kernel.memory import BadAddress, Memory
 from rmaplab.kernel.setup import Kernel
-from rmaplab.kernel.snapshot import Entry, Mm, Page, Reader, Snapshot, Vma
+from rmaplab.kernel.snapshot import Mm, Reader, Snapshot, Vma
+from rmaplab.mm.folio import Int64s
 from rmaplab.mm.machine import Machine, Process
 from rmaplab.mm.pagetable import (
+    LEAF_ENTRIES,
+    LEAF_SHIFT,
     PTE_ANON,
     PTE_EXCLUSIVE,
     PTE_FILE,
     PTE_SHIFT,
+    PTE_SWAP,
     PTE_WRITE,
     PTE_ZERO,
-    PageTable,
 )
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.system import SwapSlot
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, Family
+from rmaplab.rmap.context import ContextRmap
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
 from rmaplab.sync.locks import RwSemaphore
 
 DESIGNS: Final[tuple[type[ReverseMap], ...]] = (AnonVmaRmap, CowContextRmap, CowContextPrototypeRmap)
 
-
-class Ancestry(msgspec.Struct):
-    """How the tree of contexts was found.
-
-    living:    address spaces whose parent process still lives
-    dead:      address spaces that descend from a process that died, known from anon_vmas alone
-    ghosts:    such dead processes
-    alone:     address spaces that share nothing with an ancestor
-    recovered: folios whose context only page tables could tell
-    lost:      folios that address spaces map of which nothing says any more that they are related
-    skipped:   pages of KSM, and swap entries: nothing to walk for
-    """
-
-    living: int = 0
-    dead: int = 0
-    ghosts: int = 0
-    alone: int = 0
-    recovered: int = 0
-    lost: int = 0
-    skipped: int = 0
+# Why a walk missed an entry.
+AWAY: Final = "mapped once, by a displaced VMA: the walk ends before it looks at records"
+BELOW: Final = "mapped once, but not by whom the folio points to: the walk ends before it looks further down"
+NO_RECORD: Final = "the VMA is displaced, and no record says so"
+NOT_BELOW: Final = "the address space is not below the context that the folio points to"
+UNKNOWN: Final = "for another reason"
 
 
 class Finding(msgspec.Struct):
     """What one design's walks found in all.
 
-    folios, entries: that there are; missed: entries that no place of a walk accounts for; places: visited;
-    useful: places that did map the folio; worst: places of the longest walk; held: live objects by type, and
-    held_bytes: what they take in slab pages
+    folios, entries: that there are; missed: entries that no place of a walk accounts for, by reason
+    places: visited; useful: places that did map the folio; worst: places of the longest walk
+    work: what was visited on the way, by kind; held: live objects by type, and held_bytes: their slab pages
     """
 
     design: str
     folios: int
     entries: int
-    missed: int
+    missed: dict[str, int]
     places: int
     useful: int
     worst: int
+    work: dict[str, int]
     held: dict[str, int]
     held_bytes: int
     examples: list[str]
 
+    @property
+    def missing(self) -> int:
+        """Entries missed, for whatever reason."""
+        return sum(self.missed.values())
+
 
 class _Importer:
-    def __init__(self, snapshot: Snapshot, parents: dict[int, int], profile: Profile) -> None:
+    def __init__(self, snapshot: Snapshot, columns: Columns, tree: Tree, profile: Profile) -> None:
         self.snapshot: Final = snapshot
-        self.parents: Final = parents  # mm -> mm of the parent process, where that lives
+        self.columns: Final = columns
+        self.tree: Final = tree
         self.machine: Final = Machine(profile, DESIGNS)
-        self.ancestry: Final = Ancestry()
+        self.left_out: Final[Counter[str]] = Counter()
         self.mms: Final[dict[int, MM]] = {}  # kernel address -> MM; dead ones under negative numbers
-        self.above: Final[dict[int, int]] = {}  # mm -> mm it was forked from
         self.vmas: Final[dict[int, VMA]] = {}
-        self.owner: Final[dict[int, int]] = {}  # anon_vma -> mm whose VMAs use it, or a dead one
-        self.pfns: Final[dict[int, int]] = {}  # the kernel's -> ours
         self.numbers: Final[dict[int, int]] = {}  # anon_vma -> the model's number of it
-        self.mappers: Final[defaultdict[int, set[int]]] = defaultdict(set)  # pfn -> mms
+        self.slots: Final[dict[int, int]] = {}  # swap entry -> the model's slot
+        self.pfns: Int64s = np.zeros(len(columns.pages), dtype=np.int64)  # of each row of Pages, the model's
 
     def run(self) -> None:
-        self._find_ancestry()
-        self._make_mms()
+        for address in self.tree.top_down():
+            self._make_mm(address)
         for address, mm in self.snapshot.mms.items():
             self._make_vmas(mm, self.mms[address])
         self._make_families()
-        self._make_contexts()
-        for address, mm in self.snapshot.mms.items():
-            self._make_entries(mm, self.mms[address])
-        self._set_contexts()
+        self._make_records()
+        self._make_folios()
+        self._set_anchors()
+        for i, address in enumerate(self.snapshot.mms):
+            self._make_entries(i, self.mms[address])
         for address, mine in self.mms.items():
             if address < 0:
                 for design in self.machine.designs:
                     design.mm_gone(mine)
                 mine.alive = False
-
-    # Ancestry
-
-    def _find_ancestry(self) -> None:
-        anon_vmas = self.snapshot.anon_vmas
-        for mm in self.snapshot.mms.values():
-            for vma in mm.vmas:
-                if vma.anon_vma:
-                    self.owner[vma.anon_vma] = mm.address
-        ghost_of: dict[int, int] = {}
-        for anon_vma in anon_vmas.values():
-            if anon_vma.address not in self.owner:
-                ghost_of[anon_vma.address] = anon_vma.address
-
-        def find(a: int) -> int:
-            while ghost_of[a] != a:
-                a = ghost_of[a]
-            return a
-
-        above: dict[int, list[int]] = {}  # mm -> anon_vmas that are parents of its own
-        for mm in self.snapshot.mms.values():
-            own = {vma.anon_vma for vma in mm.vmas if vma.anon_vma}
-            above[mm.address] = [
-                anon_vmas[a].parent for a in own if anon_vmas[a].root != a and anon_vmas[a].parent not in own
-            ]
-            dead = [a for a in above[mm.address] if a in ghost_of]
-            for other in dead[1:]:
-                ghost_of[find(other)] = find(dead[0])
-        numbers: dict[int, int] = {}
-        for a in ghost_of:
-            self.owner[a] = numbers.setdefault(find(a), -1 - len(numbers))
-        self.ancestry.ghosts = len(numbers)
-        for a, number in numbers.items():
-            parent = self.owner[anon_vmas[a].parent]
-            if parent != number:
-                self.above[number] = parent
-        for address, candidates in above.items():
-            owners = Counter(self.owner[a] for a in candidates if self.owner[a] != address)
-            parent_mm = self.parents.get(address)
-            if parent_mm is not None and (parent_mm in owners or not owners):
-                if owners:
-                    self.above[address] = parent_mm
-                    self.ancestry.living += 1
-                else:
-                    self.ancestry.alone += 1
-            elif owners:
-                self.above[address] = owners.most_common(1)[0][0]
-                self.ancestry.dead += 1
-            else:
-                self.ancestry.alone += 1
-        for address in list(self.above):  # guard against a circle that reuse of an anon_vma may suggest
-            seen = {address}
-            at = address
-            while at in self.above:
-                at = self.above[at]
-                if at in seen:
-                    del self.above[address]
-                    break
-                seen.add(at)
-
-    def _make_mms(self) -> None:
-        waiting = [*self.snapshot.mms, *sorted({owner for owner in self.owner.values() if owner < 0})]
-        while waiting:
-            later = []
-            for address in waiting:
-                parent = self.above.get(address)
-                if parent is not None and parent not in self.mms:
-                    later.append(address)
-                    continue
-                mine = self.machine.new_mm()
-                self.mms[address] = mine
-                for design in self.machine.designs:
-                    if parent is None:
-                        design.mm_created(mine)
-                    else:
-                        design.mm_forked(self.mms[parent], mine)
-                if address > 0:
-                    self.machine.mms[mine.id] = mine
-                    for pid in self.snapshot.mms[address].pids:
-                        self.machine.processes[pid] = Process(pid, mine, 0)
-            waiting = later
+                del self.machine.mms[mine.id]
 
     # Address spaces
+
+    def _make_mm(self, address: int) -> None:
+        parent = self.tree.above.get(address)
+        mine = self.machine.new_mm()
+        self.mms[address] = mine
+        for design in self.machine.designs:
+            if parent is None:
+                design.mm_created(mine)
+            else:
+                design.mm_forked(self.mms[parent], mine)
+        self.machine.mms[mine.id] = mine
+        if address > 0:
+            for pid in self.snapshot.mms[address].pids:
+                self.machine.processes[pid] = Process(pid, mine, 0)
 
     def _make_vmas(self, mm: Mm, mine: MM) -> None:
         files: dict[int, File] = {}
@@ -214,6 +149,7 @@ class _Importer:
             file = files.setdefault(vma.inode, File(vma.inode, "")) if vma.inode else None
             copy = self.machine.new_vma(mine, vma.start, vma.end, vma.pgoff, vma.flags, file)
             mine.tree.insert(copy)
+            mine.total_vm += copy.nr_pages
             self.vmas[vma.address] = copy
 
     def _make_families(self) -> None:
@@ -235,9 +171,10 @@ class _Importer:
             mine.rwsem = mine.family_root.rwsem
         links: dict[int, AnonVmaChain] = {}
         for vma in self.snapshot.vmas.values():
-            if not vma.anon_vma:
+            if not vma.anon_vma or vma.address not in self.vmas:
                 continue
             copy = self.vmas[vma.address]
+            copy.prepared = True
             family = Family(made[vma.anon_vma])
             for avc in reversed(vma.chain):
                 link = AnonVmaChain(copy, made[self.snapshot.avcs[avc].anon_vma])
@@ -252,179 +189,312 @@ class _Importer:
                 made[address].insert(link, vma_.pgoff, vma_.pgoff + vma_.nr_pages - 1, design.visited)
         self.numbers.update({address: mine.number for address, mine in made.items()})
 
-    def _make_contexts(self) -> None:
-        """Records of displaced VMAs, as if each had been forked from itself; the oldest VMA of a family says how
-        the file offsets of all relate to their anonymous page offsets."""
+    def _make_records(self) -> None:
+        """Records of displaced VMAs, as if each had been forked from itself."""
         shifts: dict[int, int] = {}
-        order = {id(mm): i for i, mm in enumerate(self.mms.values())}  # ancestors first
-        prepared = [vma for vma in self.snapshot.vmas.values() if vma.anon_vma]
-        for vma in sorted(prepared, key=lambda vma: order[id(self.mms[vma.mm])]):
+        order = {address: i for i, address in enumerate(self.mms)}  # ancestors first
+        prepared = [vma for vma in self.columns.vmas if vma.anon_vma]
+        for vma in sorted(prepared, key=lambda vma: order[vma.mm]):
             copy = self.vmas[vma.address]
             root = self.snapshot.anon_vmas[vma.anon_vma].root
             shift = shifts.setdefault(root, 0 if not vma.inode else (vma.start >> PAGE_SHIFT) - vma.pgoff)
-            copy.prepared = True
             for design in self.machine.designs[1:]:
                 if isinstance(design, CowContextRmap):
                     copy.rmap[design.slot] = shift
                 design.vma_forked(copy, copy)
 
-    # Pages
+    # Folios
 
-    def _make_entries(self, mm: Mm, mine: MM) -> None:
-        addrs = sorted(mm.entries)
-        position = 0
-        for vma in mm.vmas:
-            copy = self.vmas[vma.address]
-            while position < len(addrs) and addrs[position] < vma.end:
-                addr = addrs[position]
-                self._make_entry(vma, copy, mine.page_table, addr, mm.entries[addr])
-                position += 1
+    def _make_folios(self) -> None:
+        """A folio of ours for each of theirs, also for pages of large ones that nobody maps."""
+        folios, pages = self.machine.folios, self.columns.pages
+        single = pages.order == 0
+        self.pfns[single] = folios.alloc_run(0, int(single.sum()))
+        large = np.flatnonzero(~single)
+        heads, first = np.unique(pages.head[large], return_index=True)
+        for head, row in zip(heads.tolist(), large[first].tolist(), strict=True):
+            index = int(pages.index[row]) - (int(pages.pfn[row]) - head)
+            mine = folios.alloc_large(index, int(pages.order[row]))
+            members = large[pages.head[large] == head]
+            self.pfns[members] = mine + pages.pfn[members] - head
+        self.machine.nr_large += len(heads)
+        folios.index.v[self.pfns] = pages.index
+        entries = self.columns.entries
+        anon = entries.kind == rows.ANON
+        folios.mapcount.v[self.pfns] = np.bincount(entries.page[anon], minlength=len(pages))
 
-    def _make_entry(self, vma: Vma, copy: VMA, table: PageTable, addr: int, entry: Entry) -> None:
-        if entry.kind in ("zero", "file"):
-            table.set(addr, PTE_ZERO if entry.kind == "zero" else PTE_FILE)
-        elif entry.kind != "anon":
-            self.ancestry.skipped += 1
-        else:
-            page = self.snapshot.pages[entry.number]
-            if page.ksm or not vma.anon_vma:
-                self.ancestry.skipped += 1
-                return
-            flags = PTE_ANON | (PTE_WRITE if entry.writable else 0) | (PTE_EXCLUSIVE if entry.exclusive else 0)
-            pfn = self._pfn(page, copy, addr)
-            self.machine.folios.mapcount.m[pfn] += 1
-            self.mappers[entry.number].add(vma.mm)
-            table.set(addr, pfn << PTE_SHIFT | flags)
-
-    def _pfn(self, page: Page, copy: VMA, addr: int) -> int:
-        known = self.pfns.get(page.pfn)
-        if known is not None:
-            return known
-        folios = self.machine.folios
-        first = page.index - (page.pfn - page.head)
-        nr_pages = 1 << page.order
-        head = folios.alloc_large(first, page.order) if page.order else folios.alloc(first)
-        self.machine.nr_large += page.order > 0
-        for i in range(nr_pages):
-            self.pfns[page.head + i] = head + i
+    def _set_anchors(self) -> None:
+        """What each folio points to: its anon_vma, and the context that it would have pointed to."""
+        pages, folios = self.columns.pages, self.machine.folios
+        anon_vmas, which = np.unique(pages.anon_vma, return_inverse=True)
+        numbers = np.array([self.numbers[address] for address in anon_vmas.tolist()], dtype=np.int32)
         design = cast(AnonVmaRmap, self.machine.designs[0])
-        design.anchor.v[head : head + nr_pages] = self.numbers[page.anon_vma]
-        distance = page.pfn - page.head
-        for other in self.machine.designs[1:]:
-            other.folio_mapped(copy, addr - (distance << PAGE_SHIFT), head, nr_pages)
-        return self.pfns[page.pfn]
+        if len(pages):
+            mine = folios.head.v[self.pfns]
+            number = numbers[which]
+            for row in np.flatnonzero(pages.order > 0).tolist():
+                head = int(mine[row])
+                design.anchor.v[head : head + (1 << int(pages.order[row]))] = number[row]
+            design.anchor.v[self.pfns] = number
+        for row, vma, addr, mappers in self._folios():
+            context = self.tree.maker_of(int(pages.anon_vma[row]), mappers)
+            pretext = VMA(self.mms[context], 0, 0, 0, 0, 0, None)  # only its address space is looked at
+            head = int(folios.head.m[int(self.pfns[row])])
+            nr_pages = 1 << int(pages.order[row])
+            for other in self.machine.designs[1:]:
+                other.folio_mapped(vma, addr, head, nr_pages)
+                other.folio_reused(pretext, head, nr_pages)
 
-    def _set_contexts(self) -> None:
-        done: set[int] = set()
-        for number in list(self.mappers):
-            page = self.snapshot.pages[number]
-            if page.head in done:
-                continue
-            done.add(page.head)
-            mappers = {mm for i in range(1 << page.order) for mm in self.mappers.get(page.head + i, ())}
-            owner = self.owner[page.anon_vma]
-            ancestor = self._common(owner, mappers)
-            if ancestor is None:
-                self.ancestry.lost += 1
-                ancestor = owner
-            elif ancestor != owner:
-                self.ancestry.recovered += 1
-            mm = self.mms[ancestor]
-            pretext = VMA(mm, 0, 0, 0, 0, 0, None)  # only its address space is looked at
-            head = self.pfns[page.head]
-            for design in self.machine.designs[1:]:
-                design.folio_reused(pretext, head, 1 << page.order)
+    def _folios(self) -> Iterator[tuple[int, VMA, int, frozenset[int]]]:
+        """For each mapped folio: a row of Pages, a VMA that maps it, the address of its first page there, and
+        all address spaces that map some of it."""
+        entries, pages = self.columns.entries, self.columns.pages
+        at = np.flatnonzero(entries.page >= 0)
+        at = at[np.argsort(pages.head[entries.page[at]], kind="stable")]
+        heads = pages.head[entries.page[at]]
+        first = np.flatnonzero(np.diff(heads, prepend=-1))
+        last = np.append(first[1:], len(at))
+        addresses = list(self.snapshot.mms)
+        mms = entries.mm[at].tolist()
+        page, vma, addr = entries.page[at].tolist(), entries.vma[at].tolist(), entries.addr[at].tolist()
+        alone = {i: frozenset({address}) for i, address in enumerate(addresses)}
+        for i, j in zip(first.tolist(), last.tolist(), strict=True):
+            row = page[i]
+            distance = int(pages.pfn[row]) - int(heads[i])
+            mappers = alone[mms[i]] if j == i + 1 else frozenset(addresses[mm] for mm in mms[i:j])
+            copy = self.vmas[self.columns.vmas[vma[i]].address]
+            yield row, copy, addr[i] - (distance << PAGE_SHIFT), mappers
 
-    def _common(self, owner: int, mappers: Iterable[int]) -> int | None:
-        """The nearest address space, from `owner` upwards, that all `mappers` descend from; None if none is known."""
-        lines = [set(self._line(mm)) for mm in mappers]
-        for candidate in self._line(owner):
-            if all(candidate in line for line in lines):
-                return candidate
-        return None
+    # Entries
 
-    def _line(self, mm: int) -> list[int]:
-        line = [mm]
-        while line[-1] in self.above:
-            line.append(self.above[line[-1]])
-        return line
+    def _make_entries(self, i: int, mine: MM) -> None:
+        entries = self.columns.entries
+        low, high = np.searchsorted(entries.mm, (i, i + 1))
+        kind, addr = entries.kind[low:high], entries.addr[low:high]
+        value = np.zeros(high - low, dtype=np.int64)
+        value[kind == rows.ZERO] = PTE_ZERO
+        value[kind == rows.FILE] = PTE_FILE
+        anon = kind == rows.ANON
+        flags = PTE_ANON | entries.writable[low:high] * PTE_WRITE | entries.exclusive[low:high] * PTE_EXCLUSIVE
+        value[anon] = (self.pfns[entries.page[low:high][anon]] << PTE_SHIFT) | flags[anon]
+        for at in np.flatnonzero(kind == rows.SWAP).tolist():
+            slot = self._slot(int(entries.number[low + at]))
+            value[at] = slot << PTE_SHIFT | PTE_SWAP | (PTE_EXCLUSIVE if entries.exclusive[low + at] else 0)
+        for what in (rows.HUGETLB, rows.SPECIAL, rows.OTHER):
+            self.left_out[rows.KINDS[what]] += int((kind == what).sum())
+        table = mine.page_table
+        numbers, first = np.unique(addr >> LEAF_SHIFT, return_index=True)
+        for number, begin, end in zip(numbers.tolist(), first, [*first[1:], len(addr)], strict=True):
+            v = np.zeros(LEAF_ENTRIES, dtype=np.int64)
+            v[addr[begin:end] >> PAGE_SHIFT & LEAF_ENTRIES - 1] = value[begin:end]
+            used = int(np.count_nonzero(v))
+            if used:
+                table.leaves[number] = table.new_leaf(v, used)
+
+    def _slot(self, number: int) -> int:
+        """The model's swap slot for a swap entry; one entry more refers to it."""
+        slot = self.slots.get(number)
+        if slot is None:
+            slot = self.slots[number] = self.machine.alloc_slot(False)
+        self.machine.swap[slot].count += 1
+        return slot
 
 
-def build(snapshot: Snapshot, parents: dict[int, int], profile: Profile) -> tuple[Machine, Ancestry]:
-    """A machine that holds what `snapshot` does; `parents` has the parent's mm of each mm where that lives."""
-    importer = _Importer(snapshot, parents, profile)
+def build(
+    snapshot: Snapshot, columns: Columns, parents: dict[int, int], profile: Profile
+) -> tuple[Machine, Ancestry, dict[str, int]]:
+    """A machine that holds what `snapshot` and `columns` do; `parents` has the parent's mm of each mm where that
+    lives.  With it: how ancestry was found, and which entries were left out, by kind."""
+    tree = Tree(snapshot, parents)
+    importer = _Importer(snapshot, columns, tree, profile)
     importer.run()
-    return importer.machine, importer.ancestry
+    return importer.machine, tree.found, {kind: count for kind, count in importer.left_out.items() if count}
+
+
+def differences(machine: Machine, columns: Columns) -> list[str]:
+    """Where the machine that was built is not what was read: its own invariants, and the mapcounts."""
+    wrong = [f"the model: {text}" for text in invariants(machine, Truth(machine))]
+    counted = Counter(machine.folios.mapcount.v[machine.folios.live()].tolist())
+    read = Counter(columns.pages.mapcount.tolist())
+    for count in sorted(set(counted) | set(read) - {0}):
+        if count and counted[count] != read[count]:
+            wrong.append(f"{counted[count]} pages of the model have mapcount {count}, and {read[count]} of the kernel's")
+    return wrong
 
 
 def examine(machine: Machine) -> list[Finding]:
     """Walk every mapped anonymous folio in each design."""
-    findings = []
-    for design in machine.designs:
-        truth = Truth(machine)
-        finding = Finding(design.name, len(truth), 0, 0, 0, 0, 0, {}, 0, [])
-        for folio in truth.mapped_folios():
-            places = list(design.walk(folio.head))
-            missed = folio.unseen(places)
-            finding.entries += len(folio.entries)
-            finding.missed += len(missed)
-            finding.places += len(places)
-            finding.useful += sum(folio.mapped_at(place) for place in places)
-            finding.worst = max(finding.worst, len(places))
-            if missed and len(finding.examples) < 3:
-                mm, addr, _ = missed[0]
-                finding.examples.append(f"mm {mm.id} address {addr:#x} of folio {folio.head}")
-        for pool in design.ledger.pools.values():
-            if pool.live:
-                finding.held[pool.name] = pool.live
-                finding.held_bytes += pool.slab_pages(pool.live) << PAGE_SHIFT
-        findings.append(finding)
-    return findings
+    truth = Truth(machine)
+    folios = list(truth.mapped_folios())
+    return [_examine(machine, design, folios) for design in machine.designs]
+
+
+def _examine(machine: Machine, design: ReverseMap, folios: list[MappedFolio]) -> Finding:
+    before = {tally.name: tally.count for tally in design.ledger.tallies.values()}
+    finding = Finding(design.name, len(folios), 0, {}, 0, 0, 0, {}, {}, 0, [])
+    for folio in folios:
+        places = list(design.walk(folio.head))
+        nr_places = len(places)
+        finding.entries += len(folio.entries)
+        finding.places += nr_places
+        finding.worst = max(finding.worst, nr_places)
+        if nr_places == 1 and len(folio.entries) == 1 and folio.nr_pages == 1:
+            mm, addr, _ = folio.entries[0]
+            vma, at = places[0]
+            if at == addr and vma.mm is mm:
+                finding.useful += 1
+                continue
+        finding.useful += sum(folio.mapped_at(place) for place in places)
+        for mm, addr, _ in folio.unseen(places):
+            reason = _reason(machine, design, folio, mm, addr)
+            finding.missed[reason] = finding.missed.get(reason, 0) + 1
+            if finding.missed[reason] == 1:
+                finding.examples.append(f"mm {mm.id} address {addr:#x} of folio {folio.head}: {reason}")
+    for tally in design.ledger.tallies.values():
+        if tally.count > before.get(tally.name, 0) and tally.name not in ("walks", "places visited"):
+            finding.work[tally.name] = tally.count - before.get(tally.name, 0)
+    for pool in design.ledger.pools.values():
+        if pool.live:
+            finding.held[pool.name] = pool.live
+            finding.held_bytes += pool.slab_pages(pool.live) << PAGE_SHIFT
+    return finding
+
+
+def _reason(machine: Machine, design: ReverseMap, folio: MappedFolio, mm: MM, addr: int) -> str:
+    """Why the walk missed that entry."""
+    vma = mm.tree.at(addr)
+    if vma is None or not isinstance(design, ContextRmap):
+        return UNKNOWN
+    context = design.context_of(mm)
+    top = design.context_at(folio.head)
+    above = context
+    while above is not top and above.parent is not None:
+        above = above.parent
+    if above is not top:
+        return NOT_BELOW
+    shift = design.shift_of(vma) if isinstance(design, CowContextRmap) else 0
+    displaced = (vma.start >> PAGE_SHIFT) - vma.pgoff - (shift or 0)
+    mapcounts = machine.folios.mapcount.v[folio.head : folio.head + folio.nr_pages]
+    if mapcounts.max() == 1 and isinstance(design, CowContextPrototypeRmap):
+        return AWAY if displaced else BELOW
+    pgoff = (addr >> PAGE_SHIFT) - displaced
+    return NO_RECORD if displaced and displaced not in context.remaps.offsets(pgoff, pgoff) else UNKNOWN
 
 
 class State(msgspec.Struct):
-    """An imported state, examined."""
+    """An imported state, examined.
+
+    processes: address spaces that tasks have; in_between: that a fork is making or an exit is taking down
+    entries:   of page tables, by kind; left_out: those that the model has nothing for, by kind
+    recovered: ... see Ancestry
+    """
 
     release: str
     profile: str
     notes: list[str]
     processes: int
+    in_between: int
     vmas: int
+    anon_vmas: int
+    entries: dict[str, int]
+    left_out: dict[str, int]
     problems: list[str]
     ancestry: Ancestry
     findings: list[Finding]
 
     def table(self) -> str:
         """What there is to say, as text."""
-        a, first = self.ancestry, self.findings[0]
+        a = self.ancestry
+        between = f" ({self.in_between} more are being forked or taken down)" if self.in_between else ""
+        entries = ", ".join(f"{count} {kind}" for kind, count in self.entries.items())
+        left_out = ", ".join(f"{count} {kind}" for kind, count in self.left_out.items()) or "nothing"
         lines = [
-            f"{self.release}: {self.processes} address spaces, {self.vmas} VMAs, {first.folios} anonymous folios that"
-            f" {first.entries} entries map",
+            f"{self.release}: {self.processes} address spaces{between}, {self.vmas} VMAs, {self.anon_vmas} anon_vmas",
+            f"page-table entries: {entries}; left out: {left_out}",
             f"consistency: {len(self.problems)} problems" if self.problems else "consistency: nothing wrong",
             *self.problems[:10],
-            f"ancestry: {a.living} have a parent that lives, {a.dead} one that died ({a.ghosts} such), {a.alone}"
-            f" share nothing; for {a.recovered} folios only page tables tell the context, for {a.lost} nothing does;"
-            f" {a.skipped} entries of swap and KSM",
+        ]
+        if not self.findings:
+            return "\n".join([*lines, "nothing was walked: there is no telling what a walk would meet"])
+        lines += [
+            f"{self.findings[0].folios} anonymous folios, which {self.findings[0].entries} entries map",
+            f"ancestry: {a.living} have a parent that lives, {a.dead} one that died, {a.related} more are related by"
+            f" what died, {a.alone} share nothing with anybody above them; {a.ghosts} dead ones left a trace;"
+            f" {a.taken_over} anon_vmas were taken over",
             f"{'design':24}{'missed':>8}{'places':>10}{'useful':>9}{'worst':>7}{'bytes held':>12}  objects",
         ]
         for f in self.findings:
             held = ", ".join(f"{count} {name}" for name, count in f.held.items())
             useful = f"{100 * f.useful / f.places:.1f} %" if f.places else "-"
-            lines.append(f"{f.design:24}{f.missed:8}{f.places:10}{useful:>9}{f.worst:7}{f.held_bytes:12}  {held}")
-            lines += [f"  missed, for one: {example}" for example in f.examples]
+            lines.append(f"{f.design:24}{f.missing:8}{f.places:10}{useful:>9}{f.worst:7}{f.held_bytes:12}  {held}")
+            lines.append(f"{'':24}on the way: " + ", ".join(f"{count} {name}" for name, count in f.work.items()))
+            lines += [f"{'':24}missed {count}: {reason}" for reason, count in f.missed.items()]
         return "\n".join(lines)
 
 
+class _Everybody(Reader):
+    """Reads all address spaces without their entries, and what lies between: see `everybody`."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory, lambda vma: False)
+
+    def everybody(self, tasks: list[tuple[int, int]]) -> tuple[Snapshot, int]:
+        """The state of all tasks; with address spaces that no task has, because a fork has not finished or an
+        exit has begun, and VMAs that have left their tree, because munmap() has not finished.  Second, how many
+        such address spaces there are."""
+        snapshot = self.read(tasks)
+        known = len(snapshot.mms)
+        while True:
+            read = set(snapshot.anon_vmas)
+            strangers = {avc.vma for avc in snapshot.avcs.values()} - set(snapshot.vmas)
+            if not any([self._take_in(snapshot, vma) for vma in sorted(strangers)]):
+                return snapshot, len(snapshot.mms) - known
+            for address in set(snapshot.anon_vmas) - read:
+                self._read_tree(snapshot, snapshot.anon_vmas[address])
+
+    def _take_in(self, snapshot: Snapshot, address: int) -> bool:
+        """Whether a VMA that only an interval tree leads to has found a place."""
+        if address in snapshot.vmas:
+            return False  # came with its address space just now
+        try:
+            start, end, *_, owner, _ = self._vma.at(self._memory, address)
+            mm = snapshot.mms.get(owner)
+            if mm is None:
+                mm = self._read_mm(snapshot, owner)
+                # The tree of one that is being forked begins as a copy of its parent's, VMAs and all (dup_mmap()).
+                mm.vmas = [vma for vma in mm.vmas if vma.mm == owner]
+                return True
+            at = bisect_left(mm.vmas, end, key=lambda vma: vma.end)
+            if start >= end or any(vma.start < end and vma.end > start for vma in mm.vmas[max(at - 1, 0) : at + 1]):
+                return False
+            mm.vmas.append(self._read_vma(snapshot, address))
+            mm.vmas.sort(key=lambda vma: vma.start)
+        except BadAddress:
+            return False  # consistency.py will say so
+        return True
+
+    def _read_vma(self, snapshot: Snapshot, address: int) -> Vma:
+        known = snapshot.vmas.get(address)
+        return super()._read_vma(snapshot, address) if known is None else known
+
+
 def examined(program: Any, memory: Memory) -> State:
-    """Read everything from a kernel that stands still, and walk it."""
+    """Read everything from a kernel that stands still, and walk it if nothing is wrong with it."""
     tasks, parents = everyone(program)
-    snapshot = Reader(memory).read(tasks)
+    snapshot, in_between = _Everybody(memory).everybody(tasks)
+    columns = rows.read(memory, snapshot)
     profile, notes = profile_of(program)
-    machine, ancestry = build(snapshot, parents, profile)
-    return State(
-        release_of(program), profile.name, notes, len(snapshot.mms), len(snapshot.vmas), problems(snapshot),
-        ancestry, examine(machine),
+    kinds = np.bincount(columns.entries.kind, minlength=len(rows.KINDS)).tolist()
+    state = State(
+        release_of(program), profile.name, notes, len(snapshot.mms) - in_between, in_between, len(snapshot.vmas),
+        len(snapshot.anon_vmas), {kind: count for kind, count in zip(rows.KINDS, kinds, strict=True) if count},
+        {}, problems(snapshot, columns), Ancestry(), [],
     )  # fmt: skip
+    if not state.problems:
+        machine, state.ancestry, state.left_out = build(snapshot, columns, parents, profile)
+        state.problems = differences(machine, columns)
+        state.findings = examine(machine)
+    return state
 
 
 def read_guest(kernel: Kernel, seed: int, steps: int) -> State:

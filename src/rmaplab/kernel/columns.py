@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""All page-table entries of a snapshot, and the pages behind them, in columns.
+
+A program has some thousand VMAs and some hundred thousand entries: the former are objects (snapshot.py), the
+latter rows.  `read` takes page tables and struct pages from memory in blocks, whole tables and whole pages of
+struct pages at a time; `of` makes the same columns of a snapshot that holds its entries as objects.
+
+Invariants
+- `Entries` ascend by address space (in the order of Snapshot.mms) and address; `Pages` ascend by pfn.
+- Every entry has one kind.  ANON entries, and they alone, have a row in `Pages`, which `Entries.page` is the
+  number of (-1 for others).
+
+Models mm/memory.c copy_pte_range() and mm/pagewalk.c as to which entries there are; arch/x86/include/asm/
+pgtable_64.h and pgtable-invert.h for what is in them; include/linux/page-flags.h and include/linux/mm.h
+page_mapcount() for pages, 6.1 and 6.12.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from rmaplab.kernel.memory import PAGE_SIZE, PTE_FRAME, Memory, Record
+from rmaplab.kernel.snapshot import PAGE_SHIFT, Snapshot
+
+Bools = npt.NDArray[np.bool_]
+Int8s = npt.NDArray[np.int8]
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+
+# Kinds of entries.
+ANON, ZERO, FILE, SWAP, HUGETLB, SPECIAL, OTHER = range(7)
+KINDS: Final = ("anon", "zero", "file", "swap", "hugetlb", "special", "other")
+
+_PRESENT: Final = 0x1
+_WRITE: Final = 0x2
+_USER_SLOTS: Final = 256  # of a top-level table: the lower half of the address space
+_HUGE: Final = 0x80
+_PROTNONE: Final = 0x100
+_SPECIAL: Final = 0x200  # _PAGE_SPECIAL: vm_normal_page() knows no page behind it
+_SWAP_EXCLUSIVE: Final = 0x8
+_SHIFTS: Final = (39, 30, 21)
+_MAPPING_FLAGS: Final = 3
+_VM_HUGETLB: Final = 0x400000
+_SWAP_TYPES: Final = 22  # from here on: migration entries, markers, device memory, poisoned pages
+
+
+class Entries:
+    """Page-table entries that are not none.
+
+    mm:     position of the address space in Snapshot.mms
+    vma:    position of the VMA among all of `Snapshot`, in the order of address spaces and addresses; -1: none
+    number: pfn, or swap entry
+    page:   row in Pages, of ANON entries
+    """
+
+    def __init__(
+        self, mm: Int32s, addr: Int64s, kind: Int8s, number: Int64s, writable: Bools, exclusive: Bools
+    ) -> None:
+        self.mm: Final = mm
+        self.addr: Final = addr
+        self.kind: Final = kind
+        self.number: Final = number
+        self.writable: Final = writable
+        self.exclusive: Final = exclusive  # of ANON entries: that of the page
+        self.vma: Int64s = np.full(len(addr), -1, dtype=np.int64)
+        self.page: Int64s = np.full(len(addr), -1, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.addr)
+
+
+class Pages:
+    """struct page of the anonymous pages that an entry maps; the fields are those of snapshot.Page."""
+
+    def __init__(self, pfn: Int64s) -> None:
+        n = len(pfn)
+        self.pfn: Final = pfn
+        self.head: Int64s = pfn.copy()
+        self.order: Int8s = np.zeros(n, dtype=np.int8)
+        self.anon_vma: Words = np.zeros(n, dtype=np.uint64)
+        self.index: Int64s = np.zeros(n, dtype=np.int64)
+        self.mapcount: Int64s = np.zeros(n, dtype=np.int64)
+        self.exclusive: Bools = np.zeros(n, dtype=np.bool_)
+        self.ksm: Bools = np.zeros(n, dtype=np.bool_)
+        self.swapcache: Bools = np.zeros(n, dtype=np.bool_)
+
+    def __len__(self) -> int:
+        return len(self.pfn)
+
+
+class Columns:
+    """Entries and pages of one snapshot.
+
+    vmas:  its VMAs in order, as Entries.vma counts them; first: where those of each address space begin
+    """
+
+    def __init__(self, snapshot: Snapshot, entries: Entries, pages: Pages) -> None:
+        self.entries: Final = entries
+        self.pages: Final = pages
+        self.vmas: Final = [vma for mm in snapshot.mms.values() for vma in mm.vmas]
+        self._set_vmas(snapshot)
+        anon = entries.kind == ANON
+        entries.page[anon] = np.searchsorted(pages.pfn, entries.number[anon])
+
+    def _set_vmas(self, snapshot: Snapshot) -> None:
+        entries = self.entries
+        first = 0
+        for i, mm in enumerate(snapshot.mms.values()):
+            low, high = np.searchsorted(entries.mm, (i, i + 1))
+            if high > low and mm.vmas:
+                starts = np.array([vma.start for vma in mm.vmas], dtype=np.int64)
+                ends = np.array([vma.end for vma in mm.vmas], dtype=np.int64)
+                addrs = entries.addr[low:high]
+                at = np.searchsorted(starts, addrs, side="right") - 1
+                inside = (at >= 0) & (addrs < ends[at])
+                entries.vma[low:high] = np.where(inside, at + first, -1)
+            first += len(mm.vmas)
+
+
+def of(snapshot: Snapshot) -> Columns:
+    """The columns of a snapshot that was read with its entries."""
+    kinds = {name: i for i, name in enumerate(KINDS)}
+    rows = [
+        (i, addr, kinds[entry.kind], entry.number, entry.writable, entry.exclusive)
+        for i, mm in enumerate(snapshot.mms.values())
+        for addr, entry in sorted(mm.entries.items())
+    ]
+    mm, addr, kind, number, writable, exclusive = zip(*rows, strict=True) if rows else ((),) * 6
+    entries = Entries(
+        np.array(mm, dtype=np.int32), np.array(addr, dtype=np.int64), np.array(kind, dtype=np.int8),
+        np.array(number, dtype=np.int64), np.array(writable, dtype=np.bool_), np.array(exclusive, dtype=np.bool_),
+    )  # fmt: skip
+    pages = Pages(np.array(sorted(snapshot.pages), dtype=np.int64))
+    for row, pfn in enumerate(pages.pfn.tolist()):
+        page = snapshot.pages[pfn]
+        pages.head[row], pages.order[row], pages.anon_vma[row] = page.head, page.order, page.anon_vma
+        pages.index[row], pages.mapcount[row], pages.exclusive[row] = page.index, page.mapcount, page.exclusive
+        pages.ksm[row], pages.swapcache[row] = page.ksm, page.swapcache
+    return Columns(snapshot, entries, pages)
+
+
+def read(memory: Memory, snapshot: Snapshot) -> Columns:
+    """All entries of the address spaces of `snapshot`, which was read without."""
+    tables = [_tables(memory, i, mm.pgd) for i, mm in enumerate(snapshot.mms.values())]
+    mms = np.concatenate([mms for mms, _, _ in tables] or [np.zeros(0, dtype=np.int32)])
+    addrs = np.concatenate([addrs for _, addrs, _ in tables] or [np.zeros(0, dtype=np.int64)])
+    raw = np.concatenate([raw for _, _, raw in tables] or [np.zeros(0, dtype=np.uint64)])
+    program = memory.program
+    present = raw & _PRESENT != 0
+    hidden = ~present & (raw & _PROTNONE != 0)  # PROT_NONE: the frame is stored inverted
+    frames = np.where(hidden, ~raw, raw) & PTE_FRAME
+    pfns = (frames >> PAGE_SHIFT).astype(np.int64)
+    swap_type = (raw >> 59).astype(np.int64)
+    swap_offset = ((~raw << 5) >> 14).astype(np.int64)
+    kind = np.where(swap_type < _SWAP_TYPES, SWAP, OTHER).astype(np.int8)
+    mapped = present | hidden
+    kind[mapped] = FILE
+    kind[mapped & (raw & _SPECIAL != 0)] = SPECIAL
+    kind[mapped & (pfns == program["zero_pfn"].value_())] = ZERO
+    number = np.where(mapped, pfns, swap_type << 58 | swap_offset)
+    entries = Entries(mms, addrs, kind, number, raw & _WRITE != 0, raw & _SWAP_EXCLUSIVE != 0)
+    reader = PageReader(memory)
+    found, pages = reader.anonymous(np.unique(pfns[kind == FILE]))
+    anon = (kind == FILE) & np.isin(pfns, found)
+    entries.kind[anon] = ANON
+    columns = Columns(snapshot, entries, pages)
+    entries.exclusive[anon] = pages.exclusive[entries.page[anon]]
+    hugetlb = np.array([vma.flags & _VM_HUGETLB != 0 for vma in columns.vmas], dtype=np.bool_)
+    inside = entries.vma >= 0
+    huge = np.zeros(len(entries), dtype=np.bool_)
+    huge[inside] = hugetlb[entries.vma[inside]] if len(hugetlb) else False
+    entries.kind[huge & mapped] = HUGETLB
+    entries.page[huge] = -1
+    if np.any(huge & anon):
+        return Columns(snapshot, entries, _without(pages, entries))
+    return columns
+
+
+def _without(pages: Pages, entries: Entries) -> Pages:
+    """Those pages that ANON entries are left for."""
+    keep = np.isin(pages.pfn, entries.number[entries.kind == ANON])
+    kept = Pages(pages.pfn[keep])
+    for name in ("head", "order", "anon_vma", "index", "mapcount", "exclusive", "ksm", "swapcache"):
+        setattr(kept, name, getattr(pages, name)[keep])
+    return kept
+
+
+def _tables(memory: Memory, mm: int, pgd: int) -> tuple[Int32s, Int64s, Words]:
+    """Everything in the page table at `pgd`: mm, address, entry; a huge entry as one for each of its pages."""
+    level: list[tuple[int, int]] = [(0, pgd - memory.direct_map)]  # first address, physical address of the table
+    addrs: list[Int64s] = []
+    entries: list[Words] = []
+    for shift in _SHIFTS:
+        below: list[tuple[int, int]] = []
+        for base, table in level:
+            words = _words(memory, table)
+            at = np.flatnonzero(words[: _USER_SLOTS if shift == 39 else None])
+            for i, entry in zip(at.tolist(), words[at].tolist(), strict=True):
+                addr = base + (i << shift)
+                if entry & _HUGE and entry & (_PRESENT | _PROTNONE):
+                    pages = np.arange(1 << shift - PAGE_SHIFT, dtype=np.uint64)
+                    step = pages << np.uint64(PAGE_SHIFT)
+                    frame = np.uint64((~entry if not entry & _PRESENT else entry) & PTE_FRAME & ~0x1000) + step
+                    flags = np.uint64(entry & ~PTE_FRAME & ~_HUGE & 0xFFFF_FFFF_FFFF_FFFF)
+                    addrs.append(addr + step.astype(np.int64))
+                    entries.append((~frame & PTE_FRAME if not entry & _PRESENT else frame) | flags)
+                elif entry & _PRESENT:
+                    below.append((addr, entry & PTE_FRAME))
+                else:  # a large folio under migration
+                    addrs.append(np.array([addr], dtype=np.int64))
+                    entries.append(np.array([entry], dtype=np.uint64))
+        level = below
+    for base, table in level:
+        words = _words(memory, table)
+        at = np.flatnonzero(words)
+        addrs.append(base + (at.astype(np.int64) << PAGE_SHIFT))
+        entries.append(words[at])
+    if not addrs:
+        return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
+    addr = np.concatenate(addrs)
+    order = np.argsort(addr, kind="stable")
+    return np.full(len(addr), mm, dtype=np.int32), addr[order], np.concatenate(entries)[order]
+
+
+def _words(memory: Memory, physical: int) -> Words:
+    return np.frombuffer(memory.read(memory.direct_map + physical, PAGE_SIZE), dtype="<u8").astype(np.uint64)
+
+
+class PageReader:
+    """Reads struct pages, a memory page of them at a time."""
+
+    _FIELDS: Final = ("flags", "compound_head", "mapping", "index", "_mapcount", "private")
+
+    def __init__(self, memory: Memory) -> None:
+        program = memory.program
+        self._memory: Final = memory
+        page = Record(program, "struct page", *self._FIELDS)
+        self.size: Final = page.size
+        widths = {"_mapcount": "<i4"}
+        self._dtype: Final = np.dtype(
+            {
+                "names": list(self._FIELDS),
+                "formats": [widths.get(name, "<u8") for name in self._FIELDS],
+                "offsets": [page.offset[name] for name in self._FIELDS],
+                "itemsize": page.size,
+            }
+        )
+        folio = program.type("struct folio")
+        # In the first tail page: the order in the lowest byte of a word, and how often the folio is mapped whole.
+        order = "_folio_order" if folio.has_member("_folio_order") else "_flags_1"
+        whole = "_entire_mapcount" if folio.has_member("_entire_mapcount") else "_total_mapcount"
+        fields = Record(program, "struct folio", order, whole)
+        self._tail_dtype: Final = np.dtype(
+            {
+                "names": ["flags", "order", "whole"],
+                "formats": ["<u8", "u1", "<i4"],
+                "offsets": [0, fields.offset[order] - page.size, fields.offset[whole] - page.size],
+                "itemsize": page.size,
+            }
+        )
+        self._anon_exclusive: Final = self._flag("PG_anon_exclusive")
+        self._swapcache: Final = self._flag("PG_swapcache")
+        self._swapbacked: Final = self._flag("PG_swapbacked")
+        self._head: Final = self._flag("PG_head")
+        self._double_map: Final = self._flag("PG_double_map")
+
+    def _flag(self, name: str) -> int:
+        try:
+            return 1 << int(self._memory.program.constant(name).value_())
+        except LookupError:
+            return 0  # PG_double_map went in 6.2
+
+    def anonymous(self, pfns: Int64s) -> tuple[Int64s, Pages]:
+        """Those of `pfns` (ascending) that are anonymous pages, and their rows."""
+        own = self._read(pfns, self._dtype)
+        tail = own["compound_head"] & 1 != 0
+        heads = pfns.copy()
+        heads[tail] = ((own["compound_head"][tail] - 1 - self._memory.vmemmap) // self.size).astype(np.int64)
+        of_head = own.copy()
+        of_head[tail] = self._read(heads[tail], self._dtype)
+        anon = of_head["mapping"] & 1 != 0
+        pages = Pages(pfns[anon])
+        own, of_head = own[anon], of_head[anon]
+        pages.head = heads[anon]
+        mapping = of_head["mapping"]
+        pages.ksm = mapping & _MAPPING_FLAGS == _MAPPING_FLAGS
+        pages.anon_vma = mapping & ~np.uint64(_MAPPING_FLAGS)
+        pages.index = of_head["index"].astype(np.int64) + pages.pfn - pages.head
+        pages.exclusive = own["flags"] & self._anon_exclusive != 0
+        both = self._swapcache | self._swapbacked
+        pages.swapcache = of_head["flags"] & both == both
+        pages.mapcount = own["_mapcount"].astype(np.int64) + 1
+        large = of_head["flags"] & self._head != 0
+        tails = self._read(pages.head[large] + 1, self._tail_dtype)
+        pages.order[large] = tails["order"]
+        double = (tails["flags"] & self._double_map != 0).astype(np.int64)
+        whole = tails["whole"].astype(np.int64) + 1
+        pages.mapcount[large] += whole - double
+        # Where one entry maps a folio whole, its first page stands for all (PageAnonExclusive()).
+        pages.exclusive[large] = np.where(
+            whole > 0, of_head["flags"][large] & self._anon_exclusive != 0, pages.exclusive[large]
+        )
+        return pages.pfn, pages
+
+    def _read(self, pfns: Int64s, dtype: Any) -> npt.NDArray[Any]:
+        """struct pages of `pfns`."""
+        result = np.zeros(len(pfns), dtype=dtype)
+        per_block = PAGE_SIZE // self.size
+        blocks, which = np.unique(pfns // per_block, return_inverse=True)
+        if len(blocks):
+            start = self._memory.vmemmap
+            data = b"".join(
+                self._memory.read(start + block * per_block * self.size, PAGE_SIZE) for block in blocks.tolist()
+            )
+            rows = np.frombuffer(data, dtype=dtype)
+            result[:] = rows[which * per_block + pfns % per_block]
+        return result
