@@ -153,7 +153,7 @@ class Tree:
                         self.maker[anon_vma] = parent  # it lives, but has no such VMA any more
                 continue
             orphans[mm] = right_above
-        for mm, right_above in orphans.items():
+        for right_above in orphans.values():
             unknown = [a for a in right_above if a not in self.user and a not in self.maker]
             for anon_vma in unknown:
                 same[find(anon_vma)] = find(unknown[0])
@@ -167,8 +167,8 @@ class Tree:
             if self._put_below(mm, [self._maker_or_user(anon_vma) for anon_vma in right_above]):
                 self.found.dead += 1
         for ghost in ghosts.values():
-            mine = [anon_vmas[a].parent for a, maker in self.maker.items() if maker == ghost and anon_vmas[a].parent != a]
-            self._put_below(ghost, [self._maker_or_user(anon_vma) for anon_vma in mine])
+            mine = [anon_vmas[a] for a, maker in self.maker.items() if maker == ghost]
+            self._put_below(ghost, [self._maker_or_user(a.parent) for a in mine if a.parent != a.address])
 
     def _maker_or_user(self, anon_vma: int) -> int | None:
         return self.user.get(anon_vma) or self.maker.get(anon_vma)

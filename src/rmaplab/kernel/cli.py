@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The commands `rmaplab kernel setup | run | compare | import`; ../cli.py mounts them.
+"""The commands `rmaplab kernel setup | run | compare | import | userland`; ../cli.py mounts them.
 
 Each returns its job, as there.  Everything that needs a kernel, QEMU or drgn is imported by the jobs.
 """
@@ -231,12 +231,52 @@ def _import(
             "history": source, "designs": [finding.design for finding in state.findings],
             "profile": state.profile, "kernel": state.release, "seed": seed,
         }  # fmt: skip
-        holds = not state.problems and state.findings[0].missed == 0
+        holds = not state.problems and not state.findings[0].missed
         if json:
-            figures = {"ancestry": msgspec.to_builtins(state.ancestry), "designs": msgspec.to_builtins(state.findings)}
-            _print_json("kernel import", inputs, holds, figures, list(state.problems))
+            _print_json("kernel import", inputs, holds, msgspec.to_builtins(state), list(state.problems))
         else:
             print(state.table())
+        return 0 if holds else 1
+
+    return job
+
+
+@app.command("userland", epilog="Example: rmaplab kernel userland redis postgresql --markdown")
+def _userland(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME…]", help="redis, postgresql, apache, compiler; without one, all of them."),
+    ] = None,
+    version: Version = "6.12",
+    image: Image = None,
+    vmlinux: Vmlinux = None,
+    modules: Modules = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print tables for a page.")] = False,
+    json: Json = False,
+) -> Job:
+    """Run real programs in a guest, take over their state while they work, and walk all their anonymous pages."""
+
+    def job() -> int:
+        from rmaplab.kernel import survey, userland
+
+        for name in names or ():
+            if name not in userland.PROGRAMS:
+                raise KernelUnavailable(f"there is no program {name}: give some of {', '.join(userland.PROGRAMS)}.")
+        kernel = _kernel(version, image, vmlinux, modules)
+        moments = []
+        for name in names or userland.PROGRAMS:
+            moments += survey.survey(userland.PROGRAMS[name], kernel, _say)
+        holds = all(moment.holds for moment in moments)
+        first = moments[0].state
+        inputs = {
+            "history": list(names or userland.PROGRAMS), "designs": [finding.design for finding in first.findings],
+            "profile": first.profile, "kernel": first.release, "seed": None,
+        }  # fmt: skip
+        if json:
+            wrong = [f"{moment.program}, {moment.what}: {text}" for moment in moments for text in moment.state.problems]
+            _print_json("kernel userland", inputs, holds, msgspec.to_builtins(moments), wrong)
+        else:
+            print(survey.markdown(moments) if markdown else survey.text(moments))
         return 0 if holds else 1
 
     return job

@@ -32,19 +32,21 @@ Int64s = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
 # Kinds of entries.
-ANON, ZERO, FILE, SWAP, HUGETLB, SPECIAL, OTHER = range(7)
-KINDS: Final = ("anon", "zero", "file", "swap", "hugetlb", "special", "other")
+ANON, ZERO, FILE, SWAP, HUGETLB, SPECIAL, EXEC, OTHER = range(8)
+KINDS: Final = ("anon", "zero", "file", "swap", "hugetlb", "special", "moving stack", "other")
 
 _PRESENT: Final = 0x1
 _WRITE: Final = 0x2
 _USER_SLOTS: Final = 256  # of a top-level table: the lower half of the address space
 _HUGE: Final = 0x80
+_ALL: Final = 0xFFFF_FFFF_FFFF_FFFF
 _PROTNONE: Final = 0x100
 _SPECIAL: Final = 0x200  # _PAGE_SPECIAL: vm_normal_page() knows no page behind it
 _SWAP_EXCLUSIVE: Final = 0x8
 _SHIFTS: Final = (39, 30, 21)
 _MAPPING_FLAGS: Final = 3
 _VM_HUGETLB: Final = 0x400000
+_VM_STACK_INCOMPLETE_SETUP: Final = 0x18000  # RAND_READ and SEQ_READ: execve() is still moving it
 _SWAP_TYPES: Final = 22  # from here on: migration entries, markers, device memory, poisoned pages
 
 
@@ -169,15 +171,16 @@ def read(memory: Memory, snapshot: Snapshot) -> Columns:
     entries.kind[anon] = ANON
     columns = Columns(snapshot, entries, pages)
     entries.exclusive[anon] = pages.exclusive[entries.page[anon]]
-    hugetlb = np.array([vma.flags & _VM_HUGETLB != 0 for vma in columns.vmas], dtype=np.bool_)
-    inside = entries.vma >= 0
-    huge = np.zeros(len(entries), dtype=np.bool_)
-    huge[inside] = hugetlb[entries.vma[inside]] if len(hugetlb) else False
-    entries.kind[huge & mapped] = HUGETLB
-    entries.page[huge] = -1
-    if np.any(huge & anon):
-        return Columns(snapshot, entries, _without(pages, entries))
-    return columns
+    flags = np.array([vma.flags for vma in columns.vmas], dtype=np.uint64)
+    own = np.where(flags & _VM_STACK_INCOMPLETE_SETUP == _VM_STACK_INCOMPLETE_SETUP, EXEC, ANON)
+    own[flags & _VM_HUGETLB != 0] = HUGETLB
+    inside = np.flatnonzero(entries.vma >= 0)
+    other = inside[(own[entries.vma[inside]] != ANON) & mapped[inside]]
+    if not len(other):
+        return columns
+    entries.kind[other] = own[entries.vma[other]]
+    entries.page[:] = -1
+    return Columns(snapshot, entries, _without(pages, entries))
 
 
 def _without(pages: Pages, entries: Entries) -> Pages:
@@ -203,11 +206,12 @@ def _tables(memory: Memory, mm: int, pgd: int) -> tuple[Int32s, Int64s, Words]:
                 addr = base + (i << shift)
                 if entry & _HUGE and entry & (_PRESENT | _PROTNONE):
                     pages = np.arange(1 << shift - PAGE_SHIFT, dtype=np.uint64)
-                    step = pages << np.uint64(PAGE_SHIFT)
-                    frame = np.uint64((~entry if not entry & _PRESENT else entry) & PTE_FRAME & ~0x1000) + step
-                    flags = np.uint64(entry & ~PTE_FRAME & ~_HUGE & 0xFFFF_FFFF_FFFF_FFFF)
+                    step: Words = pages << np.uint64(PAGE_SHIFT)
+                    flags = np.uint64(entry & ~PTE_FRAME & ~_HUGE & _ALL)
+                    first = (entry if entry & _PRESENT else ~entry) & PTE_FRAME & ~0x1000  # bit 12 is a flag here
+                    frames: Words = step + np.uint64(first)
                     addrs.append(addr + step.astype(np.int64))
-                    entries.append((~frame & PTE_FRAME if not entry & _PRESENT else frame) | flags)
+                    entries.append((frames if entry & _PRESENT else ~frames & np.uint64(PTE_FRAME)) | flags)
                 elif entry & _PRESENT:
                     below.append((addr, entry & PTE_FRAME))
                 else:  # a large folio under migration
@@ -221,9 +225,9 @@ def _tables(memory: Memory, mm: int, pgd: int) -> tuple[Int32s, Int64s, Words]:
         entries.append(words[at])
     if not addrs:
         return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
-    addr = np.concatenate(addrs)
-    order = np.argsort(addr, kind="stable")
-    return np.full(len(addr), mm, dtype=np.int32), addr[order], np.concatenate(entries)[order]
+    every = np.concatenate(addrs)
+    order = np.argsort(every, kind="stable")
+    return np.full(len(every), mm, dtype=np.int32), every[order], np.concatenate(entries)[order]
 
 
 def _words(memory: Memory, physical: int) -> Words:

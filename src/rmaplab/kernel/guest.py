@@ -213,6 +213,12 @@ class Guest:
         finally:
             self.monitor("cont")
 
+    def let_go_on(self, seconds: float) -> None:
+        """The guest, which stands still, goes on for so long."""
+        self.monitor("cont")
+        time.sleep(seconds)
+        self.monitor("stop")
+
     # Calls
 
     def call(self, slot: int, number: int, *arguments: int, timeout: float = 30.0) -> int:
@@ -331,6 +337,7 @@ class Guest:
             self._mount(kind, ROOT + at)
         self.syscall(0, "mkdir", self.poke(0, f"{ROOT}/dev/shm\0".encode()), 0o1777)
         self._mount("tmpfs", f"{ROOT}/dev/shm")
+        self._mount("cgroup2", f"{ROOT}/sys/fs/cgroup")
         self.write_file("/sys/kernel/debug/fault_around_bytes", "65536")
         self.write_file("/proc/sys/vm/page-cluster", "3")
         self.write_file("/sys/kernel/mm/transparent_hugepage/enabled", "always")

@@ -52,7 +52,6 @@ from rmaplab.mm.pagetable import (
 )
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.system import SwapSlot
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, Family
 from rmaplab.rmap.context import ContextRmap
@@ -280,7 +279,7 @@ class _Importer:
         for at in np.flatnonzero(kind == rows.SWAP).tolist():
             slot = self._slot(int(entries.number[low + at]))
             value[at] = slot << PTE_SHIFT | PTE_SWAP | (PTE_EXCLUSIVE if entries.exclusive[low + at] else 0)
-        for what in (rows.HUGETLB, rows.SPECIAL, rows.OTHER):
+        for what in (rows.HUGETLB, rows.SPECIAL, rows.EXEC, rows.OTHER):
             self.left_out[rows.KINDS[what]] += int((kind == what).sum())
         table = mine.page_table
         numbers, first = np.unique(addr >> LEAF_SHIFT, return_index=True)
@@ -318,7 +317,7 @@ def differences(machine: Machine, columns: Columns) -> list[str]:
     read = Counter(columns.pages.mapcount.tolist())
     for count in sorted(set(counted) | set(read) - {0}):
         if count and counted[count] != read[count]:
-            wrong.append(f"{counted[count]} pages of the model have mapcount {count}, and {read[count]} of the kernel's")
+            wrong.append(f"{counted[count]} pages have mapcount {count} in the model, {read[count]} in the kernel")
     return wrong
 
 
@@ -447,7 +446,7 @@ class _Everybody(Reader):
         while True:
             read = set(snapshot.anon_vmas)
             strangers = {avc.vma for avc in snapshot.avcs.values()} - set(snapshot.vmas)
-            if not any([self._take_in(snapshot, vma) for vma in sorted(strangers)]):
+            if sum(self._take_in(snapshot, vma) for vma in sorted(strangers)) == 0:
                 return snapshot, len(snapshot.mms) - known
             for address in set(snapshot.anon_vmas) - read:
                 self._read_tree(snapshot, snapshot.anon_vmas[address])

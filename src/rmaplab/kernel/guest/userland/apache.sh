@@ -34,14 +34,14 @@ for ($i = 0; $i < 5000; $i++) {
 ksort($words);
 echo strlen(implode(" ", $words)), "\n";
 PHP
-apache2 -f /run/apache/httpd.conf -D FOREGROUND &
+apache2 -f /run/apache/httpd.conf
 until_true ab -q -n 1 http://127.0.0.1:8080/index.php
 ab -q -c 24 -t 100000 -n 10000000 http://127.0.0.1:8080/index.php >/dev/null 2>&1 &
-sleep 4
+sleep 5
 moment 1
-sleep 3
-moment 2
 kill -USR1 "$(cat /run/apache/pid)"
-sleep 2
+sleep 6
+moment 2
+memory_short 12M
 moment 3
 go_on

@@ -8,6 +8,15 @@ moment() {
     echo "$1" >&3
 }
 
+# All that is started from here is in one control group, which can be made to give memory back: some of what it has
+# is in swap from then on.  (A kernel that cannot do this leaves it.)
+group=/sys/fs/cgroup/work
+mkdir -p $group
+echo $$ >$group/cgroup.procs
+memory_short() {
+    echo "$1 swappiness=200" >$group/memory.reclaim 2>/dev/null || echo "$1" >$group/memory.reclaim || true
+}
+
 # What ends before it was to end has failed; nobody waits for it any longer.
 trap 'echo -1 >&3' EXIT
 

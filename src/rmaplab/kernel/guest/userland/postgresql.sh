@@ -26,11 +26,12 @@ if [ "$1" = prepare ]; then
 else
     start
     as_postgres pgbench -c 24 -j 1 -T 100000 postgres >/tmp/pgbench.log 2>&1 &
-    sleep 4
+    sleep 8
     moment 1
     sleep 2
     moment 2
     sleep 2
+    memory_short 12M
     moment 3
 fi
 go_on

@@ -3,7 +3,7 @@
 . /rmaplab/common.sh
 
 socket=/run/redis.sock
-redis-server --port 0 --unixsocket $socket --dir /tmp --save '' >/tmp/redis.log &
+redis-server --daemonize yes --port 0 --unixsocket $socket --dir /tmp --save '' --logfile /tmp/redis.log
 until_true redis-cli -s $socket ping
 redis-benchmark -s $socket -q -t set -n 40000 -r 30000 -d 600 -P 32 >/dev/null
 redis-benchmark -s $socket -q -t set,get,lpush,lpop -n 10000000 -r 30000 -d 600 -c 20 >/dev/null &
@@ -12,6 +12,6 @@ moment 1
 redis-cli -s $socket bgsave >/dev/null
 sleep 0.3
 moment 2
-sleep 1
+memory_short 12M
 moment 3
 go_on
