@@ -27,7 +27,7 @@ from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.fixtures import answers, possible_names, without_chance
 from rmaplab.kernel.identity import sizes_of
-from rmaplab.kernel.importer import everyone, examined
+from rmaplab.kernel.importer import Reading, everyone
 from rmaplab.kernel.isomorphism import belongs
 from rmaplab.kernel.lockstep import Lockstep, Random, Witness, minimal, random_histories, replay
 from rmaplab.kernel.snapshot import Reader, Snapshot
@@ -325,7 +325,7 @@ def test_a_state_is_imported_and_walked(witness: Witness) -> None:
     history = Random(witness, SEED + 5)
     assert all(found is None for found in history.steps(300))
     with witness.guest.stopped():
-        state = examined(witness.memory.program, witness.memory)
+        state = Reading(witness.memory.program, witness.memory).examined()
     history.end()
     print(state.table())
     assert state.problems == []

@@ -11,7 +11,6 @@ QEMU emulates the processor (TCG) unless told otherwise: /dev/kvm may be there a
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import os
 import select
@@ -27,6 +26,7 @@ from typing import Any, Final
 
 from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.kernel.initramfs import archive
+from rmaplab.kernel.qmp import Monitor
 
 # Beyond the system calls: guest/init.c, enum.
 TOUCH, FORK, EXEC, SPAWN, POKE, SCRATCH, PEEK, FILL = range(0x1000, 0x1008)
@@ -132,10 +132,7 @@ class Guest:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         self._wire = self._connect(directory / "wire.sock")
-        self._control = self._connect(directory / "control.sock")
-        self._received = b""
-        self._read_qmp()
-        self.monitor("qmp_capabilities")
+        self._control = Monitor(self._connect(directory / "control.sock"))
         self.memory: list[mmap.mmap] = []  # of the two nodes, one after the other from address 0
         for node in (0, 1):
             with (directory / f"memory{node}").open("r+b") as file:
@@ -186,23 +183,7 @@ class Guest:
 
     def monitor(self, command: str, **arguments: Any) -> Any:
         """One QMP command."""
-        self._control.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
-        while True:
-            answer = self._read_qmp()
-            if "return" in answer:
-                return answer["return"]
-            if "error" in answer:
-                raise GuestError(f"QEMU refused {command}: {answer['error'].get('desc')}")
-
-    def _read_qmp(self) -> dict[str, Any]:
-        while b"\n" not in self._received:
-            data = self._control.recv(65536)
-            if not data:
-                raise GuestError("QEMU has ended")
-            self._received += data
-        line, self._received = self._received.split(b"\n", 1)
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return self._control.command(command, **arguments)
 
     @contextlib.contextmanager
     def stopped(self) -> Any:

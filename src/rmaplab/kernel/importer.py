@@ -17,9 +17,13 @@ more) are found through the VMAs in interval trees, and are part of the state, s
 
 from __future__ import annotations
 
+import logging
+import socket
+import traceback
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -35,6 +39,7 @@ from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.kernel.identity import profile_of, release_of
 from rmaplab.kernel.lockstep import Random, Witness
 from rmaplab.kernel.memory import BadAddress, Memory
+from rmaplab.kernel.qmp import Monitor
 from rmaplab.kernel.setup import Kernel
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot, Vma
 from rmaplab.mm.folio import Int64s
@@ -60,6 +65,8 @@ from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
 from rmaplab.sync.locks import RwSemaphore
 
 DESIGNS: Final[tuple[type[ReverseMap], ...]] = (AnonVmaRmap, CowContextRmap, CowContextPrototypeRmap)
+
+_PATIENCE: Final = 10.0  # seconds for a monitor's answer
 
 # Why a walk missed an entry.
 AWAY: Final = "mapped once, by a displaced VMA: the walk ends before it looks at records"
@@ -283,7 +290,7 @@ class _Importer:
             self.left_out[rows.KINDS[what]] += int((kind == what).sum())
         table = mine.page_table
         numbers, first = np.unique(addr >> LEAF_SHIFT, return_index=True)
-        for number, begin, end in zip(numbers.tolist(), first, [*first[1:], len(addr)], strict=True):
+        for number, begin, end in zip(numbers.tolist(), first, np.append(first, len(addr))[1:], strict=True):
             v = np.zeros(LEAF_ENTRIES, dtype=np.int64)
             v[addr[begin:end] >> PAGE_SHIFT & LEAF_ENTRIES - 1] = value[begin:end]
             used = int(np.count_nonzero(v))
@@ -477,23 +484,31 @@ class _Everybody(Reader):
         return super()._read_vma(snapshot, address) if known is None else known
 
 
-def examined(program: Any, memory: Memory) -> State:
-    """Read everything from a kernel that stands still, and walk it if nothing is wrong with it."""
-    tasks, parents = everyone(program)
-    snapshot, in_between = _Everybody(memory).everybody(tasks)
-    columns = rows.read(memory, snapshot)
-    profile, notes = profile_of(program)
-    kinds = np.bincount(columns.entries.kind, minlength=len(rows.KINDS)).tolist()
-    state = State(
-        release_of(program), profile.name, notes, len(snapshot.mms) - in_between, in_between, len(snapshot.vmas),
-        len(snapshot.anon_vmas), {kind: count for kind, count in zip(rows.KINDS, kinds, strict=True) if count},
-        {}, problems(snapshot, columns), Ancestry(), [],
-    )  # fmt: skip
-    if not state.problems:
-        machine, state.ancestry, state.left_out = build(snapshot, columns, parents, profile)
-        state.problems = differences(machine, columns)
-        state.findings = examine(machine)
-    return state
+class Reading:
+    """All that is read from a kernel that stands still."""
+
+    def __init__(self, program: Any, memory: Memory) -> None:
+        tasks, self.parents = everyone(program)
+        self.snapshot, self.in_between = _Everybody(memory).everybody(tasks)
+        self.columns: Final = rows.read(memory, self.snapshot)
+        self.release: Final = release_of(program)
+        self.profile, self.notes = profile_of(program)
+
+    def examined(self) -> State:
+        """What there is, and what walks over it find, if nothing is wrong with it."""
+        snapshot, columns = self.snapshot, self.columns
+        kinds = np.bincount(columns.entries.kind, minlength=len(rows.KINDS)).tolist()
+        state = State(
+            self.release, self.profile.name, self.notes, len(snapshot.mms) - self.in_between, self.in_between,
+            len(snapshot.vmas), len(snapshot.anon_vmas),
+            {kind: count for kind, count in zip(rows.KINDS, kinds, strict=True) if count},
+            {}, problems(snapshot, columns), Ancestry(), [],
+        )  # fmt: skip
+        if not state.problems:
+            machine, state.ancestry, state.left_out = build(snapshot, columns, self.parents, self.profile)
+            state.problems = differences(machine, columns)
+            state.findings = examine(machine)
+        return state
 
 
 def read_guest(kernel: Kernel, seed: int, steps: int) -> State:
@@ -503,36 +518,104 @@ def read_guest(kernel: Kernel, seed: int, steps: int) -> State:
             if found is not None:
                 raise GuestError(f"the model is wrong before there is anything to import: {found.difference}")
         with witness.guest.stopped():
-            return examined(witness.memory.program, witness.memory)
+            return Reading(witness.memory.program, witness.memory).examined()
 
 
 def read_source(source: str, vmlinux: Path | None) -> State:
-    """A kernel that somebody else started, or what is left of one.
+    """A kernel that somebody else started, or what is left of one.  A guest is stopped meanwhile, if it runs.
 
     :raises KernelUnavailable: it cannot be read; the message says why
     """
+    if vmlinux is not None and not vmlinux.is_file():
+        raise KernelUnavailable(f"there is no file {vmlinux}.")
+    path = Path(source)
+    if source != "live" and not path.is_socket() and not path.is_file():
+        raise KernelUnavailable(f"{source} is neither a socket, nor a file, nor 'live', nor 'guest'.")
+    if not path.is_socket():
+        return _read(source, vmlinux)
+    with _stopped(path):
+        return _read(source, vmlinux)
+
+
+def _read(source: str, vmlinux: Path | None) -> State:
     try:
         import drgn
     except ImportError:
         raise KernelUnavailable("drgn is missing: install rmaplab[kernel].") from None
+    logging.getLogger("drgn").setLevel(logging.CRITICAL)  # what matters of it is in the exceptions below
     program = drgn.Program()
-    path = Path(source)
     try:
         if source == "live":
             program.set_kernel()
-        elif path.is_socket():
+        elif Path(source).is_socket():
             program.set_qemu_qmp(source)
-        elif path.is_file():
-            program.set_core_dump(source)
         else:
-            raise KernelUnavailable(f"{source} is neither a socket, nor a file, nor 'live', nor 'guest'.")
+            program.set_core_dump(source)
         program.load_debug_info([str(vmlinux)] if vmlinux is not None else None, default=vmlinux is None)
-    except (OSError, ValueError, drgn.MissingDebugInfoError) as error:
-        raise KernelUnavailable(f"the kernel behind {source} cannot be read: {str(error).splitlines()[0]}.") from None
+        memory = _memory_of(program, source, vmlinux)
+        reading = Reading(program, memory)
+    except KernelUnavailable:
+        raise
+    except drgn.MissingDebugInfoError as error:
+        raise KernelUnavailable(
+            f"there is no debug information for the kernel behind {source} ({_first_line(error)}): give --vmlinux."
+        ) from None
+    except (BadAddress, drgn.FaultError) as error:
+        raise KernelUnavailable(
+            f"{source} is damaged, or cut short, or changed while it was read ({_first_line(error)})."
+        ) from None
+    except Exception as error:  # drgn raises a plain Exception, too; and damaged memory leads anywhere
+        raise KernelUnavailable(f"the kernel behind {source} cannot be read: {_first_line(error)}.") from None
+    return reading.examined()
+
+
+def _memory_of(program: Any, source: str, vmlinux: Path | None) -> Memory:
     try:
-        return examined(program, Memory(program))
-    except BadAddress as error:
-        raise KernelUnavailable(f"{source} changed while it was read ({error}): stop the guest first.") from None
+        return Memory(program)
+    except LookupError:
+        raise KernelUnavailable(
+            f"{vmlinux} is not the vmlinux of the kernel behind {source}: give that very kernel's, with --vmlinux."
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+@contextmanager
+def _stopped(path: Path) -> Iterator[None]:
+    """The guest behind a QMP socket stands still inside the with statement; it goes on if it ran before."""
+    try:
+        with _monitor(path) as monitor:
+            ran = monitor.command("query-status")["running"]
+            if ran:
+                monitor.command("stop")
+        try:
+            yield
+        except BaseException as error:
+            # The socket has one client at a time, and the reader has it for as long as its frames live.
+            failed: BaseException | None = error
+            while failed is not None:
+                traceback.clear_frames(failed.__traceback__)
+                failed = failed.__context__
+            raise
+        finally:
+            if ran:
+                with _monitor(path) as monitor:
+                    monitor.command("cont")
+    except GuestError as error:
+        raise KernelUnavailable(f"the guest behind {path} cannot be read: {error}.") from None
+
+
+@contextmanager
+def _monitor(path: Path) -> Iterator[Monitor]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(_PATIENCE)
+        try:
+            connection.connect(str(path))
+        except OSError as error:
+            raise KernelUnavailable(f"nobody answers at {path}: {error}.") from None
+        yield Monitor(connection)
 
 
 def everyone(program: Any) -> tuple[list[tuple[int, int]], dict[int, int]]:

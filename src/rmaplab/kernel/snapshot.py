@@ -262,9 +262,9 @@ class Reader:
             at = first - self._same_vma
             owner, anon, following, _, _, _ = self._avc.at(self._memory, at)
             vma.chain.append(at)
-            if at in snapshot.avcs:
+            if at in vma.chain[:-1]:
                 break  # a damaged list that runs in a circle: consistency.py will say so
-            snapshot.avcs[at] = Avc(at, owner, anon)
+            snapshot.avcs.setdefault(at, Avc(at, owner, anon))
             if anon not in snapshot.anon_vmas:
                 self.read_anon_vma(snapshot, anon)
             first = following

@@ -17,7 +17,7 @@ import msgspec
 
 from rmaplab.kernel import userland
 from rmaplab.kernel.guest import Guest
-from rmaplab.kernel.importer import Finding, State, examined
+from rmaplab.kernel.importer import Finding, Reading, State
 from rmaplab.kernel.lockstep import attach
 from rmaplab.kernel.memory import BadAddress, Memory
 from rmaplab.kernel.setup import Kernel
@@ -68,7 +68,7 @@ def _taken(program: userland.Program, what: str, guest: Guest, memory: Memory) -
     for tries in range(1, _TRIES + 1):
         started = time.process_time()
         try:
-            state = examined(memory.program, memory)
+            state = Reading(memory.program, memory).examined()
         except BadAddress:
             if tries == _TRIES:
                 raise
