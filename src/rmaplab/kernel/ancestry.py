@@ -43,8 +43,8 @@ from rmaplab.kernel.snapshot import Snapshot
 class Ancestry(msgspec.Struct):
     """How the tree was found, in numbers of address spaces, but for the last.
 
-    living:     their parent lives
-    dead:       their parent died, and its anon_vmas tell that it was
+    living:     the address space that they were forked from lives; untold: and no parent says so, only anon_vmas
+    dead:       it died, and left anon_vmas
     related:    only chains tell that they have an ancestor in common
     alone:      they share nothing with anybody above them
     ghosts:     address spaces that died, of which some trace is left
@@ -52,6 +52,7 @@ class Ancestry(msgspec.Struct):
     """
 
     living: int = 0
+    untold: int = 0
     dead: int = 0
     related: int = 0
     alone: int = 0
@@ -165,7 +166,10 @@ class Tree:
             self.maker[anon_vma] = ghost
         for mm, right_above in orphans.items():
             if self._put_below(mm, [self._maker_or_user(anon_vma) for anon_vma in right_above]):
-                self.found.dead += 1
+                lives = self.above[mm] > 0
+                self.found.living += lives
+                self.found.untold += lives
+                self.found.dead += not lives
         for ghost in ghosts.values():
             mine = [anon_vmas[a] for a, maker in self.maker.items() if maker == ghost]
             self._put_below(ghost, [self._maker_or_user(a.parent) for a in mine if a.parent != a.address])

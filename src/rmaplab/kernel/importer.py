@@ -424,9 +424,9 @@ class State(msgspec.Struct):
             return "\n".join([*lines, "nothing was walked: there is no telling what a walk would meet"])
         lines += [
             f"{self.findings[0].folios} anonymous folios, which {self.findings[0].entries} entries map",
-            f"ancestry: {a.living} have a parent that lives, {a.dead} one that died, {a.related} more are related by"
-            f" what died, {a.alone} share nothing with anybody above them; {a.ghosts} dead ones left a trace;"
-            f" {a.taken_over} anon_vmas were taken over",
+            f"ancestry: {a.living} were forked from an address space that lives ({a.untold} of them only anon_vmas tell),"
+            f" {a.dead} from one that died, {a.related} more are related by what died, {a.alone} share nothing with"
+            f" anybody above them; {a.ghosts} dead ones left a trace; {a.taken_over} anon_vmas were taken over",
             f"{'design':24}{'missed':>8}{'places':>10}{'useful':>9}{'worst':>7}{'bytes held':>12}  objects",
         ]
         for f in self.findings:
