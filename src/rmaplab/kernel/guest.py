@@ -48,6 +48,7 @@ _SYS: Final = {
 _MS_RDONLY: Final = 1
 _MS_REMOUNT: Final = 32
 _CLOSE_RANGE_CLOEXEC: Final = 4
+_PR_SET_MEMORY_MERGE: Final = 67
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
 ROOT: Final = "/root"  # where the disk's file system is
@@ -321,15 +322,23 @@ class Guest:
         self._mount("cgroup2", f"{ROOT}/sys/fs/cgroup")
         self.write_file("/sys/kernel/debug/fault_around_bytes", "65536")
         self.write_file("/proc/sys/vm/page-cluster", "3")
-        self.write_file("/sys/kernel/mm/transparent_hugepage/enabled", "always")
+        self.write_file(f"{THP}/enabled", "always")
+        for name, value in (("pages_to_scan", 200), ("sleep_millisecs", 20), ("max_page_sharing", 256)):
+            self.write_file(f"{KSM}/{name}", str(value), must=False)
+        self.write_file(f"{KSM}/run", "1", must=False)
         descriptor = self.syscall(0, "socket", 2, 2, 0)
         request = b"lo".ljust(16, b"\0") + _IFF_UP.to_bytes(2, "little")
         self.syscall(0, "ioctl", descriptor, _SIOCSIFFLAGS, self.poke(0, request))
         self.syscall(0, "close", descriptor)
 
-    def start(self, program: str, *arguments: str, environment: Sequence[str] = ()) -> None:
-        """Run a program of the disk's in a process of its own.  Its descriptor 3 is the wire: see `hear`."""
+    def start(
+        self, program: str, *arguments: str, environment: Sequence[str] = (), mergeable: bool = False
+    ) -> None:
+        """Run a program of the disk's in a process of its own.  Its descriptor 3 is the wire: see `hear`.
+        `mergeable`: KSM may merge what it and its children have (where the kernel knows PR_SET_MEMORY_MERGE)."""
         slot, _ = self.spawn()
+        if mergeable:
+            self.syscall(slot, "prctl", _PR_SET_MEMORY_MERGE, 1, 0, 0, 0)
         self.syscall(slot, "chroot", self.poke(slot, f"{ROOT}\0".encode()))
         self.syscall(slot, "chdir", self.poke(slot, b"/\0"))
         self.syscall(slot, "close_range", 4, 0xFFFF_FFFF, _CLOSE_RANGE_CLOEXEC)

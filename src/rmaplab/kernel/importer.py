@@ -42,7 +42,7 @@ from rmaplab.kernel.memory import BadAddress, Memory
 from rmaplab.kernel.qmp import Monitor
 from rmaplab.kernel.setup import Kernel
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot, Vma
-from rmaplab.mm.folio import Int64s
+from rmaplab.mm.folio import FOLIO_KSM, Int64s
 from rmaplab.mm.machine import Machine, Process
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
@@ -50,6 +50,7 @@ from rmaplab.mm.pagetable import (
     PTE_ANON,
     PTE_EXCLUSIVE,
     PTE_FILE,
+    PTE_KSM,
     PTE_SHIFT,
     PTE_SWAP,
     PTE_WRITE,
@@ -58,7 +59,7 @@ from rmaplab.mm.pagetable import (
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File
-from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, Family
+from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, Family, KsmPlace
 from rmaplab.rmap.context import ContextRmap
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
@@ -73,6 +74,7 @@ AWAY: Final = "mapped once, by a displaced VMA: the walk ends before it looks at
 BELOW: Final = "mapped once, but not by whom the folio points to: the walk ends before it looks further down"
 NO_RECORD: Final = "the VMA is displaced, and no record says so"
 NOT_BELOW: Final = "the address space is not below the context that the folio points to"
+KSM: Final = "the page belongs to KSM, for which the design has nothing"
 UNKNOWN: Final = "for another reason"
 
 
@@ -233,7 +235,7 @@ class _Importer:
         """What each folio points to: its anon_vma, and the context that it would have pointed to."""
         pages, folios = self.columns.pages, self.machine.folios
         anon_vmas, which = np.unique(pages.anon_vma, return_inverse=True)
-        numbers = np.array([self.numbers[address] for address in anon_vmas.tolist()], dtype=np.int32)
+        numbers = np.array([self.numbers.get(address, 0) for address in anon_vmas.tolist()], dtype=np.int32)
         design = cast(AnonVmaRmap, self.machine.designs[0])
         if len(pages):
             mine = folios.head.v[self.pfns]
@@ -242,7 +244,11 @@ class _Importer:
                 head = int(mine[row])
                 design.anchor.v[head : head + (1 << int(pages.order[row]))] = number[row]
             design.anchor.v[self.pfns] = number
+        for row in np.flatnonzero(pages.ksm).tolist():
+            self._place(int(self.pfns[row]), self.snapshot.ksm_places[int(pages.pfn[row])])
         for row, vma, addr, mappers in self._folios():
+            if pages.ksm[row]:
+                continue  # has no index and no anchor: its places say where it is
             context = self.tree.maker_of(int(pages.anon_vma[row]), mappers)
             pretext = VMA(self.mms[context], 0, 0, 0, 0, 0, None)  # only its address space is looked at
             head = int(folios.head.m[int(self.pfns[row])])
@@ -250,6 +256,27 @@ class _Importer:
             for other in self.machine.designs[1:]:
                 other.folio_mapped(vma, addr, head, nr_pages)
                 other.folio_reused(pretext, head, nr_pages)
+
+    def _place(self, pfn: int, places: list[tuple[int, int]]) -> None:
+        """Let the designs know where KSM has mapped its page; `places` are the kernel's, the newest first."""
+        self.machine.folios.set_flag(pfn, FOLIO_KSM)
+        known: list[tuple[MM, int]] = []
+        for address, addr in reversed(places):
+            mm = self.mms.get(address)
+            vma = None if mm is None else mm.tree.at(addr)
+            if mm is None or vma is None or not vma.prepared:
+                self.left_out["place of KSM that is no more"] += 1
+                continue
+            known.append((mm, addr))
+            family = cast(Family, vma.rmap[self.machine.designs[0].slot])
+            assert family.anon_vma is not None
+            # Its reference is counted already.
+            cast(AnonVmaRmap, self.machine.designs[0]).ksm.setdefault(pfn, []).append(
+                KsmPlace(mm, addr, family.anon_vma)
+            )
+            for design in self.machine.designs[1:]:
+                design.ksm_added(vma, addr, pfn)
+        self.machine.ksm_pages[pfn] = known
 
     def _folios(self) -> Iterator[tuple[int, VMA, int, frozenset[int]]]:
         """For each mapped folio: a row of Pages, a VMA that maps it, the address of its first page there, and
@@ -282,6 +309,7 @@ class _Importer:
         value[kind == rows.FILE] = PTE_FILE
         anon = kind == rows.ANON
         flags = PTE_ANON | entries.writable[low:high] * PTE_WRITE | entries.exclusive[low:high] * PTE_EXCLUSIVE
+        flags[anon] |= self.columns.pages.ksm[entries.page[low:high][anon]] * PTE_KSM
         value[anon] = (self.pfns[entries.page[low:high][anon]] << PTE_SHIFT) | flags[anon]
         for at in np.flatnonzero(kind == rows.SWAP).tolist():
             slot = self._slot(int(entries.number[low + at]))
@@ -371,6 +399,8 @@ def _reason(machine: Machine, design: ReverseMap, folio: MappedFolio, mm: MM, ad
     vma = mm.tree.at(addr)
     if vma is None or not isinstance(design, ContextRmap):
         return UNKNOWN
+    if machine.folios.flags.m[folio.head] & FOLIO_KSM and isinstance(design, CowContextPrototypeRmap):
+        return KSM
     context = design.context_of(mm)
     top = design.context_at(folio.head)
     above = context
@@ -424,8 +454,8 @@ class State(msgspec.Struct):
             return "\n".join([*lines, "nothing was walked: there is no telling what a walk would meet"])
         lines += [
             f"{self.findings[0].folios} anonymous folios, which {self.findings[0].entries} entries map",
-            f"ancestry: {a.living} were forked from an address space that lives ({a.untold} of them only anon_vmas tell),"
-            f" {a.dead} from one that died, {a.related} more are related by what died, {a.alone} share nothing with"
+            f"ancestry: {a.living} were forked from one that lives (of {a.untold} only anon_vmas tell), {a.dead} from"
+            f" one that died, {a.related} more are related by what died, {a.alone} share nothing with"
             f" anybody above them; {a.ghosts} dead ones left a trace; {a.taken_over} anon_vmas were taken over",
             f"{'design':24}{'missed':>8}{'places':>10}{'useful':>9}{'worst':>7}{'bytes held':>12}  objects",
         ]
@@ -479,6 +509,14 @@ class _Everybody(Reader):
             return False  # consistency.py will say so
         return True
 
+    def read_places(self, snapshot: Snapshot, columns: Columns) -> None:
+        """Where KSM remembers to have mapped its pages."""
+        pages = columns.pages
+        for row in np.flatnonzero(pages.ksm).tolist():
+            if self._ksm is not None:
+                places = self._ksm.places(self._memory, int(pages.anon_vma[row]))
+                snapshot.ksm_places[int(pages.pfn[row])] = places
+
     def _read_vma(self, snapshot: Snapshot, address: int) -> Vma:
         known = snapshot.vmas.get(address)
         return super()._read_vma(snapshot, address) if known is None else known
@@ -489,8 +527,10 @@ class Reading:
 
     def __init__(self, program: Any, memory: Memory) -> None:
         tasks, self.parents = everyone(program)
-        self.snapshot, self.in_between = _Everybody(memory).everybody(tasks)
+        reader = _Everybody(memory)
+        self.snapshot, self.in_between = reader.everybody(tasks)
         self.columns: Final = rows.read(memory, self.snapshot)
+        reader.read_places(self.snapshot, self.columns)
         self.release: Final = release_of(program)
         self.profile, self.notes = profile_of(program)
 

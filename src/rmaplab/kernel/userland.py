@@ -54,12 +54,14 @@ class Program(msgspec.Struct, frozen=True):
     packages: Debian packages that bring it and what loads it
     moments:  what it does at moments 1, 2, ... of its script
     prepares: the script has something to do when the image is made
+    mergeable: KSM may merge its memory
     """
 
     name: str
     packages: tuple[str, ...]
     moments: tuple[str, ...]
     prepares: bool = False
+    mergeable: bool = False
 
 
 PROGRAMS: Final = {
@@ -75,7 +77,7 @@ PROGRAMS: Final = {
         ),
         Program(
             "apache", ("apache2-bin", "apache2-utils", "libapache2-mod-php"),
-            ("ab with 24 clients", "after a graceful restart", "with memory short"),
+            ("ab with 24 clients, KSM at work", "after a graceful restart", "with memory short"), mergeable=True,
         ),
         Program(
             "compiler", ("gcc", "libc6-dev", "make"),
@@ -98,7 +100,7 @@ def images() -> Path:
 
 
 def _made_from(program: Program) -> str:
-    digest = hashlib.sha256(repr((program, _BASE, _RECIPE)).encode())
+    digest = hashlib.sha256(repr((program.packages, program.prepares, _BASE, _RECIPE)).encode())
     for name in ("common", program.name):
         digest.update((SCRIPTS / f"{name}.sh").read_bytes())
     return digest.hexdigest()[:12]
@@ -263,7 +265,8 @@ def _running(program: Program, kernel: Kernel, disk: Path, what: str, keep: bool
     )  # fmt: skip
     with guest:
         guest.enter_userland()
-        guest.start("/bin/sh", f"/rmaplab/{program.name}.sh", what, environment=_ENVIRONMENT)
+        script = f"/rmaplab/{program.name}.sh"
+        guest.start("/bin/sh", script, what, environment=_ENVIRONMENT, mergeable=program.mergeable)
         yield guest
 
 
