@@ -57,7 +57,7 @@ def set_(**fields: int) -> Callable[[object], None]:
     return change
 
 
-DAMAGES: dict[str, Callable[[Snapshot], None]] = {
+DAMAGES: dict[str, Callable[[Snapshot], object]] = {
     "root": lambda s: set_(root=CHILD)(s.anon_vmas[CHILD]),
     "parent": lambda s: set_(parent=CHILD)(s.anon_vmas[CHILD]),
     "child count": lambda s: set_(num_children=1)(s.anon_vmas[ROOT]),
@@ -77,7 +77,7 @@ DAMAGES: dict[str, Callable[[Snapshot], None]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_structure_is_found(damage: Callable[[Snapshot], None]) -> None:
+def test_a_damaged_structure_is_found(damage: Callable[[Snapshot], object]) -> None:
     snapshot = family()
     assert problems(snapshot) == []
     damage(snapshot)
