@@ -5,9 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-SOURCES := pyproject.toml setup.py $(shell find src -name '*.py' -o -name '*.typed' -o -name '*.parquet' -o -path '*/page/*' -o -path '*/data/costs/*')
+SOURCES := pyproject.toml setup.py $(shell find src -name '*.py' -o -name '*.typed' -o -name '*.parquet' -o -path '*/page/*' -o -path '*/templates/*' -o -name '*.c' -o -path '*/data/costs/*')
 
-.PHONY: install demo test test-verify test-race test-kernel kernel-long bench docs lint clean
+.PHONY: install demo results test test-verify test-race test-kernel kernel-long bench docs lint clean
 
 install: $(VENV)/installed
 
@@ -35,6 +35,12 @@ kernel-long: $(VENV)/tools
 
 bench: install
 	$(BIN)/python -m bench
+
+# Which design wins where, on every workload and recording: docs/results.md.
+results: install
+	$(BIN)/rmaplab sweep docs/results.toml -o build/results
+	$(BIN)/rmaplab report build/results
+	$(BIN)/rmaplab report build/results --markdown docs/results.md
 
 docs: install
 	$(BIN)/python docs/render.py build/docs

@@ -218,39 +218,58 @@ def _median(values: list[tuple[float, int]]) -> Figure:
     return Figure(median(value for value, _ in values), tuple(sorted({point for _, point in values})))
 
 
-def sentences(found: Findings) -> list[str]:
-    """The findings in words: each design against the reference in each measure, with its best and its worst."""
+class Standing(NamedTuple):
+    """How one design does against the reference in one measure: in how many lines it is better, level and worse, and
+    its figure over the reference's (ratio and line: lowest and highest; None where they cannot be divided)."""
+
+    measure: str
+    design: str
+    better: int
+    level: int
+    worse: int
+    median: float | None
+    lowest: tuple[float, str] | None
+    highest: tuple[float, str] | None
+
+    @property
+    def lines(self) -> int:
+        return self.better + self.level + self.worse
+
+
+def standings(found: Findings) -> list[Standing]:
+    """Every design but the reference, in every measure that both have."""
     told = []
     for table in found.tables:
         for design in table.designs:
-            if design != REFERENCE:
-                sentence = _sentence(table, design)
-                if sentence:
-                    told.append(sentence)
+            outcomes = [(outcome, line) for line in table.lines if (outcome := table.outcome(line, design))]
+            if design == REFERENCE or not outcomes:
+                continue
+            better, level, worse = (
+                sum(outcome == kind for outcome, _ in outcomes) for kind in ("better", "level", "worse")
+            )
+            ratios = sorted((ratio, line.label) for _, line in outcomes if (ratio := line.ratio(design)) is not None)
+            middle = median(ratio for ratio, _ in ratios) if ratios else None
+            ends = (ratios[0], ratios[-1]) if ratios else (None, None)
+            told.append(Standing(table.measure.name, design, better, level, worse, middle, *ends))
     return told
 
 
-def _sentence(table: Table, design: str) -> str:
-    outcomes = [(table.outcome(line, design), line) for line in table.lines]
-    outcomes = [(outcome, line) for outcome, line in outcomes if outcome]
-    if not outcomes:
-        return ""
-    count = {kind: sum(outcome == kind for outcome, _ in outcomes) for kind in ("better", "level", "worse")}
-    ratios = sorted(
-        (ratio, line.label) for _, line in outcomes if (ratio := line.ratio(design)) is not None
-    )
-    if count["level"] == len(outcomes):
-        return f"{table.measure.name}: {design} is level with {REFERENCE} on all {len(outcomes)} histories."
+def sentences(found: Findings) -> list[str]:
+    """What the proposal does to each measure, in words."""
+    return [_sentence(standing) for standing in standings(found) if standing.design == PROPOSAL]
+
+
+def _sentence(of: Standing) -> str:
+    if of.level == of.lines:
+        return f"{of.measure}: {of.design} is level with {REFERENCE} on all {of.lines} histories."
     text = (
-        f"{table.measure.name}: {design} is better than {REFERENCE} on {count['better']} of"
-        f" {len(outcomes)} histories,"
-        f" level on {count['level']}, worse on {count['worse']}"
+        f"{of.measure}: {of.design} is better than {REFERENCE} on {of.better} of {of.lines} histories,"
+        f" level on {of.level}, worse on {of.worse}"
     )
-    if ratios:
-        (low, where_low), (high, where_high) = ratios[0], ratios[-1]
-        text += f"; its figure is {median(r for r, _ in ratios):.2f} times {REFERENCE}'s at the median"
-        if len(ratios) > 1:
-            text += f", from {low:.2f} ({where_low}) to {high:.2f} ({where_high})"
+    if of.lowest is not None and of.highest is not None:
+        text += f"; its figure is {of.median:.2f} times {REFERENCE}'s at the median"
+        if of.lowest != of.highest:
+            text += f", from {of.lowest[0]:.2f} ({of.lowest[1]}) to {of.highest[0]:.2f} ({of.highest[1]})"
     return text + "."
 
 

@@ -16,7 +16,17 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from rmaplab.sweep.findings import PROPOSAL, REFERENCE, TIE, Findings, Line, Table, losses, sentences
+from rmaplab.sweep.findings import (
+    PROPOSAL,
+    REFERENCE,
+    TIE,
+    Findings,
+    Line,
+    Table,
+    losses,
+    sentences,
+    standings,
+)
 
 _WIDTH: Final = 9.0  # inches of a plot
 _PANELS: Final = 3  # side by side
@@ -68,6 +78,7 @@ def _content(found: Findings, plots: bool) -> dict[str, Any]:
     return {
         "found": found,
         "sentences": sentences(found),
+        "standings": standings(found),
         "losses": losses(found),
         "tables": [(table, plot(table) if plots else "") for table in found.tables],
         "proposal": PROPOSAL,
