@@ -31,7 +31,7 @@ test-kernel: $(VENV)/tools
 
 kernel-long: $(VENV)/tools
 	$(BIN)/rmaplab kernel setup
-	$(BIN)/rmaplab kernel compare --steps 100000 --seed 1000000
+	$(BIN)/rmaplab kernel compare --steps 100000 --seed 1000000 --jobs 4
 
 bench: install
 	$(BIN)/python -m bench

@@ -527,6 +527,15 @@ def populated(s: _Script) -> None:
 
 
 @_aimed
+def populated_around_a_hole(s: _Script) -> None:
+    s.map(0, 2)
+    s.map(4, 2)
+    s.advise(0, 6, abi.MADV_POPULATE_WRITE)
+    s.map(10, 2)
+    s.advise(8, 4, abi.MADV_POPULATE_READ)
+
+
+@_aimed
 def read_ahead_from_swap(s: _Script) -> None:
     s.map(0, 3)
     s.write(0, 3)

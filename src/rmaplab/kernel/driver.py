@@ -258,7 +258,10 @@ class Driver:
                 (mm, addr) for mm, addr in reversed(places)
                 if (mm, addr) not in known or _page_at(before, mm, addr) != pfn
             ]  # fmt: skip
-            if page is None or not page.ksm:  # of the first two, the second had the page
+            cached = None if page is not None else _swapped_at(before, after.pages[pfn].swap)
+            if cached is not None:  # nothing mapped it, but the swap cache kept it
+                own = cached
+            elif page is None or not page.ksm:  # of the first two, the second had the page
                 new[:2] = new[1::-1]
                 own, new = new[0], new[1:]
             else:
@@ -356,6 +359,15 @@ class Driver:
         result = self.guest.syscall(slot, "ioctl", descriptor, request, self.guest.scratch)
         if result:
             raise GuestError(f"userfaultfd ioctl {request:#x} failed with {result}")
+
+
+def _swapped_at(snapshot: Snapshot, slot: int) -> tuple[int, int] | None:
+    """An address space and address that refer to a place in swap (0: none)."""
+    for mm, its in snapshot.mms.items():
+        for addr, entry in its.entries.items():
+            if slot and entry.kind == "swap" and entry.number == slot:
+                return mm, addr
+    return None
 
 
 def _page_at(snapshot: Snapshot, mm: int, addr: int) -> int:

@@ -323,7 +323,7 @@ def madvise(system: System, mm: MM, start: int, length: int, advice: int) -> int
         return -EINVAL
     if end == start:
         return 0
-    if populating:
+    if populating and not system.profile.populates_past_holes:
         return _populate_advised(system, mm, start, end, advice == MADV_POPULATE_WRITE)
     if flag_advice:
         mm.mmap_lock.down_write()
@@ -420,6 +420,10 @@ def _advise_range(system: System, vma: VMA, start: int, end: int, advice: int) -
         if vma.flags & (VM_LOCKED | VM_PFNMAP | VM_HUGETLB):
             return -EINVAL
         memory.split_cut(system, mm, start, end)
+    elif advice == MADV_POPULATE_READ or advice == MADV_POPULATE_WRITE:
+        error = _populate_advised(system, mm, start, end, advice == MADV_POPULATE_WRITE)
+        if error:
+            return error
     elif advice == MADV_GUARD_INSTALL:
         # The guard markers themselves are not modelled: what they cover is empty, and touching it works.
         if vma.flags & (VM_LOCKED | VM_SPECIAL):

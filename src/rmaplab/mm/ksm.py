@@ -28,7 +28,9 @@ from rmaplab.mm.pagetable import (
     PTE_KSM,
     PTE_SHIFT,
     PTE_SOFT_CLEAN,
+    PTE_SWAP,
     PTE_WRITE,
+    PTE_YOUNG,
 )
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_ACCESS_FLAGS, VM_MERGEABLE, VMA
@@ -44,6 +46,9 @@ def merge_pages(system: System, mm: MM, addr: int, other_mm: MM, other_addr: int
     vma = mm.tree.at(addr)
     other_vma = other_mm.tree.at(other_addr)
     entry = mm.page_table.get(addr)
+    if entry & PTE_SWAP and system.swap[entry >> PTE_SHIFT].cached_pfn in system.ksm_pages:
+        # A page of KSM that nothing maps, and the swap cache keeps: its stable node is found, too.
+        entry = system.swap[entry >> PTE_SHIFT].cached_pfn << PTE_SHIFT | PTE_ANON | PTE_KSM | PTE_YOUNG
     system.as_found = system.as_found or how & AS_FOUND != 0
     if vma is None or other_vma is None or not other_vma.flags & VM_MERGEABLE:
         return -EINVAL

@@ -85,6 +85,8 @@ class Profile:
 
     What a system call knows:
 
+    populates_past_holes: MADV_POPULATE_READ and _WRITE go VMA by VMA, and report a hole in the end; else they stop
+        there.  (mm/madvise.c madvise_vma_behavior() in 6.1; madvise_do_behavior() and madvise_populate() in 6.12)
     droppable:     MAP_DROPPABLE  (mm/mmap.c do_mmap(), not in 6.1)
     guard_regions: MADV_GUARD_INSTALL and MADV_GUARD_REMOVE.  Installing prepares an anonymous VMA, so that
         fork copies its entries.  (mm/madvise.c, since 6.13)
@@ -111,6 +113,7 @@ class Profile:
         migrated_partly: bool = True,
         ksm_unshares: bool = True,
         unmerges_none: bool = True,
+        populates_past_holes: bool = False,
         droppable: bool = True,
         guard_regions: bool = False,
     ) -> None:
@@ -132,6 +135,7 @@ class Profile:
         self.migrated_partly: Final = migrated_partly
         self.ksm_unshares: Final = ksm_unshares
         self.unmerges_none: Final = unmerges_none
+        self.populates_past_holes: Final = populates_past_holes
         self.droppable: Final = droppable
         self.guard_regions: Final = guard_regions
 
@@ -156,6 +160,7 @@ class Profile:
             migrated_partly=self.migrated_partly,
             ksm_unshares=self.ksm_unshares,
             unmerges_none=self.unmerges_none,
+            populates_past_holes=self.populates_past_holes,
             droppable=self.droppable,
             guard_regions=self.guard_regions,
         )
@@ -239,6 +244,7 @@ PROFILES: Final[dict[str, Profile]] = {
         migrated_partly=False,
         ksm_unshares=False,
         unmerges_none=False,
+        populates_past_holes=True,
         droppable=False,
     ),
     "6.18": Profile(
