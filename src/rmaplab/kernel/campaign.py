@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from pathlib import Path
+from multiprocessing.util import Finalize
 from typing import Any, Final
 
 import msgspec
@@ -21,7 +21,7 @@ from rmaplab.kernel.setup import Kernel
 
 HISTORY: Final = 500  # steps
 
-_witness: Witness | None = None  # of this process
+_witness: Witness | None = None  # of this process, booted when there is something to do
 
 
 class Done(msgspec.Struct):
@@ -33,13 +33,11 @@ class Done(msgspec.Struct):
     reached: dict[str, int]
 
 
-def _boot(image: Path, vmlinux: Path, modules: Path | None, command_line: str, accelerator: str) -> None:
+def _play(kernel: Kernel, command_line: str, accelerator: str, seed: int, steps: int) -> Done:
     global _witness
-    _witness = Witness(Kernel(image, vmlinux, modules), command_line, accelerator)
-
-
-def _play(seed: int, steps: int) -> Done:
-    assert _witness is not None
+    if _witness is None:
+        _witness = Witness(kernel, command_line, accelerator)
+        Finalize(None, _witness.guest.close, exitpriority=10)  # QEMU ends with this process
     coverage = Coverage()
     found, done = random_histories(_witness, seed, steps, lambda _: None, coverage, steps)
     return Done(seed, done, None if found is None else msgspec.to_builtins(found), dict(coverage.reached))
@@ -52,17 +50,14 @@ def campaign(
     """Histories of HISTORY steps with seeds from `seed` on, in `jobs` guests, until there were `steps` or one
     disagrees.  Returns the disagreement and the number of steps."""
     # Not forked: what drgn and QEMU's sockets hold must not be shared.
-    pool = ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("spawn"), _boot,
-        (kernel.image, kernel.vmlinux, kernel.modules, command_line, accelerator),
-    )  # fmt: skip
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
     with pool:
         waiting: set[Future[Done]] = set()
         asked = done = 0
         while asked < steps or waiting:
             while asked < steps and len(waiting) < jobs:
                 share = min(HISTORY, steps - asked)
-                waiting.add(pool.submit(_play, seed, share))
+                waiting.add(pool.submit(_play, kernel, command_line, accelerator, seed, share))
                 seed += 1
                 asked += share
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)

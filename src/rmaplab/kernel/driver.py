@@ -290,7 +290,7 @@ class Driver:
         """Three whole scans: one notes what a page contains, one merges what did not change, and the first may have
         begun in the middle."""
         enough = self._scans() + 4
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while self._scans() < enough:
             if time.monotonic() > deadline:
                 raise GuestError("ksmd does not get on with its scans")

@@ -139,7 +139,7 @@ class Guest:
             with (directory / f"memory{node}").open("r+b") as file:
                 self.memory.append(mmap.mmap(file.fileno(), self.memory_size // 2))
         self.free_slots = list(range(SLOTS - 1, 0, -1))
-        if self._reply(60.0) != 0:
+        if self._reply(600.0) != 0:
             raise GuestError(f"the guest's init did not start; its console says:\n{self.console()}")
         self.scratch = self.call(0, SCRATCH)
         self._prepare(modules)
@@ -203,7 +203,7 @@ class Guest:
 
     # Calls
 
-    def call(self, slot: int, number: int, *arguments: int, timeout: float = 30.0) -> int:
+    def call(self, slot: int, number: int, *arguments: int, timeout: float = 300.0) -> int:
         """Let the process in `slot` make a system call (or one of init.c's own operations)."""
         self._send(slot, number, *arguments)
         return self._reply(timeout)
@@ -238,7 +238,7 @@ class Guest:
         """A new process, right after execve().  Returns its slot and pid."""
         slot = self.free_slots.pop()
         first = self.call(0, SPAWN, slot)
-        return slot, first + self._reply(30.0)  # one of the two is 0
+        return slot, first + self._reply(300.0)  # one of the two is 0
 
     def exec(self, slot: int) -> None:
         """execve() in the process in `slot`."""
