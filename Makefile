@@ -19,7 +19,7 @@ test: lint
 
 # 200,000 random steps over all designs; docs/verification.md has the longer campaigns.
 test-verify: install
-	$(BIN)/rmaplab verify --steps 210000 --every 10
+	$(BIN)/rmaplab verify --steps 210000 --every 1
 
 # Every interleaving of every scenario within its bound (docs/races.md), with both designs that keep their promises.
 test-race: install

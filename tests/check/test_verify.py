@@ -12,13 +12,16 @@ import pytest
 from rmaplab import cli
 from rmaplab.check import batching
 from rmaplab.check.histories import Author, header
+from rmaplab.check.lockstep import Checker
 from rmaplab.check.verify import Plan, Setup, Verified, run_history, verify
 from rmaplab.mm.machine import Machine
+from rmaplab.mm.pagetable import PTE_ANON, PTE_KSM, PTE_SWAP
 from rmaplab.mm.profile import PROFILES
 from rmaplab.rmap import DESIGNS
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import read_history
+from rmaplab.trace.play import Player
 
 ALL = ("anon_vma", "cow_context", "page_scan")
 BROKEN = """
@@ -71,6 +74,32 @@ def test_who_watches() -> None:
     for name, design in DESIGNS.items():
         share = sum(design in designs for designs in shared) / len(shared)
         assert share == 1 if name in ("anon_vma", "cow_context") else 0.15 < share < 0.25
+
+
+def test_a_page_of_ksm_from_swap_is_not_mapped_where_no_walk_finds_it() -> None:
+    """Found by the campaign (docs/verification.md): its swap entry was moved, and a locked VMA kept the page mapped."""
+    stack, away = 0x10_0000_0000, 0x10_0100_0000
+    history = [
+        Event("exec", 4, stack, 3 << 12, offset=stack + (600 << 12)),
+        Event("madvise", 4, stack, 3 << 12, flags=12),
+        Event("fork", 4, pid2=5),
+        Event("fault", 4, stack + 4096, 2 << 12, flags=FAULT_WRITE),
+        Event("mlockall", 5, flags=5),
+        Event("ksm", 4, stack + 4096, pid2=5, addr2=stack + 8192),
+        Event("ksm", 5, stack + 8192, pid2=4, addr2=stack + 8192),
+        Event("swap_out", 5, stack + 8192, 4096),
+        Event("mremap", 4, stack + 8192, 4096, length2=4096, flags=3, addr2=away),
+        Event("fault", 4, away, 4096),
+    ]
+    machine = Machine(PROFILES["6.12"], [DESIGNS["anon_vma"], DESIGNS["cow_context"]])
+    player = Player(machine, header(), batch=False)
+    swapped = False
+    for event in history:
+        player.do(event)
+        swapped |= machine.mm_of(4).page_table.get(away) & PTE_SWAP != 0
+    assert swapped and machine.ksm_pages
+    assert machine.mm_of(4).page_table.get(away) & (PTE_ANON | PTE_KSM) == PTE_ANON
+    assert not any(difference.is_error for difference in Checker(machine).check(len(history)))
 
 
 def test_two_processes_find_what_one_finds() -> None:

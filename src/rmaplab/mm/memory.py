@@ -534,9 +534,18 @@ def read_ahead(system: System, mm: MM, start: int, end: int) -> None:
 
 def _must_copy(system: System, vma: VMA, pfn: int, pgoff: int) -> bool:
     """Is the page that caches what KSM's page held somebody's who is not related to `vma`, or at another page
-    offset (ksm_might_need_to_copy())?"""
+    offset (ksm_might_need_to_copy())?
+
+    KSM's page itself, while it is in the swap cache, Linux maps wherever its entry is by then.  mremap() may have moved
+    that, and then no walk finds the place until ksmd comes by.  As with pages that fork shared (ksm.py), histories do
+    not do that: a place that no walk would find gets a copy."""
     flags: int = system.folios.flags.m[pfn]
-    if flags & FOLIO_KSM or not flags & FOLIO_ANON:
+    if flags & FOLIO_KSM:
+        if system.as_found:
+            return False
+        there = vma.start + ((pgoff - vma.pgoff) << PAGE_SHIFT)
+        return not any(known.mm is vma.mm and addr == there for known, addr in system.leader.walk(pfn))
+    if not flags & FOLIO_ANON:
         return False
     return system.folios.index.m[pfn] != pgoff or not system.leader.related(vma, pfn)
 
