@@ -20,7 +20,8 @@ from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.mm.vma_tree import VMATree
 from rmaplab.rmap.context import CowContext
-from rmaplab.sync.interleave import ACQUIRE, TRY, Failure, Step, estimate, explore, replay, wander
+from rmaplab.sync.execution import ACQUIRE, POINT, QUEUE, TRY
+from rmaplab.sync.interleave import Failure, Step, estimate, explore, replay, wander
 from rmaplab.sync.locks import RwSemaphore, SequenceCount, SpinLock
 
 _PROBES = 40  # random interleavings that the number of all of them is estimated from
@@ -219,9 +220,11 @@ class Labels:
         """What the step does, and to what."""
         name = self.name(step.subject)
         words = step.words()
-        if isinstance(step.subject, RwSemaphore | SpinLock) and step.kind in (ACQUIRE, TRY):
-            mode = "" if isinstance(step.subject, SpinLock) else " for writing" if step.write else " for reading"
-            return f"{words.split(' ')[0]} {name}{mode}"
+        if isinstance(step.subject, RwSemaphore | SpinLock) and step.kind != POINT:
+            verb = words.removesuffix(step.what)
+            if isinstance(step.subject, SpinLock) or step.kind not in (ACQUIRE, QUEUE, TRY):
+                return f"{verb}{name}"
+            return f"{verb}{name} for {'writing' if step.write or step.kind == QUEUE else 'reading'}"
         if name.startswith(words):
             return f"{'changes' if step.write else 'reads'} {name}"
         return f"{words}: {name}" if name and name not in words else words

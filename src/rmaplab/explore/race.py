@@ -203,6 +203,18 @@ class Watched(Witness):
         else:
             super().point(what, subject, write)
 
+    def point_in(self, whole: object, what: str, subject: object, write: bool = False) -> None:
+        if self._runs():
+            self.execution.point_in(whole, what, subject, write)
+        else:
+            super().point_in(whole, what, subject, write)
+
+    def increment(self, what: str, subject: object) -> None:
+        self.execution.increment(what, subject)
+
+    def touch(self, what: str, subject: object) -> None:
+        self.execution.touch(what, subject)
+
     def wait(self, what: str, subject: object, ready: Callable[[], bool]) -> None:
         """The camera waits for nobody: what it sees is what is there now."""
         self.execution.wait(what, subject, ready)

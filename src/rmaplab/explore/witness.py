@@ -56,3 +56,6 @@ class Witness(Scheduler):
     def point(self, what: str, subject: object, write: bool = False) -> None:
         if self.listening:
             self.points.append(subject)
+
+    def point_in(self, whole: object, what: str, subject: object, write: bool = False) -> None:
+        self.point(what, whole, write)
