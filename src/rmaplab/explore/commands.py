@@ -18,7 +18,7 @@ import typer
 
 import rmaplab
 from rmaplab.check.race import RaceError, run
-from rmaplab.check.scenarios import names
+from rmaplab.check.scenarios import exists
 from rmaplab.explore.parts import STEPS, Answer, AnyPart, Film, Shot, Step, states
 from rmaplab.explore.tours import RACES, TOURS
 from rmaplab.mm.errors import HistoryError
@@ -217,7 +217,7 @@ class _Asked(NamedTuple):
 def _film(finders: Finders, asked: _Asked) -> Film:
     what = asked.what
     name = what[0] if len(what) == 1 and not os.path.exists(what[0]) else ""
-    if name in RACES or name in names() or " / " in name or asked.path:
+    if name in RACES or exists(name) or " / " in name or asked.path:
         return _film_of_race(finders, name, asked)
     from rmaplab.explore.film import shoot
 
@@ -241,7 +241,7 @@ def _film_of_race(finders: Finders, name: str, asked: _Asked) -> Film:
     from rmaplab.explore.race import shoot_race, shoot_tour
 
     tour = RACES.get(name)
-    if tour is None and name not in names():
+    if tour is None and not exists(name):
         raise RaceError(f"there is no scenario called {name!r}; rmaplab race --list prints them all")
     if asked.profile not in ("", REFERENCE):
         raise RaceError(f"races run by the rules of {REFERENCE} alone")
