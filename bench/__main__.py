@@ -222,6 +222,29 @@ def race_rows() -> list[Row]:
     return rows
 
 
+def scale_rows() -> list[Row]:
+    """Virtual time: what a lock costs, what CPUs cost, and a long run."""
+    few, many, slow = in_turn(
+        model("locks", 16, 2), model("locks", 1024, 2), model("locks", 16, 1, interpreted=True), pairs=3
+    )
+    how = "on 16 simulated CPUs, one core: each takes a lock of its own, and every tenth time one that all share"
+    rows = [
+        at_least("virtual time: lock operations", 1 / median(few), "1/s", 300_000, how),
+        beside(f"virtual time: lock operations{INTERPRETED}", 1 / median(slow), "1/s", how),
+        at_most("virtual time: 1024 CPUs over 16, a lock operation", ratio(many, few), "times", 2, how),
+    ]
+    few, many = in_turn(model("storm", 16, 1), model("storm", 1024, 1), pairs=3)
+    how = (
+        "a storm of 2048 forks and exits of 20 VMAs, anon_vma, spread over 16 and over 1024 processes and CPUs: "
+        f"{median(few) * 1e6:.3g} and {median(many) * 1e6:.3g} us an operation"
+    )
+    rows.append(at_most("virtual time: 1024 CPUs over 16, an operation", ratio(many, few), "times", 2, how))
+    seconds = model("zygote", 1_000_000, 1)()
+    how = "zygote of 400 VMAs on 256 simulated CPUs, anon_vma, processor time of the run"
+    rows.append(at_most("virtual time: a million operations", seconds, "s", 60, how))
+    return rows
+
+
 def recorder() -> Any:
     """scripts/record_examples.py, which knows how to run the programs whose recordings are packaged."""
     spec = importlib.util.spec_from_file_location("record_examples", ROOT / "scripts" / "record_examples.py")
@@ -362,6 +385,7 @@ def main() -> int:
         ("ten times the VMAs", vma_rows),
         ("random histories", verify_rows),
         ("interleavings", race_rows),
+        ("virtual time", scale_rows),
         ("the explorer's page", explore_rows),
         ("lockstep with real kernels", kernel_rows),
     ]

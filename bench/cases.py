@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from time import perf_counter, process_time
 
@@ -19,6 +20,10 @@ import rmaplab
 from rmaplab.check.commands import collect_often
 from rmaplab.check.scenarios import scenario
 from rmaplab.check.verify import Plan, run_history
+from rmaplab.measure.cost import load_costs
+from rmaplab.measure.scale import Plan as ScalePlan
+from rmaplab.measure.scale import Run
+from rmaplab.measure.scale_command import history_for
 from rmaplab.mm.abi import (
     MAP_ANONYMOUS,
     MAP_FIXED_NOREPLACE,
@@ -35,6 +40,9 @@ from rmaplab.mm.vma import MM, PAGE_SIZE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.sync.interleave import explore
+from rmaplab.sync.locks import RwSemaphore, SpinLock
+from rmaplab.sync.virtual import VirtualTime
+from rmaplab.sync.work import Ledger, LockClass, Tally
 from rmaplab.trace.history import read_history
 from rmaplab.trace.play import Player
 from rmaplab.workloads.prefork import Prefork
@@ -230,10 +238,86 @@ def race_reduction(number: int, rounds: int) -> list[float]:
     return [plain.executions / (reduced.executions + reduced.pruned)] * rounds
 
 
+def locks(cpus: int, rounds: int) -> list[float]:
+    """Processor seconds that taking and giving back a lock takes in virtual time: each task has a lock of its own and
+    takes one that all share every tenth time."""
+    costs = {"handover": 100.0, "context switch": 1000.0, "wake up": 2000.0, "steps": 1.0}
+    result = []
+    for _ in range(rounds):
+        time = VirtualTime(cpus, lambda key: costs.get(key, 0.0))
+        ledger = Ledger("bench")
+        steps = ledger.tally("steps")
+        time.watch(ledger)
+        shared = RwSemaphore(LockClass("shared"), time)
+
+        def task(seed: int, time: VirtualTime = time, steps: Tally = steps, shared: RwSemaphore = shared) -> None:
+            own = SpinLock(LockClass("own"), time)
+            random = Random(seed)
+            for turn in range(400_000 // cpus):
+                own.lock()
+                steps.count += random.randrange(1000)
+                own.unlock()
+                if turn % 10 == 0:
+                    shared.down_write()
+                    steps.count += random.randrange(10)
+                    shared.up_write()
+
+        for seed in range(cpus):
+            time.spawn(str(seed), partial(task, seed))
+        start = process_time()
+        time.run()
+        result.append((process_time() - start) / time.lock_operations)
+    return result
+
+
+def scaled(what: str, cpus: int) -> tuple[float, int]:
+    """Processor seconds of a run of `rmaplab scale`, set-up left out, and how many operations it had."""
+    header, parallel, _ = history_for(what.split(), cpus, 1)
+    run = Run(header, parallel, ScalePlan(PROFILES["6.12"], load_costs()), AnonVmaRmap, cpus)
+    run.set_up()
+    start = process_time()
+    point = run.go()
+    return process_time() - start, point.operations
+
+
+def storm(cpus: int, rounds: int) -> list[float]:
+    """Processor seconds an operation of a storm, of which there are equally many on any number of CPUs."""
+    result = []
+    for _ in range(rounds):
+        seconds, operations = scaled(f"storm vmas=20 rounds={2048 // cpus}", cpus)
+        result.append(seconds / operations)
+    return result
+
+
+def zygote(size: int, rounds: int) -> list[float]:
+    """Processor seconds of a zygote's run on 256 CPUs that has at least `size` operations."""
+    result = []
+    for _ in range(rounds):
+        apps = size // 290  # operations that one of them has
+        seconds, operations = scaled(f"zygote apps=256 restarts={apps - 256}", 256)
+        if operations < size:
+            raise AssertionError(f"{operations} operations are fewer than {size}")
+        result.append(seconds)
+    return result
+
+
 SIZED = (
-    fork_vmas, fork_vmas_lockstep, fork_pages, page_bytes, mmap, mprotect, mremap, fault, events, verify, race,
+    fork_vmas,
+    fork_vmas_lockstep,
+    fork_pages,
+    page_bytes,
+    mmap,
+    mprotect,
+    mremap,
+    fault,
+    events,
+    verify,
+    race,
     race_reduction,
-)  # fmt: skip
+    locks,
+    storm,
+    zygote,
+)
 
 
 def main() -> None:

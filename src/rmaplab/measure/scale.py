@@ -167,6 +167,7 @@ class Run:
         self._cpus: Final = cpus
         self._done: Final[set[int]] = set()
         self._waiting: Final[dict[int, list[Task]]] = {}
+        self._is_set_up = False
         self._tasks = 0
         self._operations = 0
         self._differences = 0
@@ -188,11 +189,20 @@ class Run:
             done |= {key for key, count in counts_of(ledger).items() if count}
         return self._gaps & done
 
+    def set_up(self) -> None:
+        """What comes before time begins; `go` does it if nobody has.
+
+        :raises HistoryError: an event is impossible
+        """
+        if not self._is_set_up:
+            self._is_set_up = True
+            self.player.play(self._parallel.set_up)
+
     def go(self, progress: Progress | None = None) -> Point:
         """:raises HistoryError: an event is impossible"""
         machine = self.machine
         self._progress = progress
-        self.player.play(self._parallel.set_up)
+        self.set_up()
         for ledger in (machine.ledger, machine.leader.ledger):
             self.time.watch(ledger)
         self.began = self.time.work()
