@@ -164,13 +164,14 @@ def test_a_handed_over_lock_costs_its_cache_line_each_time() -> None:
 
 
 def test_what_a_lock_protects_moves_with_it() -> None:
-    """Three nodes visited under the lock are three lines more, if another CPU had it before; and none if not."""
-    for cpus, lines in ((1, 0), (2, 4)):
+    """Three nodes visited under the lock are three lines more, if another CPU had it before, and it is the lock that
+    covers them; and none if not."""
+    for cpus, covers, lines in ((1, True, 0), (2, True, 4), (2, False, 1)):
         time = on(cpus, {"handover": 100.0})
         ledger = Ledger("test")
         nodes = ledger.tally("interval tree nodes visited")
         time.watch(ledger)
-        lock = SpinLock(LockClass("lock"), time)
+        lock = SpinLock((ledger if covers else Ledger("other")).lock_class("lock"), time)
 
         def visit(nodes: Tally = nodes, lock: SpinLock = lock, time: VirtualTime = time) -> None:
             lock.lock()

@@ -13,6 +13,7 @@ All times are nanoseconds.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -208,7 +209,11 @@ class Run:
         self.began = self.time.work()
         for strand in self._parallel.strands:
             self._begin(strand)
-        self.time.run()
+        gc.freeze()  # a history has millions of objects, none of them garbage
+        try:
+            self.time.run()
+        finally:
+            gc.unfreeze()
         machine.reap()
         return self._point()
 
@@ -400,7 +405,7 @@ def fit(cpus: Sequence[int], throughputs: Sequence[float]) -> Law | None:
             continue
         values = [0.0, 0.0, 0.0]
         for column, value in zip(used, found, strict=True):
-            values[column] = float(value)
+            values[column] = float(value) if value > 1e-9 * found[0] else 0.0  # less is rounding
         error = float(((columns @ values - 1) ** 2).sum())
         if best is None or error < best[0] - 1e-15:
             best = (error, values)

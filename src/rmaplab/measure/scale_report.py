@@ -76,9 +76,10 @@ def print_scaling(scaling: Scaling, console: Console) -> None:
     inputs = scaling.inputs
     console.print(f"History   {inputs.history.name}", soft_wrap=True)
     console.print(f"Profile   {inputs.profile}; costs {inputs.costs}; timing {inputs.timing}")
-    table = Table(box=SIMPLE)
-    for heading in ("CPUs", "design", "operations/s", "speed-up", "working", "spinning", "idle", "waited most for"):
-        table.add_column(heading, justify="left" if heading in ("design", "waited most for") else "right")
+    table = Table(box=SIMPLE, pad_edge=False)
+    for heading in ("CPUs", "design", "ops/s", "speed-up", "work", "spin", "idle", "waited most for"):
+        left = heading in ("design", "waited most for")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "waited most for")
     first: dict[str, Point] = {}
     for point in scaling.figures.points:
         first.setdefault(point.design, point)
@@ -95,7 +96,7 @@ def print_scaling(scaling: Scaling, console: Console) -> None:
             f"{used.working:.1%}",
             f"{used.spinning:.1%}",
             f"{used.idle:.1%}",
-            "nothing" if most is None else f"{most.name}, {_share(most, point):.1%} of all time",
+            "" if most is None else f"{most.name} {_share(most, point):.1%}",
         )
     console.print(table)
     for fit in scaling.figures.laws:

@@ -173,7 +173,7 @@ def _lock_run(system: System, page_table: PageTable, addr: int, first: int, seen
     """The leaf for `addr`, locked once for each of the entries `seen` from number `first` on; None, and not locked, if
     they changed before it was."""
     leaf = lock_new_leaf(page_table, addr)
-    if system.scheduler is not None and not np.array_equal(leaf.v[first : first + len(seen)], seen):
+    if system.scheduler is not None and leaf.v[first : first + len(seen)].tobytes() != seen.tobytes():
         leaf.lock.unlock()
         return None
     leaf.lock.lock_class.writes += len(seen) - 1
@@ -692,7 +692,7 @@ def _zap_leaf(system: System, mm: MM, base: int, leaf: Leaf, first: int, last: i
 
 def _release_entries(system: System, removed: list[Int64s]) -> None:
     """What entries that are gone mapped, or kept in swap, has one user less each."""
-    entries = np.concatenate(removed)
+    entries = removed[0] if len(removed) == 1 else np.concatenate(removed)
     system.entries_zapped.count += len(entries)
     anon = entries[(entries & PTE_ANON) != 0]
     if len(anon):
@@ -756,7 +756,7 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
 
 def _share_entries(system: System, copied: list[Int64s]) -> None:
     """What entries that were copied map, or keep in swap, has one user more each."""
-    entries = np.concatenate(copied)
+    entries = copied[0] if len(copied) == 1 else np.concatenate(copied)
     entries = entries[entries != 0]
     system.entries_copied.count += len(entries)
     anon = entries[(entries & PTE_ANON) != 0] >> PTE_SHIFT

@@ -20,8 +20,8 @@ After Linux 6.12
   others are ready.  It goes to an idle CPU, its last one if possible, else waits its turn.
 
 A cache line that several CPUs change (a lock, a reference count) is in one place at a time: who changes it after
-another CPU did waits for it, and for all who came before.  What a lock protects moves with it: the nodes of a tree
-that are visited under a lock which came from another CPU take a hand-over each.
+another CPU did waits for it, and for all who came before.  What a lock protects moves with it: the nodes of a design's
+trees that are visited under a lock of that design which came from another CPU take a hand-over each.
 
 Invariants
 - Operations on locks take place in the order of virtual time, at equal times in the order in which they were
@@ -160,9 +160,10 @@ class ClassFigures:
     moved:     times that the cache line came from another CPU, and how long that took in all
     """
 
-    def __init__(self, name: str, kind: int) -> None:
+    def __init__(self, name: str, kind: int, covers_nodes: bool) -> None:
         self.name: Final = name
         self.kind: Final = kind
+        self.covers_nodes: Final = covers_nodes
         self.acquired = 0
         self.refused = 0
         self.moved = 0
@@ -696,7 +697,11 @@ class VirtualTime(Scheduler):
             if number < 0:
                 number = len(self.classes)
                 self.class_numbers[lock_class.name] = number
-                self.classes.append(ClassFigures(lock_class.name, kind))
+                covers = any(
+                    lock_class.name in ledger.locks and any(name in ledger.tallies for name in NODES)
+                    for ledger in self.ledgers
+                )
+                self.classes.append(ClassFigures(lock_class.name, kind, covers))
             new = LockState(kind, number)
             lock.state = new
             return new
@@ -749,7 +754,7 @@ class VirtualTime(Scheduler):
         self.classes[state.number].acquired += 1
         if write:
             state.since = task.time
-            state.nodes = task.nodes if moved else -1
+            state.nodes = task.nodes if moved and self.classes[state.number].covers_nodes else -1
             if state.kind == _SPIN:
                 task.nr_spinlocks += 1
             elif state.kind == _RWSEM:
