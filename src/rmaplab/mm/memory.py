@@ -72,6 +72,14 @@ _BATCH: Final = 4  # shorter runs are quicker one by one
 _LEAF_SIZE: Final = 1 << LEAF_SHIFT
 
 
+def chunk(system: System) -> int:
+    """How many entries go in one step, 0 for any number (Scheduler.chunk()).  A design that is told of entries takes
+    locks for each, and others may go on meanwhile."""
+    if system.scheduler is None:
+        return 0
+    return 1 if system.entry_watchers else system.scheduler.chunk()
+
+
 # Faults
 
 
@@ -82,10 +90,10 @@ def fault_vma(system: System, vma: VMA, addr: int, nr_pages: int, write: bool, m
     folio that comes with it."""
     page_table = vma.mm.page_table
     end = addr + (nr_pages << PAGE_SHIFT)
-    chunk = 0 if system.scheduler is None else system.scheduler.chunk()
+    step = chunk(system)
     while addr < end:
         stop = min(end, (addr | (_LEAF_SIZE - 1)) + 1)
-        if chunk or stop - addr < _BATCH << PAGE_SHIFT:
+        if step or stop - addr < _BATCH << PAGE_SHIFT:
             while addr < stop:
                 busy = _fault_one(system, vma, addr, write, may_retry)
                 if busy:
@@ -621,7 +629,7 @@ def zap_range(system: System, mm: MM, start: int, end: int) -> None:
     leaves = mm.page_table.leaves
     removed: list[Int64s] = []
     zapped = False
-    chunk = 0 if system.scheduler is None else system.scheduler.chunk()
+    step = chunk(system)
     together = _LEAVES if system.scheduler is None else 1  # nobody else looks at mapcounts meanwhile
     for number in mm.page_table.numbers(start, end):
         base = number << LEAF_SHIFT
@@ -630,7 +638,7 @@ def zap_range(system: System, mm: MM, start: int, end: int) -> None:
         leaf = leaves.get(number)
         if leaf is None:
             continue  # a walk has emptied it meanwhile
-        if chunk:
+        if step:
             for i in np.flatnonzero(leaf.v[first:last]).tolist():
                 zap_at(system, mm, base + ((first + i) << PAGE_SHIFT))
                 zapped = True
@@ -711,14 +719,14 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
     (copy_page_range())."""
     target_table = target.page_table
     copied: list[Int64s] = []
-    chunk = 0 if system.scheduler is None else system.scheduler.chunk()
+    step = chunk(system)
     together = _LEAVES if system.scheduler is None else 1  # nobody else looks at mapcounts meanwhile
     for number in source.page_table.numbers(start, end):
         leaf = source.page_table.leaves.get(number)
         if leaf is None:
             continue  # a walk has emptied it meanwhile
         base = number << LEAF_SHIFT
-        if chunk:
+        if step:
             for i in np.flatnonzero(leaf.v).tolist():
                 addr = base + (i << PAGE_SHIFT)
                 if start <= addr < end:
@@ -801,7 +809,7 @@ def move_page_tables(system: System, vma: VMA, old: int, new_vma: VMA, new: int,
     was there before, so that a walk may come to it before it comes to `vma`.  The ranges may overlap if
     `new` is below `old` (an exec'd stack)."""
     page_table = vma.mm.page_table
-    chunk = 0 if system.scheduler is None else system.scheduler.chunk()
+    step = chunk(system)
     locking: list[ReverseMap] = []
     if vma is not new_vma and new_vma.prepared:
         locking = [design for design in system.designs if design.need_move_locks(vma, new_vma, merged)]
@@ -812,7 +820,7 @@ def move_page_tables(system: System, vma: VMA, old: int, new_vma: VMA, new: int,
         if leaf is not None:
             first = (old >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
             count = (stop - old) >> PAGE_SHIFT
-            if chunk:
+            if step:
                 for i in np.flatnonzero(leaf.v[first : first + count]).tolist():
                     at = i << PAGE_SHIFT
                     _move_entries(system, page_table, old + at, new + at, 1, vma, locking)
