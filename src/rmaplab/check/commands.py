@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -25,6 +27,7 @@ from rmaplab.check.race import (
     run_path,
     timeline,
 )
+from rmaplab.check.race_findings import look_for_all, markdown, stages
 from rmaplab.measure.progress import Meter
 from rmaplab.mm.profile import REFERENCE
 from rmaplab.rmap import load, specs
@@ -111,6 +114,10 @@ def mount(app: typer.Typer, check_design: Callable[[str], object]) -> None:
             str, typer.Option(metavar="PATH", help="Replay this path of one scenario exactly.")
         ] = "",
         show_names: Annotated[bool, typer.Option("--list", help="Print the names of all scenarios.")] = False,
+        report: Annotated[
+            Path | None,
+            typer.Option(metavar="FILE", help="Write what one design breaks, a minimal timeline each, as Markdown."),
+        ] = None,
         json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
     ) -> Job:
         """Try every interleaving of users of the reverse map against what other CPUs do.
@@ -138,6 +145,8 @@ def mount(app: typer.Typer, check_design: Callable[[str], object]) -> None:
                 check_design(design)
             if path:
                 return _replay(names, designs, path)
+            if report is not None:
+                return _report(scenarios or [], names, designs, jobs, report)
             inputs = Inputs(names, designs, REFERENCE, bound, limit, random, seed, path)
             verdicts = _try_all(inputs, jobs)
             wrong = lock_complaints(verdicts)
@@ -197,6 +206,27 @@ def _try_all(inputs: Inputs, jobs: int) -> list[Verdict]:
                     verdicts[number] = verdict
                     meter.tell("interleavings", len(verdicts), len(work), "scenarios")
     return [verdicts[number] for number in sorted(verdicts)]
+
+
+def _report(patterns: list[str], names: list[str], designs: list[str], jobs: int, path: Path) -> int:
+    """Write the page of one design; without patterns, of the scenarios with one operation."""
+    if len(designs) != 1:
+        raise RaceError(f"a report is about one design, and here are {len(designs)}: name it with --rmap")
+    wanted = names if patterns else [name for name in names if " + " not in name]
+    with Meter() as meter:
+        found = look_for_all(
+            designs[0], wanted, jobs, lambda done, total: meter.tell("findings", done, total, "scenarios")
+        )
+    words = ["rmaplab race", *(f'"{pattern}"' for pattern in patterns), f"--rmap {designs[0]} --report FILE"]
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(markdown(designs[0], found, " ".join(words)), encoding="utf-8")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    for stage, findings in zip(stages(load(designs[0])), found, strict=True):
+        print(f"{stage.design.name}: {len(findings)} of {len(wanted)} scenarios are broken")
+    return 1 if found[0] else 0
 
 
 def _replay(names: list[str], designs: list[str], path: str) -> int:
