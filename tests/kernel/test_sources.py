@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kernels that somebody else started: a dump, a monitor's socket, this machine (make test-kernel).
+"""Kernels that run something else than histories: a dump, a monitor's socket, this machine, a guest in which a real
+program works (make test-kernel).
 
 What is wrong with a source is one sentence and exit status 2; what is wrong in it is found.
 """
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rmaplab.cli import main
@@ -21,8 +23,10 @@ from rmaplab.kernel import setup
 from rmaplab.kernel.aimed import history
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.importer import Reading, State, read_source
-from rmaplab.kernel.lockstep import Lockstep, Witness
+from rmaplab.kernel.lockstep import Lockstep, Witness, attach
 from rmaplab.kernel.memory import Memory
+from rmaplab.kernel.snapshot import Reader
+from rmaplab.kernel.userland import PROGRAMS, running
 
 needs_kernel = pytest.mark.skipif(
     not os.environ.get("RMAPLAB_KERNEL"), reason="boots kernels: make test-kernel, or RMAPLAB_KERNEL=1"
@@ -167,7 +171,7 @@ class TestSources:
         shutil.copyfile(dump, forged)  # sparse where the file system can
         with witness.guest.stopped():
             reading = Reading(witness.memory.program, witness.memory)
-            address, change = PLACES[what](reading, witness)
+            address, change = PLACES[what](reading, witness.memory)
             flip(forged, physical(witness.memory, address), change)
         state = read_source(str(forged), vmlinux)
         assert state.problems
@@ -204,17 +208,47 @@ def _inner(reading: Reading) -> int:
     return next(node.avc for a in reading.snapshot.anon_vmas.values() for node in a.tree if node.left)
 
 
-def _page(reading: Reading, witness: Witness) -> int:
-    return witness.memory.vmemmap + int(reading.columns.pages.pfn[0]) * witness.reader.page_size
+def _page(reading: Reading, memory: Memory) -> int:
+    pages = reading.columns.pages
+    row = int(np.flatnonzero((pages.order == 0) & ~pages.ksm)[0])
+    return memory.vmemmap + int(pages.pfn[row]) * Reader(memory).page_size
 
 
-PLACES: dict[str, Callable[[Reading, Witness], tuple[int, int]]] = {
-    "root": lambda r, w: (_child(r) + w.reader.offset("anon_vma", "root"), 0x40),
-    "parent": lambda r, w: (_child(r) + w.reader.offset("anon_vma", "parent"), 0x80),
-    "page offset": lambda r, w: (
-        max(r.snapshot.vmas.values(), key=lambda vma: len(vma.chain)).address + w.reader.offset("vma", "vm_pgoff"), 1
+PLACES: dict[str, Callable[[Reading, Memory], tuple[int, int]]] = {
+    "root": lambda r, m: (_child(r) + Reader(m).offset("anon_vma", "root"), 0x40),
+    "parent": lambda r, m: (_child(r) + Reader(m).offset("anon_vma", "parent"), 0x80),
+    "page offset": lambda r, m: (
+        max(r.snapshot.vmas.values(), key=lambda vma: len(vma.chain)).address + Reader(m).offset("vma", "vm_pgoff"), 1
     ),
-    "tree pointer": lambda r, w: (_inner(r) + w.reader.offset("avc", "rb.rb_left"), 0xFFFF_FFFF),
-    "mapcount": lambda r, w: (_page(r, w) + w.reader.offset("page", "_mapcount"), 1),
-    "index": lambda r, w: (_page(r, w) + w.reader.offset("page", "index"), 2),
+    "tree pointer": lambda r, m: (_inner(r) + Reader(m).offset("avc", "rb.rb_left"), 0xFFFF_FFFF),
+    "mapcount": lambda r, m: (_page(r, m) + Reader(m).offset("page", "_mapcount"), 1),
+    "index": lambda r, m: (_page(r, m) + Reader(m).offset("page", "index"), 2),
 }  # fmt: skip
+
+
+@needs_kernel
+def test_redis_is_taken_over_while_it_saves_and_a_damage_in_it_is_found() -> None:
+    try:
+        kernel = setup.need("6.12")
+        with running(PROGRAMS["redis"], kernel, print) as moments:
+            guest, what = next(moments)
+            memory = Memory(attach(guest, kernel.vmlinux), guest.memory)
+            guest, what = next(moments)
+            while (reading := Reading(memory.program, memory)).examined().problems:
+                guest.let_go_on(0.003)  # something was half done
+            state = reading.examined()
+            print(what, state.table(), sep="\n")
+            summary(state)
+            assert state.ancestry.living >= 1  # the child that saves
+            assert max(finding.worst for finding in state.findings) >= 2
+            for name, place in PLACES.items():
+                address, change = place(reading, memory)
+                value = memory.word(address)
+                memory.write_word(address, value ^ change)
+                assert Reading(memory.program, memory).examined().problems, name
+                memory.write_word(address, value)
+            assert Reading(memory.program, memory).examined().problems == []
+    except KernelUnavailable as error:
+        if os.environ.get("RMAPLAB_REQUIRE_KERNEL"):
+            raise
+        pytest.skip(str(error))
