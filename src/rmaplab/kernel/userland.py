@@ -21,8 +21,8 @@ import subprocess
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -286,7 +286,7 @@ def running(program: Program, kernel: Kernel, say: Callable[[str], None]) -> Ite
     """
     disk = image(program, kernel, say)
 
-    def moments(guest: Guest) -> Iterator[tuple[Guest, str]]:
+    def moments(guest: Guest) -> Generator[tuple[Guest, str], None, None]:
         for number, what in enumerate(program.moments, 1):
             heard = _hear(guest, program)
             with guest.stopped():
@@ -298,4 +298,5 @@ def running(program: Program, kernel: Kernel, say: Callable[[str], None]) -> Ite
     say(f"{program.name}: starting a guest of {MEMORY} MiB; {len(program.moments)} moments, about 30 to 60 s")
     started = time.monotonic()
     with _running(program, kernel, disk, "work") as guest:
-        yield moments(guest)
+        with closing(moments(guest)) as all_moments:
+            yield all_moments
