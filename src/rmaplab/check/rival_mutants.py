@@ -63,10 +63,14 @@ class UpgradeNotNoticed(AnonVmaLazyRmap):
 
     def _walk_root(self, root: RootVma, pfn: int) -> Iterator[tuple[VMA, int]]:
         yield from super()._walk_root(root, pfn)
-        self._at_root = root
+        self._left: RootVma | None = root
 
     def _anon_vma_of(self, root: RootVma) -> AnonVma | None:
-        return None if getattr(self, "_at_root", None) is root else super()._anon_vma_of(root)
+        anon_vma = super()._anon_vma_of(root)
+        if getattr(self, "_left", None) is root:  # the second question of a walk
+            self._left = None
+            return None
+        return anon_vma
 
 
 # anonmm
