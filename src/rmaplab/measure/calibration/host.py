@@ -88,6 +88,19 @@ class Host:
                 kept.append(median(its))
         return [min(kept) for kept in medians]
 
+    def race(self, scripts: Sequence[Script], seconds: float) -> list[float]:
+        """Nanoseconds that a turn of each racer takes while all of them run, each pinned to one CPU."""
+        name = scripts[0].name
+        paths = [str(self._write(number, script)) for number, script in enumerate(scripts)]
+        printed = self._run(["race", str(len(self.cpus)), str(seconds), *paths], name)
+        times = []
+        for line in printed.splitlines():
+            turns, ns = map(int, line.split())
+            if not turns:
+                raise CalibrationError(f"a racer of {name!r} did not come round in {seconds} s: is the machine busy?")
+            times.append(ns / turns)
+        return times
+
     def primitive(self, name: str) -> float:
         """Nanoseconds that one of PRIMITIVES takes."""
         cpu, other = self.cpus[0], self.cpus[-1]

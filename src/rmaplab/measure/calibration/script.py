@@ -55,6 +55,7 @@ class Script:
 
     def __init__(self, name: str) -> None:
         self.name: Final = name
+        self.racers: list[tuple[int, list[Event]]] = []  # the process and its turn, of each
         self._events: list[Event | bool] = []  # True and False: the timed part begins and ends
         self._ops: list[tuple[int, ...]] = []
         self._pid = 1
@@ -161,9 +162,19 @@ class Script:
         self._op(_STOP)
         self._events.append(False)
 
-    def round(self) -> None:
-        """What follows, up to the next round, is one racer's, again and again (player.c, race)."""
+    @contextmanager
+    def racer(self) -> Iterator[None]:
+        """A process that the first one forks when all is set up, and that does again and again what is inside
+        (player.c, race)."""
+        assert self._pid == 1 and not self._unwaited
+        outside = self._events
         self._op(_ROUND)
+        self._pid, self._events = self._next_pid, []
+        self._next_pid += 1
+        yield
+        assert not self._unwaited and not self._staying, "what a racer forks ends with its turn"
+        self.racers.append((self._pid, [event for event in self._events if isinstance(event, Event)]))
+        self._pid, self._events = 1, outside
 
     # The two players
 
@@ -184,7 +195,7 @@ class Script:
         counts, before = dict[str, int](), dict[str, int]()
         for event in self._events:
             if isinstance(event, Event):
-                player.play(_faulting(machine, event))
+                player.play(faulting(machine, event))
                 continue
             now = add_counts(counts_of(ledger) for ledger in ledgers)
             if event:
@@ -201,7 +212,7 @@ class Script:
         self._ops.append(op)
 
 
-def _faulting(machine: Machine, event: Event) -> Iterator[Event]:
+def faulting(machine: Machine, event: Event) -> Iterator[Event]:
     """`event`, if it is no fault, else the runs of its pages that cannot be accessed without one: a program touches
     pages, but only what the page table does not allow is a fault."""
     if event.op != "fault":

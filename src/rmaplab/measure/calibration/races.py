@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Contention: processes that share a hierarchy of anon_vmas against such that do not.
+
+A race lets processes do something again and again, each on one CPU.  The related ones are forked from one parent, whose
+VMAs they inherit, and with them its root locks; the unrelated ones do the same, each forked from a parent of its own.
+What sharing costs is how much longer a turn takes: the slow-down.  It is measured on the kernel (player.c, race) and
+predicted in virtual time, with the same processes on as many simulated CPUs and costs from a profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Final, NamedTuple
+
+from rmaplab.measure.calibration.host import Host, Progress
+from rmaplab.measure.calibration.programs import many
+from rmaplab.measure.calibration.script import ARENA, Script, faulting
+from rmaplab.measure.cost import CostProfile, Residual
+from rmaplab.mm import abi
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.profile import Profile
+from rmaplab.mm.vma import PAGE_SIZE
+from rmaplab.rmap.anon_vma import AnonVmaRmap
+from rmaplab.sync.virtual import PICOSECONDS, VirtualTime
+from rmaplab.trace.history import FileEntry, Header
+from rmaplab.trace.play import Player
+
+SECONDS: Final = 0.3  # that one race is watched
+TURNS: Final = 10  # of each racer that are simulated, after
+WARM_UP: Final = 2
+
+Turn = Callable[[Script], None]
+
+
+class Race(NamedTuple):
+    """name, the turn of each racer with what it is called, and what the parent sets up."""
+
+    name: str
+    set_up: Turn
+    turns: list[tuple[str, Turn]]
+
+    def related(self) -> list[Script]:
+        """One family."""
+        return [self._family(self.turns)]
+
+    def unrelated(self) -> list[Script]:
+        """A family for each racer."""
+        return [self._family([turn]) for turn in self.turns]
+
+    def _family(self, turns: Sequence[tuple[str, Turn]]) -> Script:
+        script = Script(self.name)
+        self.set_up(script)
+        for _, turn in turns:
+            with script.racer():
+                turn(script)
+        return script
+
+
+def _fork_and_exit(script: Script) -> None:
+    script.fork_and_exit()
+
+
+def _reclaim(script: Script) -> None:
+    """Write to pages, and have them reclaimed: without swap by MADV_FREE, which lets MADV_PAGEOUT unmap them."""
+    there = ARENA + 1500 * PAGE_SIZE
+    script.write(there, 128)
+    script.advise(there, 128, abi.MADV_FREE)
+    script.advise(there, 128, abi.MADV_PAGEOUT)
+
+
+def _unmap(script: Script) -> None:
+    """A child unmaps what it inherited, page by page, which splits the VMA each time."""
+    with script.child():
+        for page in range(0, 400, 2):
+            script.unmap(ARENA + page * PAGE_SIZE, 1)
+    script.wait()
+
+
+def _one_vma(script: Script) -> None:
+    script.map(ARENA, 2048)
+    script.write(ARENA, 400)
+
+
+def _vmas(script: Script) -> None:
+    many(script, 500)
+
+
+RACES: Final = (
+    Race("2 that fork and exit, 500 VMAs", _vmas, [("fork", _fork_and_exit)] * 2),
+    Race("4 that fork and exit, 500 VMAs", _vmas, [("fork", _fork_and_exit)] * 4),
+    Race("munmap against reclaim", _one_vma, [("munmap", _unmap), ("reclaim", _reclaim)]),
+    Race("fork and exit against reclaim", _one_vma, [("fork", _fork_and_exit), ("reclaim", _reclaim)]),
+)
+
+
+def measure(host: Host, races: Sequence[Race], repeats: int, progress: Progress) -> list[dict[str, float]]:
+    """The slow-down of each kind of turn in each race, on the kernel."""
+    found = []
+    for done, race in enumerate(races):
+        related: list[list[float]] = []
+        unrelated: list[list[float]] = []
+        for repeat in range(repeats):
+            progress("racing on the kernel", done * repeats + repeat, len(races) * repeats)
+            related.append(host.race(race.related(), SECONDS))
+            unrelated.append(host.race(race.unrelated(), SECONDS))
+        found.append(_slow_downs(race, _medians(related), _medians(unrelated)))
+    return found
+
+
+def _medians(runs: list[list[float]]) -> list[float]:
+    return [median(times) for times in zip(*runs, strict=True)]
+
+
+def _slow_downs(race: Race, related: Sequence[float], unrelated: Sequence[float]) -> dict[str, float]:
+    """By kind of turn: time of a turn among relatives over that among strangers, means over those who do the same."""
+    sums: dict[str, tuple[float, float]] = {}
+    for (kind, _), among, apart in zip(race.turns, related, unrelated, strict=True):
+        a, b = sums.get(kind, (0.0, 0.0))
+        sums[kind] = (a + among, b + apart)
+    return {kind: a / b for kind, (a, b) in sums.items()}
+
+
+def simulate(race: Race, costs: CostProfile, profile: Profile, cpus: int) -> dict[str, float]:
+    """The same in virtual time."""
+    related = turn_times(race.related(), costs, profile, cpus)
+    unrelated = turn_times(race.unrelated(), costs, profile, cpus)
+    return _slow_downs(race, related, unrelated)
+
+
+def turn_times(scripts: Sequence[Script], costs: CostProfile, profile: Profile, cpus: int) -> list[float]:
+    """Nanoseconds that a turn of each racer takes, in virtual time; those of one script are relatives."""
+    time = VirtualTime(cpus, lambda key: costs.cost_of(key) or 0.0)
+    machines = [Machine(profile, [AnonVmaRmap], scheduler=time) for _ in scripts]
+    runners: list[_Racer] = []
+    for script, machine in zip(scripts, machines, strict=True):
+        player = Player(machine, Header(recorder="", files=[FileEntry(0)]))
+        for event in script.history():
+            player.play(faulting(machine, event))
+        for pid, _ in script.racers:
+            machine.fork(1, pid)
+        runners += [_Racer(time, player, script, number) for number in range(len(script.racers))]
+    for machine in machines:
+        time.watch(machine.ledger)
+        time.watch(machine.leader.ledger)
+    for number, runner in enumerate(runners):
+        runner.all = runners
+        time.spawn(f"racer {number}", runner.run, number % cpus)
+    time.run()
+    return [runner.ns / TURNS for runner in runners]
+
+
+class _Racer:
+    """A process that takes its turns until all racers have taken theirs."""
+
+    def __init__(self, time: VirtualTime, player: Player, script: Script, number: int) -> None:
+        self.all: Sequence[_Racer] = ()
+        self.turns = 0
+        self.ns = 0.0
+        self._time: Final = time
+        self._player: Final = player
+        self._events: Final = script.racers[number][1]
+
+    def run(self) -> None:
+        began = 0
+        while any(racer.turns < WARM_UP + TURNS for racer in self.all):
+            if self.turns == WARM_UP:
+                began = self._time.clock()
+            for event in self._events:
+                for part in faulting(self._player.machine, event):
+                    self._time.begin(part.op)
+                    self._player.do(part)
+                    self._time.end()
+            self.turns += 1
+            if self.turns == WARM_UP + TURNS:
+                self.ns = (self._time.clock() - began) / PICOSECONDS
+
+
+def predict(costs: CostProfile, races: Sequence[Race], slow_downs: Sequence[dict[str, float]], profile: Profile,
+            cpus: int, progress: Progress) -> list[Residual]:  # fmt: skip
+    """Measured slow-downs against predicted ones."""
+    rows = []
+    for done, (race, measured) in enumerate(zip(races, slow_downs, strict=True)):
+        progress("racing in virtual time", done, len(races))
+        predicted = simulate(race, costs, profile, cpus)
+        rows += [
+            Residual(f"{race.name}: {kind}" if len(measured) > 1 else race.name, ns, predicted[kind])
+            for kind, ns in measured.items()
+        ]
+    return rows
