@@ -8,7 +8,8 @@ is shipped in data/costs, and every report that speaks of time names the profile
 Keys
 - a tally's name ("pages zeroed"), `alloc POOL` and `free POOL`, `lock CLASS` (an acquisition and a release
   that nobody contends, for reading or writing)
-- what only a simulation of several CPUs can count: `HANDOVER`, `CONTEXT_SWITCH`, `SHOOTDOWN`, `GRACE_PERIOD`
+- what only a simulation of several CPUs can count: `HANDOVER`, `CONTEXT_SWITCH`, `WAKE_UP`, `WAKING`, `SHOOTDOWN`,
+  `GRACE_PERIOD`
 
 Invariant: no count is dropped silently.  A key has a measured cost, or it stands in for another by a rule that the
 profile states, or it is a gap, which `time_of` lists with its count.  What other keys cover already (a walk is its
@@ -35,9 +36,10 @@ DEFAULT: Final = "linux-6.18-2cpu"
 HANDOVER: Final = "handover"  # from a release on one CPU to the acquisition by one that spins on another
 CONTEXT_SWITCH: Final = "context switch"  # a task gives its CPU to another that is ready
 WAKE_UP: Final = "wake up"  # from waking a sleeper to its running on a CPU that is idle
+WAKING: Final = "waking"  # what that takes of who wakes it, on another CPU
 SHOOTDOWN: Final = "shootdown"  # other CPUs are interrupted to flush, and waited for
 GRACE_PERIOD: Final = "grace period"  # until all RCU readers have left
-REQUIRED: Final = (HANDOVER, CONTEXT_SWITCH, WAKE_UP, SHOOTDOWN, GRACE_PERIOD, "syscalls")
+REQUIRED: Final = (HANDOVER, CONTEXT_SWITCH, WAKE_UP, WAKING, SHOOTDOWN, GRACE_PERIOD, "syscalls")
 
 
 class CostError(ValueError):

@@ -58,6 +58,7 @@ LOOK_AT_LEAST: Final = 10 * _MICROSECOND  # ... up to this
 HANDOVER: Final = "handover"
 CONTEXT_SWITCH: Final = "context switch"
 WAKE_UP: Final = "wake up"
+WAKING: Final = "waking"
 GRACE_PERIOD: Final = "grace period"
 NODES: Final = ("interval tree nodes visited", "remap tree nodes visited")  # tallies of what moves with its lock
 SHOOTDOWN: Final = "shootdown"
@@ -261,6 +262,7 @@ class VirtualTime(Scheduler):
         self.handover: Final[i64] = self.price(HANDOVER)
         self.context_switch: Final[i64] = self.price(CONTEXT_SWITCH)
         self.wake_up: Final[i64] = self.price(WAKE_UP)
+        self.waking: Final[i64] = self.price(WAKING)
         self.grace_period: Final[i64] = self.price(GRACE_PERIOD)
         self.shootdown_cost: Final[i64] = self.price(SHOOTDOWN)
         self.cpus: Final = [Cpu(number) for number in range(cpus)]
@@ -270,6 +272,7 @@ class VirtualTime(Scheduler):
         self.nr_tasks = 0
         self.hub: Any = None
         self.current: Task | None = None
+        self.releaser: Task | None = None  # who gives a lock back, and wakes those who get it
         self.events: Final[list[tuple[int, int, object]]] = []  # a heap
         self.nr_events = 0
         self.now: i64 = 0  # time of the last event
@@ -611,6 +614,9 @@ class VirtualTime(Scheduler):
         """`task` could go on now (try_to_wake_up())."""
         cpu = self._idle_cpu_for(task)
         if cpu is not None:
+            waker = self.releaser
+            if waker is not None and waker.cpu != cpu.number:
+                waker.interrupted += self.waking  # it sends an interrupt
             self._enter_cpu(task, cpu, self.wake_up)
             return
         task.ready_since = self.now
@@ -829,6 +835,11 @@ class VirtualTime(Scheduler):
             self._released(release)
 
     def _released(self, release: _Release) -> None:
+        self.releaser = release.task
+        self._pass_on(release)
+        self.releaser = None
+
+    def _pass_on(self, release: _Release) -> None:
         state = release.state
         if release.write:
             self._add_hold(state, release.operation, True, self.now - state.since)

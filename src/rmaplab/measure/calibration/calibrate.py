@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Final, NamedTuple
 
+import msgspec
+
+from rmaplab.measure.calibration import races
 from rmaplab.measure.calibration.errors import CalibrationError
 from rmaplab.measure.calibration.fit import Row, fit
 from rmaplab.measure.calibration.host import PRIMITIVES, ROUNDS, Host, Progress, machine
 from rmaplab.measure.calibration.script import Script
-from rmaplab.measure.cost import CostProfile, Residual, price
+from rmaplab.measure.cost import HANDOVER, CostProfile, Residual, price
 from rmaplab.mm.profile import Profile, profile_for
 
 # Counted beside other work that has a cost: the nodes that a walk visits, say.
@@ -33,8 +36,12 @@ START: Final = {
     "interval tree nodes visited": 10, "rmap walks": 300, "rmap places visited": 100,
 }  # fmt: skip
 
+# What is between two CPUs, and what it costs where there is one only, and it cannot be measured.
+BETWEEN_CPUS: Final = {"handover": 100, "wake up": 3000, "waking": 1000, "shootdown": 3000}
+
 # What no kernel has, or no program can show, and what takes its place: objects come from a slab cache like any other, a
-# lock that nobody contends is two atomic operations, a node of a tree is a cache line or two.
+# lock that nobody contends is two atomic operations, a node of a tree or a list is a cache line or two, a look-up goes
+# down a tree of three or four levels, as the visit of a place does in the page table.
 STAND_INS: Final = {
     "alloc *": "alloc anon_vma",
     "free *": "free anon_vma",
@@ -42,7 +49,13 @@ STAND_INS: Final = {
     "rcu deferred frees": "free anon_vma",
     "contexts visited": "interval tree nodes visited",
     "remap tree nodes visited": "interval tree nodes visited",
-    "vma tree look-ups": "interval tree nodes visited",
+    "anonmms visited": "interval tree nodes visited",
+    "pages given a new address": "interval tree nodes visited",
+    "pointers added": "interval tree nodes visited",
+    "pointers removed": "interval tree nodes visited",
+    "chain slots looked at": "rcu read sections",
+    "pages that Linux would have copied": "pages copied",
+    "vma tree look-ups": "rmap places visited",
     "page-table entries looked at": "entries protected",
     "anonmms visited": "interval tree nodes visited",
     "pages that Linux would have copied": "pages copied",
@@ -76,8 +89,11 @@ class Prediction(NamedTuple):
 
 def choose(programs: Sequence[Callable[[], Script]], wanted: Sequence[str]) -> list[Script]:
     """The programs whose names contain one of `wanted`; all of them if that is empty."""
-    scripts = [program() for program in programs]
-    return [s for s in scripts if not wanted or any(word in s.name for word in wanted)]
+    return [script for script in (program() for program in programs) if is_wanted(script.name, wanted)]
+
+
+def is_wanted(name: str, wanted: Sequence[str]) -> bool:
+    return not wanted or any(word in name for word in wanted)
 
 
 def rows_of(host: Host, scripts: Sequence[Script], repeats: int, progress: Progress) -> list[Row]:
@@ -109,38 +125,69 @@ def calibrate(host: Host, scripts: Sequence[Script], repeats: int, progress: Pro
     if not scripts:
         raise CalibrationError("no program is left to fit costs to: --programs takes parts of their names")
     direct: dict[str, float] = {}
+    alone = len(host.cpus) == 1
     for done, (primitive, key) in enumerate(PRIMITIVES.items()):
         progress("timing what a kernel does all the time", done, len(PRIMITIVES))
-        direct[key] = host.primitive(primitive)
+        if not (alone and key in BETWEEN_CPUS):
+            direct[key] = host.primitive(primitive)
     lock = direct.pop("lock")
     # To sleep and to wake somebody takes a system call each, which is not what is wanted here.
-    direct["context switch"] = max(direct["context switch"] - 2 * direct.pop("system call"), 0.0)
+    call = direct.pop("system call")
+    direct["context switch"] = max(direct["context switch"] - 2 * call, 0.0)
+    if not alone:
+        direct["waking"] = max(direct["waking"] - call, 0.0)
     rows = rows_of(host, scripts, repeats, progress)
     locks = {key for row in rows for key in row.counts if key.startswith("lock ")} | {"lock anon_vma root rwsem"}
     known = direct | dict.fromkeys(locks, lock) | dict.fromkeys(COVERED, 0.0)
     found = fit(rows, known, START)
     costs = known | found.costs
-    for key in set(START) - set(costs):  # only part of the programs ran
-        costs[key] = float(START[key])
+    assumed = START | BETWEEN_CPUS
+    for key in set(assumed) - set(costs):  # only part of the programs ran, or there is one CPU only
+        costs[key] = float(assumed[key])
     origins = dict.fromkeys(costs, "assumed")
     origins |= dict.fromkeys([*direct, *locks], "measured") | dict.fromkeys(COVERED, "counted elsewhere")
     origins |= dict.fromkeys(found.costs, "fitted") | dict.fromkeys(found.weak, "fitted, weakly")
-    return CostProfile(
+    so_far = CostProfile(
         name=name or f"linux-{'.'.join(release().split('.')[:2])}-{len(host.cpus)}cpu",
         machine=machine(),
         kernel=release(),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         how=f"rmaplab calibrate: processor time of {len(rows)} programs on one CPU, the least of {ROUNDS} medians of"
         f" {repeats} runs each; counts by the model of {rules().name} with anon_vma; non-negative least squares, each"
-        " program weighing the same",
+        " program weighing the same; handover fitted to a race in virtual time",
         costs={key: round(cost, 2) for key, cost in sorted(costs.items())},
         stand_ins={key: other for key, other in STAND_INS.items() if other in costs and key not in costs},
         origins=dict(sorted(origins.items())),
         groups=found.groups,
         residuals=[Residual(r.program, round(r.measured), round(r.predicted)) for r in found.residuals],
     )
+    if alone:
+        return so_far
+    (writers,) = races.measure(host, [races.WRITERS], ROUNDS, progress)
+    return with_handover(host, so_far, writers, progress)
+
+
+def with_handover(host: Host, costs: CostProfile, writers: Mapping[str, float], progress: Progress) -> CostProfile:
+    """The same with a handover that is fitted, in virtual time, to the slow-down of races.WRITERS."""
+    progress("fitting handovers in virtual time", 0, 1)
+    (slow_down,) = writers.values()
+    fitted = races.with_cost(costs, HANDOVER, races.fit_handover(costs, slow_down, rules(), len(host.cpus)))
+    return msgspec.structs.replace(fitted, origins={**costs.origins, HANDOVER: "fitted"})
 
 
 def predict(costs: CostProfile, rows: Sequence[Row]) -> Prediction:
     """What `costs` say of programs that were measured."""
     return Prediction([Residual(row.program, row.ns, price(costs, row.counts).ns) for row in rows])
+
+
+def predict_races(
+    host: Host, costs: CostProfile, chosen: Sequence[races.Race], repeats: int, progress: Progress
+) -> Prediction:
+    """What `costs` say of contention, in virtual time.
+
+    Where a hypervisor runs two CPUs on two threads of one core, a cache line comes over in a fifth of the time, and it
+    may change its mind by the minute.  So the handover is that of now: fitted again, to a race that is none of these.
+    """
+    writers, *measured = races.measure(host, [races.WRITERS, *chosen], min(repeats, ROUNDS), progress)
+    now = with_handover(host, costs, writers, progress)
+    return Prediction(races.predict(now, chosen, measured, rules(), len(host.cpus), progress))

@@ -42,12 +42,15 @@ class Figures(msgspec.Struct, frozen=True):
     costs:  the profile
     fitted: programs of the fit (none where a profile was given), held_out: those that it has not seen; nanoseconds
     median: of predicted over measured, of those held out; None where nothing was checked
+    contention: how many times slower relatives are than strangers in races; median of these
     """
 
     costs: CostProfile
     fitted: list[Residual]
     held_out: list[Residual]
     median: float | None
+    contention: list[Residual]
+    contention_median: float | None
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -121,32 +124,41 @@ def mount(app: typer.Typer) -> None:
 
 def _measure(given: CostProfile | None, check: bool, programs: Sequence[str], repeats: int) -> Told:
     from rmaplab.measure.calibration import calibrate as calibration
+    from rmaplab.measure.calibration import races
     from rmaplab.measure.calibration.errors import CalibrationError
     from rmaplab.measure.calibration.host import Host, machine
     from rmaplab.measure.calibration.programs import FITTED, HELD_OUT
 
     found: Prediction | None = None
+    raced: Prediction | None = None
     held_out = calibration.choose(HELD_OUT, programs) if check else []
+    chosen = [race for race in races.RACES if check and calibration.is_wanted(race.name, programs)]
     fitted = calibration.choose(FITTED, programs) if given is None else []
-    if check and not held_out:
+    if check and not held_out and not chosen:
         raise CalibrationError(f"no program that is held out of the fit is called {' or '.join(programs)}")
     with Host() as host, Meter() as meter:
         costs = given or calibration.calibrate(host, fitted, repeats, meter)
         if check:
-            found = calibration.predict(costs, calibration.rows_of(host, held_out, repeats, meter))
-    names = [script.name for script in (*fitted, *held_out)]
+            if held_out:
+                found = calibration.predict(costs, calibration.rows_of(host, held_out, repeats, meter))
+            if chosen and len(host.cpus) > 1:
+                raced = calibration.predict_races(host, costs, chosen, repeats, meter)
+    names = [script.name for script in (*fitted, *held_out)] + [race.name for race in chosen]
+    predictions = [prediction for prediction in (found, raced) if prediction is not None]
     return Told(
         "calibrate",
         f"{rmaplab.__version__} ({rmaplab.build_info()})",
         Inputs(machine(), calibration.release(), given.name if given else "", names, repeats),
-        found is None or found.holds,
+        all(prediction.holds for prediction in predictions),
         Figures(
             costs,
             costs.residuals if given is None else [],
             found.rows if found else [],
             found.median if found else None,
+            raced.rows if raced else [],
+            raced.median if raced else None,
         ),
-        found.outside if found else [],
+        [row for prediction in predictions for row in prediction.outside],
     )
 
 
@@ -179,7 +191,16 @@ def print_text(told: Told, console: Console) -> None:
             table.add_row(row.program, f"{row.measured / 1e3:,.0f}", f"{row.predicted / 1e3:,.0f}", f"{row.ratio:.2f}")
         console.print(table)
         console.print()
-        console.print(f"Median    {figures.median:.2f}, to be between {MEDIAN[0]} and {MEDIAN[1]}")
+    if figures.contention:
+        table = _table("relatives against strangers", "times slower, measured", "predicted", "predicted / measured")
+        for row in figures.contention:
+            table.add_row(row.program, f"{row.measured:.2f}", f"{row.predicted:.2f}", f"{row.ratio:.2f}")
+        console.print(table)
+        console.print()
+    if figures.held_out or figures.contention:
+        for what, found in (("programs", figures.median), ("races", figures.contention_median)):
+            if found is not None:
+                console.print(f"Median    {found:.2f} of {what}, to be between {MEDIAN[0]} and {MEDIAN[1]}")
         for row in told.differences:
             console.print(f"Outside   {row.program}: {row.ratio:.2f}, to be between {EACH[0]} and {EACH[1]}")
         console.print(f"Verdict   {'holds' if told.holds else 'does not hold'}")

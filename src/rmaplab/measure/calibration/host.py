@@ -29,6 +29,7 @@ PRIMITIVES: Final = {
     "handover": "handover",
     "context-switch": "context switch",
     "wake-up": "wake up",
+    "waking": "waking",
     "shootdown": "shootdown",
     "grace-period": "grace period",
 }  # what player.c calls it: the key of its cost

@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Final, NamedTuple
 
+import msgspec
+
 from rmaplab.measure.calibration.host import Host, Progress
 from rmaplab.measure.calibration.programs import many
-from rmaplab.measure.calibration.script import ARENA, Script, faulting
-from rmaplab.measure.cost import CostProfile, Residual
+from rmaplab.measure.calibration.script import ARENA, RW, Script, faulting
+from rmaplab.measure.cost import HANDOVER, CostProfile, Residual
 from rmaplab.mm import abi
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import Profile
@@ -27,18 +29,27 @@ from rmaplab.trace.history import FileEntry, Header
 from rmaplab.trace.play import Player
 
 SECONDS: Final = 0.3  # that one race is watched
-TURNS: Final = 10  # of each racer that are simulated, after
-WARM_UP: Final = 2
+TURNS: Final = 4  # that each racer is simulated for, at least, after
+WARM_UP: Final = 1
+MOST: Final = 2000.0  # nanoseconds: no handover is dearer
+STEPS: Final = 10  # of the search for it
 
 Turn = Callable[[Script], None]
 
 
 class Race(NamedTuple):
-    """name, the turn of each racer with what it is called, and what the parent sets up."""
+    """Processes that take turns.
+
+    set_up:  what their parent does before
+    turns:   of each racer: what it is called, and what it does
+    watched: milliseconds of virtual time, at least, that are simulated: the more, the more chance there is in who
+             meets whom
+    """
 
     name: str
     set_up: Turn
     turns: list[tuple[str, Turn]]
+    watched: float
 
     def related(self) -> list[Script]:
         """One family."""
@@ -77,6 +88,13 @@ def _unmap(script: Script) -> None:
     script.wait()
 
 
+def _protect(script: Script) -> None:
+    """Split an inherited VMA and merge it again."""
+    for _ in range(20):
+        script.protect(ARENA + 8 * PAGE_SIZE, 8, abi.PROT_READ)
+        script.protect(ARENA + 8 * PAGE_SIZE, 8, RW)
+
+
 def _one_vma(script: Script) -> None:
     script.map(ARENA, 2048)
     script.write(ARENA, 400)
@@ -86,30 +104,25 @@ def _vmas(script: Script) -> None:
     many(script, 500)
 
 
+# What `handover` is fitted to, before it is held against RACES.
+WRITERS: Final = Race("2 that split and merge", _one_vma, [("mprotect", _protect)] * 2, 1)
 RACES: Final = (
-    Race("2 that fork and exit, 500 VMAs", _vmas, [("fork", _fork_and_exit)] * 2),
-    Race("4 that fork and exit, 500 VMAs", _vmas, [("fork", _fork_and_exit)] * 4),
-    Race("munmap against reclaim", _one_vma, [("munmap", _unmap), ("reclaim", _reclaim)]),
-    Race("fork and exit against reclaim", _one_vma, [("fork", _fork_and_exit), ("reclaim", _reclaim)]),
+    Race("2 that fork and exit, 500 VMAs", _vmas, [("fork", _fork_and_exit)] * 2, 5),
+    Race("4 that fork and exit, 500 VMAs", _vmas, [("fork", _fork_and_exit)] * 4, 5),
+    Race("munmap against reclaim", _one_vma, [("munmap", _unmap), ("reclaim", _reclaim)], 20),
+    Race("fork and exit against reclaim", _one_vma, [("fork", _fork_and_exit), ("reclaim", _reclaim)], 5),
 )
 
 
 def measure(host: Host, races: Sequence[Race], repeats: int, progress: Progress) -> list[dict[str, float]]:
-    """The slow-down of each kind of turn in each race, on the kernel."""
-    found = []
-    for done, race in enumerate(races):
-        related: list[list[float]] = []
-        unrelated: list[list[float]] = []
-        for repeat in range(repeats):
-            progress("racing on the kernel", done * repeats + repeat, len(races) * repeats)
-            related.append(host.race(race.related(), SECONDS))
-            unrelated.append(host.race(race.unrelated(), SECONDS))
-        found.append(_slow_downs(race, _medians(related), _medians(unrelated)))
-    return found
-
-
-def _medians(runs: list[list[float]]) -> list[float]:
-    return [median(times) for times in zip(*runs, strict=True)]
+    """The slow-down of each kind of turn in each race, on the kernel: medians over `repeats` of all of them in turn."""
+    found: list[list[dict[str, float]]] = [[] for _ in races]
+    for repeat in range(repeats):
+        for done, (race, its) in enumerate(zip(races, found, strict=True)):
+            progress("racing on the kernel", repeat * len(races) + done, len(races) * repeats)
+            among = host.race(race.related(), SECONDS)
+            its.append(_slow_downs(race, among, host.race(race.unrelated(), SECONDS)))
+    return [{kind: median(run[kind] for run in its) for kind in its[0]} for its in found]
 
 
 def _slow_downs(race: Race, related: Sequence[float], unrelated: Sequence[float]) -> dict[str, float]:
@@ -123,13 +136,16 @@ def _slow_downs(race: Race, related: Sequence[float], unrelated: Sequence[float]
 
 def simulate(race: Race, costs: CostProfile, profile: Profile, cpus: int) -> dict[str, float]:
     """The same in virtual time."""
-    related = turn_times(race.related(), costs, profile, cpus)
-    unrelated = turn_times(race.unrelated(), costs, profile, cpus)
+    related = turn_times(race.related(), costs, profile, cpus, race.watched)
+    unrelated = turn_times(race.unrelated(), costs, profile, cpus, race.watched)
     return _slow_downs(race, related, unrelated)
 
 
-def turn_times(scripts: Sequence[Script], costs: CostProfile, profile: Profile, cpus: int) -> list[float]:
-    """Nanoseconds that a turn of each racer takes, in virtual time; those of one script are relatives."""
+def turn_times(
+    scripts: Sequence[Script], costs: CostProfile, profile: Profile, cpus: int, watched: float
+) -> list[float]:
+    """Nanoseconds that a turn of each racer takes, in `watched` milliseconds of virtual time at least; those of one
+    script are relatives."""
     time = VirtualTime(cpus, lambda key: costs.cost_of(key) or 0.0)
     machines = [Machine(profile, [AnonVmaRmap], scheduler=time) for _ in scripts]
     runners: list[_Racer] = []
@@ -144,10 +160,10 @@ def turn_times(scripts: Sequence[Script], costs: CostProfile, profile: Profile, 
         time.watch(machine.ledger)
         time.watch(machine.leader.ledger)
     for number, runner in enumerate(runners):
-        runner.all = runners
+        runner.all, runner.watched = runners, round(watched * 1e6) * PICOSECONDS
         time.spawn(f"racer {number}", runner.run, number % cpus)
     time.run()
-    return [runner.ns / TURNS for runner in runners]
+    return [runner.turn for runner in runners]
 
 
 class _Racer:
@@ -155,16 +171,17 @@ class _Racer:
 
     def __init__(self, time: VirtualTime, player: Player, script: Script, number: int) -> None:
         self.all: Sequence[_Racer] = ()
+        self.watched = 0  # picoseconds
         self.turns = 0
-        self.ns = 0.0
+        self.turn = 0.0  # nanoseconds
         self._time: Final = time
         self._player: Final = player
         self._events: Final = script.racers[number][1]
 
     def run(self) -> None:
         began = 0
-        while any(racer.turns < WARM_UP + TURNS for racer in self.all):
-            if self.turns == WARM_UP:
+        while self._time.clock() < self.watched or any(r.turns < WARM_UP + TURNS for r in self.all):
+            if self.turns <= WARM_UP:
                 began = self._time.clock()
             for event in self._events:
                 for part in faulting(self._player.machine, event):
@@ -172,19 +189,38 @@ class _Racer:
                     self._player.do(part)
                     self._time.end()
             self.turns += 1
-            if self.turns == WARM_UP + TURNS:
-                self.ns = (self._time.clock() - began) / PICOSECONDS
+        self.turn = (self._time.clock() - began) / PICOSECONDS / (self.turns - WARM_UP)
 
 
-def predict(costs: CostProfile, races: Sequence[Race], slow_downs: Sequence[dict[str, float]], profile: Profile,
-            cpus: int, progress: Progress) -> list[Residual]:  # fmt: skip
-    """Measured slow-downs against predicted ones."""
+def fit_handover(costs: CostProfile, slow_down: float, profile: Profile, cpus: int) -> float:
+    """The cost of a handover that predicts this slow-down of WRITERS: what it takes until a line that is written under
+    a lock has come from another CPU.  Between nothing and MOST, by halving."""
+    low, high = 0.0, MOST
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        (predicted,) = simulate(WRITERS, with_cost(costs, HANDOVER, middle), profile, cpus).values()
+        low, high = (middle, high) if predicted < slow_down else (low, middle)
+    return (low + high) / 2
+
+
+def with_cost(costs: CostProfile, key: str, cost: float) -> CostProfile:
+    return msgspec.structs.replace(costs, costs={**costs.costs, key: round(cost, 2)})
+
+
+def predict(
+    costs: CostProfile,
+    races: Sequence[Race],
+    slow_downs: Sequence[dict[str, float]],
+    profile: Profile,
+    cpus: int,
+    progress: Progress,
+) -> list[Residual]:
+    """Measured slow-downs against predicted ones; both are no times but ratios."""
     rows = []
     for done, (race, measured) in enumerate(zip(races, slow_downs, strict=True)):
         progress("racing in virtual time", done, len(races))
         predicted = simulate(race, costs, profile, cpus)
-        rows += [
-            Residual(f"{race.name}: {kind}" if len(measured) > 1 else race.name, ns, predicted[kind])
-            for kind, ns in measured.items()
-        ]
+        for kind, times in measured.items():
+            name = f"{race.name}: {kind}" if len(measured) > 1 else race.name
+            rows.append(Residual(name, times, predicted[kind]))
     return rows
