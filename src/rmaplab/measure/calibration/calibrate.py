@@ -50,18 +50,12 @@ STAND_INS: Final = {
     "contexts visited": "interval tree nodes visited",
     "remap tree nodes visited": "interval tree nodes visited",
     "anonmms visited": "interval tree nodes visited",
-    "pages given a new address": "interval tree nodes visited",
     "pointers added": "interval tree nodes visited",
     "pointers removed": "interval tree nodes visited",
     "chain slots looked at": "rcu read sections",
     "pages that Linux would have copied": "pages copied",
     "vma tree look-ups": "rmap places visited",
     "page-table entries looked at": "entries protected",
-    "anonmms visited": "interval tree nodes visited",
-    "pages that Linux would have copied": "pages copied",
-    "pointers added": "interval tree nodes visited",
-    "pointers removed": "interval tree nodes visited",
-    "chain slots looked at": "interval tree nodes visited",
 }
 
 MEDIAN: Final = (0.8, 1.25)  # of predicted over measured
