@@ -333,10 +333,10 @@ static void run_racer(const struct op *op, const struct op *end, struct racer *r
 	while (atomic_load(phase) == 1)		/* warm up */
 		play(op, end);
 	begun = now();
-	while (atomic_load(phase) == 2) {
+	do {				/* one turn, however busy the machine is */
 		play(op, end);
 		turns++;
-	}
+	} while (atomic_load(phase) == 2);
 	atomic_store(&racer->ns, now() - begun);
 	atomic_store(&racer->turns, turns);
 	while (atomic_load(phase) == 3)		/* nobody leaves while others are measured */
