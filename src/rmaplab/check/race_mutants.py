@@ -147,6 +147,16 @@ class NotHeld(CowContextRmap):
     def unhold(self, pfn: int) -> None:
         pass
 
+    def stays(self, pfn: int, top: CowContext) -> bool:
+        return True
+
+
+class UnmappedNotNoticed(CowContextRmap):
+    name = "cow_context, walk that does not ask whether the folio is mapped still"
+
+    def stays(self, pfn: int, top: CowContext) -> bool:
+        return True
+
 
 class NoGracePeriod(CowContextRmap):
     name = "cow_context, context freed without a grace period"
@@ -287,6 +297,8 @@ RACED: Final = (
     _raced("the parent comes before its child", CowContextRmap, ChildrenFirst, "restore / fork"),
     _raced("a migration holds the context", CowContextRmap, NotHeld,
            "restore / exit of the parent + exit of the child"),
+    _raced("what nothing maps points nowhere", CowContextRmap, UnmappedNotNoticed,
+           "referenced / exit of the parent + exit of the child"),
     _raced("a context is freed after a grace period", CowContextRmap, NoGracePeriod, "restore / exit of the child"),
     _raced("the record comes before the entries", CowContextRmap, RecordedLate, "restore / mremap away"),
 )  # fmt: skip

@@ -315,12 +315,12 @@ class CowContextRmap(ContextRmap):
         if flags & FOLIO_KSM:
             yield from self._walk_ksm(pfn)
             return
-        top, first = self.anchor_of(pfn)
-        if top is None:
-            return
-        nr_pages = self.folios.nr_pages(pfn)
         self.rcu.read_lock()
         try:
+            top, first = self.anchor_of(pfn)
+            if top is None or not self.stays(pfn, top):
+                return
+            nr_pages = self.folios.nr_pages(pfn)
             for context in self._parents_first(top):
                 mm = self.get_mm(context)
                 if mm is None:
@@ -338,6 +338,15 @@ class CowContextRmap(ContextRmap):
                     self.put_mm(mm)
         finally:
             self.rcu.read_unlock()
+
+    def stays(self, pfn: int, top: CowContext) -> bool:
+        """Will the context that the folio points to be there until the RCU section ends?  A folio that is mapped by now
+        had it alive when the section began, and one that nothing maps may point to what is freed already
+        (folio_get_anon_vma()), unless a migration holds it."""
+        if top in self.held.values():
+            return True
+        self.point("read mapcount", pfn)
+        return self.folios.total_mapcount(pfn) != 0
 
     def _at(self, mm: MM, first: int, nr_pages: int, offset: int) -> Iterator[tuple[VMA, int]]:
         """The VMAs that have page offsets from `first` on with this displacement."""
