@@ -556,6 +556,19 @@ def clean_page_becomes_writable_again(s: _Script) -> None:
     s.protect(0, 2, _RW)
 
 
+@_aimed
+def freed_while_locked_elsewhere(s: _Script) -> None:
+    s.map(0, 2)
+    s.write(0, 2)
+    s.lock(0, 1)
+    s.fork(2)
+    s.advise(0, 2, abi.MADV_FREE, pid=2)
+    s.advise(0, 2, abi.MADV_FREE)
+    s.unlock(0, 1)
+    s.exit(2)
+    s.advise(0, 2, abi.MADV_PAGEOUT)
+
+
 # KSM
 
 
@@ -760,6 +773,17 @@ def large_folio_merged(s: _Script) -> None:
     s.write(0, 8)
     s.write(16)
     s.advise(0, 32, abi.MADV_MERGEABLE)
+    s.merge_same()
+
+
+@_aimed_large
+def large_folio_of_zeroes_to_merge(s: _Script) -> None:
+    s.map(0, 16)
+    s.write(2)
+    s.map(32, 1)
+    s.advise(32, 1, abi.MADV_POPULATE_WRITE)
+    s.advise(0, 16, abi.MADV_MERGEABLE)
+    s.advise(32, 1, abi.MADV_MERGEABLE)
     s.merge_same()
 
 

@@ -23,7 +23,7 @@ from rmaplab.kernel.errors import GuestError
 from rmaplab.kernel.guest import GROUP, KSM, PEEK, POKE, THP, TOUCH, Guest
 from rmaplab.kernel.snapshot import Entry, Snapshot
 from rmaplab.mm.abi import CLONE_VM, EAGAIN, MADV_DONTNEED, MADV_PAGEOUT, MREMAP_FIXED, MREMAP_MAYMOVE
-from rmaplab.mm.ksm import AS_FOUND, FORGET, SPLIT
+from rmaplab.mm.ksm import AS_FOUND, BREAK, FORGET, SPLIT
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry
 
@@ -274,7 +274,7 @@ class Driver:
         return [*events, Event("ksm", pid, pid2=pid, flags=FORGET)]
 
     def _split(self, before: Snapshot, after: Snapshot) -> list[Event]:
-        """For each large folio that ksmd split, also in vain."""
+        """For each large folio that ksmd split, also in vain, and each page that it copied in vain."""
         whole = {page.head for page in after.pages.values() if page.order}
         seen: set[int] = set()
         events = []
@@ -284,6 +284,14 @@ class Driver:
                 if page is not None and page.order and page.head not in whole | seen:
                     seen.add(page.head)
                     events.append(Event("ksm", pid, addr, flags=SPLIT, pid2=pid))
+        for pid, guest_pid in self.pids.items():
+            now = after.by_pid[guest_pid].entries
+            for addr, entry in before.by_pid[guest_pid].entries.items():
+                there = now.get(addr)
+                if entry.kind == "anon" and there is not None and there.kind == "anon":
+                    copied = there.number != entry.number and not after.pages[there.number].ksm
+                    if copied and not before.pages[entry.number].ksm:
+                        events.append(Event("ksm", pid, addr, flags=BREAK, pid2=pid))
         return events
 
     def _await_scans(self) -> None:

@@ -37,6 +37,7 @@ from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_ACCESS_FLAGS, VM_MERGEABLE, VMA
 
 AS_FOUND: Final = 1  # merge also pages that several entries map, or that are in the swap cache
 SPLIT: Final = 4  # split the large folio at an address
+BREAK: Final = 8  # take the page at an address, find nothing to merge it with after all, and give it back as a copy
 FORGET: Final = 2  # a whole scan: forget every place that does not map its page any more
 
 
@@ -154,6 +155,17 @@ def split_at(system: System, mm: MM, addr: int) -> int:
     entry = mm.page_table.get(addr)
     if entry & PTE_ANON and system.folios.order.m[entry >> PTE_SHIFT] > 0:
         split_folio(system, system.folios.head.m[entry >> PTE_SHIFT])
+    return 0
+
+
+def break_at(system: System, mm: MM, addr: int) -> int:
+    """try_to_merge_two_pages() fails with the second page (it gave way to the zero page when its folio was split),
+    and breaks the first (break_cow()).  Returns 0."""
+    vma = mm.tree.at(addr)
+    entry = mm.page_table.get(addr)
+    if vma is not None and entry & PTE_ANON:
+        mm.page_table.set(addr, entry & ~(PTE_WRITE | PTE_EXCLUSIVE | PTE_DIRTY) | PTE_KSM)
+        unshare(system, vma, addr)
     return 0
 
 

@@ -270,8 +270,10 @@ class Machine(System):
         return migrate.migrate(self, mm, addr, addr + (nr_pages << PAGE_SHIFT))
 
     def ksm_merge(self, mm: MM, addr: int, other_mm: MM, other_addr: int, how: int = 0) -> int:
-        """Let KSM merge two pages; `how`: ksm.AS_FOUND; ksm.SPLIT, which is about the first alone;
+        """Let KSM merge two pages; `how`: ksm.AS_FOUND; ksm.SPLIT and ksm.BREAK, which are about the first alone;
         ksm.FORGET, about none."""
+        if how & ksm.BREAK:
+            return ksm.break_at(self, mm, addr & PAGE_MASK)
         if how & ksm.SPLIT:
             return ksm.split_at(self, mm, addr & PAGE_MASK)
         if how & ksm.FORGET:

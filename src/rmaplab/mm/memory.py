@@ -928,16 +928,32 @@ def _cleaned(system: System, pfn: int) -> bool:
     return clean
 
 
+def _unevictable(system: System, pfn: int) -> bool:
+    """Does a locked VMA map the page?  The caller's own is not locked."""
+    if system.folios.mapcount.m[pfn] <= 1:
+        return False
+    walk = system.begin_walk(pfn)
+    locked = False
+    for vma, addr in walk:
+        entry = vma.mm.page_table.get(addr)
+        locked = locked or (vma.flags & VM_LOCKED != 0 and entry & PTE_ANON != 0 and entry >> PTE_SHIFT == pfn)
+    system.end_walk(walk)
+    return locked
+
+
 def _mark_lazyfree_at(system: System, mm: MM, addr: int) -> None:
     folios = system.folios
+    entry: int = mm.page_table.get(addr)
+    kept = entry & PTE_ANON != 0 and _unevictable(system, entry >> PTE_SHIFT)
     leaf = lock_leaf(mm.page_table, addr)
     if leaf is None:
         return
     i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
-    entry: int = leaf.m[i]
+    entry = leaf.m[i]
     pfn = entry >> PTE_SHIFT
     if entry & PTE_ANON and folios.order.m[pfn] == 0 and _cleaned(system, pfn):
-        folios.flags.m[pfn] |= FOLIO_LAZYFREE
+        if not kept:
+            folios.flags.m[pfn] |= FOLIO_LAZYFREE
         leaf.m[i] = entry & ~(PTE_DIRTY | PTE_YOUNG)
     leaf.lock.unlock()
     if entry & PTE_SWAP:

@@ -112,14 +112,14 @@ def page_out(system: System, mm: MM, start: int, end: int) -> None:
     folios = system.folios
     for head in isolate(system, mm, start, end):
         if system.mapcount(head) == folios.nr_pages(head) and folios.mapcount.m[head] == 1:
-            swap_out_folio(system, head)
+            swap_out_folio(system, head, False)
         else:
             system.put_folio(head)
 
 
-def swap_out_folio(system: System, head: int) -> int:
+def swap_out_folio(system: System, head: int, again: bool = True) -> int:
     """Reclaim one folio, to which the caller has a reference that is dropped here (shrink_folio_list()).
-    Returns how many pages became free."""
+    Returns how many pages became free.  `again`: reclaim comes by a second time, if need be."""
     folios = system.folios
     if not system.trylock_folio(head):
         system.put_folio(head)
@@ -131,10 +131,10 @@ def swap_out_folio(system: System, head: int) -> int:
         pages = [pfn for pfn in range(head, head + nr_pages) if pfn == head or folios.order.m[pfn] == 0]
         for pfn in pages[1:]:
             system.get_folio(pfn)
-        return sum(swap_out_folio(system, pfn) for pfn in pages)
+        return sum(swap_out_folio(system, pfn, again) for pfn in pages)
     was_mapped = system.mapcount(head) > 0
     if was_mapped:
-        _unmap_folio(system, head)
+        _unmap_folio(system, head, again)
     freed = was_mapped and system.mapcount(head) == 0
     if freed:
         slot = system.slot_of.get(head)
@@ -145,11 +145,11 @@ def swap_out_folio(system: System, head: int) -> int:
     return 1 if freed else 0
 
 
-def _unmap_folio(system: System, pfn: int) -> None:
+def _unmap_folio(system: System, pfn: int, again: bool) -> None:
     """Give a small folio room in swap, and replace what maps it by entries that refer to that."""
     if system.folios.flags.m[pfn] & FOLIO_LAZYFREE:
         _try_to_unmap(system, pfn, -1)
-        if system.folios.flags.m[pfn] & FOLIO_LAZYFREE:
+        if system.folios.flags.m[pfn] & FOLIO_LAZYFREE or not again:
             return
         # It was used again, and goes to swap the next time that reclaim comes by.
     slot = system.slot_of.get(pfn)
