@@ -58,7 +58,7 @@ $(VENV)/made:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	echo "$(PYTHON) could not make a virtual environment: on Debian, apt-get install python3-venv" >&2; exit 2; }
 	@echo "installing what the build needs into $(VENV)"
-	@$(PIP) install -c requirements-dev.lock 'setuptools>=77' 'mypy[mypyc]' numpy mypy_extensions
+	@$(PIP) install -c requirements-dev.lock 'setuptools>=77' 'mypy[mypyc]' numpy msgspec mypy_extensions
 	@touch $@
 
 # What setuptools left in build/ would be installed again, also where its source is gone.
