@@ -258,6 +258,8 @@ class Driver:
                 (mm, addr) for mm, addr in reversed(places)
                 if (mm, addr) not in known or _page_at(before, mm, addr) != pfn
             ]  # fmt: skip
+            if not new and (page is None or not page.ksm):
+                continue  # taken in vain (_split()), and others map it still
             cached = None if page is not None else _swapped_at(before, after.pages[pfn].swap)
             if cached is not None:  # nothing mapped it, but the swap cache kept it
                 own = cached

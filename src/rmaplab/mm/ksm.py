@@ -164,7 +164,7 @@ def break_at(system: System, mm: MM, addr: int) -> int:
     vma = mm.tree.at(addr)
     entry = mm.page_table.get(addr)
     if vma is not None and entry & PTE_ANON:
-        mm.page_table.set(addr, entry & ~(PTE_WRITE | PTE_EXCLUSIVE | PTE_DIRTY) | PTE_KSM)
+        _convert(system, mm, addr, entry >> PTE_SHIFT)  # what fork shares it with keeps it so, and no place is known
         unshare(system, vma, addr)
     return 0
 
