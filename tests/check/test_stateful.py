@@ -16,7 +16,7 @@ from rmaplab.rmap import DESIGNS
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 
 FEW = settings(
-    max_examples=8, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 MANY = settings(FEW, max_examples=2000)
 
@@ -48,7 +48,7 @@ def test_a_wrong_design_is_shown_by_a_few_events() -> None:
     with pytest.raises(AssertionError) as failed:
         run_state_machine_as_test(ChildLost, settings=MANY)
     told = [line.split()[0] for line in str(failed.value).splitlines()]
-    assert sorted(told[1:]) == ["exec", "fault", "fork", "mmap"], told
+    assert told[1:] == ["exec", "fork"], told  # the stack is enough
 
 
 def test_another_is_found_too() -> None:
