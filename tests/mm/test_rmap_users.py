@@ -113,6 +113,19 @@ def test_a_page_that_somebody_locked_elsewhere_stays_mapped_there(shared: Space)
     assert shared.pfn(0, 1) == page
 
 
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_page_that_somebody_locked_gives_its_swap_back_to_whoever_reads_it_last(shared: Space, locked: bool) -> None:
+    """mm/memory.c should_try_to_free_swap(): VM_LOCKED here, or a folio that is mlocked, wherever."""
+    shared.protect(0, 2, R, pid=2)  # else mlock() would copy it
+    swap_out(shared, 0)
+    shared.read(0, pid=2)
+    if locked:
+        shared.lock(0, 1, pid=2)
+    shared.read(0, pid=1)
+    assert shared.pfn(0, 1) == shared.pfn(0, 2)
+    assert (shared.pfn(0, 1) in shared.machine.slot_of) == (not locked)
+
+
 # Migration
 
 

@@ -177,6 +177,7 @@ def mlock(system: System, mm: MM, start: int, length: int, flags: int) -> int:
     """mlock2(2)."""
     if flags & ~MLOCK_ONFAULT:
         return -EINVAL
+    system.mlocked = True
     vm_flags = VM_LOCKED | (VM_LOCKONFAULT if flags & MLOCK_ONFAULT else 0)
     length = page_align(length + (start & ~PAGE_MASK))
     start &= PAGE_MASK
@@ -203,6 +204,7 @@ def mlockall(system: System, mm: MM, flags: int) -> int:
     """mlockall(2)."""
     if not flags or flags & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) or flags == MCL_ONFAULT:
         return -EINVAL
+    system.mlocked = True
     to_add = VM_LOCKED | (VM_LOCKONFAULT if flags & MCL_ONFAULT else 0)
     mm.mmap_lock.down_write()
     mm.def_flags &= ~_LOCKED_MASK

@@ -505,12 +505,13 @@ def _swap_in(system: System, vma: VMA, addr: int, i: int, entry: int, write: boo
         return pfn  # folio_lock_or_retry(): nobody waits for a folio with a VMA locked
     done = False
     if system.slot_of.get(pfn) == slot_number:
+        mlocked = vma.flags & VM_LOCKED != 0 or (slot.count == 1 and _unevictable(system, pfn))
         leaf = lock_new_leaf(vma.mm.page_table, addr)
         done = leaf.m[i] == entry
         if done and slot.from_ksm and _must_copy(system, vma, pfn, pgoff):
             _map_copy(system, vma, addr, leaf, i, slot_number, pgoff, write)
         elif done:
-            _map_swapped(system, vma, addr, leaf, i, slot_number, pfn, write, direct)
+            _map_swapped(system, vma, addr, leaf, i, slot_number, pfn, write, direct, mlocked)
         leaf.lock.unlock()
     system.unlock_folio(pfn)
     system.put_folio(pfn)
@@ -586,10 +587,19 @@ def _maps_writable(system: System, vma: VMA, entry: int, write: bool) -> bool:
 
 
 def _map_swapped(
-    system: System, vma: VMA, addr: int, leaf: Leaf, i: int, slot_number: int, pfn: int, write: bool, direct: bool
+    system: System,
+    vma: VMA,
+    addr: int,
+    leaf: Leaf,
+    i: int,
+    slot_number: int,
+    pfn: int,
+    write: bool,
+    direct: bool,
+    mlocked: bool,
 ) -> None:
     """Map `pfn`, which is locked and holds what `slot_number` holds; `leaf` is locked, too.  `direct`: it has just
-    been read."""
+    been read.  `mlocked`: this VMA or another that maps it is locked."""
     folios = system.folios
     entry: int = leaf.m[i]
     slot = system.swap[slot_number]
@@ -598,7 +608,7 @@ def _map_swapped(
     slot.count -= 1
     alone = not ksm and folios.mapcount.m[pfn] == 0 and system.pins[pfn] == 1
     fresh = not folios.flags.m[pfn] & FOLIO_ANON
-    if slot.count == 0 and (vma.flags & VM_LOCKED or (alone and (direct or write))):
+    if slot.count == 0 and (mlocked or (alone and (direct or write))):
         # should_try_to_free_swap(): no entry wants what is in swap.  The last entry's page does not even get
         # there when it is read from a synchronous device, as zram or a RAM disk is.
         system.uncache(pfn)
@@ -929,8 +939,8 @@ def _cleaned(system: System, pfn: int) -> bool:
 
 
 def _unevictable(system: System, pfn: int) -> bool:
-    """Does a locked VMA map the page?  The caller's own is not locked."""
-    if system.folios.mapcount.m[pfn] <= 1:
+    """Does a locked VMA map the page (folio_test_mlocked())?"""
+    if not system.mlocked:
         return False
     walk = system.begin_walk(pfn)
     locked = False
@@ -944,7 +954,8 @@ def _unevictable(system: System, pfn: int) -> bool:
 def _mark_lazyfree_at(system: System, mm: MM, addr: int) -> None:
     folios = system.folios
     entry: int = mm.page_table.get(addr)
-    kept = entry & PTE_ANON != 0 and _unevictable(system, entry >> PTE_SHIFT)
+    kept = entry & PTE_ANON != 0 and system.folios.mapcount.m[entry >> PTE_SHIFT] > 1  # the caller's own is not locked
+    kept = kept and _unevictable(system, entry >> PTE_SHIFT)
     leaf = lock_leaf(mm.page_table, addr)
     if leaf is None:
         return

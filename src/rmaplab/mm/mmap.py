@@ -144,6 +144,7 @@ def _map_locked(
     if flags & MAP_GROWSDOWN:
         vm_flags |= VM_GROWSDOWN
     if flags & MAP_LOCKED:
+        system.mlocked = True
         vm_flags |= VM_LOCKED
     if flags & MAP_STACK and system.profile.stack_nohugepage:
         vm_flags |= VM_NOHUGEPAGE

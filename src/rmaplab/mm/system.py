@@ -106,6 +106,7 @@ class System:
         ]
         self.leader: Final = self.designs[leader]
         self.entry_watchers: Final = [design for design in self.designs if design.watches_entries]
+        self.mlocked = False  # was a VMA ever to be locked?  False keeps the fast paths fast
         self.nr_large = 0  # large folios allocated ever: 0 keeps the fast paths fast
         self.swap: Final[dict[int, SwapSlot]] = {}
         self.slot_of: Final[dict[int, int]] = {}  # pfn in the swap cache -> slot
