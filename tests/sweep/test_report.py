@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from rmaplab.sweep import page
+from rmaplab.sweep import page, points
 from rmaplab.sweep.campaign import Plan
-from rmaplab.sweep.findings import Findings, losses, sentences, tables
+from rmaplab.sweep.findings import Findings, findings, losses, sentences, tables
 
 
 def row(history: str, design: str, group: str, figure: str, value: float, point: int = 0) -> dict[str, object]:
@@ -118,6 +118,13 @@ def test_markdown_has_the_same_figures(campaign: Path) -> None:
     text = (campaign / "results.md").read_text()
     assert text.startswith("# ") and "## Memory" in text
     assert re.search(r"^\| forkchain generations=4 \| \*{0,2}\d+\*{0,2} \| \*{0,2}\d+\*{0,2} \|$", text, re.MULTILINE)
+
+
+def test_what_older_code_worked_out_is_still_reported(campaign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = findings(campaign / "out")
+    monkeypatch.setattr(points, "version", lambda: "0.2.0+00000000")
+    after = findings(campaign / "out")
+    assert after == before and after.points and not after.undone
 
 
 def test_what_is_not_done_is_said(campaign: Path, tmp_path: Path) -> None:

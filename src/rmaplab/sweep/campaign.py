@@ -104,9 +104,9 @@ class Campaign:
         except msgspec.MsgspecError as error:
             raise SweepError(f"{self.directory}/campaign.json was not written by rmaplab sweep: {error}") from None
 
-    def outcome(self, point: Point) -> Outcome | None:
-        """What came of a point; None if it is not done."""
-        path = self._path(point)
+    def outcome(self, point: Point, made_by: str = "") -> Outcome | None:
+        """What came of a point with that version of rmaplab; None if it is not done."""
+        path = self._path(point, made_by)
         try:
             done = msgspec.json.decode(path.read_bytes(), type=Done)
         except FileNotFoundError:
@@ -129,24 +129,24 @@ class Campaign:
         write_whole(path, written.getvalue())
         return path
 
-    def rows(self, points: Sequence[Point]) -> Iterator[dict[str, object]]:
+    def rows(self, points: Sequence[Point], made_by: str = "") -> Iterator[dict[str, object]]:
         """The rows of the points that are done, with the columns of the table."""
         for number, point in enumerate(points):
-            outcome = self.outcome(point)
+            outcome = self.outcome(point, made_by)
             if outcome is not None:
-                told = told_of(number, point, outcome)
+                told = told_of(number, point, outcome, made_by)
                 for row in outcome.rows:
                     yield told | msgspec.structs.asdict(row)
 
-    def _path(self, point: Point) -> Path:
-        return self._points / f"{point.key()}.json"
+    def _path(self, point: Point, made_by: str = "") -> Path:
+        return self._points / f"{point.key(made_by)}.json"
 
 
-def told_of(number: int, point: Point, outcome: Outcome) -> dict[str, object]:
+def told_of(number: int, point: Point, outcome: Outcome, made_by: str = "") -> dict[str, object]:
     """The columns that all rows of a point share."""
     return {
         "point": number,
-        "key": point.key(),
+        "key": point.key(made_by),
         "command": type(point).__name__.lower(),
         "history": point.history_name(),
         "sha256": " ".join(point.files.values()),
@@ -154,7 +154,7 @@ def told_of(number: int, point: Point, outcome: Outcome) -> dict[str, object]:
         "costs": outcome.costs,
         "cpus": point.nr_cpus(),
         "seed": point.seed,
-        "version": version(),
+        "version": made_by or version(),
     }
 
 

@@ -151,7 +151,8 @@ MEASURES: Final = (
             _figure("walks", "places missed")),
     Measure("time", "ms", "of the reverse map's own work for the history, where nobody contends", False,
             _figure("time", "history")),
-    Measure("time of a walk", "ns", "where nobody contends, on average", False,
+    Measure("time of a walk", "ns", "on average, where nobody contends; most of it by costs that stand in for"
+            " others, since no calibrated program walks: the weakest of these figures", False,
             _complete(_share("time", "walks", "walks", "walks", 1e6))),
     Measure("throughput", "operations/s", "in virtual time", True, _figure("scale", "throughput")),
     Measure("VMAs", "", "at most, where the design decides what may merge", False, _figure("VMAs", "peak")),
@@ -169,12 +170,12 @@ def findings(directory: Path) -> Findings:
     differences, undone = [], []
     points = []
     for number, point in enumerate(plan.points):
-        outcome = campaign.outcome(point)
+        outcome = campaign.outcome(point, plan.version)
         if outcome is None:
             undone.append(point.title())
             continue
         differences += [Differing(number, point.title(), what) for what in outcome.differences]
-        points.append(told_of(number, point, outcome) | {"title": point.title()})
+        points.append(told_of(number, point, outcome, plan.version) | {"title": point.title()})
     if not points:
         raise SweepError(f"nothing is done in {directory} yet: `rmaplab sweep` does it")
     return Findings(plan, points, tables(rows), differences, undone)
@@ -186,7 +187,7 @@ def _rows(campaign: Campaign, plan: Plan) -> list[dict[str, Any]]:
     if path.is_file():
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
         return rows
-    return list(campaign.rows(plan.points))
+    return list(campaign.rows(plan.points, plan.version))
 
 
 def tables(rows: Iterable[Mapping[str, Any]]) -> list[Table]:

@@ -91,9 +91,10 @@ class Point(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     profile: str = ""
     files: dict[str, str] = {}
 
-    def key(self) -> str:
-        """What the result is kept under: the same for the same point, files and version of rmaplab."""
-        text = msgspec.json.encode([version(), self], order="deterministic")
+    def key(self, made_by: str = "") -> str:
+        """What the result is kept under: the same for the same point, files and version of rmaplab (`made_by`; this
+        one, if empty)."""
+        text = msgspec.json.encode([made_by or version(), self], order="deterministic")
         return hashlib.sha256(text).hexdigest()[:20]
 
     def title(self) -> str:
