@@ -307,9 +307,9 @@ _PAIRED: Final = (
 )
 
 # Interleavings are tried without a bound, but where a walk looks again after each of many changes: in one address space
-# whose entries move twice, and in two whose entries move or go.  There a CPU is taken away at most so many times.
+# whose entries move twice, ...  There a CPU is taken away at most so many times.
 _MOVES_TWICE: Final = ("mremap there and back", 3)
-_BOTH_MOVE: Final = (("munmap", "mremap away", "mremap back"), "mremap in the child", 2)
+_MOVES_IN_A_PAIR: Final = 2  # ... and where entries move while another operation is at it, too
 _SERIALISED: Final = ("anon_vma",)  # designs whose lock keeps their walks apart from all that: no bound is needed
 
 
@@ -341,7 +341,7 @@ def preemption_bound(name: str, design: str = "") -> int:
     one, _, other = name.partition(" / ")[2].partition(" + ")
     if one == _MOVES_TWICE[0]:
         return _MOVES_TWICE[1]
-    return _BOTH_MOVE[2] if one in _BOTH_MOVE[0] and other == _BOTH_MOVE[1] else -1
+    return _MOVES_IN_A_PAIR if other and "mremap" in one + other else -1
 
 
 def scenario(name: str, design: type[ReverseMap], machine: type[Machine] = Machine) -> Scenario:
