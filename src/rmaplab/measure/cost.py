@@ -29,6 +29,7 @@ from typing import Final
 import msgspec
 
 from rmaplab.measure.figures import Work
+from rmaplab.measure.files import write_whole
 from rmaplab.sync.work import Ledger
 
 DEFAULT: Final = "linux-6.18-2cpu"
@@ -225,9 +226,4 @@ def write_costs(path: Path, profile: CostProfile) -> None:
     """Write `profile` for people to read and `load_costs` to load; nothing half-written is left behind."""
     check_costs(profile, str(path))
     data = msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n"
-    beside = path.with_name(path.name + ".part")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, data)

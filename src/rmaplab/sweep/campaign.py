@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import fcntl
 import io
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rmaplab.measure.files import write_whole
 from rmaplab.sweep.errors import SweepError
 from rmaplab.sweep.points import AnyPoint, Outcome, Point, version
 from rmaplab.sweep.spec import Spec
@@ -156,13 +156,3 @@ def told_of(number: int, point: Point, outcome: Outcome, made_by: str = "") -> d
         "seed": point.seed,
         "version": made_by or version(),
     }
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there complete or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 
 import rmaplab
+from rmaplab.measure.files import write_whole
 from rmaplab.measure.progress import Meter
-from rmaplab.sweep.campaign import Campaign, write_whole
+from rmaplab.sweep.campaign import Campaign
 from rmaplab.sweep.errors import SweepError
 from rmaplab.sweep.findings import Findings, findings, sentences
 from rmaplab.sweep.points import Outcome, Point
