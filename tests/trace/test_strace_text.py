@@ -49,6 +49,20 @@ def test_a_child_is_there_before_its_first_line() -> None:
     assert calls(text)[0].flags == CLONE_VM | CLONE_VFORK
 
 
+@pytest.mark.parametrize("last", [6, 5], ids=["ended", "dying"])
+def test_a_child_that_died_before_its_parent_heard_of_it_was_born_and_died(last: int) -> None:
+    heard = "5 <... clone resumed>) = 6\n"
+    lines = ["5 clone(flags=SIGCHLD <unfinished ...>\n", "6 exit_group(0) = ?\n", "6 +++ exited with 0 +++\n"]
+    lines.insert(3 if last == 6 else 2, heard)
+    again = "5 brk(NULL) = 0x1000000\n5 fork( <unfinished ...>\n6 munmap(0x1000, 4096) = 0\n5 <... fork resumed>) = 6\n"
+    assert [(event.op, event.pid) for event in calls("".join(lines) + again)] == [
+        ("fork", 5),
+        ("exit", 6),
+        ("fork", 5),
+        ("munmap", 6),
+    ]
+
+
 def test_threads_belong_to_their_process() -> None:
     text = "5 clone3({flags=CLONE_VM|CLONE_THREAD|CLONE_SIGHAND, stack=0x7f} => {parent_tid=[8]}, 88) = 8\n"
     text += f"8 munmap({A:#x}, 4096) = 0\n8 exit(0) = ?\n8 +++ exited with 0 +++\n5 exit_group(0) = ?\n"

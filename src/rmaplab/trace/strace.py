@@ -81,6 +81,14 @@ class _Act(msgspec.Struct):
     result: int = 0
 
 
+class _Life(msgspec.Struct):
+    """A task between its first line and its last: numbers are used again."""
+
+    first: int  # its first line
+    told: bool = False  # the call that made it has returned to its parent
+    over: bool = False  # "+++ exited" was read
+
+
 class StraceText:
     """Reads the lines of `strace -f`, and tells a Reducer."""
 
@@ -89,7 +97,7 @@ class StraceText:
         self._line = 0
         self._time = 0
         self._entered: dict[int, tuple[int, str]] = {}  # by tid: line, text so far
-        self._first_line: dict[int, int] = {}  # by tid, of the task's present life
+        self._lives: dict[int, _Life] = {}  # by tid, the present one
         self._children: set[int] = set()
         self._ended: set[int] = set()
         self._sizes: dict[int, int] = {}  # of System V segments
@@ -128,14 +136,14 @@ class StraceText:
             tid = int(match["bracketed"] or match["bare"] or self._only())
             if match["bracketed"] is not None and tid not in self._children:
                 tid = _FIRST
-            self._first_line.setdefault(tid, self._line)
+            self._lives.setdefault(tid, _Life(self._line))
             self._text(tid, match["rest"])
 
     def _only(self) -> int:
         """The task that a line without a number is about: strace leaves it out where there is only one."""
         if _FIRST not in self._ended:
             return _FIRST
-        return next(iter(self._first_line), _FIRST)
+        return next((tid for tid in self._lives if tid not in self._ended), _FIRST)
 
     def tell(self, reducer: Reducer) -> None:
         """Tell `reducer` all of it, in the order in which it took effect."""
@@ -149,6 +157,8 @@ class StraceText:
             superseded = _SUPERSEDED.match(text)
             if superseded is None:
                 self._end(tid, "exit")
+                self._lives[tid].over = True
+                self._forget(tid)
             elif int(superseded[1]) in self._entered:
                 self._entered[tid] = self._entered.pop(int(superseded[1]))
             return
@@ -177,8 +187,10 @@ class StraceText:
         key = (entry if name in _FREES_AT_ENTRY else self._line, 1)
         if name in _STARTS and result > 0:
             self._children.add(result)
-            first = self._first_line.setdefault(result, self._line + 1)
-            key = (min(first, self._line), 0)
+            life = self._lives.setdefault(result, _Life(self._line + 1))
+            key = (min(life.first, self._line), 0)
+            life.told = True
+            self._forget(result)
         if name == "mmap" and len(args) == 6:
             self._name_file(tid, args)
         if name in _OPENS and result >= 0:
@@ -188,9 +200,13 @@ class StraceText:
         self._acts.append((key, _Act(tid, self._time, name, args, result)))
 
     def _end(self, tid: int, name: str) -> None:
-        self._first_line.pop(tid, None)
         self._ended.add(tid)
         self._acts.append(((self._line, 1), _Act(tid, self._time, name, [])))
+
+    def _forget(self, tid: int) -> None:
+        """A life that is over still has its first line asked for if the parent has not heard of it."""
+        if self._lives[tid].told and self._lives[tid].over:
+            del self._lives[tid]
 
     def _name_file(self, tid: int, args: list[str]) -> None:
         """Where strace shows no path (-y), tell files apart by the descriptor and when it was opened."""
