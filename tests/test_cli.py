@@ -351,6 +351,24 @@ def test_an_interrupt_is_one_sentence() -> None:
     assert err == "rmaplab: interrupted, so there is no result\n"
 
 
+def test_an_interrupt_before_it_has_begun_is_one_sentence_too() -> None:
+    """SIGINT while the program is being imported, where an exception could be swallowed."""
+    program = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "rmaplab.mm":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["rmaplab", "--version"]
+from rmaplab.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "rmaplab: interrupted, so there is no result\n"
+
+
 def test_a_closed_pipe_is_no_traceback() -> None:
     done = subprocess.run(
         f"{sys.executable} -m rmaplab run aim7 children=5 pages=5 --json | true; echo ${{PIPESTATUS[0]}}",

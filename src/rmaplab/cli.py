@@ -28,30 +28,25 @@ from rich.console import Console
 import rmaplab
 from rmaplab.check import commands as check
 from rmaplab.check import mutation, verify_report
-from rmaplab.check.race import RaceError
 from rmaplab.check.verify import Plan as VerifyPlan
 from rmaplab.check.verify import verify
+from rmaplab.errors import CannotRun
 from rmaplab.explore import commands as explore
 from rmaplab.kernel import cli as kernel
-from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.measure import reproduce_command, scale_command, sources
 from rmaplab.measure.calibration import commands as calibration
-from rmaplab.measure.calibration.errors import CalibrationError
 from rmaplab.measure.comparison import FOLIOS, MOMENTS, Plan, compare, priced
-from rmaplab.measure.cost import CostError, load_costs
+from rmaplab.measure.cost import load_costs
 from rmaplab.measure.progress import Meter
 from rmaplab.measure.report import Inputs, print_report, report
-from rmaplab.measure.reproduce import ReproduceError
 from rmaplab.measure.sources import Source
-from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import DESIGNS, STANDARD, load, specs
 from rmaplab.sweep import commands as sweep
-from rmaplab.sweep.errors import SweepError
-from rmaplab.trace.history import History, HistoryFormatError, HistoryWriteError, write_history
+from rmaplab.trace.history import History, write_history
 from rmaplab.trace.record import RecordError, record
-from rmaplab.workloads import FAMILIES, WorkloadError
+from rmaplab.workloads import FAMILIES
 
 HOLDS: Final = 0
 DOES_NOT_HOLD: Final = 1
@@ -66,7 +61,7 @@ _VERSION: Final = f"{rmaplab.__version__} ({rmaplab.build_info()})"
 Job = Callable[[], int]
 
 
-class UsageError(Exception):
+class UsageError(CannotRun):
     """What was asked for cannot be done; the message is one sentence that says why."""
 
 
@@ -613,22 +608,7 @@ def _main(arguments: list[str]) -> int:
         return _say("nobody reads the output any more")
     except typer.TyperException as error:
         return _say(f"{error.format_message()} See rmaplab --help.")
-    except (
-        UsageError,
-        WorkloadError,
-        HistoryError,
-        HistoryFormatError,
-        HistoryWriteError,
-        RecordError,
-        RaceError,
-        CostError,
-        scale_command.ScaleError,
-        ReproduceError,
-        SweepError,
-        CalibrationError,
-        KernelUnavailable,
-        GuestError,
-    ) as error:
+    except CannotRun as error:
         return _say(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

@@ -16,6 +16,7 @@ import msgspec
 
 from rmaplab.check.lock_order import complaints
 from rmaplab.check.scenarios import World, exists, names, preemption_bound, scenario
+from rmaplab.errors import CannotRun
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.mm.vma_tree import VMATree
@@ -27,7 +28,7 @@ from rmaplab.sync.locks import RwSemaphore, SequenceCount, SpinLock
 _PROBES = 40  # random interleavings that the number of all of them is estimated from
 
 
-class RaceError(ValueError):
+class RaceError(CannotRun):
     """There is no such scenario, or a path does not fit it."""
 
 

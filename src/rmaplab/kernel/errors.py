@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from rmaplab.errors import CannotRun
 
-class KernelUnavailable(Exception):
+
+class KernelUnavailable(CannotRun):
     """Something that is needed is missing (QEMU, drgn, a package, the network, permission): the message says
     in one sentence what, and what would help.  Commands end with status 2."""
 
 
-class GuestError(Exception):
+class GuestError(CannotRun):
     """A guest did not do what it was told, or does not answer any more."""

@@ -28,6 +28,7 @@ from typing import Final
 
 import msgspec
 
+from rmaplab.errors import CannotRun
 from rmaplab.measure.figures import Work
 from rmaplab.measure.files import write_whole
 from rmaplab.sync.work import Ledger
@@ -43,7 +44,7 @@ GRACE_PERIOD: Final = "grace period"  # until all RCU readers have left
 REQUIRED: Final = (HANDOVER, CONTEXT_SWITCH, WAKE_UP, WAKING, SHOOTDOWN, GRACE_PERIOD, "syscalls")
 
 
-class CostError(ValueError):
+class CostError(CannotRun):
     """A cost profile cannot be used; the message says why."""
 
 

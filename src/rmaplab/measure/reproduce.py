@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from rmaplab.errors import CannotRun
 from rmaplab.measure.cost import CostProfile, add_counts, counts_of, price
 from rmaplab.measure.scale import Plan, Point, Run
 from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
@@ -41,7 +42,7 @@ _AREA: Final = 0x10_0000_0000
 _FIXED: Final = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
 
 
-class ReproduceError(ValueError):
+class ReproduceError(CannotRun):
     """There is no such reproduction; the message says which there are."""
 
 

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 import rmaplab
+from rmaplab.errors import CannotRun
 from rmaplab.measure import sources
 from rmaplab.measure.cost import load_costs
 from rmaplab.measure.progress import Meter
@@ -45,7 +46,7 @@ MAX_CPUS: Final = 4096
 Job = Callable[[], int]
 
 
-class ScaleError(ValueError):
+class ScaleError(CannotRun):
     """What was asked for cannot be run; the message says why."""
 
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from rmaplab.errors import CannotRun
 
-class HistoryError(ValueError):
+
+class HistoryError(CannotRun):
     """The history asks for something that cannot have happened (a child unknown, a fault outside any
     VMA), or the library was misused.  The message says what was wrong and what would be right."""
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from rmaplab.errors import CannotRun
 
-class SweepError(ValueError):
+
+class SweepError(CannotRun):
     """A specification, a directory of results or a cluster that cannot be used; the message says what to do."""

@@ -27,6 +27,7 @@ from typing import Any, Final
 
 import msgspec
 
+from rmaplab.errors import CannotRun
 from rmaplab.sweep.errors import SweepError
 from rmaplab.sweep.points import KINDS, Point
 
@@ -70,7 +71,7 @@ def read_spec(path: Path) -> Spec:
             where = f"{path}, [[{command}]] {number}"
             try:
                 spec.points.extend(_with_files(point, spec) for point in _points(command, run))
-            except ValueError as error:  # msgspec's and the scenarios' errors are such
+            except (ValueError, CannotRun) as error:  # msgspec's and the scenarios' errors are such
                 raise SweepError(f"{where}: {_plain(error)}") from None
     if not spec.points:
         raise SweepError(f"{path} has no point: begin with [[compare]] (or {', '.join(KINDS)})")
@@ -80,7 +81,7 @@ def read_spec(path: Path) -> Spec:
     for point in spec.points:
         try:
             point.check(spec.find)
-        except ValueError as error:  # workloads, recordings, designs and scenarios have errors of their own
+        except (ValueError, CannotRun) as error:  # workloads, recordings, designs have errors of their own
             raise SweepError(f"{path}: {point.title()}: {error}") from None
     return spec
 

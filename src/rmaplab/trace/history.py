@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rmaplab.errors import CannotRun
 from rmaplab.mm.vma import (
     VM_DONTDUMP,
     VM_DONTEXPAND,
@@ -74,11 +75,11 @@ _CHUNK: Final = 1 << 16  # rows turned into objects at a time
 _REWRITE: Final = "Record it again, or copy the file again from where it is intact."
 
 
-class HistoryFormatError(ValueError):
+class HistoryFormatError(CannotRun):
     """A file is not a history that this version can read; the message says what to do."""
 
 
-class HistoryWriteError(OSError):
+class HistoryWriteError(CannotRun, OSError):
     """A history could not be written; nothing was left behind."""
 
 

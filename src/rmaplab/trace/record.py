@@ -30,6 +30,7 @@ from typing import Any, Final
 import msgspec
 
 import rmaplab
+from rmaplab.errors import CannotRun
 from rmaplab.trace.history import Header, History, HistoryWriteError, MapsRow, write_history
 from rmaplab.trace.perf import EVENTS, SCRIPT_OPTIONS, PerfText, perf_filter
 from rmaplab.trace.reduce import Reducer
@@ -45,7 +46,7 @@ _UNPRIVILEGED_BUFFER: Final = 512 << 10  # a CPU; kernel.perf_event_mlock_kb all
 Say = Callable[[str], None]
 
 
-class RecordError(Exception):
+class RecordError(CannotRun):
     """Nothing was recorded; the message is one sentence that says why."""
 
 

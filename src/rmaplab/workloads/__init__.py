@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from rmaplab.errors import CannotRun
 from rmaplab.workloads.aim7 import Aim7
 from rmaplab.workloads.bgsave import BgSave
 from rmaplab.workloads.elf import Elf
@@ -43,7 +44,7 @@ FAMILIES: Final[dict[str, type[Workload]]] = {
 }
 
 
-class WorkloadError(ValueError):
+class WorkloadError(CannotRun):
     """There is no such workload, parameter or value; the message says what there is."""
 
 

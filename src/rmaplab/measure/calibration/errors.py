@@ -2,5 +2,8 @@
 """What calibration raises."""
 
 
-class CalibrationError(RuntimeError):
+from rmaplab.errors import CannotRun
+
+
+class CalibrationError(CannotRun):
     """This machine cannot be calibrated, or not so; the message says why and what to do."""
