@@ -12,15 +12,15 @@ from typing import ClassVar
 
 from rmaplab.trace.events import Event
 from rmaplab.workloads.workload import (
-    AREA,
     PAGE,
     Pages,
     Processes,
     Workload,
     fork,
     leave,
-    mmap,
+    places,
     start,
+    warm,
     write,
 )
 
@@ -44,14 +44,12 @@ class ForkChain(Workload, frozen=True, kw_only=True):
         return self.vmas * (self.pages + 1) * PAGE
 
     def events(self) -> Iterator[Event]:
-        step = (self.pages + 1) * PAGE
+        areas = places(self.vmas, self.pages)
         yield start(1)
-        for i in range(self.vmas):
-            yield mmap(1, AREA + i * step, self.pages)
-            yield write(1, AREA + i * step, self.pages)
+        yield from warm(1, areas, self.pages)
         for pid in range(1, self.generations):
             child = pid + 1
             yield fork(pid, child)
             yield leave(pid)
-            for i in range(self.vmas):
-                yield write(child, AREA + i * step, min(self.writes, self.pages))
+            for area in areas:
+                yield write(child, area, min(self.writes, self.pages))

@@ -13,7 +13,6 @@ from typing import ClassVar
 
 from rmaplab.trace.events import Event
 from rmaplab.workloads.workload import (
-    AREA,
     PAGE,
     PRIVATE,
     Count,
@@ -24,8 +23,10 @@ from rmaplab.workloads.workload import (
     leave,
     mmap,
     munmap,
+    places,
     read,
     start,
+    warm,
     write,
 )
 
@@ -56,18 +57,16 @@ class Prefork(Workload, frozen=True, kw_only=True):
 
     def events(self) -> Iterator[Event]:
         random = Random(self.seed)
-        step = (self.pages + 1) * PAGE
+        areas = places(self.vmas, self.pages)
 
         def somewhere() -> tuple[int, int]:
             """A run of at most four pages in one of the server's VMAs."""
             first = random.randrange(self.pages)
-            addr = AREA + random.randrange(self.vmas) * step + first * PAGE
+            addr = areas[random.randrange(self.vmas)] + first * PAGE
             return addr, random.randint(1, min(4, self.pages - first))
 
         yield start(_SERVER)
-        for i in range(self.vmas):
-            yield mmap(_SERVER, AREA + i * step, self.pages)
-            yield write(_SERVER, AREA + i * step, self.pages)
+        yield from warm(_SERVER, areas, self.pages)
         workers = list(range(2, self.workers + 2))
         served = [0] * self.workers
         newest = self.workers + 1

@@ -14,21 +14,22 @@ from typing import ClassVar, Final
 
 from rmaplab.trace.events import Event
 from rmaplab.workloads.workload import (
-    AREA,
     PAGE,
     Count,
     Flag,
     Pages,
     PerCpu,
     Workload,
+    family,
     fork,
     leave,
     mark,
-    mmap,
     munmap,
+    places,
     read,
     reclaim,
     start,
+    warm,
     write,
 )
 
@@ -65,23 +66,12 @@ class Pressure(Workload, frozen=True, kw_only=True):
 
     def events(self) -> Iterator[Event]:
         random = Random(self.seed)
-        step = (self.pages + 1) * PAGE
+        areas = places(self.vmas, self.pages)
         count = self.processes or 2
         launchers = range(2, count + 2)
-
-        def fill(pid: int) -> Iterator[Event]:
-            for i in range(self.vmas):
-                yield mmap(pid, AREA + i * step, self.pages)
-                yield write(pid, AREA + i * step, self.pages)
-
         yield start(_ZYGOTE)
-        yield from fill(_ZYGOTE)
-        for pid in launchers:
-            if self.related:
-                yield fork(_ZYGOTE, pid)
-            else:
-                yield start(pid)
-                yield from fill(pid)
+        yield from warm(_ZYGOTE, areas, self.pages)
+        yield from family(_ZYGOTE, launchers, bool(self.related), areas, self.pages)
         yield mark(_ZYGOTE)
         scan = min(self.scan, self.pages)
         app = count + 2
@@ -90,12 +80,14 @@ class Pressure(Workload, frozen=True, kw_only=True):
                 yield fork(pid, app)
                 chosen = random.sample(range(self.vmas), min(self.vmas, self.writes + self.unmaps))
                 for i in chosen[: self.writes]:
-                    yield read(app, AREA + i * step, min(4, self.pages))
-                    yield write(app, AREA + i * step, min(4, self.pages))
+                    yield read(app, areas[i], min(4, self.pages))
+                    yield write(app, areas[i], min(4, self.pages))
                 for i in chosen[self.writes :]:
-                    yield munmap(app, AREA + i * step, self.pages)
+                    yield munmap(app, areas[i], self.pages)
                 for act in range(self.scans):
-                    addr = AREA + random.randrange(self.vmas) * step + random.randrange(self.pages - scan + 1) * PAGE
-                    yield reclaim(("referenced", "migrate", "referenced", "swap_out")[act % 4], _ZYGOTE, addr, scan)
+                    addr = areas[random.randrange(self.vmas)] + random.randrange(self.pages - scan + 1) * PAGE
+                    yield reclaim(
+                        ("referenced", "migrate", "referenced", "swap_out")[act % 4], _ZYGOTE, addr, scan
+                    )
                 yield leave(app)
                 app += 1

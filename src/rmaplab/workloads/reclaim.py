@@ -14,7 +14,6 @@ from typing import ClassVar, Final
 from rmaplab.mm.abi import MREMAP_FIXED, MREMAP_MAYMOVE
 from rmaplab.trace.events import Event
 from rmaplab.workloads.workload import (
-    AREA,
     AWAY,
     PAGE,
     Count,
@@ -24,11 +23,12 @@ from rmaplab.workloads.workload import (
     Workload,
     fork,
     leave,
-    mmap,
     mremap,
+    places,
     read,
     reclaim,
     start,
+    warm,
     write,
 )
 
@@ -60,16 +60,14 @@ class Reclaim(Workload, frozen=True, kw_only=True):
     def events(self) -> Iterator[Event]:
         random = Random(self.seed)
         step = (self.pages + 1) * PAGE
-        places = [AREA + i * step for i in range(self.vmas)]
+        areas = list(places(self.vmas, self.pages))
         yield start(_SERVER)
-        for i in range(self.vmas):
-            yield mmap(_SERVER, places[i], self.pages)
-            yield write(_SERVER, places[i], self.pages)
+        yield from warm(_SERVER, areas, self.pages)
         for i in range(self.vmas * self.moved // 100):
             yield mremap(
-                _SERVER, places[i], self.pages, self.pages, MREMAP_MAYMOVE | MREMAP_FIXED, AWAY + i * step
+                _SERVER, areas[i], self.pages, self.pages, MREMAP_MAYMOVE | MREMAP_FIXED, AWAY + i * step
             )
-            places[i] = AWAY + i * step
+            areas[i] = AWAY + i * step
         workers = list(range(2, self.processes + 1))
         newest = self.processes
         for pid in workers:
@@ -77,7 +75,7 @@ class Reclaim(Workload, frozen=True, kw_only=True):
 
         def somewhere(at_most: int) -> tuple[int, int]:
             first = random.randrange(self.pages)
-            return random.choice(places) + first * PAGE, random.randint(1, min(at_most, self.pages - first))
+            return random.choice(areas) + first * PAGE, random.randint(1, min(at_most, self.pages - first))
 
         for act in range(self.steps):
             pid = random.choice([_SERVER, *workers])

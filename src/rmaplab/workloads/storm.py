@@ -13,18 +13,19 @@ from typing import ClassVar, Final
 
 from rmaplab.trace.events import Event
 from rmaplab.workloads.workload import (
-    AREA,
     PAGE,
     Count,
     Flag,
     Pages,
     PerCpu,
     Workload,
+    family,
     fork,
     leave,
     mark,
-    mmap,
+    places,
     start,
+    warm,
     write,
 )
 
@@ -54,30 +55,19 @@ class Storm(Workload, frozen=True, kw_only=True):
         return self.vmas * (self.pages + 1) * PAGE
 
     def events(self) -> Iterator[Event]:
-        step = (self.pages + 1) * PAGE
+        areas = places(self.vmas, self.pages)
         count = self.processes or 2
         parents = range(2, count + 2)
-
-        def fill(pid: int) -> Iterator[Event]:
-            for i in range(self.vmas):
-                yield mmap(pid, AREA + i * step, self.pages)
-                yield write(pid, AREA + i * step, self.pages)
-
         yield start(_ZYGOTE)
         if self.related:
-            yield from fill(_ZYGOTE)
-        for pid in parents:
-            if self.related:
-                yield fork(_ZYGOTE, pid)
-            else:
-                yield start(pid)
-                yield from fill(pid)
+            yield from warm(_ZYGOTE, areas, self.pages)
+        yield from family(_ZYGOTE, parents, bool(self.related), areas, self.pages)
         yield mark(_ZYGOTE)
         child = count + 2
         for turn in range(self.rounds):
             for pid in parents:
                 yield fork(pid, child)
                 for i in range(min(self.writes, self.vmas)):
-                    yield write(child, AREA + (i + turn) % self.vmas * step, 1)
+                    yield write(child, areas[(i + turn) % self.vmas], 1)
                 yield leave(child)
                 child += 1

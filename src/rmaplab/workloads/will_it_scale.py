@@ -13,7 +13,6 @@ from typing import ClassVar, Final, Literal
 
 from rmaplab.trace.events import Event
 from rmaplab.workloads.workload import (
-    AREA,
     HEAP,
     PAGE,
     PRIVATE,
@@ -22,12 +21,15 @@ from rmaplab.workloads.workload import (
     Pages,
     PerCpu,
     Workload,
+    family,
     fork,
     leave,
     mark,
     mmap,
     munmap,
+    places,
     start,
+    warm,
     write,
 )
 
@@ -57,23 +59,13 @@ class WillItScale(Workload, frozen=True, kw_only=True):
         return self.vmas * 2 * PAGE
 
     def events(self) -> Iterator[Event]:
+        areas = places(self.vmas, 1)
         count = self.processes or 2
         processes = range(2, count + 2)
-
-        def fill(pid: int) -> Iterator[Event]:
-            for i in range(self.vmas):
-                yield mmap(pid, AREA + 2 * i * PAGE, 1)
-                yield write(pid, AREA + 2 * i * PAGE, 1)
-
         yield start(_PARENT)
         if self.related:
-            yield from fill(_PARENT)
-        for pid in processes:
-            if self.related:
-                yield fork(_PARENT, pid)
-            else:
-                yield start(pid)
-                yield from fill(pid)
+            yield from warm(_PARENT, areas, 1)
+        yield from family(_PARENT, processes, bool(self.related), areas, 1)
         yield mark(_PARENT)
         child = count + 2
         for _ in range(self.rounds):

@@ -12,7 +12,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, ClassVar, Final
 
 import msgspec
@@ -84,6 +84,12 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def events(self) -> Iterator[Event]:
         """What happens, from the first execve on."""
         raise NotImplementedError(f"{type(self).__name__} does not say what happens")
+
+
+def places(vmas: int, nr_pages: int) -> range:
+    """Addresses of VMAs of `nr_pages` pages each, one page apart, so that none of them merge."""
+    step = (nr_pages + 1) * PAGE
+    return range(AREA, AREA + vmas * step, step)
 
 
 def start(pid: int) -> Event:
@@ -161,3 +167,22 @@ def read(pid: int, addr: int, nr_pages: int) -> Event:
 def reclaim(op: str, pid: int, addr: int, nr_pages: int) -> Event:
     """A user of the reverse map (`referenced`, `swap_out` or `migrate`) at work on what is mapped there."""
     return Event(op, pid, addr=addr, length=nr_pages * PAGE)
+
+
+def warm(pid: int, areas: Iterable[int], nr_pages: int) -> Iterator[Event]:
+    """Map `nr_pages` pages at each of `areas`, and write to all of them."""
+    for area in areas:
+        yield mmap(pid, area, nr_pages)
+        yield write(pid, area, nr_pages)
+
+
+def family(
+    first: int, members: Iterable[int], related: bool, areas: Iterable[int], nr_pages: int
+) -> Iterator[Event]:
+    """`members` begin with the same warm memory: forked from `first`, or each by itself."""
+    for pid in members:
+        if related:
+            yield fork(first, pid)
+        else:
+            yield start(pid)
+            yield from warm(pid, areas, nr_pages)

@@ -15,7 +15,6 @@ from typing import ClassVar
 from rmaplab.mm.abi import PROT_READ
 from rmaplab.trace.events import Event
 from rmaplab.workloads.workload import (
-    AREA,
     PAGE,
     PRIVATE,
     Count,
@@ -27,7 +26,9 @@ from rmaplab.workloads.workload import (
     leave,
     mmap,
     mprotect,
+    places,
     start,
+    warm,
     write,
 )
 
@@ -58,18 +59,16 @@ class Zygote(Workload, frozen=True, kw_only=True):
 
     def events(self) -> Iterator[Event]:
         random = Random(self.seed)
-        step = (self.pages + 1) * PAGE
+        areas = places(self.vmas, self.pages)
         own_step = (self.own_pages + 1) * PAGE
         yield start(1)
-        for i in range(self.vmas):
-            yield mmap(1, AREA + i * step, self.pages)
-            yield write(1, AREA + i * step, self.pages)
+        yield from warm(1, areas, self.pages)
 
         def launch(app: int) -> Iterator[Event]:
             yield fork(1, app)
             for i in sorted(random.sample(range(self.vmas), self.vmas * self.copies // 100)):
                 first = random.randrange(self.pages)
-                yield write(app, AREA + i * step + first * PAGE, random.randint(1, self.pages - first))
+                yield write(app, areas[i] + first * PAGE, random.randint(1, self.pages - first))
             for i in range(self.own_vmas):
                 addr = PRIVATE + i * own_step
                 yield mmap(app, addr, self.own_pages)
