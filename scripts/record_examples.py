@@ -88,7 +88,7 @@ def _make(directory: Path) -> list[str]:
 
 _REDIS: Final = """
 redis-server --port 0 --unixsocket redis.sock --save '' --daemonize no --logfile /dev/null --dir . &
-until redis-cli -s redis.sock ping >/dev/null 2>&1; do sleep 0.1; done
+until redis-cli -s redis.sock ping >/dev/null 2>&1; do kill -0 $! || exit 1; sleep 0.1; done
 redis-benchmark -s redis.sock -q -c 4 -n 30000 -r 4000 -d 200 -t set >/dev/null
 redis-cli -s redis.sock config set rdb-key-save-delay 100 >/dev/null
 redis-cli -s redis.sock bgsave >/dev/null
@@ -107,7 +107,7 @@ _POSTGRES: Final = """
 cd {directory}
 {bin}/postgres -D data -k {directory} -h '' -B 16MB -c fsync=off -c autovacuum=off -c max_wal_size=64MB \\
     -c log_min_messages=fatal &
-until {bin}/pg_isready -q -h {directory}; do sleep 0.1; done
+until {bin}/pg_isready -q -h {directory}; do kill -0 $! || exit 1; sleep 0.1; done
 {bin}/pgbench -h {directory} -c 2 -j 2 -t 400 -n postgres >/dev/null 2>&1
 {bin}/pg_ctl -D data -s -m fast stop
 wait
