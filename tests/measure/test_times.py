@@ -41,6 +41,7 @@ def test_the_time_of_a_history_is_that_of_its_ledgers() -> None:
         assert its.design == design.name
         assert its.history.ns == pytest.approx(time_of(costs, design.ledger).ns)
         assert its.walks.ns > 0
+        assert its.whole_walks > its.walks.ns
         assert math.fsum(its.history.parts.values()) == pytest.approx(its.history.ns)
 
 

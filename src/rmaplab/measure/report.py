@@ -214,6 +214,7 @@ def _print_times(times: Times, walked: bool, console: Console) -> None:
         table.add_row(f"  of the design: {key}", *(_us(d.history.parts.get(key, 0.0)) for d in designs))
     if walked:
         table.add_row("for these walks, the design", *(_us(d.walks.ns) for d in designs))
+        table.add_row("  the folio, and its places' page tables", *(_us(d.visits.ns) for d in designs))
     _print(f"Time derived from this work, uncontended, by the costs {times.costs}", table, console)
     _print_fact("Costs", f"measured on Linux {times.kernel}: {times.machine_measured}", console)
     for who, time in (

@@ -15,11 +15,21 @@ from rmaplab.measure.figures import DesignFigures, MachineFigures, Objects
 
 
 class DesignTime(msgspec.Struct, frozen=True):
-    """What a design's work takes: for the history, and for the checker's walks (`walk_work`)."""
+    """What a design's work takes: for the history, and for the checker's walks (`walk_work`).
+
+    visits: what any user of the reverse map does besides in as many walks of as many places: take the folio, and
+            look into the page table of each place.  It depends on the design by the number of places only
+    """
 
     design: str
     history: Time
     walks: Time
+    visits: Time
+
+    @property
+    def whole_walks(self) -> float:
+        """Nanoseconds of the walks and of what they are for."""
+        return self.walks.ns + self.visits.ns
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -48,6 +58,7 @@ def times(costs: CostProfile, machine: MachineFigures, designs: Sequence[DesignF
                 design.design,
                 price(costs, counts_of_work(design.work, _live(design.objects))),
                 price(costs, counts_of_work(design.walk_work)),
+                price(costs, {"rmap walks": design.walks.walks, "rmap places visited": design.walks.places}),
             )
             for design in designs
         ],

@@ -151,8 +151,11 @@ MEASURES: Final = (
             _figure("walks", "places missed")),
     Measure("time", "ms", "of the reverse map's own work for the history, where nobody contends", False,
             _figure("time", "history")),
-    Measure("time of a walk", "ns", "on average, where nobody contends; most of it by costs that stand in for"
-            " others, since no calibrated program walks: the weakest of these figures", False,
+    Measure("time of a walk", "ns", "on average, where nobody contends, with what it is for: the folio taken, and"
+            " the page table of each place", False,
+            _complete(_share("time", "walks and visits", "walks", "walks", 1e6))),
+    Measure("to find the places", "ns", "of that, on average: the design's own work; most of it by costs that stand in"
+            " for others, so the weakest of these figures", False,
             _complete(_share("time", "walks", "walks", "walks", 1e6))),
     Measure("throughput", "operations/s", "in virtual time", True, _figure("scale", "throughput")),
     Measure("VMAs", "", "at most, where the design decides what may merge", False, _figure("VMAs", "peak")),

@@ -218,6 +218,7 @@ class Compare(Point, frozen=True, kw_only=True, tag="compare"):
                 *_work(name, "walk work", design.walk_work),
                 Row(name, "time", "history", time.history.ns / 1e6, "ms"),
                 Row(name, "time", "walks", time.walks.ns / 1e6, "ms"),
+                Row(name, "time", "walks and visits", time.whole_walks / 1e6, "ms"),
                 Row(name, "time", "counts without a cost", sum((time.history.gaps | time.walks.gaps).values())),
             ]
             if design.vmas is not None:
