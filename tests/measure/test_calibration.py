@@ -197,6 +197,7 @@ def test_a_calibration_writes_a_profile_that_can_be_used(small_run: Path) -> Non
     assert costs.origins["faults"].startswith("fitted")
     assert costs.origins["entries moved"] == "assumed"  # no program showed it
     assert costs.origins["context switch"] == "measured"
+    assert costs.origins["vma tree look-ups"] == "measured" and costs.costs["vma tree look-ups"] < costs.costs["faults"]
     assert costs.origins["handover"] == ("fitted" if len(os.sched_getaffinity(0)) > 1 else "assumed")
     assert set(costs.origins) == set(costs.costs)
 

@@ -40,8 +40,7 @@ START: Final = {
 BETWEEN_CPUS: Final = {"handover": 100, "wake up": 3000, "waking": 1000, "shootdown": 3000}
 
 # What no kernel has, or no program can show, and what takes its place: objects come from a slab cache like any other, a
-# lock that nobody contends is two atomic operations, a node of a tree or a list is a cache line or two, a look-up goes
-# down a tree of three or four levels, as the visit of a place does in the page table.
+# lock that nobody contends is two atomic operations, a node of a tree or a list is a cache line or two.
 STAND_INS: Final = {
     "alloc *": "alloc anon_vma",
     "free *": "free anon_vma",
@@ -54,7 +53,6 @@ STAND_INS: Final = {
     "pointers removed": "interval tree nodes visited",
     "chain slots looked at": "rcu read sections",
     "pages that Linux would have copied": "pages copied",
-    "vma tree look-ups": "rmap places visited",
     "page-table entries looked at": "entries protected",
 }
 

@@ -26,6 +26,7 @@ PRIMITIVES: Final = {
     "lock": "lock",
     "section": "rcu read sections",
     "syscall": "system call",
+    "look-up": "vma tree look-ups",
     "handover": "handover",
     "context-switch": "context switch",
     "wake-up": "wake up",

@@ -492,6 +492,45 @@ static double nothing(int cpu, int other)
 	return (double)least / TURNS;
 }
 
+/* The least time of an madvise() that changes nothing, of a page of any one of so many VMAs. */
+static double advise_one_of(int vmas)
+{
+	const long apart = 2 * PAGE;
+	char *area = mmap(NULL, vmas * apart, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	long least = 1L << 60;
+	unsigned int random = 1;
+
+	if (area == MAP_FAILED)
+		fail("mmap");
+	for (int i = 0; i < vmas; i++)
+		if (mprotect(area + i * apart, PAGE, PROT_READ))
+			fail("mprotect");
+	for (int window = 0; window < WINDOWS; window++) {
+		long begun = now();
+
+		for (int i = 0; i < TURNS; i++) {
+			random = random * 1103515245 + 12345;
+			if (madvise(area + (random >> 8) % vmas * apart, PAGE, MADV_NORMAL))
+				fail("madvise");
+		}
+		begun = now() - begun;
+		least = begun < least ? begun : least;
+	}
+	munmap(area, vmas * apart);
+	return (double)least / TURNS;
+}
+
+/*
+ * A thousand VMAs are some five levels of a tree whose nodes have about ten slots, ten are two: the difference is three
+ * levels, and twice that is about a whole look-up, with the root and the comparisons in its leaf.
+ */
+static double look_up(int cpu, int other)
+{
+	double few = advise_one_of(10), many = advise_one_of(1000);
+
+	return many > few ? 2 * (many - few) : 0;
+}
+
 static long futex(int operation, int value)
 {
 	return syscall(SYS_futex, &pair->word, operation, value, NULL, NULL, 0);
@@ -693,7 +732,7 @@ static const struct {
 } primitives[] = {
 	{ "lock", lock }, { "section", section }, { "syscall", nothing }, { "handover", handover },
 	{ "context-switch", context_switch }, { "wake-up", wake_up }, { "waking", waking }, { "shootdown", shootdown },
-	{ "grace-period", grace_period },
+	{ "grace-period", grace_period }, { "look-up", look_up },
 };
 
 int main(int argc, char **argv)
