@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What virtual time says of some runs, to the last picosecond: who makes it faster must not change it.
+
+A digest stands for all figures of a run, all its counts and its timeline.  Costs are made up here, so that no
+calibration changes them.  A change of the model changes digests, and is meant to: put in those that the test prints,
+and say in the commit why they changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from zlib import crc32
+
+import msgspec
+import pytest
+
+from rmaplab.measure.cost import REQUIRED, CostProfile
+from rmaplab.measure.scale import Plan, Run
+from rmaplab.measure.scale_command import history_for
+from rmaplab.mm.profile import PROFILES
+from rmaplab.rmap import DESIGNS
+
+KEYS = (
+    "faults",
+    "pages zeroed",
+    "pages copied",
+    "entries copied at fork",
+    "entries zapped",
+    "tlb flushes",
+    "vmas copied at fork",
+    "interval tree nodes visited",
+    "rmap places visited",
+    "alloc vm_area_struct",
+    "free vm_area_struct",
+    "alloc anon_vma",
+    "free anon_vma",
+    "lock vma_lock",
+    "lock page_table_lock",
+    "lock anon_vma root rwsem",
+)
+HANDOVERS = {"handover": 60.0, "wake up": 9000.0, "waking": 4000.0, "grace period": 20_000.0}
+COSTS = CostProfile(
+    name="made up",
+    machine="none",
+    kernel="none",
+    date="2026-11-24",
+    how="so that work takes some time",
+    costs={key: 5.0 + crc32(key.encode()) % 400 for key in (*KEYS, *REQUIRED)} | HANDOVERS,
+)
+
+FIGURES = {
+    ("storm rounds=3 vmas=10 pages=30", "anon_vma", 8, 0): "362313212cf3",
+    ("storm rounds=3 vmas=40 pages=5", "cow_context", 8, 0): "95b6f334e255",
+    ("zygote apps=8 restarts=6 vmas=30 own_vmas=12", "anon_vma", 16, 0): "3915499b8f55",
+    ("zygote apps=4 restarts=4 vmas=12 own_vmas=6", "anon_vma_lazy", 3, 0): "5fe257c19c2a",
+    ("pressure rounds=3 vmas=8", "anon_vma", 5, 0): "13aa01b802fc",
+    ("pressure rounds=3 vmas=8 pages=32", "cow_context", 6, 4): "53fb75771e8a",
+    ("reclaim processes=5 steps=150 vmas=5 pages=20", "anon_vma", 5, 0): "14c849a0be9d",
+    ("reclaim processes=5 steps=150 vmas=5 pages=20", "pte_chain", 4, 0): "2578b7acd9f1",
+    ("prefork workers=5 requests=60 vmas=6 lifetime=5", "anonmm", 4, 0): "08d4daa54180",
+    ("bgsave pages=600 saves=2 writes=60", "anon_vma", 3, 0): "48c3ddbeff76",
+    ("remapper buffers=6 moves=60 children=4", "anon_vma", 4, 0): "3f871949580d",
+}
+
+
+def figures(what: str, design: str, cpus: int, large_folios: int) -> str:
+    header, parallel, _ = history_for(what.split(), cpus, 1)
+    plan = Plan(PROFILES["6.12"], COSTS, large_folios=large_folios, trace=True)
+    run = Run(header, parallel, plan, DESIGNS[design], cpus)
+    point = run.go()
+    ledgers = (run.machine.ledger, run.machine.leader.ledger)
+    counts = sorted((name, tally.count) for ledger in ledgers for name, tally in ledger.tallies.items())
+    return hashlib.sha256(msgspec.json.encode([point, counts, run.time.trace])).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(("what", "design", "cpus", "large_folios"), FIGURES)
+def test_figures_are_what_they_were(what: str, design: str, cpus: int, large_folios: int) -> None:
+    assert figures(what, design, cpus, large_folios) == FIGURES[what, design, cpus, large_folios]
