@@ -90,13 +90,13 @@ MUTANTS: dict[str, tuple[str, str, Callable[[], object]]] = {
         lambda: checks.test_with_one_cpu_time_is_the_sum_of_work(),
     ),
     "operations are not in the order of time": (
-        "        if events and events[0][0] <= task.time:\n            self._push(task.time, task)",
-        "        if False:\n            self._push(task.time, task)",
+        "        if events and events[0].at <= task.time:\n            self._announce(task.time, task)",
+        "        if False:\n            self._announce(task.time, task)",
         lambda: checks.test_tasks_that_compute_and_lock_are_machines_and_a_repairman(4, 2.0),
     ),
     "a lock is free before it is given back": (
-        "        if events and events[0][0] <= task.time:\n            self._push(task.time, release)",
-        "        if False:\n            self._push(task.time, release)",
+        "        if events and events[0].at <= time:\n            self._push(time, _Release",
+        "        if False:\n            self._push(time, _Release",
         lambda: checks.test_tasks_that_compute_and_lock_are_machines_and_a_repairman(4, 2.0),
     ),
     "a cache line is everywhere": (

@@ -30,6 +30,8 @@ from rmaplab.trace.history import Header
 from rmaplab.trace.parallel import Parallel, Strand
 from rmaplab.trace.play import Player
 
+_COLLECT_AFTER: Final = 5_000_000  # objects more than there were
+
 TIMINGS: Final = ("fast", "recorded")
 
 Progress = Callable[[str, int, int], None]
@@ -209,10 +211,16 @@ class Run:
         self.began = self.time.work()
         for strand in self._parallel.strands:
             self._begin(strand)
-        gc.freeze()  # a history has millions of objects, none of them garbage
+        # A history has millions of objects, none of them garbage; and what the run leaves goes by its references, but
+        # for little, so to look through all that is there seldom finds anything.
+        gc.freeze()
+        thresholds = gc.get_threshold()
+        gc.set_threshold(_COLLECT_AFTER, *thresholds[1:])
         try:
             self.time.run()
         finally:
+            gc.set_threshold(*thresholds)
+            gc.freeze()  # so that nobody looks through it all now; it is old, as what was there before
             gc.unfreeze()
         machine.reap()
         return self._point()
@@ -321,7 +329,7 @@ def _locks(time: VirtualTime) -> list[LockFigures]:
     found = []
     for number, figures in enumerate(time.classes):
         waits = [wait for key, wait in time.waits.items() if key[0] == number]
-        held = sum(held for key, held in time.holds.items() if key[0] == number)
+        held = sum(int(held.time) for held in (*figures.read, *figures.written))
         found.append(
             LockFigures(
                 name=figures.name,
@@ -360,9 +368,11 @@ def _contention(time: VirtualTime) -> list[Contention]:
 
 def _holds(time: VirtualTime) -> list[Hold]:
     found = [
-        Hold(time.classes[number].name, write, time.operations[operation] or "other", held / PICOSECONDS)
-        for (number, write, operation), held in time.holds.items()
-        if held
+        Hold(figures.name, write, time.operations[operation] or "other", held.time / PICOSECONDS)
+        for figures in time.classes
+        for write, all_held in ((True, figures.written), (False, figures.read))
+        for operation, held in enumerate(all_held)
+        if held.time
     ]
     return sorted(found, key=lambda hold: (-hold.held, hold.name, hold.operation))
 

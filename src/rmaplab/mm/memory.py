@@ -69,6 +69,11 @@ _SHARED: Final = ~(PTE_WRITE | PTE_EXCLUSIVE | PTE_YOUNG)  # what fork leaves of
 _SHARED_LEAF: Final = np.array(_SHARED, dtype=np.int64)  # the same for NumPy, which converts an int each time
 _LEAVES: Final = 64  # whose entries are counted in one go: NumPy takes longer to be called than to do 512
 _BATCH: Final = 4  # shorter runs are quicker one by one
+_FEW: Final = 32  # up to so many entries it is quicker to look at each than to have NumPy look at all
+# Constants for NumPy, which takes longer to convert an int than to do a short run.
+_SHIFT: Final = np.array(PTE_SHIFT, dtype=np.int64)
+_NEW_RUN: Final = np.array(_NEW, dtype=np.int64)
+_NEW_READ_ONLY_RUN: Final = np.array(_NEW_READ_ONLY, dtype=np.int64)
 _LEAF_SIZE: Final = 1 << LEAF_SHIFT
 
 
@@ -111,45 +116,67 @@ def _fault_leaf(system: System, vma: VMA, page_table: PageTable, addr: int, stop
     first = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
     last = first + ((stop - addr) >> PAGE_SHIFT)
     entries = leaf.v[first:last]
-    if system.scheduler is not None:
-        entries = entries.copy()  # as they are now: others may change them
+    seen = entries.tobytes() if system.scheduler is not None else b""  # as they are now: others may change them
     private = not vma.flags & VM_SHARED
-    if write and private and system.large_folios == 0:
+    begin = 0
+    for end in _edges(system, entries, write, private):
+        at = addr + (begin << PAGE_SHIFT)
+        count = end - begin if end > 0 else -end - begin
+        if end < 0 or count < _BATCH:
+            _fault_run(system, vma, at, count, write)
+        elif write and private:
+            _new_pages(system, vma, page_table, at, first + begin, count, seen[8 * begin : 8 * end])
+        else:
+            _no_page_run(system, vma, page_table, at, first + begin, count, seen[8 * begin : 8 * end], write)
+        begin += count
+
+
+def _edges(system: System, entries: Int64s, write: bool, private: bool) -> list[int]:
+    """Where runs of `entries` end that need the same: a positive number if it can be done in one go, which is that
+    they need a page of their own, or the zero page or the page cache; negative if each entry is a case of its own."""
+    if write and private and system.large_folios:
+        return [-len(entries)]
+    edges: list[int] = []
+    mapcount = system.folios.mapcount
+    if len(entries) <= _FEW:
+        together = False
+        end = 0
+        for entry in entries.tolist():
+            value: int = entry
+            if not (write and private):
+                alike = value == 0
+            elif value & (PTE_ANON | PTE_EXCLUSIVE | PTE_KSM) == PTE_ANON:
+                alike = mapcount.m[value >> PTE_SHIFT] > 1
+            else:
+                alike = value & (PTE_ANON | PTE_SWAP | PTE_MIGRATION) == 0
+            if alike is not together and end:
+                edges.append(end if together else -end)
+            together = alike
+            end += 1
+        edges.append(end if together else -end)
+        return edges
+    if write and private:
         # What needs a page of its own: nothing there, the zero page, the page cache, a shared page.
         batch = entries & (PTE_ANON | PTE_SWAP | PTE_MIGRATION) == 0
         shared = entries & (PTE_ANON | PTE_EXCLUSIVE | PTE_KSM) == PTE_ANON
         if shared.any():
-            batch[shared] = system.folios.mapcount.v[entries[shared] >> PTE_SHIFT] > 1
-    elif write and private:
-        batch = np.zeros(last - first, dtype=np.bool_)
+            batch[shared] = mapcount.v[entries[shared] >> PTE_SHIFT] > 1
     else:
         batch = entries == 0
-    edges = np.flatnonzero(batch[1:] != batch[:-1]) + 1
-    begin = 0
-    base = addr
-    for edge in [*edges.tolist(), last - first]:
-        count = edge - begin
-        at = base + (begin << PAGE_SHIFT)
-        if count >= _BATCH and batch[begin]:
-            if write and private:
-                _new_pages(system, vma, page_table, at, first + begin, entries[begin:edge], write)
-            else:
-                _no_page_run(system, vma, page_table, at, first + begin, entries[begin:edge], write)
-        else:
-            _fault_run(system, vma, at, count, write)
-        begin = edge
+    for end in [*(np.flatnonzero(batch[1:] != batch[:-1]) + 1).tolist(), len(entries)]:
+        edges.append(end if batch[end - 1] else -end)
+    return edges
 
 
 def _new_pages(
-    system: System, vma: VMA, page_table: PageTable, addr: int, first: int, seen: Int64s, write: bool
+    system: System, vma: VMA, page_table: PageTable, addr: int, first: int, count: int, seen: bytes
 ) -> None:
     """Write faults that all need a new page each (do_anonymous_page(), do_cow_fault(), wp_page_copy()), where the
     entries `seen` are."""
-    count = len(seen)
     system.prepare(vma)
-    leaf = _lock_run(system, page_table, addr, first, seen)
+    leaf = _lock_run(system, page_table, addr, first, count, seen)
     if leaf is None:
-        _fault_run(system, vma, addr, count, write)
+        _fault_run(system, vma, addr, count, True)
         return
     system.faults.count += count
     entries = leaf.v[first : first + count]
@@ -158,42 +185,54 @@ def _new_pages(
     pfns = system.folios.alloc_run(pgoff, count)
     nr_old = int(np.count_nonzero(old))
     # What a file's page is copied from need not be mapped (do_cow_fault()).
-    copied = count if vma.file is not None else int(np.count_nonzero(old & PTE_ANON))
+    copied = 0
+    if vma.file is not None:
+        copied = count
+    elif nr_old:
+        copied = int(np.count_nonzero(old & PTE_ANON))
     system.pages_copied.count += copied
     system.pages_zeroed.count += count - copied
     for design in system.designs:
         design.folios_mapped(vma, addr, pfns)
     system.folios.mapcount.v[pfns] = 1
-    entries[:] = (pfns << PTE_SHIFT) | (_NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY)
+    entries[:] = (pfns << _SHIFT) | (_NEW_RUN if vma.flags & VM_WRITE else _NEW_READ_ONLY_RUN)
     leaf.used += count - nr_old
     for watcher in system.entry_watchers:
         watcher.entries_removed(vma.mm, addr, old)
         watcher.entries_added(vma.mm, addr, entries)
     leaf.lock.unlock()
     system.tlb_flushes.count += nr_old
-    if copied:
+    if copied and nr_old:
         shared = old[(old & PTE_ANON) != 0]
         if len(shared):
             system.release_pages(shared >> PTE_SHIFT, False)
 
 
-def _lock_run(system: System, page_table: PageTable, addr: int, first: int, seen: Int64s) -> Leaf | None:
-    """The leaf for `addr`, locked once for each of the entries `seen` from number `first` on; None, and not locked, if
-    they changed before it was."""
+def _lock_run(
+    system: System, page_table: PageTable, addr: int, first: int, count: int, seen: bytes
+) -> Leaf | None:
+    """The leaf for `addr`, locked once for each of `count` entries from number `first` on; None, and not locked, if
+    they are no longer as they were `seen`."""
     leaf = lock_new_leaf(page_table, addr)
-    if system.scheduler is not None and leaf.v[first : first + len(seen)].tobytes() != seen.tobytes():
+    if system.scheduler is not None and leaf.v[first : first + count].tobytes() != seen:
         leaf.lock.unlock()
         return None
-    leaf.lock.lock_class.writes += len(seen) - 1
+    leaf.lock.lock_class.writes += count - 1
     return leaf
 
 
 def _no_page_run(
-    system: System, vma: VMA, page_table: PageTable, addr: int, first: int, seen: Int64s, write: bool
+    system: System,
+    vma: VMA,
+    page_table: PageTable,
+    addr: int,
+    first: int,
+    count: int,
+    seen: bytes,
+    write: bool,
 ) -> None:
     """Faults on nothing that map the zero page or the page cache."""
-    count = len(seen)
-    leaf = _lock_run(system, page_table, addr, first, seen)
+    leaf = _lock_run(system, page_table, addr, first, count, seen)
     if leaf is None:
         _fault_run(system, vma, addr, count, write)
         return
@@ -754,6 +793,11 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
         else:
             first = (start - base) >> PAGE_SHIFT if start > base else 0
             last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
+            if last - first <= _FEW and not system.entry_watchers:
+                few = _copy_few(leaf, target_table, base, first, last)
+                leaf.lock.unlock()
+                _share_few(system, few)
+                continue
             copy = leaf.v[first:last]
             np.bitwise_and(copy, _SHARED_LEAF, copy)
             used = int(np.count_nonzero(copy))
@@ -770,6 +814,36 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
             copied = []
     if copied:
         _share_entries(system, copied)
+
+
+def _copy_few(leaf: Leaf, target_table: PageTable, base: int, first: int, last: int) -> list[int]:
+    """Copy a few entries of `leaf`, which is locked, to the leaf of `target_table` at `base`.  Returns what is there
+    by now."""
+    m = leaf.m
+    found: list[int] = []
+    new: Leaf | None = None
+    for i in range(first, last):
+        entry: int = m[i]
+        if entry:
+            entry &= _SHARED
+            m[i] = entry
+            if new is None:
+                new = target_table.leaf(base)
+            new.m[i] = entry
+            new.used += 1
+            found.append(entry)
+    return found
+
+
+def _share_few(system: System, entries: list[int]) -> None:
+    """_share_entries() of a few, none of which is none."""
+    system.entries_copied.count += len(entries)
+    mapcount = system.folios.mapcount.m
+    for entry in entries:
+        if entry & PTE_ANON:
+            mapcount[entry >> PTE_SHIFT] += 1
+        elif entry & PTE_SWAP:
+            system.swap[entry >> PTE_SHIFT].count += 1
 
 
 def _share_entries(system: System, copied: list[Int64s]) -> None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mypy_extensions import mypyc_attr
+from mypy_extensions import i64, mypyc_attr
 
 from rmaplab.sync.work import Tally
 
@@ -33,9 +33,9 @@ class IntervalNode:
     """An interval [first, last] of page offsets, and its place in a tree."""
 
     def __init__(self) -> None:
-        self.first = 0
-        self.last = 0
-        self.subtree_last = 0
+        self.first: i64 = 0
+        self.last: i64 = 0
+        self.subtree_last: i64 = 0
         self.red = False
         self.left: IntervalNode | None = None
         self.right: IntervalNode | None = None
@@ -48,7 +48,7 @@ class IntervalTree:
     def __init__(self) -> None:
         self.root: IntervalNode | None = None
 
-    def insert(self, node: IntervalNode, first: int, last: int, visited: Tally) -> None:
+    def insert(self, node: IntervalNode, first: i64, last: i64, visited: Tally) -> None:
         """Add `node`, which is in no tree, as the interval [first, last]."""
         node.first = first
         node.last = last
@@ -130,7 +130,7 @@ class IntervalTree:
         if lost_black:
             self._fix_missing_black(hole, above)
 
-    def first_touching(self, first: int, last: int, visited: Tally) -> IntervalNode | None:
+    def first_touching(self, first: i64, last: i64, visited: Tally) -> IntervalNode | None:
         """The first interval in order that touches [first, last]."""
         root = self.root
         if root is None:
@@ -140,7 +140,7 @@ class IntervalTree:
             return None
         return _leftmost_touching(root, first, last, visited)
 
-    def next_touching(self, node: IntervalNode, first: int, last: int, visited: Tally) -> IntervalNode | None:
+    def next_touching(self, node: IntervalNode, first: i64, last: i64, visited: Tally) -> IntervalNode | None:
         """The first interval after `node` that touches [first, last]; `node` does not start after `last`."""
         while True:
             right = node.right
@@ -161,7 +161,7 @@ class IntervalTree:
                 return above
             node = above
 
-    def touching(self, first: int, last: int, visited: Tally) -> Iterator[IntervalNode]:
+    def touching(self, first: i64, last: i64, visited: Tally) -> Iterator[IntervalNode]:
         """All intervals that touch [first, last], in order."""
         node = self.first_touching(first, last, visited)
         while node is not None:
@@ -277,7 +277,7 @@ class IntervalTree:
             node.red = False
 
 
-def _subtree_last(node: IntervalNode) -> int:
+def _subtree_last(node: IntervalNode) -> i64:
     last = node.last
     left = node.left
     if left is not None and left.subtree_last > last:
@@ -288,7 +288,7 @@ def _subtree_last(node: IntervalNode) -> int:
     return last
 
 
-def _leftmost_touching(node: IntervalNode, first: int, last: int, visited: Tally) -> IntervalNode | None:
+def _leftmost_touching(node: IntervalNode, first: i64, last: i64, visited: Tally) -> IntervalNode | None:
     """The first interval at or below `node`, of whose subtree some interval ends at or after `first`,
     that touches [first, last]."""
     count = 0

@@ -34,9 +34,9 @@ Invariants
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Any, Final, cast
 
 import greenlet
@@ -75,11 +75,20 @@ _SLEEP: Final = 1
 _RWSEM: Final = 2
 
 
-class Task:
-    """One thread of control: `time` is its clock, `cpu` where it runs or ran last, `pinned` the only CPU where it may
-    run (-1: any), `operation` what it is doing."""
+class Event:
+    """Something that happens at a time (`at`), at equal times in the order of `announced`."""
+
+    def __init__(self) -> None:
+        self.at: i64 = 0
+        self.announced: i64 = 0
+
+
+class Task(Event):
+    """One thread of control, and the event that it goes on: `time` is its clock, `cpu` where it runs or ran last,
+    `pinned` the only CPU where it may run (-1: any), `operation` what it is doing."""
 
     def __init__(self, number: int, name: str, body: Callable[[], None], pinned: int) -> None:
+        super().__init__()
         self.number: Final = number
         self.name: Final = name
         self.body: Final = body
@@ -136,9 +145,9 @@ class Waiter:
 class LockState:
     """Who holds a lock and who waits for it; lives in the lock."""
 
-    def __init__(self, kind: int, number: int) -> None:
+    def __init__(self, kind: int, figures: ClassFigures) -> None:
         self.kind: Final = kind
-        self.number: Final = number  # of its class
+        self.figures: Final = figures  # of its class
         self.writer: Task | None = None
         self.readers = 0
         self.holder = 0  # operation of who took it last
@@ -159,9 +168,11 @@ class ClassFigures:
 
     acquired:  times taken, also by a try; refused: tries in vain
     moved:     times that the cache line came from another CPU, and how long that took in all
+    read, written: for how long each operation, by its number, held them
     """
 
-    def __init__(self, name: str, kind: int, covers_nodes: bool) -> None:
+    def __init__(self, number: int, name: str, kind: int, covers_nodes: bool) -> None:
+        self.number: Final = number
         self.name: Final = name
         self.kind: Final = kind
         self.covers_nodes: Final = covers_nodes
@@ -169,10 +180,26 @@ class ClassFigures:
         self.refused = 0
         self.moved = 0
         self.moving: i64 = 0
+        self.read: Final[list[Held]] = []
+        self.written: Final[list[Held]] = []
+
+    def hold(self, write: bool, operation: int, time: i64) -> None:
+        """An operation has had a lock of this class for so long; or it begins at `-time`, or ends at `time`."""
+        held = self.written if write else self.read
+        while operation >= len(held):
+            held.append(Held())
+        held[operation].time += time
 
     @property
     def type(self) -> str:
         return ("spinlock", "folio lock", "rwsem")[self.kind]
+
+
+class Held:
+    """For how long one operation held locks of one class."""
+
+    def __init__(self) -> None:
+        self.time: i64 = 0
 
 
 class WaitFigures:
@@ -184,37 +211,40 @@ class WaitFigures:
         self.longest: i64 = 0
 
 
-class _Release:
+class _Release(Event):
     """A lock is given back, or kept for reading only."""
 
-    def __init__(self, state: LockState, task: Task, write: bool, downgrade: bool, operation: int) -> None:
+    def __init__(self, state: LockState, task: Task, write: bool, downgrade: bool) -> None:
+        super().__init__()
         self.state: Final = state
         self.task: Final = task
         self.write: Final = write
         self.downgrade: Final = downgrade
-        self.operation: Final = operation
 
 
-class _Deadline:
+class _Deadline(Event):
     """A writer that spins on readers gives up, unless something changed meanwhile."""
 
     def __init__(self, state: LockState, number: int) -> None:
+        super().__init__()
         self.state: Final = state
         self.number: Final = number
 
 
-class _Alarm:
+class _Alarm(Event):
     """The time that a task waited for has come; or (`call`) somebody calls a task that may be asleep."""
 
     def __init__(self, task: Task, call: bool = False) -> None:
+        super().__init__()
         self.task: Final = task
         self.call: Final = call
 
 
-class _GracePeriod:
+class _GracePeriod(Event):
     """A grace period begins, or (`ends`) is over."""
 
     def __init__(self, ends: bool) -> None:
+        super().__init__()
         self.ends: Final = ends
 
 
@@ -271,10 +301,11 @@ class VirtualTime(Scheduler):
         self.tasks: Final[list[Task]] = []  # that are not done
         self.nr_tasks = 0
         self.hub: Any = None
+        self.beginner: Task | None = None  # whose turn it is, for the first time
         self.current: Task | None = None
         self.releaser: Task | None = None  # who gives a lock back, and wakes those who get it
-        self.events: Final[list[tuple[int, int, object]]] = []  # a heap
-        self.nr_events = 0
+        self.events: Final[list[Event]] = []  # a heap
+        self.nr_events: i64 = 0
         self.now: i64 = 0  # time of the last event
         self.ended: i64 = 0  # when the last task came to its end
         self.nr_live = 0
@@ -298,7 +329,6 @@ class VirtualTime(Scheduler):
         self.operation_numbers: Final[dict[str, int]] = {"": 0}
         self.latencies: Final[list[list[int]]] = [[]]
         self.waits: Final[dict[tuple[int, bool, int, int], WaitFigures]] = {}  # class, write, operation, holder's
-        self.holds: Final[dict[tuple[int, bool, int], int]] = {}  # class, write, operation: picoseconds
 
         self.next_period: list[_Deferred] = []
         self.this_period: list[_Deferred] = []
@@ -348,8 +378,11 @@ class VirtualTime(Scheduler):
         """
         self.hub = greenlet.getcurrent()
         try:
-            while self.events:
-                task = self._next()
+            while self.events or self.beginner is not None:
+                task = self.beginner
+                self.beginner = None
+                if task is None:
+                    task = self._next()
                 if task is not None:
                     if task.green is None:
                         task.green = greenlet.greenlet(self._live)
@@ -537,28 +570,47 @@ class VirtualTime(Scheduler):
 
     # Events
 
-    def _push(self, time: i64, event: object) -> None:
+    def _push(self, time: i64, event: Event) -> None:
+        self._announce(time, event)
+        events = self.events
+        events.append(event)
+        i: i64 = len(events) - 1
+        while i > 0:
+            up = (i - 1) >> 1
+            above = events[up]
+            if above.at <= time:  # and was announced before
+                break
+            events[i] = above
+            i = up
+        events[i] = event
+
+    def _announce(self, time: i64, event: Event) -> None:
         self.nr_events += 1
-        heapq.heappush(self.events, (time, self.nr_events, event))
+        event.at = time
+        event.announced = self.nr_events
 
     def _arrive(self, task: Task) -> None:
         """All that happens before the clock of `task` happens now."""
         self._charge(task)
         events = self.events
-        if events and events[0][0] <= task.time:
-            self._push(task.time, task)
-            self._others(task)
+        if events and events[0].at <= task.time:
+            self._announce(task.time, task)
+            self._go_on(task, self._happen(_replace_first(events, task)))
         else:
             self.now = task.time
 
     def _others(self, task: Task) -> None:
         """Let events happen until it is the turn of `task`, for which there is one, or will be."""
+        self._go_on(task, None)
+
+    def _go_on(self, task: Task, next: Task | None) -> None:
+        """The same; it is the turn of `next` if there is one."""
         while True:
-            if not self.events:
-                self.current = None
-                self.hub.switch()  # which says that nobody can go on
-            next = self._next()
             if next is None:
+                if not self.events:
+                    self.current = None
+                    self.hub.switch()  # which says that nobody can go on
+                next = self._next()
                 continue
             if next is not task:
                 self.switches += 1
@@ -566,24 +618,25 @@ class VirtualTime(Scheduler):
                 if next.green is None:
                     # A task's first step is taken from the hub, to which it returns at its end.
                     self.current = None
-                    self._push_front(next)
+                    self.beginner = next
                     self.hub.switch()
                 else:
                     next.green.switch()
             self.current = task
             return
 
-    def _push_front(self, task: Task) -> None:
-        heapq.heappush(self.events, (self.now, 0, task))
-
     def _next(self) -> Task | None:
         """Let the next event happen; the task whose turn it is, if it is that of a task."""
-        time, _, event = heapq.heappop(self.events)
-        self.now = time
+        events = self.events
+        last = events.pop()
+        return self._happen(_replace_first(events, last) if events else last)
+
+    def _happen(self, event: Event) -> Task | None:
+        self.now = event.at
         if isinstance(event, Task):
             return event
         if isinstance(event, _Release):
-            self._released(event)
+            self._released(event.state, event.task, event.write, event.downgrade)
         elif isinstance(event, _Alarm):
             task = event.task
             if not event.call:
@@ -638,7 +691,7 @@ class VirtualTime(Scheduler):
             cpu = self.cpus[number]
             if cpu.task is None:
                 return cpu
-            heapq.heappop(self.idle_cpus)
+            heappop(self.idle_cpus)
             cpu.listed_idle = False
         return None
 
@@ -676,7 +729,7 @@ class VirtualTime(Scheduler):
             self._enter_cpu(next, cpu, self.context_switch)
         elif not cpu.listed_idle:
             cpu.listed_idle = True
-            heapq.heappush(self.idle_cpus, cpu.number)
+            heappush(self.idle_cpus, cpu.number)
         self.now = now
 
     def _yield_cpu(self, task: Task) -> None:
@@ -707,8 +760,8 @@ class VirtualTime(Scheduler):
                     lock_class.name in ledger.locks and any(name in ledger.tallies for name in NODES)
                     for ledger in self.ledgers
                 )
-                self.classes.append(ClassFigures(lock_class.name, kind, covers))
-            new = LockState(kind, number)
+                self.classes.append(ClassFigures(number, lock_class.name, kind, covers))
+            new = LockState(kind, self.classes[number])
             lock.state = new
             return new
         return cast(LockState, state)
@@ -741,7 +794,7 @@ class VirtualTime(Scheduler):
             free = state.readers == 0
         if not free:
             self._touch(state, task)
-            self.classes[state.number].refused += 1
+            state.figures.refused += 1
             return False
         if write:
             state.writer = task
@@ -757,20 +810,16 @@ class VirtualTime(Scheduler):
         moved = self._touch(state, task)
         state.holder = task.operation
         task.nr_locks += 1
-        self.classes[state.number].acquired += 1
+        state.figures.acquired += 1
         if write:
             state.since = task.time
-            state.nodes = task.nodes if moved and self.classes[state.number].covers_nodes else -1
+            state.nodes = task.nodes if moved and state.figures.covers_nodes else -1
             if state.kind == _SPIN:
                 task.nr_spinlocks += 1
             elif state.kind == _RWSEM:
                 task.semaphores.append(state)
         else:
-            self._add_hold(state, task.operation, False, -task.time)
-
-    def _add_hold(self, state: LockState, operation: int, write: bool, time: i64) -> None:
-        key = (state.number, write, operation)
-        self.holds[key] = self.holds.get(key, 0) + time
+            state.figures.hold(False, task.operation, -task.time)
 
     def _touch(self, state: LockState, task: Task) -> bool:
         """`task` changes the lock's cache line; was it on another CPU?"""
@@ -785,7 +834,7 @@ class VirtualTime(Scheduler):
             start = state.line_free
         end = start + self.handover
         state.line_free = end
-        figures = self.classes[state.number]
+        figures = state.figures
         figures.moved += 1
         figures.moving += end - task.time
         task.time = end
@@ -800,11 +849,11 @@ class VirtualTime(Scheduler):
         task.nr_locks -= 1
         if write:
             if state.writer is not task:
-                raise Finding(f"{task.name} gives back {self.classes[state.number].name}, which it does not hold")
+                raise Finding(f"{task.name} gives back {state.figures.name}, which it does not hold")
             if state.nodes >= 0:
                 moving = (task.nodes - state.nodes) * self.handover
                 task.time += moving
-                self.classes[state.number].moving += moving
+                state.figures.moving += moving
             if state.kind == _SPIN:
                 task.nr_spinlocks -= 1
             elif state.kind == _RWSEM:
@@ -820,32 +869,36 @@ class VirtualTime(Scheduler):
         self._charge(task)
         state = self._state(cast(Lock, lock))
         if state.writer is not task:
-            raise Finding(f"{task.name} downgrades {self.classes[state.number].name}, which it does not hold")
+            raise Finding(f"{task.name} downgrades {state.figures.name}, which it does not hold")
         _drop(task.semaphores, state)
         self._give(state, task, True, True)
 
     def _give(self, state: LockState, task: Task, write: bool, downgrade: bool) -> None:
         """The lock is given back at the time of `task`: at once if nothing comes before that."""
-        release = _Release(state, task, write, downgrade, task.operation)
-        events = self.events
-        if events and events[0][0] <= task.time:
-            self._push(task.time, release)
+        time = task.time
+        figures = state.figures
+        if not write:
+            figures.hold(False, task.operation, time)
         else:
-            self.now = task.time
-            self._released(release)
+            figures.hold(True, task.operation, time - state.since)
+            if downgrade:
+                figures.hold(False, task.operation, -time)
+        events = self.events
+        if events and events[0].at <= time:
+            self._push(time, _Release(state, task, write, downgrade))
+        else:
+            self.now = time
+            self._released(state, task, write, downgrade)
 
-    def _released(self, release: _Release) -> None:
-        self.releaser = release.task
-        self._pass_on(release)
+    def _released(self, state: LockState, task: Task, write: bool, downgrade: bool) -> None:
+        self.releaser = task
+        self._pass_on(state, task, write, downgrade)
         self.releaser = None
 
-    def _pass_on(self, release: _Release) -> None:
-        state = release.state
-        if release.write:
-            self._add_hold(state, release.operation, True, self.now - state.since)
+    def _pass_on(self, state: LockState, task: Task, write: bool, downgrade: bool) -> None:
+        if write:
             state.writer = None
-            if release.downgrade:
-                self._add_hold(state, release.operation, False, -self.now)
+            if downgrade:
                 state.readers += 1
                 state.reader_owned = True
                 if state.waiters:
@@ -854,9 +907,7 @@ class VirtualTime(Scheduler):
                 return
         else:
             if state.readers == 0:
-                name = self.classes[state.number].name
-                raise Finding(f"{release.task.name} gives back {name}, which nobody holds for reading")
-            self._add_hold(state, release.operation, False, self.now)
+                raise Finding(f"{task.name} gives back {state.figures.name}, which nobody holds for reading")
             state.readers -= 1
         if state.kind == _RWSEM:
             if state.readers == 0:
@@ -923,7 +974,7 @@ class VirtualTime(Scheduler):
             if len(state.spinners) == 1 and state.reader_owned and state.readers:
                 self._spin_on_readers(state)
         else:
-            self._sleeps(task, self.classes[state.number].name)
+            self._sleeps(task, state.figures.name)
             self._enqueue(state, waiter)
             if state.kind == _RWSEM:
                 if write and self._try_queued(state, waiter):
@@ -940,7 +991,7 @@ class VirtualTime(Scheduler):
         self._add_wait(state, waiter, task)
 
     def _add_wait(self, state: LockState, waiter: Waiter, task: Task) -> None:
-        key = (state.number, waiter.write, task.operation, waiter.holder)
+        key = (state.figures.number, waiter.write, task.operation, waiter.holder)
         figures = self.waits.get(key)
         if figures is None:
             figures = WaitFigures()
@@ -951,7 +1002,7 @@ class VirtualTime(Scheduler):
         if waited > figures.longest:
             figures.longest = waited
         if self.trace is not None:
-            what = f"waits for {self.classes[state.number].name} ({self.operations[waiter.holder]})"
+            what = f"waits for {state.figures.name} ({self.operations[waiter.holder]})"
             self.trace.append((task.name, what, task.cpu, waiter.since, task.time))
 
     def _enqueue(self, state: LockState, waiter: Waiter) -> None:
@@ -1173,6 +1224,31 @@ class VirtualTime(Scheduler):
         return 0
 
 
+def _replace_first(events: list[Event], event: Event) -> Event:
+    """Take the first event out of a heap, which is not empty, and put another in.  (heapq would call Python to compare
+    them, and tuples that it compares itself have to be made.)"""
+    first = events[0]
+    at = event.at
+    announced = event.announced
+    size: i64 = len(events)
+    i: i64 = 0
+    below: i64 = 1
+    while below < size:
+        sooner = events[below]
+        if below + 1 < size:
+            other = events[below + 1]
+            if other.at < sooner.at or (other.at == sooner.at and other.announced < sooner.announced):
+                sooner = other
+                below += 1
+        if at < sooner.at or (at == sooner.at and announced < sooner.announced):
+            break
+        events[i] = sooner
+        i = below
+        below = 2 * i + 1
+    events[i] = event
+    return first
+
+
 def _queue(state: LockState) -> list[Waiter]:
     waiters = state.waiters
     if waiters is None:
@@ -1194,5 +1270,5 @@ def _drop(held: list[LockState], state: LockState) -> None:
 
 def _waiting(task: Task, time: VirtualTime) -> str:
     state = task.waits_for
-    what = "something" if state is None else time.classes[state.number].name
+    what = "something" if state is None else state.figures.name
     return f"{task.name} waits for {what}"
