@@ -23,7 +23,15 @@ from rmaplab.measure.scale_report import timeline
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
 from rmaplab.rmap import DESIGNS
-from rmaplab.sync.virtual import CONTEXT_SWITCH, GRACE_PERIOD, HANDOVER, PICOSECONDS, SHOOTDOWN, WAKE_UP
+from rmaplab.sync.virtual import (
+    CONTEXT_SWITCH,
+    GRACE_PERIOD,
+    HANDOVER,
+    PICOSECONDS,
+    SHOOTDOWN,
+    WAKE_UP,
+    WAKING,
+)
 from rmaplab.trace.events import Event
 from rmaplab.trace.parallel import Parallel, Strand, take_apart
 from rmaplab.trace.play import Player
@@ -185,6 +193,19 @@ def test_reclaim_and_fork_of_relatives_wait_for_each_other_in_anon_vma_alone() -
     assert any(waiter in walks and holder == "fork" for waiter, holder in pairs)
     _, point = ran("pressure rounds=6", 8, "cow_context")
     assert {entry.name for entry in point.contention} <= {"page_table_lock", "folio lock", "cow_context lock"}
+
+
+@pytest.mark.parametrize("design", BOTH)
+def test_kernel_threads_alone_shoot_tlbs_down_and_where_there_is_one_cpu_nobody(design: str) -> None:
+    _, point = ran("pressure rounds=3 vmas=8", 4, design)
+    assert 0 < point.shootdowns <= point.interrupts <= 4 * point.shootdowns
+    least = point.shootdowns * COSTS.costs[SHOOTDOWN] / 1e9
+    assert point.shooting == pytest.approx(
+        least + (point.interrupts - point.shootdowns) * COSTS.costs[WAKING] / 1e9
+    )
+    for what, cpus in (("pressure rounds=3 vmas=8", 1), ("storm rounds=3 vmas=10", 8), ("elf processes=6 alive=3", 4)):
+        _, point = ran(what, cpus, design)
+        assert (point.shootdowns, point.interrupts, point.shooting) == (0, 0, 0)
 
 
 # Strands

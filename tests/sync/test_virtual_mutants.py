@@ -139,6 +139,46 @@ MUTANTS: dict[str, tuple[str, str, Callable[[], object]]] = {
         "                pass",
         lambda: checks.test_a_reader_of_a_sequence_count_spins_until_it_is_even(),
     ),
+    "who flushes waits for nobody": (
+        "            task.time += taken\n",
+        "            pass\n",
+        lambda: checks.test_who_takes_entries_away_interrupts_who_runs_in_the_space_and_waits(),
+    ),
+    "who is interrupted goes on": (
+        "                    there.interrupted += self.interrupt\n",
+        "                    pass\n",
+        lambda: checks.test_who_takes_entries_away_interrupts_who_runs_in_the_space_and_waits(),
+    ),
+    "idle CPUs are interrupted": (
+        "(freed_tables or (there is not None and there.space is not None))",
+        "True",
+        lambda: checks.test_an_idle_cpu_keeps_its_space_and_flushes_by_itself_unless_tables_were_freed(False),
+    ),
+    "an idle CPU flushes freed tables when it comes to it": (
+        "(freed_tables or (there is not None and there.space is not None))",
+        "(there is not None and there.space is not None)",
+        lambda: checks.test_an_idle_cpu_keeps_its_space_and_flushes_by_itself_unless_tables_were_freed(True),
+    ),
+    "a CPU keeps all spaces that it ran in": (
+        "            last.cpus.remove(cpu.number)",
+        "            pass",
+        lambda: checks.test_a_cpu_forgets_a_space_when_it_runs_in_another(),
+    ),
+    "a process is nowhere until it says so": (
+        "        if task.space is not None:\n            _load(cpu, task.space)\n",
+        "",
+        lambda: checks.test_who_takes_entries_away_interrupts_who_runs_in_the_space_and_waits(),
+    ),
+    "deferred flushes are forgotten": (
+        "task.unflushed and (task.unflushed_dirty or not if_dirty)",
+        "task.unflushed and task.unflushed_dirty and not if_dirty",
+        lambda: checks.test_deferred_flushes_are_one(False),
+    ),
+    "nobody waits for a flush before he writes out": (
+        "task.unflushed and (task.unflushed_dirty or not if_dirty)",
+        "task.unflushed and not if_dirty",
+        lambda: checks.test_deferred_flushes_are_one(True),
+    ),
     "a holder of a spin lock may sleep": (
         '            raise Finding(f"{task.name} sleeps ({what}) while it holds a spin lock")',
         "            pass",

@@ -40,6 +40,7 @@ CONTEXT_SWITCH: Final = "context switch"  # a task gives its CPU to another that
 WAKE_UP: Final = "wake up"  # from waking a sleeper to its running on a CPU that is idle
 WAKING: Final = "waking"  # what that takes of who wakes it, on another CPU
 SHOOTDOWN: Final = "shootdown"  # other CPUs are interrupted to flush, and waited for
+INTERRUPT: Final = "interrupt"  # what that takes of each that is interrupted; old profiles do not say
 GRACE_PERIOD: Final = "grace period"  # until all RCU readers have left
 REQUIRED: Final = (HANDOVER, CONTEXT_SWITCH, WAKE_UP, WAKING, SHOOTDOWN, GRACE_PERIOD, "syscalls")
 

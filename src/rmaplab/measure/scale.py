@@ -115,6 +115,8 @@ class Point(msgspec.Struct, frozen=True):
     operations:  events done by processes and kernel threads
     throughput:  operations a second of virtual time
     work:        seconds of counted work, by all; deferred: of that, what grace periods did
+    shootdowns:  flushes for which other CPUs were interrupted; interrupts: how many CPUs in all; shooting: seconds that
+        this took of those who flushed
     peak_pages:  slab pages of the design, at most
     most_vmas:   VMAs at most
     differences: events whose result is not the recorded one; skipped: of processes that were gone
@@ -137,6 +139,8 @@ class Point(msgspec.Struct, frozen=True):
     grace_periods: int
     held_back: list[Deferred]
     shootdowns: int
+    interrupts: int
+    shooting: float
     peak_pages: int
     most_vmas: int
     differences: int
@@ -227,7 +231,9 @@ class Run:
 
     def _begin(self, strand: Strand) -> None:
         self._tasks += 1
-        self.time.spawn(strand.name, lambda: self._live(strand), strand.cpu)
+        process = self.machine.processes.get(strand.pid)
+        space = None if process is None else process.mm.cpumask
+        self.time.spawn(strand.name, lambda: self._live(strand), strand.cpu, space)
 
     def _live(self, strand: Strand) -> None:
         """A strand from its beginning to its end."""
@@ -262,6 +268,8 @@ class Run:
             self._differences += 1
         time.end()
         self._operations += 1
+        if event.op in ("exec", "start"):  # a new address space
+            time.runs_in(self.machine.mm_of(event.pid).cpumask)
         if self.machine.spaces.late:
             time.begin("mmput")
             self.machine.reap()
@@ -292,6 +300,8 @@ class Run:
             grace_periods=time.periods,
             held_back=[Deferred(what, peak) for what, peak in sorted(time.most_held.items())],
             shootdowns=time.shootdowns,
+            interrupts=time.interrupts,
+            shooting=time.shooting / PICOSECONDS / 1e9,
             peak_pages=sum(entry.peak_pages for entry in design.footprint()),
             most_vmas=self.machine.vma_pool.peak,
             differences=self._differences,

@@ -108,6 +108,14 @@ def print_scaling(scaling: Scaling, console: Console) -> None:
                 f" coherency {law.coherency:.6f}{peak} (Universal Scalability Law, R2 {law.r_squared:.3f})",
                 soft_wrap=True,
             )
+    most_shot = max(points, key=lambda point: point.shootdowns)
+    if most_shot.shootdowns:
+        console.print(
+            f"TLB shootdowns: at most {most_shot.shootdowns:,}, of {most_shot.interrupts:,} CPUs in all, which took"
+            f" {most_shot.shooting / most_shot.operations * 1e9:,.0f} ns for each operation"
+            f" ({most_shot.design} on {most_shot.cpus} CPUs)",
+            soft_wrap=True,
+        )
     if scaling.figures.unpriced:
         console.print(f"No cost, so no time: {', '.join(scaling.figures.unpriced)}", soft_wrap=True)
     for difference in scaling.differences:

@@ -79,6 +79,7 @@ def merge_pages(system: System, mm: MM, addr: int, other_mm: MM, other_addr: int
     # replace_page(): a new entry, which is neither dirty nor soft-dirty.
     entry = entry & ~(PTE_WRITE | PTE_EXCLUSIVE | PTE_DIRTY) | PTE_KSM | PTE_SOFT_CLEAN
     other_mm.page_table.set(other_addr, entry)
+    system.flush_entry(other_mm)
     system.tell_entry_removed(other_mm, other_addr, other)
     system.tell_entry_added(other_mm, other_addr, entry)
     system.release_page(other_pfn)
@@ -112,6 +113,8 @@ def _convert(system: System, mm: MM, addr: int, pfn: int) -> None:
         entry: int = leaf.m[i]
         if entry & PTE_ANON and entry >> PTE_SHIFT == pfn:
             leaf.m[i] = entry & ~(PTE_WRITE | PTE_EXCLUSIVE | PTE_DIRTY) | PTE_KSM
+            if entry & (PTE_WRITE | PTE_DIRTY):
+                system.flush_entry(its)  # write_protect_page()
         leaf.lock.unlock()
 
 

@@ -201,7 +201,7 @@ def _new_pages(
         watcher.entries_removed(vma.mm, addr, old)
         watcher.entries_added(vma.mm, addr, entries)
     leaf.lock.unlock()
-    system.tlb_flushes.count += nr_old
+    system.flush_tlb(vma.mm, nr_old)
     if copied and nr_old:
         shared = old[(old & PTE_ANON) != 0]
         if len(shared):
@@ -391,7 +391,7 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
     if old == 0:
         leaf.used += 1
     else:
-        system.tlb_flushes.count += 1  # ptep_clear_flush() in wp_page_copy()
+        system.flush_tlb(vma.mm)  # ptep_clear_flush() in wp_page_copy()
         if old & PTE_ANON:
             system.tell_entry_removed(vma.mm, addr, old)
             left = system.drop_mapcount(old >> PTE_SHIFT)
@@ -676,6 +676,7 @@ def _map_swapped(
 def zap_range(system: System, mm: MM, start: int, end: int) -> None:
     """Remove all entries of [start, end) (unmap_page_range())."""
     leaves = mm.page_table.leaves
+    nr_leaves = len(leaves)
     removed: list[Int64s] = []
     zapped = False
     step = chunk(system)
@@ -708,7 +709,7 @@ def zap_range(system: System, mm: MM, start: int, end: int) -> None:
     if removed:
         _release_entries(system, removed)
     if zapped:
-        system.tlb_flushes.count += 1
+        system.flush_tlb(mm, freed_tables=len(leaves) < nr_leaves)
 
 
 def zap_at(system: System, mm: MM, addr: int) -> None:
@@ -922,7 +923,7 @@ def _move_entries(
         design.move_lock(vma)
     leaf = lock_leaf(page_table, old)
     if leaf is not None:
-        system.tlb_flushes.count += 1
+        system.flush_tlb(vma.mm)
         target = page_table.leaf(new)
         if target is not leaf:
             target = lock_new_leaf(page_table, new)
@@ -976,7 +977,7 @@ def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
             entries &= ~PTE_WRITE
         leaf.lock.unlock()
     if protected:
-        system.tlb_flushes.count += 1
+        system.flush_tlb(vma.mm)
 
 
 def mark_lazyfree(system: System, mm: MM, start: int, end: int) -> None:

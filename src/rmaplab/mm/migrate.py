@@ -69,6 +69,7 @@ def unmap(system: System, head: int) -> int:
                 leaf.m[i] = entry & ~PTE_ANON | PTE_MIGRATION
                 if entry & PTE_DIRTY:
                     system.folios.set_flag(head, FOLIO_DIRTY)
+                system.flush_entry(vma.mm)  # at once, under all locks: kcompactd and move_pages(2) defer nothing
                 system.drop_mapcount(entry >> PTE_SHIFT)
                 hits += 1
             leaf.lock.unlock()

@@ -149,7 +149,7 @@ def fork_address_space(system: System, parent: MM) -> MM:
         child.tree.fill(copies)
     if run_start >= 0:
         memory.copy_page_range(system, parent, child, run_start, run_end)
-    system.tlb_flushes.count += 1  # flush_tlb_mm(), at the end of dup_mmap()
+    system.flush_tlb(parent)  # at the end of dup_mmap()
     write_unlock(child)
     write_unlock(parent)
     return child

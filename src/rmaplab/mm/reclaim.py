@@ -27,6 +27,8 @@ from rmaplab.mm.pagetable import (
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_LOCKED, VMA
 
+_FREED_AT_ONCE = 31  # PAGEVEC_SIZE: folios that are freed together, after TLBs are flushed for all of them
+
 
 def addresses(system: System, vma: VMA, addr: int, head: int) -> range:
     """Where `vma` would map the pages of the folio, of which it covers the first at `addr`
@@ -102,8 +104,13 @@ def folio_heads(system: System, mm: MM, start: int, end: int) -> list[int]:
 def swap_out(system: System, mm: MM, start: int, end: int) -> int:
     """Reclaim the folios mapped in [start, end).  Returns how many pages could be freed."""
     freed = 0
+    number = 0
     for head in isolate(system, mm, start, end):
         freed += swap_out_folio(system, head)
+        number += 1
+        if number % _FREED_AT_ONCE == 0:
+            system.flush_deferred()
+    system.flush_deferred()
     return freed
 
 
@@ -115,6 +122,7 @@ def page_out(system: System, mm: MM, start: int, end: int) -> None:
             swap_out_folio(system, head, False)
         else:
             system.put_folio(head)
+    system.flush_deferred()
 
 
 def swap_out_folio(system: System, head: int, again: bool = True) -> int:
@@ -159,6 +167,7 @@ def _unmap_folio(system: System, pfn: int, again: bool) -> None:
         system.folios.set_flag(pfn, FOLIO_DIRTY)
     system.swap[slot].from_ksm |= pfn in system.ksm_pages
     _try_to_unmap(system, pfn, slot)
+    system.flush_deferred(if_dirty=True)  # nobody may write to it while it is written out
     if system.swap[slot].count == 0 and system.mapcount(pfn) > 0:
         system.uncache(pfn)  # nothing was swapped out, no entry refers to the slot
 
@@ -186,11 +195,13 @@ def _try_to_unmap(system: System, pfn: int, slot: int) -> None:
             elif slot < 0:
                 leaf.m[i] = 0
                 leaf.used -= 1
+                system.flush_later(vma.mm, entry)
                 system.tell_entry_removed(vma.mm, addr, entry)
                 left = system.drop_mapcount(pfn)
             else:
                 system.swap[slot].count += 1
                 leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & (PTE_EXCLUSIVE | PTE_SOFT_CLEAN)
+                system.flush_later(vma.mm, entry)
                 system.tell_entry_removed(vma.mm, addr, entry)
                 left = system.drop_mapcount(pfn)
         unlock_leaf(page_table, addr, leaf)

@@ -19,7 +19,7 @@ from mypy_extensions import mypyc_attr
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.folio import FOLIO_DIRTY, Folios, Int64s
 from rmaplab.mm.locking import start_write
-from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PageTable
+from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
 from rmaplab.mm.vma import MM, VMA, File
@@ -192,6 +192,30 @@ class System:
         """A file behind a shared anonymous mapping (shmem_zero_setup())."""
         self._next_shmem -= 1
         return File(self._next_shmem, "", is_shmem=True)
+
+    # TLBs
+
+    def flush_tlb(self, mm: MM, count: int = 1, freed_tables: bool = False) -> None:
+        """So many flushes of the entries of `mm` (flush_tlb_mm_range()).  What they take on this CPU is counted; what
+        other CPUs have to do with it, a scheduler knows."""
+        if count:
+            self.tlb_flushes.count += count
+            self.flush_entry(mm, freed_tables)
+
+    def flush_entry(self, mm: MM, freed_tables: bool = False) -> None:
+        """The same for an entry that a walk takes away, which counts as part of its visit (ptep_clear_flush())."""
+        if self.scheduler is not None:
+            self.scheduler.flush(mm.cpumask, freed_tables)
+
+    def flush_later(self, mm: MM, entry: int) -> None:
+        """The same as part of a batch (set_tlb_ubc_flush_pending())."""
+        if self.scheduler is not None:
+            self.scheduler.flush_later(mm.cpumask, entry & PTE_DIRTY != 0)
+
+    def flush_deferred(self, if_dirty: bool = False) -> None:
+        """try_to_unmap_flush(), try_to_unmap_flush_dirty()"""
+        if self.scheduler is not None:
+            self.scheduler.flush_deferred(if_dirty)
 
     # What who looks without a lock may see change
 

@@ -21,7 +21,7 @@ from typing import Final
 
 from rmaplab.mm.pagetable import PageTable
 from rmaplab.mm.vma_tree import VMATree
-from rmaplab.sync.locks import RwSemaphore, Word
+from rmaplab.sync.locks import CpuMask, RwSemaphore, Word
 
 PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 4096
@@ -121,6 +121,7 @@ class MM:
         self.page_table: Final = page_table
         self.tree = VMATree()
         self.users_word: Final = Word()  # what who changes `users` names to the scheduler
+        self.cpumask: Final = CpuMask()
         self.rmap: list[object | None] = []  # one slot a design
         self.users = 1  # processes that run in it, and walks that look into it (mm_users)
         self.write_locked: list[VMA] = []  # VMAs whose locks go with mmap_lock (vma_start_write())

@@ -68,9 +68,26 @@ class Scheduler:
         if not ready():
             raise RuntimeError(f"waiting for {what}, and nobody else runs who could bring it about")
 
+    def flush(self, space: CpuMask, freed_tables: bool = False) -> None:
+        """Entries of an address space were taken away or lost rights: no TLB may have them afterwards."""
+
+    def flush_later(self, space: CpuMask, dirty: bool) -> None:
+        """The same, but the caller says when, by `flush_deferred`; `dirty`: what the entry mapped may have been
+        written to."""
+
+    def flush_deferred(self, if_dirty: bool = False) -> None:
+        """What the caller deferred is done now (`if_dirty`: if any of it was dirty)."""
+
     def chunk(self) -> int:
         """How many page-table entries a long operation may do in one step (0: all of them)."""
         return 0
+
+
+class CpuMask:
+    """CPUs whose TLBs may hold entries of an address space (mm_cpumask()), where a scheduler knows CPUs."""
+
+    def __init__(self) -> None:
+        self.cpus: Final[list[int]] = []
 
 
 class Word:

@@ -19,6 +19,13 @@ After Linux 6.12
 - CPUs: a task has one to itself until it sleeps, or has used up its time slice at the end of an operation while
   others are ready.  It goes to an idle CPU, its last one if possible, else waits its turn.
 
+- TLBs (arch/x86/mm/tlb.c): a CPU has an address space loaded from when a task of it runs there until one of another
+  does.  Who takes entries away flushes his own CPU, which is counted work, and interrupts and waits for the others that
+  have it loaded; not those that idle or run kernel threads, which flush before they return to it (lazy TLB), unless
+  page tables were freed.  So processes of one thread do not interrupt each other, but kswapd, kcompactd and ksmd
+  interrupt them.  Reclaim defers the flushes for what it unmaps until a dirty folio is written out, or 31 are freed;
+  migration does not.
+
 A cache line that several CPUs change (a lock, a reference count) is in one place at a time: who changes it after
 another CPU did waits for it, and for all who came before.  What a lock protects moves with it: the nodes of a design's
 trees that are visited under a lock of that design which came from another CPU take a hand-over each.
@@ -43,7 +50,7 @@ import greenlet
 from mypy_extensions import i64
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.locks import Lock, RwSemaphore, Scheduler, SequenceCount, Word
+from rmaplab.sync.locks import CpuMask, Lock, RwSemaphore, Scheduler, SequenceCount, Word
 from rmaplab.sync.work import Ledger, LockClass, Pool, Tally
 
 PICOSECONDS: Final = 1000  # in a nanosecond
@@ -62,6 +69,7 @@ WAKING: Final = "waking"
 GRACE_PERIOD: Final = "grace period"
 NODES: Final = ("interval tree nodes visited", "remap tree nodes visited")  # tallies of what moves with its lock
 SHOOTDOWN: Final = "shootdown"
+INTERRUPT: Final = "interrupt"
 
 CostOf = Callable[[str], float]  # nanoseconds a unit, by the key of a cost profile; 0 for what costs nothing
 
@@ -104,7 +112,9 @@ class Task(Event):
         self.slice_began: i64 = 0
         self.operation = 0
         self.began: i64 = 0  # its operation
-        self.space: object = None  # the address space that it runs in
+        self.space: CpuMask | None = None  # the address space that it runs in; a kernel thread has none
+        self.unflushed: Final[list[int]] = []  # CPUs whose flushes it deferred
+        self.unflushed_dirty = False
         self.nr_locks = 0
         self.nr_spinlocks = 0
         self.nodes: i64 = 0  # visited so far
@@ -123,6 +133,7 @@ class Cpu:
     def __init__(self, number: int) -> None:
         self.number: Final = number
         self.task: Task | None = None
+        self.loaded: CpuMask | None = None  # the address space that was here last
         self.queue: Final[deque[Task]] = deque()  # ready, and pinned here
         self.listed_idle = True
         self.idle_since: i64 = 0
@@ -294,7 +305,8 @@ class VirtualTime(Scheduler):
         self.wake_up: Final[i64] = self.price(WAKE_UP)
         self.waking: Final[i64] = self.price(WAKING)
         self.grace_period: Final[i64] = self.price(GRACE_PERIOD)
-        self.shootdown_cost: Final[i64] = self.price(SHOOTDOWN)
+        self.shootdown: Final[i64] = self.price(SHOOTDOWN)
+        self.interrupt: Final[i64] = self.price(INTERRUPT)
         self.cpus: Final = [Cpu(number) for number in range(cpus)]
         self.idle_cpus: Final[list[int]] = list(range(cpus))  # a heap; may hold some that are not idle any more
         self.ready: Final[deque[Task]] = deque()
@@ -339,8 +351,9 @@ class VirtualTime(Scheduler):
         self.periods = 0
         self.held: Final[dict[str, int]] = {}  # objects that wait for a grace period, by type
         self.most_held: Final[dict[str, int]] = {}
-        self.shootdowns = 0
-        self.interrupts = 0
+        self.shootdowns = 0  # flushes that other CPUs were interrupted for
+        self.interrupts = 0  # how many, in all
+        self.shooting: i64 = 0  # how long that took of those who flushed
 
         self.trace: Final[list[tuple[str, str, int, int, int]] | None] = [] if trace else None
 
@@ -355,11 +368,12 @@ class VirtualTime(Scheduler):
         self.ledgers.append(ledger)
         self.counted = self._count()
 
-    def spawn(self, name: str, body: Callable[[], None], cpu: int = -1) -> Task:
-        """A task that begins now, on `cpu` alone or (-1) wherever there is room."""
+    def spawn(self, name: str, body: Callable[[], None], cpu: int = -1, space: CpuMask | None = None) -> Task:
+        """A task that begins now, on `cpu` alone or (-1) wherever there is room, in the address space `space`."""
         if cpu >= len(self.cpus):
             raise ValueError(f"{name} cannot run on CPU {cpu}: there are {len(self.cpus)}, counted from 0")
         task = Task(self.nr_tasks, name, body, cpu)
+        task.space = space
         self.nr_tasks += 1
         self.nr_live += 1
         self.tasks.append(task)
@@ -435,6 +449,13 @@ class VirtualTime(Scheduler):
         self._leave_cpu(task)
 
     # What tasks say about themselves
+
+    def runs_in(self, space: CpuMask) -> None:
+        """The task is in this address space from now on."""
+        task = self.current
+        if task is not None and task.space is not space:
+            task.space = space
+            _load(self.cpus[task.cpu], space)
 
     def begin(self, operation: str) -> None:
         """The task begins an operation, whose latency is to be known."""
@@ -698,6 +719,8 @@ class VirtualTime(Scheduler):
     def _enter_cpu(self, task: Task, cpu: Cpu, cost: i64) -> None:
         """`task` goes on, on `cpu`, which was idle or was just left."""
         cpu.task = task
+        if task.space is not None:
+            _load(cpu, task.space)
         cpu.idle += self.now - cpu.idle_since
         cpu.switching += cost
         task.cpu = cpu.number
@@ -1220,8 +1243,71 @@ class VirtualTime(Scheduler):
             if pause < LOOK_AT_LEAST:
                 pause *= 2
 
+    # TLBs
+
+    def flush(self, space: CpuMask, freed_tables: bool = False) -> None:
+        task = self.current
+        if task is not None and _is_elsewhere(space, task.cpu):
+            self._arrive(task)
+            self._shoot_down(task, list(space.cpus), freed_tables)
+
+    def flush_later(self, space: CpuMask, dirty: bool) -> None:
+        # arch_tlbbatch_should_defer(): only what is loaded elsewhere; else there is nothing to wait for.
+        task = self.current
+        if task is not None and _is_elsewhere(space, task.cpu):
+            for cpu in space.cpus:
+                if cpu not in task.unflushed:
+                    task.unflushed.append(cpu)
+            task.unflushed_dirty = task.unflushed_dirty or dirty
+
+    def flush_deferred(self, if_dirty: bool = False) -> None:
+        task = self.current
+        if task is not None and task.unflushed and (task.unflushed_dirty or not if_dirty):
+            self._arrive(task)
+            cpus = list(task.unflushed)
+            task.unflushed.clear()
+            task.unflushed_dirty = False
+            self._shoot_down(task, cpus, False)
+
+    def _shoot_down(self, task: Task, cpus: list[int], freed_tables: bool) -> None:
+        """Interrupt those of `cpus` that do not flush by themselves, and wait until all have flushed
+        (native_flush_tlb_multi())."""
+        hit = 0
+        for number in cpus:
+            there = self.cpus[number].task
+            if number != task.cpu and (freed_tables or (there is not None and there.space is not None)):
+                hit += 1
+                if there is not None:
+                    there.interrupted += self.interrupt
+        if hit:
+            taken = self.shootdown + (hit - 1) * self.waking
+            self.shootdowns += 1
+            self.interrupts += hit
+            self.shooting += taken
+            self.spun += taken
+            if self.trace is not None:
+                self.trace.append((task.name, "waits for other TLBs", task.cpu, task.time, task.time + taken))
+            task.time += taken
+
     def chunk(self) -> int:
         return 0
+
+
+def _load(cpu: Cpu, space: CpuMask) -> None:
+    """`cpu` runs in `space` from now on; it had kept the last address space while it idled or ran kernel threads
+    (switch_mm_irqs_off())."""
+    last = cpu.loaded
+    if last is not space:
+        if last is not None:
+            last.cpus.remove(cpu.number)
+        space.cpus.append(cpu.number)
+        cpu.loaded = space
+
+
+def _is_elsewhere(space: CpuMask, cpu: int) -> bool:
+    """Is it loaded on any CPU but `cpu`?"""
+    cpus = space.cpus
+    return len(cpus) > 1 or (len(cpus) == 1 and cpus[0] != cpu)
 
 
 def _replace_first(events: list[Event], event: Event) -> Event:

@@ -37,7 +37,7 @@ START: Final = {
 }  # fmt: skip
 
 # What is between two CPUs, and what it costs where there is one only, and it cannot be measured.
-BETWEEN_CPUS: Final = {"handover": 100, "wake up": 3000, "waking": 1000, "shootdown": 3000}
+BETWEEN_CPUS: Final = {"handover": 100, "wake up": 3000, "waking": 1000, "shootdown": 3000, "interrupt": 1000}
 
 # What no kernel has, or no program can show, and what takes its place: objects come from a slab cache like any other, a
 # lock that nobody contends is two atomic operations, a node of a tree or a list is a cache line or two.

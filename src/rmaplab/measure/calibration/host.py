@@ -32,6 +32,7 @@ PRIMITIVES: Final = {
     "wake-up": "wake up",
     "waking": "waking",
     "shootdown": "shootdown",
+    "interrupt": "interrupt",
     "grace-period": "grace period",
 }  # what player.c calls it: the key of its cost
 ROUNDS: Final = 3

@@ -557,6 +557,13 @@ static int smaller(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
+static int smaller_double(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
 static double quartile(long *windows)
 {
 	qsort(windows, WINDOWS, sizeof(*windows), smaller);
@@ -712,6 +719,56 @@ static double shootdown(int cpu, int other)
 	return both > alone ? both - alone : 0;	/* only taking rights away interrupts the other */
 }
 
+static atomic_long turned;
+
+static void *turn(void *cpu)
+{
+	stay_on((int)(long)cpu);
+	while (!atomic_load(&pair->go))
+		atomic_store_explicit(&turned, atomic_load_explicit(&turned, memory_order_relaxed) + 1, memory_order_relaxed);
+	return NULL;
+}
+
+/* What a CPU loses that is interrupted for a flush: turns of a loop that it did not get round to. */
+static double interrupted(int cpu, int other)
+{
+	static double lost[WINDOWS];
+	pthread_t thread;
+	char *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	enum { FLUSHES = 50 };
+
+	if (page == MAP_FAILED)
+		fail("mmap");
+	page[0] = 1;
+	stay_on(cpu);
+	if (pthread_create(&thread, NULL, turn, (void *)(long)other))
+		fail("pthread_create");
+	sleep_for(0.02);
+	for (int window = 0; window < WINDOWS; window++) {
+		long begun = now(), turns = atomic_load(&turned), time, alone, disturbed;
+		double rate;
+
+		while ((time = now() - begun) < 500000)
+			;
+		alone = atomic_load(&turned) - turns;
+		rate = (double)alone / time;
+		begun = now();
+		turns = atomic_load(&turned);
+		for (int i = 0; i < FLUSHES; i++) {
+			mprotect(page, PAGE, PROT_READ);
+			mprotect(page, PAGE, PROT_READ | PROT_WRITE);
+			page[0] = 1;
+		}
+		time = now() - begun;
+		disturbed = atomic_load(&turned) - turns;
+		lost[window] = (time - disturbed / rate) / FLUSHES;
+	}
+	atomic_store(&pair->go, 1);
+	pthread_join(thread, NULL);
+	qsort(lost, WINDOWS, sizeof(*lost), smaller_double);
+	return lost[WINDOWS / 2] > 0 ? lost[WINDOWS / 2] : 0;
+}
+
 /* MEMBARRIER_CMD_GLOBAL is a synchronize_rcu(). */
 static double grace_period(int cpu, int other)
 {
@@ -732,6 +789,7 @@ static const struct {
 } primitives[] = {
 	{ "lock", lock }, { "section", section }, { "syscall", nothing }, { "handover", handover },
 	{ "context-switch", context_switch }, { "wake-up", wake_up }, { "waking", waking }, { "shootdown", shootdown },
+	{ "interrupt", interrupted },
 	{ "grace-period", grace_period }, { "look-up", look_up },
 };
 
