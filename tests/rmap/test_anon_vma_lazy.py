@@ -8,10 +8,10 @@ from typing import cast
 import pytest
 
 from rmap.world import World
-from rmaplab.mm.abi import PROT_READ, PROT_WRITE
+from rmaplab.mm.abi import PROT_EXEC, PROT_READ, PROT_WRITE
 from rmaplab.mm.vma import PAGE_SIZE
-from rmaplab.rmap.anon_vma import AnonVmaRmap
-from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
+from rmaplab.rmap.anon_vma import AnonVmaRmap, Family
+from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap, LazyFamily
 
 
 def lazy(world: World) -> AnonVmaLazyRmap:
@@ -92,6 +92,27 @@ def test_a_root_vma_is_pinned_by_children_that_map_its_pages() -> None:
     world.machine.exit(2)
     assert lazy(world).pinned_pool.live == 0
     assert held(lazy(world)) == (0, 0)
+
+
+def test_a_vma_that_took_over_what_it_inherited_is_still_no_neighbour_to_share_with() -> None:
+    """An upgrade may leave one link where anon_vma has two; it must not lead to other merges."""
+    world = World("anon_vma", "anon_vma_lazy")
+    grandparent = world.start()
+    inherited = world.map(grandparent, pages=4)
+    world.write(grandparent, inherited)
+    mm = world.fork(grandparent)
+    world.exit(grandparent)
+    world.fork(mm)  # the upgrade takes over the grandparent's anon_vma, which nobody uses any more
+    assert len(cast(LazyFamily, world.vma(mm, inherited).rmap[1]).chain) == 1
+    assert len(cast(Family, world.vma(mm, inherited).rmap[0]).chain) == 2
+    first, between = inherited - 2 * PAGE_SIZE, inherited - PAGE_SIZE
+    world.map(mm, at=first, prot=PROT_READ | PROT_WRITE | PROT_EXEC)
+    world.write(mm, first)
+    world.map(mm, at=between)
+    world.write(mm, between)  # shares with its lower neighbour
+    world.protect(mm, between, 1, PROT_READ | PROT_WRITE | PROT_EXEC)
+    assert world.vma(mm, first) is world.vma(mm, between)
+    assert world.finds("anon_vma_lazy", world.page(mm, between)) == {(mm, between)}
 
 
 @pytest.mark.parametrize("kernel", ["6.1", "6.12", "6.18"])

@@ -67,11 +67,17 @@ class RootVma:
 
 
 class LazyFamily(Family):
-    """A VMA's share: as long as `anon_vma` is None, `root` takes its new pages."""
+    """A VMA's share: as long as `anon_vma` is None, `root` takes its new pages.
 
-    def __init__(self, anon_vma: AnonVma | None, root: RootVma | None) -> None:
+    forked: it came about by fork.  The chain does not tell: an upgrade that takes over an anon_vma which was inherited
+            leaves one link, where anon_vma.py, which decides at fork, always has two.  Whose chain is handed on
+            must not depend on that, or else VMAs share in another way than there, and merge with other ones (ours)
+    """
+
+    def __init__(self, anon_vma: AnonVma | None, root: RootVma | None, forked: bool) -> None:
         super().__init__(anon_vma)
         self.root: Final = root
+        self.forked: Final = forked
 
 
 def _offset(vma: VMA) -> int:
@@ -118,12 +124,12 @@ class AnonVmaLazyRmap(AnonVmaRmap):
                 self._share(vma, family)
                 return
         root = self._new_root(vma)
-        self._adopt(vma, LazyFamily(None, root))
+        self._adopt(vma, LazyFamily(None, root, False))
 
     def _share(self, vma: VMA, family: LazyFamily) -> None:
         """New pages of `vma` go where those of a neighbour do, whose chain has nothing that was inherited."""
         anon_vma = family.anon_vma
-        shared = LazyFamily(anon_vma, family.root)
+        shared = LazyFamily(anon_vma, family.root, False)
         self._adopt(vma, shared)
         if anon_vma is not None:
             self._lock(anon_vma)
@@ -190,7 +196,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
 
     def vma_forked(self, parent: VMA, child: VMA) -> None:
         self._upgrade(parent)
-        family = LazyFamily(None, self._new_root(child))
+        family = LazyFamily(None, self._new_root(child), True)
         self._adopt(child, family)
         source = cast(LazyFamily, parent.rmap[self.slot])
         self._link_all(family, child, source)
@@ -210,7 +216,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
 
     def _copy_family(self, source: VMA, new: VMA) -> None:
         original = cast(LazyFamily, source.rmap[self.slot])
-        family = LazyFamily(original.anon_vma, original.root)
+        family = LazyFamily(original.anon_vma, original.root, original.forked)
         self._adopt(new, family)
         self._link_all(family, new, original)
 
@@ -403,4 +409,4 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         return family.anon_vma is other.anon_vma
 
     def _never_forked(self, family: Family) -> bool:
-        return len(family.chain) == (0 if family.anon_vma is None else 1)
+        return not cast(LazyFamily, family).forked
