@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from rmaplab.cli import _main
 from rmaplab.measure.calibration import races
-from rmaplab.measure.calibration.calibrate import COVERED, STAND_INS, START, choose, predict, rules
+from rmaplab.measure.calibration.calibrate import COVERED, STAND_INS, START, choose, predict, rows_of, rules
 from rmaplab.measure.calibration.errors import CalibrationError
 from rmaplab.measure.calibration.fit import Row, fit
 from rmaplab.measure.calibration.host import PRIMITIVES, Host
-from rmaplab.measure.calibration.programs import FITTED, HELD_OUT
+from rmaplab.measure.calibration.programs import FITTED, HELD_OUT, reclaims_shared
 from rmaplab.measure.calibration.script import ARENA, Script
 from rmaplab.measure.cost import load_costs, write_costs
 from rmaplab.mm.profile import PROFILES
@@ -132,6 +132,32 @@ def test_every_program_can_be_played_by_the_rules_of_every_kernel(kernel: str) -
     counts = [s.counts(PROFILES[kernel]) for s in [*small, *choose(HELD_OUT, ["reclaim", "fork loop"])]]
     assert len(counts) > 20
     assert all(counts)
+
+
+@needs_kernel
+def test_the_kernel_reclaims_what_the_model_reclaims() -> None:
+    """The player sees that the pages are gone; the model has to walk to each place, twice."""
+    script = reclaims_shared(2, 3, 40)
+    counts = script.counts(rules())
+    assert counts["pages freed"] == 40
+    assert counts["rmap walks"] == 80
+    assert counts["rmap places visited"] == 80 * 6
+    assert counts["rmap places that mapped"] == 80 * 3
+    with Host() as host:
+        if host.group is None:
+            assert rows_of(host, [script], 1, lambda *_: None) == []
+            pytest.skip("needs the right to make a memory cgroup")
+        place = host.group.directory
+        (row,) = rows_of(host, [script], 1, lambda *_: None)
+        assert row.counts == counts
+        unwanted = Script("reclaim of what is wanted")
+        unwanted.map(ARENA, 40)
+        unwanted.write(ARENA, 40)
+        with unwanted.timed():
+            unwanted.reclaim(ARENA, 40)
+        with pytest.raises(CalibrationError, match="40 of 40 pages were not reclaimed"):
+            host.times([unwanted], 1, lambda *_: None, 1)
+    assert not place.exists()
 
 
 def test_all_that_programs_count_has_a_cost_in_the_shipped_profile() -> None:

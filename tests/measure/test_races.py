@@ -14,7 +14,7 @@ from rmaplab.measure.calibration.calibrate import rules
 from rmaplab.measure.calibration.host import Host
 from rmaplab.measure.calibration.races import RACES, WRITERS, Race, simulate, turn_times, with_cost
 from rmaplab.measure.calibration.script import ARENA, Script
-from rmaplab.measure.cost import HANDOVER, WAKING, load_costs
+from rmaplab.measure.cost import HANDOVER, WAKE_UP, WAKING, load_costs
 
 COSTS = load_costs()
 needs_two_cpus = pytest.mark.skipif(
@@ -51,6 +51,14 @@ def test_who_has_to_wake_others_loses_by_it() -> None:
     race = WRITERS._replace(turns=[WRITERS.turns[0], reader])
     cheap, dear = (simulate(race, with_cost(COSTS, WAKING, cost), rules(), 2) for cost in (0.0, 10_000.0))
     assert dear["reclaim"] > cheap["reclaim"] > 1.0
+
+
+def test_racers_do_not_fall_into_step() -> None:
+    """Where each wake-up takes the same time, a fiftieth more of it halves what reclaim loses by munmap."""
+    race = next(race for race in RACES if race.name == "munmap against reclaim")._replace(watched=10.0)
+    costs = [with_cost(COSTS, WAKE_UP, ns) for ns in (16_600, 17_000, 17_300)]
+    found = [simulate(race, its, rules(), 2)["reclaim"] for its in costs]
+    assert max(found) < 1.25 * min(found)
 
 
 @needs_two_cpus

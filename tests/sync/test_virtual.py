@@ -399,6 +399,29 @@ def test_a_pinned_task_stays_where_it_is() -> None:
     assert time.cpus[0].task is None and time.cpus[0].idle == 0  # it never had anything to do
 
 
+def woken_after(spread: float) -> list[int]:
+    """How long after it is woken a task runs, many times."""
+    time = VirtualTime(2, lambda key: 1000.0 if key == "wake up" else 0.0, spread=spread)
+    found: list[int] = []
+
+    def sleeper() -> None:
+        for i in range(1, 200):
+            time.sleep_until(i * 10 * US)
+            found.append(time.clock() - i * 10 * US)
+
+    time.spawn("sleeper", sleeper)
+    time.run()
+    return found
+
+
+def test_wake_ups_take_as_long_as_they_cost_or_are_spread_around_it() -> None:
+    assert set(woken_after(0.0)) == {US}
+    found = woken_after(0.2)
+    assert found == woken_after(0.2)
+    assert 0.8 * US <= min(found) < 0.82 * US and 1.18 * US < max(found) <= 1.2 * US
+    assert sum(found) / len(found) == pytest.approx(US, rel=0.02)
+
+
 # TLBs
 
 SHOTS: Costs = {"shootdown": 20_000.0, "waking": 5_000.0, "interrupt": 7_000.0}

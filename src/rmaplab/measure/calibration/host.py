@@ -19,6 +19,7 @@ from statistics import median
 from types import TracebackType
 from typing import Final
 
+from rmaplab.measure.calibration.cgroup import Group
 from rmaplab.measure.calibration.errors import CalibrationError
 from rmaplab.measure.calibration.script import Script
 
@@ -52,6 +53,7 @@ class Host:
         self._place: Final = Path(self._directory.name)
         self._player: Final = self._place / "player"
         self.cpus: Final = sorted(os.sched_getaffinity(0))
+        self.group: Final = Group.make()
         self._compile()
 
     def _compile(self) -> None:
@@ -74,6 +76,8 @@ class Host:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self._directory.cleanup()
+        if self.group is not None:
+            self.group.remove()
 
     def times(
         self, scripts: Sequence[Script], repeats: int, progress: Progress, rounds: int = ROUNDS
@@ -86,7 +90,7 @@ class Host:
             for _ in range(repeats):
                 for script, path, its in zip(scripts, paths, times, strict=True):
                     progress("timing programs", len(its) + turn * repeats, rounds * repeats)
-                    its.append(self._play(script.name, path))
+                    its.append(self._play(script, path))
             for its, kept in zip(times, medians, strict=True):
                 kept.append(median(its))
         return [min(kept) for kept in medians]
@@ -114,16 +118,23 @@ class Host:
         script.write_ops(path)
         return path
 
-    def _play(self, name: str, path: Path) -> int:
-        printed = self._run(["play", str(self.cpus[0]), str(path)], name)
+    def _play(self, script: Script, path: Path) -> int:
+        group = self.group if script.reclaims else None
+        printed = self._run(["play", str(self.cpus[0]), str(path)], script.name, group)
         if not printed.strip().isdigit():
-            raise CalibrationError(f"the program {name!r} printed {printed!r} where one time was to be")
+            raise CalibrationError(f"the program {script.name!r} printed {printed!r} where one time was to be")
         return int(printed)
 
-    def _run(self, arguments: list[str], name: str) -> str:
+    def _run(self, arguments: list[str], name: str, group: Group | None = None) -> str:
+        environment = None if group is None else {**os.environ, **group.environment()}
         try:
             done = subprocess.run(
-                [self._player, *arguments], capture_output=True, text=True, check=False, timeout=_SECONDS
+                [self._player, *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_SECONDS,
+                env=environment,
             )
         except subprocess.TimeoutExpired:
             raise CalibrationError(f"the program {name!r} has not ended after {_SECONDS} s") from None

@@ -41,6 +41,7 @@ enum {
 	WAIT,		/* for the children that do not stay, to their end */
 	START, STOP,	/* of the time that is measured */
 	ROUND,		/* begins what a race plays again and again, to the script's end */
+	RECLAIM,	/* all that the kernel would take from a group of processes that is short of memory */
 };
 
 struct op {
@@ -134,6 +135,7 @@ static void prefer(void)
  */
 static void stay_awake(void)
 {
+	const pid_t player = getpid();
 	cpu_set_t set;
 
 	if (sched_getaffinity(0, sizeof(set), &set))
@@ -142,6 +144,8 @@ static void stay_awake(void)
 		if (!CPU_ISSET(cpu, &set) || syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) != 0)
 			continue;
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (getppid() != player)
+			_exit(0);	/* it ended before it could have told us */
 		stay_on(cpu);
 		if (sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){ 0 }))
 			fail("sched_setscheduler");
@@ -158,6 +162,48 @@ static void touch(volatile char *p, long pages, int write)
 		else
 			(void)p[i * PAGE];
 	}
+}
+
+static const char *group;	/* the directory of a memory cgroup of our own, if a script needs one */
+
+static void tell_group(const char *name, const char *what)
+{
+	char path[512];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", group, name);
+	fd = open(path, O_WRONLY);
+	if (fd < 0)
+		fail(path);
+	if (write(fd, what, strlen(what)) < 0 && errno != EAGAIN)	/* which says that less was there */
+		fail(path);
+	close(fd);
+}
+
+/*
+ * Reclaims, by the same code as kswapd, and sees that the pages are gone.  Returns what of the time has nothing to do with
+ * them: twice the time of a call that finds nothing any more, since the first took that, too, and that of having a look.
+ */
+static long reclaim(char *at, long length)
+{
+	static unsigned char there[8192];
+	const char *name = getenv("RMAPLAB_RECLAIM");
+	const char *what = strcmp(name, "memory.reclaim") ? "1" : "1G";
+	long begun, pages = length / PAGE, left = 0, in_vain;
+
+	tell_group(name, what);
+	begun = worked();
+	tell_group(name, what);
+	in_vain = worked() - begun;
+	if (pages > (long)sizeof(there) || mincore(at, length, there))
+		fail("mincore");
+	for (long i = 0; i < pages; i++)
+		left += there[i] & 1;
+	if (left > pages / 16) {
+		fprintf(stderr, "%ld of %ld pages were not reclaimed\n", left, pages);
+		_exit(2);
+	}
+	return worked() - begun + in_vain;
 }
 
 static void play(const struct op *op, const struct op *end);
@@ -279,6 +325,9 @@ static void play(const struct op *op, const struct op *end)
 			took += worked() - begun - clock_overhead;
 			break;
 		case ROUND:
+			break;
+		case RECLAIM:
+			took -= reclaim((char *)op->a, op->b);
 			break;
 		default:
 			do_memory(op);
@@ -804,6 +853,9 @@ int main(int argc, char **argv)
 	if (argc == 4 && !strcmp(argv[1], "play")) {
 		const struct op *end, *ops = load(argv[3], &end);
 
+		group = getenv("RMAPLAB_GROUP");
+		if (group)
+			tell_group("cgroup.procs", "0");
 		stay_on(atoi(argv[2]));
 		/* A child does not run before its parent waits for it. */
 		if (sched_setscheduler(0, SCHED_BATCH, &(struct sched_param){ 0 }))

@@ -325,6 +325,28 @@ def reclaims(relatives: int, pages: int, rounds: int = 4) -> Script:
     return s
 
 
+def reclaims_shared(sharing: int, copied: int, pages: int, apart: bool = False) -> Script:
+    """Reclaim of pages that so many of a process's children share with it, while others have copies.  Who shares comes
+    last, so that no walk ends before.  `apart`: each page in a VMA of its own, so that a walk has to look for it."""
+    how = ", a VMA for each" if apart else ""
+    s = Script(f"reclaim of {pages} pages that {sharing} children share and {copied} have copied{how}")
+    s.map(ARENA, pages + 1)
+    s.write(ARENA, pages + 1)
+    if apart:
+        for i in range(0, pages, 2):
+            s.protect(ARENA + i * PAGE_SIZE, 1, abi.PROT_READ)
+    s.advise(ARENA, pages, abi.MADV_FREE)
+    for _ in range(copied):
+        with s.child(stays=True):
+            s.write(ARENA, pages)
+    for _ in range(sharing):
+        with s.child(stays=True):
+            pass
+    with s.timed():
+        s.reclaim(ARENA, pages)
+    return s
+
+
 FITTED: Final[tuple[Callable[[], Script], ...]] = (
     *(lambda n=n: map_and_unmap(n) for n in (0, 100, 1000)),
     *(lambda n=n: map_many(n) for n in (100, 1000)),
@@ -354,6 +376,9 @@ FITTED: Final[tuple[Callable[[], Script], ...]] = (
     *(lambda n=n: copies_of_file(n) for n in (64, 500)),
     *(lambda r=r: reclaims(r, 256) for r in (0, 16)),
     *(lambda r=r: walks(r, 256) for r in (1, 4, 16)),
+    *(lambda n=n: reclaims_shared(n, 0, 500) for n in (0, 8, 64)),
+    *(lambda n=n: reclaims_shared(1, n, 500) for n in (8, 64)),
+    *(lambda n=n: reclaims_shared(n, 0, 2000, True) for n in (0, 4)),
 )  # fmt: skip
 
 
@@ -535,6 +560,21 @@ def cold_memory() -> Script:
     return s
 
 
+def shared_cold_memory() -> Script:
+    """Memory is short where a server's workers share most of what it had loaded."""
+    s = Script("reclaim of what workers share")
+    s.map(ARENA, 300)
+    s.write(ARENA, 300)
+    s.advise(ARENA, 300, abi.MADV_FREE)
+    for worker in range(20):
+        with s.child(stays=True):
+            s.write(ARENA + worker % 3 * 100 * PAGE_SIZE, 80)
+    with s.timed():
+        s.reclaim(ARENA, 300)
+        s.write(ARENA, 50)
+    return s
+
+
 def example() -> Script:
     """The recording of rmaplab.example that comes with rmaplab, but for its stack: a Python that starts, then forks,
     copies, splits, moves and grows."""
@@ -602,5 +642,5 @@ class Retelling:
 
 
 HELD_OUT: Final[tuple[Callable[[], Script], ...]] = (
-    fork_loop, allocator, realloc, server, shell, threads, collector, zygote, cold_memory, example,
+    fork_loop, allocator, realloc, server, shell, threads, collector, zygote, cold_memory, shared_cold_memory, example,
 )  # fmt: skip

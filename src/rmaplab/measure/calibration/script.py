@@ -41,7 +41,7 @@ ANON: Final = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS | abi.MAP_NORESERVE
 
 # As in player.c.
 (_MMAP, _MUNMAP, _MPROTECT, _MREMAP, _MADVISE, _MLOCK, _MUNLOCK, _WRITE, _READ, _FORK, _WAIT, _START, _STOP,
- _ROUND) = range(1, 15)  # fmt: skip
+ _ROUND, _RECLAIM) = range(1, 16)  # fmt: skip
 _OP: Final = struct.Struct("<7q")
 
 # What player.c has of its own when it begins, as far as fork copies it: data, bss, the heap of the C library and
@@ -55,6 +55,7 @@ class Script:
 
     def __init__(self, name: str) -> None:
         self.name: Final = name
+        self.reclaims = False  # needs a memory cgroup of its own
         self.racers: list[tuple[int, list[Event]]] = []  # the process and its turn, of each
         self._events: list[Event | bool] = []  # True and False: the timed part begins and ends
         self._ops: list[tuple[int, ...]] = []
@@ -98,6 +99,14 @@ class Script:
     def advise(self, addr: int, pages: int, advice: int) -> None:
         self._event("madvise", addr, pages * PAGE_SIZE, flags=advice)
         self._op(_MADVISE, addr, pages * PAGE_SIZE, advice)
+
+    def reclaim(self, addr: int, pages: int) -> None:
+        """What reclaim does when memory is short, to pages that MADV_FREE gave up, and which are all that can be had.
+        It asks whether they are in use, and unmaps them, by a walk each (shrink_folio_list())."""
+        self.reclaims = True
+        self._event("referenced", addr, pages * PAGE_SIZE)
+        self._event("swap_out", addr, pages * PAGE_SIZE)
+        self._op(_RECLAIM, addr, pages * PAGE_SIZE)
 
     def write(self, addr: int, pages: int = 1) -> None:
         self._event("fault", addr, pages * PAGE_SIZE, flags=FAULT_WRITE)
