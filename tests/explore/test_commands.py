@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from rmaplab.cli import main
+from rmaplab.rmap import DESIGNS
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header, History, write_history
 from rmaplab.workloads.workload import AREA, fork, mmap, start, write
@@ -80,6 +81,8 @@ def test_a_step_is_printed_for_programs(tmp_path: Path) -> None:
     assert told["figures"]["step"]["words"] == "Process 2 writes to 1 page at 0x7f0000000000."
     assert told["figures"]["state"]["V3"]["start"] == AREA
     assert told["inputs"]["designs"] == ["cow_context"]
+    done = rmaplab("show", recording(tmp_path / "r.parquet"), "--json", "--rmap", "all")
+    assert json.loads(done.stdout)["inputs"]["designs"] == list(DESIGNS)
 
 
 def test_a_race_that_fails_is_looked_for_and_becomes_a_page(tmp_path: Path) -> None:

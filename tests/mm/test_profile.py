@@ -68,7 +68,6 @@ def test_a_context_is_as_large_as_its_fields() -> None:
         "6.12": 88,
         "6.18": 88,
     }
-    assert {profile.sizes["remap"] for profile in PROFILES.values()} == {56}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_object_sizes_are_those_of_the_running_kernel() -> None:
     if not HOST_WAS_READ:
         pytest.skip(f"no profile was read from this kernel ({RELEASE}): sizes cannot be compared")
     seen = slabinfo()
-    expected = {name: size for name, size in HOST.sizes.items() if name not in ("cow_context", "remap")}
+    expected = {name: size for name, size in HOST.sizes.items() if name != "cow_context"}
     assert {name: seen[name][0] for name in expected if name in seen} == {
         name: size for name, size in expected.items() if name in seen
     }

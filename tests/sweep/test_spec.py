@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rmaplab.rmap import DESIGNS
 from rmaplab.sweep.errors import SweepError
-from rmaplab.sweep.points import Compare, Race, Verify
+from rmaplab.sweep.points import Compare, Race, Scale, Verify
 from rmaplab.sweep.spec import Spec, read_spec
 
 
@@ -44,6 +45,28 @@ def test_where_a_parameter_is_a_list_a_list_of_lists_is_the_axis(tmp_path: Path)
         """,
     ).points
     assert [p.designs for p in points if isinstance(p, Verify)] == [("anon_vma",), ("anon_vma", "cow_context")]
+
+
+def test_all_designs_are_meant_by_all(tmp_path: Path) -> None:
+    points = spec(
+        tmp_path,
+        """
+        [[compare]]
+        history = "forkchain"
+        designs = "all"
+        [[compare]]
+        history = "forkchain"
+        designs = [["anon_vma"], ["all"], ["pte_chain", "all"]]
+        [[scale]]
+        history = "storm"
+        design = "all"
+        cpus = 2
+        """,
+    ).points
+    compared = [point.designs for point in points if isinstance(point, Compare)]
+    pte_chain_first = ("pte_chain", *(name for name in DESIGNS if name != "pte_chain"))
+    assert compared == [tuple(DESIGNS), ("anon_vma",), pte_chain_first]  # what is named twice is done once
+    assert [point.design for point in points if isinstance(point, Scale)] == list(DESIGNS)
 
 
 def test_a_scenario_is_all_whose_names_contain_it(tmp_path: Path) -> None:

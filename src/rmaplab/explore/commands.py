@@ -24,6 +24,7 @@ from rmaplab.explore.tours import RACES, TOURS
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile
 from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.rmap import specs
 from rmaplab.trace.history import History
 
 DESIGNS = ("anon_vma", "cow_context")  # where nothing else was asked for
@@ -44,7 +45,7 @@ Designs = Annotated[
     typer.Option(
         "--rmap",
         metavar="DESIGN",
-        help="A design: its name, package.module:Class, or a file. May be repeated.",
+        help="A design: its name, package.module:Class, a file, or all. May be repeated.",
     ),
 ]
 ProfileName = Annotated[
@@ -224,7 +225,7 @@ def _film(finders: Finders, asked: _Asked) -> Film:
     tour = TOURS.get(name)
     history = finders.history(what, asked.seed) if tour is None else tour.history()
     kernel = finders.profile(asked.profile, history)
-    designs = [finders.design(name) for name in asked.rmap or (tour.designs if tour else DESIGNS)]
+    designs = [finders.design(name) for name in specs(asked.rmap, tour.designs if tour else DESIGNS)]
     if len(history) == 0:
         raise HistoryError("there is nothing to see in a history without events")
     shot = asked.shot

@@ -22,7 +22,7 @@ Sizes
 - mm_struct is followed by CPU masks and aligned to cache lines (kernel/fork.c mm_cache_init()): 1096 and one
   mask of 8 bytes (up to 64 possible CPUs) in 6.1, 1344 and two of 8 in 6.12; 1472 and three of 32 bytes
   (CONFIG_NR_CPUS=256) in the 6.18 that was looked at.
-- cow_context and remap exist in no kernel: see `_cow_context_size` and `_REMAP_SIZE`.
+- cow_context exists in no kernel: see `_cow_context_size`.
 - pte_chain and anonmm are of kernels before 64-bit machines were common: see `_PTE_CHAIN_SIZE` and `_ANONMM_SIZE`.
 """
 
@@ -180,14 +180,6 @@ def _cow_context_size(maple_tree: int) -> int:
     )
 
 
-_REMAP_SIZE: Final = (
-    8  # first page offset: pgoff_t
-    + 8  # last page offset: pgoff_t
-    + 8  # how far from there the range is now, in pages: long
-    + 16  # the other offsets of the same range: struct list_head
-    + 16  # struct rcu_head: a walk may be looking at it
-)
-
 # struct pte_chain of 2.5 and 2.6.0 to 2.6.6 (mm/rmap.c): the address of the next and the index of the first used slot
 # in one word, and as many pointers to entries as fill a cache line: 7 where that has 64 bytes.
 _PTE_CHAIN_SIZE: Final = 64
@@ -214,7 +206,6 @@ PROFILES: Final[dict[str, Profile]] = {
             "anon_vma": 104,
             "anon_vma_chain": 64,
             "cow_context": _cow_context_size(16),
-            "remap": _REMAP_SIZE,
             "pte_chain": _PTE_CHAIN_SIZE,
             "anonmm": _ANONMM_SIZE,
         },
@@ -229,7 +220,6 @@ PROFILES: Final[dict[str, Profile]] = {
             "anon_vma": 104,
             "anon_vma_chain": 64,
             "cow_context": _cow_context_size(24),
-            "remap": _REMAP_SIZE,
             "pte_chain": _PTE_CHAIN_SIZE,
             "anonmm": _ANONMM_SIZE,
         },
@@ -257,7 +247,6 @@ PROFILES: Final[dict[str, Profile]] = {
             "anon_vma": 104,
             "anon_vma_chain": 64,
             "cow_context": _cow_context_size(16),
-            "remap": _REMAP_SIZE,
             "pte_chain": _PTE_CHAIN_SIZE,
             "anonmm": _ANONMM_SIZE,
         },

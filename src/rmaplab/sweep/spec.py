@@ -9,9 +9,9 @@
     seed = "1..3"
 
 Each `[[command]]` is a table of parameters of one point (the structs of points.py).  A list of values is an axis,
-and so is "FIRST..LAST" for a number; the points are all combinations, the last axis fastest.  Where a
-parameter is itself a list (`designs`, which watch in lockstep), a list of lists is the axis.  Files are named
-relative to the specification.
+and so is "FIRST..LAST" for a number, and "all" where one design is wanted; the points are all combinations, the last
+axis fastest.  Where a parameter is itself a list (`designs`, which watch in lockstep; "all" is every one), a list of
+lists is the axis.  Files are named relative to the specification.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from typing import Any, Final
 import msgspec
 
 from rmaplab.errors import CannotRun
+from rmaplab.rmap import ALL, DESIGNS, specs
 from rmaplab.sweep.errors import SweepError
 from rmaplab.sweep.points import KINDS, Point
 
 MAX_POINTS: Final = 100_000
+_DESIGNS: Final = ("design", "designs")  # parameters
 _RANGE: Final = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -104,12 +106,25 @@ def _axis(kind: type[Point], key: str, value: Any) -> Sequence[Any]:
         numbers = _RANGE.fullmatch(value)
         if numbers and kind.__annotations__.get(key, Point.__annotations__.get(key)) == "int":
             return range(int(numbers[1]), int(numbers[2]) + 1)
+    if key in _DESIGNS:
+        value = _named(value)
     if not isinstance(value, list):
         return [value]
     if key in kind.several and not any(isinstance(item, list) for item in value):
         return [value]
     if not value:
         raise SweepError(f"{key} has no value")
+    return value
+
+
+def _named(value: Any) -> Any:
+    """Designs, where "all" is every one of them, as it is for --rmap."""
+    if value == ALL:
+        return list(DESIGNS)
+    if isinstance(value, list):
+        if ALL in value:
+            return specs(value, ())
+        return [_named(item) if isinstance(item, list) else item for item in value]
     return value
 
 
