@@ -53,8 +53,8 @@ class Host:
         self._place: Final = Path(self._directory.name)
         self._player: Final = self._place / "player"
         self.cpus: Final = sorted(os.sched_getaffinity(0))
-        self.group: Final = Group.make()
         self._compile()
+        self.group: Final = Group.make()  # the last, since nobody would remove it
 
     def _compile(self) -> None:
         compiler = os.environ.get("CC", "cc").split()
