@@ -89,6 +89,15 @@ def test_a_walk_that_lists_contexts_children_first_misses_the_child_of_a_fork() 
     assert [broken.error.split(":")[0] for broken in verdict.broken] == ["restored"]
 
 
+@pytest.mark.parametrize("user", ["referenced", "restore"])
+def test_a_lazy_walk_looks_into_an_mm_struct_that_is_freed(user: str) -> None:
+    """docs/designs/anon_vma_lazy.md, Where it fails."""
+    verdict = run(f"{user} / exit of the parent + exit of the child", load("anon_vma_lazy"))
+    [broken] = verdict.broken
+    assert broken.error.startswith(f"use after free: {user} mm_users after exit of the ")
+    assert broken.error.endswith("freed that mm_struct")
+
+
 def test_the_prototype_leaves_a_migration_entry_for_ever() -> None:
     verdict = run("restore / fork", load("cow_context_prototype"))
     assert not verdict.holds

@@ -177,6 +177,13 @@ class NoGracePeriod(CowContextRmap):
             gone = above
 
 
+class SpaceFreedAtOnce(CowContextRmap):
+    """The context's pointer is cleared first; who has read it before that is not waited for."""
+
+    name = "cow_context, mm_struct freed without a grace period"
+    spaces_under_rcu = False
+
+
 class RecordedLate(CowContextRmap):
     """The record of a moved VMA comes after the first entries, not before."""
 
@@ -300,5 +307,7 @@ RACED: Final = (
     _raced("what nothing maps points nowhere", CowContextRmap, UnmappedNotNoticed,
            "referenced / exit of the parent + exit of the child"),
     _raced("a context is freed after a grace period", CowContextRmap, NoGracePeriod, "restore / exit of the child"),
+    _raced("an mm_struct is freed after a grace period", CowContextRmap, SpaceFreedAtOnce,
+           "restore / exit of the child"),
     _raced("the record comes before the entries", CowContextRmap, RecordedLate, "restore / mremap away"),
 )  # fmt: skip

@@ -172,4 +172,4 @@ def exit_address_space(system: System, mm: MM) -> None:
     write_unlock(mm)
     for design in system.designs:
         design.mm_gone(mm)
-    system.mm_pool.free()
+    system.free_mm(mm)

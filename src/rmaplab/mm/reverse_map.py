@@ -84,6 +84,10 @@ class ReverseMap:
     mm_fields: ClassVar[int] = 0
     watches_entries: ClassVar[bool] = False  # is it to be told of entries? (most designs are not, and pay nothing)
 
+    # Do walks find an mm_struct by a pointer that is cleared when its last user goes, under RCU alone?  Then it has to
+    # be there for a grace period after that, as mmget_not_zero() looks into it (mmdrop() alone frees it at once).
+    spaces_under_rcu: ClassVar[bool] = False
+
     def __init__(self, attachment: Attachment) -> None:
         self.slot: Final = attachment.slot
         self.folios: Final = attachment.folios

@@ -105,6 +105,7 @@ class System:
             for slot, design in enumerate(designs)
         ]
         self.leader: Final = self.designs[leader]
+        self.spaces_under_rcu: Final = any(design.spaces_under_rcu for design in self.designs)
         self.entry_watchers: Final = [design for design in self.designs if design.watches_entries]
         self.mlocked = False  # was a VMA ever to be locked?  False keeps the fast paths fast
         self.nr_large = 0  # large folios allocated ever: 0 keeps the fast paths fast
@@ -187,6 +188,15 @@ class System:
         self.vma_pool.free()
         if self.vma_lock_pool is not None:
             self.vma_lock_pool.free()
+
+    def free_mm(self, mm: MM) -> None:
+        """mmdrop() of the last reference; after a grace period if walks find address spaces under RCU alone."""
+        if self.scheduler is not None:
+            if self.spaces_under_rcu:
+                self.scheduler.rcu_call("mm_struct", mm.users_word)
+            else:
+                self.scheduler.free("mm_struct", mm.users_word)
+        self.mm_pool.free()
 
     def shared_memory(self) -> File:
         """A file behind a shared anonymous mapping (shmem_zero_setup())."""

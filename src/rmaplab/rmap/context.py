@@ -63,6 +63,7 @@ class ContextRmap(ReverseMap):
     """A reverse map that has one CoW context per address space."""
 
     mm_fields = 8  # a pointer to the context
+    spaces_under_rcu = True  # get_mm()
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
