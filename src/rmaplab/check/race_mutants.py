@@ -77,6 +77,43 @@ class LinkedWithoutLock(AnonVmaRmap):
         anon_vma.insert(link, vma.pgoff, vma.pgoff + vma.nr_pages - 1, self.visited)
 
 
+class MappedNotAsked(AnonVmaRmap):
+    name = "anon_vma, walk that does not ask whether the folio is mapped still"
+
+    def is_mapped(self, pfn: int) -> bool:
+        return True
+
+
+class SleptWithoutReference(AnonVmaRmap):
+    name = "anon_vma, walk that sleeps for the root's lock without a reference"
+
+    def _lock_mapped(self, pfn: int) -> AnonVma | None:
+        self.rcu.read_lock()
+        anon_vma: AnonVma | None = self.anon_vmas[self.anchor.m[pfn]]
+        mapped = self.is_mapped(pfn)
+        self.rcu.read_unlock()
+        if anon_vma is None or not mapped:
+            return None
+        rwsem = anon_vma.rwsem
+        assert rwsem is not None
+        rwsem.down_read()
+        self._touch("anon_vma", anon_vma.family_root)
+        return anon_vma
+
+
+class ChainFreedFirst(AnonVmaRmap):
+    name = "anon_vma, AVCs freed before they leave the trees"
+
+    def _unlink_chain(self, family: Family) -> None:
+        if self.scheduler is not None:
+            for avc in family.chain:
+                self.scheduler.free("anon_vma_chain", avc)
+        super()._unlink_chain(family)
+
+    def _free_chain(self, chain: list[AnonVmaChain]) -> None:
+        self.chain_pool.free(len(chain))
+
+
 class WalkWithoutLock(AnonVmaRmap):
     name = "anon_vma, walk without the root's lock"
 
@@ -299,6 +336,11 @@ RACED: Final = (
            FaultsDuringFork),
     _raced("the parent comes before its child", AnonVmaRmap, ChildFirst, "restore / fork"),
     _raced("a walk locks the root", AnonVmaRmap, WalkWithoutLock, "restore / mprotect that splits"),
+    _raced("what nothing maps points nowhere", AnonVmaRmap, MappedNotAsked,
+           "referenced / exit of the parent + exit of the child"),
+    _raced("who sleeps for the lock has a reference", AnonVmaRmap, SleptWithoutReference,
+           "referenced / exit of the parent + exit of the child"),
+    _raced("AVCs are freed when no tree has them", AnonVmaRmap, ChainFreedFirst, "referenced / exit of the child"),
     _raced("geometry changes under the lock", AnonVmaRmap, GeometryWithoutLock, "restore / mprotect that splits"),
     _raced("where entries moved, look again", CowContextRmap, NoRetryAfterMove, "restore / mremap back"),
     _raced("the parent comes before its child", CowContextRmap, ChildrenFirst, "restore / fork"),

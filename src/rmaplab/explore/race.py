@@ -197,6 +197,9 @@ class Watched(Witness):
     def free(self, what: str, subject: object) -> None:
         self.execution.free(what, subject)
 
+    def slab_free(self, what: str, subject: object, then: Callable[[], None]) -> None:
+        self.execution.slab_free(what, subject, then)
+
     def point(self, what: str, subject: object, write: bool = False) -> None:
         if self._runs():
             self.execution.point(what, subject, write)

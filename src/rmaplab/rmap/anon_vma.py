@@ -32,12 +32,14 @@ Invariants
   freed anon_vmas are used again without clearing anchors.
 
 Locking: the rwsem of the *root* covers the trees and counters of the whole family: for reading while
-walking, for writing while anything in it changes.  Chains are covered by mmap_lock.
+walking, for writing while anything in it changes.  Chains are covered by mmap_lock.  A walk gets from the folio to the
+lock under RCU, and asks afterwards whether the folio is mapped still: see `_lock_mapped`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Final, cast
 
 import numpy as np
@@ -48,7 +50,7 @@ from rmaplab.mm.reverse_map import Attachment, ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.interval_tree import IntervalNode, IntervalTree
 from rmaplab.rmap.neighbours import mergeable_neighbours
-from rmaplab.sync.locks import RwSemaphore
+from rmaplab.sync.locks import Rcu, RwSemaphore
 from rmaplab.sync.work import LockClass, Pool, Tally
 
 _LAST_PGOFF: Final = (1 << 62) - 1
@@ -116,6 +118,7 @@ class AnonVmaRmap(ReverseMap):
         self.anon_vmas: Final[list[AnonVma | None]] = [None]  # by number; 0 is no anon_vma
         self.free_numbers: Final[list[int]] = []
         self.held: Final[dict[int, AnonVma]] = {}  # by pfn: kept for a second walk
+        self.rcu: Final = Rcu(self.ledger, self.scheduler)
         self.ksm: Final[dict[int, list[KsmPlace]]] = {}  # by pfn, the newest place last
 
     # A VMA's first page
@@ -263,7 +266,7 @@ class AnonVmaRmap(ReverseMap):
         if not chain:
             return
         first = chain[0].anon_vma
-        emptied = 0
+        emptied: list[AnonVma] = []
         self._lock(first)
         i = len(chain) - 1  # the newest first: a parent must be there when its child is freed
         while i >= 0:
@@ -272,20 +275,23 @@ class AnonVmaRmap(ReverseMap):
             anon_vma.remove(avc, self.visited)
             if anon_vma.root is None:
                 anon_vma.parent.num_children -= 1
-                emptied += 1
+                emptied.append(anon_vma)
             i -= 1
         if family.anon_vma is not None:
             family.anon_vma.num_active_vmas -= 1
         self._unlock(first)
-        if emptied:
-            # Freed only now: the last reference to a root may go with it, and its lock with that.
-            i = len(chain) - 1
-            while i >= 0:
-                anon_vma = chain[i].anon_vma
-                if anon_vma.root is None:
-                    self._put(anon_vma)
-                i -= 1
+        # Freed only now: the last reference to a root may go with it, and its lock with that.  Those that were emptied
+        # here, and no others: one that a relative empties meanwhile is that one's to put.
+        for anon_vma in emptied:
+            self._put(anon_vma)
+        self._free_chain(chain)
+
+    def _free_chain(self, chain: list[AnonVmaChain]) -> None:
+        """anon_vma_chain_free(): they are in no tree any more."""
         self.chain_pool.free(len(chain))
+        if self.scheduler is not None:
+            for avc in chain:
+                self.scheduler.free("anon_vma_chain", avc)
 
     # The links
 
@@ -346,31 +352,53 @@ class AnonVmaRmap(ReverseMap):
         root.refcount += 1  # the lock lives in the root
         return anon_vma
 
+    def _get(self, anon_vma: AnonVma) -> bool:
+        """Refer to it, unless nobody does any more (atomic_inc_not_zero())."""
+        self._at_count(anon_vma)
+        if anon_vma.refcount == 0:
+            return False
+        anon_vma.refcount += 1
+        return True
+
     def _put(self, anon_vma: AnonVma) -> None:
         """put_anon_vma()."""
+        if self._drop(anon_vma):
+            self._free_with_root(anon_vma)
+
+    def _drop(self, anon_vma: AnonVma) -> bool:
+        """One reference less; True if it was the last."""
+        self._at_count(anon_vma)
         anon_vma.refcount -= 1
-        if anon_vma.refcount == 0:
-            root = anon_vma.family_root
-            self._free(anon_vma)
-            if root is not anon_vma:
-                root.refcount -= 1
-                if root.refcount == 0:
-                    self._free(root)
+        return anon_vma.refcount == 0
+
+    def _free_with_root(self, anon_vma: AnonVma) -> None:
+        """__put_anon_vma()."""
+        root = anon_vma.family_root
+        self._free(anon_vma)
+        if root is not anon_vma and self._drop(root):
+            self._free(root)
 
     def _free(self, anon_vma: AnonVma) -> None:
-        self.anon_vmas[anon_vma.number] = None
-        self.free_numbers.append(anon_vma.number)
+        """anon_vma_free(): whoever has a pointer may find it used again at once, but not as something else."""
         self.anon_vma_pool.free()
+        if self.scheduler is None:
+            self._forget(anon_vma.number)
+        else:
+            self.scheduler.slab_free("anon_vma", anon_vma, partial(self._forget, anon_vma.number))
+
+    def _forget(self, number: int) -> None:
+        self.anon_vmas[number] = None
+        self.free_numbers.append(number)
+
+    def _at_count(self, anon_vma: AnonVma) -> None:
+        if self.scheduler is not None:
+            self.scheduler.point("change refcount", anon_vma, True)
 
     def _lock(self, anon_vma: AnonVma) -> None:
-        rwsem = anon_vma.rwsem
-        assert rwsem is not None
-        rwsem.down_write()
+        _rwsem(anon_vma).down_write()
 
     def _unlock(self, anon_vma: AnonVma) -> None:
-        rwsem = anon_vma.rwsem
-        assert rwsem is not None
-        rwsem.up_write()
+        _rwsem(anon_vma).up_write()
 
     # Folios
 
@@ -438,10 +466,17 @@ class AnonVmaRmap(ReverseMap):
     # The walk
 
     def hold(self, pfn: int) -> None:
+        """folio_get_anon_vma().  Nothing is held if what mapped the folio has gone since the caller looked."""
+        self.rcu.read_lock()
         anon_vma = self.anon_vmas[self.anchor.m[pfn]]
-        if anon_vma is not None:  # else what mapped the folio has gone since the caller looked
-            anon_vma.refcount += 1
-            self.held[pfn] = anon_vma
+        got = anon_vma is not None and self.is_mapped(pfn) and self._get(anon_vma)
+        mapped = got and self.is_mapped(pfn)
+        self.rcu.read_unlock()
+        if got and anon_vma is not None:
+            if mapped:
+                self.held[pfn] = anon_vma
+            else:
+                self._put(anon_vma)
 
     def unhold(self, pfn: int) -> None:
         if pfn in self.held:
@@ -455,26 +490,86 @@ class AnonVmaRmap(ReverseMap):
             return
         number: int = self.anchor.m[pfn]
         anon_vma = self.anon_vmas[number]
+        if anon_vma is not None and self.held and anon_vma in self.held.values():
+            _rwsem(anon_vma).down_read()  # the folio need not be mapped: see rmap_walk_anon_lock()
+        else:
+            anon_vma = self._lock_mapped(pfn)
         if anon_vma is not None:
-            yield from self._walk_anon_vma(anon_vma, pfn)
+            yield from self._walk_locked(anon_vma, pfn)
 
-    def _walk_anon_vma(self, anon_vma: AnonVma, pfn: int) -> Iterator[tuple[VMA, int]]:
-        """rmap_walk_anon()."""
+    def is_mapped(self, pfn: int) -> bool:
+        """folio_mapped()"""
+        if self.scheduler is None:
+            return True  # nobody could have unmapped it since the caller looked
+        self.scheduler.point("read mapcount", pfn)
+        return self.folios.total_mapcount(pfn) != 0
+
+    def _lock_mapped(self, pfn: int) -> AnonVma | None:
+        """folio_lock_anon_vma_read(): the anon_vma of a folio, its root locked for reading, or None if nothing maps the
+        folio any more.
+
+        A folio that is mapped after the lock was taken had its anon_vma alive all the time, and what maps it
+        cannot leave the tree before the lock is given back.  Until then RCU keeps the anon_vma an anon_vma; to
+        sleep for the lock takes a reference, which keeps the root as well.
+        """
+        while True:
+            self.rcu.read_lock()
+            number: int = self.anchor.m[pfn]
+            anon_vma = self.anon_vmas[number]
+            if anon_vma is None or not self.is_mapped(pfn):
+                self.rcu.read_unlock()
+                return None
+            rwsem = _rwsem(anon_vma)
+            if rwsem.try_down_read():
+                self._touch("anon_vma", anon_vma.family_root)  # the lock is a part of it
+                mapped = self.is_mapped(pfn)
+                if not mapped:
+                    rwsem.up_read()
+                self.rcu.read_unlock()
+                if not mapped:
+                    return None
+            else:
+                got = self._get(anon_vma)
+                mapped = got and self.is_mapped(pfn)
+                self.rcu.read_unlock()
+                if not mapped:
+                    if got:
+                        self._put(anon_vma)
+                    return None
+                if not self._lock_referenced(anon_vma):
+                    return None
+            if self.anchor.m[pfn] == number:
+                return anon_vma
+            rwsem.up_read()  # folio_move_anon_rmap() came between
+
+    def _lock_referenced(self, anon_vma: AnonVma) -> bool:
+        """Lock it for reading, and drop the reference that kept it until then.  False: that was the last one."""
+        _rwsem(anon_vma).down_read()
+        if self._drop(anon_vma):
+            _rwsem(anon_vma).up_read()
+            self._free_with_root(anon_vma)
+            return False
+        return True
+
+    def _walk_locked(self, anon_vma: AnonVma, pfn: int) -> Iterator[tuple[VMA, int]]:
+        """rmap_walk_anon(), from where its lock is taken; gives it back."""
         first: int = self.folios.index.m[pfn]
         last = first + self.folios.nr_pages(pfn) - 1
-        rwsem = anon_vma.rwsem
-        assert rwsem is not None
-        rwsem.down_read()
         try:
             node = anon_vma.first_touching(first, last, self.visited)
             while node is not None:
                 self.places.count += 1
+                self._touch("anon_vma_chain", node)
                 vma = cast(AnonVmaChain, node).vma
                 distance = first - vma.pgoff  # negative if the VMA covers only a later part of the folio
                 yield vma, vma.start + (distance << PAGE_SHIFT if distance > 0 else 0)
                 node = anon_vma.next_touching(node, first, last, self.visited)
         finally:
-            rwsem.up_read()
+            _rwsem(anon_vma).up_read()
+
+    def _touch(self, what: str, subject: object) -> None:
+        if self.scheduler is not None:
+            self.scheduler.touch(what, subject)
 
     def _walk_ksm(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         """rmap_walk_ksm(): each place in its own address space, then, in a second round, the same address
@@ -529,6 +624,13 @@ class AnonVmaRmap(ReverseMap):
     def _never_forked(self, family: Family) -> bool:
         """list_is_singular(): it has no links but that to its own anon_vma."""
         return len(family.chain) == 1
+
+
+def _rwsem(anon_vma: AnonVma) -> RwSemaphore:
+    """The root's."""
+    rwsem = anon_vma.rwsem
+    assert rwsem is not None
+    return rwsem
 
 
 def is_unused(anon_vma: AnonVma) -> bool:

@@ -48,7 +48,7 @@ from rmaplab.mm.reverse_map import Attachment
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, Family, is_unused
 from rmaplab.rmap.neighbours import mergeable_neighbours
-from rmaplab.sync.locks import Rcu, SequenceCount
+from rmaplab.sync.locks import SequenceCount
 from rmaplab.sync.work import Pool, Tally
 
 
@@ -95,7 +95,6 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         self.pinned_pool: Final[Pool] = self.ledger.pool(
             "vm_area_struct, pinned", attachment.profile.sizes["vm_area_struct"]
         )
-        self.rcu: Final = Rcu(self.ledger, self.scheduler)
         self.look_ups: Final[Tally] = self.ledger.tally("vma tree look-ups")
         self.upgrades: Final[Tally] = self.ledger.tally("root VMAs upgraded")
         self.linked: Final[Tally] = self.ledger.tally("VMAs linked by an upgrade")
@@ -360,10 +359,12 @@ class AnonVmaLazyRmap(AnonVmaRmap):
                     self.spaces.put(root.mm)
             # Upgraded, perhaps while we looked: what was copied or moved since is in the anon_vma's tree.
             anon_vma = self._anon_vma_of(root)
+            if anon_vma is not None and not self._get(anon_vma):
+                anon_vma = None  # nothing is left that maps the folio, nor a migration entry
         finally:
             self.rcu.read_unlock()
-        if anon_vma is not None:
-            yield from self._walk_anon_vma(anon_vma, pfn)
+        if anon_vma is not None and self._lock_referenced(anon_vma):
+            yield from self._walk_locked(anon_vma, pfn)
 
     def _walk_root(self, root: RootVma, pfn: int) -> Iterator[tuple[VMA, int]]:
         """Where the folio is as long as nobody forked: in one address space, at one address."""

@@ -49,6 +49,11 @@ class Scheduler:
     def free(self, what: str, subject: object) -> None:
         """`subject` is freed now."""
 
+    def slab_free(self, what: str, subject: object, then: Callable[[], None]) -> None:
+        """`subject` is freed now, and may be used again as another of its kind (which `then` allows), but stays
+        one of its kind until a grace period has gone by (SLAB_TYPESAFE_BY_RCU)."""
+        then()
+
     def point(self, what: str, subject: object, write: bool = False) -> None:
         """The caller is about to read (or, with `write`, to change) shared state: another may go first."""
 
