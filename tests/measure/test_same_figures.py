@@ -49,17 +49,17 @@ COSTS = CostProfile(
 )
 
 FIGURES = {
-    ("storm rounds=3 vmas=10 pages=30", "anon_vma", 8, 0): "0b4408969c3a",
-    ("storm rounds=3 vmas=40 pages=5", "cow_context", 8, 0): "caa644a2e717",
-    ("zygote apps=8 restarts=6 vmas=30 own_vmas=12", "anon_vma", 16, 0): "505a823ebdee",
-    ("zygote apps=4 restarts=4 vmas=12 own_vmas=6", "anon_vma_lazy", 3, 0): "2f5b83e5f988",
-    ("pressure rounds=3 vmas=8", "anon_vma", 5, 0): "7f6585b6220a",
-    ("pressure rounds=3 vmas=8 pages=32", "cow_context", 6, 4): "b3c6fb7d2ad3",
-    ("reclaim processes=5 steps=150 vmas=5 pages=20", "anon_vma", 5, 0): "bfdb83ec42e6",
+    ("storm rounds=3 vmas=10 pages=30", "anon_vma", 8, 0): "1dfbf05b3ec4",
+    ("storm rounds=3 vmas=40 pages=5", "cow_context", 8, 0): "853fb2221acf",
+    ("zygote apps=8 restarts=6 vmas=30 own_vmas=12", "anon_vma", 16, 0): "d640ff282342",
+    ("zygote apps=4 restarts=4 vmas=12 own_vmas=6", "anon_vma_lazy", 3, 0): "b6229ab0c793",
+    ("pressure rounds=3 vmas=8", "anon_vma", 5, 0): "08678515244c",
+    ("pressure rounds=3 vmas=8 pages=32", "cow_context", 6, 4): "7bc7b810f4d3",
+    ("reclaim processes=5 steps=150 vmas=5 pages=20", "anon_vma", 5, 0): "1af45ce22f5e",
     ("reclaim processes=5 steps=150 vmas=5 pages=20", "pte_chain", 4, 0): "5396495f9769",
     ("prefork workers=5 requests=60 vmas=6 lifetime=5", "anonmm", 4, 0): "5f9caa52e255",
-    ("bgsave pages=600 saves=2 writes=60", "anon_vma", 3, 0): "e67d1765b266",
-    ("remapper buffers=6 moves=60 children=4", "anon_vma", 4, 0): "e722931f5e69",
+    ("bgsave pages=600 saves=2 writes=60", "anon_vma", 3, 0): "0006561aae53",
+    ("remapper buffers=6 moves=60 children=4", "anon_vma", 4, 0): "ad717cd961de",
 }
 
 

@@ -17,6 +17,7 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, Family
+from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
 from rmaplab.rmap.context import CowContext
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.sync.interleave import Execution, Outcome, Scenario, explore
@@ -326,6 +327,13 @@ def _raced(
     return Mutant(rule, original, mutated, "race", origin, scene=scene, machine=machine)
 
 
+class SpaceNotKept(AnonVmaLazyRmap):
+    name = "anon_vma_lazy, mm_struct freed while a root refers to it"
+
+    def keeps_space(self, mm: MM) -> bool:
+        return False
+
+
 RACED: Final = (
     _raced("the source of a move comes first", AnonVmaRmap, DestinationFirst, "restore / mremap away", "948f017b093a"),
     _raced("moves into a VMA take the lock", AnonVmaRmap, MovesWithoutLock, "restore / mremap that merges",
@@ -352,4 +360,6 @@ RACED: Final = (
     _raced("an mm_struct is freed after a grace period", CowContextRmap, SpaceFreedAtOnce,
            "restore / exit of the child"),
     _raced("the record comes before the entries", CowContextRmap, RecordedLate, "restore / mremap away"),
+    _raced("a root keeps its mm_struct", AnonVmaLazyRmap, SpaceNotKept,
+           "referenced / exit of the parent + exit of the child"),
 )  # fmt: skip

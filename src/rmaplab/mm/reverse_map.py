@@ -216,6 +216,10 @@ class ReverseMap:
 
     # Questions
 
+    def keeps_space(self, mm: MM) -> bool:
+        """Does it still refer to the mm_struct, whose last user is gone (mmgrab())?  Then it frees it, some time."""
+        return False
+
     def related(self, vma: VMA, pfn: int) -> bool:
         """Would a walk for `pfn`, which is mapped or was, come by `vma`, which is prepared, if that has its page
         offset?  Asked when a page comes back from swap that KSM had merged (ksm_might_need_to_copy()); a copy

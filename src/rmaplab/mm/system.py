@@ -190,8 +190,9 @@ class System:
             self.vma_lock_pool.free()
 
     def free_mm(self, mm: MM) -> None:
-        """mmdrop() of the last reference; after a grace period if walks find address spaces under RCU alone."""
-        if self.scheduler is not None:
+        """mmdrop() of the last reference but those of designs; after a grace period if walks find address spaces under
+        RCU alone."""
+        if self.scheduler is not None and not any(design.keeps_space(mm) for design in self.designs):
             if self.spaces_under_rcu:
                 self.scheduler.rcu_call("mm_struct", mm.users_word)
             else:

@@ -18,8 +18,9 @@ has what it inherited.
 Data
 - `RootVma`: the VMA that folios point to.  Where pages of it are is said by two numbers: its address space, and
   what to add to a page offset to get an address there.  VMAs that were split from it, merged with it or share it as
-  a neighbour have the same two (ours).  It cannot be freed as long as folios may point to it; what is kept of VMAs
-  that are gone is counted as `vm_area_struct, pinned`.
+  a neighbour have the same two (ours).  It cannot be freed as long as folios may point to it, nor can the mm_struct,
+  into which a walk looks; what is kept of those that are gone is counted as `vm_area_struct, pinned` and
+  `mm_struct, pinned`.
 - `LazyFamily`: a VMA's share (see anon_vma.py), with its root VMA.
 - for each page: the number of an anon_vma, or of a root VMA, which is negative.
 
@@ -80,6 +81,19 @@ class LazyFamily(Family):
         self.forked: Final = forked
 
 
+class LazySpace:
+    """A design's share of an address space.
+
+    changes: odd while VMAs change their bounds (mm->mm_lock_seq)
+    roots:   root VMAs that refer to the mm_struct, which is kept for them when its last user is gone (mmgrab(); ours)
+    """
+
+    def __init__(self, changes: SequenceCount) -> None:
+        self.changes: Final = changes
+        self.roots = 0
+        self.kept = False
+
+
 def _offset(vma: VMA) -> int:
     return (vma.start >> PAGE_SHIFT) - vma.pgoff
 
@@ -96,6 +110,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
             "vm_area_struct, pinned", attachment.profile.sizes["vm_area_struct"]
         )
         self.look_ups: Final[Tally] = self.ledger.tally("vma tree look-ups")
+        self.kept_pool: Final[Pool] = self.ledger.pool("mm_struct, pinned", attachment.profile.sizes["mm_struct"])
         self.upgrades: Final[Tally] = self.ledger.tally("root VMAs upgraded")
         self.linked: Final[Tally] = self.ledger.tally("VMAs linked by an upgrade")
         self.roots: Final[list[RootVma | None]] = [None]  # by number
@@ -109,10 +124,19 @@ class AnonVmaLazyRmap(AnonVmaRmap):
     # An address space
 
     def mm_created(self, mm: MM) -> None:
-        mm.rmap[self.slot] = SequenceCount(self.scheduler)
+        mm.rmap[self.slot] = LazySpace(SequenceCount(self.scheduler))
 
     def mm_forked(self, parent: MM, child: MM) -> None:
         self.mm_created(child)
+
+    def mm_gone(self, mm: MM) -> None:
+        space = self._space(mm)
+        if space.roots:
+            space.kept = True
+            self.kept_pool.alloc()
+
+    def keeps_space(self, mm: MM) -> bool:
+        return self._space(mm).kept
 
     # A VMA's first page
 
@@ -142,6 +166,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
             family.root.vmas.append(vma)
 
     def _new_root(self, vma: VMA) -> RootVma:
+        self._space(vma.mm).roots += 1
         number = self.free_roots.pop() if self.free_roots else len(self.roots)
         root = RootVma(number, vma)
         if number == len(self.roots):
@@ -239,9 +264,11 @@ class AnonVmaLazyRmap(AnonVmaRmap):
             family.root.offset = _offset(vma)  # an exec'd stack moves down while it is all there is
         self._changes(vma.mm).write_end()
 
+    def _space(self, mm: MM) -> LazySpace:
+        return cast(LazySpace, mm.rmap[self.slot])
+
     def _changes(self, mm: MM) -> SequenceCount:
-        """Odd while VMAs of `mm` change their bounds (mm->mm_lock_seq)."""
-        return cast(SequenceCount, mm.rmap[self.slot])
+        return self._space(mm).changes
 
     # A VMA's end
 
@@ -263,10 +290,13 @@ class AnonVmaLazyRmap(AnonVmaRmap):
             self._put_root(root)
 
     def _free(self, anon_vma: AnonVma) -> None:
-        super()._free(anon_vma)
-        for root in self.roots_of.pop(anon_vma.number, []):
-            root.pins -= 1
+        roots = self.roots_of.pop(anon_vma.number, [])
+        for root in roots:  # before the grace period that it is there for begins
+            self._point_at("clear vma->anon_vma", root, True)
             root.anon_vma = None
+        super()._free(anon_vma)
+        for root in roots:
+            root.pins -= 1
             self._put_root(root)
 
     def _put_root(self, root: RootVma) -> None:
@@ -280,8 +310,15 @@ class AnonVmaLazyRmap(AnonVmaRmap):
                 self.scheduler.rcu_call("root VMA", root, lambda: self._forget_root(root))
 
     def _forget_root(self, root: RootVma) -> None:
+        """No walk comes from it any more."""
         self.roots[root.number] = None
         self.free_roots.append(root.number)
+        space = self._space(root.mm)
+        space.roots -= 1
+        if space.kept and not space.roots:
+            self.kept_pool.free()
+            if self.scheduler is not None:
+                self.scheduler.free("mm_struct", root.mm.users_word)
 
     # Folios
 
@@ -323,10 +360,12 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         if number >= 0:
             super().hold(pfn)
             return
+        self.rcu.read_lock()
         root = self.roots[-number]
-        assert root is not None  # the folio is mapped
-        root.pins += 1
-        self.held_roots[pfn] = root
+        if root is not None and self.is_mapped(pfn):
+            root.pins += 1
+            self.held_roots[pfn] = root
+        self.rcu.read_unlock()
 
     def unhold(self, pfn: int) -> None:
         root = self.held_roots.pop(pfn, None)
@@ -343,11 +382,12 @@ class AnonVmaLazyRmap(AnonVmaRmap):
             yield from super().walk(pfn)
             return
         self.walks.count += 1
-        root = self.roots[-number]
-        if root is None:
-            return
         self.rcu.read_lock()
         try:
+            # As with an anon_vma: a folio that is mapped by now had its root there when the section began.
+            root = self.roots[-number]
+            if root is None or not (root in self.held_roots.values() or self.is_mapped(pfn)):
+                return
             if self._anon_vma_of(root) is None and self.spaces.get(root.mm):
                 try:
                     again = True
