@@ -58,11 +58,20 @@ def times(costs: CostProfile, machine: MachineFigures, designs: Sequence[DesignF
                 design.design,
                 price(costs, counts_of_work(design.work, _live(design.objects))),
                 price(costs, counts_of_work(design.walk_work)),
-                price(costs, {"rmap walks": design.walks.walks, "rmap places visited": design.walks.places}),
+                price(costs, _visits(design)),
             )
             for design in designs
         ],
     )
+
+
+def _visits(design: DesignFigures) -> dict[str, int]:
+    walks = design.walks
+    return {
+        "rmap walks": walks.walks,
+        "rmap places visited": walks.places,
+        "rmap places that mapped": walks.useful,
+    }
 
 
 def _live(objects: Iterable[Objects]) -> dict[str, int]:
