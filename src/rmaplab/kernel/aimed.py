@@ -621,6 +621,25 @@ def merged_across_processes(s: _Script) -> None:
 
 
 @_aimed
+def merged_and_found_nowhere(s: _Script) -> None:
+    """Process 1 keeps a page of KSM's whose only places were process 2's: reclaim gives it room in swap, and no walk
+    finds it."""
+    s.map(0, 8)
+    s.write(0)
+    s.write(4)
+    s.map(20, 2)
+    s.write(21)
+    s.advise(20, 2, abi.MADV_MERGEABLE)  # ksmd has something to scan when process 2 is gone
+    s.fork(2)
+    s.advise(0, 8, abi.MADV_MERGEABLE, pid=2)
+    s.merge_same()
+    s.exit(2)
+    s.merge_same()
+    s.advise(0, 8, abi.MADV_PAGEOUT)
+    s.read(0, 5)
+
+
+@_aimed
 def merged_and_given_back(s: _Script) -> None:
     s.map(0, 12)
     s.write(0, 12)

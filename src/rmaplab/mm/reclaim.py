@@ -166,15 +166,16 @@ def _unmap_folio(system: System, pfn: int, again: bool) -> None:
         system.cache(slot, pfn)
         system.folios.set_flag(pfn, FOLIO_DIRTY)
     system.swap[slot].from_ksm |= pfn in system.ksm_pages
-    _try_to_unmap(system, pfn, slot)
+    locked = _try_to_unmap(system, pfn, slot)
     system.flush_deferred(if_dirty=True)  # nobody may write to it while it is written out
-    if system.swap[slot].count == 0 and system.mapcount(pfn) > 0:
-        system.uncache(pfn)  # nothing was swapped out, no entry refers to the slot
+    if locked and system.swap[slot].count == 0:
+        system.uncache(pfn)  # folio_free_swap(); what the walk merely did not find keeps its room in swap
 
 
-def _try_to_unmap(system: System, pfn: int, slot: int) -> None:
+def _try_to_unmap(system: System, pfn: int, slot: int) -> bool:
     """Replace the entries that map the small folio `pfn` by swap entries for `slot` (or by nothing if slot
-    is -1: MADV_FREE), until none is left."""
+    is -1: MADV_FREE), until none is left.  Returns whether a locked VMA ended it."""
+    locked = False
     walk = system.begin_walk(pfn)
     for vma, addr in walk:
         system.walk_places.count += 1
@@ -188,6 +189,7 @@ def _try_to_unmap(system: System, pfn: int, slot: int) -> None:
         if maps(system, entry, pfn):
             system.walk_hits.count += 1
             if vma.flags & VM_LOCKED:
+                locked = True
                 left = 0  # the folio goes to the unevictable list
             elif slot < 0 and (entry & PTE_DIRTY or system.folios.flags.m[pfn] & FOLIO_DIRTY):
                 system.folios.clear_flag(pfn, FOLIO_LAZYFREE)  # used again: swap-backed again
@@ -208,3 +210,4 @@ def _try_to_unmap(system: System, pfn: int, slot: int) -> None:
         if left == 0:
             break
     system.end_walk(walk)
+    return locked
