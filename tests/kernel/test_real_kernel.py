@@ -46,6 +46,7 @@ pytestmark = pytest.mark.skipif(
 FIXTURES = Path(__file__).parent / "fixtures"
 STEPS = int(os.environ.get("RMAPLAB_KERNEL_STEPS", "3000"))
 SEED = int(os.environ.get("RMAPLAB_KERNEL_SEED", "1"))
+PATIENCE = 60  # times half a second, for what a kernel frees late
 
 
 CACHES = {
@@ -243,7 +244,7 @@ def test_slab_counts_are_those_that_the_model_predicts(witness: Witness) -> None
     ops = sorted(Lockstep(witness).driver.known() - {"ksm"})
     history = Random(witness, SEED + 4, ops=ops)
     assert all(found is None for found in history.steps(200))
-    for _ in range(20):  # what goes is freed after a grace period, and by exits that are still at it
+    for _ in range(PATIENCE):  # what goes is freed after a grace period, and by exits that are still at it
         time.sleep(0.5)
         counted, predicted = _slab_counts(witness, history)
         if counted == predicted:
@@ -299,19 +300,25 @@ def test_slab_memory_is_what_slabinfo_says(witness: Witness) -> None:
     script += [Event("fork", 1 + i // 2, pid2=2 + i) for i in range(12)]
     for event in script:
         assert lockstep.step(event) is None
-    time.sleep(0.5)  # what execve() freed goes after a grace period
     pools = {**lockstep.machine.leader.ledger.pools, "vm_area_struct": lockstep.machine.vma_pool}
-    rows = {line.split()[0]: line.split() for line in witness.guest.read_file("/proc/slabinfo").splitlines()[2:]}
-    with witness.guest.stopped():
-        live = {name: len(_live(witness, name)) for name in CACHES}
+    for _ in range(PATIENCE):  # what execve() freed goes after a grace period
+        time.sleep(0.5)
+        rows = {line.split()[0]: line.split() for line in witness.guest.read_file("/proc/slabinfo").splitlines()[2:]}
+        with witness.guest.stopped():
+            live = {name: len(_live(witness, name)) for name in CACHES}
+        off = {}
+        for name in CACHES:
+            pages_per_slab = int(rows[name][5])
+            pages = int(rows[name][14]) * pages_per_slab
+            off[name] = abs(pages - pools[name].slab_pages(live[name])) / pages_per_slab
+            print(f"{name}: {live[name]} objects, {pools[name].live} of the workers, {pages} pages, "
+                  f"{pools[name].slab_pages(live[name])} predicted")  # fmt: skip
+        if max(off.values()) <= 1:
+            break
+    assert max(off.values()) <= 1, off
     for name in CACHES:
-        pages_per_slab = int(rows[name][5])
-        pages = int(rows[name][14]) * pages_per_slab
         assert pools[name].live > 500
-        print(f"{name}: {live[name]} objects, {pools[name].live} of the workers, {pages} pages, "
-              f"{pools[name].slab_pages(live[name])} predicted")  # fmt: skip
         assert int(rows[name][3]) == pools[name].size
-        assert abs(pages - pools[name].slab_pages(live[name])) <= pages_per_slab, name
     lockstep.end()
 
 
