@@ -129,6 +129,8 @@ class Task:
         self.number: Final = number
         self.name: Final = name
         self.body: Final = body
+        self.frees = name  # who is said to have freed what it frees
+        self.later = ""  # and when
         self.green: Any = None
         self.pending: Step | None = None
         self.done = False
@@ -263,6 +265,7 @@ class Execution(Scheduler):
             return
         self._announce(task, CALL, what, self.rcu, ADD)
         period = Task(len(self.tasks), "grace period", None)
+        period.frees, period.later = task.name, ", a grace period later"
         period.waits_for = [t.number for t in self.tasks if t.rcu_depth > 0]
         period.after.append(len(self.trace) - 1)
         period.pending = Step(period.number, FREE, what, subject, self._key(subject), POISON)
@@ -415,7 +418,7 @@ class Execution(Scheduler):
         self.trace.append(step)
         self._look(task, step)
         if kind == FREE:
-            self.freed[step.key] = f"{task.name} freed that {step.what}"
+            self.freed[step.key] = f"{task.frees} freed that {step.what}{task.later}"
             if task.body is None:
                 task.done = True
                 task.pending = None
