@@ -3,11 +3,17 @@
 
 Hypothesis draws the same examples in every run, so that a failure is one for everybody.  `long` draws
 many more, other ones each time, and is for a night: HYPOTHESIS_PROFILE=long.
+
+Ctrl-C is listened to, also where the tests themselves run in the background of a shell, which has it ignored: programs under
+test inherit that.
 """
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "repeatable",
