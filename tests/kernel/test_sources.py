@@ -22,7 +22,7 @@ from rmaplab.cli import main
 from rmaplab.kernel import setup
 from rmaplab.kernel.aimed import history
 from rmaplab.kernel.errors import KernelUnavailable
-from rmaplab.kernel.importer import Reading, State, read_source
+from rmaplab.kernel.importer import DESIGNS, INCOMPLETE, Reading, State, read_source
 from rmaplab.kernel.lockstep import Lockstep, Witness, attach
 from rmaplab.kernel.memory import Memory
 from rmaplab.kernel.snapshot import Reader
@@ -120,11 +120,10 @@ def dump(witness: Witness, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def summary(state: State) -> tuple[object, ...]:
     assert state.problems == []
-    anon_vma, cow_context, _ = state.findings
-    assert anon_vma.entries > 0
-    assert not anon_vma.missing
-    assert not cow_context.missing
-    return state.vmas, state.anon_vmas, state.entries, state.ancestry, anon_vma, cow_context
+    assert state.findings[0].entries > 0
+    assert len(state.findings) == len(DESIGNS)
+    assert {finding.design for finding in state.findings if finding.missing} <= {*INCOMPLETE}
+    return state.vmas, state.anon_vmas, state.entries, state.ancestry, *state.findings
 
 
 @needs_kernel

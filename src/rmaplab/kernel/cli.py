@@ -231,12 +231,11 @@ def _import(
             "history": source, "designs": [finding.design for finding in state.findings],
             "profile": state.profile, "kernel": state.release, "seed": seed,
         }  # fmt: skip
-        holds = not state.problems and not state.findings[0].missed
         if json:
-            _print_json("kernel import", inputs, holds, msgspec.to_builtins(state), list(state.problems))
+            _print_json("kernel import", inputs, state.holds, msgspec.to_builtins(state), list(state.problems))
         else:
             print(state.table())
-        return 0 if holds else 1
+        return 0 if state.holds else 1
 
     return job
 
@@ -266,7 +265,7 @@ def _userland(
         moments = []
         for name in names or userland.PROGRAMS:
             moments += survey.survey(userland.PROGRAMS[name], kernel, _say)
-        holds = all(moment.holds for moment in moments)
+        holds = all(moment.state.holds for moment in moments)
         first = moments[0].state
         inputs = {
             "history": list(names or userland.PROGRAMS), "designs": [finding.design for finding in first.findings],

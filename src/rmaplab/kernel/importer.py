@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A real kernel's state in the model, and every design's walks over it.
 
-`build` turns a snapshot of all processes into a machine: address spaces, VMAs, page tables and folios as they are;
-for `anon_vma` the graph as it is, node by node; for the designs with contexts the state that they would have
-had, which the kernel does not hold and which is inferred:
+`build` turns a snapshot of all processes into a machine: address spaces, VMAs, page tables and folios as they are.
+Then each design is told of it (ReverseMap.take_over()), and comes to the state that it would have had: `anon_vma` to
+the graph as it is, `pte_chain` to the entries as they are.  What the others need and the kernel does not hold is
+inferred:
 
-- the tree of contexts, and the context of each folio: see ancestry.py.
-- records from page offsets: a VMA is displaced if its page offset is not its address.  For a private mapping of
-  a file, the anonymous page offset is taken to be the address at which the oldest VMA of its family is.
+- who was forked from whom, and who first had a folio: see ancestry.py.
+- where a VMA was at first: its page offset says.  For a private mapping of a file, it is taken to be the address at
+  which the oldest VMA of its family is.
+- which anon_vmas would not have been made yet: see anon_vma_lazy.py.
 
 `examine` walks every anonymous page in each design, and holds the places against the page tables.
 
@@ -22,10 +24,10 @@ import socket
 import traceback
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -58,14 +60,21 @@ from rmaplab.mm.pagetable import (
 )
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.takeover import FoundAnonVma, FoundFolio, FoundPlace, FoundVma, TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File
-from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, Family, KsmPlace
+from rmaplab.rmap.anon_vma import AnonVmaRmap
+from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
+from rmaplab.rmap.anonmm import AnonMMRmap
 from rmaplab.rmap.context import ContextRmap
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
-from rmaplab.sync.locks import RwSemaphore
+from rmaplab.rmap.pte_chain import PteChainRmap
 
-DESIGNS: Final[tuple[type[ReverseMap], ...]] = (AnonVmaRmap, CowContextRmap, CowContextPrototypeRmap)
+# All but page_scan, which is what the walks are held against.
+DESIGNS: Final[tuple[type[ReverseMap], ...]] = (
+    AnonVmaRmap, AnonVmaLazyRmap, CowContextRmap, CowContextPrototypeRmap, AnonMMRmap, PteChainRmap,
+)  # fmt: skip
+INCOMPLETE: Final = (CowContextPrototypeRmap.name,)  # known to miss entries
 
 _PATIENCE: Final = 10.0  # seconds for a monitor's answer
 
@@ -103,17 +112,30 @@ class Finding(msgspec.Struct):
         """Entries missed, for whatever reason."""
         return sum(self.missed.values())
 
+    @property
+    def holds(self) -> bool:
+        """Nothing is missed, or the design is known to miss something."""
+        return not self.missed or self.design in INCOMPLETE
+
 
 class _Importer:
-    def __init__(self, snapshot: Snapshot, columns: Columns, tree: Tree, profile: Profile) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        columns: Columns,
+        tree: Tree,
+        profile: Profile,
+        designs: Sequence[type[ReverseMap]],
+    ) -> None:
         self.snapshot: Final = snapshot
         self.columns: Final = columns
         self.tree: Final = tree
-        self.machine: Final = Machine(profile, DESIGNS)
+        self.machine: Final = Machine(profile, designs)
         self.left_out: Final[Counter[str]] = Counter()
         self.mms: Final[dict[int, MM]] = {}  # kernel address -> MM; dead ones under negative numbers
         self.vmas: Final[dict[int, VMA]] = {}
-        self.numbers: Final[dict[int, int]] = {}  # anon_vma -> the model's number of it
+        self.numbers: Final[dict[int, int]] = {}  # anon_vma -> its position in `found`
+        self.found: Final = TakenOver()
         self.slots: Final[dict[int, int]] = {}  # swap entry -> the model's slot
         self.pfns: Int64s = np.zeros(len(columns.pages), dtype=np.int64)  # of each row of Pages, the model's
 
@@ -122,12 +144,13 @@ class _Importer:
             self._make_mm(address)
         for address, mm in self.snapshot.mms.items():
             self._make_vmas(mm, self.mms[address])
-        self._make_families()
-        self._make_records()
+        self._find_vmas()
         self._make_folios()
-        self._set_anchors()
+        self._find_folios()
         for i, address in enumerate(self.snapshot.mms):
             self._make_entries(i, self.mms[address])
+        for design in self.machine.designs:
+            design.take_over(self.found)
         for address, mine in self.mms.items():
             if address < 0:
                 for design in self.machine.designs:
@@ -141,11 +164,7 @@ class _Importer:
         parent = self.tree.above.get(address)
         mine = self.machine.new_mm()
         self.mms[address] = mine
-        for design in self.machine.designs:
-            if parent is None:
-                design.mm_created(mine)
-            else:
-                design.mm_forked(self.mms[parent], mine)
+        self.found.spaces.append((mine, None if parent is None else self.mms[parent]))
         self.machine.mms[mine.id] = mine
         if address > 0:
             for pid in self.snapshot.mms[address].pids:
@@ -160,56 +179,25 @@ class _Importer:
             mine.total_vm += copy.nr_pages
             self.vmas[vma.address] = copy
 
-    def _make_families(self) -> None:
-        """The anon_vma graph, as it is."""
-        design = cast(AnonVmaRmap, self.machine.designs[0])
-        made: dict[int, AnonVma] = {}
-        for address in self.snapshot.anon_vmas:
-            made[address] = design._new_anon_vma()
-        for address, its in self.snapshot.anon_vmas.items():
-            mine = made[address]
-            mine.family_root = made[its.root]
-            mine.parent = made[its.parent]
-            mine.refcount = its.refcount
-            mine.num_children = its.num_children
-            mine.num_active_vmas = its.num_active_vmas
-        for mine in made.values():
-            if mine.family_root.rwsem is None:
-                mine.family_root.rwsem = RwSemaphore(design.lock_class, None)
-            mine.rwsem = mine.family_root.rwsem
-        links: dict[int, AnonVmaChain] = {}
-        for vma in self.snapshot.vmas.values():
-            if not vma.anon_vma or vma.address not in self.vmas:
-                continue
-            copy = self.vmas[vma.address]
-            copy.prepared = True
-            family = Family(made[vma.anon_vma])
-            for avc in reversed(vma.chain):
-                link = AnonVmaChain(copy, made[self.snapshot.avcs[avc].anon_vma])
-                links[avc] = link
-                family.chain.append(link)
-                design.chain_pool.alloc()
-            copy.rmap[design.slot] = family
-        for address, its in self.snapshot.anon_vmas.items():
-            for node in its.tree:
-                link = links[node.avc]
-                vma_ = link.vma
-                made[address].insert(link, vma_.pgoff, vma_.pgoff + vma_.nr_pages - 1, design.visited)
-        self.numbers.update({address: mine.number for address, mine in made.items()})
-
-    def _make_records(self) -> None:
-        """Records of displaced VMAs, as if each had been forked from itself."""
-        shifts: dict[int, int] = {}
+    def _find_vmas(self) -> None:
+        """Prepared VMAs, and the anon_vma graph, as it is."""
+        anon_vmas, avcs = self.snapshot.anon_vmas, self.snapshot.avcs
+        self.numbers.update({address: i for i, address in enumerate(anon_vmas)})
+        for its in anon_vmas.values():
+            tree = [self.vmas[avcs[node.avc].vma] for node in its.tree]
+            root, parent = self.numbers[its.root], self.numbers[its.parent]
+            found = FoundAnonVma(root, parent, its.refcount, its.num_children, its.num_active_vmas, tree)
+            self.found.anon_vmas.append(found)
+        shifts: dict[int, int] = {}  # by root
         order = {address: i for i, address in enumerate(self.mms)}  # ancestors first
         prepared = [vma for vma in self.columns.vmas if vma.anon_vma]
         for vma in sorted(prepared, key=lambda vma: order[vma.mm]):
             copy = self.vmas[vma.address]
-            root = self.snapshot.anon_vmas[vma.anon_vma].root
-            shift = shifts.setdefault(root, 0 if not vma.inode else (vma.start >> PAGE_SHIFT) - vma.pgoff)
-            for design in self.machine.designs[1:]:
-                if isinstance(design, CowContextRmap):
-                    copy.rmap[design.slot] = shift
-                design.vma_forked(copy, copy)
+            copy.prepared = True
+            family = anon_vmas[vma.anon_vma].root
+            shift = shifts.setdefault(family, 0 if not vma.inode else (vma.start >> PAGE_SHIFT) - vma.pgoff)
+            chain = [self.numbers[avcs[avc].anon_vma] for avc in reversed(vma.chain)]
+            self.found.vmas.append(FoundVma(copy, self.numbers[vma.anon_vma], chain, shift))
 
     # Folios
 
@@ -231,34 +219,24 @@ class _Importer:
         anon = entries.kind == rows.ANON
         folios.mapcount.v[self.pfns] = np.bincount(entries.page[anon], minlength=len(pages))
 
-    def _set_anchors(self) -> None:
-        """What each folio points to: its anon_vma, and the context that it would have pointed to."""
+    def _find_folios(self) -> None:
+        """What each folio points to: its anon_vma, and who made it."""
         pages, folios = self.columns.pages, self.machine.folios
-        anon_vmas, which = np.unique(pages.anon_vma, return_inverse=True)
-        numbers = np.array([self.numbers.get(address, 0) for address in anon_vmas.tolist()], dtype=np.int32)
-        design = cast(AnonVmaRmap, self.machine.designs[0])
-        if len(pages):
-            mine = folios.head.v[self.pfns]
-            number = numbers[which]
-            for row in np.flatnonzero(pages.order > 0).tolist():
-                head = int(mine[row])
-                design.anchor.v[head : head + (1 << int(pages.order[row]))] = number[row]
-            design.anchor.v[self.pfns] = number
+        own = {vma.vma.id: vma.own for vma in self.found.vmas}
         for row in np.flatnonzero(pages.ksm).tolist():
-            self._place(int(self.pfns[row]), self.snapshot.ksm_places[int(pages.pfn[row])])
+            self._find_places(int(self.pfns[row]), self.snapshot.ksm_places[int(pages.pfn[row])], own)
         for row, vma, addr, mappers in self._folios():
+            head, nr_pages = int(folios.head.m[int(self.pfns[row])]), 1 << int(pages.order[row])
             if pages.ksm[row]:
-                continue  # has no index and no anchor: its places say where it is
-            context = self.tree.maker_of(int(pages.anon_vma[row]), mappers)
-            pretext = VMA(self.mms[context], 0, 0, 0, 0, 0, None)  # only its address space is looked at
-            head = int(folios.head.m[int(self.pfns[row])])
-            nr_pages = 1 << int(pages.order[row])
-            for other in self.machine.designs[1:]:
-                other.folio_mapped(vma, addr, head, nr_pages)
-                other.folio_reused(pretext, head, nr_pages)
+                found = FoundFolio(head, nr_pages, vma, addr, vma.mm, -1)
+            else:
+                anon_vma = int(pages.anon_vma[row])
+                maker = self.mms[self.tree.maker_of(anon_vma, mappers)]
+                found = FoundFolio(head, nr_pages, vma, addr, maker, self.numbers.get(anon_vma, -1))
+            self.found.folios.append(found)
 
-    def _place(self, pfn: int, places: list[tuple[int, int]]) -> None:
-        """Let the designs know where KSM has mapped its page; `places` are the kernel's, the newest first."""
+    def _find_places(self, pfn: int, places: list[tuple[int, int]], own: dict[int, int]) -> None:
+        """Where KSM has mapped its page; `places` are the kernel's, the newest first."""
         self.machine.folios.set_flag(pfn, FOLIO_KSM)
         known: list[tuple[MM, int]] = []
         for address, addr in reversed(places):
@@ -268,19 +246,12 @@ class _Importer:
                 self.left_out["place of KSM that is no more"] += 1
                 continue
             known.append((mm, addr))
-            family = cast(Family, vma.rmap[self.machine.designs[0].slot])
-            assert family.anon_vma is not None
-            # Its reference is counted already.
-            cast(AnonVmaRmap, self.machine.designs[0]).ksm.setdefault(pfn, []).append(
-                KsmPlace(mm, addr, family.anon_vma)
-            )
-            for design in self.machine.designs[1:]:
-                design.ksm_added(vma, addr, pfn)
+            self.found.places.append(FoundPlace(pfn, vma, addr, own[vma.id]))
         self.machine.ksm_pages[pfn] = known
 
     def _folios(self) -> Iterator[tuple[int, VMA, int, frozenset[int]]]:
-        """For each mapped folio: a row of Pages, a VMA that maps it, the address of its first page there, and
-        all address spaces that map some of it."""
+        """For each mapped folio: a row of Pages, the first VMA that maps it, the address of its first page there,
+        and all address spaces that map some of it."""
         entries, pages = self.columns.entries, self.columns.pages
         at = np.flatnonzero(entries.page >= 0)
         at = at[np.argsort(pages.head[entries.page[at]], kind="stable")]
@@ -335,12 +306,16 @@ class _Importer:
 
 
 def build(
-    snapshot: Snapshot, columns: Columns, parents: dict[int, int], profile: Profile
+    snapshot: Snapshot,
+    columns: Columns,
+    parents: dict[int, int],
+    profile: Profile,
+    designs: Sequence[type[ReverseMap]] = DESIGNS,
 ) -> tuple[Machine, Ancestry, dict[str, int]]:
     """A machine that holds what `snapshot` and `columns` do; `parents` has the parent's mm of each mm where that
     lives.  With it: how ancestry was found, and which entries were left out, by kind."""
     tree = Tree(snapshot, parents)
-    importer = _Importer(snapshot, columns, tree, profile)
+    importer = _Importer(snapshot, columns, tree, profile, designs)
     importer.run()
     return importer.machine, tree.found, {kind: count for kind, count in importer.left_out.items() if count}
 
@@ -437,6 +412,11 @@ class State(msgspec.Struct):
     problems: list[str]
     ancestry: Ancestry
     findings: list[Finding]
+
+    @property
+    def holds(self) -> bool:
+        """Nothing is wrong with it, and the designs that are to be complete are."""
+        return not self.problems and all(finding.holds for finding in self.findings)
 
     def table(self) -> str:
         """What there is to say, as text."""

@@ -40,12 +40,6 @@ class Moment(msgspec.Struct, frozen=True):
     seconds: float
     state: State
 
-    @property
-    def holds(self) -> bool:
-        """Nothing is wrong with it, and the designs that are to be complete are."""
-        complete = ("anon_vma", "cow_context")
-        return not self.state.problems and not any(f.missing for f in self.state.findings if f.design in complete)
-
 
 def survey(program: userland.Program, kernel: Kernel, say: Callable[[str], None]) -> list[Moment]:
     """Run the program and take its state at each of its moments.

@@ -20,7 +20,9 @@ from typing import ClassVar, Final
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import Folios, Int64s
+from rmaplab.mm.pagetable import LEAF_SHIFT
 from rmaplab.mm.profile import Profile
+from rmaplab.mm.takeover import TakenOver
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.sync.locks import Scheduler
 from rmaplab.sync.work import Ledger
@@ -213,6 +215,35 @@ class ReverseMap:
         """They were at `old`, and are at `new` now (copy_one_pte() of mm/mremap.c in 2.5)."""
         self.entries_removed(mm, old, entries)
         self.entries_added(mm, new, entries)
+
+    # Memory that is there already
+
+    def take_over(self, found: TakenOver) -> None:
+        """The machine holds memory of a kernel that ran without this design: come to the state that it would have.
+
+        As it stands, what led there is told as events: address spaces and forks, then each VMA as if it had been
+        forked from itself, folios as their makers mapped them, the places of KSM, and entries.  Override it
+        if these do not say all, or say what did not happen.
+        """
+        self.take_over_spaces(found)
+        for known in found.vmas:
+            self.vma_forked(known.vma, known.vma)
+        for folio in found.folios:
+            self.folio_mapped(folio.as_made(), folio.addr, folio.pfn, folio.nr_pages)
+        for place in found.places:
+            self.ksm_added(place.vma, place.addr, place.pfn)
+        if self.watches_entries:
+            for mm, _ in found.spaces:
+                for number, leaf in mm.page_table.leaves.items():
+                    self.entries_added(mm, number << LEAF_SHIFT, leaf.v)
+
+    def take_over_spaces(self, found: TakenOver) -> None:
+        """The first part of it."""
+        for mm, parent in found.spaces:
+            if parent is None:
+                self.mm_created(mm)
+            else:
+                self.mm_forked(parent, mm)
 
     # Questions
 

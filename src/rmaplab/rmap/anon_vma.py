@@ -47,6 +47,7 @@ from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
 from rmaplab.mm.reverse_map import Attachment, ReverseMap
+from rmaplab.mm.takeover import FoundVma, TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.interval_tree import IntervalNode, IntervalTree
 from rmaplab.rmap.neighbours import mergeable_neighbours
@@ -462,6 +463,62 @@ class AnonVmaRmap(ReverseMap):
                 del places[i]
                 self._put(place.anon_vma)
                 return
+
+    # Memory that is there already
+
+    def take_over(self, found: TakenOver) -> None:
+        """The graph is the kernel's, node by node."""
+        self.take_over_spaces(found)
+        self._take_over_graph(found, set())
+
+    def _take_over_graph(self, found: TakenOver, unmade: set[int]) -> None:
+        """Everything but the anon_vmas `unmade`, by position, which have no children."""
+        made = [None if i in unmade else self._new_anon_vma() for i in range(len(found.anon_vmas))]
+        for i, mine in enumerate(made):
+            its = found.anon_vmas[i]
+            root, parent = made[its.root], made[its.parent]
+            if mine is None or root is None or parent is None:
+                continue
+            mine.family_root, mine.parent = root, parent
+            if root.rwsem is None:
+                root.rwsem = RwSemaphore(self.lock_class, None)
+            mine.rwsem = root.rwsem
+            mine.refcount += its.refcount - 1
+            mine.num_children += its.num_children
+            mine.num_active_vmas = its.num_active_vmas
+        for i in unmade:
+            root, parent = made[found.anon_vmas[i].root], made[found.anon_vmas[i].parent]
+            if root is not None and parent is not None:  # else it is a root itself
+                root.refcount -= 1
+                parent.num_children -= 1
+        links: dict[tuple[int, int], AnonVmaChain] = {}
+        for known in found.vmas:
+            family = self._found_family(known, made[known.own])
+            for i in known.chain:
+                anon_vma = made[i]
+                if anon_vma is not None:
+                    link = links[known.vma.id, i] = AnonVmaChain(known.vma, anon_vma)
+                    family.chain.append(link)
+                    self.chain_pool.alloc()
+        for i, mine in enumerate(made):
+            if mine is not None:
+                for vma in found.anon_vmas[i].tree:
+                    mine.insert(links[vma.id, i], vma.pgoff, vma.pgoff + vma.nr_pages - 1, self.visited)
+        for place in found.places:
+            own = made[place.own]
+            assert own is not None
+            # Its reference is counted already.
+            self.ksm.setdefault(place.pfn, []).append(KsmPlace(place.vma.mm, place.addr, own))
+        for folio in found.folios:
+            anon_vma = made[folio.anon_vma] if folio.anon_vma >= 0 else None
+            if anon_vma is not None:
+                self._point(folio.pfn, folio.nr_pages, anon_vma)
+
+    def _found_family(self, known: FoundVma, own: AnonVma | None) -> Family:
+        """What a VMA has of it, without its links."""
+        family = Family(own)
+        known.vma.rmap[self.slot] = family
+        return family
 
     # The walk
 

@@ -46,6 +46,7 @@ from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Int64s
 from rmaplab.mm.reverse_map import Attachment
+from rmaplab.mm.takeover import FoundVma, TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, Family, is_unused
 from rmaplab.rmap.neighbours import mergeable_neighbours
@@ -117,6 +118,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         self.free_roots: Final[list[int]] = []
         self.roots_of: Final[dict[int, list[RootVma]]] = {}  # by number of the anon_vma that they have
         self.held_roots: Final[dict[int, RootVma]] = {}  # by pfn
+        self.found_roots: Final[dict[int, RootVma]] = {}  # in place of anon_vmas that were found: see take_over()
 
     def _lazy(self, vma: VMA) -> LazyFamily | None:
         return cast("LazyFamily | None", vma.rmap[self.slot])
@@ -352,6 +354,48 @@ class AnonVmaLazyRmap(AnonVmaRmap):
     def ksm_added(self, vma: VMA, addr: int, pfn: int) -> None:
         self._upgrade(vma)  # KSM goes by anon_vmas
         super().ksm_added(vma, addr, pfn)
+
+    # Memory that is there already
+
+    def take_over(self, found: TakenOver) -> None:
+        """An anon_vma that shows no trace of a fork, a move or KSM need not have been made yet: the VMAs that use it
+        have a root VMA instead.  That is what the design could hold, not what it would: what was upgraded may have
+        lost all traces of why, and who dies at which moment decides what an upgrade takes over, later than in
+        anon_vma.  Of upgraded ones, the root VMA is not taken over: folios point to the anon_vma at once, which
+        they would be looked for in."""
+        self.take_over_spaces(found)
+        unmade = self._never_upgraded(found)
+        self.found_roots.clear()
+        self._take_over_graph(found, unmade)
+        for folio in found.folios:
+            if folio.anon_vma in unmade:
+                number = -self.found_roots[folio.anon_vma].number
+                self.anchor.v[folio.pfn : folio.pfn + folio.nr_pages] = number
+
+    def _never_upgraded(self, found: TakenOver) -> set[int]:
+        """Anon_vmas, by position, that one address space alone has, for its own new pages, all with one offset."""
+        users: dict[int, list[VMA]] = {}
+        for known in found.vmas:
+            users.setdefault(known.own, []).append(known.vma)
+        parents = {its.parent for i, its in enumerate(found.anon_vmas) if its.parent != i}
+        by_ksm = {place.own for place in found.places}
+        never: set[int] = set()
+        for own, vmas in users.items():
+            linked = found.anon_vmas[own].tree
+            alike = {(vma.mm.id, _offset(vma)) for vma in vmas}
+            if len(linked) == len(vmas) and len(alike) == 1 and own not in parents and own not in by_ksm:
+                never.add(own)
+        return never
+
+    def _found_family(self, known: FoundVma, own: AnonVma | None) -> Family:
+        root: RootVma | None = None
+        if own is None:
+            root = self.found_roots.get(known.own)
+            if root is None:
+                root = self.found_roots[known.own] = self._new_root(known.vma)
+        family = LazyFamily(own, root, len(known.chain) > 1)
+        self._adopt(known.vma, family)
+        return family
 
     # The walk
 

@@ -44,6 +44,7 @@ from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
 from rmaplab.mm.reverse_map import Attachment
+from rmaplab.mm.takeover import TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.context import ContextRmap, CowContext
 from rmaplab.rmap.neighbours import mergeable_neighbours
@@ -279,6 +280,13 @@ class CowContextRmap(ContextRmap):
         if self.ksm:
             for i in range(len(pfns)):
                 self.folio_freed(int(pfns[i]), 1)
+
+    # Memory that is there already
+
+    def take_over(self, found: TakenOver) -> None:
+        for known in found.vmas:
+            known.vma.rmap[self.slot] = known.shift
+        super().take_over(found)
 
     # The walk
 

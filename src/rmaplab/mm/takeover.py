@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a design is told of memory that came to be without it: see ReverseMap.take_over().
+
+A kernel that runs shows what is mapped where, and the graph of its own reverse map (kernel/importer.py).  Which
+faults and forks led there it does not show; what is inferred of that (kernel/ancestry.py) is marked below.
+
+Invariants: an address space comes after the one that it was forked from; a VMA's chain and a tree name each
+other; folios are those that some entry maps.  All of it is in the machine already, entries and mapcounts too.
+
+No locking: nothing runs.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rmaplab.mm.vma import MM, VMA
+
+
+class FoundAnonVma:
+    """An anon_vma as the kernel has it; `root` and `parent` are positions in TakenOver.anon_vmas.
+
+    tree: the VMAs in its interval tree, in order
+    """
+
+    def __init__(
+        self, root: int, parent: int, refcount: int, num_children: int, num_active_vmas: int, tree: list[VMA]
+    ) -> None:
+        self.root: Final = root
+        self.parent: Final = parent
+        self.refcount: Final = refcount
+        self.num_children: Final = num_children
+        self.num_active_vmas: Final = num_active_vmas
+        self.tree: Final = tree
+
+
+class FoundVma:
+    """A prepared VMA.
+
+    own, chain: positions in TakenOver.anon_vmas; the chain begins with the oldest
+    shift:      inferred: what to add to its page offset for the page number at which its family began; 0 for
+                anonymous memory, whose page offset is that
+    """
+
+    def __init__(self, vma: VMA, own: int, chain: list[int], shift: int) -> None:
+        self.vma: Final = vma
+        self.own: Final = own
+        self.chain: Final = chain
+        self.shift: Final = shift
+
+
+class FoundFolio:
+    """A folio that is mapped.
+
+    vma, addr: a VMA that maps some of it, and where its first page is there, or would be
+    maker:     inferred: the address space that had it first; it may be dead
+    anon_vma:  position in TakenOver.anon_vmas; -1 for KSM's
+    """
+
+    def __init__(self, pfn: int, nr_pages: int, vma: VMA, addr: int, maker: MM, anon_vma: int) -> None:
+        self.pfn: Final = pfn
+        self.nr_pages: Final = nr_pages
+        self.vma: Final = vma
+        self.addr: Final = addr
+        self.maker: Final = maker
+        self.anon_vma: Final = anon_vma
+
+    def as_made(self) -> VMA:
+        """The VMA, as its maker had it."""
+        if self.vma.mm is self.maker:
+            return self.vma
+        vma = self.vma
+        copy = VMA(self.maker, vma.id, vma.start, vma.end, vma.pgoff, vma.flags, vma.file)
+        copy.prepared = True
+        copy.rmap = list(vma.rmap)
+        return copy
+
+
+class FoundPlace:
+    """A place at which KSM remembers to have mapped its page; `own` is the VMA's anon_vma."""
+
+    def __init__(self, pfn: int, vma: VMA, addr: int, own: int) -> None:
+        self.pfn: Final = pfn
+        self.vma: Final = vma
+        self.addr: Final = addr
+        self.own: Final = own
+
+
+class TakenOver:
+    """All of it.
+
+    spaces: address spaces, each with that it was forked from (inferred), and dead ones that are still above others
+    vmas:   in the order of their address spaces
+    places: of each KSM page, the oldest first
+    """
+
+    def __init__(self) -> None:
+        self.spaces: Final[list[tuple[MM, MM | None]]] = []
+        self.vmas: Final[list[FoundVma]] = []
+        self.folios: Final[list[FoundFolio]] = []
+        self.places: Final[list[FoundPlace]] = []
+        self.anon_vmas: Final[list[FoundAnonVma]] = []
