@@ -61,6 +61,8 @@ _COMMAND_LINE: Final = (
     " random.trust_cpu=on no_timer_check slab_nomerge"
 )
 
+_STARTING: Final = 120.0  # seconds that QEMU may take to make its sockets, on a busy machine
+
 
 def _numa_node(number: int, megabytes: int, directory: Path) -> list[str]:
     """Two nodes, so that move_pages() can migrate from one to the other; the processor is in the first."""
@@ -147,7 +149,7 @@ class Guest:
             self._mount("ext4", ROOT, "/dev/vda")
 
     def _connect(self, path: Path) -> socket.socket:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + _STARTING
         while True:
             connection = socket.socket(socket.AF_UNIX)
             try:

@@ -76,7 +76,7 @@ DESIGNS: Final[tuple[type[ReverseMap], ...]] = (
 )  # fmt: skip
 INCOMPLETE: Final = (CowContextPrototypeRmap.name,)  # known to miss entries
 
-_PATIENCE: Final = 10.0  # seconds for a monitor's answer
+_PATIENCE: Final = 30.0  # seconds for a monitor's answer
 
 # Why a walk missed an entry.
 AWAY: Final = "mapped once, by a displaced VMA: the walk ends before it looks at records"
