@@ -12,6 +12,7 @@ import lzma
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,3 +207,77 @@ def test_without_qemu(apt: Apt, run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     status, _, err = run("compare", "--steps", "1")
     assert status == 2
     assert "QEMU is missing: install qemu-system-x86_64" in err
+
+
+def test_without_drgn(apt: Apt, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("setup")  # which does not need it
+    (tmp_path / "dump").write_bytes(b"\x7fELF")
+    monkeypatch.setitem(sys.modules, "drgn", None)
+    for command in (
+        ("compare", "--steps", "1"), ("import", "guest"), ("import", str(tmp_path / "dump")), ("userland", "redis"),
+    ):  # fmt: skip
+        status, out, err = run(*command)
+        assert (status, out) == (2, "")
+        assert len(err.splitlines()) == 1
+        assert "drgn is missing" in err and "pip install 'rmaplab[kernel]'" in err
+
+
+class TestWithoutCompiler:
+    """Everything that setup runs is there, but for what builds the guest's init."""
+
+    @pytest.fixture
+    def tools(self, apt: Apt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A directory that is all of PATH but for apt's."""
+        tools = tmp_path / "tools"
+        tools.mkdir()
+        for name in ("sh", "cp", "cat", "ls", "grep", "sed", "dpkg-deb", "tar"):
+            path = shutil.which(name)
+            assert path is not None
+            (tools / name).symlink_to(path)
+        monkeypatch.setenv("PATH", f"{apt.bin}:{tools}")
+        return tools
+
+    def test_none_is_there(self, tools: Path, run: Run) -> None:
+        status, out, err = run("setup")
+        assert (status, out) == (2, "")
+        assert err == "rmaplab: a C compiler is missing, which builds the guest's init: install gcc.\n"
+        assert setup.installed("6.12") is None and not setup.cache().exists()
+
+    @pytest.mark.parametrize("says", ["", "echo fatal error: no such header >&2;"])
+    def test_it_does_not_work(self, says: str, tools: Path, apt: Apt, run: Run) -> None:
+        apt.script("gcc", f'while [ "$1" != -o ]; do shift; done; echo half > "$2"; {says} exit 1')
+        status, out, err = run("setup")
+        assert (status, out) == (2, "")
+        assert len(err.splitlines()) == 1
+        assert f"does not compile ({'fatal error: no such header' if says else 'no reason given'})" in err
+        assert list(setup.cache().iterdir()) == []
+
+    def test_it_is_not_needed_again(self, tools: Path, apt: Apt, run: Run) -> None:
+        apt.script("gcc", 'while [ "$1" != -o ]; do shift; done; echo whole > "$2"')
+        assert run("setup")[0] == 0
+        (apt.bin / "gcc").unlink()
+        assert run("setup")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.EACCES, "only root may read this machine's kernel"),
+        (errno.EPERM, "only root may read this machine's kernel"),
+        (errno.ENOENT, "give a dump, or a guest's QMP socket"),
+    ],
+)
+def test_this_machine_where_its_memory_may_not_be_read(
+    number: int, expected: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drgn = pytest.importorskip("drgn")
+
+    class Program:
+        def set_kernel(self) -> None:
+            raise OSError(number, os.strerror(number), "/proc/kcore")
+
+    monkeypatch.setattr(drgn, "Program", Program)
+    status, out, err = run("import", "live")
+    assert (status, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert expected in err and "/proc/kcore" in err

@@ -52,6 +52,7 @@ def _say(text: str) -> None:
 def _kernel(version: str, image: Path | None, vmlinux: Path | None, modules: Path | None) -> Kernel:
     from rmaplab.kernel import setup
 
+    setup.need_drgn()
     if image is None and vmlinux is None:
         return setup.need(version)
     if image is None or vmlinux is None:

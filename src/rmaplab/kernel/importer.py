@@ -42,7 +42,7 @@ from rmaplab.kernel.identity import profile_of, release_of
 from rmaplab.kernel.lockstep import Random, Witness
 from rmaplab.kernel.memory import BadAddress, Memory
 from rmaplab.kernel.qmp import Monitor
-from rmaplab.kernel.setup import Kernel
+from rmaplab.kernel.setup import Kernel, need_drgn
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot, Vma
 from rmaplab.mm.folio import FOLIO_KSM, Int64s
 from rmaplab.mm.machine import Machine, Process
@@ -558,10 +558,9 @@ def read_source(source: str, vmlinux: Path | None) -> State:
 
 
 def _read(source: str, vmlinux: Path | None) -> State:
-    try:
-        import drgn
-    except ImportError:
-        raise KernelUnavailable("drgn is missing: install rmaplab[kernel].") from None
+    need_drgn()
+    import drgn
+
     logging.getLogger("drgn").setLevel(logging.CRITICAL)  # what matters of it is in the exceptions below
     program = drgn.Program()
     try:
@@ -584,6 +583,8 @@ def _read(source: str, vmlinux: Path | None) -> State:
         raise KernelUnavailable(
             f"{source} is damaged, or cut short, or changed while it was read ({_first_line(error)})."
         ) from None
+    except OSError as error:
+        raise KernelUnavailable(_unreadable(source, error)) from None
     except Exception as error:  # drgn raises a plain Exception, too; and damaged memory leads anywhere
         raise KernelUnavailable(f"the kernel behind {source} cannot be read: {_first_line(error)}.") from None
     return reading.examined()
@@ -596,6 +597,14 @@ def _memory_of(program: Any, source: str, vmlinux: Path | None) -> Memory:
         raise KernelUnavailable(
             f"{vmlinux} is not the vmlinux of the kernel behind {source}: give that very kernel's, with --vmlinux."
         ) from None
+
+
+def _unreadable(source: str, error: OSError) -> str:
+    if source != "live":
+        return f"the kernel behind {source} cannot be read: {_first_line(error)}."
+    if isinstance(error, PermissionError):
+        return f"only root may read this machine's kernel ({_first_line(error)}): run this as root, or give a dump."
+    return f"this machine's kernel cannot be read ({_first_line(error)}): give a dump, or a guest's QMP socket."
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,12 +19,11 @@ import msgspec
 from rmaplab.check.histories import ADVICE, Author, header, shortest
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.driver import Driver
-from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.guest import THP, Guest
 from rmaplab.kernel.identity import profile_of
 from rmaplab.kernel.isomorphism import Difference, belongs, difference
 from rmaplab.kernel.memory import Memory
-from rmaplab.kernel.setup import Kernel, compile_init, modules_of
+from rmaplab.kernel.setup import Kernel, compile_init, modules_of, need_drgn
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot
 from rmaplab.mm.abi import MADV_PAGEOUT, MAP_LOCKED
 from rmaplab.mm.errors import HistoryError, InvariantError
@@ -120,10 +119,9 @@ class Witness:
 
 def attach(guest: Guest, vmlinux: Path) -> Any:
     """A drgn.Program that sees the guest."""
-    try:
-        import drgn
-    except ImportError:
-        raise KernelUnavailable("drgn is missing: install rmaplab[kernel], or drgn 0.3 or newer.") from None
+    need_drgn()
+    import drgn
+
     program = drgn.Program()
     program.set_qemu_qmp(str(guest.qmp_socket))
     program.load_debug_info([str(vmlinux)])

@@ -84,6 +84,16 @@ def need(version: str) -> Kernel:
     return kernel
 
 
+def need_drgn() -> None:
+    """:raises KernelUnavailable: drgn, which reads kernels, is not installed"""
+    try:
+        import drgn  # noqa: F401
+    except ImportError as error:
+        raise KernelUnavailable(
+            f"drgn is missing, which reads kernels ({error}): run `pip install 'rmaplab[kernel]'`."
+        ) from None
+
+
 def _ordering(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", text)]
 
@@ -241,7 +251,12 @@ def compile_init() -> Path:
         [compiler, *_COMPILE, "-o", str(partial), str(SOURCE)], capture_output=True, text=True, check=False
     )
     if run.returncode:
-        raise KernelUnavailable(f"the guest's init does not compile: {run.stderr.strip().splitlines()[-1]}")
+        partial.unlink(missing_ok=True)
+        reason = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise KernelUnavailable(
+            f"the guest's init does not compile ({reason}): install gcc and libc6-dev for x86-64, or put a working"
+            " gcc first in PATH."
+        )
     partial.rename(path)
     return path
 
