@@ -28,6 +28,8 @@ def test_what_is_in_order_is_not_complained_of() -> None:
         ("folio lock", "mmap_lock"),
         ("cow_context lock", "vma_lock"),
         ("anon_vma root rwsem", "anon_vma root rwsem"),
+        ("page map lock", "page_table_lock"),
+        ("page map lock", "anonmm head lock"),
     ],
 )
 def test_what_is_out_of_order_is_named(pair: Pair) -> None:

@@ -16,7 +16,9 @@ from rmaplab.check.race import (
     write_path,
 )
 from rmaplab.check.race_mutants import SpaceNotKept
+from rmaplab.check.rival_mutants import FreedWithSpace, ListedSpaceFreed
 from rmaplab.check.scenarios import USERS, names
+from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import load
 from rmaplab.rmap.context import CowContext
 from rmaplab.rmap.cow_context import CowContextRmap
@@ -97,6 +99,47 @@ def test_a_lazy_walk_needs_the_mm_struct_of_its_root(user: str) -> None:
     [broken] = run(name, SpaceNotKept).broken
     assert broken.error.startswith(f"use after free: {user} mm_users after exit of the ")
     assert broken.error.endswith("freed that mm_struct")
+
+
+ALONE = [name for name in names() if " + " not in name]
+
+
+def broken_with_one_preemption(design: str) -> dict[str, str]:
+    """Of the scenarios with one operation, those that the design breaks, and which obligation."""
+    verdicts = [run(name, load(design), preemptions=1) for name in ALONE]
+    assert lock_complaints(verdicts) == []
+    assert all(v.exhausted or v.broken for v in verdicts)
+    return {v.scenario: v.broken[0].error.split(":")[0] for v in verdicts if v.broken}
+
+
+@pytest.mark.parametrize("design", ["anon_vma_lazy", "pte_chain"])
+def test_a_rival_that_holds(design: str) -> None:
+    assert broken_with_one_preemption(design) == {}
+
+
+def test_anonmm_loses_a_migration_entry_where_mremap_moves_another() -> None:
+    moves = [name for name in ALONE if "mremap" in name]
+    broken = {name for name in moves if name.startswith(("migrate", "restore"))}
+    broken -= {f"{user} / mremap {how}" for user in USERS for how in ("before any fork", "that merges")}
+    found = broken_with_one_preemption("anonmm")
+    assert set(found.values()) == {"restored"}
+    assert set(found) <= broken
+    assert broken - set(found) == {"migrate / mremap there and back"}  # it takes a second preemption
+
+
+@pytest.mark.parametrize(
+    ("mutant", "name", "user", "operation", "subject"),
+    [
+        (FreedWithSpace, "referenced / exit of the parent", "referenced", "exit of the parent", "anonmm"),
+        (ListedSpaceFreed, "restore / exit of the child", "restore", "exit of the child", "mm_struct"),
+    ],
+)
+def test_a_use_after_free_names_object_freer_and_toucher(
+    mutant: type[ReverseMap], name: str, user: str, operation: str, subject: str
+) -> None:
+    [broken] = run(name, mutant).broken
+    assert broken.error.startswith(f"use after free: {user} ")
+    assert broken.error.endswith(f" after {operation} freed that {subject}")
 
 
 def test_the_prototype_leaves_a_migration_entry_for_ever() -> None:

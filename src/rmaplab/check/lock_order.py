@@ -3,7 +3,8 @@
 
 `ORDER` is the part of the comment at the top of mm/rmap.c ("Lock ordering in mm") that has to do with anonymous
 memory, outermost first.  What a design locks stands where anon_vma->rwsem stands: whatever it is, a walk takes it
-with the folio locked and takes page-table locks in it.
+with the folio locked and takes page-table locks in it.  The exception is PG_maplock of 2.5, a bit in each page, which
+two rivals have: whoever adds or removes an entry takes it with the page table locked, and nothing is taken in it.
 
 An attempt that does not wait (lock_vma_under_rcu(), folio_trylock()) may be made in any order; what is waited for
 while such a lock is held may not.  The lock of a VMA is only ever waited for by who changes the VMA.
@@ -24,6 +25,7 @@ ORDER: Final = (
     "vma_lock",  # vma_start_write()
     DESIGN,  # anon_vma->rwsem
     "page_table_lock",
+    "page map lock",  # pte_chain_lock(), rmap_lock()
 )
 
 NESTING: Final = {
@@ -31,6 +33,7 @@ NESTING: Final = {
     "vma_lock": "one mmap_lock covers all VMAs that are locked under it (vma_start_write())",
     "folio lock": "a migration holds the old folio and the new one, which nobody else can see yet",
     "page_table_lock": "copy_pte_range() and move_ptes() take a second one (SINGLE_DEPTH_NESTING)",
+    "page map lock": "a list goes from the old page of a migration to the new one, which nobody else can see yet",
 }
 
 Pair = tuple[str, str]

@@ -106,6 +106,17 @@ class ListedLate(AnonMMRmap):
         return super()._from(anonmm)[::-1]
 
 
+class FreedWithSpace(AnonMMRmap):
+    """The pages that point to it, and the list of its head, are left with what is gone."""
+
+    name = "anonmm, freed with its address space though pages point to it"
+
+    def mm_gone(self, mm: MM) -> None:
+        super().mm_gone(mm)
+        if self.scheduler is not None:
+            self.scheduler.free("anonmm", self.anonmm_of(mm))
+
+
 # pte_chain
 
 
@@ -145,6 +156,11 @@ class MovedInTwoSteps(PteChainRmap):
         self.entries_added(mm, new, entries)
 
 
+class ListedSpaceFreed(PteChainRmap):
+    name = "pte_chain, mm_struct freed without a grace period"
+    spaces_under_rcu = False
+
+
 RIVAL_MUTANTS: Final = (
     Mutant("fork upgrades the parent", AnonVmaLazyRmap, ChildOfALazyParent, "incomplete"),
     Mutant("mremap upgrades its source", AnonVmaLazyRmap, MovedWhileLazy, "incomplete"),
@@ -157,10 +173,18 @@ RIVAL_MUTANTS: Final = (
     Mutant("a page that is moved gets its address", AnonMMRmap, AddressKept, "incomplete"),
     Mutant("a walk goes through the whole list", AnonMMRmap, OwnerAlone, "incomplete"),
     Mutant("the parent comes before its child", AnonMMRmap, ListedLate, "race", scene="restore / fork"),
+    Mutant(
+        "an anonmm stays while pages point to it", AnonMMRmap, FreedWithSpace, "race",
+        scene="referenced / exit of the parent",
+    ),
     Mutant("fork adds the entries that it copies", PteChainRmap, ForkAddsNothing, "incomplete"),
     Mutant("the newest takes the place of what is removed", PteChainRmap, NewestLost, "incomplete"),
     Mutant("mremap changes the list", PteChainRmap, MoveForgotten, "incomplete"),
     Mutant(
         "a moved entry is never out of the list", PteChainRmap, MovedInTwoSteps, "race", scene="restore / mremap away"
     ),
-)
+    Mutant(
+        "an mm_struct is freed after a grace period", PteChainRmap, ListedSpaceFreed, "race",
+        scene="restore / exit of the child",
+    ),
+)  # fmt: skip

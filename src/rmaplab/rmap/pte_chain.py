@@ -17,7 +17,9 @@ walk is exact: whatever it visits maps the page.
 
 Locking: a bit lock in each page (PG_maplock) covers its list, and nests in the page-table lock.  Whoever walks has the
 locks the other way round; 2.5 tries the page-table lock, and gives up if it does not get it.  Our users wait
-for it; so a walk lets go of the page while they do, and looks again if an entry was added meanwhile.
+for it; so a walk lets go of the page while they do, and looks again if an entry was added meanwhile.  With the page's
+lock it lets go of what keeps the entry, its page table and its mm_struct: so it runs under RCU, and mm_structs are
+freed after a grace period.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ class PteChainRmap(ReverseMap):
 
     name = "pte_chain"
     watches_entries = True
+    spaces_under_rcu = True  # _place()
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
@@ -322,7 +325,7 @@ class PteChainRmap(ReverseMap):
             return  # gone, and its entries with it
         addr = (pointer & _PAGE_MASK) << PAGE_SHIFT
         if self.scheduler is not None:
-            self.scheduler.point("look up VMA", mm.tree)
+            self.scheduler.point_in(mm.users_word, "look up VMA", mm.tree)
         vma = mm.tree.at(addr)
         if vma is not None:  # else munmap() is at it
             first = addr - (page << PAGE_SHIFT)
