@@ -4,8 +4,8 @@
 Hypothesis draws the same examples in every run, so that a failure is one for everybody.  `long` draws
 many more, other ones each time, and is for a night: HYPOTHESIS_PROFILE=long.
 
-Ctrl-C is listened to, also where the tests themselves run in the background of a shell, which has it ignored: programs under
-test inherit that.
+Ctrl-C is listened to, also where the tests themselves run in the background of a shell, which has it ignored:
+programs under test inherit that.
 """
 
 import os
