@@ -56,7 +56,7 @@ FIGURES = {
     ("pressure rounds=3 vmas=8", "anon_vma", 5, 0): "08678515244c",
     ("pressure rounds=3 vmas=8 pages=32", "cow_context", 6, 4): "7bc7b810f4d3",
     ("reclaim processes=5 steps=150 vmas=5 pages=20", "anon_vma", 5, 0): "1af45ce22f5e",
-    ("reclaim processes=5 steps=150 vmas=5 pages=20", "pte_chain", 4, 0): "5396495f9769",
+    ("reclaim processes=5 steps=150 vmas=5 pages=20", "pte_chain", 4, 0): "1745d142baa9",
     ("prefork workers=5 requests=60 vmas=6 lifetime=5", "anonmm", 4, 0): "5f9caa52e255",
     ("bgsave pages=600 saves=2 writes=60", "anon_vma", 3, 0): "0006561aae53",
     ("remapper buffers=6 moves=60 children=4", "anon_vma", 4, 0): "ad717cd961de",
