@@ -129,8 +129,9 @@ class Writer:
                 page.ksm = bool(folios.flags.v[folio.head] & FOLIO_KSM)
                 page.anon_vma = 0 if page.ksm else anchors[int(design.anchor.v[pfn])]
                 if page.ksm:
-                    known = [(mm, addr) for mm, addr in self.machine.ksm_pages[pfn] if mm in self.addresses]
-                    self.snapshot.ksm_places[pfn] = [(self.address(mm), addr) for mm, addr in reversed(known)]
+                    places = [*reversed(design.ksm[pfn])]
+                    self.snapshot.ksm_places[pfn] = [(self.address(place.mm), place.addr) for place in places]
+                    self.snapshot.ksm_owners[pfn] = [self.address(place.anon_vma) for place in places]
 
 
 def taken_over(machine: Machine, designs: tuple[type[ReverseMap], ...] = DESIGNS) -> tuple[Machine, list[str]]:
@@ -156,10 +157,10 @@ def test_whoever_takes_over_finds_all_that_is_mapped(path: Path) -> None:
         if name not in INCOMPLETE:
             assert now[name].missed == seen[name].missed, name
     assert all(not seen[name].missed for name in seen if name not in INCOMPLETE) or path.stem == NOWHERE
-    # What is not inferred is as if it had been seen; but KSM's places in what died are left out.
+    # What is not inferred is as if it had been seen; but what KSM alone refers to is not there.
+    for name in ("anon_vma", "pte_chain"):
+        assert (now[name].places, now[name].useful) == (seen[name].places, seen[name].useful), name
     if not any(event.op == "ksm" for event in read(path)[2]):
-        for name in ("anon_vma", "pte_chain"):
-            assert (now[name].places, now[name].useful) == (seen[name].places, seen[name].useful), name
         assert now["anon_vma"].held == seen["anon_vma"].held
     # What left no trace is not there: never more than there was.  (pte_chain keeps a chain also for one entry.)  Only
     # anon_vma_lazy may have more, as it takes over anon_vmas at other moments than anon_vma, whose graph it gets.

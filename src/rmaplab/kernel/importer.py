@@ -61,7 +61,7 @@ from rmaplab.mm.pagetable import (
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.takeover import FoundAnonVma, FoundFolio, FoundPlace, FoundVma, TakenOver
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File
+from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA, File
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
 from rmaplab.rmap.anonmm import AnonMMRmap
@@ -222,9 +222,8 @@ class _Importer:
     def _find_folios(self) -> None:
         """What each folio points to: its anon_vma, and who made it."""
         pages, folios = self.columns.pages, self.machine.folios
-        own = {vma.vma.id: vma.own for vma in self.found.vmas}
         for row in np.flatnonzero(pages.ksm).tolist():
-            self._find_places(int(self.pfns[row]), self.snapshot.ksm_places[int(pages.pfn[row])], own)
+            self._find_places(int(self.pfns[row]), int(pages.pfn[row]))
         for row, vma, addr, mappers in self._folios():
             head, nr_pages = int(folios.head.m[int(self.pfns[row])]), 1 << int(pages.order[row])
             if pages.ksm[row]:
@@ -235,18 +234,26 @@ class _Importer:
                 found = FoundFolio(head, nr_pages, vma, addr, maker, self.numbers.get(anon_vma, -1))
             self.found.folios.append(found)
 
-    def _find_places(self, pfn: int, places: list[tuple[int, int]], own: dict[int, int]) -> None:
-        """Where KSM has mapped its page; `places` are the kernel's, the newest first."""
+    def _find_places(self, pfn: int, its_pfn: int) -> None:
+        """Where KSM has mapped its page.  A place outlives its VMA and address space until ksmd comes by, and leads to
+        who was forked from it."""
         self.machine.folios.set_flag(pfn, FOLIO_KSM)
         known: list[tuple[MM, int]] = []
-        for address, addr in reversed(places):
+        places = zip(self.snapshot.ksm_places[its_pfn], self.snapshot.ksm_owners[its_pfn], strict=True)
+        for (address, addr), owner in reversed([*places]):
+            maker = self.tree.maker.get(owner)
+            if owner not in self.numbers or maker is None:
+                self.left_out["place of KSM from which nobody was forked"] += 1
+                continue
             mm = self.mms.get(address)
             vma = None if mm is None else mm.tree.at(addr)
-            if mm is None or vma is None or not vma.prepared:
-                self.left_out["place of KSM that is no more"] += 1
-                continue
-            known.append((mm, addr))
-            self.found.places.append(FoundPlace(pfn, vma, addr, own[vma.id]))
+            if mm is not None and vma is not None and vma.prepared:
+                known.append((mm, addr))
+            else:
+                gone = self.mms[maker] if mm is None else mm
+                vma = VMA(gone, 0, addr, addr + PAGE_SIZE, addr >> PAGE_SHIFT, 0, None)
+                vma.rmap = [None] * len(self.machine.designs)
+            self.found.places.append(FoundPlace(pfn, vma, addr, self.numbers[owner]))
         self.machine.ksm_pages[pfn] = known
 
     def _folios(self) -> Iterator[tuple[int, VMA, int, frozenset[int]]]:
@@ -494,8 +501,9 @@ class _Everybody(Reader):
         pages = columns.pages
         for row in np.flatnonzero(pages.ksm).tolist():
             if self._ksm is not None:
-                places = self._ksm.places(self._memory, int(pages.anon_vma[row]))
-                snapshot.ksm_places[int(pages.pfn[row])] = places
+                pfn, node = int(pages.pfn[row]), int(pages.anon_vma[row])
+                snapshot.ksm_places[pfn] = self._ksm.places(self._memory, node)
+                snapshot.ksm_owners[pfn] = self._ksm.owners(self._memory, node)
 
     def _read_vma(self, snapshot: Snapshot, address: int) -> Vma:
         known = snapshot.vmas.get(address)

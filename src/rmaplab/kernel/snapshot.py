@@ -155,6 +155,7 @@ class Snapshot:
         self.pages: dict[int, Page] = {}  # anonymous ones that an entry maps, by pfn
         # Of each KSM page in `pages`: where its stable node says that it is mapped (mm, address), the newest first.
         self.ksm_places: dict[int, list[tuple[int, int]]] = {}
+        self.ksm_owners: dict[int, list[int]] = {}  # the anon_vma that each of them refers to, where it was asked for
         self.ksm_holds: Counter[int] = Counter()  # references that KSM has to anon_vmas, stale ones included
         self.ksm_unused: Counter[int] = Counter()  # by root: anon_vmas that nothing but such a reference keeps
 
@@ -438,6 +439,15 @@ class _KsmReader:
             _, _, mm, address, at = self._item.at(memory, at - self._hlist)
             places.append((mm, address & -4096))
         return places
+
+    def owners(self, memory: Memory, node: int) -> list[int]:
+        """The anon_vmas of the same, which outlive address spaces."""
+        owners = []
+        (at,) = self._node.at(memory, node) if node else (0,)
+        while at:
+            _, anon_vma, _, _, at = self._item.at(memory, at - self._hlist)
+            owners.append(anon_vma)
+        return owners
 
     def holds(self, memory: Memory) -> Counter[int]:
         """How many references KSM has to each anon_vma, for all address spaces that it knows."""

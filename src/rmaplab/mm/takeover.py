@@ -77,7 +77,11 @@ class FoundFolio:
 
 
 class FoundPlace:
-    """A place at which KSM remembers to have mapped its page; `own` is the VMA's anon_vma."""
+    """A place at which KSM remembers to have mapped its page.
+
+    vma: there; one in no tree if it is gone, in the address space from which others may have a copy
+    own: the VMA's anon_vma, then
+    """
 
     def __init__(self, pfn: int, vma: VMA, addr: int, own: int) -> None:
         self.pfn: Final = pfn
