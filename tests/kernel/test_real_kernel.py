@@ -61,7 +61,7 @@ def attempts() -> Iterator[None]:
         yield
         if time.monotonic() > end:
             return
-        time.sleep(0.1)
+        time.sleep(0.5)  # for what a timer frees in the guest, which stands still while it is looked at
 
 
 @pytest.fixture(scope="module", params=setup.VERSIONS)
