@@ -249,7 +249,15 @@ def test_a_history_is_done_again(witness: Witness) -> None:
     assert replay(witness, history.lockstep.requested) is None
 
 
-def test_slab_counts_are_those_that_the_model_predicts(witness: Witness) -> None:
+@pytest.fixture
+def fresh(witness: Witness) -> Iterator[Witness]:
+    """A guest of its own, in which nothing is left of what other tests did."""
+    with Witness(setup.need(witness.profile.name)) as own:
+        yield own
+
+
+def test_slab_counts_are_those_that_the_model_predicts(fresh: Witness) -> None:
+    witness = fresh
     # Without KSM, which keeps references to anon_vmas until ksmd comes by.
     ops = sorted(Lockstep(witness).driver.known() - {"ksm"})
     history = Random(witness, SEED + 4, ops=ops)
