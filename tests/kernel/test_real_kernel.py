@@ -257,13 +257,12 @@ def fresh(witness: Witness) -> Iterator[Witness]:
 
 
 def test_slab_counts_are_those_that_the_model_predicts(fresh: Witness) -> None:
-    witness = fresh
     # Without KSM, which keeps references to anon_vmas until ksmd comes by.
-    ops = sorted(Lockstep(witness).driver.known() - {"ksm"})
-    history = Random(witness, SEED + 4, ops=ops)
+    ops = sorted(Lockstep(fresh).driver.known() - {"ksm"})
+    history = Random(fresh, SEED + 4, ops=ops)
     assert all(found is None for found in history.steps(200))
     for _ in attempts():  # what goes is freed after a grace period, and by exits that are still at it
-        counted, predicted = _slab_counts(witness, history)
+        counted, predicted = _slab_counts(fresh, history)
         if counted == predicted:
             break
     assert counted == predicted

@@ -98,7 +98,7 @@ class SleptWithoutReference(AnonVmaRmap):
         rwsem = anon_vma.rwsem
         assert rwsem is not None
         rwsem.down_read()
-        self._touch("anon_vma", anon_vma.family_root)
+        self.touch("anon_vma", anon_vma.family_root)
         return anon_vma
 
 

@@ -245,6 +245,23 @@ class ReverseMap:
             else:
                 self.mm_forked(parent, mm)
 
+    # What a walk, or what it may meet, tells the scheduler, where there is one (sync/locks.py)
+
+    def point(self, what: str, subject: object, write: bool = False) -> None:
+        """Scheduler.point()"""
+        if self.scheduler is not None:
+            self.scheduler.point(what, subject, write)
+
+    def point_in(self, whole: object, what: str, subject: object, write: bool = False) -> None:
+        """Scheduler.point_in()"""
+        if self.scheduler is not None:
+            self.scheduler.point_in(whole, what, subject, write)
+
+    def touch(self, what: str, subject: object) -> None:
+        """Scheduler.touch()"""
+        if self.scheduler is not None:
+            self.scheduler.touch(what, subject)
+
     # Questions
 
     def keeps_space(self, mm: MM) -> bool:

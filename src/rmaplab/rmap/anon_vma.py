@@ -355,7 +355,7 @@ class AnonVmaRmap(ReverseMap):
 
     def _get(self, anon_vma: AnonVma) -> bool:
         """Refer to it, unless nobody does any more (atomic_inc_not_zero())."""
-        self._at_count(anon_vma)
+        self.point("change refcount", anon_vma, True)
         if anon_vma.refcount == 0:
             return False
         anon_vma.refcount += 1
@@ -368,7 +368,7 @@ class AnonVmaRmap(ReverseMap):
 
     def _drop(self, anon_vma: AnonVma) -> bool:
         """One reference less; True if it was the last."""
-        self._at_count(anon_vma)
+        self.point("change refcount", anon_vma, True)
         anon_vma.refcount -= 1
         return anon_vma.refcount == 0
 
@@ -390,10 +390,6 @@ class AnonVmaRmap(ReverseMap):
     def _forget(self, number: int) -> None:
         self.anon_vmas[number] = None
         self.free_numbers.append(number)
-
-    def _at_count(self, anon_vma: AnonVma) -> None:
-        if self.scheduler is not None:
-            self.scheduler.point("change refcount", anon_vma, True)
 
     def _lock(self, anon_vma: AnonVma) -> None:
         _rwsem(anon_vma).down_write()
@@ -578,7 +574,7 @@ class AnonVmaRmap(ReverseMap):
                 return None
             rwsem = _rwsem(anon_vma)
             if rwsem.try_down_read():
-                self._touch("anon_vma", anon_vma.family_root)  # the lock is a part of it
+                self.touch("anon_vma", anon_vma.family_root)  # the lock is a part of it
                 mapped = self.is_mapped(pfn)
                 if not mapped:
                     rwsem.up_read()
@@ -616,17 +612,13 @@ class AnonVmaRmap(ReverseMap):
             node = anon_vma.first_touching(first, last, self.visited)
             while node is not None:
                 self.places.count += 1
-                self._touch("anon_vma_chain", node)
+                self.touch("anon_vma_chain", node)
                 vma = cast(AnonVmaChain, node).vma
                 distance = first - vma.pgoff  # negative if the VMA covers only a later part of the folio
                 yield vma, vma.start + (distance << PAGE_SHIFT if distance > 0 else 0)
                 node = anon_vma.next_touching(node, first, last, self.visited)
         finally:
             _rwsem(anon_vma).up_read()
-
-    def _touch(self, what: str, subject: object) -> None:
-        if self.scheduler is not None:
-            self.scheduler.touch(what, subject)
 
     def _walk_ksm(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         """rmap_walk_ksm(): each place in its own address space, then, in a second round, the same address

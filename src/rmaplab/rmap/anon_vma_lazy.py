@@ -199,7 +199,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         self._unlock(anon_vma)
         self.roots_of.setdefault(anon_vma.number, []).append(root)
         root.pins += 1
-        self._point_at("write vma->anon_vma", root, True)
+        self.point("write vma->anon_vma", root, True)
         root.anon_vma = anon_vma
 
     def _anon_vma_for(self, family: LazyFamily) -> AnonVma:
@@ -294,7 +294,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
     def _free(self, anon_vma: AnonVma) -> None:
         roots = self.roots_of.pop(anon_vma.number, [])
         for root in roots:  # before the grace period that it is there for begins
-            self._point_at("clear vma->anon_vma", root, True)
+            self.point("clear vma->anon_vma", root, True)
             root.anon_vma = None
         super()._free(anon_vma)
         for root in roots:
@@ -456,21 +456,17 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         start = (first + root.offset) << PAGE_SHIFT
         end = start + (self.folios.nr_pages(pfn) << PAGE_SHIFT)
         self.look_ups.count += 1
-        self._point_at("look up VMA", root.mm.tree, False)
+        self.point("look up VMA", root.mm.tree, False)
         for vma in root.mm.tree.overlapping(start, end):
             family = self._lazy(vma)
-            self._point_at("read VMA", vma, False)
+            self.point("read VMA", vma, False)
             if family is not None and family.root is root:
                 self.places.count += 1
                 yield vma, start if start > vma.start else vma.start
 
     def _anon_vma_of(self, root: RootVma) -> AnonVma | None:
-        self._point_at("read vma->anon_vma", root, False)
+        self.point("read vma->anon_vma", root, False)
         return root.anon_vma
-
-    def _point_at(self, what: str, subject: object, write: bool) -> None:
-        if self.scheduler is not None:
-            self.scheduler.point(what, subject, write)
 
     def related(self, vma: VMA, pfn: int) -> bool:
         # Would the walk come by?  It does if the VMA has the root, or a link to the anon_vma.

@@ -320,13 +320,13 @@ class AnonMMRmap(ReverseMap):
         head = anonmm.head()
         nr_pages = self.folios.nr_pages(pfn)
         self.rcu.read_lock()
-        self._touch(anonmm)
-        self._touch(head)  # the lock is a part of it
+        self.touch("anonmm", anonmm)
+        self.touch("anonmm", head)  # the lock is a part of it
         self._lock(head)
         try:
             for member in self._from(anonmm):
                 self.visited.count += 1
-                self._touch(member)
+                self.touch("anonmm", member)
                 mm = member.mm
                 if mm is not None and mm.page_table.leaves:  # mm->rss
                     for first in self._addresses(pfn, nr_pages):
@@ -337,10 +337,6 @@ class AnonMMRmap(ReverseMap):
         finally:
             self._unlock(head)
             self.rcu.read_unlock()
-
-    def _touch(self, anonmm: AnonMM) -> None:
-        if self.scheduler is not None:
-            self.scheduler.touch("anonmm", anonmm)
 
     def _addresses(self, pfn: int, nr_pages: int) -> list[int]:
         """Where the folio's first page is, or would be: one address, unless a part of a large folio was moved."""
@@ -358,8 +354,7 @@ class AnonMMRmap(ReverseMap):
         """The VMAs of `mm` from that page on."""
         start = number << PAGE_SHIFT
         self.look_ups.count += 1
-        if self.scheduler is not None:
-            self.scheduler.point_in(mm.users_word, "look up VMA", mm.tree)
+        self.point_in(mm.users_word, "look up VMA", mm.tree)
         for vma in mm.tree.overlapping(start, start + (nr_pages << PAGE_SHIFT)):
             if vma.prepared:
                 self.places.count += 1

@@ -183,15 +183,6 @@ class ContextRmap(ReverseMap):
         """The context that the folio points to."""
         raise NotImplementedError
 
-    def point(self, what: str, subject: object, write: bool = False) -> None:
-        if self.scheduler is not None:
-            self.scheduler.point(what, subject, write)
-
-    def point_in(self, context: CowContext, what: str, subject: object, write: bool = False) -> None:
-        """The same for a part of a context."""
-        if self.scheduler is not None:
-            self.scheduler.point_in(context, what, subject, write)
-
     def vmas_at(self, mm: MM, start: int, end: int) -> list[VMA]:
         """The VMAs of `mm` that touch [start, end)."""
         self.look_ups.count += 1

@@ -324,8 +324,7 @@ class PteChainRmap(ReverseMap):
         if mm is None:
             return  # gone, and its entries with it
         addr = (pointer & _PAGE_MASK) << PAGE_SHIFT
-        if self.scheduler is not None:
-            self.scheduler.point_in(mm.users_word, "look up VMA", mm.tree)
+        self.point_in(mm.users_word, "look up VMA", mm.tree)
         vma = mm.tree.at(addr)
         if vma is not None:  # else munmap() is at it
             first = addr - (page << PAGE_SHIFT)
