@@ -20,6 +20,7 @@ import pytest
 
 from rmaplab.cli import main
 from rmaplab.kernel import setup
+from rmaplab.kernel.errors import KernelUnavailable
 
 RELEASE = "6.12.999+test-cloud-amd64"
 IMAGE = f"linux-image-{RELEASE}-unsigned"
@@ -115,6 +116,23 @@ def test_a_second_time_there_is_nothing_to_do(apt: Apt, run: Run) -> None:
     run("setup")
     shutil.rmtree(apt.served)
     assert run("setup")[0] == 0
+
+
+def test_a_kernel_that_was_kept_with_fewer_modules_gets_the_rest(apt: Apt, run: Run) -> None:
+    run("setup")
+    kernel = setup.need("6.12")
+    assert kernel.modules is not None
+    assert setup.modules_of(kernel, setup.MODULES) == {"brd": b"module"}
+    (kernel.modules / "brd.ko").unlink()
+    (kernel.modules.parent / "modules.kept").write_text("qemu_fw_cfg\n")
+    assert setup.modules_of(kernel, ("qemu_fw_cfg",)) == {}  # looked for, and built in
+    with pytest.raises(KernelUnavailable, match=r"fetched without all the modules .*\(brd\): run"):
+        setup.modules_of(kernel, ("qemu_fw_cfg", "brd"))
+    (apt.served / f"{DEBUG}_6.12.999-1_amd64.deb").unlink()  # which is not needed for this
+    assert run("setup")[0] == 0
+    assert setup.modules_of(kernel, setup.MODULES) == {"brd": b"module"}
+    assert kernel.vmlinux.read_bytes() == b"debug information"
+    assert _leftovers() == []
 
 
 def test_without_apt(apt: Apt, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

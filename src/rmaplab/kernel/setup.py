@@ -23,7 +23,12 @@ import msgspec
 
 from rmaplab.kernel.errors import KernelUnavailable
 
-MODULES: Final = ("qemu_fw_cfg", "brd", "virtio_blk")  # what a guest may need; what is built in is not there
+# What a guest may need, in the order in which it is loaded; what is built in is not there.
+MODULES: Final = (
+    "qemu_fw_cfg", "brd", "virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
+    "virtio_blk",
+)  # fmt: skip
+_KEPT_MODULES: Final = "modules.kept"  # says which were looked for
 SOURCE: Final = Path(__file__).parent / "guest" / "init.c"
 _COMPILE: Final = (
     "-O2 -nostdlib -static -ffreestanding -fno-stack-protector -fno-pic -no-pie -fno-asynchronous-unwind-tables"
@@ -148,6 +153,8 @@ def set_up(version: str, say: Callable[[str], None]) -> Kernel:
         compile_init()
         if not (target / "vmlinux").exists():
             _fetch(release, image, debug, target, say)
+        elif _modules_kept(target) != MODULES:
+            _fetch_modules(release, image, target, say)
     except OSError as error:
         raise KernelUnavailable(
             f"cannot write to {cache()} ({error.strerror or error}): make room there, or let XDG_CACHE_HOME name"
@@ -184,6 +191,30 @@ def _fetch(release: str, image: Package, debug: Package, target: Path, say: Call
             path.unlink()
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # whatever went wrong; renamed, it is not there any more
+
+
+def _modules_kept(directory: Path) -> tuple[str, ...]:
+    path = directory / _KEPT_MODULES
+    return tuple(path.read_text().split()) if path.exists() else ()
+
+
+def _fetch_modules(release: str, image: Package, target: Path, say: Callable[[str], None]) -> None:
+    """The kernel is there, from when fewer modules were wanted."""
+    downloads = cache() / "downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
+    say(f"{release}: {image.size / 1e6:.0f} MB to download, for modules that are not kept yet")
+    partial = cache() / f".{release}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / "modules").mkdir(parents=True)
+        path = _download(image, downloads, say)
+        _unpack(path, partial)
+        for module in (partial / "modules").iterdir():
+            module.replace(target / "modules" / module.name)
+        (partial / _KEPT_MODULES).replace(target / _KEPT_MODULES)
+        path.unlink()
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _download(package: Package, directory: Path, say: Callable[[str], None]) -> Path:
@@ -231,6 +262,7 @@ def _unpack(package: Path, target: Path) -> None:
                 data = contents.read()
                 data = lzma.decompress(data) if name.endswith(".xz") else data
                 (target / "modules" / f"{module}.ko").write_bytes(data)
+    (target / _KEPT_MODULES).write_text("\n".join(MODULES) + "\n")
     if process.wait():
         package.unlink()
         raise KernelUnavailable(f"{package.name} could not be unpacked: it was removed, try again.")
@@ -262,8 +294,18 @@ def compile_init() -> Path:
 
 
 def modules_of(kernel: Kernel, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Contents of those modules that the kernel has as modules, in order."""
+    """Contents of those modules that the kernel has as modules, in order.
+
+    :raises KernelUnavailable: the kernel is one of the cache, and some of them were not looked for when it was fetched
+    """
     if kernel.modules is None:
         return {}
     paths = {name: kernel.modules / f"{name}.ko" for name in names}
-    return {name: path.read_bytes() for name, path in paths.items() if path.exists()}
+    found = {name: path.read_bytes() for name, path in paths.items() if path.exists()}
+    unknown = set(names) - set(found) - set(_modules_kept(kernel.modules.parent))
+    if kernel.release and unknown:
+        raise KernelUnavailable(
+            f"kernel {kernel.release} was fetched without all the modules that are needed here"
+            f" ({', '.join(sorted(unknown))}): run `rmaplab kernel setup` for it once more."
+        )
+    return found

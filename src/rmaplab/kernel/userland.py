@@ -30,13 +30,9 @@ import msgspec
 
 from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.kernel.guest import Guest
-from rmaplab.kernel.setup import Kernel, cache, compile_init, modules_of
+from rmaplab.kernel.setup import MODULES, Kernel, cache, compile_init, modules_of
 
 SCRIPTS: Final = Path(__file__).parent / "guest" / "userland"
-MODULES: Final = (
-    "qemu_fw_cfg", "brd", "virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
-    "virtio_blk",
-)  # fmt: skip
 MEMORY: Final = 1024  # MiB of a guest
 _ROOM: Final = 256  # MiB that an image has beyond what is in it; what is never written takes no space
 _BASE: Final = ("dash", "coreutils")
