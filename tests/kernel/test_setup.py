@@ -135,6 +135,14 @@ def test_a_kernel_that_was_kept_with_fewer_modules_gets_the_rest(apt: Apt, run: 
     assert _leftovers() == []
 
 
+def test_modules_come_after_what_they_depend_on(tmp_path: Path) -> None:
+    needs = {"virtio": b"virtio_ring", "virtio_ring": b"", "virtio_blk": b"virtio,virtio_ring,built_in"}
+    for name, others in needs.items():
+        (tmp_path / f"{name}.ko").write_bytes(b"\x7fELF\0license=GPL\0depends=" + others + b"\0name=x\0")
+    kernel = setup.Kernel(tmp_path / "bzImage", tmp_path / "vmlinux", tmp_path)
+    assert [*setup.modules_of(kernel, setup.MODULES)] == ["virtio_ring", "virtio", "virtio_blk"]
+
+
 def test_without_apt(apt: Apt, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     status, _, err = run("setup")

@@ -23,11 +23,12 @@ import msgspec
 
 from rmaplab.kernel.errors import KernelUnavailable
 
-# What a guest may need, in the order in which it is loaded; what is built in is not there.
+# What a guest may need; what is built in is not there.
 MODULES: Final = (
     "qemu_fw_cfg", "brd", "virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
     "virtio_blk",
 )  # fmt: skip
+_DEPENDS: Final = re.compile(rb"\0depends=([^\0]*)\0")  # in a module's section .modinfo
 _KEPT_MODULES: Final = "modules.kept"  # says which were looked for
 SOURCE: Final = Path(__file__).parent / "guest" / "init.c"
 _COMPILE: Final = (
@@ -294,7 +295,7 @@ def compile_init() -> Path:
 
 
 def modules_of(kernel: Kernel, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Contents of those modules that the kernel has as modules, in order.
+    """Contents of those modules that the kernel has as modules, each after those that it depends on.
 
     :raises KernelUnavailable: the kernel is one of the cache, and some of them were not looked for when it was fetched
     """
@@ -308,4 +309,15 @@ def modules_of(kernel: Kernel, names: tuple[str, ...]) -> dict[str, bytes]:
             f"kernel {kernel.release} was fetched without all the modules that are needed here"
             f" ({', '.join(sorted(unknown))}): run `rmaplab kernel setup` for it once more."
         )
-    return found
+    ordered: dict[str, bytes] = {}
+
+    def add(name: str) -> None:
+        if name in found and name not in ordered:
+            depends = _DEPENDS.search(found[name])
+            for other in depends.group(1).decode().split(",") if depends else ():
+                add(other)
+            ordered[name] = found[name]
+
+    for name in names:
+        add(name)
+    return ordered
