@@ -226,9 +226,10 @@ PLACES: dict[str, Callable[[Reading, Memory], tuple[int, int]]] = {
 
 
 @needs_kernel
-def test_redis_is_taken_over_while_it_saves_and_a_damage_in_it_is_found() -> None:
+@pytest.mark.parametrize("version", setup.VERSIONS)
+def test_redis_is_taken_over_while_it_saves_and_a_damage_in_it_is_found(version: str) -> None:
     try:
-        kernel = setup.set_up("6.12", print)
+        kernel = setup.set_up(version, print)
         with running(PROGRAMS["redis"], kernel, print) as moments:
             guest, what = next(moments)
             memory = Memory(attach(guest, kernel.vmlinux), guest.memory)

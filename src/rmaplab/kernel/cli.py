@@ -32,7 +32,7 @@ Version = Annotated[str, typer.Option("--version", metavar="6.12|6.1", help="Whi
 Image = Annotated[Path | None, typer.Option(metavar="FILE", help="A kernel of your own: its bzImage.")]
 Vmlinux = Annotated[Path | None, typer.Option(metavar="FILE", help="The same kernel with debug information.")]
 Modules = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Its modules qemu_fw_cfg.ko and brd.ko, if they are modules.")
+    Path | None, typer.Option(metavar="DIR", help="Those of qemu_fw_cfg.ko, brd.ko and virtio*.ko that are modules.")
 ]
 CommandLine = Annotated[str, typer.Option(metavar="TEXT", help="What to add to the kernel's command line.")]
 Accelerator = Annotated[str, typer.Option(metavar="NAME", help="QEMU's accelerator: tcg or kvm.")]

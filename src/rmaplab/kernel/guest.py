@@ -146,6 +146,11 @@ class Guest:
         self.scratch = self.call(0, SCRATCH)
         self._prepare(modules)
         if disk is not None:
+            if not self.has_file("/dev/vda"):
+                raise KernelUnavailable(
+                    "the guest's kernel sees no disk: virtio_pci and virtio_blk have to be built in, or be among its"
+                    " modules, with what they depend on."
+                )
             self._mount("ext4", ROOT, "/dev/vda")
 
     def _connect(self, path: Path) -> socket.socket:

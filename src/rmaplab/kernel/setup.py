@@ -307,7 +307,8 @@ def modules_of(kernel: Kernel, names: tuple[str, ...]) -> dict[str, bytes]:
     if kernel.release and unknown:
         raise KernelUnavailable(
             f"kernel {kernel.release} was fetched without all the modules that are needed here"
-            f" ({', '.join(sorted(unknown))}): run `rmaplab kernel setup` for it once more."
+            f" ({', '.join(sorted(unknown))}): run `rmaplab kernel setup --version"
+            f" {'.'.join(kernel.release.split('.')[:2])}`, which adds them."
         )
     ordered: dict[str, bytes] = {}
 
