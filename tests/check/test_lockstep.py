@@ -10,7 +10,7 @@ from rmaplab.check.lockstep import Checker, Difference, lockstep
 from rmaplab.check.truth import Truth, invariants
 from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_FILE, PTE_KSM, PTE_WRITE, PTE_ZERO
+from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_FILE, PTE_KSM, PTE_SHIFT, PTE_WRITE, PTE_ZERO
 from rmaplab.mm.profile import PROFILES
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, VMA
@@ -158,6 +158,16 @@ def test_a_large_folio_is_found_by_any_of_its_pages() -> None:
     folios = [folio for folio in truth.mapped_folios() if folio.nr_pages == 8]
     assert [len(folio.entries) for folio in folios] == [5 + 8]
     assert Checker(machine).check(0) == []
+
+
+def test_a_page_of_a_large_folio_and_its_entry_agree_on_whether_it_is_exclusive() -> None:
+    machine = Machine(PROFILES["6.12"], [AnonVmaRmap], large_folios=3)
+    player = Player(machine, header(), batch=False)
+    for event in (START, Event("mmap", 1, BASE, 8 * PAGE, RW, FIXED), Event("fault", 1, BASE, PAGE, flags=FAULT_WRITE)):
+        player.do(event)
+    assert invariants(machine, Truth(machine)) == []
+    machine.folios.exclusive.m[machine.mm_of(1).page_table.get(BASE + 3 * PAGE) >> PTE_SHIFT] = False
+    assert any("do not agree on whether it is exclusive" in wrong for wrong in invariants(machine, Truth(machine)))
 
 
 # Each invariant of the machine, broken by hand.

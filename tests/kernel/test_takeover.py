@@ -61,6 +61,7 @@ class Writer:
         assert isinstance(design, AnonVmaRmap)
         self.design = design
         self.addresses: dict[object, int] = {}
+        self.exclusive: set[int] = set()  # pages
         for mm in machine.mms.values():
             self.mm(mm)
         for address in list(self.snapshot.anon_vmas):
@@ -83,6 +84,8 @@ class Writer:
                     its.entries[(number << LEAF_SHIFT) + (i << 12)] = Entry(
                         kind, entry >> PTE_SHIFT, bool(entry & PTE_WRITE), bool(entry & PTE_EXCLUSIVE)
                     )
+                    if entry & PTE_ANON and entry & PTE_EXCLUSIVE:
+                        self.exclusive.add(entry >> PTE_SHIFT)
 
     def vma(self, vma: VMA, mm: int) -> Vma:
         family = self.design._family(vma)
@@ -126,6 +129,7 @@ class Writer:
                 page = self.snapshot.pages[pfn] = Page(pfn)
                 page.head, page.order = folio.head, folio.nr_pages.bit_length() - 1
                 page.index, page.mapcount = int(folios.index.v[pfn]), int(folios.mapcount.v[pfn])
+                page.exclusive = pfn in self.exclusive
                 page.ksm = bool(folios.flags.v[folio.head] & FOLIO_KSM)
                 page.anon_vma = 0 if page.ksm else anchors[int(design.anchor.v[pfn])]
                 if page.ksm:

@@ -4,7 +4,14 @@
 import pytest
 
 from mm.space import DISK, FILE, PAGE, RW, R, Space, at
-from rmaplab.mm.abi import MADV_MERGEABLE, MADV_UNMERGEABLE, MAP_FIXED, MAP_SHARED
+from rmaplab.mm.abi import (
+    MADV_DONTFORK,
+    MADV_DONTNEED,
+    MADV_MERGEABLE,
+    MADV_UNMERGEABLE,
+    MAP_FIXED,
+    MAP_SHARED,
+)
 from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_WRITE
 from rmaplab.trace.events import Event
 
@@ -366,4 +373,30 @@ def test_migration_takes_a_large_folio_as_a_whole() -> None:
     assert migrate(space, 0, 1) == 8
     assert large(space, 0) == 8
     assert space.pfn(0) != old
+    space.close()
+
+
+def test_the_first_page_decides_whether_a_large_folio_is_split_for_one_that_moves() -> None:
+    space = a_large_space()
+    space.map(20, 2)
+    space.write(0, 8)
+    space.advise(0, 1, MADV_DONTNEED)
+    assert space.machine.folios.exclusive.m[space.pfn(1) - 1]  # that was its first page, and nothing maps it any more
+    page = space.pfn(5)
+    assert uffd_move(space, 20, 5) != "EBUSY"
+    assert (space.pfn(20), large(space, 20), large(space, 6)) == (page, 1, 1)
+    space.close()
+
+
+def test_a_shared_first_page_keeps_an_exclusive_one_from_moving() -> None:
+    space = a_large_space()
+    space.map(20, 2)
+    space.write(0, 8)
+    space.advise(4, 4, MADV_DONTFORK)
+    space.fork()
+    assert uffd_move(space, 20, 5) == "EBUSY"
+    assert large(space, 5) == 8
+    space.exit(2)
+    space.advise(0, 1, MADV_DONTNEED)
+    assert uffd_move(space, 20, 5) == "EBUSY"
     space.close()

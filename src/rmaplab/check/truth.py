@@ -305,6 +305,12 @@ def _rows(machine: Machine, truth: Truth, wrong: list[str]) -> None:
     exclusive = entries & PTE_EXCLUSIVE != 0
     for i in _some(exclusive & (counted[pfns] > 1)):
         wrong.append(f"page {pfns[i]} is exclusive, but {counted[pfns[i]]} entries map it")
+    if machine.nr_large:
+        other = (folios.order.v[pfns] > 0) & (folios.exclusive.v[pfns] != exclusive) & (entries & PTE_MIGRATION == 0)
+        for i in _some(other):
+            wrong.append(
+                f"page {pfns[i]} of a large folio and the entry that maps it do not agree on whether it is exclusive"
+            )
     for i in _some(entries & (PTE_WRITE | PTE_EXCLUSIVE) == PTE_WRITE):
         wrong.append(f"page {pfns[i]} is mapped writable by an entry that is not exclusive")
     of_ksm = entries & PTE_KSM != 0

@@ -80,6 +80,10 @@ class _Script:
     def migrate(self, at: int, pages: int, pid: int = 1) -> None:
         self._add("migrate", pid, at, pages)
 
+    def move_pages(self, at: int, pages: int, to: int, pid: int = 1) -> None:
+        """UFFDIO_MOVE"""
+        self._add("uffd_move", pid, to, pages, addr2=_ARENA + at * _PAGE)
+
     def merge_same(self) -> None:
         """KSM scans all.  Pages that were written to are equal where their numbers are, modulo 4."""
         self.events.append(Event("ksm", 1, pid2=1))
@@ -812,3 +816,57 @@ def large_folios_on_heap_and_stack(s: _Script) -> None:
     s.events.append(Event("fault", 1, _HEAP, _PAGE, flags=FAULT_WRITE))
     s.stack("fault", 2, 1, flags=FAULT_WRITE)
     s.stack("fault", -3, 1, flags=FAULT_WRITE)
+
+
+# UFFDIO_MOVE out of a large folio: its first page decides whether it is split, the page itself whether it moves
+
+
+@_aimed_large
+def large_folio_from_which_pages_move(s: _Script) -> None:
+    s.map(0, 16)
+    s.map(32, 16)
+    s.write(5)
+    s.write(9)
+    s.move_pages(5, 2, 33)
+    s.move_pages(9, 1, 5)
+    s.write(34)
+
+
+@_aimed_large
+def first_page_gone_that_was_exclusive(s: _Script) -> None:
+    s.map(0, 16)
+    s.map(32, 16)
+    s.write(0, 16)
+    s.advise(0, 1, abi.MADV_DONTNEED)
+    s.move_pages(5, 1, 33)
+    s.map(64, 16)
+    s.write(64, 16)
+    s.advise(64, 1, abi.MADV_DONTNEED)
+    s.fork(2)
+    s.move_pages(69, 1, 37)
+    s.move_pages(70, 1, 37, pid=2)
+
+
+@_aimed_large
+def first_page_gone_that_was_shared(s: _Script) -> None:
+    s.map(0, 16)
+    s.map(32, 16)
+    s.write(0, 16)
+    s.advise(4, 12, abi.MADV_DONTFORK)
+    s.fork(2)
+    s.move_pages(5, 1, 33)
+    s.exit(2)
+    s.move_pages(6, 1, 33)
+    s.advise(0, 1, abi.MADV_DONTNEED)
+    s.move_pages(7, 1, 33)
+
+
+@_aimed_large
+def first_page_exclusive_and_others_shared(s: _Script) -> None:
+    s.map(0, 16)
+    s.map(32, 16)
+    s.write(0, 16)
+    s.advise(0, 4, abi.MADV_DONTFORK)
+    s.fork(2)
+    s.move_pages(5, 1, 33, pid=2)
+    s.move_pages(1, 1, 33)

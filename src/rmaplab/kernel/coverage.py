@@ -15,7 +15,8 @@ from rmaplab.mm.vma import VM_GROWSDOWN
 
 LARGE: Final = (
     "large folio: mapped whole", "large folio: mapped in part", "large folio: shared by processes",
-    "large folio: in two VMAs", "large folio: split",
+    "large folio: in two VMAs", "large folio: split", "large folio: first page mapped nowhere and exclusive",
+    "large folio: first page mapped nowhere and not exclusive",
 )  # fmt: skip
 # Of a merge: those of mm/vma.c (vma_merge_new_range(), vma_merge_existing_range()), which are the eight cases of
 # vma_merge() in 6.1 in the order 2, 3, 1, 7, 5, 8, 4, 6.
@@ -153,6 +154,9 @@ class Coverage:
                 parts[page.head] += 1
                 if page.mapcount > 1:
                     reached.add("large folio: shared by processes")
+                if page.head not in after.pages:
+                    how = "exclusive" if page.first_exclusive else "not exclusive"
+                    reached.add(f"large folio: first page mapped nowhere and {how}")
         for head, count in parts.items():
             reached.add(f"large folio: mapped {'whole' if count == 1 << after.pages[head].order else 'in part'}"
                         if head in after.pages else "large folio: mapped in part")  # fmt: skip

@@ -202,7 +202,8 @@ class _Importer:
     # Folios
 
     def _make_folios(self) -> None:
-        """A folio of ours for each of theirs, also for pages of large ones that nobody maps."""
+        """A folio of ours for each of theirs, also for pages of large ones that nobody maps (of which alone it is not
+        known whether they are exclusive)."""
         folios, pages = self.machine.folios, self.columns.pages
         single = pages.order == 0
         self.pfns[single] = folios.alloc_run(0, int(single.sum()))
@@ -215,6 +216,7 @@ class _Importer:
             self.pfns[members] = mine + pages.pfn[members] - head
         self.machine.nr_large += len(heads)
         folios.index.v[self.pfns] = pages.index
+        folios.exclusive.v[self.pfns] = pages.exclusive
         entries = self.columns.entries
         anon = entries.kind == rows.ANON
         folios.mapcount.v[self.pfns] = np.bincount(entries.page[anon], minlength=len(pages))

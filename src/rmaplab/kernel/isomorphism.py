@@ -12,7 +12,8 @@ one to one:
 Compared are, of a VMA: range, page offset, flags, file, own anon_vma, the chain in its order; of an anon_vma:
 root, parent, refcount, child and active counts, and the VMAs in its interval tree in their order; of an entry:
 kind, page or slot, whether it is writable; of a page: mapcount, exclusivity, index, anon_vma, KSM, the folio's
-order and the page's place in it; of a swap slot: whether its entries are exclusive.
+order, the page's place in it, and whether its first page is exclusive, mapped or not; of a swap slot: whether its
+entries are exclusive.
 """
 
 from __future__ import annotations
@@ -259,6 +260,9 @@ class _Comparison:
             raise _Found(where, "order of the folio", page.order, folios.order.m[pfn])
         if page.pfn - page.head != pfn - folios.head.m[pfn]:
             raise _Found(where, "place in the folio", page.pfn - page.head, pfn - folios.head.m[pfn])
+        first = folios.exclusive.m[folios.head.m[pfn]]
+        if page.order and page.first_exclusive != first:
+            raise _Found(where, "first page of the folio is exclusive", page.first_exclusive, first)
         cached = folios.head.m[pfn] in self._machine.slot_of
         if page.swapcache != cached:
             raise _Found(where, "folio is in the swap cache", page.swapcache, cached)

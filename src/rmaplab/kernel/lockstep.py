@@ -38,11 +38,8 @@ from rmaplab.trace.play import Player
 
 # Not with large folios, for what the model has not.  What one that goes to swap leaves there, and what comes back,
 # depends on which places lie one after the other in swap (mm/memory.c alloc_swap_folio()).  Whether zeroes give way to
-# the zero page in a split depends on the folio's own mlock count, and whether UFFDIO_MOVE takes a page on the
-# exclusivity of the folio's first, mapped or not (mm/userfaultfd.c move_pages_pte()).
-NOT_WITH_LARGE_FOLIOS: Final = frozenset(
-    ("swap_out", "uffd_move", "mlock", "munlock", "mlockall", "munlockall")
-)
+# the zero page in a split depends on the folio's own mlock count.
+NOT_WITH_LARGE_FOLIOS: Final = frozenset(("swap_out", "mlock", "munlock", "mlockall", "munlockall"))
 
 
 class Disagreement(msgspec.Struct, frozen=True):

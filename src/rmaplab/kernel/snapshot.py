@@ -94,9 +94,13 @@ class Vma:
 
 class Page:
     """struct page of an anonymous page.  `anon_vma` is what its folio points to (of a KSM page: its stable node),
-    `index` this page's page offset, `head` and `order` its folio."""
+    `index` this page's page offset, `head` and `order` its folio.  `first_exclusive` is about the first page of the
+    folio, mapped or not."""
 
-    __slots__ = ("anon_vma", "exclusive", "head", "index", "ksm", "mapcount", "order", "pfn", "swap", "swapcache")
+    __slots__ = (
+        "anon_vma", "exclusive", "first_exclusive", "head", "index", "ksm", "mapcount", "order", "pfn", "swap",
+        "swapcache",
+    )  # fmt: skip
 
     def __init__(self, pfn: int) -> None:
         self.pfn = pfn
@@ -106,6 +110,7 @@ class Page:
         self.index = 0
         self.mapcount = 0
         self.exclusive = False
+        self.first_exclusive = False
         self.ksm = False
         self.swapcache = False
         self.swap = 0  # the swap entry whose contents it caches
@@ -405,6 +410,7 @@ class Reader:
             page.head = (head - memory.vmemmap) // self.page_size
             head_flags, _, mapping, index, _, private = self._page.at(memory, head)
             index += pfn - page.head
+        page.first_exclusive = head_flags & self._anon_exclusive != 0
         if head_flags & self._head_flag:
             head = memory.vmemmap + page.head * self.page_size
             page.order = bytes(memory.read(head + self._folio_order, 1))[0]

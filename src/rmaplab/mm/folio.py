@@ -10,6 +10,8 @@ Invariants
 - `mapcount[pfn]` is the number of present page-table entries that map this very page.
 - `index[pfn]` is the page offset at which the page was first mapped: pgoff of the VMA plus distance.
 - a page that is exclusive (see pagetable.py) is mapped by exactly one entry.
+- `exclusive[pfn]`, of a page of a large folio, is Linux's PageAnonExclusive(): what PTE_EXCLUSIVE of an entry that
+  maps it says, and what the last such entry said once nothing maps it any more.  Of small folios it means nothing.
 - a free row has order -1.
 
 Locking: a row is changed under the page-table lock of an entry that maps it, or while nothing does.
@@ -70,6 +72,7 @@ class Folios:
         self.flags = self.column(np.uint8)  # FOLIO_*, in every row of it
         self.mapcount = self.column(np.int32)  # of this page
         self.index = self.column(np.int64)  # of this page
+        self.exclusive = self.column(np.bool_)  # of this page, if its folio is large
         self._next = 512  # never used so far; low numbers are left free so that pfn 0 means none
         self._free: Int32s = np.zeros(4096, dtype=np.int32)  # order-0 rows, a stack
         self._nr_free = 0
@@ -152,6 +155,7 @@ class Folios:
         self.order.v[pfn : pfn + nr_pages] = order
         self.flags.v[pfn : pfn + nr_pages] = FOLIO_ANON
         self.mapcount.v[pfn : pfn + nr_pages] = 0
+        self.exclusive.v[pfn : pfn + nr_pages] = False
         self.index.v[pfn : pfn + nr_pages] = np.arange(index, index + nr_pages)
         self._count(nr_pages)
         return pfn

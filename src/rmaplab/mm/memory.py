@@ -426,6 +426,7 @@ def _new_large(system: System, vma: VMA, addr: int, leaf: Leaf, i: int) -> bool:
     for design in system.designs:
         design.folio_mapped(vma, start, pfn, nr_pages)
     folios.mapcount.v[pfn : pfn + nr_pages] = 1
+    folios.exclusive.v[pfn : pfn + nr_pages] = True
     flags = _NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY
     entries[:] = (np.arange(pfn, pfn + nr_pages, dtype=np.int64) << PTE_SHIFT) | flags
     leaf.used += nr_pages
@@ -840,9 +841,12 @@ def _share_few(system: System, entries: list[int]) -> None:
     """_share_entries() of a few, none of which is none."""
     system.entries_copied.count += len(entries)
     mapcount = system.folios.mapcount.m
+    exclusive = system.folios.exclusive.m if system.nr_large else None
     for entry in entries:
         if entry & PTE_ANON:
             mapcount[entry >> PTE_SHIFT] += 1
+            if exclusive is not None:
+                exclusive[entry >> PTE_SHIFT] = False
         elif entry & PTE_SWAP:
             system.swap[entry >> PTE_SHIFT].count += 1
 
@@ -858,6 +862,8 @@ def _share_entries(system: System, copied: list[Int64s]) -> None:
             np.add.at(system.folios.mapcount.v, anon, 1)
         else:
             system.folios.mapcount.v[anon] += 1
+        if system.nr_large:
+            system.folios.exclusive.v[anon] = False
     if system.swap and len(anon) != len(entries):
         for entry in entries[(entries & PTE_SWAP) != 0]:
             system.swap[int(entry) >> PTE_SHIFT].count += 1
@@ -876,6 +882,7 @@ def _copy_entry(system: System, source: MM, target: MM, addr: int) -> None:
             if entry & PTE_ANON:
                 system.mapcount_grows(entry >> PTE_SHIFT)
                 system.folios.mapcount.m[entry >> PTE_SHIFT] += 1
+                system.folios.exclusive.m[entry >> PTE_SHIFT] = False
             elif entry & PTE_SWAP:
                 system.swap[entry >> PTE_SHIFT].count += 1
             leaf.m[i] = entry

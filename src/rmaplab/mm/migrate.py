@@ -13,7 +13,15 @@ from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_PARTLY
 from rmaplab.mm.locking import lock_leaf
 from rmaplab.mm.memory import partly_mapped, split_folio
-from rmaplab.mm.pagetable import LEAF_ENTRIES, PTE_ANON, PTE_DIRTY, PTE_FLAGS, PTE_MIGRATION, PTE_SHIFT
+from rmaplab.mm.pagetable import (
+    LEAF_ENTRIES,
+    PTE_ANON,
+    PTE_DIRTY,
+    PTE_EXCLUSIVE,
+    PTE_FLAGS,
+    PTE_MIGRATION,
+    PTE_SHIFT,
+)
 from rmaplab.mm.reclaim import addresses, isolate, maps
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT
@@ -71,6 +79,7 @@ def unmap(system: System, head: int) -> int:
                     system.folios.set_flag(head, FOLIO_DIRTY)
                 system.flush_entry(vma.mm)  # at once, under all locks: kcompactd and move_pages(2) defer nothing
                 system.drop_mapcount(entry >> PTE_SHIFT)
+                system.folios.exclusive.m[entry >> PTE_SHIFT] = False  # the entry keeps it
                 hits += 1
             leaf.lock.unlock()
         system.walk_hits.count += hits > 0
@@ -139,6 +148,7 @@ def _restore_at(system: System, mm: MM, addr: int, old: int, new: int) -> int:
     if found:
         system.mapcount_grows(pfn)
         system.folios.mapcount.m[pfn] += 1
+        system.folios.exclusive.m[pfn] = entry & PTE_EXCLUSIVE != 0
         leaf.m[i] = pfn << PTE_SHIFT | entry & PTE_FLAGS & ~PTE_MIGRATION | PTE_ANON
     leaf.lock.unlock()
     return 1 if found else 0

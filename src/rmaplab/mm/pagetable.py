@@ -10,7 +10,8 @@ number (or a swap slot).  Exactly one of the kind bits is set in an entry that i
 
 Invariants
 - PTE_EXCLUSIVE is Linux's PageAnonExclusive() for a present entry, and the exclusive flag of a swap or
-  migration entry.  An exclusive page is mapped by one entry only, so the entry can carry the flag.
+  migration entry.  An exclusive page is mapped by one entry only, so the entry can carry the flag.  What a page of a
+  large folio keeps of it when that entry goes is in folio.py (`exclusive`).
 - PTE_WRITE in an anonymous entry implies PTE_EXCLUSIVE.
 - `used` of a leaf is the number of its entries that are not none; a leaf without any may be dropped.
 

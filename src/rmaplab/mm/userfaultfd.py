@@ -78,14 +78,17 @@ def _move_one(system: System, target_vma: VMA, target: int, source_vma: VMA, sou
     if entry == 0:
         return -ENOENT
     if entry & PTE_ANON:
-        if entry & PTE_KSM or not entry & PTE_EXCLUSIVE:
-            return -EBUSY
         folios = system.folios
         pfn = entry >> PTE_SHIFT
         head: int = folios.head.m[pfn]
         if folios.order.m[head] > 0:
+            # Asked of the first page, mapped or not, whichever page is to move; after the split, of that one.
+            if not folios.exclusive.m[head]:
+                return -EBUSY
             split_folio(system, head)
             return _move_one(system, target_vma, target, source_vma, source)
+        if entry & PTE_KSM or not entry & PTE_EXCLUSIVE:
+            return -EBUSY
         folios.index.m[pfn] = target_vma.pgoff + ((target - target_vma.start) >> PAGE_SHIFT)
         for design in system.designs:
             design.folio_moved(target_vma, target, pfn)
