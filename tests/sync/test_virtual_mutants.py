@@ -14,6 +14,7 @@ import pytest
 
 from rmaplab.sync.locks import SpinLock
 from sync import test_virtual as checks
+from sync import test_waking as waking
 
 SOURCE = (resources.files("rmaplab.sync") / "virtual.py").read_text()
 
@@ -90,8 +91,8 @@ MUTANTS: dict[str, tuple[str, str, Callable[[], object]]] = {
         lambda: checks.test_with_one_cpu_time_is_the_sum_of_work(),
     ),
     "operations are not in the order of time": (
-        "        if events and events[0].at <= task.time:\n            self._announce(task.time, task)",
-        "        if False:\n            self._announce(task.time, task)",
+        "        while events and events[0].at <= task.time:\n            self._announce(task.time, task)",
+        "        while False:\n            self._announce(task.time, task)",
         lambda: checks.test_tasks_that_compute_and_lock_are_machines_and_a_repairman(4, 2.0),
     ),
     "a lock is free before it is given back": (
@@ -179,6 +180,11 @@ MUTANTS: dict[str, tuple[str, str, Callable[[], object]]] = {
         "task.unflushed and not if_dirty",
         lambda: checks.test_deferred_flushes_are_one(True),
     ),
+    "who gives a lock back takes the next before it wakes a sleeper": (
+        "            if not task.interrupted:\n                return",
+        "            return",
+        lambda: waking.test_who_wakes_a_sleeper_does_so_before_anything_else(),
+    ),
     "a holder of a spin lock may sleep": (
         '            raise Finding(f"{task.name} sleeps ({what}) while it holds a spin lock")',
         "            pass",
@@ -193,7 +199,8 @@ def test_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert SOURCE.count(before) == 1, "the source has changed: say where the bug goes now"
     mutant = types.ModuleType("mutant")
     exec(compile(SOURCE.replace(before, after), f"virtual.py where {name}", "exec"), mutant.__dict__)
-    monkeypatch.setattr(checks, "VirtualTime", mutant.VirtualTime)
+    for module in (checks, waking):
+        monkeypatch.setattr(module, "VirtualTime", mutant.VirtualTime)
     monkeypatch.setattr(checks, "FEW", True)
     with pytest.raises((AssertionError, ValueError, IndexError, RecursionError, pytest.fail.Exception)):
         check()
@@ -202,7 +209,8 @@ def test_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_found_without_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     same = types.ModuleType("same")
     exec(compile(SOURCE, "virtual.py", "exec"), same.__dict__)
-    monkeypatch.setattr(checks, "VirtualTime", same.VirtualTime)
+    for module in (checks, waking):
+        monkeypatch.setattr(module, "VirtualTime", same.VirtualTime)
     monkeypatch.setattr(checks, "FEW", True)
     for _, _, check in MUTANTS.values():
         check()

@@ -620,11 +620,15 @@ class VirtualTime(Scheduler):
         """All that happens before the clock of `task` happens now."""
         self._charge(task)
         events = self.events
-        if events and events[0].at <= task.time:
+        while events and events[0].at <= task.time:
             self._announce(task.time, task)
             self._go_on(task, self._happen(_replace_first(events, task)))
-        else:
-            self.now = task.time
+            if not task.interrupted:
+                return
+            # A lock that it had given back went to a sleeper: it woke that one before it came here (wake_up_q()).
+            task.time += task.interrupted
+            task.interrupted = 0
+        self.now = task.time
 
     def _others(self, task: Task) -> None:
         """Let events happen until it is the turn of `task`, for which there is one, or will be."""
