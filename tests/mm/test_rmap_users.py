@@ -7,12 +7,14 @@ from mm.space import DISK, FILE, PAGE, RW, R, Space, at
 from rmaplab.mm.abi import (
     MADV_DONTFORK,
     MADV_DONTNEED,
+    MADV_FREE,
     MADV_MERGEABLE,
     MADV_UNMERGEABLE,
     MAP_FIXED,
     MAP_SHARED,
 )
 from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_WRITE
+from rmaplab.mm.reclaim import ONCE
 from rmaplab.trace.events import Event
 
 
@@ -399,4 +401,24 @@ def test_a_shared_first_page_keeps_an_exclusive_one_from_moving() -> None:
     space.exit(2)
     space.advise(0, 1, MADV_DONTNEED)
     assert uffd_move(space, 20, 5) == "EBUSY"
+    space.close()
+
+
+def test_a_large_folio_that_was_freed_goes_without_swap() -> None:
+    space = a_large_space()
+    space.advise(0, 8, MADV_FREE)
+    assert swap_out(space, 3) == 8
+    assert [space.entry(page) for page in range(8)] == [""] * 8
+    space.close()
+
+
+def test_reclaim_drops_freed_pages_up_to_one_that_was_written_to_since() -> None:
+    space = a_large_space()
+    space.advise(0, 8, MADV_FREE)
+    space.write(2)
+    assert space.machine.swap_out(space.machine.mm_of(1), at(0), 1, ONCE) == 0
+    assert [space.entry(page) for page in range(8)] == ["", ""] + ["anon"] * 6
+    assert large(space, 2) == 8
+    assert swap_out(space, 2) == 1  # it is split, and what was never written to gives way to the zero page
+    assert [space.entry(page) for page in range(8)] == ["", "", "swap"] + ["zero"] * 5
     space.close()

@@ -870,3 +870,72 @@ def first_page_exclusive_and_others_shared(s: _Script) -> None:
     s.fork(2)
     s.move_pages(5, 1, 33, pid=2)
     s.move_pages(1, 1, 33)
+
+
+# Large folios and swap
+
+
+@_aimed_large
+def large_folio_swapped_out(s: _Script) -> None:
+    s.map(0, 32)
+    s.write(0, 8)
+    s.write(16, 16)
+    s.advise(0, 32, abi.MADV_PAGEOUT)
+    s.read(0)
+    s.write(2, 4)
+    s.fork(2)
+    s.write(3)
+    s.read(16, 3, pid=2)
+    s.write(17, 2, pid=2)
+    s.exit(1)
+    s.write(30, pid=2)
+
+
+@_aimed_large
+def large_folio_swapped_out_in_part(s: _Script) -> None:
+    s.map(0, 32)
+    s.write(0, 8)
+    s.advise(4, 2, abi.MADV_DONTNEED)
+    s.advise(0, 16, abi.MADV_PAGEOUT)
+    s.write(16)
+    s.migrate(16, 1)
+    s.advise(16, 16, abi.MADV_PAGEOUT)
+    s.read(16)
+
+
+@_aimed_large
+def large_folio_not_swapped_out_while_shared(s: _Script) -> None:
+    s.map(0, 32)
+    s.write(0, 16)
+    s.write(16)
+    s.fork(2)
+    s.advise(0, 16, abi.MADV_PAGEOUT)
+    s.advise(20, 4, abi.MADV_PAGEOUT, pid=2)
+    s.unmap(0, 4, pid=2)
+    s.advise(0, 16, abi.MADV_PAGEOUT)
+    s.exit(1)
+    s.advise(4, 28, abi.MADV_PAGEOUT, pid=2)
+
+
+@_aimed_large
+def large_folio_freed(s: _Script) -> None:
+    s.map(0, 32)
+    s.write(0)
+    s.write(16, 16)
+    s.advise(0, 32, abi.MADV_FREE)
+    s.write(21)
+    s.advise(0, 32, abi.MADV_PAGEOUT)
+    s.advise(16, 16, abi.MADV_PAGEOUT)
+
+
+@_aimed_large
+def large_folio_freed_while_shared(s: _Script) -> None:
+    s.map(0, 32)
+    s.write(0, 16)
+    s.write(16, 16)
+    s.advise(16, 16, abi.MADV_PAGEOUT)
+    s.fork(2)
+    s.advise(0, 32, abi.MADV_FREE)
+    s.advise(0, 32, abi.MADV_PAGEOUT)
+    s.exit(2)
+    s.advise(0, 32, abi.MADV_PAGEOUT)

@@ -10,23 +10,27 @@ program would use; two things need preparation or help:
 - Nor can it say which pages KSM merges: `ksm` lets ksmd scan everything, and what it merged becomes the events.
 - No program can have a shared page swapped out.  `swap_out` lets reclaim loose on the workers' control group; what
   it took becomes the events that the model plays, and the folios must then have gone everywhere alike.
+- What is in swap comes back page by page: while one is touched, its worker may have no large folios, since which the
+  kernel would bring back together depends on their places in swap.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Final
 
 from rmaplab.kernel.errors import GuestError
 from rmaplab.kernel.guest import GROUP, KSM, PEEK, POKE, THP, TOUCH, Guest
-from rmaplab.kernel.snapshot import Entry, Snapshot
+from rmaplab.kernel.snapshot import Entry, Page, Snapshot
 from rmaplab.mm.abi import CLONE_VM, EAGAIN, MADV_DONTNEED, MADV_PAGEOUT, MREMAP_FIXED, MREMAP_MAYMOVE
 from rmaplab.mm.ksm import AS_FOUND, BREAK, FORGET, SPLIT
+from rmaplab.mm.reclaim import ONCE
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry
 
+_PR_SET_THP_DISABLE: Final = 41
 _PR_SET_MM: Final = 35
 _PR_SET_MM_START_BRK: Final = 6
 _PR_SET_MM_BRK: Final = 7
@@ -109,6 +113,10 @@ class Driver:
             before = self._look(self.pids.values())
             event.result = self._madvise(event)
             return [event, *self._gone_files(before, self._look(self.pids.values()))]
+        if event.op == "fault" and self._orders:
+            swapped = self._swapped(event)
+            if swapped:
+                return self._page_by_page(event, swapped)
         event.result = self._acts[event.op](event)
         if event.op == "fault" and event.result and event.length > _PAGE:
             return self._page_by_page(event)
@@ -208,14 +216,26 @@ class Driver:
         write = int(event.flags & FAULT_WRITE != 0)
         return self.guest.call(self.slots[event.pid], TOUCH, event.addr, event.length, write)
 
-    def _page_by_page(self, event: Event) -> list[Event]:
-        """Which pages of a run could not be touched?  Those that could are touched again, which changes nothing."""
+    def _page_by_page(self, event: Event, swapped: Container[int] = ()) -> list[Event]:
+        """Which pages of a run could not be touched?  Those that could are touched again, which changes nothing.  Where
+        something is `swapped`, without large folios."""
         pages = [
             Event("fault", event.pid, event.addr + at, _PAGE, flags=event.flags) for at in range(0, event.length, _PAGE)
         ]
         for page in pages:
+            single = page.addr & -_PAGE in swapped
+            if single:
+                self._call(event, "prctl", _PR_SET_THP_DISABLE, 1, 0, 0, 0)
             page.result = self._fault(page)
+            if single:
+                self._call(event, "prctl", _PR_SET_THP_DISABLE, 0, 0, 0, 0)
         return pages
+
+    def _swapped(self, event: Event) -> set[int]:
+        """Where in the range of the event something is in swap."""
+        entries = self._look([self.pids[event.pid]]).by_pid[self.pids[event.pid]].entries
+        pages = range(event.addr & -_PAGE, event.addr + event.length, _PAGE)
+        return {addr for addr in pages if addr in entries and entries[addr].kind == "swap"}
 
     # Users of the reverse map
 
@@ -244,7 +264,8 @@ class Driver:
             self.guest.write_file(f"{KSM}/run", "0")
         after = self._look(self.pids.values())
         by_mm = {after.by_pid[guest_pid].address: pid for pid, guest_pid in sorted(self.pids.items(), reverse=True)}
-        events = self._split(before, after)
+        events = self._split(before, [page.head for page in after.pages.values() if page.order])
+        events += self._copied(before, after)
         # In the order of addresses: page frames are a matter of chance.
         first = {
             pfn: sorted((by_mm[mm], addr) for mm, addr in places if mm in by_mm)
@@ -275,17 +296,21 @@ class Driver:
         pid = min(self.pids)
         return [*events, Event("ksm", pid, pid2=pid, flags=FORGET)]
 
-    def _split(self, before: Snapshot, after: Snapshot) -> list[Event]:
-        """For each large folio that ksmd split, also in vain, and each page that it copied in vain."""
-        whole = {page.head for page in after.pages.values() if page.order}
-        seen: set[int] = set()
+    def _split(self, before: Snapshot, whole: Iterable[int]) -> list[Event]:
+        """For each large folio that was split, which are those that are not `whole`."""
+        seen = set(whole)
         events = []
         for pid, guest_pid in self.pids.items():
             for addr, entry in before.by_pid[guest_pid].entries.items():
                 page = before.pages[entry.number] if entry.kind == "anon" else None
-                if page is not None and page.order and page.head not in whole | seen:
+                if page is not None and page.order and page.head not in seen:
                     seen.add(page.head)
                     events.append(Event("ksm", pid, addr, flags=SPLIT, pid2=pid))
+        return events
+
+    def _copied(self, before: Snapshot, after: Snapshot) -> list[Event]:
+        """For each page that ksmd copied in vain."""
+        events = []
         for pid, guest_pid in self.pids.items():
             now = after.by_pid[guest_pid].entries
             for addr, entry in before.by_pid[guest_pid].entries.items():
@@ -313,7 +338,9 @@ class Driver:
         self.guest.write_file(f"{GROUP}/memory.reclaim", str(_RECLAIMED), must=False)
         after = self._look(self.pids.values())
         by_guest_pid = {guest_pid: pid for pid, guest_pid in self.pids.items()}
-        events: list[Event] = []
+        events = self._dropped(before, after)
+        # What is split and gone altogether needs no word: the model knows which folios it splits.
+        events += self._split(before, [page.head for page in before.pages.values() if not _torn(page, after)])
         taken: set[int] = set()
         for mm in before.mms.values():
             pid = by_guest_pid[mm.pids[0]]
@@ -324,6 +351,19 @@ class Driver:
                     taken.add(entry.number)
                     events.append(Event("swap_out", pid, addr, _PAGE))
         return events + self._gone_files(before, after)
+
+    def _dropped(self, before: Snapshot, after: Snapshot) -> list[Event]:
+        """For each large folio of which reclaim dropped what was not written to after MADV_FREE, up to what was."""
+        seen: set[int] = set()
+        events = []
+        for pid, guest_pid in self.pids.items():
+            now = after.by_pid[guest_pid].entries
+            for addr, entry in sorted(before.by_pid[guest_pid].entries.items()):
+                page = before.pages[entry.number] if entry.kind == "anon" else None
+                if page is not None and page.order and addr not in now and page.head not in seen:
+                    seen.add(page.head)
+                    events.append(Event("swap_out", pid, addr, _PAGE, flags=ONCE))
+        return events
 
     def _gone_files(self, before: Snapshot, after: Snapshot) -> list[Event]:
         """Shared memory is swapped out of the page cache: its entries are simply gone, as after MADV_DONTNEED."""
@@ -384,6 +424,12 @@ def _page_at(snapshot: Snapshot, mm: int, addr: int) -> int:
     """The anonymous page at an address; -1 if there is none."""
     entry = snapshot.mms[mm].entries.get(addr)
     return -1 if entry is None or entry.kind != "anon" else entry.number
+
+
+def _torn(page: Page, after: Snapshot) -> bool:
+    """Whether a page of its folio is there by itself."""
+    pages = (after.pages.get(page.head + i) for i in range(1 << page.order))
+    return any(its is not None and not its.order for its in pages)
 
 
 def _reclaimed(before: Snapshot, after: Snapshot, entry: Entry, there: Entry | None) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rmaplab.check.histories import ADVICE, Author, header, shortest
+from rmaplab.check.histories import Author, header, shortest
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.driver import Driver
 from rmaplab.kernel.guest import THP, Guest
@@ -25,21 +25,21 @@ from rmaplab.kernel.isomorphism import Difference, belongs, difference
 from rmaplab.kernel.memory import Memory
 from rmaplab.kernel.setup import Kernel, compile_init, modules_of, need_drgn
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot
-from rmaplab.mm.abi import MADV_PAGEOUT, MAP_LOCKED
+from rmaplab.mm.abi import MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_LOCKED
 from rmaplab.mm.errors import HistoryError, InvariantError
 from rmaplab.mm.machine import Machine
+from rmaplab.mm.pagetable import PTE_SWAP
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.vma import VM_MERGEABLE
+from rmaplab.mm.vma import PAGE_SIZE, VM_MERGEABLE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header
 from rmaplab.trace.play import Player
 
-# Not with large folios, for what the model has not.  What one that goes to swap leaves there, and what comes back,
-# depends on which places lie one after the other in swap (mm/memory.c alloc_swap_folio()).  Whether zeroes give way to
-# the zero page in a split depends on the folio's own mlock count.
-NOT_WITH_LARGE_FOLIOS: Final = frozenset(("swap_out", "mlock", "munlock", "mlockall", "munlockall"))
+# Not with large folios, for what the model has not: whether zeroes give way to the zero page in a split depends on the
+# folio's own mlock count.
+NOT_WITH_LARGE_FOLIOS: Final = frozenset(("mlock", "munlock", "mlockall", "munlockall"))
 
 
 class Disagreement(msgspec.Struct, frozen=True):
@@ -262,6 +262,11 @@ def possible(machine: Machine, event: Event) -> bool:
     if event.op == "swap_out":
         # A page that is in the swap cache and mapped nowhere cannot be seen from page tables when it goes.
         return all(s.cached_pfn == 0 or machine.mapcount(s.cached_pfn) for s in machine.swap.values())
+    if event.op == "madvise" and event.flags in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) and machine.nr_large:
+        # What is in swap comes back page by page (driver.py), and here it would not.
+        page_table = machine.mm_of(event.pid).page_table
+        pages = range(event.addr, event.addr + event.length, PAGE_SIZE)
+        return not any(page_table.get(addr) & PTE_SWAP for addr in pages)
     if event.op == "uffd_move":
         # Registering a VMA would merge it with neighbours that an ordinary VMA does not merge with.
         mm = machine.mm_of(event.pid)
@@ -292,7 +297,7 @@ class Random:
         known = self.lockstep.driver.known() - (NOT_WITH_LARGE_FOLIOS if large else frozenset())
         self._author = Author(
             self.lockstep.machine, random.Random(seed), [op for op in ops or sorted(known) if op in known],
-            pages=pages, processes=processes, advice=[a for a in ADVICE if not (large and a == MADV_PAGEOUT)],
+            pages=pages, processes=processes,
         )  # fmt: skip
         self._first = True
 

@@ -261,9 +261,9 @@ class Machine(System):
         """Entries, wherever, that used the folios of this range since the last time."""
         return reclaim.referenced(self, mm, addr, addr + (nr_pages << PAGE_SHIFT))
 
-    def swap_out(self, mm: MM, addr: int, nr_pages: int) -> int:
-        """Reclaim the folios of this range; returns the pages that became free."""
-        return reclaim.swap_out(self, mm, addr, addr + (nr_pages << PAGE_SHIFT))
+    def swap_out(self, mm: MM, addr: int, nr_pages: int, how: int = 0) -> int:
+        """Reclaim the folios of this range; returns the pages that became free.  `how`: reclaim.ONCE"""
+        return reclaim.swap_out(self, mm, addr, addr + (nr_pages << PAGE_SHIFT), not how & reclaim.ONCE)
 
     def migrate(self, mm: MM, addr: int, nr_pages: int) -> int:
         """Migrate the folios of this range; returns the pages that moved."""

@@ -509,8 +509,8 @@ def split_cut(system: System, mm: MM, start: int, end: int) -> None:
             continue
         head: int = folios.head.m[pfn]
         nr_pages = folios.nr_pages(head)
-        run = 1  # pages of the folio that lie here one after the other (folio_pte_batch())
-        while addr < end and pfn + run < head + nr_pages:
+        run = 1  # pages of the folio that lie here one after the other, in one leaf (folio_pte_batch())
+        while addr < end and addr & (_LEAF_SIZE - 1) and pfn + run < head + nr_pages:
             entry = mm.page_table.get(addr)
             if not entry & PTE_ANON or entry >> PTE_SHIFT != pfn + run:
                 break
@@ -999,38 +999,65 @@ def mark_lazyfree(system: System, mm: MM, start: int, end: int) -> None:
         first = (start - base) >> PAGE_SHIFT if start > base else 0
         last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
         for i in np.flatnonzero(leaf.v[first:last]).tolist():
+            if system.nr_large and _mark_large_lazyfree(system, leaf, first + i, last):
+                continue
             _mark_lazyfree_at(system, mm, base + ((first + i) << PAGE_SHIFT))
 
 
-def _cleaned(system: System, pfn: int) -> bool:
-    """Give up what swap has of the page, and that it is dirty, if nothing else maps it.  Whether it could be, or
+def _cleaned(system: System, head: int) -> bool:
+    """Give up what swap has of the folio, and that it is dirty, if nothing else maps it.  Whether it could be, or
     there was nothing to give up, so that nobody asked who maps it."""
-    flags = system.folios.flags.m
-    slot = system.slot_of.get(pfn)
-    if slot is None and not flags[pfn] & FOLIO_DIRTY:
+    folios = system.folios
+    slot = system.slot_of.get(head)
+    if slot is None and not folios.flags.m[head] & FOLIO_DIRTY:
         return True
-    if not system.trylock_folio(pfn):
+    if not system.trylock_folio(head):
         return False
-    clean = system.mapcount(pfn) == 1 and (slot is None or system.swap[slot].count == 0)
+    clean = system.mapcount(head) == folios.nr_pages(head) and (slot is None or system.swap[slot].count == 0)
     if clean:
         if slot is not None:
-            system.uncache(pfn)
-        flags[pfn] &= ~FOLIO_DIRTY & 0xFF
-    system.unlock_folio(pfn)
+            system.uncache(head)
+        folios.clear_flag(head, FOLIO_DIRTY)
+    system.unlock_folio(head)
     return clean
 
 
-def _unevictable(system: System, pfn: int) -> bool:
-    """Does a locked VMA map the page (folio_test_mlocked())?"""
+def _unevictable(system: System, head: int) -> bool:
+    """Does a locked VMA map a page of the folio (folio_test_mlocked())?"""
     if not system.mlocked:
         return False
-    walk = system.begin_walk(pfn)
+    nr_pages = system.folios.nr_pages(head)
+    walk = system.begin_walk(head)
     locked = False
-    for vma, addr in walk:
-        entry = vma.mm.page_table.get(addr)
-        locked = locked or (vma.flags & VM_LOCKED != 0 and entry & PTE_ANON != 0 and entry >> PTE_SHIFT == pfn)
+    for vma, first in walk:
+        if vma.flags & VM_LOCKED:
+            for addr in range(first, min(vma.end, first + (nr_pages << PAGE_SHIFT)), PAGE_SIZE):
+                entry = vma.mm.page_table.get(addr)
+                locked = locked or (entry & PTE_ANON != 0 and head <= entry >> PTE_SHIFT < head + nr_pages)
     system.end_walk(walk)
     return locked
+
+
+def _mark_large_lazyfree(system: System, leaf: Leaf, first: int, last: int) -> bool:
+    """Give up the large folio that entries of `leaf` from number `first` on map, if they are all before number `last`;
+    what is cut has been split.  Whether they belong to a large folio whose first page is there."""
+    folios = system.folios
+    entry: int = leaf.m[first]
+    head = entry >> PTE_SHIFT
+    if not entry & PTE_ANON or folios.order.m[head] == 0 or folios.head.m[head] != head:
+        return False
+    nr_pages = folios.nr_pages(head)
+    kept = _unevictable(system, head)
+    leaf.lock.lock()
+    entries = leaf.v[first : min(last, first + nr_pages)]
+    whole = len(entries) == nr_pages and bool(((entries & PTE_ANON) != 0).all())
+    whole = whole and bool(((entries >> PTE_SHIFT) == np.arange(head, head + nr_pages)).all())
+    if whole and _cleaned(system, head):
+        if not kept:
+            folios.set_flag(head, FOLIO_LAZYFREE)
+        entries &= ~(PTE_DIRTY | PTE_YOUNG)
+    leaf.lock.unlock()
+    return True
 
 
 def _mark_lazyfree_at(system: System, mm: MM, addr: int) -> None:

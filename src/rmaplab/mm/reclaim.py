@@ -3,13 +3,16 @@
 
 Models mm/rmap.c folio_referenced() and try_to_unmap(), with what mm/vmscan.c shrink_folio_list() does around
 it.  They walk with the leading design and believe it: a mapping that the walk misses leaves the folio
-mapped, and the caller gives up.  A large folio is split before it is swapped out; a
-kernel that has room for all of it in a row in swap splits only what is partly mapped, which leaves the same entries.
+mapped, and the caller gives up.  A large folio is split before it is swapped out; a kernel that has room for all of it
+in a row in swap splits only what is partly mapped, which leaves the same entries.  One that MADV_FREE gave up is not
+split: its clean pages go until a dirty one is found.
 
 Locking: a user holds a reference to the folio and its lock, and takes the page-table lock at each place.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE, FOLIO_REFERENCED
 from rmaplab.mm.locking import lock_leaf, unlock_leaf
@@ -27,7 +30,8 @@ from rmaplab.mm.pagetable import (
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_LOCKED, VMA
 
-_FREED_AT_ONCE = 31  # PAGEVEC_SIZE: folios that are freed together, after TLBs are flushed for all of them
+ONCE: Final = 1  # reclaim does not come by a second time for what turns out to be in use after MADV_FREE
+_FREED_AT_ONCE: Final = 31  # PAGEVEC_SIZE: folios that are freed together, after TLBs are flushed for all of them
 
 
 def addresses(system: System, vma: VMA, addr: int, head: int) -> range:
@@ -101,12 +105,13 @@ def folio_heads(system: System, mm: MM, start: int, end: int) -> list[int]:
     return list(dict.fromkeys(heads))
 
 
-def swap_out(system: System, mm: MM, start: int, end: int) -> int:
-    """Reclaim the folios mapped in [start, end).  Returns how many pages could be freed."""
+def swap_out(system: System, mm: MM, start: int, end: int, again: bool = True) -> int:
+    """Reclaim the folios mapped in [start, end).  Returns how many pages could be freed.  `again`: reclaim comes by a
+    second time, if need be."""
     freed = 0
     number = 0
     for head in isolate(system, mm, start, end):
-        freed += swap_out_folio(system, head)
+        freed += swap_out_folio(system, head, again)
         number += 1
         if number % _FREED_AT_ONCE == 0:
             system.flush_deferred()
@@ -133,6 +138,13 @@ def swap_out_folio(system: System, head: int, again: bool = True) -> int:
         system.put_folio(head)
         return 0
     nr_pages = folios.nr_pages(head)
+    if nr_pages > 1 and folios.flags.m[head] & FOLIO_LAZYFREE:
+        _try_to_unmap(system, head, -1)
+        if system.mapcount(head) == 0 or folios.flags.m[head] & FOLIO_LAZYFREE or not again:
+            freed = system.mapcount(head) == 0
+            system.unlock_folio(head)
+            system.put_folio(head)
+            return nr_pages if freed else 0
     if nr_pages > 1:
         split_folio(system, head, partly_mapped(system, head))
         system.unlock_folio(head)
@@ -172,42 +184,45 @@ def _unmap_folio(system: System, pfn: int, again: bool) -> None:
         system.uncache(pfn)  # folio_free_swap(); what the walk merely did not find keeps its room in swap
 
 
-def _try_to_unmap(system: System, pfn: int, slot: int) -> bool:
-    """Replace the entries that map the small folio `pfn` by swap entries for `slot` (or by nothing if slot
-    is -1: MADV_FREE), until none is left.  Returns whether a locked VMA ended it."""
+def _try_to_unmap(system: System, head: int, slot: int) -> bool:
+    """Replace the entries that map the folio by nothing if `slot` is -1 (MADV_FREE); those of a small one by swap
+    entries for `slot`; until none is left.  Returns whether a locked VMA ended it."""
     locked = False
-    walk = system.begin_walk(pfn)
-    for vma, addr in walk:
+    walk = system.begin_walk(head)
+    for vma, first in walk:
         system.walk_places.count += 1
         page_table = vma.mm.page_table
-        leaf = lock_leaf(page_table, addr)
-        if leaf is None:
-            continue
-        i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
-        entry: int = leaf.m[i]
-        left = 1
-        if maps(system, entry, pfn):
-            system.walk_hits.count += 1
-            if vma.flags & VM_LOCKED:
-                locked = True
-                left = 0  # the folio goes to the unevictable list
-            elif slot < 0 and (entry & PTE_DIRTY or system.folios.flags.m[pfn] & FOLIO_DIRTY):
-                system.folios.clear_flag(pfn, FOLIO_LAZYFREE)  # used again: swap-backed again
-                left = 0
-            elif slot < 0:
-                leaf.m[i] = 0
-                leaf.used -= 1
-                system.flush_later(vma.mm, entry)
-                system.tell_entry_removed(vma.mm, addr, entry)
-                left = system.drop_mapcount(pfn)
-            else:
-                system.swap[slot].count += 1
-                leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & (PTE_EXCLUSIVE | PTE_SOFT_CLEAN)
-                system.flush_later(vma.mm, entry)
-                system.tell_entry_removed(vma.mm, addr, entry)
-                left = system.drop_mapcount(pfn)
-        unlock_leaf(page_table, addr, leaf)
-        if left == 0:
+        hits = 0
+        done = False
+        for addr in addresses(system, vma, first, head):
+            leaf = lock_leaf(page_table, addr)
+            if leaf is None:
+                continue
+            i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
+            entry: int = leaf.m[i]
+            if maps(system, entry, head):
+                hits += 1
+                if vma.flags & VM_LOCKED:
+                    locked = done = True  # the folio goes to the unevictable list
+                elif slot < 0 and (entry & PTE_DIRTY or system.folios.flags.m[head] & FOLIO_DIRTY):
+                    system.folios.set_flag(head, FOLIO_DIRTY)
+                    system.folios.clear_flag(head, FOLIO_LAZYFREE)  # used again: swap-backed again
+                    done = True
+                else:
+                    if slot < 0:
+                        leaf.m[i] = 0
+                        leaf.used -= 1
+                    else:
+                        system.swap[slot].count += 1
+                        leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & (PTE_EXCLUSIVE | PTE_SOFT_CLEAN)
+                    system.flush_later(vma.mm, entry)
+                    system.tell_entry_removed(vma.mm, addr, entry)
+                    done = system.drop_mapcount(entry >> PTE_SHIFT) == 0 and system.folios.total_mapcount(head) == 0
+            unlock_leaf(page_table, addr, leaf)
+            if done:
+                break
+        system.walk_hits.count += hits > 0
+        if done:
             break
     system.end_walk(walk)
     return locked

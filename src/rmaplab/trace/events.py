@@ -17,7 +17,7 @@ call returned (an address, 0, or a negative errno).
 | brk | addr, result |
 | name | addr, length, file = position of the name in the header's `names` (an empty one takes it away), result (PR_SET_VMA_ANON_NAME) |
 | fault | addr, length: a run of pages touched one after the other; flags: FAULT_WRITE; result 0, or -EFAULT for an access that gets a signal |
-| swap_out, migrate, referenced | addr, length: what a user of the reverse map does to the folios mapped there |
+| swap_out, migrate, referenced | addr, length: what a user of the reverse map does to the folios mapped there; flags of swap_out: what a real kernel's reclaim did (mm/reclaim.py) |
 | ksm | pid, addr and pid2, addr2: two pages with the same contents, merged; flags: what a real kernel's ksmd did (mm/ksm.py) |
 | uffd_move | addr = destination, addr2 = source, length, result |
 | mark | offset = number of a checkpoint: the header may hold /proc/PID/maps of that moment |

@@ -297,7 +297,7 @@ class Player:
     # Users of the reverse map
 
     def _swap_out(self, event: Event) -> int:
-        self.machine.swap_out(self._mm(event), event.addr, event.length >> PAGE_SHIFT)
+        self.machine.swap_out(self._mm(event), event.addr, event.length >> PAGE_SHIFT, event.flags)
         return 0
 
     def _migrate(self, event: Event) -> int:
