@@ -26,7 +26,7 @@ from rmaplab.kernel.guest import GROUP, KSM, PEEK, POKE, THP, TOUCH, Guest
 from rmaplab.kernel.snapshot import Entry, Page, Snapshot
 from rmaplab.mm.abi import CLONE_VM, EAGAIN, MADV_DONTNEED, MADV_PAGEOUT, MREMAP_FIXED, MREMAP_MAYMOVE
 from rmaplab.mm.ksm import AS_FOUND, BREAK, FORGET, SPLIT
-from rmaplab.mm.reclaim import ONCE
+from rmaplab.mm.reclaim import KEPT, ONCE
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry
 
@@ -338,7 +338,8 @@ class Driver:
         self.guest.write_file(f"{GROUP}/memory.reclaim", str(_RECLAIMED), must=False)
         after = self._look(self.pids.values())
         by_guest_pid = {guest_pid: pid for pid, guest_pid in self.pids.items()}
-        events = self._dropped(before, after)
+        dropped = self._dropped(before, after)
+        events = list(dropped.values())
         # What is split and gone altogether needs no word: the model knows which folios it splits.
         events += self._split(before, [page.head for page in before.pages.values() if not _torn(page, after)])
         taken: set[int] = set()
@@ -347,23 +348,24 @@ class Driver:
             now = after.mms[mm.address].entries
             for addr, entry in sorted(mm.entries.items()):
                 there = now.get(addr)
-                if entry.kind == "anon" and entry.number not in taken and _reclaimed(before, after, entry, there):
+                if there is None or entry.kind != "anon" or entry.number in taken:
+                    continue
+                if _reclaimed(before, after, entry, there):
                     taken.add(entry.number)
-                    events.append(Event("swap_out", pid, addr, _PAGE))
+                    kept = 0 if before.pages[entry.number].head in dropped else KEPT
+                    events.append(Event("swap_out", pid, addr, _PAGE, flags=kept))
         return events + self._gone_files(before, after)
 
-    def _dropped(self, before: Snapshot, after: Snapshot) -> list[Event]:
-        """For each large folio of which reclaim dropped what was not written to after MADV_FREE, up to what was."""
-        seen: set[int] = set()
-        events = []
+    def _dropped(self, before: Snapshot, after: Snapshot) -> dict[int, Event]:
+        """By first page, each folio of which reclaim dropped what MADV_FREE had given up: all of it, or what its walk
+        came to before an entry that was written to since."""
+        dropped: dict[int, Event] = {}
         for pid, guest_pid in self.pids.items():
             now = after.by_pid[guest_pid].entries
             for addr, entry in sorted(before.by_pid[guest_pid].entries.items()):
-                page = before.pages[entry.number] if entry.kind == "anon" else None
-                if page is not None and page.order and addr not in now and page.head not in seen:
-                    seen.add(page.head)
-                    events.append(Event("swap_out", pid, addr, _PAGE, flags=ONCE))
-        return events
+                if entry.kind == "anon" and addr not in now:
+                    dropped.setdefault(before.pages[entry.number].head, Event("swap_out", pid, addr, _PAGE, flags=ONCE))
+        return dropped
 
     def _gone_files(self, before: Snapshot, after: Snapshot) -> list[Event]:
         """Shared memory is swapped out of the page cache: its entries are simply gone, as after MADV_DONTNEED."""
@@ -432,8 +434,8 @@ def _torn(page: Page, after: Snapshot) -> bool:
     return any(its is not None and not its.order for its in pages)
 
 
-def _reclaimed(before: Snapshot, after: Snapshot, entry: Entry, there: Entry | None) -> bool:
+def _reclaimed(before: Snapshot, after: Snapshot, entry: Entry, there: Entry) -> bool:
     """Whether reclaim took the page of `entry`, or gave up on it after it had entered or left the swap cache."""
-    if there is None or there.kind != "anon":
+    if there.kind != "anon":
         return True
     return before.pages[entry.number].swapcache != after.pages[there.number].swapcache

@@ -262,8 +262,8 @@ class Machine(System):
         return reclaim.referenced(self, mm, addr, addr + (nr_pages << PAGE_SHIFT))
 
     def swap_out(self, mm: MM, addr: int, nr_pages: int, how: int = 0) -> int:
-        """Reclaim the folios of this range; returns the pages that became free.  `how`: reclaim.ONCE"""
-        return reclaim.swap_out(self, mm, addr, addr + (nr_pages << PAGE_SHIFT), not how & reclaim.ONCE)
+        """Reclaim the folios of this range; returns the pages that became free.  `how`: reclaim.ONCE, reclaim.KEPT"""
+        return reclaim.swap_out(self, mm, addr, addr + (nr_pages << PAGE_SHIFT), how)
 
     def migrate(self, mm: MM, addr: int, nr_pages: int) -> int:
         """Migrate the folios of this range; returns the pages that moved."""

@@ -30,7 +30,9 @@ from rmaplab.mm.pagetable import (
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_LOCKED, VMA
 
-ONCE: Final = 1  # reclaim does not come by a second time for what turns out to be in use after MADV_FREE
+# How a real kernel's reclaim took what MADV_FREE had given up, and was in use again:
+ONCE: Final = 1  # it did not come by a second time
+KEPT: Final = 2  # ageing had come by before, so that nothing of it was dropped
 _FREED_AT_ONCE: Final = 31  # PAGEVEC_SIZE: folios that are freed together, after TLBs are flushed for all of them
 
 
@@ -105,18 +107,33 @@ def folio_heads(system: System, mm: MM, start: int, end: int) -> list[int]:
     return list(dict.fromkeys(heads))
 
 
-def swap_out(system: System, mm: MM, start: int, end: int, again: bool = True) -> int:
-    """Reclaim the folios mapped in [start, end).  Returns how many pages could be freed.  `again`: reclaim comes by a
-    second time, if need be."""
+def swap_out(system: System, mm: MM, start: int, end: int, how: int = 0) -> int:
+    """Reclaim the folios mapped in [start, end).  Returns how many pages could be freed.  `how`: ONCE, KEPT"""
     freed = 0
     number = 0
     for head in isolate(system, mm, start, end):
-        freed += swap_out_folio(system, head, again)
+        if how & KEPT:
+            _age(system, head)
+        freed += swap_out_folio(system, head, not how & ONCE)
         number += 1
         if number % _FREED_AT_ONCE == 0:
             system.flush_deferred()
     system.flush_deferred()
     return freed
+
+
+def _age(system: System, head: int) -> None:
+    """Ageing sees that the program wrote to the folio since MADV_FREE (lru_gen_look_around(), walk_pte_range())."""
+    if not system.folios.flags.m[head] & FOLIO_LAZYFREE:
+        return
+    walk = system.begin_walk(head)
+    for vma, first in walk:
+        for addr in addresses(system, vma, first, head):
+            entry = vma.mm.page_table.get(addr)
+            if maps(system, entry, head) and entry & PTE_DIRTY:
+                system.folios.set_flag(head, FOLIO_DIRTY)
+                system.folios.clear_flag(head, FOLIO_LAZYFREE)
+    system.end_walk(walk)
 
 
 def page_out(system: System, mm: MM, start: int, end: int) -> None:
