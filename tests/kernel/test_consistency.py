@@ -86,9 +86,9 @@ def test_a_damaged_structure_is_found(damage: Callable[[Snapshot], object]) -> N
 
 def test_the_model_holds_what_was_read_and_every_design_finds_its_pages() -> None:
     snapshot = family()
-    machine, ancestry, left_out = build(snapshot, of(snapshot), {}, profile_for("6.12")[0])
+    machine, ancestry, left_out, unplaced = build(snapshot, of(snapshot), {}, profile_for("6.12")[0])
     assert differences(machine, of(snapshot)) == []
-    assert (ancestry.living, ancestry.alone, left_out) == (1, 1, {})
+    assert (ancestry.living, ancestry.alone, left_out, unplaced) == (1, 1, {}, frozenset())
     assert sorted(len(folio.entries) for folio in Truth(machine).mapped_folios()) == [1, 1, 2]
     for finding in examine(machine):
         assert (finding.folios, finding.entries, finding.missing) == (3, 4, 0)
@@ -102,6 +102,6 @@ def test_the_model_holds_what_was_read_and_every_design_finds_its_pages() -> Non
 
 def test_a_mapcount_that_the_model_does_not_reproduce_is_told() -> None:
     snapshot = family()
-    machine, _, _ = build(snapshot, of(snapshot), {}, profile_for("6.12")[0])
+    machine = build(snapshot, of(snapshot), {}, profile_for("6.12")[0]).machine
     snapshot.pages[SECOND].mapcount = 2
     assert differences(machine, of(snapshot))

@@ -13,6 +13,10 @@ inferred:
 
 `examine` walks every anonymous page in each design, and holds the places against the page tables.
 
+Linux itself does not find all of KSM's: a page that fork shared becomes KSM's for all who map it, but with a place for
+one of them alone until ksmd comes by the others (mm/ksm.c try_to_merge_one_page(), stable_tree_append()).  If that one
+is a child, no walk leads to its parent.  Which entries these are is found in what was read, without any design's help.
+
 A guest that was stopped may stand in the midst of a fork or an exit.  Address spaces that no task has (yet, or any
 more) are found through the VMAs in interval trees, and are part of the state, since their entries are counted.
 """
@@ -27,7 +31,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -84,6 +88,7 @@ BELOW: Final = "mapped once, but not by whom the folio points to: the walk ends 
 NO_RECORD: Final = "the VMA is displaced, and no record says so"
 NOT_BELOW: Final = "the address space is not below the context that the folio points to"
 KSM: Final = "the page belongs to KSM, for which the design has nothing"
+UNPLACED: Final = "KSM knows no place yet that leads there: the kernel's own walk misses it, too"
 UNKNOWN: Final = "for another reason"
 
 
@@ -114,8 +119,8 @@ class Finding(msgspec.Struct):
 
     @property
     def holds(self) -> bool:
-        """Nothing is missed, or the design is known to miss something."""
-        return not self.missed or self.design in INCOMPLETE
+        """Nothing is missed but what the kernel misses, or the design is known to miss something."""
+        return not self.missed.keys() - {UNPLACED} or self.design in INCOMPLETE
 
 
 class _Importer:
@@ -258,6 +263,24 @@ class _Importer:
             self.found.places.append(FoundPlace(pfn, vma, addr, self.numbers[owner]))
         self.machine.ksm_pages[pfn] = known
 
+    def unplaced(self) -> frozenset[tuple[int, int]]:
+        """Entries of KSM's pages to which no place leads, followed as mm/ksm.c rmap_walk_ksm() does."""
+        snapshot, entries, pages = self.snapshot, self.columns.entries, self.columns.pages
+        addresses = list(snapshot.mms)
+        unplaced: set[tuple[int, int]] = set()
+        for row in np.flatnonzero(pages.ksm).tolist():
+            pfn = int(pages.pfn[row])
+            led: set[tuple[int, int]] = set()
+            for (_, addr), owner in zip(snapshot.ksm_places[pfn], snapshot.ksm_owners[pfn], strict=True):
+                tree = snapshot.anon_vmas[owner].tree if owner in snapshot.anon_vmas else []
+                vmas = (snapshot.vmas[snapshot.avcs[node.avc].vma] for node in tree)
+                led.update((vma.mm, addr) for vma in vmas if vma.start <= addr < vma.end)
+            for at in np.flatnonzero(entries.page == row).tolist():
+                mm, addr = addresses[int(entries.mm[at])], int(entries.addr[at])
+                if (mm, addr) not in led:
+                    unplaced.add((self.mms[mm].id, addr))
+        return frozenset(unplaced)
+
     def _folios(self) -> Iterator[tuple[int, VMA, int, frozenset[int]]]:
         """For each mapped folio: a row of Pages, the first VMA that maps it, the address of its first page there,
         and all address spaces that map some of it."""
@@ -314,19 +337,33 @@ class _Importer:
         return slot
 
 
+class Built(NamedTuple):
+    """A machine that holds what was read.
+
+    ancestry: how it was found
+    left_out: entries that the model has nothing for, by kind
+    unplaced: entries, by number of their address space and address, that the kernel's own walk does not find
+    """
+
+    machine: Machine
+    ancestry: Ancestry
+    left_out: dict[str, int]
+    unplaced: frozenset[tuple[int, int]]
+
+
 def build(
     snapshot: Snapshot,
     columns: Columns,
     parents: dict[int, int],
     profile: Profile,
     designs: Sequence[type[ReverseMap]] = DESIGNS,
-) -> tuple[Machine, Ancestry, dict[str, int]]:
-    """A machine that holds what `snapshot` and `columns` do; `parents` has the parent's mm of each mm where that
-    lives.  With it: how ancestry was found, and which entries were left out, by kind."""
+) -> Built:
+    """The machine for `snapshot` and `columns`; `parents` has the parent's mm of each mm where that lives."""
     tree = Tree(snapshot, parents)
     importer = _Importer(snapshot, columns, tree, profile, designs)
     importer.run()
-    return importer.machine, tree.found, {kind: count for kind, count in importer.left_out.items() if count}
+    left_out = {kind: count for kind, count in importer.left_out.items() if count}
+    return Built(importer.machine, tree.found, left_out, importer.unplaced())
 
 
 def differences(machine: Machine, columns: Columns) -> list[str]:
@@ -340,14 +377,16 @@ def differences(machine: Machine, columns: Columns) -> list[str]:
     return wrong
 
 
-def examine(machine: Machine) -> list[Finding]:
-    """Walk every mapped anonymous folio in each design."""
+def examine(machine: Machine, unplaced: frozenset[tuple[int, int]] = frozenset()) -> list[Finding]:
+    """Walk every mapped anonymous folio in each design; `unplaced` as in Built."""
     truth = Truth(machine)
     folios = list(truth.mapped_folios())
-    return [_examine(machine, design, folios) for design in machine.designs]
+    return [_examine(machine, design, folios, unplaced) for design in machine.designs]
 
 
-def _examine(machine: Machine, design: ReverseMap, folios: list[MappedFolio]) -> Finding:
+def _examine(
+    machine: Machine, design: ReverseMap, folios: list[MappedFolio], unplaced: frozenset[tuple[int, int]]
+) -> Finding:
     before = {tally.name: tally.count for tally in design.ledger.tallies.values()}
     finding = Finding(design.name, len(folios), 0, {}, 0, 0, 0, {}, {}, 0, [])
     for folio in folios:
@@ -365,6 +404,8 @@ def _examine(machine: Machine, design: ReverseMap, folios: list[MappedFolio]) ->
         finding.useful += sum(folio.mapped_at(place) for place in places)
         for mm, addr, _ in folio.unseen(places):
             reason = _reason(machine, design, folio, mm, addr)
+            if reason != KSM and (mm.id, addr) in unplaced:
+                reason = UNPLACED
             finding.missed[reason] = finding.missed.get(reason, 0) + 1
             if finding.missed[reason] == 1:
                 finding.examples.append(f"mm {mm.id} address {addr:#x} of folio {folio.head}: {reason}")
@@ -406,7 +447,7 @@ class State(msgspec.Struct):
 
     processes: address spaces that tasks have; in_between: that a fork is making or an exit is taking down
     entries:   of page tables, by kind; left_out: those that the model has nothing for, by kind
-    recovered: ... see Ancestry
+    unplaced:  entries that the kernel's own walk does not find
     """
 
     release: str
@@ -421,10 +462,11 @@ class State(msgspec.Struct):
     problems: list[str]
     ancestry: Ancestry
     findings: list[Finding]
+    unplaced: int = 0
 
     @property
     def holds(self) -> bool:
-        """Nothing is wrong with it, and the designs that are to be complete are."""
+        """Nothing is wrong with it, and the designs that are to be complete are, as far as the kernel is."""
         return not self.problems and all(finding.holds for finding in self.findings)
 
     def table(self) -> str:
@@ -442,7 +484,8 @@ class State(msgspec.Struct):
         if not self.findings:
             return "\n".join([*lines, "nothing was walked: there is no telling what a walk would meet"])
         lines += [
-            f"{self.findings[0].folios} anonymous folios, which {self.findings[0].entries} entries map",
+            f"{self.findings[0].folios} anonymous folios, which {self.findings[0].entries} entries map"
+            + (f" ({self.unplaced} of these the kernel's own walk does not find)" if self.unplaced else ""),
             f"ancestry: {a.living} were forked from one that lives (of {a.untold} only anon_vmas tell), {a.dead} from"
             f" one that died, {a.related} more are related by what died, {a.alone} share nothing with"
             f" anybody above them; {a.ghosts} dead ones left a trace; {a.taken_over} anon_vmas were taken over",
@@ -535,9 +578,10 @@ class Reading:
             {}, problems(snapshot, columns), Ancestry(), [],
         )  # fmt: skip
         if not state.problems:
-            machine, state.ancestry, state.left_out = build(snapshot, columns, self.parents, self.profile)
-            state.problems = differences(machine, columns)
-            state.findings = examine(machine)
+            built = build(snapshot, columns, self.parents, self.profile)
+            state.ancestry, state.left_out, state.unplaced = built.ancestry, built.left_out, len(built.unplaced)
+            state.problems = differences(built.machine, columns)
+            state.findings = examine(built.machine, built.unplaced)
         return state
 
 

@@ -10,7 +10,9 @@ milliseconds and read again.  What never holds is reported.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -81,47 +83,61 @@ def text(moments: Iterable[Moment]) -> str:
     return "\n\n".join(f"{moment.program}, {moment.what}\n{moment.state.table()}" for moment in moments)
 
 
-def markdown(moments: Iterable[Moment]) -> str:
-    """Two tables for a page: what was there, and what each design did with it."""
-    moments = list(moments)
-    there = [
-        "| program | moment | address spaces | VMAs | anonymous folios | mapped by entries | file, swap entries |"
-        " parent lives / died / from chains / none | anon_vmas | taken over |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    walked = [
-        "| program | moment | design | places visited | useful | longest walk | looked up on the way | entries missed |"
-        " bytes held |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for moment in moments:
-        state, a = moment.state, moment.state.ancestry
-        name = f"| {moment.program} | {moment.what} "
-        between = f" + {state.in_between}" if state.in_between else ""
-        first = state.findings[0] if state.findings else None
-        there.append(
-            f"{name}| {state.processes}{between} | {state.vmas} | {first.folios if first else '-'} |"
-            f" {first.entries if first else '-'} | {state.entries.get('file', 0)}, {state.entries.get('swap', 0)} |"
-            f" {a.living} / {a.dead} / {a.related} / {a.alone} | {state.anon_vmas} | {a.taken_over} |"
+def markdown(moments: Sequence[Moment]) -> str:
+    """Tables for a page: what was there, and then a table for each thing that designs are compared by."""
+    designs = list(dict.fromkeys(finding.design for moment in moments for finding in moment.state.findings))
+    tables = [
+        _table(
+            ["address spaces", "VMAs", "anon_vmas", "anonymous folios", "entries for them", "file entries",
+             "swap entries", "parent lives / died / from chains / none", "KSM's, without a place"],
+            moments, _there,
         )
-        for finding in state.findings:
-            useful = f"{100 * finding.useful / finding.places:.1f} %" if finding.places else "-"
-            walked.append(
-                f"{name}| {finding.design} | {finding.places} | {useful} | {finding.worst} | {_work(finding)} |"
-                f" {finding.missing} | {finding.held_bytes} |"
-            )
-    reasons: dict[str, int] = {}
+    ]  # fmt: skip
+    kinds = {design: _kinds(design, moments) for design in designs}
+    on_the_way = [f"{design}: {', '.join(kinds[design])}" for design in designs]
+    comparisons: list[tuple[str, list[str], Callable[[Finding], str]]] = [
+        ("Places visited / longest walk", designs, lambda finding: f"{finding.places} / {finding.worst}"),
+        ("Entries missed", designs, lambda finding: str(finding.missing)),
+        ("Bytes held", designs, lambda finding: str(finding.held_bytes)),
+        ("On the way", on_the_way, lambda finding: _work(finding, kinds[finding.design])),
+    ]
+    for what, columns, cell in comparisons:
+        tables.append(f"{what}:\n\n{_table(columns, moments, partial(_cells, designs, cell))}")
+    reasons: Counter[tuple[str, str]] = Counter()
     for moment in moments:
         for finding in moment.state.findings:
-            for reason, count in finding.missed.items():
-                line = f"{finding.design}: {reason}"
-                reasons[line] = reasons.get(line, 0) + count
-    why = [f"- {count} missed by {line}" for line, count in sorted(reasons.items())]
-    return "\n".join([*there, "", *walked, "", *why])
+            reasons.update({(finding.design, reason): count for reason, count in finding.missed.items()})
+    tables.append("\n".join(f"- {design} misses {n}: {reason}" for (design, reason), n in sorted(reasons.items())))
+    return "\n\n".join(table for table in tables if table)
 
 
-def _work(finding: Finding) -> str:
-    shown = ("interval tree nodes visited", "contexts visited", "vma tree look-ups", "remap tree nodes visited")
-    words = {"interval tree nodes visited": "tree nodes", "contexts visited": "contexts", "vma tree look-ups": "VMA"}
-    parts = [f"{finding.work[name]} {words.get(name, 'remap nodes')}" for name in shown if name in finding.work]
-    return ", ".join(parts)
+def _table(columns: Sequence[str], moments: Iterable[Moment], cells: Callable[[Moment], Sequence[str]]) -> str:
+    lines = [["program and moment", *columns], ["---"] * (1 + len(columns))]
+    lines += [[f"{moment.program}, {moment.what}", *cells(moment)] for moment in moments]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _there(moment: Moment) -> list[str]:
+    state, a = moment.state, moment.state.ancestry
+    first = state.findings[0] if state.findings else None
+    return [
+        f"{state.processes} + {state.in_between}" if state.in_between else str(state.processes),
+        str(state.vmas), str(state.anon_vmas), *((str(first.folios), str(first.entries)) if first else "--"),
+        str(state.entries.get("file", 0)), str(state.entries.get("swap", 0)),
+        f"{a.living} / {a.dead} / {a.related} / {a.alone}", str(state.unplaced),
+    ]  # fmt: skip
+
+
+def _cells(designs: Iterable[str], cell: Callable[[Finding], str], moment: Moment) -> list[str]:
+    findings = {finding.design: finding for finding in moment.state.findings}
+    return [cell(findings[design]) if design in findings else "-" for design in designs]
+
+
+def _kinds(design: str, moments: Iterable[Moment]) -> list[str]:
+    """What the design's walks look at on the way to places."""
+    found = [f.work for moment in moments for f in moment.state.findings if f.design == design]
+    return [kind for kind in dict.fromkeys(kind for work in found for kind in work) if kind != "rcu read sections"]
+
+
+def _work(finding: Finding, kinds: Iterable[str]) -> str:
+    return " + ".join(str(finding.work.get(kind, 0)) for kind in kinds)
