@@ -42,7 +42,7 @@ Invariants
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from random import Random
 from typing import Any, Final, cast
@@ -294,17 +294,18 @@ class VirtualTime(Scheduler):
     cost_of: nanoseconds a unit, by key: a tally's name, `alloc POOL`, `free POOL`, `lock CLASS`, and those above
     slice:   picoseconds that a task may keep its CPU while others are ready
     trace:   keep what happened when, for a timeline
-    spread:  wake-ups take up to such a part of their cost more or less, at random for a seed that is always the same
+    spread:  how many times its cost a wake-up takes: one of these, at random for a seed that is always the same; () if
+             all take as long
     """
 
     def __init__(
-        self, cpus: int, cost_of: CostOf, slice: int = SLICE, trace: bool = False, spread: float = 0.0
+        self, cpus: int, cost_of: CostOf, slice: int = SLICE, trace: bool = False, spread: Sequence[float] = ()
     ) -> None:
         if cpus < 1:
             raise ValueError(f"{cpus} CPUs cannot run anything: at least 1 is possible")
         self.cost_of: Final = cost_of
         self.slice: Final[i64] = slice
-        self.spread: Final = spread
+        self.spread: Final = list(spread)
         self.random: Final = Random(1)
         self.handover: Final[i64] = self.price(HANDOVER)
         self.context_switch: Final[i64] = self.price(CONTEXT_SWITCH)
@@ -703,7 +704,7 @@ class VirtualTime(Scheduler):
                 waker.interrupted += self.waking  # it sends an interrupt
             cost = self.wake_up
             if self.spread:
-                cost += round(int(cost) * self.spread * (2 * self.random.random() - 1))
+                cost = round(int(cost) * self.random.choice(self.spread))
             self._enter_cpu(task, cpu, cost)
             return
         task.ready_since = self.now

@@ -16,7 +16,7 @@ from rmaplab.measure.calibration.errors import CalibrationError
 from rmaplab.measure.calibration.fit import Row, fit
 from rmaplab.measure.calibration.host import PRIMITIVES, ROUNDS, Host, Progress, machine
 from rmaplab.measure.calibration.script import Script
-from rmaplab.measure.cost import HANDOVER, CostProfile, Residual, price
+from rmaplab.measure.cost import HANDOVER, WAKE_UP, WAKING, CostProfile, Residual, price
 from rmaplab.mm.profile import Profile, profile_for
 
 # Counted beside other work that has a cost: the nodes that a walk visits, say.
@@ -125,11 +125,8 @@ def calibrate(host: Host, scripts: Sequence[Script], repeats: int, progress: Pro
         if not (alone and key in BETWEEN_CPUS):
             direct[key] = host.primitive(primitive)
     lock = direct.pop("lock")
-    # To sleep and to wake somebody takes a system call each, which is not what is wanted here.
-    call = direct.pop("system call")
-    direct["context switch"] = max(direct["context switch"] - 2 * call, 0.0)
     if not alone:
-        direct["waking"] = max(direct["waking"] - call, 0.0)
+        direct[WAKE_UP] = median(host.wake_ups())
     rows = rows_of(host, scripts, repeats, progress)
     locks = {key for row in rows for key in row.counts if key.startswith("lock ")} | {"lock anon_vma root rwsem"}
     known = direct | dict.fromkeys(locks, lock) | dict.fromkeys(COVERED, 0.0)
@@ -179,9 +176,16 @@ def predict_races(
 ) -> Prediction:
     """What `costs` say of contention, in virtual time.
 
-    Where a hypervisor runs two CPUs on two threads of one core, a cache line comes over in a fifth of the time, and it
-    may change its mind by the minute.  So the handover is that of now: fitted again, to a race that is none of these.
+    Where a hypervisor runs two CPUs on two threads of one core, a cache line comes over in a fifth of the time, and a
+    sleeper sooner, too; and it may change its mind by the minute.  So what is between CPUs is that of now: waking is
+    measured again, before the races and after them, and the handover fitted to a race that is none of these.
     """
+    before = host.wake_ups(), host.primitive("waking")
     writers, *measured = races.measure(host, [races.WRITERS, *chosen], min(repeats, ROUNDS), progress)
-    now = with_handover(host, costs, writers, progress)
-    return Prediction(races.predict(now, chosen, measured, rules(), len(host.cpus), progress))
+    after = host.wake_ups(), host.primitive("waking")
+    wake_ups = [(a + b) / 2 for a, b in zip(before[0], after[0], strict=True)]
+    now = races.with_cost(costs, WAKE_UP, median(wake_ups))
+    now = races.with_cost(now, WAKING, (before[1] + after[1]) / 2)
+    now = with_handover(host, now, writers, progress)
+    spread = [wake_up / median(wake_ups) for wake_up in wake_ups]
+    return Prediction(races.predict(now, chosen, measured, rules(), len(host.cpus), spread, progress))

@@ -26,11 +26,9 @@ from rmaplab.measure.calibration.script import Script
 PRIMITIVES: Final = {
     "lock": "lock",
     "section": "rcu read sections",
-    "syscall": "system call",
     "look-up": "vma tree look-ups",
     "handover": "handover",
     "context-switch": "context switch",
-    "wake-up": "wake up",
     "waking": "waking",
     "shootdown": "shootdown",
     "interrupt": "interrupt",
@@ -112,6 +110,12 @@ class Host:
         """Nanoseconds that one of PRIMITIVES takes."""
         cpu, other = self.cpus[0], self.cpus[-1]
         return median(float(self._run([name, str(cpu), str(other)], name)) for _ in range(ROUNDS))
+
+    def wake_ups(self) -> list[float]:
+        """Nanoseconds from waking a task on another CPU until it runs: deciles, since no two take the same."""
+        cpu, other = str(self.cpus[0]), str(self.cpus[-1])
+        rounds = [self._run(["wake-ups", cpu, other], "wake-ups").split() for _ in range(ROUNDS)]
+        return [median(map(float, decile)) for decile in zip(*rounds, strict=True)]
 
     def _write(self, number: int, script: Script) -> Path:
         path = self._place / f"{number}.ops"

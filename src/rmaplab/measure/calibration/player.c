@@ -6,6 +6,7 @@
  *        player race CPUS SECONDS SCRIPT...   plays all scripts side by side, each on a CPU of its own as far as
  *                                      they go round, again and again; prints turns and nanoseconds of each
  *        player PRIMITIVE CPU OTHER    prints nanoseconds a unit of something that a kernel does all the time
+ *        player wake-ups CPU OTHER     the same of waking a task on the other CPU: deciles
  *
  * A script is an array of `struct op`, mapped as shared memory, so that no fork copies it.  All memory that it works
  * on is at addresses which it names itself.  The program is linked statically and allocates nothing, which keeps its
@@ -526,21 +527,6 @@ static double section(int cpu, int other)
 	return (double)least / TURNS;
 }
 
-static double nothing(int cpu, int other)
-{
-	long least = 1L << 60;
-
-	for (int window = 0; window < WINDOWS; window++) {
-		long begun = now();
-
-		for (int i = 0; i < TURNS; i++)
-			syscall(SYS_getppid);
-		begun = now() - begun;
-		least = begun < least ? begun : least;
-	}
-	return (double)least / TURNS;
-}
-
 /* The least time of an madvise() that changes nothing, of a page of any one of so many VMAs. */
 static double advise_one_of(int vmas)
 {
@@ -583,6 +569,36 @@ static double look_up(int cpu, int other)
 static long futex(int operation, int value)
 {
 	return syscall(SYS_futex, &pair->word, operation, value, NULL, NULL, 0);
+}
+
+static void call(void)
+{
+	syscall(SYS_getppid);
+}
+
+static void wake_nobody(void)
+{
+	futex(FUTEX_WAKE, 1);
+}
+
+static void wait_in_vain(void)
+{
+	futex(FUTEX_WAIT, pair->word + 1);	/* it has another value, so nobody sleeps */
+}
+
+static double least(void (*once)(void))
+{
+	long least = 1L << 60;
+
+	for (int window = 0; window < WINDOWS; window++) {
+		long begun = now(), took;
+
+		for (int i = 0; i < TURNS / 10; i++)
+			once();
+		took = now() - begun;
+		least = took < least ? took : least;
+	}
+	return (double)least / (TURNS / 10);
 }
 
 static void spin_until(int value)
@@ -661,18 +677,18 @@ static double handover(int cpu, int other)
 	return give_in_turn(cpu, other, 500, spin_until, 0);
 }
 
+/* In the kernel: the calls are taken off. */
 static double context_switch(int cpu, int other)
 {
-	return give_in_turn(cpu, cpu, 20, sleep_until, 1);
+	return give_in_turn(cpu, cpu, 20, sleep_until, 1) - least(wake_nobody) - least(wait_in_vain);
 }
 
 /*
- * A task wakes another, which has slept for a while on another CPU.  Sets how long it is until that one runs, and how long
- * the waker is busy with it.
+ * A task wakes another, which has slept for a moment on another CPU, as one does who waits for a lock.  Sets how long it is
+ * until that one runs, and how long the waker is busy with it, in order.  In races no CPU goes idle, so none does here.
  */
-static void wake(int cpu, int other, double *until, double *busy)
+static void wake(int cpu, int other, long *waits, long *calls)
 {
-	static long waits[WINDOWS], calls[WINDOWS];
 	pid_t child = fork();
 
 	if (child < 0)
@@ -690,7 +706,7 @@ static void wake(int cpu, int other, double *until, double *busy)
 	for (int i = 0; i < WINDOWS; i++) {
 		long begun = now(), done;
 
-		while (now() - begun < 100000)
+		while (now() - begun < 20000)
 			;
 		begun = now();
 		atomic_store(&pair->word, 2 * i + 1);
@@ -701,24 +717,32 @@ static void wake(int cpu, int other, double *until, double *busy)
 		calls[i] = done - begun;
 	}
 	reap(child);
-	*until = quartile(waits);
-	*busy = quartile(calls);
+	qsort(waits, WINDOWS, sizeof(*waits), smaller);
+	qsort(calls, WINDOWS, sizeof(*calls), smaller);
 }
 
-static double wake_up(int cpu, int other)
+/*
+ * The deciles of how long it takes until who was woken runs, in the kernel: the waker's way there and the other's way back
+ * are taken off, which are what the two calls take that find nothing to do, but for a way back and a way there.
+ */
+static void wake_ups(int cpu, int other)
 {
-	double until, busy;
+	static long waits[WINDOWS], calls[WINDOWS];
+	double ways;
 
-	wake(cpu, other, &until, &busy);
-	return until;
+	wake(cpu, other, waits, calls);
+	ways = least(wake_nobody) + least(wait_in_vain) - least(call);
+	for (int decile = 0; decile < 10; decile++)
+		printf("%.2f ", waits[(2 * decile + 1) * WINDOWS / 20] - ways);
+	printf("\n");
 }
 
 static double waking(int cpu, int other)
 {
-	double until, busy;
+	static long waits[WINDOWS], calls[WINDOWS];
 
-	wake(cpu, other, &until, &busy);
-	return busy;
+	wake(cpu, other, waits, calls);
+	return calls[WINDOWS / 2] - least(wake_nobody);
 }
 
 static void *spin(void *cpu)
@@ -836,10 +860,9 @@ static const struct {
 	const char *name;
 	double (*measure)(int cpu, int other);
 } primitives[] = {
-	{ "lock", lock }, { "section", section }, { "syscall", nothing }, { "handover", handover },
-	{ "context-switch", context_switch }, { "wake-up", wake_up }, { "waking", waking }, { "shootdown", shootdown },
-	{ "interrupt", interrupted },
-	{ "grace-period", grace_period }, { "look-up", look_up },
+	{ "lock", lock }, { "section", section }, { "handover", handover },
+	{ "context-switch", context_switch }, { "waking", waking }, { "shootdown", shootdown },
+	{ "interrupt", interrupted }, { "grace-period", grace_period }, { "look-up", look_up },
 };
 
 int main(int argc, char **argv)
@@ -864,18 +887,26 @@ int main(int argc, char **argv)
 		play(ops, end);
 		return 0;
 	}
-	if (argc > 4)
+	if (argc > 4 || (argc == 4 && !strncmp(argv[1], "wak", 3)))
 		stay_awake();
 	if (argc > 4 && !strcmp(argv[1], "race"))
 		return race(atoi(argv[2]), atof(argv[3]), argc - 4, argv + 4);
-	for (unsigned i = 0; argc == 4 && i < sizeof(primitives) / sizeof(*primitives); i++) {
-		if (!strcmp(argv[1], primitives[i].name)) {
-			pair = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-			if (pair == MAP_FAILED)
-				fail("mmap");
-			stay_on(atoi(argv[2]));
-			printf("%.2f\n", primitives[i].measure(atoi(argv[2]), atoi(argv[3])));
+	if (argc == 4) {
+		const int cpu = atoi(argv[2]), other = atoi(argv[3]);
+
+		pair = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+		if (pair == MAP_FAILED)
+			fail("mmap");
+		stay_on(cpu);
+		if (!strcmp(argv[1], "wake-ups")) {
+			wake_ups(cpu, other);
 			return 0;
+		}
+		for (unsigned i = 0; i < sizeof(primitives) / sizeof(*primitives); i++) {
+			if (!strcmp(argv[1], primitives[i].name)) {
+				printf("%.2f\n", primitives[i].measure(cpu, other));
+				return 0;
+			}
 		}
 	}
 	fprintf(stderr, "usage: %s play CPU SCRIPT | race CPUS SECONDS SCRIPT... | PRIMITIVE CPU OTHER\n", argv[0]);

@@ -33,9 +33,6 @@ TURNS: Final = 4  # that each racer is simulated for, at least, after
 WARM_UP: Final = 1
 MOST: Final = 2000.0  # nanoseconds: no handover is dearer
 STEPS: Final = 10  # of the search for it
-# A wake-up takes so much more or less, at random: as measured, where half of them lie within a fifth of the median.
-# Where all take the same time, racers fall into step, and a hundredth more or less of any cost decides into which.
-SPREAD: Final = 0.2
 
 Turn = Callable[[Script], None]
 
@@ -137,19 +134,26 @@ def _slow_downs(race: Race, related: Sequence[float], unrelated: Sequence[float]
     return {kind: a / b for kind, (a, b) in sums.items()}
 
 
-def simulate(race: Race, costs: CostProfile, profile: Profile, cpus: int) -> dict[str, float]:
-    """The same in virtual time."""
-    related = turn_times(race.related(), costs, profile, cpus, race.watched)
-    unrelated = turn_times(race.unrelated(), costs, profile, cpus, race.watched)
+def simulate(
+    race: Race, costs: CostProfile, profile: Profile, cpus: int, spread: Sequence[float] = ()
+) -> dict[str, float]:
+    """The same in virtual time, where a wake-up takes so many times its cost as one of `spread` says."""
+    related = turn_times(race.related(), costs, profile, cpus, race.watched, spread)
+    unrelated = turn_times(race.unrelated(), costs, profile, cpus, race.watched, spread)
     return _slow_downs(race, related, unrelated)
 
 
 def turn_times(
-    scripts: Sequence[Script], costs: CostProfile, profile: Profile, cpus: int, watched: float
+    scripts: Sequence[Script],
+    costs: CostProfile,
+    profile: Profile,
+    cpus: int,
+    watched: float,
+    spread: Sequence[float] = (),
 ) -> list[float]:
     """Nanoseconds that a turn of each racer takes, in `watched` milliseconds of virtual time at least; those of one
     script are relatives."""
-    time = VirtualTime(cpus, lambda key: costs.cost_of(key) or 0.0, spread=SPREAD)
+    time = VirtualTime(cpus, lambda key: costs.cost_of(key) or 0.0, spread=spread)
     machines = [Machine(profile, [AnonVmaRmap], scheduler=time) for _ in scripts]
     runners: list[_Racer] = []
     for script, machine in zip(scripts, machines, strict=True):
@@ -216,13 +220,14 @@ def predict(
     slow_downs: Sequence[dict[str, float]],
     profile: Profile,
     cpus: int,
+    spread: Sequence[float],
     progress: Progress,
 ) -> list[Residual]:
     """Measured slow-downs against predicted ones; both are no times but ratios."""
     rows = []
     for done, (race, measured) in enumerate(zip(races, slow_downs, strict=True)):
         progress("racing in virtual time", done, len(races))
-        predicted = simulate(race, costs, profile, cpus)
+        predicted = simulate(race, costs, profile, cpus, spread)
         for kind, times in measured.items():
             name = f"{race.name}: {kind}" if len(measured) > 1 else race.name
             rows.append(Residual(name, times, predicted[kind]))
