@@ -12,9 +12,11 @@ from rmaplab.mm.abi import (
     MADV_UNMERGEABLE,
     MAP_FIXED,
     MAP_SHARED,
+    MLOCK_ONFAULT,
 )
+from rmaplab.mm.memory import split_folio
 from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_WRITE
-from rmaplab.mm.reclaim import ONCE
+from rmaplab.mm.reclaim import KEPT, ONCE
 from rmaplab.trace.events import Event
 
 
@@ -421,4 +423,27 @@ def test_reclaim_drops_freed_pages_up_to_one_that_was_written_to_since() -> None
     assert large(space, 2) == 8
     assert swap_out(space, 2) == 1  # it is split, and what was never written to gives way to the zero page
     assert [space.entry(page) for page in range(8)] == ["", "", "swap"] + ["zero"] * 5
+    space.close()
+
+
+def test_nothing_is_dropped_of_what_ageing_has_seen_in_use() -> None:
+    space = a_large_space()
+    space.advise(0, 8, MADV_FREE)
+    space.write(2)
+    space.machine.swap_out(space.machine.mm_of(1), at(0), 1, KEPT)
+    assert [space.entry(page) for page in range(8)] == ["swap"] * 8
+    space.close()
+
+
+@pytest.mark.parametrize(("locked", "zeroes"), [(0, [1, 2]), (1, []), (2, [1])])
+def test_zeroes_are_kept_for_all_to_whom_a_walk_comes_after_a_locked_vma(locked: int, zeroes: list[int]) -> None:
+    space = a_large_space()
+    if locked == 1:
+        space.lock(0, 8)
+    space.fork()
+    if locked == 2:
+        space.lock(0, 8, MLOCK_ONFAULT, 2)
+    machine = space.machine
+    split_folio(machine, machine.folios.head.m[space.pfn(5)])
+    assert [pid for pid in (1, 2) if space.entry(5, pid) == "zero"] == zeroes
     space.close()

@@ -52,8 +52,8 @@ class _Script:
     def advise(self, at: int, pages: int, advice: int, pid: int = 1) -> None:
         self._add("madvise", pid, at, pages, flags=advice)
 
-    def lock(self, at: int, pages: int, pid: int = 1) -> None:
-        self._add("mlock", pid, at, pages)
+    def lock(self, at: int, pages: int, pid: int = 1, flags: int = 0) -> None:
+        self._add("mlock", pid, at, pages, flags=flags)
 
     def unlock(self, at: int, pages: int, pid: int = 1) -> None:
         self._add("munlock", pid, at, pages)
@@ -870,6 +870,56 @@ def first_page_exclusive_and_others_shared(s: _Script) -> None:
     s.fork(2)
     s.move_pages(5, 1, 33, pid=2)
     s.move_pages(1, 1, 33)
+
+
+# Large folios and mlock
+
+
+@_aimed_large
+def large_folio_locked_and_split(s: _Script) -> None:
+    s.map(0, 32)
+    s.write(0)
+    s.write(16)
+    s.lock(0, 16)
+    s.lock(20, 4)
+    s.advise(18, 4, abi.MADV_DONTFORK)
+    s.fork(2)
+    s.advise(2, 2, abi.MADV_COLD, pid=2)
+    s.unlock(0, 16)
+    s.advise(2, 2, abi.MADV_COLD)
+    s.unlock(20, 2)
+    s.advise(17, 2, abi.MADV_COLD, pid=2)
+    s.migrate(17, 1)
+
+
+@_aimed_large
+def zeroes_kept_by_who_locks_them_first(s: _Script) -> None:
+    s.map(0, 16)
+    s.write(0)
+    s.lock(0, 16)
+    s.fork(2)
+    s.migrate(0, 1)
+    s.map(32, 16)
+    s.write(32)
+    s.fork(3)
+    s.lock(32, 16, pid=3, flags=abi.MLOCK_ONFAULT)
+    s.migrate(32, 1)
+
+
+@_aimed_large
+def large_folios_populated_by_locks(s: _Script) -> None:
+    s.map(0, 32)
+    s.write(3)
+    s.lock(0, 24)
+    s.map(40, 16, flags=_ANON | abi.MAP_LOCKED)
+    s.unmap(44, 2)
+    s.advise(56, 1, abi.MADV_DONTNEED)
+    s.fork(2)
+    s.write(5)
+    s.write(6, pid=2)
+    s.events.append(Event("mlockall", 2, flags=1))
+    s.move(0, 16, 80)
+    s.write(7, pid=2)
 
 
 # Large folios and swap

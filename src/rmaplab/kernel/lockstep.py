@@ -25,21 +25,17 @@ from rmaplab.kernel.isomorphism import Difference, belongs, difference
 from rmaplab.kernel.memory import Memory
 from rmaplab.kernel.setup import Kernel, compile_init, modules_of, need_drgn
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot
-from rmaplab.mm.abi import MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_LOCKED
+from rmaplab.mm.abi import MADV_FREE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT
 from rmaplab.mm.errors import HistoryError, InvariantError
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.pagetable import PTE_SWAP
+from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_ANON, PTE_SHIFT, PTE_SWAP
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.vma import PAGE_SIZE, VM_MERGEABLE
+from rmaplab.mm.vma import PAGE_SIZE, VM_LOCKED, VM_MERGEABLE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header
 from rmaplab.trace.play import Player
-
-# Not with large folios, for what the model has not: whether zeroes give way to the zero page in a split depends on the
-# folio's own mlock count.
-NOT_WITH_LARGE_FOLIOS: Final = frozenset(("mlock", "munlock", "mlockall", "munlockall"))
 
 
 class Disagreement(msgspec.Struct, frozen=True):
@@ -259,26 +255,54 @@ def possible(machine: Machine, event: Event) -> bool:
         return True
     if event.pid not in there or (event.op == "fork" and event.pid2 in there):
         return False
+    if machine.nr_large and not _possible_with_large_folios(machine, event):
+        return False
     if event.op == "swap_out":
         # A page that is in the swap cache and mapped nowhere cannot be seen from page tables when it goes.
         return all(s.cached_pfn == 0 or machine.mapcount(s.cached_pfn) for s in machine.swap.values())
-    if event.op == "madvise" and event.flags in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) and machine.nr_large:
-        # What is in swap comes back page by page (driver.py), and here it would not.
-        page_table = machine.mm_of(event.pid).page_table
-        pages = range(event.addr, event.addr + event.length, PAGE_SIZE)
-        return not any(page_table.get(addr) & PTE_SWAP for addr in pages)
     if event.op == "uffd_move":
-        # Registering a VMA would merge it with neighbours that an ordinary VMA does not merge with.
+        # Registering a VMA would merge it with neighbours that an ordinary VMA does not merge with.  And a source
+        # without page table is reported before a target that has a page, but empty ones may be there in a kernel.
         mm = machine.mm_of(event.pid)
         source, target = mm.tree.at(event.addr2), mm.tree.at(event.addr)
+        last = (event.addr2 + max(event.length, 1) - 1) >> LEAF_SHIFT
         return (
             source is not None and target is not None and target.file is None
             and mm.tree.at(target.start - 1) is None and mm.tree.at(target.end) is None
+            and all(number in mm.page_table.leaves for number in range(event.addr2 >> LEAF_SHIFT, last + 1))
         )  # fmt: skip
     if event.op == "ksm":
         # ksmd has nothing to scan where nothing is mergeable.
         return any(vma.flags & VM_MERGEABLE for mm in machine.mms.values() for vma in mm.tree.to_list())
     return not (event.op == "exit" and len(there) == 1)
+
+
+def _possible_with_large_folios(machine: Machine, event: Event) -> bool:
+    """What is in swap comes back page by page (driver.py), so nothing may bring it back by the way.  A large folio of
+    which a locked VMA maps some may count as locked or not (docs/kernel.md): reclaim and MADV_FREE stay away."""
+    if event.op == "swap_out" or (event.op == "madvise" and event.flags == MADV_FREE):
+        return not _locks_large_folio(machine)
+    populates = event.op in ("mlock", "mprotect") or event.flags in (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
+    page_table = machine.mm_of(event.pid).page_table
+    if event.op == "mlockall" and event.flags & MCL_CURRENT:
+        return not any((leaf.v & PTE_SWAP).any() for leaf in page_table.leaves.values())
+    if event.op in ("mlock", "mprotect", "madvise") and populates:
+        pages = range(event.addr, event.addr + event.length, PAGE_SIZE)
+        return not any(page_table.get(addr) & PTE_SWAP for addr in pages)
+    return True
+
+
+def _locks_large_folio(machine: Machine) -> bool:
+    """Does a locked VMA map a page of a large folio?"""
+    if not machine.mlocked:
+        return False
+    for mm in machine.mms.values():
+        for vma in mm.tree.to_list():
+            for addr in range(vma.start, vma.end, PAGE_SIZE) if vma.flags & VM_LOCKED else ():
+                entry = mm.page_table.get(addr)
+                if entry & PTE_ANON and machine.folios.order.m[entry >> PTE_SHIFT] > 0:
+                    return True
+    return False
 
 
 class Random:
@@ -293,8 +317,7 @@ class Random:
         large_folios: int = 0, machine: type[Machine] = Machine,
     ) -> None:  # fmt: skip
         self.lockstep: Final = Lockstep(witness, None, design, coverage, large_folios, machine)
-        large = self._large = self.lockstep.machine.large_folios > 0
-        known = self.lockstep.driver.known() - (NOT_WITH_LARGE_FOLIOS if large else frozenset())
+        known = self.lockstep.driver.known()
         self._author = Author(
             self.lockstep.machine, random.Random(seed), [op for op in ops or sorted(known) if op in known],
             pages=pages, processes=processes,
@@ -307,8 +330,6 @@ class Random:
         while done < count:
             event = self._author.first() if self._first else self._author.propose()
             if event is None or not self.lockstep.possible(event):
-                continue
-            if self._large and event.op == "mmap" and event.flags & MAP_LOCKED:
                 continue
             self._first = False
             found = self.lockstep.step(event)

@@ -458,8 +458,9 @@ def partly_mapped(system: System, head: int) -> bool:
 
 def split_folio(system: System, head: int, in_place: bool = True) -> None:
     """Split the large folio into its pages (mm/huge_memory.c __split_huge_page()).  Those that nothing maps are
-    freed.  Those that were never written to give way to the zero page, unless one of their VMAs is locked (mm/migrate.c
-    try_to_map_unused_to_zeropage()), or what is split is on its way to swap and not in_place."""
+    freed.  Those that were never written to give way to the zero page (mm/migrate.c try_to_map_unused_to_zeropage()),
+    unless what is split is on its way to swap and not in_place.  Not where the VMA is locked: there the page is mapped,
+    and locked from then on, which keeps it for all to whom the walk comes later (__folio_add_anon_rmap())."""
     folios = system.folios
     nr_pages = folios.nr_pages(head)
     places: list[tuple[VMA, int]] = []
@@ -478,12 +479,15 @@ def split_folio(system: System, head: int, in_place: bool = True) -> None:
     if dirty:
         folios.set_flag(head, FOLIO_DIRTY)
     folios.split(head)
+    mlocked: set[int] = set()
     for vma, addr in places:
         entry = vma.mm.page_table.get(addr)
         pfn = entry >> PTE_SHIFT
-        if not entry & PTE_ANON or not head <= pfn < head + nr_pages or vma.flags & VM_LOCKED:
+        if not entry & PTE_ANON or not head <= pfn < head + nr_pages:
             continue
-        if not folios.flags.m[pfn] & FOLIO_WRITTEN:
+        if vma.flags & VM_LOCKED:
+            mlocked.add(pfn)
+        elif not folios.flags.m[pfn] & FOLIO_WRITTEN and pfn not in mlocked:
             leaf = lock_new_leaf(vma.mm.page_table, addr)
             leaf.m[addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)] = PTE_ZERO | PTE_YOUNG
             system.tell_entry_removed(vma.mm, addr, entry)

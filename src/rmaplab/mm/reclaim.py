@@ -32,7 +32,7 @@ from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_LOCKED, VMA
 
 # How a real kernel's reclaim took what MADV_FREE had given up, and was in use again:
 ONCE: Final = 1  # it did not come by a second time
-KEPT: Final = 2  # ageing had come by before, so that nothing of it was dropped
+KEPT: Final = 2  # ageing had seen a dirty entry, which may be gone by now, so that nothing was dropped
 _FREED_AT_ONCE: Final = 31  # PAGEVEC_SIZE: folios that are freed together, after TLBs are flushed for all of them
 
 
@@ -112,28 +112,15 @@ def swap_out(system: System, mm: MM, start: int, end: int, how: int = 0) -> int:
     freed = 0
     number = 0
     for head in isolate(system, mm, start, end):
-        if how & KEPT:
-            _age(system, head)
+        if how & KEPT and system.folios.flags.m[head] & FOLIO_LAZYFREE:
+            system.folios.set_flag(head, FOLIO_DIRTY)
+            system.folios.clear_flag(head, FOLIO_LAZYFREE)
         freed += swap_out_folio(system, head, not how & ONCE)
         number += 1
         if number % _FREED_AT_ONCE == 0:
             system.flush_deferred()
     system.flush_deferred()
     return freed
-
-
-def _age(system: System, head: int) -> None:
-    """Ageing sees that the program wrote to the folio since MADV_FREE (lru_gen_look_around(), walk_pte_range())."""
-    if not system.folios.flags.m[head] & FOLIO_LAZYFREE:
-        return
-    walk = system.begin_walk(head)
-    for vma, first in walk:
-        for addr in addresses(system, vma, first, head):
-            entry = vma.mm.page_table.get(addr)
-            if maps(system, entry, head) and entry & PTE_DIRTY:
-                system.folios.set_flag(head, FOLIO_DIRTY)
-                system.folios.clear_flag(head, FOLIO_LAZYFREE)
-    system.end_walk(walk)
 
 
 def page_out(system: System, mm: MM, start: int, end: int) -> None:
