@@ -17,8 +17,9 @@ Locks
 - Giving back a spin lock is no step: it can never be too early.  Where somebody may *see* that a lock is held,
   because he tries it or queues behind it, it is one (rwsems, and classes of locks that are declared `tried`).
 
-RCU: `rcu_call` hands an object to a grace period.  Its end is a task of its own, which may run at any time after
-every reader that was inside when it began has left.
+RCU: `rcu_call` hands an object to a grace period, which may be over as soon as every reader that was inside when it
+began has left.  So only they may still come to the object, and only until they leave: everybody else might come too
+late, and is an error at once.  Nobody has to try when grace periods end, therefore.
 
 Freed objects are poisoned: a step on one is an error, whatever the step.
 
@@ -62,29 +63,40 @@ WRITE: Final = 1
 ADD: Final = 2  # a change that nobody looks at the result of: it commutes with others of its kind
 TOUCH: Final = 3  # only asks that the object be there
 POISON: Final = 4
-NOTHING: Final = 5
+DEFER: Final = 5  # poison, but not for those that are in an RCU section by then
+NOTHING: Final = 6
 
 # Of each mode, those that it does not commute with.
+_POISONS: Final = 1 << POISON | 1 << DEFER
 _CONFLICTS: Final = (
-    1 << WRITE | 1 << ADD | 1 << POISON,
-    1 << READ | 1 << WRITE | 1 << ADD | 1 << POISON,
-    1 << READ | 1 << WRITE | 1 << POISON,
-    1 << POISON,
-    1 << READ | 1 << WRITE | 1 << ADD | 1 << TOUCH | 1 << POISON,
+    1 << WRITE | 1 << ADD | _POISONS,
+    1 << READ | 1 << WRITE | 1 << ADD | _POISONS,
+    1 << READ | 1 << WRITE | _POISONS,
+    _POISONS,
+    1 << READ | 1 << WRITE | 1 << ADD | 1 << TOUCH | _POISONS,
+    1 << READ | 1 << WRITE | 1 << ADD | 1 << TOUCH | _POISONS,
     0,
 )
 
 
-def conflicting(mode: int, other: int) -> bool:
-    """Can it matter which of two steps on one object comes first?"""
-    return _CONFLICTS[mode] >> other & 1 != 0
-
-
 class Step:
-    """One operation on one object by one task."""
+    """One operation by one task on one object, or on two.
+
+    also:   of a part, the whole that it is freed with, which has to be there; of a call, RCU; -1: no second object
+    inside: taken within an RCU section.  Whether that began before a call or after it makes a difference; when
+            within the section an object is come by does not.
+    """
 
     def __init__(
-        self, task: int, kind: int, what: str, subject: object, key: int, mode: int, whole: int = -1
+        self,
+        task: int,
+        kind: int,
+        what: str,
+        subject: object,
+        key: int,
+        mode: int,
+        also: int = -1,
+        inside: bool = False,
     ) -> None:
         self.task: Final = task
         self.kind: Final = kind
@@ -92,25 +104,43 @@ class Step:
         self.subject: Final = subject
         self.key: Final = key  # number of the object within the execution
         self.mode: Final = mode
-        self.whole: Final = whole  # number of the object that it is a part of and is freed with; -1: none
+        self.also: Final = also
+        self.also_mode: Final = ADD if kind == CALL else TOUCH
+        self.inside: Final = inside
 
     @property
     def write(self) -> bool:
         return self.mode == WRITE
 
     def depends_on(self, other: Step) -> bool:
-        if self.key == other.key:
-            return _CONFLICTS[self.mode] >> other.mode & 1 != 0
-        return (self.whole == other.key and other.mode == POISON) or (
-            other.whole == self.key and self.mode == POISON
-        )
+        """Can it matter which of the two comes first?"""
+        return self.clashes_on(self.key, other) or (self.also >= 0 and self.clashes_on(self.also, other))
+
+    def clashes_on(self, key: int, other: Step) -> bool:
+        """Can it, because of the object `key`, which is one of this step's?"""
+        if key != other.key and key != other.also:
+            return False
+        mode, its = self.mode_on(key), other.mode_on(key)
+        if _CONFLICTS[mode] >> its & 1 == 0:
+            return False
+        if mode == DEFER:
+            return its == DEFER or not other.inside
+        return its != DEFER or not self.inside
 
     def mode_on(self, key: int) -> int:
         """How it is on one of its two objects."""
-        return self.mode if self.key == key else TOUCH
+        return self.mode if self.key == key else self.also_mode
 
     def words(self) -> str:
         return f"{_VERBS[self.kind]} {self.what}".strip()
+
+
+class Freed:
+    """Who freed what, and who may still come to it: the readers that its grace period waits for."""
+
+    def __init__(self, what: str, by: str, readers: list[int], deferred: bool) -> None:
+        self.words: Final = f"{by} freed that {what}" + (", a grace period later" if deferred else "")
+        self.readers: Final = readers
 
 
 class LockState:
@@ -125,12 +155,10 @@ class LockState:
 class Task:
     """One thread of control."""
 
-    def __init__(self, number: int, name: str, body: Callable[[], None] | None) -> None:
+    def __init__(self, number: int, name: str, body: Callable[[], None]) -> None:
         self.number: Final = number
         self.name: Final = name
         self.body: Final = body
-        self.frees = name  # who is said to have freed what it frees
-        self.later = ""  # and when
         self.green: Any = None
         self.pending: Step | None = None
         self.done = False
@@ -138,14 +166,6 @@ class Task:
         self.rcu_depth = 0
         self.ready: Callable[[], bool] | None = None
         self.queued = False  # behind the readers of the rwsem that it is about to take
-        # A grace period: the readers that must leave first, and the steps that must come first: the call, and
-        # the leaving of those who did.
-        self.waits_for: list[int] = []
-        self.after: list[int] = []
-
-    def run(self) -> None:
-        if self.body is not None:
-            self.body()
 
     def at_end(self) -> bool:
         """It ran, and announced no step more."""
@@ -164,8 +184,7 @@ class Execution(Scheduler):
         self.keys: dict[int, int] = {}  # id of an object -> its number
         self.kept: list[object] = []  # keeps those ids from being used again
         self.locks: dict[int, LockState] = {}
-        self.freed: dict[int, str] = {}  # number of a freed object -> what it was, and who freed it
-        self.periods: list[Task] = []  # grace periods that are not over
+        self.freed: dict[int, Freed] = {}  # by the number of the object
         self.rcu: Final = object()
         self.subject: object = None  # what the scenario built, for who explains a failure
         self.released: list[int] = []  # keys of the spin locks given back since the last step
@@ -252,25 +271,16 @@ class Execution(Scheduler):
             if task.rcu_depth == 1:
                 # Whoever calls before that waits for it, whoever calls after it does not need to: the same.
                 self._announce(task, LEAVE, "the RCU section", self.rcu, NOTHING)
-                for period in self.periods:
-                    if task.number in period.waits_for:
-                        period.waits_for.remove(task.number)
-                        period.after.append(len(self.trace) - 1)
+                for freed in self.freed.values():
+                    if task.number in freed.readers:
+                        freed.readers.remove(task.number)
             task.rcu_depth -= 1
 
     def rcu_call(self, what: str, subject: object, then: Callable[[], None] | None = None) -> None:
         """Free `subject` after a grace period.  Nothing is used again meanwhile, so `then` need not be called."""
         task = self.current
-        if task is None:
-            return
-        self._announce(task, CALL, what, self.rcu, ADD)
-        period = Task(len(self.tasks), "grace period", None)
-        period.frees, period.later = task.name, ", a grace period later"
-        period.waits_for = [t.number for t in self.tasks if t.rcu_depth > 0]
-        period.after.append(len(self.trace) - 1)
-        period.pending = Step(period.number, FREE, what, subject, self._key(subject), POISON)
-        self.tasks.append(period)
-        self.periods.append(period)
+        if task is not None:
+            self._announce(task, CALL, what, subject, DEFER, self.rcu)
 
     def slab_free(self, what: str, subject: object, then: Callable[[], None]) -> None:
         """Nothing is used again while tasks run, so that whoever has a stale pointer is found out."""
@@ -337,8 +347,9 @@ class Execution(Scheduler):
     def _announce(
         self, task: Task, kind: int, what: str, subject: object, mode: int, whole: object = None
     ) -> None:
-        of = -1 if whole is None else self._key(whole)
-        task.pending = Step(task.number, kind, what, subject, self._key(subject), mode, of)
+        also = -1 if whole is None else self._key(whole)
+        inside = task.rcu_depth > 0
+        task.pending = Step(task.number, kind, what, subject, self._key(subject), mode, also, inside)
         self.current = None
         self.hub.switch()
         self.current = task
@@ -363,8 +374,6 @@ class Execution(Scheduler):
         if kind == WAIT:
             ready = task.ready
             return ready is None or ready()
-        if kind == FREE:
-            return not task.waits_for
         return True
 
     def must_wait(self, task: Task) -> bool:
@@ -379,7 +388,7 @@ class Execution(Scheduler):
         """Let every task run to its first step."""
         self.hub = greenlet.getcurrent()
         for task in list(self.tasks):
-            task.green = greenlet.greenlet(task.run)
+            task.green = greenlet.greenlet(task.body)
             self._resume(task)
 
     def _resume(self, task: Task) -> None:
@@ -418,20 +427,19 @@ class Execution(Scheduler):
         self.trace.append(step)
         self._look(task, step)
         if kind == FREE:
-            self.freed[step.key] = f"{task.frees} freed that {step.what}{task.later}"
-            if task.body is None:
-                task.done = True
-                task.pending = None
-                self.periods.remove(task)
-                return
+            self.freed[step.key] = Freed(step.what, task.name, [], False)
+        elif kind == CALL:
+            readers = [reader.number for reader in self.tasks if reader.rcu_depth > 0]
+            self.freed[step.key] = Freed(step.what, task.name, readers, True)
         # A section's depth changes in the task itself, just after it resumes: nothing runs in between.
         self._resume(task)
 
     def _look(self, task: Task, step: Step) -> None:
         """Is the object still there?"""
-        for key in (step.key, step.whole):
-            if key in self.freed:
-                raise Finding(f"use after free: {task.name} {step.words()} after {self.freed[key]}")
+        for key in (step.key, step.also):
+            freed = self.freed.get(key)
+            if freed is not None and (task.number not in freed.readers or step.kind in (CALL, FREE)):
+                raise Finding(f"use after free: {task.name} {step.words()} after {freed.words}")
 
     def stop(self) -> None:
         """Let go of tasks that did not come to their end."""

@@ -19,7 +19,7 @@ Invariants
 - `_Search.stack[d]` is the state before step d of the current path; the steps of the path and what happened
   before what (vector clocks) are kept with it, so that running the path again costs nothing but running it.
 - A step whose reversal with a racing one is impossible, because it had to wait for that one, is no race with it: an
-  acquisition and the release before it, a wait and what ended it, a free and the readers of its grace period.
+  acquisition and the release before it, a wait and what ended it.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from typing import Final
 from rmaplab.sync.errors import Finding
 from rmaplab.sync.execution import (
     ACQUIRE,
+    DEFER,
     DOWNGRADE,
-    FREE,
     POISON,
     READ,
     RELEASE,
+    TOUCH,
     TRY,
     WAIT,
     WRITE,
     Execution,
     Step,
     Task,
-    conflicting,
 )
 
 __all__ = [
@@ -186,7 +186,9 @@ def replay(scenario: Scenario, path: Sequence[int]) -> Failure | None:
     return perform(scenario, lambda execution: next(rest, -1))
 
 
-def wander(scenario: Scenario, count: int, seed: int, *, changes: int = 3, stop_at_first: bool = True) -> Outcome:
+def wander(
+    scenario: Scenario, count: int, seed: int, *, changes: int = 3, stop_at_first: bool = True
+) -> Outcome:
     """Run `scenario` in `count` random orders: every task has a random priority, who has the highest goes on, and
     `changes` times, at random steps, the running one gets the lowest (PCT: Burckhardt et al., ASPLOS 2010; a bug
     that needs d steps in an order is found with a probability of at least 1 / (tasks * steps ** (d - 1)) each time,
@@ -264,6 +266,9 @@ def estimate(scenario: Scenario, walks: int, seed: int) -> float:
     return total / walks
 
 
+_NONE: Final[list[int]] = []
+
+
 class _Node:
     """A state on the current path: who could go on, who has to be tried, who need not be.
 
@@ -306,9 +311,12 @@ class _Search:
         # every task that happened before it or is it, plus one.
         self.steps: Final[list[Step]] = []
         self.clocks: Final[list[list[int]]] = []
-        self.until: Final[list[int]] = []  # of a spin lock's acquisition: depth of its owner's last step before the end
+        self.until: Final[
+            list[int]
+        ] = []  # of a spin lock's acquisition: depth of its owner's last step before the end
         self.ends: Final[list[tuple[int, int]]] = []  # (depth, acquisition whose `until` was set there)
         self.by_key: Final[dict[int, list[int]]] = {}  # depths of the steps on an object, ascending
+        self.poisoned: Final[dict[int, int]] = {}  # how many of those free it
         self.by_task: Final[list[list[int]]] = []  # and of those of a task
 
     def path(self, length: int) -> list[int]:
@@ -348,9 +356,11 @@ class _Search:
                 if switches > self.preemptions:
                     del stack[depth + 1 :]
                     return True
-            execution.step(tasks[number])
-            if self.reduce and depth == len(self.steps):
-                self._take(execution, depth)
+            try:
+                execution.step(tasks[number])
+            finally:  # also of a step that breaks something: another order may break something else
+                if self.reduce and depth == len(self.steps) and depth < len(execution.trace):
+                    self._take(execution, depth)
             last = number
             depth += 1
 
@@ -401,8 +411,10 @@ class _Search:
             self.clocks.pop()
             self.until.pop()
             self.by_key[step.key].pop()
-            if step.whole >= 0:
-                self.by_key[step.whole].pop()
+            if step.also >= 0:
+                self.by_key[step.also].pop()
+            if step.mode == POISON or step.mode == DEFER:
+                self.poisoned[step.key] -= 1
             self.by_task[step.task].pop()
         while self.ends and self.ends[-1][0] >= depth:
             at = self.ends.pop()[1]
@@ -415,30 +427,27 @@ class _Search:
         """The step of `depth` was taken: find what it races with, and note what happened before it."""
         step = execution.trace[depth]
         number = step.task
-        clock = self._clock_of(execution, number)
+        clock = self._clock_of(number)
         if self.preemptions < 0:
             for before in self._races(step, clock):
                 self._reverse(before, step, clock, depth)
         happened = clock
-        depths = self.by_key.get(step.key)
-        if depths is None:
-            depths = []
-            self.by_key[step.key] = depths
-        for i in range(len(depths) - 1, -1, -1):
-            before = depths[i]
-            other = self.steps[before]
-            mode = other.mode_on(step.key)
-            if conflicting(step.mode, mode):
-                if _at(happened, other.task) <= before:
-                    end = self.until[before]
-                    happened = _join(happened, self.clocks[end if end >= 0 else before])
-                if mode == WRITE and step.mode != POISON:
-                    break  # what came before that happened before that
+        for key in self._keys_of(step):
+            for before in reversed(self.by_key.get(key, _NONE)):
+                other = self.steps[before]
+                if step.clashes_on(key, other):
+                    if _at(happened, other.task) <= before:
+                        end = self.until[before]
+                        happened = _join(happened, self.clocks[end if end >= 0 else before])
+                    if self._covers(other, step, key):
+                        break
         happened = happened + [0] * (number + 1 - len(happened))
         happened[number] = depth + 1
-        depths.append(depth)
-        if step.whole >= 0:
-            self.by_key.setdefault(step.whole, []).append(depth)
+        self.by_key.setdefault(step.key, []).append(depth)
+        if step.also >= 0:
+            self.by_key.setdefault(step.also, []).append(depth)
+        if step.mode == POISON or step.mode == DEFER:
+            self.poisoned[step.key] = self.poisoned.get(step.key, 0) + 1
         self.by_task[number].append(depth)
         self.steps.append(step)
         self.clocks.append(happened)
@@ -451,41 +460,47 @@ class _Search:
                     self.ends.append((depth, before))
                     break
 
-    def _clock_of(self, execution: Execution, number: int) -> list[int]:
+    def _clock_of(self, number: int) -> list[int]:
         """What happened before the next step of task `number`, its object left aside."""
         while len(self.by_task) <= number:
             self.by_task.append([])
         own = self.by_task[number]
-        if own:
-            return self.clocks[own[-1]]
-        clock: list[int] = []
-        for depth in execution.tasks[number].after:
-            if depth < len(self.clocks):
-                clock = _join(clock, self.clocks[depth])
-        return clock
+        return self.clocks[own[-1]] if own else []
+
+    def _keys_of(self, step: Step) -> list[int]:
+        """The objects on which earlier steps may be in its way."""
+        also = step.also
+        if also < 0 or (step.also_mode == TOUCH and not self.poisoned.get(also)):
+            return [step.key]
+        return [step.key, also]
+
+    def _covers(self, other: Step, step: Step, key: int) -> bool:
+        """Is whatever may be in the way of `step` before `other`, which is, before that as well?"""
+        return (
+            other.mode_on(key) == WRITE
+            and step.mode_on(key) != POISON
+            and step.mode_on(key) != DEFER
+            and not self.poisoned.get(key)
+        )
 
     def _races(self, step: Step, clock: list[int]) -> list[int]:
         """Depths of the steps that `step` races with, the latest first."""
-        depths = self.by_key.get(step.key)
-        if not depths:
-            return []
         found: list[int] = []
         seen = clock
         own = self.by_task[step.task]
         newest = own[-1] if own else -1
-        for i in range(len(depths) - 1, -1, -1):
-            before = depths[i]
-            other = self.steps[before]
-            mode = other.mode_on(step.key)
-            if other.task == step.task or not conflicting(step.mode, mode):
-                continue
-            if _at(seen, other.task) <= before:
-                if self._had_to_wait(step, other, before, newest):
+        for key in self._keys_of(step):
+            for before in reversed(self.by_key.get(key, _NONE)):
+                other = self.steps[before]
+                if other.task == step.task or not step.clashes_on(key, other):
                     continue
-                found.append(before)
-                seen = _join(seen, self.clocks[before])
-            if mode == WRITE and step.mode != POISON:
-                break
+                if _at(seen, other.task) <= before:
+                    if self._had_to_wait(step, other, before, newest):
+                        continue
+                    found.append(before)
+                    seen = _join(seen, self.clocks[before])
+                if self._covers(other, step, key):
+                    break
         return found
 
     def _had_to_wait(self, step: Step, other: Step, before: int, newest: int) -> bool:
@@ -495,7 +510,7 @@ class _Search:
             if other.kind == RELEASE:
                 return step.mode == READ or other.mode == WRITE
             return other.kind == DOWNGRADE
-        if kind == WAIT or kind == FREE:
+        if kind == WAIT:
             if newest >= before:
                 return False
             node = self.stack[before]
@@ -525,11 +540,8 @@ class _Search:
         if firsts[step.task] < 0:
             mine = self._begins(clock, firsts, step.task)
             if mine:
-                for at in reversed(self.by_key[step.key]):
-                    if at <= before:
-                        break
-                    other = self.steps[at]
-                    if conflicting(step.mode, other.mode_on(step.key)) and _at(self.clocks[at], racing) <= before:
+                for at in range(before + 1, depth):
+                    if step.depends_on(self.steps[at]) and _at(self.clocks[at], racing) <= before:
                         mine = False
                         break
             if mine:
@@ -560,8 +572,8 @@ class _Search:
         depth = len(self.steps)
         for task in execution.tasks:
             step = task.pending
-            if step is not None and not task.done:
-                clock = self._clock_of(execution, task.number)
+            if step is not None and not task.done and step is not self.steps[-1]:
+                clock = self._clock_of(task.number)
                 for before in self._races(step, clock):
                     self._reverse(before, step, clock, depth)
 
@@ -569,11 +581,7 @@ class _Search:
         for number, step in enumerate(steps):
             if step is None:
                 continue
-            while len(self.by_task) <= number:
-                self.by_task.append([])
-            own = self.by_task[number]
-            clock: list[int] = self.clocks[own[-1]] if own else []
-            for before in self._races(step, clock):
+            for before in self._races(step, self._clock_of(number)):
                 node = self.stack[before]
                 node.try_too(number)
                 start = before
