@@ -177,17 +177,19 @@ class Folios:
         stack[: self._nr_free] = self._free[: self._nr_free]
         self._free = stack
 
-    def free(self, head: int) -> None:
-        """The folio whose first page is `head` is gone: nothing maps it and it is not in swap."""
+    def free(self, head: int, again: bool = True) -> None:
+        """The folio whose first page is `head` is gone: nothing maps it and it is not in swap.  `again`: it may be
+        handed out again."""
         order = self.order.m[head]
         nr_pages = 1 << order
-        if order == 0:
+        if order == 0 and again:
             self.flags.m[head] = 0
             self._push_free(head)
         else:
             self.order.v[head : head + nr_pages] = -1
             self.flags.v[head : head + nr_pages] = 0
-            self._free_large[order].append(head)
+            if again:
+                self._free_large[order].append(head)
         self.in_use -= nr_pages
 
     def free_run(self, pfns: Int64s) -> None:

@@ -65,7 +65,7 @@ def lock_leaf(page_table: PageTable, addr: int) -> Leaf | None:
         leaf.lock.lock()
         if page_table.leaves.get(number) is leaf:
             return leaf
-        leaf.lock.unlock()  # freed, and perhaps made anew, before we had the lock
+        leaf.lock.unlock()  # taken out, and perhaps made anew, before we had the lock
 
 
 def lock_new_leaf(page_table: PageTable, addr: int) -> Leaf:
@@ -75,10 +75,3 @@ def lock_new_leaf(page_table: PageTable, addr: int) -> Leaf:
         leaf = lock_leaf(page_table, addr)
         if leaf is not None:
             return leaf
-
-
-def unlock_leaf(page_table: PageTable, addr: int, leaf: Leaf) -> None:
-    """Unlock; a leaf without entries goes."""
-    if leaf.used == 0:
-        page_table.drop_leaf(addr >> LEAF_SHIFT)
-    leaf.lock.unlock()

@@ -30,7 +30,7 @@ from rmaplab.mm.folio import (
     FOLIO_WRITTEN,
     Int64s,
 )
-from rmaplab.mm.locking import lock_leaf, lock_new_leaf, unlock_leaf
+from rmaplab.mm.locking import lock_leaf, lock_new_leaf
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
     LEAF_SHIFT,
@@ -257,6 +257,8 @@ def _no_page_entry(vma: VMA, write: bool) -> int:
 
 
 
+
+_CEILING: Final = 1 << 47  # above all VMAs (USER_PGTABLES_CEILING)
 
 _AGAIN: Final = 0  # something came in between, and the access has to be tried again
 _DONE: Final = 1
@@ -679,9 +681,36 @@ def _map_swapped(
 
 
 def zap_range(system: System, mm: MM, start: int, end: int) -> None:
-    """Remove all entries of [start, end) (unmap_page_range())."""
+    """Remove all entries of [start, end), which stays mapped (zap_page_range_single())."""
+    if zap(system, mm, start, end):
+        system.flush_tlb(mm)
+
+
+def unmap_region(system: System, mm: MM, vmas: list[VMA], start: int, end: int) -> None:
+    """Remove all entries of [start, end), which was `vmas`, let the designs forget those, and only then free the page
+    tables that no other VMA needs (unmap_region(), free_pgtables()): a walk that could come by a VMA has left by then,
+    unless it relies on RCU alone."""
+    zapped = zap(system, mm, start, end)
+    free_page_tables(system, mm, vmas, start, end, zapped)
+
+
+def free_page_tables(system: System, mm: MM, vmas: list[VMA], start: int, end: int, zapped: bool) -> None:
+    """The second half of it.  `zapped`: were there entries?"""
+    for vma in vmas:
+        system.tell_removed(vma)
+    below, above = mm.tree.last_from(start - 1) if start else None, mm.tree.first_after(end)
+    floor = 0 if below is None else below.end
+    ceiling = _CEILING if above is None else above.start
+    gone = mm.page_table.take_out(start, end, floor, ceiling)
+    if zapped or gone:
+        system.flush_tlb(mm, freed_tables=len(gone) > 0)
+    for leaf in gone:
+        system.free_leaf(leaf)
+
+
+def zap(system: System, mm: MM, start: int, end: int) -> bool:
+    """Remove all entries of [start, end) (unmap_page_range()).  Were there any?  TLBs are the caller's."""
     leaves = mm.page_table.leaves
-    nr_leaves = len(leaves)
     removed: list[Int64s] = []
     zapped = False
     step = chunk(system)
@@ -690,9 +719,7 @@ def zap_range(system: System, mm: MM, start: int, end: int) -> None:
         base = number << LEAF_SHIFT
         first = (start - base) >> PAGE_SHIFT if start > base else 0
         last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
-        leaf = leaves.get(number)
-        if leaf is None:
-            continue  # a walk has emptied it meanwhile
+        leaf = leaves[number]
         if step:
             for i in np.flatnonzero(leaf.v[first:last]).tolist():
                 zap_at(system, mm, base + ((first + i) << PAGE_SHIFT))
@@ -706,15 +733,12 @@ def zap_range(system: System, mm: MM, start: int, end: int) -> None:
             there = _zap_leaf(system, mm, base, leaf, first, last)
             zapped = zapped or len(there) > 0
             removed.append(there)
-            if leaf.used == 0:
-                mm.page_table.drop_leaf(number)
             if len(removed) == together:
                 _release_entries(system, removed)
                 removed = []
     if removed:
         _release_entries(system, removed)
-    if zapped:
-        system.flush_tlb(mm, freed_tables=len(leaves) < nr_leaves)
+    return zapped
 
 
 def zap_at(system: System, mm: MM, addr: int) -> None:
@@ -732,7 +756,7 @@ def zap_at(system: System, mm: MM, addr: int) -> None:
         system.tell_entry_removed(mm, addr, entry)
         if entry & PTE_ANON:
             left = system.drop_mapcount(entry >> PTE_SHIFT)
-    unlock_leaf(mm.page_table, addr, leaf)
+    leaf.lock.unlock()
     if left == 0:
         system.try_free(system.folios.head.m[entry >> PTE_SHIFT])
     elif entry & PTE_SWAP:
@@ -777,11 +801,10 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
     step = chunk(system)
     together = _LEAVES if system.scheduler is None else 1  # nobody else looks at mapcounts meanwhile
     for number in source.page_table.numbers(start, end):
-        leaf = source.page_table.leaves.get(number)
-        if leaf is None:
-            continue  # a walk has emptied it meanwhile
+        leaf = source.page_table.leaves[number]
         base = number << LEAF_SHIFT
         if step:
+            target_table.leaf(base)  # copy_pte_range() makes it before it looks for entries
             for i in np.flatnonzero(leaf.v).tolist():
                 addr = base + (i << PAGE_SHIFT)
                 if start <= addr < end:
@@ -790,6 +813,7 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
         whole = start <= base and base + _LEAF_SIZE <= end
         leaf.lock.lock()
         if leaf.used == 0:
+            target_table.leaf(base)
             leaf.lock.unlock()
             continue
         if whole:
@@ -806,11 +830,9 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
                 continue
             copy = leaf.v[first:last]
             np.bitwise_and(copy, _SHARED_LEAF, copy)
-            used = int(np.count_nonzero(copy))
-            if used:
-                new = target_table.leaf(base)
-                new.v[first:last] = copy
-                new.used += used
+            new = target_table.leaf(base)
+            new.v[first:last] = copy
+            new.used += int(np.count_nonzero(copy))
         for watcher in system.entry_watchers:
             watcher.entries_added(target, max(start, base), copy)
         leaf.lock.unlock()
@@ -827,14 +849,12 @@ def _copy_few(leaf: Leaf, target_table: PageTable, base: int, first: int, last: 
     by now."""
     m = leaf.m
     found: list[int] = []
-    new: Leaf | None = None
+    new = target_table.leaf(base)
     for i in range(first, last):
         entry: int = m[i]
         if entry:
             entry &= _SHARED
             m[i] = entry
-            if new is None:
-                new = target_table.leaf(base)
             new.m[i] = entry
             new.used += 1
             found.append(entry)
@@ -894,7 +914,7 @@ def _copy_entry(system: System, source: MM, target: MM, addr: int) -> None:
             new.used += 1
             system.tell_entry_added(target, addr, entry)
         leaf.lock.unlock()
-    unlock_leaf(target.page_table, addr, new)
+    new.lock.unlock()
 
 
 # mremap
@@ -950,8 +970,8 @@ def _move_entries(
         for watcher in system.entry_watchers:
             watcher.entries_moved(vma.mm, old, new, entries)
         if target is not leaf:
-            unlock_leaf(page_table, new, target)
-        unlock_leaf(page_table, old, leaf)
+            target.lock.unlock()
+        leaf.lock.unlock()
     for design in locking:
         design.move_unlock(vma)
 

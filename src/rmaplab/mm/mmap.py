@@ -303,9 +303,8 @@ def unmap_locked(system: System, mm: MM, start: int, end: int, vmas: list[VMA], 
             mm.locked_vm -= nr_pages
     if downgrade:
         write_downgrade(mm)
-    memory.zap_range(system, mm, start, end)
+    memory.unmap_region(system, mm, vmas, start, end)
     for vma in vmas:
-        system.tell_removed(vma)
         system.free_vma(vma)
     return 0
 

@@ -13,9 +13,11 @@ Invariants
   migration entry.  An exclusive page is mapped by one entry only, so the entry can carry the flag.  What a page of a
   large folio keeps of it when that entry goes is in folio.py (`exclusive`).
 - PTE_WRITE in an anonymous entry implies PTE_EXCLUSIVE.
-- `used` of a leaf is the number of its entries that are not none; a leaf without any may be dropped.
+- `used` of a leaf is the number of its entries that are not none.
+- A leaf is there from the first fault or copy that needs it until no VMA is left in its 2 MiB, with entries or without.
 
-Locking: the page-table lock, one a leaf.
+Locking: the page-table lock, one a leaf, for entries.  That a leaf is not freed meanwhile, who looks has to see to:
+by mmap_lock or the VMA's lock, by what keeps the design from letting go of the VMA, or by RCU (unmap_region()).
 """
 
 from __future__ import annotations
@@ -72,10 +74,14 @@ class PageTable:
         self._allocated.count += 1
         return Leaf(v, used, SpinLock(self.lock_class, self.scheduler))
 
-    def drop_leaf(self, number: int) -> None:
-        """The leaf has no entries any more (free_pte_range())."""
-        if self.leaves.pop(number, None) is not None:
-            self._freed.count += 1
+    def take_out(self, start: int, end: int, floor: int, ceiling: int) -> list[Leaf]:
+        """Take out the leaves that touch [start, end) and lie within [floor, ceiling), where no VMA is left
+        (free_pgd_range(), free_pte_range()).  Whoever calls frees them."""
+        lowest = -(-floor >> LEAF_SHIFT)
+        highest = (ceiling >> LEAF_SHIFT) - 1
+        gone = [self.leaves.pop(number) for number in self.numbers(start, end) if lowest <= number <= highest]
+        self._freed.count += len(gone)
+        return gone
 
     def get(self, addr: int) -> int:
         """The entry at `addr`, 0 if there is none."""
@@ -105,8 +111,6 @@ class PageTable:
                 leaf.used += 1
         elif entry == 0:
             leaf.used -= 1
-            if leaf.used == 0:
-                self.drop_leaf(addr >> LEAF_SHIFT)
 
     def numbers(self, start: int, end: int) -> list[int]:
         """Numbers of the leaves that exist and touch [start, end), ascending."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Final
 
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE, FOLIO_REFERENCED
-from rmaplab.mm.locking import lock_leaf, unlock_leaf
+from rmaplab.mm.locking import lock_leaf
 from rmaplab.mm.memory import anon_pfns, partly_mapped, split_folio
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
@@ -222,7 +222,7 @@ def _try_to_unmap(system: System, head: int, slot: int) -> bool:
                     system.flush_later(vma.mm, entry)
                     system.tell_entry_removed(vma.mm, addr, entry)
                     done = system.drop_mapcount(entry >> PTE_SHIFT) == 0 and system.folios.total_mapcount(head) == 0
-            unlock_leaf(page_table, addr, leaf)
+            leaf.lock.unlock()
             if done:
                 break
         system.walk_hits.count += hits > 0

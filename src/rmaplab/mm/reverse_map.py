@@ -86,9 +86,12 @@ class ReverseMap:
     mm_fields: ClassVar[int] = 0
     watches_entries: ClassVar[bool] = False  # is it to be told of entries? (most designs are not, and pay nothing)
 
-    # Do walks find an mm_struct by a pointer that is cleared when its last user goes, under RCU alone?  Then it has to
-    # be there for a grace period after that, as mmget_not_zero() looks into it (mmdrop() alone frees it at once).
+    # What do walks come to under RCU alone, so that it has to be there for a grace period after it is given up?  The
+    # mm_struct, by a pointer that is cleared when its last user goes: mmget_not_zero() looks into it (mmdrop() alone
+    # frees it at once).  Page tables, where nothing else keeps munmap() from freeing them: anon_vma's walks have left
+    # when the VMA is out of the tree (free_pgtables()); tlb_remove_table() waits for RCU only with room for a batch.
     spaces_under_rcu: ClassVar[bool] = False
+    tables_under_rcu: ClassVar[bool] = False
 
     def __init__(self, attachment: Attachment) -> None:
         self.slot: Final = attachment.slot

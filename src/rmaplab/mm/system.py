@@ -19,7 +19,7 @@ from mypy_extensions import mypyc_attr
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.folio import FOLIO_DIRTY, Folios, Int64s
 from rmaplab.mm.locking import start_write
-from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, PageTable
+from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, Leaf, PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
 from rmaplab.mm.vma import MM, VMA, File
@@ -106,6 +106,7 @@ class System:
         ]
         self.leader: Final = self.designs[leader]
         self.spaces_under_rcu: Final = any(design.spaces_under_rcu for design in self.designs)
+        self.tables_under_rcu: Final = any(design.tables_under_rcu for design in self.designs)
         self.entry_watchers: Final = [design for design in self.designs if design.watches_entries]
         self.mlocked = False  # was a VMA ever to be locked?  False keeps the fast paths fast
         self.nr_large = 0  # large folios allocated ever: 0 keeps the fast paths fast
@@ -199,6 +200,14 @@ class System:
                 self.scheduler.free("mm_struct", mm.users_word)
         self.mm_pool.free()
 
+    def free_leaf(self, leaf: Leaf) -> None:
+        """A page of a page table, which is in none any more (pte_free_tlb(); pte_free_defer() where walks need it)."""
+        if self.scheduler is not None:
+            if self.tables_under_rcu:
+                self.scheduler.rcu_call("page table", leaf.lock)
+            else:
+                self.scheduler.free("page table", leaf.lock)
+
     def shared_memory(self) -> File:
         """A file behind a shared anonymous mapping (shmem_zero_setup())."""
         self._next_shmem -= 1
@@ -280,7 +289,7 @@ class System:
             return self._any_folio_lock  # nobody else is there: it only counts
         lock = self.folio_locks.get(head)
         if lock is None:
-            lock = SpinLock(self.folio_lock_class, self.scheduler)
+            lock = SpinLock(self.folio_lock_class, self.scheduler, head)
             self.folio_locks[head] = lock
         return lock
 
@@ -401,12 +410,15 @@ class System:
         self.free_folio(head)
 
     def free_folio(self, head: int) -> None:
+        """Free the folio, which nobody can come by any more (free_unref_folios())."""
+        if self.scheduler is not None:
+            self.scheduler.free("page", head)
         nr_pages = self.folios.nr_pages(head)
         self.pages_freed.count += nr_pages
         for design in self.designs:
             design.folio_freed(head, nr_pages)
         self.ksm_pages.pop(head, None)
-        self.folios.free(head)
+        self.folios.free(head, self.scheduler is None or self.scheduler.reuses())
 
     # Swap
 

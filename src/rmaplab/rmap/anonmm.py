@@ -67,6 +67,7 @@ class AnonMMRmap(ReverseMap):
     name = "anonmm"
     mm_fields = 8  # a pointer to the anonmm
     watches_entries = True
+    tables_under_rcu = True  # 2.6 had one page_table_lock a mm_struct, which covered free_pgtables(), too
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)

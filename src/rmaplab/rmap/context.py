@@ -64,6 +64,7 @@ class ContextRmap(ReverseMap):
 
     mm_fields = 8  # a pointer to the context
     spaces_under_rcu = True  # get_mm()
+    tables_under_rcu = True
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)

@@ -50,6 +50,7 @@ class PteChainRmap(ReverseMap):
     name = "pte_chain"
     watches_entries = True
     spaces_under_rcu = True  # _place()
+    tables_under_rcu = True  # 2.5 had one page_table_lock a mm_struct, which covered free_pgtables(), too
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)

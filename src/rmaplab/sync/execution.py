@@ -37,7 +37,7 @@ from typing import Any, Final
 import greenlet
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.locks import RwSemaphore, Scheduler
+from rmaplab.sync.locks import Lock, RwSemaphore, Scheduler
 
 # What a step does
 POINT: Final = 0
@@ -204,7 +204,7 @@ class Execution(Scheduler):
             if held is lock:
                 raise Finding(f"{task.name} takes {name} while it holds it: it waits for itself for ever")
             self.lock_order.add((class_of(held), name))
-        self._announce(task, ACQUIRE, name, lock, WRITE if write else READ)
+        self._announce(task, ACQUIRE, name, lock, WRITE if write else READ, _whole(lock))
         task.held.append((lock, write))
 
     def try_acquire(self, lock: object, write: bool) -> bool:
@@ -213,7 +213,7 @@ class Execution(Scheduler):
             return True
         if not _seen_held(lock):
             raise RuntimeError(f"{class_of(lock)} is tried, and its class was not declared so")
-        self._announce(task, TRY, class_of(lock), lock, WRITE)
+        self._announce(task, TRY, class_of(lock), lock, WRITE, _whole(lock))
         state = self._state(self._key(lock))
         if state.writer >= 0 or state.queue or (write and state.readers):
             return False
@@ -232,7 +232,7 @@ class Execution(Scheduler):
             raise Finding(f"{task.name} gives back {class_of(lock)}, which it does not hold like that")
         seen = _seen_held(lock)
         if seen:
-            self._announce(task, RELEASE, class_of(lock), lock, WRITE if write else READ)
+            self._announce(task, RELEASE, class_of(lock), lock, WRITE if write else READ, _whole(lock))
         task.held.remove((lock, write))
         key = self._key(lock)
         state = self.locks[key]
@@ -294,6 +294,10 @@ class Execution(Scheduler):
         task = self.current
         if task is not None:
             self._announce(task, FREE, what, subject, POISON)
+
+    def reuses(self) -> bool:
+        """As slab_free()"""
+        return self.current is None
 
     def touch(self, what: str, subject: object) -> None:
         task = self.current
@@ -416,7 +420,9 @@ class Execution(Scheduler):
             elif state.readers:
                 state.queue.append(task.number)
                 task.queued = True
-                self.trace.append(Step(step.task, QUEUE, step.what, step.subject, step.key, WRITE))
+                self.trace.append(
+                    Step(step.task, QUEUE, step.what, step.subject, step.key, WRITE, step.also, step.inside)
+                )
                 self._look(task, step)
                 return  # still pending
             else:
@@ -463,6 +469,10 @@ class Execution(Scheduler):
 def class_of(lock: object) -> str:
     lock_class = getattr(lock, "lock_class", None)
     return str(getattr(lock_class, "name", lock))
+
+
+def _whole(lock: object) -> object:
+    return lock.whole if isinstance(lock, Lock) else None
 
 
 def _seen_held(lock: object) -> bool:

@@ -570,9 +570,10 @@ class _Search:
             self._look_ahead_within_bound([task.pending for task in execution.tasks])
             return
         depth = len(self.steps)
+        broke = self.steps[-1] if self.steps else None  # if a step was not even allowed, it is both taken and pending
         for task in execution.tasks:
             step = task.pending
-            if step is not None and not task.done and step is not self.steps[-1]:
+            if step is not None and not task.done and step is not broke:
                 clock = self._clock_of(task.number)
                 for before in self._races(step, clock):
                     self._reverse(before, step, clock, depth)

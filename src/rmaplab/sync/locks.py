@@ -65,6 +65,10 @@ class Scheduler:
         """The caller is about to change a count, without looking at what comes of it."""
         self.point(what, subject, True)
 
+    def reuses(self) -> bool:
+        """May what is freed be handed out again?"""
+        return True
+
     def touch(self, what: str, subject: object) -> None:
         """The caller uses `subject`, which must not have been freed; nothing else depends on when."""
 
@@ -105,11 +109,13 @@ class Word:
 
 
 class Lock:
-    """What all locks have: a class that counts, a scheduler, and what that remembers of the lock."""
+    """What all locks have: a class that counts, a scheduler, what that remembers of the lock, and the object that it
+    is a part of and is freed with (None: it stays)."""
 
-    def __init__(self, lock_class: LockClass, scheduler: Scheduler | None) -> None:
+    def __init__(self, lock_class: LockClass, scheduler: Scheduler | None, whole: object = None) -> None:
         self.lock_class: Final = lock_class
         self.scheduler: Final = scheduler
+        self.whole: Final = whole
         self.state: object | None = None
 
 
