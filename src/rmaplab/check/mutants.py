@@ -22,6 +22,7 @@ from rmaplab.check.histories import OPERATIONS, Author
 from rmaplab.check.lockstep import Checker, Difference
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
+from rmaplab.mm.pagetable import LEAF_SHIFT
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, VMA
@@ -412,6 +413,21 @@ class SlotNotPut(Machine):
         pass
 
 
+class NeighboursTableFreed(Machine):
+    """munmap frees each page table that it has taken entries from, also if another VMA has entries there."""
+
+    def free_page_tables(self, mm: MM, start: int, end: int, zapped: bool) -> None:
+        super().free_page_tables(mm, start, end, zapped)
+        mm.page_table.take_out(start, end, 0, end + (1 << LEAF_SHIFT))
+
+
+class TablesKept(Machine):
+    """munmap frees no page tables."""
+
+    def free_page_tables(self, mm: MM, start: int, end: int, zapped: bool) -> None:
+        pass
+
+
 class MapcountLate(Machine):
     """Who drops the last mapping is told the count of before."""
 
@@ -461,5 +477,8 @@ MUTANTS: Final = (
     Mutant("fork makes a child known", PageScanRmap, ChildNotScanned, "incomplete"),
     Mutant("a migration is remembered", PageScanRmap, MigrationForgotten, "broken", leads=True),
     Mutant("an entry that goes puts its slot", AnonVmaRmap, AnonVmaRmap, "invariant", machine=SlotNotPut, leads=True),
+    Mutant("a page table goes with the last VMA in it", AnonVmaRmap, AnonVmaRmap, "invariant",
+           machine=NeighboursTableFreed, leads=True),
+    Mutant("a page table goes with its VMAs", AnonVmaRmap, AnonVmaRmap, "invariant", machine=TablesKept, leads=True),
     Mutant("the last mapping frees", AnonVmaRmap, AnonVmaRmap, "invariant", machine=MapcountLate, leads=True),
 )

@@ -251,13 +251,9 @@ class Labels:
 
 def timeline(broken: Broken, heads: Sequence[str], width: int = 100) -> list[str]:
     """The lines of a timeline, a column for each CPU."""
-    columns = len(heads)
-    for step in broken.timeline:
-        columns = max(columns, step.cpu + 1)
-    names_ = [*heads, *["grace period"] * (columns - len(heads))]
-    room = max(24, (width - 5) // columns - 2)
+    room = max(24, (width - 5) // len(heads) - 2)
     lines = [
-        "     " + "  ".join(f"{f'CPU {i}: {name}':{room}.{room}}" for i, name in enumerate(names_)).rstrip()
+        "     " + "  ".join(f"{f'CPU {i}: {name}':{room}.{room}}" for i, name in enumerate(heads)).rstrip()
     ]
     last = -1
     for number, step in enumerate(broken.timeline, 1):

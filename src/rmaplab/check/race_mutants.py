@@ -222,6 +222,13 @@ class SpaceFreedAtOnce(CowContextRmap):
     spaces_under_rcu = False
 
 
+class TablesFreedAtOnce(CowContextRmap):
+    """Nothing keeps munmap() from it but the grace period: no walk has locked the VMA out."""
+
+    name = "cow_context, page table freed without a grace period"
+    tables_under_rcu = False
+
+
 class RecordedLate(CowContextRmap):
     """The record of a moved VMA comes after the first entries, not before."""
 
@@ -237,6 +244,24 @@ class RecordedLate(CowContextRmap):
 
 
 # The machine
+
+
+class TablesFreedFirst(Machine):
+    """munmap frees page tables and then lets the designs forget the VMA, under which walks still come by."""
+
+    def tell_removed(self, vma: VMA) -> None:
+        self.free_page_tables(vma.mm, vma.start, vma.end, False)
+        super().tell_removed(vma)
+
+
+class ReferenceIgnored(Machine):
+    """The last mapping frees the page, also if reclaim or a migration has it in hand."""
+
+    def try_free(self, head: int) -> None:
+        held = self.pins.pop(head, 0)
+        super().try_free(head)
+        if held:
+            self.pins[head] = held
 
 
 class FaultsDuringFork(Machine):
@@ -359,6 +384,12 @@ RACED: Final = (
     _raced("a context is freed after a grace period", CowContextRmap, NoGracePeriod, "restore / exit of the child"),
     _raced("an mm_struct is freed after a grace period", CowContextRmap, SpaceFreedAtOnce,
            "restore / exit of the child"),
+    _raced("a page table is freed after a grace period", CowContextRmap, TablesFreedAtOnce,
+           "restore / munmap with its page table"),
+    _raced("page tables go after VMAs", AnonVmaRmap, AnonVmaRmap, "restore / munmap with its page table",
+           machine=TablesFreedFirst),
+    _raced("a reference keeps a page", AnonVmaRmap, AnonVmaRmap, "unmap / munmap + exit of the child",
+           machine=ReferenceIgnored),
     _raced("the record comes before the entries", CowContextRmap, RecordedLate, "restore / mremap away"),
     _raced("a root keeps its mm_struct", AnonVmaLazyRmap, SpaceNotKept,
            "referenced / exit of the parent + exit of the child"),

@@ -89,8 +89,8 @@ class World:
     def move(self, pid: int, source: int, target: int, pages: int = 1) -> None:
         self.machine.mremap(self.mm(pid), source, pages * PAGE_SIZE, pages * PAGE_SIZE, _MOVE, target)
 
-    def unmap(self, pid: int, addr: int) -> None:
-        self.machine.munmap(self.mm(pid), addr, PAGE_SIZE)
+    def unmap(self, pid: int, addr: int, pages: int = 1) -> None:
+        self.machine.munmap(self.mm(pid), addr, pages * PAGE_SIZE)
 
     def fork(self, pid: int, child: int) -> None:
         self.machine.fork(pid, child)
@@ -262,6 +262,7 @@ OPERATIONS: Final = {
         Operation("exit of the parent", 1, _nothing, lambda w: w.machine.exit(1)),
         Operation("exit of the child", 2, _nothing, lambda w: w.machine.exit(2)),
         Operation("munmap", 1, _nothing, lambda w: w.unmap(1, HOME)),
+        Operation("munmap with its page table", 1, _nothing, lambda w: w.unmap(1, HOME, 2)),
         Operation("munmap in the child", 2, _nothing, lambda w: w.unmap(2, HOME)),
         Operation("mprotect that splits", 1, _nothing, lambda w: w.protect(1, HOME, PROT_READ)),
         Operation(

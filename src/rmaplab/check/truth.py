@@ -342,6 +342,9 @@ def _leaves(truth: Truth, wrong: list[str]) -> None:
     for count, (mm, number, leaf) in zip(counts, truth.leaves, strict=True):
         if count != leaf.used:
             wrong.append(f"leaf {number} of mm {mm.id} has {count} entries, `used` says {leaf.used}")
+        vma = mm.tree.first_after(number << LEAF_SHIFT)
+        if vma is None or vma.start >= number + 1 << LEAF_SHIFT:
+            wrong.append(f"leaf {number} of mm {mm.id} is there, and no VMA is")
 
 
 def _entries(machine: Machine, truth: Truth, wrong: list[str]) -> None:

@@ -197,6 +197,9 @@ class Watched(Witness):
     def free(self, what: str, subject: object) -> None:
         self.execution.free(what, subject)
 
+    def reuses(self) -> bool:
+        return self.execution.reuses()
+
     def slab_free(self, what: str, subject: object, then: Callable[[], None]) -> None:
         self.execution.slab_free(what, subject, then)
 

@@ -258,8 +258,6 @@ def _no_page_entry(vma: VMA, write: bool) -> int:
 
 
 
-_CEILING: Final = 1 << 47  # above all VMAs (USER_PGTABLES_CEILING)
-
 _AGAIN: Final = 0  # something came in between, and the access has to be tried again
 _DONE: Final = 1
 
@@ -691,21 +689,9 @@ def unmap_region(system: System, mm: MM, vmas: list[VMA], start: int, end: int) 
     tables that no other VMA needs (unmap_region(), free_pgtables()): a walk that could come by a VMA has left by then,
     unless it relies on RCU alone."""
     zapped = zap(system, mm, start, end)
-    free_page_tables(system, mm, vmas, start, end, zapped)
-
-
-def free_page_tables(system: System, mm: MM, vmas: list[VMA], start: int, end: int, zapped: bool) -> None:
-    """The second half of it.  `zapped`: were there entries?"""
     for vma in vmas:
         system.tell_removed(vma)
-    below, above = mm.tree.last_from(start - 1) if start else None, mm.tree.first_after(end)
-    floor = 0 if below is None else below.end
-    ceiling = _CEILING if above is None else above.start
-    gone = mm.page_table.take_out(start, end, floor, ceiling)
-    if zapped or gone:
-        system.flush_tlb(mm, freed_tables=len(gone) > 0)
-    for leaf in gone:
-        system.free_leaf(leaf)
+    system.free_page_tables(mm, start, end, zapped)
 
 
 def zap(system: System, mm: MM, start: int, end: int) -> bool:

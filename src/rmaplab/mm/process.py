@@ -91,7 +91,7 @@ def _relocate_down(system: System, vma: VMA, shift: int) -> None:
     change_range(system, vma, old_start - shift, old_end, vma.pgoff)
     memory.move_page_tables(system, vma, old_start, vma, old_start - shift, old_end - old_start, False)
     change_range(system, vma, old_start - shift, old_end - shift, vma.pgoff)
-    memory.free_page_tables(system, vma.mm, [], vma.end, old_end, False)
+    system.free_page_tables(vma.mm, vma.end, old_end, False)
 
 
 def fork_address_space(system: System, parent: MM) -> MM:
@@ -163,7 +163,9 @@ def exit_address_space(system: System, mm: MM) -> None:
     mm.mmap_lock.up_read()
     mm.mmap_lock.down_write()
     vmas = mm.tree.to_list()
-    memory.free_page_tables(system, mm, vmas, 0, TASK_SIZE, zapped)
+    for vma in vmas:
+        system.tell_removed(vma)
+    system.free_page_tables(mm, 0, TASK_SIZE, zapped)
     system.tree_changes(mm)
     mm.tree.fill([])
     for vma in vmas:

@@ -19,12 +19,14 @@ from mypy_extensions import mypyc_attr
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.folio import FOLIO_DIRTY, Folios, Int64s
 from rmaplab.mm.locking import start_write
-from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, Leaf, PageTable
+from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
 from rmaplab.mm.vma import MM, VMA, File
 from rmaplab.sync.locks import Rcu, RwSemaphore, Scheduler, SpinLock
 from rmaplab.sync.work import Ledger
+
+_CEILING: Final = 1 << 47  # above all VMAs (USER_PGTABLES_CEILING)
 
 
 class SwapSlot:
@@ -200,13 +202,20 @@ class System:
                 self.scheduler.free("mm_struct", mm.users_word)
         self.mm_pool.free()
 
-    def free_leaf(self, leaf: Leaf) -> None:
-        """A page of a page table, which is in none any more (pte_free_tlb(); pte_free_defer() where walks need it)."""
+    def free_page_tables(self, mm: MM, start: int, end: int, zapped: bool) -> None:
+        """Free the leaves for [start, end), which is unmapped, but what neighbours need, and flush TLBs, once for this
+        and for entries that were `zapped` (free_pgtables(), tlb_finish_mmu())."""
+        below, above = mm.tree.last_from(start - 1) if start else None, mm.tree.first_after(end)
+        floor = 0 if below is None else below.end
+        gone = mm.page_table.take_out(start, end, floor, _CEILING if above is None else above.start)
+        if zapped or gone:
+            self.flush_tlb(mm, freed_tables=len(gone) > 0)
         if self.scheduler is not None:
-            if self.tables_under_rcu:
-                self.scheduler.rcu_call("page table", leaf.lock)
-            else:
-                self.scheduler.free("page table", leaf.lock)
+            for leaf in gone:
+                if self.tables_under_rcu:
+                    self.scheduler.rcu_call("page table", leaf.lock)
+                else:
+                    self.scheduler.free("page table", leaf.lock)
 
     def shared_memory(self) -> File:
         """A file behind a shared anonymous mapping (shmem_zero_setup())."""

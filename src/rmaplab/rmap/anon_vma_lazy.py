@@ -456,7 +456,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         start = (first + root.offset) << PAGE_SHIFT
         end = start + (self.folios.nr_pages(pfn) << PAGE_SHIFT)
         self.look_ups.count += 1
-        self.point("look up VMA", root.mm.tree, False)
+        self.point_in(root.mm.users_word, "look up VMA", root.mm.tree)
         for vma in root.mm.tree.overlapping(start, end):
             family = self._lazy(vma)
             self.point("read VMA", vma, False)

@@ -187,5 +187,5 @@ class ContextRmap(ReverseMap):
     def vmas_at(self, mm: MM, start: int, end: int) -> list[VMA]:
         """The VMAs of `mm` that touch [start, end)."""
         self.look_ups.count += 1
-        self.point("look up VMA", mm.tree)
+        self.point_in(mm.users_word, "look up VMA", mm.tree)
         return mm.tree.overlapping(start, end)
