@@ -78,16 +78,8 @@ def test_who_spins_out_the_time_of_waking_does_not_sleep() -> None:
 def test_who_wakes_is_busy_for_less_time_than_passes_until_the_sleeper_runs() -> None:
     with Host() as host:
         wake_ups = host.wake_ups()
-        assert len(wake_ups) == 10 and wake_ups == sorted(wake_ups)
+        assert len(wake_ups) == 190 and wake_ups == sorted(wake_ups)
         assert 0 < host.primitive("waking") < wake_ups[-1]
-
-
-@needs_two_cpus
-def test_racers_take_turns_on_the_kernel() -> None:
-    with Host() as host:
-        for race in (WRITERS, *RACES):
-            assert all(ns > 0 for ns in host.race(race.related(), 0.05)), race.name
-            assert len(host.race(race.unrelated(), 0.05)) == len(race.turns)
 
 
 def test_a_racers_turn_is_not_set_up() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import datetime
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from statistics import mean, median
 from typing import Final, NamedTuple
 
 import msgspec
@@ -183,9 +183,9 @@ def predict_races(
     before = host.wake_ups(), host.primitive("waking")
     writers, *measured = races.measure(host, [races.WRITERS, *chosen], min(repeats, ROUNDS), progress)
     after = host.wake_ups(), host.primitive("waking")
-    wake_ups = [(a + b) / 2 for a, b in zip(before[0], after[0], strict=True)]
-    now = races.with_cost(costs, WAKE_UP, median(wake_ups))
-    now = races.with_cost(now, WAKING, (before[1] + after[1]) / 2)
+    wake_ups = [mean(pair) for pair in zip(before[0], after[0], strict=True)]
+    usual = median(wake_ups)
+    now = races.with_cost(races.with_cost(costs, WAKE_UP, usual), WAKING, mean((before[1], after[1])))
     now = with_handover(host, now, writers, progress)
-    spread = [wake_up / median(wake_ups) for wake_up in wake_ups]
+    spread = [wake_up / usual for wake_up in wake_ups]
     return Prediction(races.predict(now, chosen, measured, rules(), len(host.cpus), spread, progress))

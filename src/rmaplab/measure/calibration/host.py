@@ -113,10 +113,12 @@ class Host:
         return median(float(self._run([name, str(cpu), str(other)], name)) for _ in range(ROUNDS))
 
     def wake_ups(self) -> list[float]:
-        """Nanoseconds from waking a task on another CPU until it runs: deciles, since no two take the same."""
+        """Nanoseconds from waking a task on another CPU until it runs: 190 quantiles, since no two take the same; a
+        fortieth at either end is left out, and of the others the median of several rounds is taken, since another
+        program or a hypervisor may have had the CPU meanwhile."""
         cpu, other = str(self.cpus[0]), str(self.cpus[-1])
-        rounds = [self._run(["wake-ups", cpu, other], "wake-ups").split() for _ in range(ROUNDS)]
-        return [median(map(float, decile)) for decile in zip(*rounds, strict=True)]
+        rounds = [self._run(["wake-ups", cpu, other], "wake-ups").split() for _ in range(2 * ROUNDS)]
+        return [median(map(float, quantile)) for quantile in zip(*rounds, strict=True)][5:-5]
 
     def _write(self, number: int, script: Script) -> Path:
         path = self._place / f"{number}.ops"

@@ -6,7 +6,7 @@
  *        player race CPUS SECONDS SCRIPT...   plays all scripts side by side, each on a CPU of its own as far as
  *                                      they go round, again and again; prints turns and nanoseconds of each
  *        player PRIMITIVE CPU OTHER    prints nanoseconds a unit of something that a kernel does all the time
- *        player wake-ups CPU OTHER     the same of waking a task on the other CPU: deciles
+ *        player wake-ups CPU OTHER     the same of waking a task on the other CPU, many times
  *
  * A script is an array of `struct op`, mapped as shared memory, so that no fork copies it.  All memory that it works
  * on is at addresses which it names itself.  The program is linked statically and allocates nothing, which keeps its
@@ -689,13 +689,14 @@ static double context_switch(int cpu, int other)
  */
 static void wake(int cpu, int other, long *waits, long *calls)
 {
+	enum { FIRST = 20 };	/* that one has yet to get to its CPU */
 	pid_t child = fork();
 
 	if (child < 0)
 		fail("fork");
 	if (child == 0) {
 		stay_on(other);
-		for (int i = 0; i < WINDOWS; i++) {
+		for (int i = 0; i < FIRST + WINDOWS; i++) {
 			sleep_until(2 * i + 1);
 			atomic_store(&pair->time, now());
 			atomic_store(&pair->word, 2 * i + 2);
@@ -703,8 +704,9 @@ static void wake(int cpu, int other, long *waits, long *calls)
 		_exit(0);
 	}
 	stay_on(cpu);
-	for (int i = 0; i < WINDOWS; i++) {
+	for (int i = 0; i < FIRST + WINDOWS; i++) {
 		long begun = now(), done;
+		const int window = i < FIRST ? 0 : i - FIRST;
 
 		while (now() - begun < 20000)
 			;
@@ -713,8 +715,8 @@ static void wake(int cpu, int other, long *waits, long *calls)
 		futex(FUTEX_WAKE, 1);
 		done = now();
 		spin_until(2 * i + 2);
-		waits[i] = atomic_load(&pair->time) - begun;
-		calls[i] = done - begun;
+		waits[window] = atomic_load(&pair->time) - begun;
+		calls[window] = done - begun;
 	}
 	reap(child);
 	qsort(waits, WINDOWS, sizeof(*waits), smaller);
@@ -722,8 +724,8 @@ static void wake(int cpu, int other, long *waits, long *calls)
 }
 
 /*
- * The deciles of how long it takes until who was woken runs, in the kernel: the waker's way there and the other's way back
- * are taken off, which are what the two calls take that find nothing to do, but for a way back and a way there.
+ * How long it takes until who was woken runs, in the kernel, many times: the waker's way there and the other's way back are
+ * taken off, which are what the two calls take that find nothing to do, but for a way back and a way there.
  */
 static void wake_ups(int cpu, int other)
 {
@@ -732,9 +734,8 @@ static void wake_ups(int cpu, int other)
 
 	wake(cpu, other, waits, calls);
 	ways = least(wake_nobody) + least(wait_in_vain) - least(call);
-	for (int decile = 0; decile < 10; decile++)
-		printf("%.2f ", waits[(2 * decile + 1) * WINDOWS / 20] - ways);
-	printf("\n");
+	for (int i = 0; i < WINDOWS; i++)
+		printf("%.2f\n", waits[i] - ways);
 }
 
 static double waking(int cpu, int other)
