@@ -352,6 +352,13 @@ def _raced(
     return Mutant(rule, original, mutated, "race", origin, scene=scene, machine=machine)
 
 
+class LazyTablesFreedAtOnce(AnonVmaLazyRmap):
+    """As anon_vma does it, whose walks have a lock that munmap() waits for."""
+
+    name = "anon_vma_lazy, page table freed without a grace period"
+    tables_under_rcu = False
+
+
 class SpaceNotKept(AnonVmaLazyRmap):
     name = "anon_vma_lazy, mm_struct freed while a root refers to it"
 
@@ -391,6 +398,8 @@ RACED: Final = (
     _raced("a reference keeps a page", AnonVmaRmap, AnonVmaRmap, "unmap / munmap + exit of the child",
            machine=ReferenceIgnored),
     _raced("the record comes before the entries", CowContextRmap, RecordedLate, "restore / mremap away"),
+    _raced("a page table is freed after a grace period", AnonVmaLazyRmap, LazyTablesFreedAtOnce,
+           "unmap / munmap before any fork"),
     _raced("a root keeps its mm_struct", AnonVmaLazyRmap, SpaceNotKept,
            "referenced / exit of the parent + exit of the child"),
 )  # fmt: skip

@@ -263,6 +263,7 @@ OPERATIONS: Final = {
         Operation("exit of the child", 2, _nothing, lambda w: w.machine.exit(2)),
         Operation("munmap", 1, _nothing, lambda w: w.unmap(1, HOME)),
         Operation("munmap with its page table", 1, _nothing, lambda w: w.unmap(1, HOME, 2)),
+        Operation("munmap before any fork", 1, _never_shared, lambda w: w.unmap(1, AWAY, 2)),
         Operation("munmap in the child", 2, _nothing, lambda w: w.unmap(2, HOME)),
         Operation("mprotect that splits", 1, _nothing, lambda w: w.protect(1, HOME, PROT_READ)),
         Operation(

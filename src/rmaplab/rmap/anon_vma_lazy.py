@@ -104,6 +104,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
     """Folios point to a VMA, until fork makes that one anon_vma."""
 
     name = "anon_vma_lazy"
+    tables_under_rcu = True  # a walk from a root has no lock that munmap() would have to wait for
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)

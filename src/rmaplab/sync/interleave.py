@@ -111,6 +111,7 @@ def explore(
         failure: Exception | None = None
         pruned = False
         check = scenario.build(execution)
+        search.begin(len(execution.tasks))
         try:
             execution.start()
             pruned = search.run(execution)
@@ -285,7 +286,7 @@ class _Node:
 
     def try_too(self, number: int) -> None:
         """Have `number` tried here; if it cannot go on here, whoever can."""
-        if number < len(self.enabled) and self.enabled[number]:
+        if self.enabled[number]:
             if number not in self.backtrack:
                 self.backtrack.append(number)
             return
@@ -317,13 +318,20 @@ class _Search:
         self.ends: Final[list[tuple[int, int]]] = []  # (depth, acquisition whose `until` was set there)
         self.by_key: Final[dict[int, list[int]]] = {}  # depths of the steps on an object, ascending
         self.poisoned: Final[dict[int, int]] = {}  # how many of those free it
-        self.by_task: Final[list[list[int]]] = []  # and of those of a task
+        self.by_task: list[list[int]] = []  # and of those of a task
+        self.before_all: list[int] = []  # the clock of a task that has taken no step
 
     def path(self, length: int) -> list[int]:
         """The tasks of the first `length` steps of the last run."""
         return [node.chosen for node in self.stack[:length]]
 
     # Running
+
+    def begin(self, number: int) -> None:
+        """So many tasks are going to run."""
+        if not self.by_task:
+            self.by_task = [[] for _ in range(number)]
+            self.before_all = [0] * number
 
     def run(self, execution: Execution) -> bool:
         """Follow the path, then go on to the end; True if the execution was given up."""
@@ -436,12 +444,12 @@ class _Search:
             for before in reversed(self.by_key.get(key, _NONE)):
                 other = self.steps[before]
                 if step.clashes_on(key, other):
-                    if _at(happened, other.task) <= before:
+                    if happened[other.task] <= before:
                         end = self.until[before]
                         happened = _join(happened, self.clocks[end if end >= 0 else before])
                     if self._covers(other, step, key):
                         break
-        happened = happened + [0] * (number + 1 - len(happened))
+        happened = list(happened)
         happened[number] = depth + 1
         self.by_key.setdefault(step.key, []).append(depth)
         if step.also >= 0:
@@ -462,10 +470,8 @@ class _Search:
 
     def _clock_of(self, number: int) -> list[int]:
         """What happened before the next step of task `number`, its object left aside."""
-        while len(self.by_task) <= number:
-            self.by_task.append([])
         own = self.by_task[number]
-        return self.clocks[own[-1]] if own else []
+        return self.clocks[own[-1]] if own else self.before_all
 
     def _keys_of(self, step: Step) -> list[int]:
         """The objects on which earlier steps may be in its way."""
@@ -494,7 +500,7 @@ class _Search:
                 other = self.steps[before]
                 if other.task == step.task or not step.clashes_on(key, other):
                     continue
-                if _at(seen, other.task) <= before:
+                if seen[other.task] <= before:
                     if self._had_to_wait(step, other, before, newest):
                         continue
                     found.append(before)
@@ -513,8 +519,7 @@ class _Search:
         if kind == WAIT:
             if newest >= before:
                 return False
-            node = self.stack[before]
-            return step.task < len(node.enabled) and not node.enabled[step.task]
+            return not self.stack[before].enabled[step.task]
         return False
 
     # What else has to be tried
@@ -524,12 +529,10 @@ class _Search:
         `before`: the steps between that did not happen after that one, then `step`."""
         node = self.stack[before]
         racing = self.steps[before].task
-        firsts: list[int] = [-1] * (step.task + 1)
+        firsts: list[int] = [-1] * len(node.enabled)
         for at in range(before + 1, depth):
-            if _at(self.clocks[at], racing) <= before:
+            if self.clocks[at][racing] <= before:
                 task = self.steps[at].task
-                if task >= len(firsts):
-                    firsts = firsts + [-1] * (task + 1 - len(firsts))
                 if firsts[task] < 0:
                     firsts[task] = at
         beginners: list[int] = []
@@ -541,7 +544,7 @@ class _Search:
             mine = self._begins(clock, firsts, step.task)
             if mine:
                 for at in range(before + 1, depth):
-                    if step.depends_on(self.steps[at]) and _at(self.clocks[at], racing) <= before:
+                    if step.depends_on(self.steps[at]) and self.clocks[at][racing] <= before:
                         mine = False
                         break
             if mine:
@@ -551,14 +554,14 @@ class _Search:
                 return
         choice = -1
         for task in beginners:
-            if task < len(node.enabled) and node.enabled[task] and (choice < 0 or task == step.task):
+            if node.enabled[task] and (choice < 0 or task == step.task):
                 choice = task
         node.try_too(choice if choice >= 0 else step.task)
 
     def _begins(self, clock: list[int], firsts: list[int], task: int) -> bool:
         """Does none of the first steps of other tasks come before what has this clock?"""
         for other, first in enumerate(firsts):
-            if first >= 0 and other != task and _at(clock, other) > first:
+            if first >= 0 and other != task and clock[other] > first:
                 return False
         return True
 
@@ -591,13 +594,7 @@ class _Search:
                 self.stack[start].try_too(number)
 
 
-def _at(clock: list[int], task: int) -> int:
-    return clock[task] if task < len(clock) else 0
-
-
 def _join(one: list[int], other: list[int]) -> list[int]:
-    if len(one) < len(other):
-        one, other = other, one
     joined = list(one)
     for i in range(len(other)):
         if other[i] > joined[i]:
