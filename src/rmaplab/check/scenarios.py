@@ -311,7 +311,7 @@ _PAIRED: Final = (
 # Interleavings are tried without a bound, but where a walk looks again after each of many changes: in one address space
 # whose entries move twice, ...  There a CPU is taken away at most so many times.
 _MOVES_TWICE: Final = ("mremap there and back", 3)
-_MOVES_IN_A_PAIR: Final = 2  # ... and where entries move while another operation is at it, too
+_MOVES_IN_A_PAIR: Final = 2  # ... and where entries move under a migration, while another operation is at it, too
 _SERIALISED: Final = ("anon_vma",)  # designs whose lock keeps their walks apart from all that: no bound is needed
 
 
@@ -338,12 +338,13 @@ def exists(name: str) -> bool:
 
 def preemption_bound(name: str, design: str = "") -> int:
     """How often a CPU may be taken away in the scenario of that name; -1: as often as one likes."""
-    if design in _SERIALISED:
+    user, _, rest = name.partition(" / ")
+    if design in _SERIALISED or user == "referenced":
         return -1
-    one, _, other = name.partition(" / ")[2].partition(" + ")
+    one, _, other = rest.partition(" + ")
     if one == _MOVES_TWICE[0]:
         return _MOVES_TWICE[1]
-    return _MOVES_IN_A_PAIR if other and "mremap" in one + other else -1
+    return _MOVES_IN_A_PAIR if user != "unmap" and other and "mremap" in rest else -1
 
 
 def scenario(name: str, design: type[ReverseMap], machine: type[Machine] = Machine) -> Scenario:
