@@ -52,7 +52,7 @@ FIGURES = {
     ("storm rounds=3 vmas=10 pages=30", "anon_vma", 8, 0): "860e03cba70b",
     ("storm rounds=3 vmas=40 pages=5", "cow_context", 8, 0): "4ac2cb17acfc",
     ("zygote apps=8 restarts=6 vmas=30 own_vmas=12", "anon_vma", 16, 0): "740b221d5056",
-    ("zygote apps=4 restarts=4 vmas=12 own_vmas=6", "anon_vma_lazy", 3, 0): "5e31f5028978",
+    ("zygote apps=4 restarts=4 vmas=12 own_vmas=6", "anon_vma_lazy", 3, 0): "307a76e5695f",
     ("pressure rounds=3 vmas=8", "anon_vma", 5, 0): "7bc48a0ba4a6",
     ("pressure rounds=3 vmas=8 pages=32", "cow_context", 6, 4): "a0a43c7e4a9f",
     ("reclaim processes=5 steps=150 vmas=5 pages=20", "anon_vma", 5, 0): "5192f4cb4435",
