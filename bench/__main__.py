@@ -365,9 +365,9 @@ def table(rows: list[Row]) -> Table:
 
 def main() -> int:
     KERNEL.parent.mkdir(exist_ok=True)
-    compiler = os.environ.get("CC", "cc")
+    compiler = os.environ.get("CC", "cc").split()  # it may be "ccache gcc"
     try:
-        subprocess.run([compiler, "-O2", "-o", KERNEL, ROOT / "bench" / "kernel.c"], check=True)
+        subprocess.run([*compiler, "-O2", "-o", KERNEL, ROOT / "bench" / "kernel.c"], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"bench needs a C compiler for the programs that time the kernel: {error}", file=sys.stderr)
         return 2
