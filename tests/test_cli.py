@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -333,8 +334,9 @@ def test_an_impossible_event_is_one_sentence(tmp_path: Path, events: list[Event]
     assert refused("replay", str(path)).startswith(sentence)
 
 
-def test_an_interrupt_is_one_sentence() -> None:
-    """SIGINT while it works."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_one_sentence(number: signal.Signals) -> None:
+    """While it works."""
     with subprocess.Popen(
         [sys.executable, "-m", "rmaplab", "compare", "bgsave", "pages=2000000", "--every", "1"],
         stdout=subprocess.PIPE,
@@ -344,21 +346,22 @@ def test_an_interrupt_is_one_sentence() -> None:
         try:
             process.communicate(timeout=3)
         except subprocess.TimeoutExpired:
-            process.send_signal(2)
+            process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert out == ""
     assert err == "rmaplab: interrupted, so there is no result\n"
 
 
-def test_an_interrupt_before_it_has_begun_is_one_sentence_too() -> None:
-    """SIGINT while the program is being imported, where an exception could be swallowed."""
-    program = """
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_before_it_has_begun_is_one_sentence_too(name: str) -> None:
+    """While the program is being imported, where an exception could be swallowed."""
+    program = f"""
 import os, signal, sys
 class Finder:
     def find_spec(self, name, path, target=None):
         if name == "rmaplab.mm":
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.{name})
 sys.meta_path.insert(0, Finder())
 sys.argv = ["rmaplab", "--version"]
 from rmaplab.__main__ import main

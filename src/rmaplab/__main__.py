@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the program `rmaplab` begins, also as `python -m rmaplab`: nothing is imported before Ctrl-C is heard."""
+"""Where the program `rmaplab` begins, also as `python -m rmaplab`: nothing is imported before Ctrl-C is heard.
+
+SIGTERM is the same as Ctrl-C: what the program has begun (a guest, workers, half a file) it ends before it goes.
+"""
 
 import os
 import signal
@@ -8,13 +11,17 @@ from types import FrameType
 
 def main() -> None:
     """The program `rmaplab`."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored: nohup, or &
-        signal.signal(signal.SIGINT, _too_early)
-        from rmaplab.cli import main as run
+    heard = [  # not where it is ignored: nohup, or &
+        number
+        for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL))
+        if signal.getsignal(number) is usual
+    ]
+    for number in heard:
+        signal.signal(number, _too_early)
+    from rmaplab.cli import main as run
 
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    else:
-        from rmaplab.cli import main as run
+    for number in heard:
+        signal.signal(number, signal.default_int_handler)
     run()
 
 
