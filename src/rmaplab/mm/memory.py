@@ -798,10 +798,6 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
             continue
         whole = start <= base and base + _LEAF_SIZE <= end
         leaf.lock.lock()
-        if leaf.used == 0:
-            target_table.leaf(base)
-            leaf.lock.unlock()
-            continue
         if whole:
             np.bitwise_and(leaf.v, _SHARED_LEAF, leaf.v)
             copy = leaf.v.copy()

@@ -205,7 +205,8 @@ class System:
     def free_page_tables(self, mm: MM, start: int, end: int, zapped: bool) -> None:
         """Free the leaves for [start, end), which is unmapped, but what neighbours need, and flush TLBs, once for this
         and for entries that were `zapped` (free_pgtables(), tlb_finish_mmu())."""
-        below, above = mm.tree.last_from(start - 1) if start else None, mm.tree.first_after(end)
+        below = mm.tree.last_from(start - 1)
+        above = mm.tree.first_after(end)
         floor = 0 if below is None else below.end
         gone = mm.page_table.take_out(start, end, floor, _CEILING if above is None else above.start)
         if zapped or gone:
