@@ -42,8 +42,10 @@ results: install
 	$(BIN)/rmaplab report build/results
 	$(BIN)/rmaplab report build/results --markdown docs/results.md
 
-docs: install
-	$(BIN)/python docs/render.py build/docs
+# Sphinx reads docstrings from the sources: compiled modules have none.
+docs: $(VENV)/tools
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+	@echo "build/docs/index.html is where to start"
 
 lint: $(VENV)/tools
 	$(BIN)/ruff check .

@@ -140,6 +140,25 @@ def test_development_is_pinned_by_name_and_version_alone() -> None:
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), line
 
 
-def test_every_link_in_the_docs_leads_somewhere(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, ROOT / "docs" / "render.py", tmp_path / "html"], check=True)
-    assert (tmp_path / "html" / "README.html").exists()
+def site(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    """Builds the documentation; a link that leads nowhere ends it with status 1."""
+    words = ["-q", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs"), str(source), str(target)]
+    return subprocess.run([sys.executable, "-m", "sphinx", *words], capture_output=True, text=True, check=False)
+
+
+def test_the_site_is_built_and_every_link_in_it_leads_somewhere(tmp_path: Path) -> None:
+    built = site(ROOT / "docs", tmp_path / "html")
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "html" / "index.html").exists()
+
+
+@pytest.mark.parametrize("link", ["[a page](nowhere.md)", "[a file](../src/nowhere.py)", "[a heading](#nowhere)"])
+def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path, link: str) -> None:
+    (tmp_path / "index.md").write_text(f"# Top\n\n{link}\n")
+    assert site(tmp_path, tmp_path / "html").returncode == 1
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (ROOT / link).exists(), f"{page.name}: {link}"
