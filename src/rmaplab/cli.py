@@ -46,6 +46,7 @@ from rmaplab.rmap import DESIGNS, STANDARD, load, specs
 from rmaplab.sweep import commands as sweep
 from rmaplab.trace.history import History, write_history
 from rmaplab.trace.record import RecordError, record
+from rmaplab.verdict import judge
 from rmaplab.workloads import FAMILIES
 
 HOLDS: Final = 0
@@ -347,7 +348,7 @@ def _verify(
         float, typer.Option("--time", min=0, metavar="SECONDS", help="Begin no history after this long.")
     ] = 0,
     every: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Check after every N events (0: not at all).")
+        int, typer.Option(min=0, metavar="N", help="Check after every N events (0: never, which gives no verdict).")
     ] = 1,
     pages: Annotated[
         int, typer.Option(min=0, max=2000, metavar="N", help="Pages that a history is about (0: various).")
@@ -412,11 +413,12 @@ def _verify(
         if found.failure is not None:
             saved = output or Path("verify-failure.parquet")
             verify_report.save(saved, plan, found.failure)
+        held = found.holds  # or nothing was looked at, and there is nothing to print
         if json:
             verify_report.print_json(verify_report.as_object(_VERSION, plan, found, saved))
         else:
             verify_report.print_text(plan, found, saved, Console(highlight=False, markup=False))
-        return HOLDS if found.holds else DOES_NOT_HOLD
+        return HOLDS if held else DOES_NOT_HOLD
 
     return job
 
@@ -426,7 +428,7 @@ def _look_for_mutants(jobs: int, output: Path | None, json: bool) -> int:
         verdicts = mutation.look_for_all(jobs, meter)
     if output is not None:
         output.write_text(mutation.markdown(verdicts, f"rmaplab verify --mutants -o {output}"))
-    holds = all(verdict.holds for verdict in verdicts)
+    holds = judge(len(verdicts), not all(verdict.holds for verdict in verdicts), "no mutant was looked for")
     if json:
         told = {
             "command": "verify",

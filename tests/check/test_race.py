@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
+import msgspec
 import pytest
 
+from rmaplab import cli
 from rmaplab.check.race import (
     RaceError,
     chosen,
@@ -22,6 +27,7 @@ from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import load
 from rmaplab.rmap.context import CowContext
 from rmaplab.rmap.cow_context import CowContextRmap
+from rmaplab.verdict import NothingLookedAt
 
 # Scenarios with few interleavings, at least one of each user.
 SMALL = [name for name in names() if " + " not in name and "mremap" not in name]
@@ -183,3 +189,72 @@ def test_a_timeline_has_a_column_for_each_cpu() -> None:
     assert "CPU 1: fork of the child" in lines[0]
     assert lines[-1].strip() == broken.error
     assert all(len(line) <= 100 for line in lines[:-1])
+
+
+# A design of one's own, and verdicts over nothing
+
+OWN = """
+from rmaplab.rmap.anon_vma import AnonVmaRmap
+from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
+
+class Right(AnonVmaRmap):
+    name = "right"
+
+class Wrong(CowContextPrototypeRmap):
+    name = "wrong"
+
+class Namesake(AnonVmaRmap):
+    name = "anon_vma"
+"""
+LOOK = "referenced / exit of the child"
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file with designs of one's own, of which a module of the same name can be imported, too."""
+    (tmp_path / "mydesigns.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    return str(tmp_path / "mydesigns.py")
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as status:
+        cli.main(["race", *arguments])
+    said = capsys.readouterr()
+    return int(status.value.code or 0), said.out, said.err
+
+
+@pytest.mark.parametrize("spec", ["{own}:Right", "mydesigns:Right"])
+def test_a_design_of_ones_own_is_raced_by_file_and_by_module(
+    spec: str, own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = command(capsys, LOOK, "--rmap", spec.format(own=own))
+    assert status == 0
+    assert "right: 1 of 1 scenarios hold, 0 are broken" in out
+
+
+def test_a_wrong_design_of_ones_own_is_found_and_can_be_replayed(own: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = command(capsys, "restore / fork of the child", "--rmap", f"{own}:Wrong")
+    assert status == 1 and "wrong: 0 of 1 scenarios hold, 1 are broken" in out
+    again = shlex.split(out.partition("again:")[2].splitlines()[0])
+    assert again[:2] == ["rmaplab", "race"]
+    status, out, _ = command(capsys, *again[2:])
+    assert status == 1 and "restored: " in out
+
+
+def test_two_designs_of_one_name_are_refused(own: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = command(capsys, LOOK, "--rmap", "anon_vma", "--rmap", f"{own}:Namesake")
+    assert (status, out) == (2, "") and "both called 'anon_vma'" in err
+
+
+@pytest.mark.parametrize("path", [" ", "0x1", "0x2 1x2"])
+def test_a_path_that_ends_before_the_tasks_do_gives_no_verdict(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = command(capsys, LOOK, "--rmap", "anon_vma", "--path", path)
+    assert (status, out) == (2, "")
+    assert "the path ends before referenced and exit of the child came to an end" in err
+
+
+def test_no_interleaving_is_no_verdict() -> None:
+    verdict = msgspec.structs.replace(run(LOOK, load("anon_vma")), interleavings=0)
+    with pytest.raises(NothingLookedAt, match="no interleaving of referenced / exit of the child"):
+        _ = verdict.holds

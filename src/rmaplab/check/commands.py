@@ -31,6 +31,7 @@ from rmaplab.check.race_findings import look_for_all, markdown, stages
 from rmaplab.measure.progress import Meter
 from rmaplab.mm.profile import REFERENCE
 from rmaplab.rmap import load, specs
+from rmaplab.verdict import judge
 
 DESIGNS = ("anon_vma", "cow_context")  # where nothing else was asked for
 
@@ -141,8 +142,12 @@ def mount(app: typer.Typer, check_design: Callable[[str], object]) -> None:
                 print("\n".join(names))
                 return 0
             designs = specs(rmap, DESIGNS)
+            named: dict[str, str] = {}
             for design in designs:
                 check_design(design)
+                name = load(design).name
+                if named.setdefault(name, design) != design:
+                    raise RaceError(f"{named[name]} and {design} are both called {name!r}: no table could tell them")
             if path:
                 return _replay(names, designs, path)
             if report is not None:
@@ -154,7 +159,7 @@ def mount(app: typer.Typer, check_design: Callable[[str], object]) -> None:
                 "race",
                 rmaplab.__version__,
                 inputs,
-                all(v.holds for v in verdicts) and not wrong,
+                judge(len(verdicts), not all(v.holds for v in verdicts) or bool(wrong), "no scenario was tried"),
                 verdicts,
                 [Differences(v.scenario, v.design, b) for v in verdicts for b in v.broken],
                 wrong,
@@ -244,9 +249,10 @@ def _replay(names: list[str], designs: list[str], path: str) -> int:
 
 def _print(races: Races, timelines: int) -> None:
     console = Console(width=100, highlight=False, markup=False)
-    for design in races.inputs.designs:
-        verdicts = [v for v in races.figures if v.design == design]
-        table = Table(box=None, pad_edge=False, title=f"{design}", title_justify="left")
+    for design in races.inputs.designs:  # as it was given, which need not be its name
+        name = load(design).name
+        verdicts = [v for v in races.figures if v.design == name]
+        table = Table(box=None, pad_edge=False, title=name, title_justify="left")
         for heading in ("scenario", "bound", "in all", "tried", "steps", "CPU s", "verdict"):
             table.add_column(heading, justify="left" if heading in ("scenario", "verdict") else "right")
         for v in verdicts:
@@ -262,7 +268,7 @@ def _print(races: Races, timelines: int) -> None:
         console.print(table)
         failed = [v for v in verdicts if v.broken]
         console.print(
-            f"\n{design}: {sum(v.holds for v in verdicts)} of {len(verdicts)} scenarios hold,"
+            f"\n{name}: {sum(v.holds for v in verdicts)} of {len(verdicts)} scenarios hold,"
             f" {len(failed)} are broken,"
             f" {sum(v.interleavings for v in verdicts):,} interleavings tried,"
             f" {sum(v.seconds for v in verdicts):.1f} s of CPU time\n"

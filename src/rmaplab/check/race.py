@@ -22,8 +22,9 @@ from rmaplab.mm.vma import MM, VMA
 from rmaplab.mm.vma_tree import VMATree
 from rmaplab.rmap.context import CowContext
 from rmaplab.sync.execution import ACQUIRE, POINT, QUEUE, TRY
-from rmaplab.sync.interleave import Failure, Step, estimate, explore, replay, wander
+from rmaplab.sync.interleave import Execution, Failure, Step, estimate, explore, perform, wander
 from rmaplab.sync.locks import RwSemaphore, SequenceCount, SpinLock
+from rmaplab.verdict import judge
 
 _PROBES = 40  # random interleavings that the number of all of them is estimated from
 
@@ -77,7 +78,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
     @property
     def holds(self) -> bool:
-        return (self.exhausted or self.random > 0) and not self.broken
+        wrong = not (self.exhausted or self.random > 0) or bool(self.broken)
+        return judge(self.interleavings, wrong, f"no interleaving of {self.scenario} was tried")
 
 
 def chosen(patterns: Sequence[str]) -> list[str]:
@@ -162,12 +164,30 @@ def read_path(text: str) -> list[int]:
 
 
 def run_path(name: str, design: type[ReverseMap], path: str) -> Broken | None:
-    """Replay a path exactly.  Returns what it breaks, None if it breaks nothing."""
+    """Replay a path exactly.  Returns what it breaks, None if it breaks nothing.
+
+    :raises RaceError: the path does not fit the scenario
+    :raises NothingLookedAt: it breaks nothing, and ends before the tasks do
+    """
     what = scenario(name, design)
+    steps = iter(read_path(path))
+    left: list[str] = []  # tasks that have not come to their end when the path has
+
+    def choose(execution: Execution) -> int:
+        number = next(steps, -1)
+        if number < 0:
+            left.extend(task.name for task in execution.tasks if not task.done)
+        return number
+
     try:
-        failure = replay(what, read_path(path))
+        failure = perform(what, choose)
     except ValueError as error:
         raise RaceError(str(error)) from error
+    judge(
+        0 if left else 1,
+        failure is not None,
+        f"the path ends before {' and '.join(left)} came to an end, so the obligations were not looked at",
+    )
     return None if failure is None else explain(failure)
 
 

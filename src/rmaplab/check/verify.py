@@ -43,6 +43,7 @@ from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import DESIGNS, load
 from rmaplab.trace.events import Event
 from rmaplab.trace.play import Player
+from rmaplab.verdict import judge
 
 LENGTH: Final = 500  # events of a history
 _BUDGET: Final = 400_000  # events to play in search of a shorter history
@@ -162,7 +163,12 @@ class Verified(msgspec.Struct):
 
     @property
     def holds(self) -> bool:
-        return self.failure is None
+        """Whether nothing failed.
+
+        :raises NothingLookedAt: nothing did, and no walk was checked
+        """
+        nothing = f"of {self.steps:,} events that were played, none was checked: ask for more steps, time or checks"
+        return judge(self.counts.folios, self.failure is not None, nothing)
 
     def add(self, ran: Ran) -> None:
         self.histories += 1

@@ -16,6 +16,7 @@ import typer
 
 import rmaplab
 from rmaplab.kernel.errors import KernelUnavailable
+from rmaplab.verdict import judge
 
 if TYPE_CHECKING:
     from rmaplab.kernel.lockstep import Disagreement
@@ -124,7 +125,7 @@ def _compare(
             coverage = Coverage()
             if recorded is not None:
                 found = replay(witness, recorded, None, recorded.header, coverage, large_folios)
-                done = len(recorded)
+                done = sum(coverage.steps.values())
             else:
                 found = next((bad for _, _, bad in answers(witness, coverage) if bad is not None), None)
                 done = 0
@@ -146,11 +147,12 @@ def _compare(
             head = header() if recorded is None else recorded.header
             head.kernel = release
             write_history(save, History(head, found.requested))
+        held = judge(done, found is not None, "a guest cannot be asked any event of this history")
         missing = coverage.missing(witness.has_large_folios)
         figures = {"steps": done, "reached": dict(coverage.reached), "not reached": missing}
         if json:
             _print_json(
-                "kernel compare", inputs, found is None, figures, [] if found is None else [_as_json(found)]
+                "kernel compare", inputs, held, figures, [] if found is None else [_as_json(found)]
             )
         elif found is not None:
             print(explained(found))
@@ -163,7 +165,7 @@ def _compare(
                 print(f"  {count:6} {case}")
             for case in missing:
                 print(f"       - {case}")
-        return 0 if found is None else 1
+        return 0 if held else 1
 
     return job
 
@@ -266,7 +268,8 @@ def _userland(
         moments = []
         for name in names or userland.PROGRAMS:
             moments += survey.survey(userland.PROGRAMS[name], kernel, _say)
-        holds = all(moment.state.holds for moment in moments)
+        failed = not all(moment.state.holds for moment in moments)
+        holds = judge(len(moments), failed, "no program came to a moment at which it could be read")
         first = moments[0].state
         inputs = {
             "history": list(names or userland.PROGRAMS), "designs": [finding.design for finding in first.findings],

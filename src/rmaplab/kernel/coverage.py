@@ -42,6 +42,7 @@ class Coverage:
 
     def __init__(self) -> None:
         self.reached: Final[Counter[str]] = Counter()
+        self.steps: Final[Counter[str]] = Counter()  # by operation
 
     def missing(self, has_large_folios: bool = True) -> list[str]:
         """What was not, of what a kernel with or without large folios can reach."""
@@ -49,6 +50,7 @@ class Coverage:
 
     def see(self, op: str, before: Snapshot | None, after: Snapshot) -> None:
         """A step, and the state before and after it."""
+        self.steps[op] += 1
         reached: set[str] = set()
         self._states(after, reached)
         if before is not None:

@@ -73,6 +73,7 @@ from rmaplab.rmap.context import ContextRmap
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
 from rmaplab.rmap.pte_chain import PteChainRmap
+from rmaplab.verdict import judge
 
 # All but page_scan, which is what the walks are held against.
 DESIGNS: Final[tuple[type[ReverseMap], ...]] = (
@@ -466,8 +467,13 @@ class State(msgspec.Struct):
 
     @property
     def holds(self) -> bool:
-        """Nothing is wrong with it, and the designs that are to be complete are, as far as the kernel is."""
-        return not self.problems and all(finding.holds for finding in self.findings)
+        """Nothing is wrong with it, and the designs that are to be complete are, as far as the kernel is.
+
+        :raises NothingLookedAt: no anonymous folio was walked
+        """
+        wrong = bool(self.problems) or not all(finding.holds for finding in self.findings)
+        walked = max((finding.folios for finding in self.findings), default=0)
+        return judge(walked, wrong, "no anonymous page was found in what was read")
 
     def table(self) -> str:
         """What there is to say, as text."""

@@ -29,6 +29,7 @@ from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import History
 from rmaplab.trace.play import Player
+from rmaplab.verdict import judge
 
 MOMENTS: Final = 20  # checks of one history, where nothing else was asked for
 FOLIOS: Final = 500  # walked at each of them, where nothing else was asked for
@@ -127,7 +128,15 @@ class Comparison(msgspec.Struct, frozen=True):
 
     @property
     def holds(self) -> bool:
-        return not any(difference.error for difference in self.differences)
+        """Whether no difference is an error.
+
+        :raises NothingLookedAt: the history has no events, or it was to be checked and no folio was mapped when it was
+        """
+        checks = self.figures.checks
+        wrong = any(difference.error for difference in self.differences)
+        if checks.moments and not checks.folios:
+            return judge(0, wrong, f"no anonymous page was mapped at any of {checks.moments} moments")
+        return judge(checks.results, wrong, "the history has no events")
 
 
 def priced(found: Comparison, costs: CostProfile) -> Comparison:

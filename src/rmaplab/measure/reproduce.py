@@ -34,6 +34,7 @@ from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header, History, read_history
 from rmaplab.trace.parallel import take_apart
 from rmaplab.trace.play import Player
+from rmaplab.verdict import judge
 from rmaplab.workloads import workload
 
 Progress = Callable[[str, int, int], None]  # what is being done, done, in all
@@ -102,7 +103,8 @@ class Reproduction(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def holds(self) -> bool:
-        return all(figure.holds for figure in self.figures)
+        wrong = not all(figure.holds for figure in self.figures)
+        return judge(len(self.figures) + len(self.shown), wrong, f"{self.name} has no figures")
 
 
 def machine_of(profile: Profile, *designs: type[ReverseMap]) -> tuple[Machine, MM]:

@@ -37,6 +37,7 @@ from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import specs
 from rmaplab.trace.history import Header
 from rmaplab.trace.parallel import Parallel, take_apart
+from rmaplab.verdict import judge
 from rmaplab.workloads import FAMILIES
 
 DESIGNS: Final = ("anon_vma", "cow_context")  # where nothing else was asked for
@@ -142,7 +143,11 @@ def mount(app: typer.Typer, design_of: Callable[[str], type[ReverseMap]]) -> Non
                 command="scale",
                 version=f"{rmaplab.__version__} ({rmaplab.build_info()})",
                 inputs=Inputs(source, names, rules.name, cost_profile.name, counts, timing, large_folios, seed),
-                holds=not any(point.differences for point in points),
+                holds=judge(
+                    min(point.operations for point in points),
+                    any(point.differences for point in points),
+                    "the history has nothing that a task could do",
+                ),
                 figures=Figures(points, _laws(names, points), sorted(unpriced)),
                 differences=[Difference(p.design, p.cpus, p.differences) for p in points if p.differences],
             )

@@ -21,6 +21,7 @@ from rmaplab.sweep.findings import Findings, findings, sentences
 from rmaplab.sweep.points import Outcome, Point
 from rmaplab.sweep.spec import Spec, read_spec
 from rmaplab.sweep.workers import Result, on_cluster, on_this_machine
+from rmaplab.verdict import judge
 
 Job = Callable[[], int]
 
@@ -212,7 +213,8 @@ def _work_off(spec: Spec, path: Path, campaign: Campaign, jobs: int, scheduler: 
         rows=sum(len(outcome.rows) for outcome in outcomes.values()),
     )
     inputs = Inputs(str(path), spec.name, len(spec.points))
-    return Told("sweep", _version(), inputs, not differences, figures, differences)
+    held = judge(len(outcomes), bool(differences), f"{path} stands for no point")
+    return Told("sweep", _version(), inputs, held, figures, differences)
 
 
 def _results(left: dict[int, Point], spec: Spec, jobs: int, scheduler: str) -> Iterator[Result]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from rmaplab.sweep.campaign import RESULTS, Campaign, Plan, told_of
 from rmaplab.sweep.errors import SweepError
+from rmaplab.verdict import judge
 
 REFERENCE: Final = "anon_vma"
 PROPOSAL: Final = "cow_context"
@@ -117,7 +118,8 @@ class Findings(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        return not self.differences and not self.undone
+        wrong = bool(self.differences or self.undone)
+        return judge(len(self.points), wrong, "no point of the campaign is done")
 
 
 def _figure(group: str, name: str) -> Callable[[Figures], float | None]:

@@ -18,6 +18,7 @@ from rmaplab.measure.calibration.host import PRIMITIVES, ROUNDS, Host, Progress,
 from rmaplab.measure.calibration.script import Script
 from rmaplab.measure.cost import HANDOVER, WAKE_UP, WAKING, CostProfile, Residual, price
 from rmaplab.mm.profile import Profile, profile_for
+from rmaplab.verdict import judge
 
 # Counted beside other work that has a cost: the nodes that a walk visits, say.
 COVERED: Final = (
@@ -77,7 +78,8 @@ class Prediction(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        return not self.outside and MEDIAN[0] <= self.median <= MEDIAN[1]
+        wrong = bool(self.rows) and (bool(self.outside) or not MEDIAN[0] <= self.median <= MEDIAN[1])
+        return judge(len(self.rows), wrong, "none of these programs can be run on this machine")
 
 
 def choose(programs: Sequence[Callable[[], Script]], wanted: Sequence[str]) -> list[Script]:
