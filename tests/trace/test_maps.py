@@ -30,6 +30,12 @@ def test_rows_hold_what_decides_geometry() -> None:
     ]
 
 
+def test_a_file_may_have_inode_0() -> None:
+    """The first System V segment of an IPC namespace has identifier 0, which is its inode."""
+    text = "7f0000000000-7f0000004000 rw-s 00000000 00:01 0                          /SYSV00000000 (deleted)"
+    assert parse_maps([text]) == [MapsRow(0x7F0000000000, 0x7F0000004000, "rw-s", 0, "file")]
+
+
 def test_other_text_is_refused() -> None:
     with pytest.raises(ValueError, match="not a line of /proc/PID/maps"):
         parse_maps(["hello"])

@@ -215,6 +215,44 @@ def test_calls_that_failed_changed_nothing_unless_they_may_fail_half_way() -> No
     assert [(event.op, event.result) for event in after_start(text)] == [("mprotect", -errno.ENOMEM)]
 
 
+def test_what_is_left_in_a_register_that_mlock_does_not_have_is_no_flag() -> None:
+    calls = [enter(5, 149, A, 0x1000, 1), leave(5, 149, 0), enter(5, 149, A, 0x1000, 1 << 40), leave(5, 149, 0)]
+    calls += [enter(5, 325, A, 0x1000, (7 << 32) + 1), leave(5, 325, 0)]
+    events = after_start(lines(*mmap(5, 0x1000, A), *calls))
+    assert [(event.op, event.flags) for event in events[1:]] == [("mlock", 0), ("mlock", 0), ("mlock", 1)]
+
+
+def test_an_address_that_mremap_was_not_asked_for_is_none() -> None:
+    """The C library passes whatever is in the register."""
+    events = after_start(
+        lines(*mmap(5, 0x1000, A), enter(5, 25, A, 0x1000, 0x2000, 1, 0xDEAD), leave(5, 25, A + 0x9000))
+    )
+    assert (events[1].op, events[1].addr2, events[1].result) == ("mremap", 0, A + 0x9000)
+
+
+def test_mlock_that_a_limit_refused_changed_nothing() -> None:
+    refused = [enter(5, 149, A, 0x1000), leave(5, 149, -errno.ENOMEM)]
+    over_a_hole = [enter(5, 149, A, 0x2000), leave(5, 149, -errno.ENOMEM)]
+    events = after_start(lines(*mmap(5, 0x1000, A), *refused, *over_a_hole))
+    assert [(event.op, event.length) for event in events[1:]] == [("mlock", 0x2000)]
+
+
+def test_mprotect_that_failed_at_a_hole_left_what_lies_behind_it() -> None:
+    calls = [enter(5, 10, A, 0x3000, 1), leave(5, 10, -errno.ENOMEM)]
+    events = after_start(
+        lines(*mmap(5, 0x1000, A), *mmap(5, 0x1000, A + 0x2000), *calls, fault(5, A), fault(5, A + 0x2000))
+    )
+    assert [event.result for event in events if event.op == "fault"] == [-errno.EFAULT, 0]
+
+
+def test_advice_that_this_kernel_does_not_know_is_dropped_and_other_that_failed_is_kept() -> None:
+    calls: list[str] = []
+    for advice in (14, 4):  # MADV_HUGEPAGE, MADV_DONTNEED
+        calls += [enter(5, 28, A, 0x1000, advice), leave(5, 28, -errno.EINVAL)]
+    events = after_start(lines(*mmap(5, 0x1000, A), *calls))
+    assert [(event.op, event.flags, event.result) for event in events[1:]] == [("madvise", 4, -errno.EINVAL)]
+
+
 def test_questions_to_brk_are_no_events() -> None:
     text = lines(
         enter(5, 12, HEAP + 0x5000), leave(5, 12, HEAP + 0x5000), enter(5, 12, 0), leave(5, 12, HEAP + 0x5000),

@@ -29,13 +29,12 @@ from rmaplab.check.truth import MappedFolio, Truth, entry_name, invariants, stra
 from rmaplab.check.walks import Changes, Odd, Walker, is_stale
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import MM, VMA
-from rmaplab.trace.events import Event
+from rmaplab.trace.events import OPERATIONS, Event
 
 Kind = Literal["incomplete", "stale", "missing", "additional", "record", "invariant"]
 ERRORS: frozenset[Kind] = frozenset(("incomplete", "stale", "record", "invariant"))
 
-# What says nothing of VMAs but that one gets its first page, which shows.
-_OF_PAGES: Final = frozenset(("fault", "swap_out", "migrate", "referenced", "ksm", "uffd_move"))
+_OF_PAGES: Final = frozenset(operation.name for operation in OPERATIONS if operation.of_pages)
 
 _Key = tuple[object, ...]  # what makes two findings one difference
 

@@ -80,6 +80,14 @@ def _what(event: Event, names: Sequence[str]) -> str:
             return f"sets the rights of {size} at {addr} to {prot(event.prot)}"
         case "madvise":
             return f"gives advice {_ADVICE.get(event.flags, event.flags)} for {size} at {addr}"
+        case "mlock":
+            return f"locks {size} at {addr}"
+        case "munlock":
+            return f"unlocks {size} at {addr}"
+        case "mlockall":
+            return "locks all its memory"
+        case "munlockall":
+            return "unlocks all its memory"
         case "mremap" if event.result == event.addr and event.length2 != event.length:
             return f"resizes {size} at {addr} to {amount(event.length2)}"
         case "mremap":

@@ -3,37 +3,75 @@
 
 Recorders, importers, workloads, the random generator and the real kernel's driver all speak it, and
 `rmaplab.trace.play` plays it on a machine.  Addresses and lengths are bytes; results are what the system
-call returned (an address, 0, or a negative errno).
-
-| op | fields used |
-| --- | --- |
-| exec | pid; addr, length: the stack VMA after it was moved down; offset: the address that its page offset stands for; addr2: start of the heap (0: not known). The first event of a process that no fork made. |
-| fork | pid, pid2 = child; flags: CLONE_VM (shares the address space), CLONE_VFORK |
-| exit | pid |
-| mmap | addr, length, prot, flags, file, offset, result |
-| munmap, mprotect (prot), madvise (flags = advice), mlock (flags: MLOCK_ONFAULT), munlock | addr, length, result |
-| mlockall (flags), munlockall | result |
-| mremap | addr, length, length2 = new length, flags, addr2 = new address asked for, result |
-| brk | addr, result |
-| name | addr, length, file = position of the name in the header's `names` (an empty one takes it away), result (PR_SET_VMA_ANON_NAME) |
-| fault | addr, length: a run of pages touched one after the other; flags: FAULT_WRITE; result 0, or -EFAULT for an access that gets a signal |
-| swap_out, migrate, referenced | addr, length: what a user of the reverse map does to the folios mapped there; flags of swap_out: what a real kernel's reclaim did (mm/reclaim.py) |
-| ksm | pid, addr and pid2, addr2: two pages with the same contents, merged; flags: what a real kernel's ksmd did (mm/ksm.py) |
-| uffd_move | addr = destination, addr2 = source, length, result |
-| mark | offset = number of a checkpoint: the header may hold /proc/PID/maps of that moment |
+call returned (an address, 0, or a negative errno).  `OPERATIONS` is the one list of what there is: whatever else
+lists operations derives from it, or is held against it by tests/trace/test_events.py.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
-OPS: Final = (
-    "exec", "fork", "exit", "mmap", "munmap", "mprotect", "madvise", "mlock", "munlock", "mlockall",
-    "munlockall", "mremap", "brk", "name", "fault", "swap_out", "migrate", "referenced", "ksm",
-    "uffd_move", "mark",
+Actor = Literal["process", "kswapd", "kcompactd", "ksmd", "recorder"]
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """Something that can happen to memory.
+
+    fields:   of the event, beside `pid`, that it uses
+    does:     what it means, and what a field means where its name does not say it
+    actor:    who does it: the process itself, a thread of the kernel's, or whoever records
+    of_pages: leaves VMAs as they are, but that one may get its first page
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    does: str
+    actor: Actor = "process"
+    of_pages: bool = False
+
+
+_RANGE: Final = ("addr", "length", "result")
+
+OPERATIONS: Final = (
+    Operation("exec", ("addr", "length", "offset", "addr2"),
+              "a new program; addr, length: the stack VMA after it was moved down; offset: the address that its page "
+              "offset stands for; addr2: start of the heap (0: not known).  The first event of a process that no fork "
+              "made"),
+    Operation("fork", ("pid2", "flags"),
+              "process pid2 begins; flags: CLONE_VM (it shares the address space), CLONE_VFORK"),
+    Operation("exit", (), "the process ends"),
+    Operation("mmap", ("addr", "length", "prot", "flags", "file", "offset", "result"), "mmap(2), shmat(2)"),
+    Operation("munmap", _RANGE, "munmap(2), shmdt(2)"),
+    Operation("mprotect", ("addr", "length", "prot", "result"), "mprotect(2)"),
+    Operation("madvise", ("addr", "length", "flags", "result"), "madvise(2); flags: the advice"),
+    Operation("mlock", ("addr", "length", "flags", "result"), "mlock(2), mlock2(2); flags: MLOCK_ONFAULT"),
+    Operation("munlock", _RANGE, "munlock(2)"),
+    Operation("mlockall", ("flags", "result"), "mlockall(2)"),
+    Operation("munlockall", ("result",), "munlockall(2)"),
+    Operation("mremap", ("addr", "length", "length2", "flags", "addr2", "result"),
+              "mremap(2); length2: the new length; addr2: the address that was asked for"),
+    Operation("brk", ("addr", "result"), "brk(2)"),
+    Operation("name", ("addr", "length", "file", "result"),
+              "prctl(2) with PR_SET_VMA_ANON_NAME; file: position of the name in the header's `names` (an empty one "
+              "takes it away)"),
+    Operation("fault", ("addr", "length", "flags", "result"),
+              "a run of pages touched one after the other; flags: FAULT_WRITE; result: 0, or -EFAULT for an access that "
+              "gets a signal", of_pages=True),
+    Operation("swap_out", ("addr", "length", "flags"),
+              "reclaim of the folios mapped there; flags: what a real kernel's did (mm/reclaim.py)", "kswapd", True),
+    Operation("migrate", ("addr", "length"), "the folios mapped there move to other frames", "kcompactd", True),
+    Operation("referenced", ("addr", "length"), "were the folios mapped there used?", "kswapd", True),
+    Operation("ksm", ("addr", "pid2", "addr2", "flags"),
+              "two pages with the same contents, merged; flags: what a real kernel's ksmd did (mm/ksm.py)", "ksmd", True),
+    Operation("uffd_move", ("addr", "addr2", "length", "result"),
+              "UFFDIO_MOVE; addr: destination; addr2: source", of_pages=True),
+    Operation("mark", ("offset",),
+              "offset: number of a checkpoint; the header may hold /proc/PID/maps of that moment", "recorder"),
 )  # fmt: skip
+
+OPS: Final = tuple(operation.name for operation in OPERATIONS)
 
 FAULT_WRITE: Final = 1
 

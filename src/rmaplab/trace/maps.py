@@ -20,7 +20,7 @@ from rmaplab.trace.history import MapsRow
 
 __all__ = ["MapsDifference", "compare_maps", "maps_of", "parse_maps", "row_of"]
 
-_ROW: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ (\d+) *(.*)")
+_ROW: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) (\S+) (\d+) *(.*)")
 
 
 class MapsDifference(msgspec.Struct, frozen=True):
@@ -44,10 +44,12 @@ def parse_maps(lines: Iterable[str]) -> list[MapsRow]:
         match = _ROW.match(line)
         if match is None:
             raise ValueError(f"not a line of /proc/PID/maps: {line!r}")
-        start, end, perms, offset, inode, name = match.groups()
+        start, end, perms, offset, device, inode, name = match.groups()
         if name == "[vsyscall]":
             continue
-        backing = "special" if name.startswith(("[vdso", "[vvar")) else "anon" if inode == "0" else "file"
+        # A file may have inode 0, as the first System V segment of an IPC namespace; but not device 0, too.
+        anonymous = int(inode) == int(device.replace(":", ""), 16) == 0
+        backing = "special" if name.startswith(("[vdso", "[vvar")) else "anon" if anonymous else "file"
         rows.append(MapsRow(int(start, 16), int(end, 16), perms, int(offset, 16), backing))
     return rows
 

@@ -25,13 +25,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from rmaplab.mm.abi import CLONE_VFORK
-from rmaplab.trace.events import Event
+from rmaplab.trace.events import OPERATIONS, Event
 
 KERNEL_THREADS: Final = {
-    "referenced": "kswapd",
-    "swap_out": "kswapd",
-    "migrate": "kcompactd",
-    "ksm": "ksmd",
+    operation.name: operation.actor
+    for operation in OPERATIONS
+    if operation.actor not in ("process", "recorder")
 }
 
 

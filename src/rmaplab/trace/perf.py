@@ -5,7 +5,7 @@ The recorder (record.py) has perf collect, for a process and all its descendants
 
 - exceptions:page_fault_user and page_fault_kernel: every fault, with address and kind; the kernel's own
   faults on user addresses (copy_to_user()) are faults of the process, too;
-- raw_syscalls:sys_enter and sys_exit of the calls in SYSCALLS, with arguments and results;
+- raw_syscalls:sys_enter and sys_exit of the calls in calls.py, with arguments and results;
 - task:task_newtask, which has the flags of fork, vfork, clone and clone3;
 - perf's own records: COMM (exec's point of no return), MMAP2 (a VMA made by mmap, by exec's loader, or by the
   growth of a stack), EXIT, LOST.
@@ -29,19 +29,11 @@ import msgspec
 
 from rmaplab.mm.abi import PROT_EXEC, PROT_READ, PROT_WRITE
 from rmaplab.mm.vma import PAGE_SIZE
+from rmaplab.trace.calls import BY_NUMBER
 from rmaplab.trace.reduce import CLONE_THREAD, Backing, Reducer
 from rmaplab.trace.spaces import page_align
 
-__all__ = ["EVENTS", "SCRIPT_OPTIONS", "SYSCALLS", "PerfText", "perf_filter"]
-
-# Numbers on x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
-SYSCALLS: Final = {
-    9: "mmap", 10: "mprotect", 11: "munmap", 12: "brk", 25: "mremap", 28: "madvise", 30: "shmat",
-    59: "execve", 67: "shmdt", 149: "mlock", 150: "munlock", 151: "mlockall", 152: "munlockall", 157: "prctl",
-    206: "io_setup", 207: "io_destroy", 216: "remap_file_pages", 237: "mbind", 256: "migrate_pages",
-    279: "move_pages", 322: "execveat", 323: "userfaultfd", 325: "mlock2", 329: "pkey_mprotect",
-    440: "process_madvise", 450: "set_mempolicy_home_node", 453: "map_shadow_stack", 462: "mseal",
-}  # fmt: skip
+__all__ = ["EVENTS", "SCRIPT_OPTIONS", "PerfText", "perf_filter"]
 
 EVENTS: Final = (
     "exceptions:page_fault_user",
@@ -84,8 +76,8 @@ _FREES_AT_ENTRY: Final = frozenset(("munmap", "shmdt"))
 
 
 def perf_filter() -> str:
-    """The filter of raw_syscalls events that lets SYSCALLS pass."""
-    return "||".join(f"id=={number}" for number in SYSCALLS)
+    """The filter of raw_syscalls events that lets the calls of calls.py pass."""
+    return "||".join(f"id=={number}" for number in BY_NUMBER)
 
 
 class _Call(msgspec.Struct):
@@ -212,13 +204,13 @@ class PerfText:
                 self._add(now, cpu, tid, _Fault(int(fault[1], 16), write))
         elif event == "raw_syscalls:sys_enter":
             raw = _RAW_ENTER.match(data)
-            if raw is not None and int(raw[1]) in SYSCALLS:
+            if raw is not None and int(raw[1]) in BY_NUMBER:
                 args = [int(word, 16) for word in raw[2].split(",")]
-                self._enter(now, tid, SYSCALLS[int(raw[1])], args)
+                self._enter(now, tid, BY_NUMBER[int(raw[1])].name, args)
         elif event == "raw_syscalls:sys_exit":
             raw = _RAW_EXIT.match(data)
-            if raw is not None:
-                self._return(now, cpu, pid, tid, SYSCALLS.get(int(raw[1]), ""), int(raw[2]))
+            if raw is not None and int(raw[1]) in BY_NUMBER:
+                self._return(now, cpu, pid, tid, BY_NUMBER[int(raw[1])].name, int(raw[2]))
         elif event.startswith("syscalls:sys_enter_"):
             self._enter(now, tid, event[19:], [int(word, 16) for word in _ARGUMENT.findall(data)])
         elif event.startswith("syscalls:sys_exit_"):

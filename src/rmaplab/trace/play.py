@@ -25,7 +25,7 @@ from rmaplab.mm.abi import MAP_FIXED, MAP_FIXED_NOREPLACE, MREMAP_FIXED
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, File
-from rmaplab.trace.events import FAULT_WRITE, Event
+from rmaplab.trace.events import FAULT_WRITE, OPS, Event
 from rmaplab.trace.history import Header
 from rmaplab.trace.maps import MapsDifference, compare_maps
 
@@ -100,29 +100,8 @@ class Player:
         self._names: Final = header.names
         self._checkpoints: Final = {checkpoint.number: checkpoint for checkpoint in header.checkpoints}
         self._batch: Final = batch
-        self._acts: Final[Mapping[str, Callable[[Event], int]]] = {
-            "exec": self._exec,
-            "fork": self._fork,
-            "exit": self._exit,
-            "mmap": self._mmap,
-            "munmap": self._munmap,
-            "mprotect": self._mprotect,
-            "madvise": self._madvise,
-            "mlock": self._mlock,
-            "munlock": self._munlock,
-            "mlockall": self._mlockall,
-            "munlockall": self._munlockall,
-            "mremap": self._mremap,
-            "brk": self._brk,
-            "name": self._name,
-            "fault": self._fault,
-            "swap_out": self._swap_out,
-            "migrate": self._migrate,
-            "referenced": self._referenced,
-            "ksm": self._ksm,
-            "uffd_move": self._uffd_move,
-            "mark": self._mark,
-        }
+        # One method an operation, of its name.
+        self._acts: Final[Mapping[str, Callable[[Event], int]]] = {op: getattr(self, f"_{op}") for op in OPS}
 
     def play(self, events: Iterable[Event]) -> None:
         """Play all of `events`.

@@ -16,6 +16,7 @@ What it decides
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -23,8 +24,13 @@ import msgspec
 from rmaplab.mm.abi import (
     CLONE_VFORK,
     CLONE_VM,
+    MADV_COLLAPSE,
     MADV_DOFORK,
     MADV_DONTFORK,
+    MADV_HUGEPAGE,
+    MADV_MERGEABLE,
+    MADV_NOHUGEPAGE,
+    MADV_UNMERGEABLE,
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_GROWSDOWN,
@@ -32,11 +38,13 @@ from rmaplab.mm.abi import (
     MAP_SHARED,
     MAP_TYPE,
     MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
 )
 from rmaplab.mm.vma import PAGE_MASK, PAGE_SIZE, TASK_SIZE
+from rmaplab.trace.calls import CALLS, Call
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import Checkpoint, FileEntry, Header, History, MapsRow
 from rmaplab.trace.spaces import Range, Space, page_align
@@ -51,11 +59,8 @@ SYNTHESIS: Final = (
     "pages; a forked child at once writes the first page of each of its private writable ranges"
 )
 _SYNTHETIC_PAGES: Final = 256
-_UNMODELLED: Final = frozenset(
-    "io_destroy io_setup map_shadow_stack mbind migrate_pages move_pages mseal process_madvise "
-    "remap_file_pages set_mempolicy_home_node userfaultfd".split()
-)
-_MAY_FAIL_HALF_WAY: Final = frozenset(("mprotect", "madvise", "mlock"))
+# Advice that a kernel may be built without (mm/madvise.c madvise_behavior_valid()).
+_MAY_BE_MISSING: Final = frozenset((MADV_MERGEABLE, MADV_UNMERGEABLE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE))
 
 
 class Backing(msgspec.Struct, frozen=True):
@@ -79,6 +84,14 @@ class Backing(msgspec.Struct, frozen=True):
         if path.startswith(("anon_inode:", "/dev/")) and path != "/dev/zero":
             return "device"
         return "file"
+
+
+class Particulars(msgspec.Struct, frozen=True):
+    """What a recorder knows of a call beside its registers and its result; as in Reducer.call."""
+
+    backing: Backing | None
+    length: int
+    label: str
 
 
 class Process:
@@ -116,6 +129,16 @@ class Reducer:
         self._comms: Final[dict[int, str]] = {}
         self._checkpoints: Final[list[Checkpoint]] = []
         self._skipped: Final[dict[str, int]] = {}
+        # What is more than an event of the call's parameters.
+        self._acts: Final[dict[str, Callable[[Process, list[int], int, Particulars], None]]] = {
+            name: getattr(self, f"_call_{what}")
+            for what, names in (
+                ("mmap", "mmap"), ("shmat", "shmat"), ("munmap", "munmap"), ("shmdt", "shmdt"), ("brk", "brk"),
+                ("mprotect", "mprotect pkey_mprotect"), ("mremap", "mremap"), ("madvise", "madvise"),
+                ("mlock", "mlock mlock2"), ("munlock", "munlock"), ("prctl", "prctl"),
+            )
+            for name in names.split()
+        }  # fmt: skip
         self._start = -1
         self._time = 0
         self._cpu = -1
@@ -276,66 +299,124 @@ class Reducer:
         label:   the name that prctl gave a range, where known
         """
         process = self._tasks.get(tid)
-        if process is None:
+        call = CALLS.get(name)
+        if process is None or call is None:
             return
-        name = _SAME.get(name, name)
-        if result < 0 and not (name in _MAY_FAIL_HALF_WAY and result == -errno.ENOMEM):
+        registers = call.registers(args)
+        if result < 0 and not (call.half_way and self._may_have_begun(process, call, registers, result)):
             return
-        if name in _UNMODELLED:
+        if call.skipped:
             self._skipped[name] = self._skipped.get(name, 0) + 1
+        act = self._acts.get(name)
+        if act is not None:
+            act(process, registers, result, Particulars(backing, length, label))
+        elif call.op not in ("", "exec", "fork"):
+            self._emit_call(process, call.op, call.parameters, registers, result)
+
+    def _emit_call(
+        self, process: Process, op: str, parameters: tuple[str, ...], registers: list[int], result: int
+    ) -> None:
+        fields = {field: value for field, value in zip(parameters, registers, strict=False) if field}
+        self._emit(op, process, **fields, result=result)
+
+    def _may_have_begun(self, process: Process, call: Call, registers: list[int], result: int) -> bool:
+        """Whether a call that failed may have done part of its work; the machine fails at the same place.  What it
+        cannot know changed nothing: a limit, a kernel without that advice, a signal."""
+        if result in (-errno.EINTR, -errno.EPERM, -errno.ENOSYS, -errno.EFAULT):
+            return False
+        if call.op == "madvise":
+            return result != -errno.EINVAL or registers[2] not in _MAY_BE_MISSING
+        if call.op == "mlock" and not self._synthesise:
+            # ENOMEM is RLIMIT_MEMLOCK where nothing else stands in the way.
+            start = registers[0] & PAGE_MASK
+            end = start + page_align(registers[1] + (registers[0] & ~PAGE_MASK))
+            return any(start < end and not range.prot for range in process.space.within(start, end)) or bool(
+                process.space.holes(start, end)
+            )
+        return True
+
+    def _call_mmap(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
+        addr, length, prot, flags, _, offset = (registers + [0] * 6)[:6]
+        self._mmap(process, addr, length, prot, flags, offset, result, known.backing)
+
+    def _call_shmat(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
+        segment, _, flags = (registers + [0] * 3)[:3]
+        prot = PROT_READ | (0 if flags & SHM_RDONLY else PROT_WRITE) | (PROT_EXEC if flags & SHM_EXEC else 0)
+        backing = known.backing or Backing(f"sysv {segment}", "/SYSV")
+        self._mmap(process, 0, known.length, prot, MAP_SHARED, 0, result, backing)
+
+    def _call_munmap(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
+        addr, length = registers[:2]
+        self._emit("munmap", process, addr=addr, length=length)
+        process.space.remove(addr, addr + page_align(length))
+
+    def _call_shmdt(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
+        range = process.space.at(registers[0])
+        if range is not None:
+            self._call_munmap(process, [registers[0], range.end - registers[0]], result, known)
+
+    def _call_mprotect(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
+        addr, length, prot = registers[:3]
+        end = addr + page_align(length)
+        if result == 0:
+            self._infer(process, addr, length)
+        elif result == -errno.ENOMEM:
+            # It stops at the first hole.
+            end = next((start for start, _ in process.space.holes(addr, end)), end)
+        self._emit("mprotect", process, addr=addr, length=length, prot=prot, result=result)
+        for range in process.space.pieces(addr, end) if addr < end else ():
+            fresh = not range.prot & PROT_WRITE
+            range.prot = prot & 7
+            if fresh:
+                self._touch(process, range.start, range.end)
+
+    def _call_mremap(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
+        old, length, new_length, flags, to = [*registers, 0][:5]
+        if not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+            to = 0
+        self._infer(process, old, length)
+        self._emit(
+            "mremap", process, addr=old, length=length, length2=new_length, flags=flags, addr2=to, result=result
+        )
+        length, new_length = page_align(length), page_align(new_length)
+        process.space.move(old, length, result, new_length, flags & MREMAP_DONTUNMAP != 0 or length == 0)
+        self._touch(process, result + (0 if flags & MREMAP_DONTUNMAP else length), result + new_length)
+
+    def _call_brk(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
+        self._brk(process, registers[0], result)
+
+    def _call_madvise(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
+        addr, length, advice = registers[:3]
+        if result == 0:
+            self._infer(process, addr, length)
+        self._emit("madvise", process, addr=addr, length=length, flags=advice, result=result)
+        if advice in (MADV_DONTFORK, MADV_DOFORK):  # with ENOMEM, all but the holes
+            for range in process.space.pieces(addr, addr + page_align(length)) if length else ():
+                range.dont_fork = advice == MADV_DONTFORK
+
+    def _call_mlock(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
+        addr, length, flags = [*registers, 0][:3]
+        if result == 0:
+            start = addr & PAGE_MASK
+            self._infer(process, start, addr + length - start)
+        self._emit("mlock", process, addr=addr, length=length, flags=flags, result=result)
+
+    def _call_munlock(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
+        addr, length = registers[:2]
+        if result == 0:
+            start = addr & PAGE_MASK
+            self._infer(process, start, addr + length - start)
+        self._emit("munlock", process, addr=addr, length=length, result=result)
+
+    def _call_prctl(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
+        option, _, addr, length, text = (registers + [0] * 5)[:5]
+        if option != PR_SET_VMA:
             return
-        a, b, c, d, e = (args + [0] * 5)[:5]
-        if name == "mmap":
-            self._mmap(process, a, b, c, d, 0 if len(args) < 6 else args[5], result, backing)
-        elif name == "shmat":
-            prot = PROT_READ | (0 if c & SHM_RDONLY else PROT_WRITE) | (PROT_EXEC if c & SHM_EXEC else 0)
-            self._mmap(
-                process, 0, length, prot, MAP_SHARED, 0, result, backing or Backing(f"sysv {a}", "/SYSV")
-            )
-        elif name == "munmap":
-            self._emit(name, process, addr=a, length=b)
-            process.space.remove(a, a + page_align(b))
-        elif name == "shmdt":
-            range = process.space.at(a)
-            if range is not None:
-                self._emit("munmap", process, addr=a, length=range.end - a)
-                process.space.remove(a, range.end)
-        elif name == "mprotect":
-            self._infer(process, a, b)
-            self._emit(name, process, addr=a, length=b, prot=c, result=result)
-            for range in process.space.pieces(a, a + page_align(b)):
-                fresh = not range.prot & PROT_WRITE
-                range.prot = c & 7
-                if fresh:
-                    self._touch(process, range.start, range.end)
-        elif name == "mremap":
-            self._infer(process, a, b)
-            self._emit(name, process, addr=a, length=b, length2=c, flags=d, addr2=e, result=result)
-            keep = d & MREMAP_DONTUNMAP != 0 or b == 0
-            process.space.move(a, page_align(b), result, page_align(c), keep)
-            self._touch(
-                process, result + (0 if d & MREMAP_DONTUNMAP else page_align(b)), result + page_align(c)
-            )
-        elif name == "brk":
-            self._brk(process, a, result)
-        elif name == "madvise":
-            self._infer(process, a, b)
-            self._emit(name, process, addr=a, length=b, flags=c, result=result)
-            if c == MADV_DONTFORK or c == MADV_DOFORK:
-                for range in process.space.pieces(a, a + page_align(b)):
-                    range.dont_fork = c == MADV_DONTFORK
-        elif name in ("mlock", "munlock"):
-            self._emit(name, process, addr=a, length=b, flags=c if name == "mlock" else 0, result=result)
-        elif name == "mlockall":
-            self._emit(name, process, flags=a)
-        elif name == "munlockall":
-            self._emit(name, process)
-        elif name == "prctl" and a == PR_SET_VMA:
-            key = label or (f"at {e:x}" if e else "")
-            if key not in self._labels:
-                self._labels[key] = len(self._labels)
-                self._texts.append(key if self._names or not key else f"name {len(self._texts)}")
-            self._emit("name", process, addr=c, length=d, file=self._labels[key])
+        key = known.label or (f"at {text:x}" if text else "")
+        if key not in self._labels:
+            self._labels[key] = len(self._labels)
+            self._texts.append(key if self._names or not key else f"name {len(self._texts)}")
+        self._emit("name", process, addr=addr, length=length, file=self._labels[key])
 
     def _mmap(
         self, process: Process, addr: int, length: int, prot: int, flags: int, offset: int, result: int,
@@ -388,16 +469,9 @@ class Reducer:
     def _infer(self, process: Process, start: int, length: int) -> None:
         """strace does not see what exec maps.  A call that succeeded on a range of which nothing is known
         shows that something is there: take it for a private mapping of the program's file."""
-        if not self._synthesise:
-            return
-        end = start + page_align(length)
-        at = start
-        for range in [*process.space.within(start, end), Range(end, end, 0, True)]:
-            if at < range.start:
-                self.mapped_by_exec(
-                    process.pid, at, range.start - at, PROT_READ | PROT_WRITE, 0, Backing("program", "")
-                )
-            at = max(at, range.end)
+        if self._synthesise:
+            for at, end in process.space.holes(start, start + page_align(length)):
+                self.mapped_by_exec(process.pid, at, end - at, PROT_READ | PROT_WRITE, 0, Backing("program", ""))
 
     def _file(self, backing: Backing) -> int:
         entry = self._files.get(backing.key)
@@ -426,6 +500,3 @@ class Reducer:
             header.faults = SYNTHESIS
         return History(header, self.events)
 
-
-# Calls that are others under another name, or with arguments that decide nothing here.
-_SAME: Final = {"mlock2": "mlock", "pkey_mprotect": "mprotect"}

@@ -70,6 +70,17 @@ class Space:
             i += 1
         return found
 
+    def holes(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Where in [start, end) nothing is mapped."""
+        found: list[tuple[int, int]] = []
+        for range in self.within(start, end):
+            if start < range.start:
+                found.append((start, range.start))
+            start = range.end
+        if start < end:
+            found.append((start, end))
+        return found
+
     def insert(self, new: Range) -> None:
         """Map `new` over whatever was there."""
         self.remove(new.start, new.end)

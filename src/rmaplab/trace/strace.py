@@ -20,20 +20,15 @@ from typing import Final
 import msgspec
 
 from rmaplab.mm import abi
+from rmaplab.trace.calls import CALLS
 from rmaplab.trace.reduce import CLONE_THREAD, PR_SET_VMA, SHM_EXEC, SHM_RDONLY, Backing, Reducer
 
 __all__ = ["STRACE_OPTIONS", "StraceText"]
 
-_TRACED: Final = (
-    "mmap mprotect munmap brk mremap madvise shmget shmat shmdt mlock mlock2 munlock mlockall munlockall "
-    "prctl io_setup io_destroy remap_file_pages mbind migrate_pages move_pages userfaultfd pkey_mprotect "
-    "process_madvise clone clone3 fork vfork execve execveat exit exit_group"
-)
+# What else it takes to understand them: how large a System V segment is, and when a task ends.
+_TRACED: Final = (*CALLS, "shmget", "exit", "exit_group")
 # -y: paths of descriptors.  A question mark: never mind if this kernel or strace does not know the call.
-STRACE_OPTIONS: Final = (
-    "-f", "-q", "-ttt", "-y", "-e",
-    "trace=" + ",".join("?" + name for name in _TRACED.split()),
-)  # fmt: skip
+STRACE_OPTIONS: Final = ("-f", "-q", "-ttt", "-y", "-e", "trace=" + ",".join("?" + name for name in _TRACED))
 
 _LINE: Final = re.compile(
     r"(?:\[pid\s+(?P<bracketed>\d+)\] |(?P<bare>\d+) +)?"

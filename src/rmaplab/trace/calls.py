@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The system calls that a recorder follows: one table for all recorders.
+
+A call has as many registers as the kernel saves, but only as many *parameters* as it is defined with
+(SYSCALL_DEFINEn in mm/); what the other registers hold is left over from something else.  So the table names
+each parameter, by the field of the event that it becomes ("" where it decides nothing here), and no recorder
+looks at more.  To follow another call is to add a row, and, if it is an operation of its own, what
+`Reducer.call` has to know of it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+__all__ = ["BY_NUMBER", "CALLS", "Call"]
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A system call.
+
+    number:      on x86-64 (arch/x86/entry/syscalls/syscall_64.tbl)
+    op:          the operation that it is; "": none
+    parameters:  fields of the event, in the order of the parameters
+    half_way:    works its way through a range, and what it did before it failed stays done
+    skipped:     may change VMAs, and has no operation: it is counted
+    noted:       changes how the others are to be understood, as this says; it is counted
+    """
+
+    name: str
+    number: int
+    op: str = ""
+    parameters: tuple[str, ...] = ()
+    half_way: bool = False
+    skipped: bool = False
+    noted: str = ""
+
+    def registers(self, values: list[int]) -> list[int]:
+        """What the parameters are, of what the registers hold: rights, flags and identifiers have 32 bits."""
+        return [
+            value & (0xFFFFFFFF if field in _NARROW else 0xFFFFFFFFFFFFFFFF)
+            for field, value in zip(self.parameters, values, strict=False)
+        ]
+
+
+_NARROW: Final = frozenset(("prot", "flags", "file"))
+_RANGE: Final = ("addr", "length")
+_SKIPPED: Final = {
+    "io_setup": 206, "io_destroy": 207, "remap_file_pages": 216, "mbind": 237, "migrate_pages": 256,
+    "move_pages": 279, "userfaultfd": 323, "process_madvise": 440, "set_mempolicy_home_node": 450,
+    "map_shadow_stack": 453, "mseal": 462,
+}  # fmt: skip
+
+CALLS: Final = {
+    call.name: call
+    for call in (
+        Call("mmap", 9, "mmap", (*_RANGE, "prot", "flags", "file", "offset")),
+        Call("mprotect", 10, "mprotect", (*_RANGE, "prot"), half_way=True),
+        Call("munmap", 11, "munmap", _RANGE),
+        Call("brk", 12, "brk", ("addr",)),
+        Call("mremap", 25, "mremap", (*_RANGE, "length2", "flags", "addr2")),
+        Call("madvise", 28, "madvise", (*_RANGE, "flags"), half_way=True),
+        Call("shmat", 30, "mmap", ("file", "addr", "flags")),
+        Call("shmdt", 67, "munmap", ("addr",)),
+        Call("mlock", 149, "mlock", _RANGE, half_way=True),
+        Call("munlock", 150, "munlock", _RANGE, half_way=True),
+        Call("mlockall", 151, "mlockall", ("flags",)),
+        Call("munlockall", 152, "munlockall"),
+        Call("prctl", 157, "name", ("flags", "flags", "addr", "length", "offset")),
+        Call("mlock2", 325, "mlock", (*_RANGE, "flags"), half_way=True),
+        Call("pkey_mprotect", 329, "mprotect", (*_RANGE, "prot", ""), half_way=True),
+        Call("clone", 56, "fork", ("flags",)),
+        Call("fork", 57, "fork"),
+        Call("vfork", 58, "fork"),
+        Call("clone3", 435, "fork"),
+        Call("execve", 59, "exec"),
+        Call("execveat", 322, "exec"),
+        Call("ptrace", 101, noted="ptrace"),
+        *(Call(name, number, skipped=True) for name, number in _SKIPPED.items()),
+    )
+}
+BY_NUMBER: Final = {call.number: call for call in CALLS.values()}
