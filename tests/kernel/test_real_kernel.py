@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class StalePgoff(Machine):
     """A VMA that is moved before its first fault keeps its page offset."""
 
     def __init__(self, profile: Profile, *arguments: Any, **named: Any) -> None:
-        super().__init__(mutants.STALE_PGOFF.measured(profile.release, profile.sizes), *arguments, **named)
+        super().__init__(replace(profile, fresh_pgoff=False), *arguments, **named)
 
 
 # Not here: MovedIntoUnprepared, since no merge of 6.12 or 6.1 brings its case about; MapcountLate, since what is

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -36,11 +37,8 @@ def present_cpus() -> int:
 
 def test_profiles_differ_in_their_rules_as_the_kernels_do() -> None:
     def rules(profile: Profile) -> dict[str, bool]:
-        names = [
-            "relaxed_anon_merge", "upper_first", "close_forbids_merge", "unaccount_unprepared",
-            "stack_nohugepage", "move_many", "dontunmap_apart", "thp_placement", "droppable", "guard_regions",
-        ]  # fmt: skip
-        return {name: getattr(profile, name) for name in names}
+        values = {field.name: getattr(profile, field.name) for field in fields(profile)}
+        return {name: value for name, value in values.items() if isinstance(value, bool)}
 
     reference = rules(PROFILES[REFERENCE])
     changed = {
@@ -49,9 +47,27 @@ def test_profiles_differ_in_their_rules_as_the_kernels_do() -> None:
     }
     assert changed["6.1"] == {
         "upper_first", "close_forbids_merge", "unaccount_unprepared", "stack_nohugepage", "thp_placement",
-        "droppable",
+        "swap_in_writable", "clean_writable", "split_to_zero", "migrated_partly", "ksm_unshares", "unmerges_none",
+        "populates_past_holes", "droppable",
     }  # fmt: skip
-    assert changed["6.18"] == {"relaxed_anon_merge", "move_many", "dontunmap_apart", "guard_regions"}
+    assert changed["6.18"] == {
+        "relaxed_anon_merge", "move_many", "dontunmap_apart", "migrated_partly", "guard_regions",
+    }  # fmt: skip
+
+
+def test_a_rule_is_written_once_with_its_source_beside_it() -> None:
+    written = (Path(__file__).parents[2] / "src/rmaplab/mm/profile.py").read_text()
+    for field in fields(Profile):
+        doc = re.search(rf'^    {field.name}: .*\n    """(?s:(.*?))"""$', written, re.M)
+        assert doc is not None, f"{field.name} says nothing"
+        assert field.name in ("name", "release", "sizes") or "mm/" in doc[1] or "include/" in doc[1], field.name
+
+
+def test_a_profile_cannot_be_changed_but_replaced() -> None:
+    with pytest.raises((AttributeError, TypeError)):
+        PROFILES[REFERENCE].droppable = False  # type: ignore[misc]
+    other = replace(PROFILES[REFERENCE], droppable=False)
+    assert other.sizes is PROFILES[REFERENCE].sizes and PROFILES[REFERENCE].droppable and not other.droppable
 
 
 def test_a_virtual_memory_area_costs_its_lock_too() -> None:

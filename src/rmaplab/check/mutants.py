@@ -14,6 +14,7 @@ first fault keeps its page offset.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Final, cast
 
 import msgspec
@@ -23,7 +24,7 @@ from rmaplab.check.lockstep import Checker, Difference
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import LEAF_SHIFT
-from rmaplab.mm.profile import PROFILES, REFERENCE, Profile
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, Family
@@ -139,9 +140,7 @@ def hunt(mutant: Mutant, seed: int, steps: int, every: int = 2) -> list[Differen
     return play(mutant, seed, steps, every).differences
 
 
-STALE_PGOFF: Final = Profile(
-    "6.12 with stale page offsets", "", PROFILES["6.12"].sizes, fresh_pgoff=False
-)
+STALE_PGOFF: Final = replace(PROFILES["6.12"], name="6.12 with stale page offsets", fresh_pgoff=False)
 
 # anon_vma
 

@@ -7,6 +7,7 @@ the profile of its version, or of the nearest known one.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from rmaplab.mm.profile import Profile, profile_for
@@ -47,4 +48,4 @@ def profile_of(program: Any) -> tuple[Profile, list[str]]:
         if sizes.get(name) != size:
             notes.append(f"{name} takes {size} bytes in {release}, {sizes.get(name)} in profile {known.name}")
         sizes[name] = size
-    return known.measured(release, sizes), notes
+    return replace(known, release=release, sizes=sizes), notes

@@ -2,7 +2,7 @@
 """Kernel profiles: the rules that differ between kernel versions, and the sizes of objects.
 
 `6.12` is the reference: its sources are what mm/ and rmap/ model.  The others state how they differ.  What
-all three have in common is no matter of a profile.
+all of them have in common is no matter of a profile.
 
 Where it comes from
 - 6.1 and 6.12: the sources of Debian's linux-source-6.1 (6.1.192) and linux-source-6.12 (6.12.117), and the
@@ -29,141 +29,88 @@ Sizes
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Final
 
 
+@dataclass(frozen=True, eq=False)
 class Profile:
-    """One kernel.
+    """One kernel.  A rule is one field here; a kernel that has another rule than the reference says so in `PROFILES`.
+    A profile for sizes measured elsewhere is `dataclasses.replace(profile, release=..., sizes=...)`."""
 
-    name:    "6.12"
-    release: the kernel that rules and sizes were read from ("6.12.117")
-    sizes:   bytes an object takes in its slab, by type; "vma_lock" only where it is an object of its own
+    name: str
+    """What the profile is asked for by: "6.12"."""
+    release: str
+    """The kernel that rules and sizes were read from: "6.12.117"."""
+    sizes: dict[str, int]
+    """Bytes that an object takes in its slab, by type; "vma_lock" only where it is an object of its own."""
 
-    Rules that decide the geometry of VMAs:
+    # Rules that decide the geometry of VMAs
 
-    relaxed_anon_merge: a prepared range may become part of an unprepared neighbour, unless its VMA was
-        inherited in a fork (its chain is not singular).  Without it, of two only the neighbour may be the
-        prepared one: never a prepared range and an unprepared neighbour.
-        (is_mergeable_anon_vma(): mm/vma.c since 6.16; 6.12 and 6.1 test the neighbour's chain alone)
-    upper_first: a new mapping goes to the VMA above it first, and the one below joins only if it could take
-        in pages of that; otherwise below goes first, and above joins if both agree.
-        (mm/mmap.c __mmap_region() in 6.1; mm/vma.c vma_merge_new_range() in 6.12)
-    close_forbids_merge: a VMA whose file has a close hook never merges; otherwise it only must not be
-        removed by a merge.  (mm/mmap.c is_mergeable_vma() in 6.1; mm/vma.c can_merge_remove_vma())
-    unaccount_unprepared: mprotect() that takes the right to write from an unprepared anonymous VMA takes
-        VM_ACCOUNT, too.  (mm/mprotect.c mprotect_fixup(), not in 6.1)
-    stack_nohugepage: MAP_STACK means VM_NOHUGEPAGE.  (include/linux/mman.h calc_vm_flag_bits(), not in 6.1)
-    move_many: mremap() with MREMAP_FIXED that does not resize may move a range of many VMAs.  Each goes as
-        if it were moved alone, in order of address: what the target has in a gap of the source stays, a
-        range that begins with a gap is -EFAULT, and an error leaves moved what was moved.
-        (mm/mremap.c remap_move(), since 6.17)
-    dontunmap_apart: the source of MREMAP_DONTUNMAP stays a VMA by itself: unprepared, it does not merge with
-        its own target; and once unprepared it has a fresh page offset.
-        (mm/vma.c copy_vma() and mm/mremap.c move_vma() in 6.12.117, also in 6.1.192; not yet in 6.18.44)
-    fresh_pgoff: an anonymous VMA that mremap() moves before it was prepared gets the page offset of its new
-        place.  (mm/vma.c copy_vma(), in all three; a profile without it is a bug for the checks to find)
-    thp_placement: an anonymous mapping of a multiple of 2 MiB with no hint is placed on a multiple of 2 MiB.
-        (mm/mmap.c __get_unmapped_area(), mm/huge_memory.c __thp_get_unmapped_area(); not in 6.1)
-
-    What an entry allows:
-
-    swap_in_writable: a page that is read in for one process alone is mapped writable also where the access was
-        a read.  (mm/memory.c do_swap_page(); 6.1 asks for FAULT_FLAG_WRITE)
-
-    clean_writable: mprotect() that gives the right to write gives it to entries of exclusive pages, clean or dirty.
-        (mm/mprotect.c can_change_pte_writable(); 6.1 asks for a dirty entry)
-    split_to_zero: pages of a large folio that are all zeroes are mapped as the zero page when it is split.
-        (mm/migrate.c try_to_map_unused_to_zeropage(), since 6.12)
-    migrated_partly: a large folio that was migrated counts as partly mapped from then on: unmapping it entry by entry
-        puts the old one on the list of those to be split, and the new one inherits that.
-        (mm/migrate.c migrate_folio_move() in 6.12.117; 6.18.44 was not looked at)
-    ksm_unshares: a page that KSM gives back (MADV_UNMERGEABLE, mremap) is mapped without the right to write, until
-        something writes.  (mm/ksm.c break_ksm(): FAULT_FLAG_UNSHARE since 6.2; 6.1 has a write fault)
-
-    unmerges_none: KSM gives pages back also where a VMA allows no access.  In 6.1 they stay merged, and mremap() moves
-        them to where no walk looks.  (mm/ksm.c break_ksm(): folio_walk_start() in 6.12; follow_page() in 6.1)
-
-    What a system call knows:
-
-    populates_past_holes: MADV_POPULATE_READ and _WRITE go VMA by VMA, and report a hole in the end; else they stop
-        there.  (mm/madvise.c madvise_vma_behavior() in 6.1; madvise_do_behavior() and madvise_populate() in 6.12)
-    droppable:     MAP_DROPPABLE  (mm/mmap.c do_mmap(), not in 6.1)
-    guard_regions: MADV_GUARD_INSTALL and MADV_GUARD_REMOVE.  Installing prepares an anonymous VMA, so that
-        fork copies its entries.  (mm/madvise.c, since 6.13)
+    relaxed_anon_merge: bool = False
+    """A prepared range may become part of an unprepared neighbour, unless its VMA was inherited in a fork (its chain is
+    not singular).  Without it, of two only the neighbour may be the prepared one: never a prepared range and an
+    unprepared neighbour.  (is_mergeable_anon_vma(): mm/vma.c since 6.16; 6.12 and 6.1 test the neighbour's chain alone)
     """
+    upper_first: bool = False
+    """A new mapping goes to the VMA above it first, and the one below joins only if it could take in pages of that;
+    otherwise below goes first, and above joins if both agree.
+    (mm/mmap.c __mmap_region() in 6.1; mm/vma.c vma_merge_new_range() in 6.12)"""
+    close_forbids_merge: bool = False
+    """A VMA whose file has a close hook never merges; otherwise it only must not be removed by a merge.
+    (mm/mmap.c is_mergeable_vma() in 6.1; mm/vma.c can_merge_remove_vma())"""
+    unaccount_unprepared: bool = True
+    """mprotect() that takes the right to write from an unprepared anonymous VMA takes VM_ACCOUNT, too.
+    (mm/mprotect.c mprotect_fixup(), not in 6.1)"""
+    stack_nohugepage: bool = True
+    """MAP_STACK means VM_NOHUGEPAGE.  (include/linux/mman.h calc_vm_flag_bits(), not in 6.1)"""
+    move_many: bool = False
+    """mremap() with MREMAP_FIXED that does not resize may move a range of many VMAs.  Each goes as if it were moved
+    alone, in order of address: what the target has in a gap of the source stays, a range that begins with a gap is
+    -EFAULT, and an error leaves moved what was moved.  (mm/mremap.c remap_move(), since 6.17)"""
+    dontunmap_apart: bool = True
+    """The source of MREMAP_DONTUNMAP stays a VMA by itself: unprepared, it does not merge with its own target; and once
+    unprepared it has a fresh page offset.
+    (mm/vma.c copy_vma() and mm/mremap.c move_vma() in 6.12.117, also in 6.1.192; not yet in 6.18.44)"""
+    fresh_pgoff: bool = True
+    """An anonymous VMA that mremap() moves before it was prepared gets the page offset of its new place.
+    (mm/vma.c copy_vma(), in all of them; a profile without it is a bug for the checks to find)"""
+    thp_placement: bool = True
+    """An anonymous mapping of a multiple of 2 MiB with no hint is placed on a multiple of 2 MiB.
+    (mm/mmap.c __get_unmapped_area(), mm/huge_memory.c __thp_get_unmapped_area(); not in 6.1)"""
 
-    def __init__(
-        self,
-        name: str,
-        release: str,
-        sizes: dict[str, int],
-        *,
-        relaxed_anon_merge: bool = False,
-        upper_first: bool = False,
-        close_forbids_merge: bool = False,
-        unaccount_unprepared: bool = True,
-        stack_nohugepage: bool = True,
-        move_many: bool = False,
-        dontunmap_apart: bool = True,
-        fresh_pgoff: bool = True,
-        thp_placement: bool = True,
-        swap_in_writable: bool = True,
-        clean_writable: bool = True,
-        split_to_zero: bool = True,
-        migrated_partly: bool = True,
-        ksm_unshares: bool = True,
-        unmerges_none: bool = True,
-        populates_past_holes: bool = False,
-        droppable: bool = True,
-        guard_regions: bool = False,
-    ) -> None:
-        self.name: Final = name
-        self.release: Final = release
-        self.sizes: Final = sizes
-        self.relaxed_anon_merge: Final = relaxed_anon_merge
-        self.upper_first: Final = upper_first
-        self.close_forbids_merge: Final = close_forbids_merge
-        self.unaccount_unprepared: Final = unaccount_unprepared
-        self.stack_nohugepage: Final = stack_nohugepage
-        self.move_many: Final = move_many
-        self.dontunmap_apart: Final = dontunmap_apart
-        self.fresh_pgoff: Final = fresh_pgoff
-        self.thp_placement: Final = thp_placement
-        self.swap_in_writable: Final = swap_in_writable
-        self.clean_writable: Final = clean_writable
-        self.split_to_zero: Final = split_to_zero
-        self.migrated_partly: Final = migrated_partly
-        self.ksm_unshares: Final = ksm_unshares
-        self.unmerges_none: Final = unmerges_none
-        self.populates_past_holes: Final = populates_past_holes
-        self.droppable: Final = droppable
-        self.guard_regions: Final = guard_regions
+    # What an entry allows
 
-    def measured(self, release: str, sizes: dict[str, int]) -> Profile:
-        """The same rules, for a kernel whose objects have these sizes."""
-        return Profile(
-            self.name,
-            release,
-            sizes,
-            relaxed_anon_merge=self.relaxed_anon_merge,
-            upper_first=self.upper_first,
-            close_forbids_merge=self.close_forbids_merge,
-            unaccount_unprepared=self.unaccount_unprepared,
-            stack_nohugepage=self.stack_nohugepage,
-            move_many=self.move_many,
-            dontunmap_apart=self.dontunmap_apart,
-            fresh_pgoff=self.fresh_pgoff,
-            thp_placement=self.thp_placement,
-            swap_in_writable=self.swap_in_writable,
-            clean_writable=self.clean_writable,
-            split_to_zero=self.split_to_zero,
-            migrated_partly=self.migrated_partly,
-            ksm_unshares=self.ksm_unshares,
-            unmerges_none=self.unmerges_none,
-            populates_past_holes=self.populates_past_holes,
-            droppable=self.droppable,
-            guard_regions=self.guard_regions,
-        )
+    swap_in_writable: bool = True
+    """A page that is read in for one process alone is mapped writable also where the access was a read.
+    (mm/memory.c do_swap_page(); 6.1 asks for FAULT_FLAG_WRITE)"""
+    clean_writable: bool = True
+    """mprotect() that gives the right to write gives it to entries of exclusive pages, clean or dirty.
+    (mm/mprotect.c can_change_pte_writable(); 6.1 asks for a dirty entry)"""
+    split_to_zero: bool = True
+    """Pages of a large folio that are all zeroes are mapped as the zero page when it is split.
+    (mm/migrate.c try_to_map_unused_to_zeropage(), since 6.12)"""
+    migrated_partly: bool = True
+    """A large folio that was migrated counts as partly mapped from then on: unmapping it entry by entry puts the old
+    one on the list of those to be split, and the new one inherits that.
+    (mm/migrate.c migrate_folio_move() in 6.12.117; 6.18.44 was not looked at)"""
+    ksm_unshares: bool = True
+    """A page that KSM gives back (MADV_UNMERGEABLE, mremap) is mapped without the right to write, until something
+    writes.  (mm/ksm.c break_ksm(): FAULT_FLAG_UNSHARE since 6.2; 6.1 has a write fault)"""
+    unmerges_none: bool = True
+    """KSM gives pages back also where a VMA allows no access.  In 6.1 they stay merged, and mremap() moves them to
+    where no walk looks.  (mm/ksm.c break_ksm(): folio_walk_start() in 6.12; follow_page() in 6.1)"""
+
+    # What a system call knows
+
+    populates_past_holes: bool = False
+    """MADV_POPULATE_READ and _WRITE go VMA by VMA, and report a hole in the end; else they stop there.
+    (mm/madvise.c madvise_vma_behavior() in 6.1; madvise_do_behavior() and madvise_populate() in 6.12)"""
+    droppable: bool = True
+    """MAP_DROPPABLE  (mm/mmap.c do_mmap(), not in 6.1)"""
+    guard_regions: bool = False
+    """MADV_GUARD_INSTALL and MADV_GUARD_REMOVE.  Installing prepares an anonymous VMA, so that fork copies its entries.
+    (mm/madvise.c, since 6.13)"""
 
 
 def _cow_context_size(maple_tree: int) -> int:
@@ -194,8 +141,8 @@ _ANONMM_SIZE: Final = (  # struct anonmm (H. Dickins, "rmap 10 add anonmm rmap",
 
 REFERENCE: Final = "6.12"
 
-PROFILES: Final[dict[str, Profile]] = {
-    "6.12": Profile(
+_KNOWN: Final = (
+    Profile(
         "6.12",
         "6.12.117",
         {
@@ -210,7 +157,7 @@ PROFILES: Final[dict[str, Profile]] = {
             "anonmm": _ANONMM_SIZE,
         },
     ),
-    "6.1": Profile(
+    Profile(
         "6.1",
         "6.1.192",
         {
@@ -237,7 +184,7 @@ PROFILES: Final[dict[str, Profile]] = {
         populates_past_holes=True,
         droppable=False,
     ),
-    "6.18": Profile(
+    Profile(
         "6.18",
         "6.18.44",
         {
@@ -256,12 +203,14 @@ PROFILES: Final[dict[str, Profile]] = {
         migrated_partly=False,
         guard_regions=True,
     ),
-}
+)
+PROFILES: Final[dict[str, Profile]] = {profile.name: profile for profile in _KNOWN}
 
 
-def _ordinal(major: int, minor: int) -> int:
-    """Releases in order, one apart: 5.19 came before 6.0, and 6.19 before 7.0."""
-    return major * 20 + minor
+def _ordinal(release: str) -> int | None:
+    """Releases in order, one apart: 5.19 came before 6.0, and 6.19 before 7.0.  None if `release` names no version."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    return None if match is None else int(match.group(1)) * 20 + int(match.group(2))
 
 
 def profile_for(release: str) -> tuple[Profile, bool]:
@@ -272,21 +221,9 @@ def profile_for(release: str) -> tuple[Profile, bool]:
     >>> profile_for("6.18.44-generic")[0].name
     '6.18'
     """
-    match = re.match(r"(\d+)\.(\d+)", release)
-    if match is None:
+    wanted = _ordinal(release)
+    if wanted is None:
         return PROFILES[REFERENCE], False
-    major = int(match.group(1))
-    minor = int(match.group(2))
-    known = PROFILES.get(f"{major}.{minor}")
-    if known is not None:
-        return known, True
-    wanted = _ordinal(major, minor)
-    best = PROFILES[REFERENCE]
-    best_distance = -1
-    for name in ("6.1", "6.12", "6.18"):  # oldest first
-        numbers = name.split(".")
-        distance = abs(wanted - _ordinal(int(numbers[0]), int(numbers[1])))
-        if best_distance < 0 or distance < best_distance:
-            best = PROFILES[name]
-            best_distance = distance
-    return best, False
+    known = {_ordinal(name) or 0: profile for name, profile in PROFILES.items()}
+    nearest = min(sorted(known), key=lambda ordinal: abs(wanted - ordinal))  # of two that are equally near, the first
+    return known[nearest], nearest == wanted
