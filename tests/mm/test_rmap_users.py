@@ -14,9 +14,9 @@ from rmaplab.mm.abi import (
     MAP_SHARED,
     MLOCK_ONFAULT,
 )
-from rmaplab.mm.memory import split_folio
+from rmaplab.mm.huge_memory import split_folio
 from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_WRITE
-from rmaplab.mm.reclaim import KEPT, ONCE
+from rmaplab.mm.vmscan import KEPT, ONCE
 from rmaplab.trace.events import Event
 
 

@@ -36,9 +36,9 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.migrate import migrate_folio, move, unmap
 from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.profile import PROFILES, REFERENCE
-from rmaplab.mm.reclaim import referenced_folio, swap_out_folio
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE
+from rmaplab.mm.vmscan import referenced_folio, swap_out_folio
 from rmaplab.sync.interleave import Execution, Scenario
 
 HOME: Final = 0x10000000

@@ -26,7 +26,7 @@ from rmaplab.kernel.guest import GROUP, KSM, PEEK, POKE, THP, TOUCH, Guest
 from rmaplab.kernel.snapshot import Entry, Page, Snapshot
 from rmaplab.mm.abi import CLONE_VM, EAGAIN, MADV_DONTNEED, MADV_PAGEOUT, MREMAP_FIXED, MREMAP_MAYMOVE
 from rmaplab.mm.ksm import AS_FOUND, BREAK, FORGET, SPLIT
-from rmaplab.mm.reclaim import KEPT, ONCE
+from rmaplab.mm.vmscan import KEPT, ONCE
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry
 

@@ -18,8 +18,9 @@ from typing import Final
 
 from rmaplab.mm.abi import EBUSY, EINVAL
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_KSM, FOLIO_LAZYFREE
-from rmaplab.mm.locking import lock_leaf
-from rmaplab.mm.memory import split_folio, unshare
+from rmaplab.mm.huge_memory import split_folio
+from rmaplab.mm.locking import lock_leaf, lock_new_leaf
+from rmaplab.mm.memory import fault_vma
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
     PTE_ANON,
@@ -196,3 +197,15 @@ def unmerge_range(system: System, vma: VMA, start: int, end: int) -> None:
             if pfn in system.ksm_pages and not _copied(system, vma, addr, pfn):
                 _forget(system, vma.mm, addr, pfn)
         addr += 1 << PAGE_SHIFT
+
+
+def unshare(system: System, vma: VMA, addr: int) -> None:
+    """Give the shared page at `addr` a copy of its own, as break_ksm() does: by a write fault, or where the kernel
+    knows FAULT_FLAG_UNSHARE without the right to write (wp_page_copy())."""
+    kept = vma.mm.page_table.get(addr) & PTE_SOFT_CLEAN
+    fault_vma(system, vma, addr, 1, True)
+    if system.profile.ksm_unshares:
+        leaf = lock_new_leaf(vma.mm.page_table, addr)
+        i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
+        leaf.m[i] = leaf.m[i] & ~(PTE_WRITE | PTE_DIRTY) | kept
+        leaf.lock.unlock()

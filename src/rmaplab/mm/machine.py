@@ -18,7 +18,19 @@ from typing import Final
 
 from mypy_extensions import mypyc_attr
 
-from rmaplab.mm import advice, ksm, memory, migrate, mmap, mremap, process, reclaim, userfaultfd
+from rmaplab.mm import (
+    ksm,
+    madvise,
+    memory,
+    migrate,
+    mlock,
+    mmap,
+    mprotect,
+    mremap,
+    process,
+    userfaultfd,
+    vmscan,
+)
 from rmaplab.mm.abi import CLONE_VM, EFAULT
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.locking import lock_of, write_downgrade
@@ -149,7 +161,7 @@ class Machine(System):
 
     def mprotect(self, mm: MM, addr: int, length: int, prot: int) -> int:
         self.syscalls.count += 1
-        return advice.mprotect(self, mm, addr, length, prot)
+        return mprotect.mprotect(self, mm, addr, length, prot)
 
     def mremap(
         self, mm: MM, addr: int, old_len: int, new_len: int, flags: int, new_addr: int = 0, at: int | None = None
@@ -157,29 +169,29 @@ class Machine(System):
         self.syscalls.count += 1
         return mremap.mremap(self, mm, addr, old_len, new_len, flags, new_addr, at)
 
-    def madvise(self, mm: MM, addr: int, length: int, advice_: int) -> int:
+    def madvise(self, mm: MM, addr: int, length: int, advice: int) -> int:
         self.syscalls.count += 1
-        return advice.madvise(self, mm, addr, length, advice_)
+        return madvise.madvise(self, mm, addr, length, advice)
 
     def mlock(self, mm: MM, addr: int, length: int, flags: int = 0) -> int:
         self.syscalls.count += 1
-        return advice.mlock(self, mm, addr, length, flags)
+        return mlock.mlock(self, mm, addr, length, flags)
 
     def munlock(self, mm: MM, addr: int, length: int) -> int:
         self.syscalls.count += 1
-        return advice.munlock(self, mm, addr, length)
+        return mlock.munlock(self, mm, addr, length)
 
     def mlockall(self, mm: MM, flags: int) -> int:
         self.syscalls.count += 1
-        return advice.mlockall(self, mm, flags)
+        return mlock.mlockall(self, mm, flags)
 
     def munlockall(self, mm: MM) -> int:
         self.syscalls.count += 1
-        return advice.munlockall(self, mm)
+        return mlock.munlockall(self, mm)
 
     def set_name(self, mm: MM, addr: int, length: int, name: str) -> int:
         self.syscalls.count += 1
-        return advice.set_name(self, mm, addr, length, name)
+        return madvise.set_name(self, mm, addr, length, name)
 
     # Accesses
 
@@ -259,11 +271,11 @@ class Machine(System):
 
     def referenced(self, mm: MM, addr: int, nr_pages: int) -> int:
         """Entries, wherever, that used the folios of this range since the last time."""
-        return reclaim.referenced(self, mm, addr, addr + (nr_pages << PAGE_SHIFT))
+        return vmscan.referenced(self, mm, addr, addr + (nr_pages << PAGE_SHIFT))
 
     def swap_out(self, mm: MM, addr: int, nr_pages: int, how: int = 0) -> int:
-        """Reclaim the folios of this range; returns the pages that became free.  `how`: reclaim.ONCE, reclaim.KEPT"""
-        return reclaim.swap_out(self, mm, addr, addr + (nr_pages << PAGE_SHIFT), how)
+        """Reclaim the folios of this range; returns the pages that became free.  `how`: vmscan.ONCE, vmscan.KEPT"""
+        return vmscan.swap_out(self, mm, addr, addr + (nr_pages << PAGE_SHIFT), how)
 
     def migrate(self, mm: MM, addr: int, nr_pages: int) -> int:
         """Migrate the folios of this range; returns the pages that moved."""

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Page tables at work: faults, copying at fork, moving, protecting, zapping.
+"""Page tables at work: faults, copying at fork, zapping.
 
-Models mm/memory.c (handle_mm_fault() and what it calls, copy_page_range(), unmap_page_range()), mm/mprotect.c
-(change_protection()) and mm/mremap.c (move_page_tables()).  Whole leaves are handled by NumPy; the result
-is that of going entry by entry, in ascending order.
+Models mm/memory.c: handle_mm_fault() and what it calls, copy_page_range(), unmap_page_range().  Whole leaves are
+handled by NumPy; the result is that of going entry by entry, in ascending order.
 
 The exclusivity rule (mm/memory.c do_wp_page(), mm/rmap.c): a page is exclusive from its first mapping until fork
 shares it or KSM takes it.  A write to an exclusive page reuses it.  A write to another page reuses it only if
@@ -22,11 +21,6 @@ import numpy as np
 from rmaplab.mm.abi import EFAULT
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.folio import (
-    FOLIO_ANON,
-    FOLIO_DIRTY,
-    FOLIO_KSM,
-    FOLIO_LAZYFREE,
-    FOLIO_PARTLY,
     FOLIO_WRITTEN,
     Int64s,
 )
@@ -34,6 +28,7 @@ from rmaplab.mm.locking import lock_leaf, lock_new_leaf
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
     LEAF_SHIFT,
+    LEAF_SIZE,
     PTE_ANON,
     PTE_DIRTY,
     PTE_EXCLUSIVE,
@@ -49,16 +44,14 @@ from rmaplab.mm.pagetable import (
     Leaf,
     PageTable,
 )
-from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.swap import AGAIN, DONE, swap_in
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
     MM,
     PAGE_SHIFT,
     PAGE_SIZE,
-    VM_LOCKED,
     VM_NOHUGEPAGE,
     VM_SHARED,
-    VM_SOFTDIRTY,
     VM_WRITE,
     VMA,
 )
@@ -74,7 +67,6 @@ _FEW: Final = 32  # up to so many entries it is quicker to look at each than to 
 _SHIFT: Final = np.array(PTE_SHIFT, dtype=np.int64)
 _NEW_RUN: Final = np.array(_NEW, dtype=np.int64)
 _NEW_READ_ONLY_RUN: Final = np.array(_NEW_READ_ONLY, dtype=np.int64)
-_LEAF_SIZE: Final = 1 << LEAF_SHIFT
 
 
 def chunk(system: System) -> int:
@@ -97,7 +89,7 @@ def fault_vma(system: System, vma: VMA, addr: int, nr_pages: int, write: bool, m
     end = addr + (nr_pages << PAGE_SHIFT)
     step = chunk(system)
     while addr < end:
-        stop = min(end, (addr | (_LEAF_SIZE - 1)) + 1)
+        stop = min(end, (addr | (LEAF_SIZE - 1)) + 1)
         if step or stop - addr < _BATCH << PAGE_SHIFT:
             while addr < stop:
                 busy = _fault_one(system, vma, addr, write, may_retry)
@@ -258,36 +250,32 @@ def _no_page_entry(vma: VMA, write: bool) -> int:
 
 
 
-_AGAIN: Final = 0  # something came in between, and the access has to be tried again
-_DONE: Final = 1
-
-
 def _fault_one(system: System, vma: VMA, addr: int, write: bool, may_retry: bool) -> int:
     """One access: faults until the entry allows it (handle_pte_fault()).  Returns 0, or what fault_vma() does."""
     system.faults.count += 1
     while True:
         came = _fault_once(system, vma, addr, write, may_retry)
-        if came != _AGAIN:
-            return 0 if came == _DONE else came
+        if came != AGAIN:
+            return 0 if came == DONE else came
 
 
 def _fault_once(system: System, vma: VMA, addr: int, write: bool, may_retry: bool) -> int:
-    """One fault: _DONE, _AGAIN, or the number of a locked folio."""
+    """One fault: DONE, AGAIN, or the number of a locked folio."""
     page_table = vma.mm.page_table
     leaf = lock_new_leaf(page_table, addr)
     i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
     entry: int = leaf.m[i]
     if entry & PTE_SWAP:
         leaf.lock.unlock()
-        return _swap_in(system, vma, addr, i, entry, write, may_retry)
+        return swap_in(system, vma, addr, i, entry, write, may_retry)
     if entry & PTE_MIGRATION:
         leaf.lock.unlock()
         _wait_for_migration(system, page_table, addr, entry)
-        return _AGAIN
+        return AGAIN
     if write and not vma.flags & VM_SHARED and not entry & PTE_WRITE:
         if entry == 0:
-            return _DONE if _new_page(system, vma, addr, leaf, i, 0) else _AGAIN
-        return _DONE if _write_protected(system, vma, addr, leaf, i, entry) else _AGAIN
+            return DONE if _new_page(system, vma, addr, leaf, i, 0) else AGAIN
+        return DONE if _write_protected(system, vma, addr, leaf, i, entry) else AGAIN
     if entry == 0:
         leaf.m[i] = _no_page_entry(vma, write)
         leaf.used += 1
@@ -296,7 +284,7 @@ def _fault_once(system: System, vma: VMA, addr: int, write: bool, may_retry: boo
     else:
         leaf.m[i] = entry | PTE_YOUNG
     leaf.lock.unlock()
-    return _DONE
+    return DONE
 
 
 class _EntryChanged:
@@ -334,18 +322,6 @@ def _write_protected(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, en
         leaf.lock.unlock()
         return True
     return _new_page(system, vma, addr, leaf, i, entry)
-
-
-def unshare(system: System, vma: VMA, addr: int) -> None:
-    """Give the shared page at `addr` a copy of its own, as break_ksm() does: by a write fault, or where the kernel
-    knows FAULT_FLAG_UNSHARE without the right to write (wp_page_copy())."""
-    kept = vma.mm.page_table.get(addr) & PTE_SOFT_CLEAN
-    fault_vma(system, vma, addr, 1, True)
-    if system.profile.ksm_unshares:
-        leaf = lock_new_leaf(vma.mm.page_table, addr)
-        i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
-        leaf.m[i] = leaf.m[i] & ~(PTE_WRITE | PTE_DIRTY) | kept
-        leaf.lock.unlock()
 
 
 def _can_reuse(system: System, vma: VMA, pfn: int, entry: int) -> bool:
@@ -447,234 +423,6 @@ def note_written(system: System, mm: MM, addr: int, nr_pages: int) -> None:
 # Splitting large folios
 
 
-def partly_mapped(system: System, head: int) -> bool:
-    """Is a page of the folio, which is mapped, mapped nowhere, or taken to be (folio_test_partially_mapped())?"""
-    folios = system.folios
-    nr_pages = folios.nr_pages(head)
-    if nr_pages == 1:
-        return False
-    return folios.flags.m[head] & FOLIO_PARTLY != 0 or not folios.mapcount.v[head : head + nr_pages].all()
-
-
-def split_folio(system: System, head: int, in_place: bool = True) -> None:
-    """Split the large folio into its pages (mm/huge_memory.c __split_huge_page()).  Those that nothing maps are
-    freed.  Those that were never written to give way to the zero page (mm/migrate.c try_to_map_unused_to_zeropage()),
-    unless what is split is on its way to swap and not in_place.  Not where the VMA is locked: there the page is mapped,
-    and locked from then on, which keeps it for all to whom the walk comes later (__folio_add_anon_rmap())."""
-    folios = system.folios
-    nr_pages = folios.nr_pages(head)
-    places: list[tuple[VMA, int]] = []
-    if in_place and system.profile.split_to_zero:
-        walk = system.begin_walk(head)
-        for vma, first in walk:
-            end = min(vma.end, first + (nr_pages << PAGE_SHIFT))
-            places += [(vma, addr) for addr in range(first, end, PAGE_SIZE)]
-        system.end_walk(walk)
-    dirty = False
-    for vma, addr in places:
-        entry = vma.mm.page_table.get(addr)
-        dirty = dirty or (
-            entry & PTE_ANON != 0 and entry & PTE_DIRTY != 0 and head <= entry >> PTE_SHIFT < head + nr_pages
-        )
-    if dirty:
-        folios.set_flag(head, FOLIO_DIRTY)
-    folios.split(head)
-    mlocked: set[int] = set()
-    for vma, addr in places:
-        entry = vma.mm.page_table.get(addr)
-        pfn = entry >> PTE_SHIFT
-        if not entry & PTE_ANON or not head <= pfn < head + nr_pages:
-            continue
-        if vma.flags & VM_LOCKED:
-            mlocked.add(pfn)
-        elif not folios.flags.m[pfn] & FOLIO_WRITTEN and pfn not in mlocked:
-            leaf = lock_new_leaf(vma.mm.page_table, addr)
-            leaf.m[addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)] = PTE_ZERO | PTE_YOUNG
-            system.tell_entry_removed(vma.mm, addr, entry)
-            system.drop_mapcount(pfn)
-            leaf.lock.unlock()
-    for pfn in range(head, head + nr_pages):
-        folios.flags.m[pfn] &= ~(FOLIO_WRITTEN | FOLIO_PARTLY) & 0xFF
-        system.try_free(pfn)
-
-
-def split_cut(system: System, mm: MM, start: int, end: int) -> None:
-    """Split the large folios of which [start, end) maps some pages and not all, unless others seem to map them,
-    too (madvise_cold_or_pageout_pte_range(), madvise_free_pte_range())."""
-    if not system.nr_large:
-        return
-    folios = system.folios
-    addr = start
-    while addr < end:
-        entry = mm.page_table.get(addr)
-        addr += PAGE_SIZE
-        pfn = entry >> PTE_SHIFT
-        if not entry & PTE_ANON or folios.order.m[pfn] == 0:
-            continue
-        head: int = folios.head.m[pfn]
-        nr_pages = folios.nr_pages(head)
-        run = 1  # pages of the folio that lie here one after the other, in one leaf (folio_pte_batch())
-        while addr < end and addr & (_LEAF_SIZE - 1) and pfn + run < head + nr_pages:
-            entry = mm.page_table.get(addr)
-            if not entry & PTE_ANON or entry >> PTE_SHIFT != pfn + run:
-                break
-            run += 1
-            addr += PAGE_SIZE
-        if run < nr_pages and not _seems_shared(system, head):
-            split_folio(system, head)
-
-
-def _seems_shared(system: System, head: int) -> bool:
-    """folio_likely_mapped_shared()"""
-    mapcount = system.mapcount(head)
-    if mapcount <= 1:
-        return False
-    return mapcount > system.folios.nr_pages(head) or system.folios.mapcount.m[head] > 1
-
-
-def _swap_in(system: System, vma: VMA, addr: int, i: int, entry: int, write: bool, may_retry: bool) -> int:
-    """do_swap_page()"""
-    slot_number = entry >> PTE_SHIFT
-    system.prepare(vma)
-    slot = system.swap.get(slot_number)
-    if slot is None:
-        return _AGAIN  # the last entry that referred to it went meanwhile, and that was ours
-    pgoff = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
-    direct = slot.cached_pfn == 0
-    pfn = _read_swap(system, slot_number, pgoff)
-    system.get_folio(pfn)
-    if not may_retry:
-        system.lock_folio(pfn)
-    elif not system.trylock_folio(pfn):
-        return pfn  # folio_lock_or_retry(): nobody waits for a folio with a VMA locked
-    done = False
-    if system.slot_of.get(pfn) == slot_number:
-        mlocked = vma.flags & VM_LOCKED != 0 or (slot.count == 1 and _unevictable(system, pfn))
-        leaf = lock_new_leaf(vma.mm.page_table, addr)
-        done = leaf.m[i] == entry
-        if done and slot.from_ksm and _must_copy(system, vma, pfn, pgoff):
-            _map_copy(system, vma, addr, leaf, i, slot_number, pgoff, write)
-        elif done:
-            _map_swapped(system, vma, addr, leaf, i, slot_number, pfn, write, direct, mlocked)
-        leaf.lock.unlock()
-    system.unlock_folio(pfn)
-    system.put_folio(pfn)
-    if done and (not write or vma.mm.page_table.get(addr) & (PTE_WRITE | PTE_EXCLUSIVE)):
-        return _DONE
-    return _AGAIN
-
-
-def _read_swap(system: System, slot_number: int, pgoff: int) -> int:
-    """The page that caches what `slot_number` holds, read in if it is not there (read_swap_cache_async())."""
-    slot = system.swap[slot_number]
-    if slot.cached_pfn == 0:
-        pfn = system.folios.alloc(pgoff)
-        system.folios.flags.m[pfn] = 0  # nobody's yet: whoever maps it first decides
-        system.cache(slot_number, pfn)
-        system.pages_copied.count += 1
-    return slot.cached_pfn
-
-
-def read_ahead(system: System, mm: MM, start: int, end: int) -> None:
-    """MADV_WILLNEED: what is in swap comes into the swap cache, mapped by nobody (swapin_walk_pmd_entry())."""
-    for number in mm.page_table.numbers(start, end):
-        base = number << LEAF_SHIFT
-        entries = mm.page_table.leaves[number].v
-        for i in np.flatnonzero(entries & PTE_SWAP).tolist():
-            if start <= base + (i << PAGE_SHIFT) < end:
-                _read_swap(system, int(entries[i]) >> PTE_SHIFT, 0)
-
-
-def _must_copy(system: System, vma: VMA, pfn: int, pgoff: int) -> bool:
-    """Is the page that caches what KSM's page held somebody's who is not related to `vma`, or at another page
-    offset (ksm_might_need_to_copy())?
-
-    KSM's page itself, while it is in the swap cache, Linux maps wherever its entry is by then.  mremap() may have moved
-    that, and then no walk finds the place until ksmd comes by.  As with pages that fork shared (ksm.py), histories do
-    not do that: a place that no walk would find gets a copy."""
-    flags: int = system.folios.flags.m[pfn]
-    if flags & FOLIO_KSM:
-        if system.as_found:
-            return False
-        there = vma.start + ((pgoff - vma.pgoff) << PAGE_SHIFT)
-        return not any(known.mm is vma.mm and addr == there for known, addr in system.leader.walk(pfn))
-    if not flags & FOLIO_ANON:
-        return False
-    return system.folios.index.m[pfn] != pgoff or not system.leader.related(vma, pfn)
-
-
-def _map_copy(
-    system: System, vma: VMA, addr: int, leaf: Leaf, i: int, slot_number: int, pgoff: int, write: bool
-) -> None:
-    """Map a copy, for this entry alone, of what `slot_number` holds."""
-    pfn = system.folios.alloc(pgoff)
-    system.folios.flags.m[pfn] |= FOLIO_DIRTY
-    system.pages_copied.count += 1
-    for design in system.designs:
-        design.folio_swapped_in(vma, addr, pfn, True)
-    system.folios.mapcount.m[pfn] = 1
-    flags = PTE_ANON | PTE_EXCLUSIVE | PTE_YOUNG | (PTE_DIRTY if write else leaf.m[i] & PTE_SOFT_CLEAN)
-    if _maps_writable(system, vma, flags, write):
-        flags |= PTE_WRITE
-    leaf.m[i] = pfn << PTE_SHIFT | flags
-    system.tell_entry_added(vma.mm, addr, leaf.m[i])
-    system.put_slot(slot_number)
-
-
-def _maps_writable(system: System, vma: VMA, entry: int, write: bool) -> bool:
-    """May an exclusive page from swap be mapped writable at once (do_swap_page())?  For a read, not if the first
-    write has to be seen (pte_needs_soft_dirty_wp())."""
-    if not vma.flags & VM_WRITE:
-        return False
-    seen = vma.flags & VM_SOFTDIRTY != 0 or entry & PTE_SOFT_CLEAN == 0
-    return write or (system.profile.swap_in_writable and seen)
-
-
-def _map_swapped(
-    system: System,
-    vma: VMA,
-    addr: int,
-    leaf: Leaf,
-    i: int,
-    slot_number: int,
-    pfn: int,
-    write: bool,
-    direct: bool,
-    mlocked: bool,
-) -> None:
-    """Map `pfn`, which is locked and holds what `slot_number` holds; `leaf` is locked, too.  `direct`: it has just
-    been read.  `mlocked`: this VMA or another that maps it is locked."""
-    folios = system.folios
-    entry: int = leaf.m[i]
-    slot = system.swap[slot_number]
-    ksm = folios.flags.m[pfn] & FOLIO_KSM != 0
-    exclusive = not ksm and entry & PTE_EXCLUSIVE != 0
-    slot.count -= 1
-    alone = not ksm and folios.mapcount.m[pfn] == 0 and system.pins[pfn] == 1
-    fresh = not folios.flags.m[pfn] & FOLIO_ANON
-    if slot.count == 0 and (mlocked or (alone and (direct or write))):
-        # should_try_to_free_swap(): no entry wants what is in swap.  The last entry's page does not even get
-        # there when it is read from a synchronous device, as zram or a RAM disk is.
-        system.uncache(pfn)
-        exclusive = exclusive or alone
-    if folios.mapcount.m[pfn] == 0 and fresh:
-        folios.flags.m[pfn] = FOLIO_ANON
-        folios.index.m[pfn] = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
-        for design in system.designs:
-            design.folio_swapped_in(vma, addr, pfn, exclusive)
-    flags = PTE_ANON | PTE_YOUNG | (PTE_KSM if ksm else 0) | entry & PTE_SOFT_CLEAN
-    if write and not ksm:
-        flags = flags & ~PTE_SOFT_CLEAN | PTE_DIRTY
-    if exclusive:
-        flags |= PTE_EXCLUSIVE
-        if _maps_writable(system, vma, flags, write):
-            flags |= PTE_WRITE
-    system.mapcount_changes(pfn)
-    folios.mapcount.m[pfn] += 1
-    leaf.m[i] = pfn << PTE_SHIFT | flags
-    system.tell_entry_added(vma.mm, addr, leaf.m[i])
-
-
 # Zapping
 
 
@@ -704,7 +452,7 @@ def zap(system: System, mm: MM, start: int, end: int) -> bool:
     for number in mm.page_table.numbers(start, end):
         base = number << LEAF_SHIFT
         first = (start - base) >> PAGE_SHIFT if start > base else 0
-        last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
+        last = (end - base) >> PAGE_SHIFT if end < base + LEAF_SIZE else LEAF_ENTRIES
         leaf = leaves[number]
         if step:
             for i in np.flatnonzero(leaf.v[first:last]).tolist():
@@ -796,7 +544,7 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
                 if start <= addr < end:
                     _copy_entry(system, source, target, addr)
             continue
-        whole = start <= base and base + _LEAF_SIZE <= end
+        whole = start <= base and base + LEAF_SIZE <= end
         leaf.lock.lock()
         if whole:
             np.bitwise_and(leaf.v, _SHARED_LEAF, leaf.v)
@@ -804,7 +552,7 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
             target_table.leaves[number] = target_table.new_leaf(copy, leaf.used)
         else:
             first = (start - base) >> PAGE_SHIFT if start > base else 0
-            last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
+            last = (end - base) >> PAGE_SHIFT if end < base + LEAF_SIZE else LEAF_ENTRIES
             if last - first <= _FEW and not system.entry_watchers:
                 few = _copy_few(leaf, target_table, base, first, last)
                 leaf.lock.unlock()
@@ -902,200 +650,7 @@ def _copy_entry(system: System, source: MM, target: MM, addr: int) -> None:
 # mremap
 
 
-def move_page_tables(system: System, vma: VMA, old: int, new_vma: VMA, new: int, length: int, merged: bool) -> None:
-    """Move the entries of `length` bytes at `old` to `new` (move_page_tables()).  `merged` says that `new_vma`
-    was there before, so that a walk may come to it before it comes to `vma`.  The ranges may overlap if
-    `new` is below `old` (an exec'd stack)."""
-    page_table = vma.mm.page_table
-    step = chunk(system)
-    locking: list[ReverseMap] = []
-    if vma is not new_vma and new_vma.prepared:
-        locking = [design for design in system.designs if design.need_move_locks(vma, new_vma, merged)]
-    end = old + length
-    while old < end:
-        stop = min(end, (old | (_LEAF_SIZE - 1)) + 1, old + (new | (_LEAF_SIZE - 1)) + 1 - new)
-        leaf = page_table.leaves.get(old >> LEAF_SHIFT)
-        if leaf is not None:
-            first = (old >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
-            count = (stop - old) >> PAGE_SHIFT
-            if step:
-                for i in np.flatnonzero(leaf.v[first : first + count]).tolist():
-                    at = i << PAGE_SHIFT
-                    _move_entries(system, page_table, old + at, new + at, 1, vma, locking)
-            elif leaf.v[first : first + count].any():
-                _move_entries(system, page_table, old, new, count, vma, locking)
-        new += stop - old
-        old = stop
-
-
-def _move_entries(
-    system: System, page_table: PageTable, old: int, new: int, count: int, vma: VMA, locking: list[ReverseMap]
-) -> None:
-    """Move `count` entries, all of one leaf and to one leaf (move_ptes())."""
-    for design in locking:
-        design.move_lock(vma)
-    leaf = lock_leaf(page_table, old)
-    if leaf is not None:
-        system.flush_tlb(vma.mm)
-        target = page_table.leaf(new)
-        if target is not leaf:
-            target = lock_new_leaf(page_table, new)
-        first = (old >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
-        new_first = (new >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
-        entries = leaf.v[first : first + count] & ~PTE_SOFT_CLEAN  # move_soft_dirty_pte()
-        used = int(np.count_nonzero(entries))
-        system.entries_moved.count += used
-        leaf.v[first : first + count] = 0
-        leaf.used -= used
-        target.v[new_first : new_first + count] = entries
-        target.used += used
-        for watcher in system.entry_watchers:
-            watcher.entries_moved(vma.mm, old, new, entries)
-        if target is not leaf:
-            target.lock.unlock()
-        leaf.lock.unlock()
-    for design in locking:
-        design.move_unlock(vma)
-
-
 # mprotect
-
-
-def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
-    """Make the entries of [start, end) follow the flags of `vma` (change_protection())."""
-    if vma.flags & VM_SHARED:
-        writable = 0
-    else:
-        writable = PTE_EXCLUSIVE if vma.flags & VM_WRITE else 0
-    page_table = vma.mm.page_table
-    protected = 0
-    for number in page_table.numbers(start, end):
-        base = number << LEAF_SHIFT
-        first = (start - base) >> PAGE_SHIFT if start > base else 0
-        last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
-        leaf = page_table.leaves.get(number)
-        if leaf is None:
-            continue
-        leaf.lock.lock()
-        entries = leaf.v[first:last]
-        used = int(np.count_nonzero(entries))
-        system.entries_protected.count += used
-        protected += used
-        if writable:
-            # can_change_pte_writable(): a write to an exclusive page would reuse it anyway.
-            all_of = PTE_ANON | PTE_EXCLUSIVE | (0 if system.profile.clean_writable else PTE_DIRTY)
-            none_of = 0 if vma.flags & VM_SOFTDIRTY else PTE_SOFT_CLEAN
-            entries[(entries & (all_of | none_of)) == all_of] |= PTE_WRITE
-        else:
-            entries &= ~PTE_WRITE
-        leaf.lock.unlock()
-    if protected:
-        system.flush_tlb(vma.mm)
-
-
-def mark_lazyfree(system: System, mm: MM, start: int, end: int) -> None:
-    """MADV_FREE: present pages may be dropped while they stay clean, swapped ones go at once
-    (madvise_free_pte_range())."""
-    split_cut(system, mm, start, end)
-    for number in mm.page_table.numbers(start, end):
-        base = number << LEAF_SHIFT
-        leaf = mm.page_table.leaves.get(number)
-        if leaf is None:
-            continue
-        first = (start - base) >> PAGE_SHIFT if start > base else 0
-        last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
-        for i in np.flatnonzero(leaf.v[first:last]).tolist():
-            if system.nr_large and _mark_large_lazyfree(system, leaf, first + i, last):
-                continue
-            _mark_lazyfree_at(system, mm, base + ((first + i) << PAGE_SHIFT))
-
-
-def _cleaned(system: System, head: int) -> bool:
-    """Give up what swap has of the folio, and that it is dirty, if nothing else maps it.  Whether it could be, or
-    there was nothing to give up, so that nobody asked who maps it."""
-    folios = system.folios
-    slot = system.slot_of.get(head)
-    if slot is None and not folios.flags.m[head] & FOLIO_DIRTY:
-        return True
-    if not system.trylock_folio(head):
-        return False
-    clean = system.mapcount(head) == folios.nr_pages(head) and (slot is None or system.swap[slot].count == 0)
-    if clean:
-        if slot is not None:
-            system.uncache(head)
-        folios.clear_flag(head, FOLIO_DIRTY)
-    system.unlock_folio(head)
-    return clean
-
-
-def _unevictable(system: System, head: int) -> bool:
-    """Does a locked VMA map a page of the folio (folio_test_mlocked())?"""
-    if not system.mlocked:
-        return False
-    nr_pages = system.folios.nr_pages(head)
-    walk = system.begin_walk(head)
-    locked = False
-    for vma, first in walk:
-        if vma.flags & VM_LOCKED:
-            for addr in range(first, min(vma.end, first + (nr_pages << PAGE_SHIFT)), PAGE_SIZE):
-                entry = vma.mm.page_table.get(addr)
-                locked = locked or (entry & PTE_ANON != 0 and head <= entry >> PTE_SHIFT < head + nr_pages)
-    system.end_walk(walk)
-    return locked
-
-
-def _mark_large_lazyfree(system: System, leaf: Leaf, first: int, last: int) -> bool:
-    """Give up the large folio that entries of `leaf` from number `first` on map, if they are all before number `last`;
-    what is cut has been split.  Whether they belong to a large folio whose first page is there."""
-    folios = system.folios
-    entry: int = leaf.m[first]
-    head = entry >> PTE_SHIFT
-    if not entry & PTE_ANON or folios.order.m[head] == 0 or folios.head.m[head] != head:
-        return False
-    nr_pages = folios.nr_pages(head)
-    kept = _unevictable(system, head)
-    leaf.lock.lock()
-    entries = leaf.v[first : min(last, first + nr_pages)]
-    whole = len(entries) == nr_pages and bool(((entries & PTE_ANON) != 0).all())
-    whole = whole and bool(((entries >> PTE_SHIFT) == np.arange(head, head + nr_pages)).all())
-    if whole and _cleaned(system, head):
-        if not kept:
-            folios.set_flag(head, FOLIO_LAZYFREE)
-        entries &= ~(PTE_DIRTY | PTE_YOUNG)
-    leaf.lock.unlock()
-    return True
-
-
-def _mark_lazyfree_at(system: System, mm: MM, addr: int) -> None:
-    folios = system.folios
-    entry: int = mm.page_table.get(addr)
-    kept = entry & PTE_ANON != 0 and system.folios.mapcount.m[entry >> PTE_SHIFT] > 1  # the caller's own is not locked
-    kept = kept and _unevictable(system, entry >> PTE_SHIFT)
-    leaf = lock_leaf(mm.page_table, addr)
-    if leaf is None:
-        return
-    i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
-    entry = leaf.m[i]
-    pfn = entry >> PTE_SHIFT
-    if entry & PTE_ANON and folios.order.m[pfn] == 0 and _cleaned(system, pfn):
-        if not kept:
-            folios.flags.m[pfn] |= FOLIO_LAZYFREE
-        leaf.m[i] = entry & ~(PTE_DIRTY | PTE_YOUNG)
-    leaf.lock.unlock()
-    if entry & PTE_SWAP:
-        zap_at(system, mm, addr)
-
-
-def anon_pfns(mm: MM, start: int, end: int) -> Int64s:
-    """The anonymous pages that [start, end) maps, by ascending address."""
-    found: list[Int64s] = []
-    for number in mm.page_table.numbers(start, end):
-        base = number << LEAF_SHIFT
-        first = (start - base) >> PAGE_SHIFT if start > base else 0
-        last = (end - base) >> PAGE_SHIFT if end < base + _LEAF_SIZE else LEAF_ENTRIES
-        entries = mm.page_table.leaves[number].v[first:last]
-        found.append(entries[(entries & PTE_ANON) != 0] >> PTE_SHIFT)
-    return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
 
 def access_error(vma: VMA, write: bool) -> int:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_PARTLY
+from rmaplab.mm.huge_memory import partly_mapped, split_folio
 from rmaplab.mm.locking import lock_leaf
-from rmaplab.mm.memory import partly_mapped, split_folio
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
     PTE_ANON,
@@ -22,9 +22,10 @@ from rmaplab.mm.pagetable import (
     PTE_MIGRATION,
     PTE_SHIFT,
 )
-from rmaplab.mm.reclaim import addresses, isolate, maps
+from rmaplab.mm.rmap_walk import addresses, maps
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT
+from rmaplab.mm.vmscan import isolate
 
 
 def migrate(system: System, mm: MM, start: int, end: int) -> int:

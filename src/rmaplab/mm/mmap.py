@@ -14,7 +14,6 @@ from __future__ import annotations
 from rmaplab.mm import memory
 from rmaplab.mm.abi import (
     EEXIST,
-    EFAULT,
     EINVAL,
     ENOMEM,
     EOVERFLOW,
@@ -37,6 +36,7 @@ from rmaplab.mm.abi import (
     STACK_GUARD_GAP,
     STACK_LIMIT,
 )
+from rmaplab.mm.gup import populate
 from rmaplab.mm.locking import start_write, write_downgrade, write_unlock
 from rmaplab.mm.merge import Attributes, change_range, merge_new, split
 from rmaplab.mm.system import System
@@ -386,22 +386,6 @@ def grow_down(system: System, vma: VMA, start: int) -> int:
         vma.mm.locked_vm += grow
     # Not even a locked stack is populated by this: only find_extend_vma_locked() does, for get_user_pages().
     change_range(system, vma, start, vma.end, vma.pgoff - grow)
-    return 0
-
-
-def populate(system: System, mm: MM, start: int, end: int) -> int:
-    """Fault [start, end) in, as far as it goes (mm_populate(), populate_vma_page_range())."""
-    for vma in mm.tree.overlapping(start, end):
-        if vma.flags & VM_SPECIAL:
-            continue
-        low = max(start, vma.start)
-        high = min(end, vma.end)
-        if vma.flags & VM_LOCKED and vma.flags & VM_LOCKONFAULT:
-            continue
-        write = vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE
-        if not vma.flags & VM_ACCESS_FLAGS:
-            return -EFAULT
-        memory.fault_vma(system, vma, low, (high - low) >> PAGE_SHIFT, write)
     return 0
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """mremap: grow and shrink in place, move, duplicate.
 
-Models mm/mremap.c (mremap(), mremap_to(), move_vma(), vma_to_resize()) and copy_vma() of mm/vma.c.
+Models mm/mremap.c (mremap(), mremap_to(), move_vma(), vma_to_resize(), move_page_tables()) and copy_vma() of mm/vma.c.
 
 A prepared VMA keeps its page offset when it moves; an anonymous one without pages gets a fresh one, which
 lets it merge at its new place, even with itself.
@@ -9,7 +9,9 @@ lets it merge at its new place, even with itself.
 
 from __future__ import annotations
 
-from rmaplab.mm import ksm, memory
+import numpy as np
+
+from rmaplab.mm import ksm
 from rmaplab.mm.abi import (
     EFAULT,
     EINVAL,
@@ -21,9 +23,13 @@ from rmaplab.mm.abi import (
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
 )
-from rmaplab.mm.locking import start_write, write_unlock
+from rmaplab.mm.gup import populate
+from rmaplab.mm.locking import lock_leaf, lock_new_leaf, start_write, write_unlock
+from rmaplab.mm.memory import chunk
 from rmaplab.mm.merge import attributes_of, merge_new, split_checked
-from rmaplab.mm.mmap import page_align, populate, unmap_locked, unmapped_area
+from rmaplab.mm.mmap import page_align, unmap_locked, unmapped_area
+from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, LEAF_SIZE, PTE_SOFT_CLEAN, PageTable
+from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
     MM,
@@ -242,7 +248,7 @@ def _move_vma(system: System, vma: VMA, old_addr: int, old_len: int, new_len: in
     if new_vma.prepared:
         for design in system.designs:
             design.vma_moved(source, new_vma, old_addr, new_addr, old_len >> PAGE_SHIFT)
-    memory.move_page_tables(system, source, old_addr, new_vma, new_addr, old_len, merged)
+    move_page_tables(system, source, old_addr, new_vma, new_addr, old_len, merged)
     mm.total_vm += new_len >> PAGE_SHIFT
 
     if keep:
@@ -291,3 +297,57 @@ def _copy_vma(
     return new, False
 
 
+def move_page_tables(system: System, vma: VMA, old: int, new_vma: VMA, new: int, length: int, merged: bool) -> None:
+    """Move the entries of `length` bytes at `old` to `new` (move_page_tables()).  `merged` says that `new_vma`
+    was there before, so that a walk may come to it before it comes to `vma`.  The ranges may overlap if
+    `new` is below `old` (an exec'd stack)."""
+    page_table = vma.mm.page_table
+    step = chunk(system)
+    locking: list[ReverseMap] = []
+    if vma is not new_vma and new_vma.prepared:
+        locking = [design for design in system.designs if design.need_move_locks(vma, new_vma, merged)]
+    end = old + length
+    while old < end:
+        stop = min(end, (old | (LEAF_SIZE - 1)) + 1, old + (new | (LEAF_SIZE - 1)) + 1 - new)
+        leaf = page_table.leaves.get(old >> LEAF_SHIFT)
+        if leaf is not None:
+            first = (old >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
+            count = (stop - old) >> PAGE_SHIFT
+            if step:
+                for i in np.flatnonzero(leaf.v[first : first + count]).tolist():
+                    at = i << PAGE_SHIFT
+                    _move_entries(system, page_table, old + at, new + at, 1, vma, locking)
+            elif leaf.v[first : first + count].any():
+                _move_entries(system, page_table, old, new, count, vma, locking)
+        new += stop - old
+        old = stop
+
+
+def _move_entries(
+    system: System, page_table: PageTable, old: int, new: int, count: int, vma: VMA, locking: list[ReverseMap]
+) -> None:
+    """Move `count` entries, all of one leaf and to one leaf (move_ptes())."""
+    for design in locking:
+        design.move_lock(vma)
+    leaf = lock_leaf(page_table, old)
+    if leaf is not None:
+        system.flush_tlb(vma.mm)
+        target = page_table.leaf(new)
+        if target is not leaf:
+            target = lock_new_leaf(page_table, new)
+        first = (old >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
+        new_first = (new >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
+        entries = leaf.v[first : first + count] & ~PTE_SOFT_CLEAN  # move_soft_dirty_pte()
+        used = int(np.count_nonzero(entries))
+        system.entries_moved.count += used
+        leaf.v[first : first + count] = 0
+        leaf.used -= used
+        target.v[new_first : new_first + count] = entries
+        target.used += used
+        for watcher in system.entry_watchers:
+            watcher.entries_moved(vma.mm, old, new, entries)
+        if target is not leaf:
+            target.lock.unlock()
+        leaf.lock.unlock()
+    for design in locking:
+        design.move_unlock(vma)

@@ -47,6 +47,7 @@ PTE_FLAGS: Final = 0xFFF
 
 LEAF_SHIFT: Final = 21  # a leaf spans 2 MiB
 LEAF_ENTRIES: Final = 512
+LEAF_SIZE: Final = 1 << LEAF_SHIFT  # bytes
 
 
 class Leaf:

@@ -15,6 +15,7 @@ from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.locking import end_write, write_unlock
 from rmaplab.mm.merge import change_range
 from rmaplab.mm.mmap import grow_down
+from rmaplab.mm.mremap import move_page_tables
 from rmaplab.mm.pagetable import LEAF_SHIFT
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
@@ -89,7 +90,7 @@ def _relocate_down(system: System, vma: VMA, shift: int) -> None:
     old_start = vma.start
     old_end = vma.end
     change_range(system, vma, old_start - shift, old_end, vma.pgoff)
-    memory.move_page_tables(system, vma, old_start, vma, old_start - shift, old_end - old_start, False)
+    move_page_tables(system, vma, old_start, vma, old_start - shift, old_end - old_start, False)
     change_range(system, vma, old_start - shift, old_end - shift, vma.pgoff)
     system.free_page_tables(vma.mm, vma.end, old_end, False)
 

@@ -8,7 +8,7 @@ only pages that nobody shares may move.
 from __future__ import annotations
 
 from rmaplab.mm.abi import EBUSY, EEXIST, EINVAL, ENOENT
-from rmaplab.mm.memory import split_folio
+from rmaplab.mm.huge_memory import split_folio
 from rmaplab.mm.pagetable import (
     PTE_ANON,
     PTE_EXCLUSIVE,

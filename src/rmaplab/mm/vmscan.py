@@ -14,11 +14,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE, FOLIO_REFERENCED
+import numpy as np
+
+from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE, FOLIO_REFERENCED, Int64s
+from rmaplab.mm.huge_memory import partly_mapped, split_folio
 from rmaplab.mm.locking import lock_leaf
-from rmaplab.mm.memory import anon_pfns, partly_mapped, split_folio
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
+    LEAF_SHIFT,
+    LEAF_SIZE,
     PTE_ANON,
     PTE_DIRTY,
     PTE_EXCLUSIVE,
@@ -27,25 +31,14 @@ from rmaplab.mm.pagetable import (
     PTE_SWAP,
     PTE_YOUNG,
 )
+from rmaplab.mm.rmap_walk import addresses, maps
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_LOCKED, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_LOCKED
 
 # How a real kernel's reclaim took what MADV_FREE had given up, and was in use again:
 ONCE: Final = 1  # it did not come by a second time
 KEPT: Final = 2  # ageing had seen a dirty entry, which may be gone by now, so that nothing was dropped
 _FREED_AT_ONCE: Final = 31  # PAGEVEC_SIZE: folios that are freed together, after TLBs are flushed for all of them
-
-
-def addresses(system: System, vma: VMA, addr: int, head: int) -> range:
-    """Where `vma` would map the pages of the folio, of which it covers the first at `addr`
-    (page_vma_mapped_walk())."""
-    end = min(vma.end, addr + (system.folios.nr_pages(head) << PAGE_SHIFT))
-    return range(addr, end, 1 << PAGE_SHIFT)
-
-
-def maps(system: System, entry: int, head: int) -> bool:
-    """Does the entry map a page of the folio?"""
-    return entry & PTE_ANON != 0 and head <= entry >> PTE_SHIFT < head + system.folios.nr_pages(head)
 
 
 def isolate(system: System, mm: MM, start: int, end: int) -> list[int]:
@@ -230,3 +223,15 @@ def _try_to_unmap(system: System, head: int, slot: int) -> bool:
             break
     system.end_walk(walk)
     return locked
+
+
+def anon_pfns(mm: MM, start: int, end: int) -> Int64s:
+    """The anonymous pages that [start, end) maps, by ascending address."""
+    found: list[Int64s] = []
+    for number in mm.page_table.numbers(start, end):
+        base = number << LEAF_SHIFT
+        first = (start - base) >> PAGE_SHIFT if start > base else 0
+        last = (end - base) >> PAGE_SHIFT if end < base + LEAF_SIZE else LEAF_ENTRIES
+        entries = mm.page_table.leaves[number].v[first:last]
+        found.append(entries[(entries & PTE_ANON) != 0] >> PTE_SHIFT)
+    return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)

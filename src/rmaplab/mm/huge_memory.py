@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Large folios are split.
+
+Models mm/huge_memory.c (split_folio()), with try_to_map_unused_to_zeropage() of mm/migrate.c, and who
+asks for it because a range cuts a folio (mm/madvise.c).
+"""
+
+from __future__ import annotations
+
+from rmaplab.mm.folio import (
+    FOLIO_DIRTY,
+    FOLIO_PARTLY,
+    FOLIO_WRITTEN,
+)
+from rmaplab.mm.locking import lock_new_leaf
+from rmaplab.mm.pagetable import (
+    LEAF_ENTRIES,
+    LEAF_SIZE,
+    PTE_ANON,
+    PTE_DIRTY,
+    PTE_SHIFT,
+    PTE_YOUNG,
+    PTE_ZERO,
+)
+from rmaplab.mm.system import System
+from rmaplab.mm.vma import (
+    MM,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    VM_LOCKED,
+    VMA,
+)
+
+
+def partly_mapped(system: System, head: int) -> bool:
+    """Is a page of the folio, which is mapped, mapped nowhere, or taken to be (folio_test_partially_mapped())?"""
+    folios = system.folios
+    nr_pages = folios.nr_pages(head)
+    if nr_pages == 1:
+        return False
+    return folios.flags.m[head] & FOLIO_PARTLY != 0 or not folios.mapcount.v[head : head + nr_pages].all()
+
+
+def split_folio(system: System, head: int, in_place: bool = True) -> None:
+    """Split the large folio into its pages (mm/huge_memory.c __split_huge_page()).  Those that nothing maps are
+    freed.  Those that were never written to give way to the zero page (mm/migrate.c try_to_map_unused_to_zeropage()),
+    unless what is split is on its way to swap and not in_place.  Not where the VMA is locked: there the page is mapped,
+    and locked from then on, which keeps it for all to whom the walk comes later (__folio_add_anon_rmap())."""
+    folios = system.folios
+    nr_pages = folios.nr_pages(head)
+    places: list[tuple[VMA, int]] = []
+    if in_place and system.profile.split_to_zero:
+        walk = system.begin_walk(head)
+        for vma, first in walk:
+            end = min(vma.end, first + (nr_pages << PAGE_SHIFT))
+            places += [(vma, addr) for addr in range(first, end, PAGE_SIZE)]
+        system.end_walk(walk)
+    dirty = False
+    for vma, addr in places:
+        entry = vma.mm.page_table.get(addr)
+        dirty = dirty or (
+            entry & PTE_ANON != 0 and entry & PTE_DIRTY != 0 and head <= entry >> PTE_SHIFT < head + nr_pages
+        )
+    if dirty:
+        folios.set_flag(head, FOLIO_DIRTY)
+    folios.split(head)
+    mlocked: set[int] = set()
+    for vma, addr in places:
+        entry = vma.mm.page_table.get(addr)
+        pfn = entry >> PTE_SHIFT
+        if not entry & PTE_ANON or not head <= pfn < head + nr_pages:
+            continue
+        if vma.flags & VM_LOCKED:
+            mlocked.add(pfn)
+        elif not folios.flags.m[pfn] & FOLIO_WRITTEN and pfn not in mlocked:
+            leaf = lock_new_leaf(vma.mm.page_table, addr)
+            leaf.m[addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)] = PTE_ZERO | PTE_YOUNG
+            system.tell_entry_removed(vma.mm, addr, entry)
+            system.drop_mapcount(pfn)
+            leaf.lock.unlock()
+    for pfn in range(head, head + nr_pages):
+        folios.flags.m[pfn] &= ~(FOLIO_WRITTEN | FOLIO_PARTLY) & 0xFF
+        system.try_free(pfn)
+
+
+def split_cut(system: System, mm: MM, start: int, end: int) -> None:
+    """Split the large folios of which [start, end) maps some pages and not all, unless others seem to map them,
+    too (madvise_cold_or_pageout_pte_range(), madvise_free_pte_range())."""
+    if not system.nr_large:
+        return
+    folios = system.folios
+    addr = start
+    while addr < end:
+        entry = mm.page_table.get(addr)
+        addr += PAGE_SIZE
+        pfn = entry >> PTE_SHIFT
+        if not entry & PTE_ANON or folios.order.m[pfn] == 0:
+            continue
+        head: int = folios.head.m[pfn]
+        nr_pages = folios.nr_pages(head)
+        run = 1  # pages of the folio that lie here one after the other, in one leaf (folio_pte_batch())
+        while addr < end and addr & (LEAF_SIZE - 1) and pfn + run < head + nr_pages:
+            entry = mm.page_table.get(addr)
+            if not entry & PTE_ANON or entry >> PTE_SHIFT != pfn + run:
+                break
+            run += 1
+            addr += PAGE_SIZE
+        if run < nr_pages and not _seems_shared(system, head):
+            split_folio(system, head)
+
+
+def _seems_shared(system: System, head: int) -> bool:
+    """folio_likely_mapped_shared()"""
+    mapcount = system.mapcount(head)
+    if mapcount <= 1:
+        return False
+    return mapcount > system.folios.nr_pages(head) or system.folios.mapcount.m[head] > 1

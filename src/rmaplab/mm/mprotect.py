@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""mprotect: other rights for a range.
+
+Models mm/mprotect.c: do_mprotect_pkey(), mprotect_fixup(), change_protection().
+
+Locking: mmap_lock for writing; the lock of each VMA that changes; of each leaf, while its entries do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rmaplab.mm.abi import (
+    EACCES,
+    EINVAL,
+    ENOMEM,
+    PROT_EXEC,
+    PROT_GROWSDOWN,
+    PROT_GROWSUP,
+    PROT_READ,
+    PROT_SEM,
+    PROT_WRITE,
+)
+from rmaplab.mm.gup import populate
+from rmaplab.mm.locking import start_write, write_unlock
+from rmaplab.mm.merge import attributes_of, modify
+from rmaplab.mm.mmap import page_align
+from rmaplab.mm.pagetable import (
+    LEAF_ENTRIES,
+    LEAF_SHIFT,
+    LEAF_SIZE,
+    PTE_ANON,
+    PTE_DIRTY,
+    PTE_EXCLUSIVE,
+    PTE_SOFT_CLEAN,
+    PTE_WRITE,
+)
+from rmaplab.mm.system import System
+from rmaplab.mm.vma import (
+    MM,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    VM_ACCESS_FLAGS,
+    VM_ACCOUNT,
+    VM_GROWSDOWN,
+    VM_HUGETLB,
+    VM_LOCKED,
+    VM_NORESERVE,
+    VM_SHARED,
+    VM_SOFTDIRTY,
+    VM_WRITE,
+    VMA,
+)
+
+
+def mprotect(system: System, mm: MM, start: int, length: int, prot: int) -> int:
+    """mprotect(2)."""
+    grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP)
+    prot &= ~(PROT_GROWSDOWN | PROT_GROWSUP)
+    if grows == PROT_GROWSDOWN | PROT_GROWSUP:
+        return -EINVAL
+    if start & ~PAGE_MASK:
+        return -EINVAL
+    if length == 0:
+        return 0
+    end = start + page_align(length)
+    if end >= 1 << 64:
+        return -ENOMEM
+    if prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM):
+        return -EINVAL
+    mm.mmap_lock.down_write()
+    error = _mprotect_locked(system, mm, start, end, prot & VM_ACCESS_FLAGS, grows)
+    write_unlock(mm)
+    return error
+
+
+def _mprotect_locked(system: System, mm: MM, start: int, end: int, prot: int, grows: int) -> int:
+    vmas = mm.tree.overlapping(start, end)
+    if not vmas:
+        return -ENOMEM
+    first = vmas[0]
+    if grows & PROT_GROWSDOWN:
+        if not first.flags & VM_GROWSDOWN:
+            return -EINVAL
+        start = first.start
+    else:
+        if first.start > start:
+            return -ENOMEM
+        if grows & PROT_GROWSUP:
+            return -EINVAL
+    at = start
+    while at < end:
+        vma = mm.tree.at(at)
+        if vma is None:
+            return -ENOMEM
+        flags = prot | (vma.flags & ~VM_ACCESS_FLAGS)
+        if prot & ~(flags >> 4) & VM_ACCESS_FLAGS:
+            return -EACCES
+        stop = min(vma.end, end)
+        result = _protect_range(system, vma, at, stop, flags)
+        if result < 0:
+            return result
+        at = result if result > stop else stop
+    return 0
+
+
+def _protect_range(system: System, vma: VMA, start: int, end: int, flags: int) -> int:
+    """mprotect_fixup(): where the VMA that holds the range now ends, or a negative errno."""
+    old = vma.flags
+    if flags == old:
+        return vma.end
+    if flags & VM_WRITE:
+        if not old & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE):
+            flags |= VM_ACCOUNT
+    elif old & VM_ACCOUNT and vma.file is None and not vma.prepared and system.profile.unaccount_unprepared:
+        flags &= ~VM_ACCOUNT
+    new = attributes_of(vma)
+    new.flags = flags
+    changed = modify(system, vma, start, end, new)
+    if isinstance(changed, int):
+        return changed
+    start_write(changed)
+    changed.flags = flags
+    change_protection(system, changed, start, end)
+    if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and flags & VM_WRITE:
+        populate(system, changed.mm, start, end)
+    return changed.end
+
+
+def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
+    """Make the entries of [start, end) follow the flags of `vma` (change_protection())."""
+    if vma.flags & VM_SHARED:
+        writable = 0
+    else:
+        writable = PTE_EXCLUSIVE if vma.flags & VM_WRITE else 0
+    page_table = vma.mm.page_table
+    protected = 0
+    for number in page_table.numbers(start, end):
+        base = number << LEAF_SHIFT
+        first = (start - base) >> PAGE_SHIFT if start > base else 0
+        last = (end - base) >> PAGE_SHIFT if end < base + LEAF_SIZE else LEAF_ENTRIES
+        leaf = page_table.leaves.get(number)
+        if leaf is None:
+            continue
+        leaf.lock.lock()
+        entries = leaf.v[first:last]
+        used = int(np.count_nonzero(entries))
+        system.entries_protected.count += used
+        protected += used
+        if writable:
+            # can_change_pte_writable(): a write to an exclusive page would reuse it anyway.
+            all_of = PTE_ANON | PTE_EXCLUSIVE | (0 if system.profile.clean_writable else PTE_DIRTY)
+            none_of = 0 if vma.flags & VM_SOFTDIRTY else PTE_SOFT_CLEAN
+            entries[(entries & (all_of | none_of)) == all_of] |= PTE_WRITE
+        else:
+            entries &= ~PTE_WRITE
+        leaf.lock.unlock()
+    if protected:
+        system.flush_tlb(vma.mm)
