@@ -33,6 +33,7 @@ from rmaplab.kernel.importer import UNPLACED, Reading, everyone
 from rmaplab.kernel.isomorphism import belongs
 from rmaplab.kernel.lockstep import Lockstep, Random, Witness, minimal, random_histories, replay
 from rmaplab.kernel.snapshot import Reader, Snapshot
+from rmaplab.kernel.versions import VERSIONS
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, Profile
 from rmaplab.mm.reverse_map import ReverseMap
@@ -45,6 +46,7 @@ pytestmark = pytest.mark.skipif(
     not os.environ.get("RMAPLAB_KERNEL"), reason="boots kernels: make test-kernel, or RMAPLAB_KERNEL=1"
 )
 
+WITNESSES = [version for version in VERSIONS if version in PROFILES]  # whose rules the model knows
 FIXTURES = Path(__file__).parent / "fixtures"
 STEPS = int(os.environ.get("RMAPLAB_KERNEL_STEPS", "3000"))
 SEED = int(os.environ.get("RMAPLAB_KERNEL_SEED", "1"))
@@ -66,7 +68,7 @@ def attempts() -> Iterator[None]:
         time.sleep(0.5)  # for what a timer frees in the guest, which stands still while it is looked at
 
 
-@pytest.fixture(scope="module", params=setup.VERSIONS)
+@pytest.fixture(scope="module", params=WITNESSES)
 def witness(request: pytest.FixtureRequest) -> Iterator[Witness]:
     try:
         if setup.installed(request.param) is None:

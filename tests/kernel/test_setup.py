@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`rmaplab kernel setup` with a package manager of our own: what it fetches, and what it says where that fails.
+"""`rmaplab kernel setup` with a package manager of the test's: what it fetches, and what it says where that fails.
 
 `apt-cache` and `apt-get` are scripts that serve two small packages.  Nothing here boots or downloads anything.
 """
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import lzma
 import os
@@ -16,17 +17,27 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from rmaplab.cli import main
-from rmaplab.kernel import setup
+from rmaplab.kernel import modules, setup
 from rmaplab.kernel.errors import KernelUnavailable
+from rmaplab.kernel.versions import DEFAULT, VERSIONS
 
 RELEASE = "6.12.999+test-cloud-amd64"
 IMAGE = f"linux-image-{RELEASE}-unsigned"
 DEBUG = f"linux-image-{RELEASE}-dbg"
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="makes Debian packages")
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    contents: bytes = sink.getvalue().to_pybytes()
+    return contents
 
 
 def _package(directory: Path, name: str, files: dict[str, bytes]) -> Path:
@@ -48,23 +59,36 @@ class Apt:
 
     def __init__(self, directory: Path) -> None:
         self.bin, self.index, self.served = directory / "bin", directory / "index", directory / "served"
-        for path in (self.bin, self.index, self.served, directory / "made"):
+        self.made = directory / "made"
+        for path in (self.bin, self.index, self.served, self.made):
             path.mkdir()
-        for name, files in (
-            (IMAGE, {f"boot/vmlinuz-{RELEASE}": b"image", "lib/modules/x/brd.ko.xz": lzma.compress(b"module"),
-                     "lib/modules/x/other.ko.xz": b"not wanted"}),
-            (DEBUG, {f"usr/lib/debug/boot/vmlinux-{RELEASE}": b"debug information"}),
-        ):  # fmt: skip
-            path = _package(directory / "made", name, files)
-            shutil.copy(path, self.served)
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            (self.index / name).write_text(
-                f"Version: 6.12.999-1\nSize: {path.stat().st_size}\nSHA256: {digest}\nFilename: pool/{path.name}\n"
-            )
-        search = f'ls {self.index} | grep -e "-dbg$" | sed "s/$/ - /"'
-        self.script("apt-cache", f'if [ "$1" = search ]; then {search}; else cat {self.index}/"$3"; fi')
+        self.add(IMAGE, {
+            f"boot/vmlinuz-{RELEASE}": b"image", f"boot/config-{RELEASE}": b"not wanted",
+            f"lib/modules/{RELEASE}/kernel/drivers/block/brd.ko.xz": lzma.compress(b"module"),
+            f"lib/modules/{RELEASE}/modules.builtin": b"kernel/drivers/virtio/virtio.ko",
+        })  # fmt: skip
+        self.add(DEBUG, {
+            f"usr/lib/debug/boot/vmlinux-{RELEASE}": b"debug information",
+            f"usr/lib/debug/lib/modules/{RELEASE}/kernel/drivers/block/brd.ko": b"not wanted",
+        })  # fmt: skip
+        search = f'while read -r name; do case "$name" in linux-*) echo "$name - x";; esac; done < {self.index}/names'
+        show = f'shift 4; for name; do cat {self.index}/"$name"; echo; done'
+        names = f"ls {self.index} > {self.index}/names"
+        self.script("apt-cache", f'{names}; [ "$3" = search ] && {{ {search}; exit; }}; {show}')
         failed = 'echo "E: no route to host" >&2; exit 100'
-        self.script("apt-get", f'cp {self.served}/"${{3%%=*}}"_*.deb . || {{ {failed}; }}')
+        self.script("apt-get", f"""case "$1" in indextargets) echo http://mirror.example/debian/; exit;; esac
+grep -q 'http://mirror.example/debian/ ' "$(dirname "$2")/sources.list" || exit 1
+case "$4" in update) exit;; esac
+cp {self.served}/"${{5%%=*}}"_*.deb . || {{ {failed}; }}""")
+        self.script("apt-config", "exit 0")
+
+    def add(self, name: str, files: dict[str, bytes]) -> None:
+        path = _package(self.made, name, files)
+        shutil.copy(path, self.served)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        (self.index / name).write_text(
+            f"Package: {name}\nVersion: 6.12.999-1\nSize: {path.stat().st_size}\nSHA256: {digest}\n"
+        )
 
     def script(self, name: str, text: str) -> None:
         path = self.bin / name
@@ -103,12 +127,13 @@ def _leftovers() -> list[str]:
 def test_only_what_is_needed_is_unpacked_and_sizes_come_first(apt: Apt, run: Run) -> None:
     status, out, err = run("setup")
     assert status == 0
-    assert err.splitlines()[0].startswith(f"{RELEASE}: 0 MB to download, at most 650 MB to keep in ")
+    assert err.splitlines()[0].startswith(f"{RELEASE}: 0 MB to download, at most 750 MB to keep in ")
     kernel = setup.need("6.12")
     assert kernel.release == RELEASE and RELEASE in out
     assert kernel.image.read_bytes() == b"image" and kernel.vmlinux.read_bytes() == b"debug information"
     assert kernel.modules is not None
-    assert {path.name: path.read_bytes() for path in kernel.modules.iterdir()} == {"brd.ko": b"module"}
+    assert sorted(path.name for path in kernel.modules.rglob("*.*")) == ["brd.ko.xz", "modules.builtin"]
+    assert modules.read(kernel.modules, modules.MODULES) == {"brd": b"module"}
     assert _leftovers() == [] and list((setup.cache() / "downloads").iterdir()) == []
 
 
@@ -118,43 +143,91 @@ def test_a_second_time_there_is_nothing_to_do(apt: Apt, run: Run) -> None:
     assert run("setup")[0] == 0
 
 
-def test_a_kernel_that_was_kept_with_fewer_modules_gets_the_rest(apt: Apt, run: Run) -> None:
-    run("setup")
-    kernel = setup.need("6.12")
+def test_image_and_modules_are_packages_of_their_own_since_7(apt: Apt, run: Run) -> None:
+    release = "7.3.10+test-cloud-amd64"
+    files = f"usr/lib/modules/{release}"
+    apt.add(f"linux-binary-{release}", {f"{files}/vmlinuz": b"image of 7.3"})
+    apt.add(f"linux-modules-{release}", {f"{files}/kernel/brd.ko.xz": lzma.compress(b"module of 7.3")})
+    apt.add(f"linux-image-{release}", {})
+    apt.add(f"linux-image-{release}-dbg", {f"usr/lib/debug/lib/modules/{release}/vmlinux": b"debug information"})
+    apt.add("linux-image-7.3.9+test-cloud-amd64-dbg", {})
+    apt.add("linux-image-7.3.11+test-cloud-amd64-dbg", {})  # whose image is not there yet
+    assert run("setup", "--version", "7.3")[1].startswith(f"{release} is in ")
+    kernel = setup.need("7.3")
+    assert kernel.image.read_bytes() == b"image of 7.3" and kernel.vmlinux.read_bytes() == b"debug information"
     assert kernel.modules is not None
-    assert setup.modules_of(kernel, setup.MODULES) == {"brd": b"module"}
-    (kernel.modules / "brd.ko").unlink()
-    (kernel.modules.parent / "modules.kept").write_text("qemu_fw_cfg\n")
-    assert setup.modules_of(kernel, ("qemu_fw_cfg",)) == {}  # looked for, and built in
-    with pytest.raises(KernelUnavailable, match=r"without all the modules .*\(brd\): run .* --version 6\.12`"):
-        setup.modules_of(kernel, ("qemu_fw_cfg", "brd"))
-    (apt.served / f"{DEBUG}_6.12.999-1_amd64.deb").unlink()  # which is not needed for this
-    assert run("setup")[0] == 0
-    assert setup.modules_of(kernel, setup.MODULES) == {"brd": b"module"}
-    assert kernel.vmlinux.read_bytes() == b"debug information"
-    assert _leftovers() == []
+    assert modules.read(kernel.modules, modules.MODULES) == {"brd": b"module of 7.3"}
 
 
-def test_modules_come_after_what_they_depend_on(tmp_path: Path) -> None:
-    needs = {"virtio": b"virtio_ring", "virtio_ring": b"", "virtio_blk": b"virtio,virtio_ring,built_in"}
+def test_what_can_be_fetched_is_said_from_one_table(apt: Apt, run: Run) -> None:
+    status, _, err = run("setup", "--version", "6.13")
+    assert status == 2
+    assert f"no kernel 6.13 to fetch: --version is one of {', '.join(VERSIONS)}" in err
+    assert DEFAULT in VERSIONS
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"),
+    [(".ko", bytes), (".ko.xz", lzma.compress), (".ko.gz", gzip.compress), (".ko.zst", zstd)],
+)  # fmt: skip
+def test_modules_come_from_a_tree_after_what_they_depend_on(
+    suffix: str, pack: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    needs = {"virtio": b"virtio_ring", "virtio-ring": b"", "virtio_blk": b"virtio,virtio_ring,built_in"}
     for name, others in needs.items():
-        (tmp_path / f"{name}.ko").write_bytes(b"\x7fELF\0license=GPL\0depends=" + others + b"\0name=x\0")
-    kernel = setup.Kernel(tmp_path / "bzImage", tmp_path / "vmlinux", tmp_path)
-    assert [*setup.modules_of(kernel, setup.MODULES)] == ["virtio_ring", "virtio", "virtio_blk"]
+        path = tmp_path / "lib" / "modules" / "x" / "kernel" / name / f"{name}{suffix}"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(pack(b"\x7fELF\0license=GPL\0depends=" + others + b"\0name=x\0"))
+    found = modules.read(tmp_path, modules.DISK)
+    assert [*found] == ["virtio_ring", "virtio", "virtio_blk"]
+    assert all(contents.startswith(b"\x7fELF") for contents in found.values())
+
+
+@pytest.mark.parametrize("suffix", [".ko.xz", ".ko.gz", ".ko.zst"])
+def test_a_module_that_is_damaged(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"brd{suffix}").write_bytes(b"\x1f\x8b nothing of the kind")
+    with pytest.raises(KernelUnavailable, match=r"brd.* cannot be read .*: give the tree of this kernel\.$"):
+        modules.read(tmp_path, ("brd",))
 
 
 def test_without_apt(apt: Apt, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.compile_init()
     monkeypatch.setenv("PATH", "/nonexistent")
     status, _, err = run("setup")
     assert status == 2
-    assert "apt is not here: give --image and --vmlinux" in err
+    assert "apt-get is not here: give --image and --vmlinux" in err
 
 
 def test_without_such_a_package(apt: Apt, run: Run) -> None:
     (apt.index / DEBUG).unlink()
     status, _, err = run("setup")
     assert status == 2
-    assert "no kernel 6.12 with debug information: run `apt-get update`" in err
+    assert "none of Debian's packages of kernel 6.12 has image and debug information: give --image" in err
+
+
+def test_without_an_index(apt: Apt, run: Run) -> None:
+    for path in apt.index.iterdir():
+        path.unlink()
+    fails = '{ echo "E: no route" >&2; exit 1; }'
+    apt.script("apt-get", f'[ "$1" = indextargets ] && echo http://mirror.example/debian/ || {fails}')
+    status, _, err = run("setup")
+    assert status == 2
+    assert "Debian's suites bookworm-security, bookworm-backports (E: no route): give --image" in err
+
+
+def test_a_machine_that_names_no_mirror_of_debian(apt: Apt, run: Run) -> None:
+    apt.script("apt-get", "echo http://mirror.example/ubuntu/")
+    status, _, err = run("setup")
+    assert status == 2
+    assert "the apt sources of this machine name no mirror of Debian" in err
+
+
+def test_a_kernel_that_is_there_serves_without_an_index(apt: Apt, run: Run) -> None:
+    run("setup")
+    apt.script("apt-get", "exit 1")
+    status, out, err = run("setup")
+    assert status == 0
+    assert RELEASE in out and "whether there is a newer one cannot be told" in err
 
 
 def test_without_the_network(apt: Apt, run: Run) -> None:
@@ -194,7 +267,7 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
     status, _, err = run("setup")
     assert status == 2
-    assert "has room for 1 MB, and 650 MB are needed for a while" in err
+    assert "has room for 1 MB, and 750 MB are needed for a while" in err
 
 
 def test_a_disk_that_fills_up_leaves_nothing_half_written(
@@ -224,6 +297,9 @@ def test_a_kernel_of_ones_own_needs_both_files(apt: Apt, run: Run, tmp_path: Pat
     status, _, err = run("compare", "--image", here, "--vmlinux", str(tmp_path / "none"))
     assert status == 2
     assert "there is no file" in err
+    status, _, err = run("compare", "--image", here, "--vmlinux", here, "--modules", str(tmp_path / "none"))
+    assert status == 2
+    assert "none: --modules names a tree" in err
 
 
 def test_without_qemu(apt: Apt, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +332,7 @@ class TestWithoutCompiler:
         """A directory that is all of PATH but for apt's."""
         tools = tmp_path / "tools"
         tools.mkdir()
-        for name in ("sh", "cp", "cat", "ls", "grep", "sed", "dpkg-deb", "tar"):
+        for name in ("sh", "cp", "cat", "ls", "grep", "dirname", "dpkg-deb", "tar"):
             path = shutil.which(name)
             assert path is not None
             (tools / name).symlink_to(path)

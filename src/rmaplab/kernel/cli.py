@@ -16,6 +16,7 @@ import typer
 
 import rmaplab
 from rmaplab.kernel.errors import KernelUnavailable
+from rmaplab.kernel.versions import DEFAULT, VERSIONS
 from rmaplab.verdict import judge
 
 if TYPE_CHECKING:
@@ -29,11 +30,11 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Version = Annotated[str, typer.Option("--version", metavar="6.12|6.1", help="Which kernel.")]
+Version = Annotated[str, typer.Option("--version", metavar="|".join(VERSIONS), help="Which kernel.")]
 Image = Annotated[Path | None, typer.Option(metavar="FILE", help="A kernel of your own: its bzImage.")]
 Vmlinux = Annotated[Path | None, typer.Option(metavar="FILE", help="The same kernel with debug information.")]
 Modules = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Those of qemu_fw_cfg.ko, brd.ko and virtio*.ko that are modules.")
+    Path | None, typer.Option(metavar="TREE", help="Its modules, as `make modules_install` or a package leaves them.")
 ]
 CommandLine = Annotated[str, typer.Option(metavar="TEXT", help="What to add to the kernel's command line.")]
 Accelerator = Annotated[str, typer.Option(metavar="NAME", help="QEMU's accelerator: tcg or kvm.")]
@@ -58,10 +59,7 @@ def _kernel(version: str, image: Path | None, vmlinux: Path | None, modules: Pat
         return setup.need(version)
     if image is None or vmlinux is None:
         raise KernelUnavailable("a kernel of one's own needs both: --image to boot it, --vmlinux to read it.")
-    for path in (image, vmlinux):
-        if not path.is_file():
-            raise KernelUnavailable(f"there is no file {path}.")
-    return setup.Kernel(image, vmlinux, modules)
+    return setup.own(image, vmlinux, modules)
 
 
 def _print_json(command: str, inputs: dict[str, Any], holds: bool, figures: Any, differences: list[Any]) -> None:
@@ -76,7 +74,7 @@ def _print_json(command: str, inputs: dict[str, Any], holds: bool, figures: Any,
 
 
 @app.command("setup", epilog="Example: rmaplab kernel setup --version 6.1")
-def _setup(version: Version = "6.12") -> Job:
+def _setup(version: Version = DEFAULT) -> Job:
     """Fetch a kernel and its debug information into the cache; nothing is installed."""
 
     def job() -> int:
@@ -94,7 +92,7 @@ def _compare(
     history: Annotated[
         Path | None, typer.Argument(metavar="[F]", help="A history; without one, random ones.")
     ] = None,
-    version: Version = "6.12",
+    version: Version = DEFAULT,
     image: Image = None,
     vmlinux: Vmlinux = None,
     modules: Modules = None,
@@ -173,7 +171,7 @@ def _compare(
 @app.command("run", epilog="Example: rmaplab kernel run history.parquet")
 def _run(
     history: Annotated[Path, typer.Argument(metavar="F", help="A history.")],
-    version: Version = "6.12",
+    version: Version = DEFAULT,
     image: Image = None,
     vmlinux: Vmlinux = None,
     modules: Modules = None,
@@ -213,7 +211,7 @@ def _import(
             " a random history.",
         ),
     ],
-    version: Version = "6.12",
+    version: Version = DEFAULT,
     vmlinux: Vmlinux = None,
     seed: Seed = 1,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Random steps, for 'guest'.")] = 500,
@@ -249,7 +247,7 @@ def _userland(
         list[str] | None,
         typer.Argument(metavar="[NAME…]", help="redis, postgresql, apache, compiler; without one, all of them."),
     ] = None,
-    version: Version = "6.12",
+    version: Version = DEFAULT,
     image: Image = None,
     vmlinux: Vmlinux = None,
     modules: Modules = None,

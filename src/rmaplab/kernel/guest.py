@@ -58,7 +58,7 @@ _MODULE_PARAMETERS: Final = {"brd": f"rd_nr=1 rd_size={_SWAP_KIB}".encode()}
 
 _COMMAND_LINE: Final = (
     "console=ttyS0 quiet panic=-1 nokaslr numa_balancing=disable mitigations=off transparent_hugepage=never"
-    " random.trust_cpu=on no_timer_check slab_nomerge"
+    f" random.trust_cpu=on no_timer_check slab_nomerge brd.rd_nr=1 brd.rd_size={_SWAP_KIB}"
 )
 
 _STARTING: Final = 120.0  # seconds that QEMU may take to make its sockets, on a busy machine
@@ -78,7 +78,7 @@ class Guest:
 
     image:   a bzImage
     init:    the compiled guest/init.c
-    modules: name -> contents of an uncompressed kernel module, loaded in this order
+    modules: name -> contents of a kernel module (modules.py), loaded in this order
     memory:  MiB
     disk:    an image of an ext4 file system, mounted at ROOT
     keep:    what the guest writes to the disk is to stay there
@@ -402,5 +402,13 @@ class Guest:
         for name, value in (("pages_to_scan", 1 << 20), ("sleep_millisecs", 0), ("max_page_sharing", 1 << 20)):
             self.write_file(f"{KSM}/{name}", str(value), must=False)
         self.write_file(f"{KSM}/smart_scan", "0", must=False)  # since 6.7
-        if "brd" in modules:
-            self._swap_on()
+        for module, path, purpose in (
+            ("qemu_fw_cfg", "/sys/firmware/qemu_fw_cfg/rev", "tells from outside where its structures are"),
+            ("brd", "/dev/ram0", "it swaps to"),
+        ):  # fmt: skip
+            if not self.has_file(path):
+                raise KernelUnavailable(
+                    f"the guest's kernel lacks {module}, which {purpose}: it is not built in, so give --modules a tree"
+                    f" that has {module}.ko (.xz, .zst, .gz)."
+                )
+        self._swap_on()

@@ -23,7 +23,8 @@ from rmaplab.kernel.guest import THP, Guest
 from rmaplab.kernel.identity import profile_of
 from rmaplab.kernel.isomorphism import Difference, belongs, difference
 from rmaplab.kernel.memory import Memory
-from rmaplab.kernel.setup import Kernel, compile_init, modules_of, need_drgn
+from rmaplab.kernel.modules import MODULES, read
+from rmaplab.kernel.setup import Kernel, compile_init, need_drgn
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot
 from rmaplab.mm.abi import MADV_FREE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT
 from rmaplab.mm.errors import HistoryError, InvariantError
@@ -57,7 +58,7 @@ class Witness:
     """A guest and eyes to look at it.  A context manager."""
 
     def __init__(self, kernel: Kernel, command_line: str = "", accelerator: str = "tcg") -> None:
-        modules = modules_of(kernel, ("qemu_fw_cfg", "brd"))
+        modules = {} if kernel.modules is None else read(kernel.modules, MODULES)
         self.guest: Final = Guest(
             kernel.image, compile_init(), modules, command_line=command_line, accelerator=accelerator
         )

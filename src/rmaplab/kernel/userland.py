@@ -30,7 +30,8 @@ import msgspec
 
 from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.kernel.guest import Guest
-from rmaplab.kernel.setup import MODULES, Kernel, cache, compile_init, modules_of
+from rmaplab.kernel.modules import DISK, MODULES, read
+from rmaplab.kernel.setup import Kernel, cache, compile_init
 
 SCRIPTS: Final = Path(__file__).parent / "guest" / "userland"
 MEMORY: Final = 1024  # MiB of a guest
@@ -257,9 +258,8 @@ def _merged(name: str) -> str:
 
 @contextmanager
 def _running(program: Program, kernel: Kernel, disk: Path, what: str, keep: bool = False) -> Iterator[Guest]:
-    guest = Guest(
-        kernel.image, compile_init(), modules_of(kernel, MODULES), memory=MEMORY, disk=disk, keep=keep,
-    )  # fmt: skip
+    modules = {} if kernel.modules is None else read(kernel.modules, (*MODULES, *DISK))
+    guest = Guest(kernel.image, compile_init(), modules, memory=MEMORY, disk=disk, keep=keep)
     with guest:
         guest.enter_userland()
         script = f"/rmaplab/{program.name}.sh"

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which kernels can be fetched, and from which of Debian's suites.  Help, defaults and messages say what is here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rmaplab.kernel.errors import KernelUnavailable
+
+_MOVING: Final = ("trixie-backports", "forky", "sid")
+
+# The newest first.
+SUITES: Final = {
+    "7.3": _MOVING,
+    "7.2": _MOVING,
+    "6.12": ("bookworm-security", "bookworm-backports"),
+    "6.1": ("bookworm-security", "bookworm"),
+}
+VERSIONS: Final = tuple(SUITES)
+DEFAULT: Final = "6.12"  # whose rules the model's reference profile has
+
+
+def known(version: str) -> str:
+    """`version`.  :raises KernelUnavailable: no such kernel can be fetched"""
+    if version not in SUITES:
+        raise KernelUnavailable(
+            f"there is no kernel {version} to fetch: --version is one of {', '.join(VERSIONS)}; or give --image and"
+            " --vmlinux."
+        )
+    return version
