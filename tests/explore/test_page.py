@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rmaplab.check.scenarios import scenario
 from rmaplab.explore import text
 from rmaplab.explore.film import shoot
 from rmaplab.explore.html import page
-from rmaplab.explore.parts import Area, Cell, Film, Folio, Space, State, states
+from rmaplab.explore.parts import Area, Cell, Film, Folio, Shot, Space, State, states
 from rmaplab.explore.race import by, shoot_race, shoot_tour
 from rmaplab.explore.tours import RACES, TOURS
 from rmaplab.mm.machine import Machine
@@ -30,7 +31,7 @@ from rmaplab.mm.profile import PROFILES
 from rmaplab.rmap import DESIGNS, load
 from rmaplab.sync.interleave import Execution, perform
 from rmaplab.trace.events import Event
-from rmaplab.trace.history import FileEntry, Header, History
+from rmaplab.trace.history import FileEntry, Header, History, read_history
 from rmaplab.trace.play import Player
 from rmaplab.workloads import workload
 from rmaplab.workloads.workload import AREA, mmap, start, write
@@ -426,3 +427,73 @@ def test_a_large_history_is_folded_and_opens(browser: Any, tmp_path: Path) -> No
     assert len(opened.badges(0)) > 0
     assert opened.complaints == []
     assert (tmp_path / "large.html").stat().st_size < 3_000_000
+
+
+RECORDING = Path(str(files("rmaplab"))) / "data" / "recordings" / "pipeline.parquet"
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Film:
+    history = read_history(RECORDING)
+    return shoot(history, [load("anon_vma"), load("cow_context_prototype")], PROFILES["6.12"], shot=Shot(steps=80))
+
+
+def test_the_whole_history_leads_to_a_moment_and_to_a_process(browser: Any, tmp_path: Path, recorded: Film) -> None:
+    opened = Opened(browser, tmp_path / "whole.html", recorded, viewport={"width": 1280, "height": 900})
+    tab = opened.tab
+    assert tab.is_visible("#overview")
+    assert opened.words("#whole .who") == [str(life.pid) for life in recorded.lives]
+    track = tab.locator("#whole .track").first.bounding_box()
+    y = track["y"] + track["height"] / 2
+
+    def step() -> int:
+        return int(tab.inner_text("#where").split()[1])
+
+    def at(part: float) -> int:
+        """The step that has the event there."""
+        event = recorded.first - 1 + part * (recorded.last - recorded.first + 1)
+        return next(number for number, one in enumerate(recorded.steps) if one.events >= event)
+
+    tab.mouse.move(track["x"] + track["width"] * 0.25, y)
+    tab.mouse.down()
+    assert abs(step() - at(0.25)) <= 1
+    tab.mouse.move(track["x"] + track["width"] * 0.75, y)
+    tab.mouse.up()
+    assert abs(step() - at(0.75)) <= 1
+    tab.mouse.move(track["x"] + track["width"] * 0.5, y)  # the button is up
+    assert abs(step() - at(0.75)) <= 1
+    child = next(life for life in recorded.lives if life.depth == 1)
+    tab.click(f"#whole .who >> text='{child.pid}'")
+    assert recorded.steps[step()].events >= child.born > recorded.steps[step() - 1].events
+    assert tab.input_value("#find") == f"process {child.pid}"
+    assert opened.complaints == []
+
+
+def test_the_whole_history_marks_where_a_design_misses_mappings(browser: Any, tmp_path: Path, recorded: Film) -> None:
+    opened = Opened(browser, tmp_path / "whole.html", recorded)
+    steps = [number for number, step in enumerate(recorded.steps) if any(one[1] for one in step.apart)]
+    titles = opened.tab.eval_on_selector_all("#whole .misses", "all => all.map(one => one.title)")
+    assert [int(title.split()[1].rstrip(":")) for title in titles] == steps
+    assert steps
+    assert opened.words("#whole .held p")[1].startswith("b cow_context_prototype at most ")
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_whole_history_fits_its_width_and_is_accessible(
+    browser: Any, tmp_path: Path, recorded: Film, width: int, scheme: str
+) -> None:
+    opened = Opened(
+        browser, tmp_path / "w.html", recorded, viewport={"width": width, "height": 800}, color_scheme=scheme
+    )
+    for _ in range(6):
+        opened.tab.keyboard.press("ArrowRight")
+    assert opened.tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert opened.tab.evaluate(CONTRAST) == []
+    found = Axe().run(opened.tab).response["violations"]
+    assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == []
+
+
+def test_a_tour_has_no_overview(browser: Any, tmp_path: Path) -> None:
+    opened = Opened(browser, tmp_path / "tour.html", tour_film("page-life"))
+    assert not opened.tab.is_visible("#overview")

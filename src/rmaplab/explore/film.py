@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A history as a film: plays it, and takes a picture after each step.
 
-A long history is shown through a *window* of events, or as a whole in steps of many events each; what lies
-before the window is played all the same.
+A long history is shown through a *window* of events, or as a whole in steps that begin where something happens
+(explore/overview.py); what lies before the window is played all the same.
 
 Invariants
 - the same history, designs and window give the same film, byte for byte.
@@ -17,7 +17,8 @@ from typing import Final
 
 from rmaplab.explore import words
 from rmaplab.explore.camera import COARSE, FINE, Camera
-from rmaplab.explore.parts import MACHINE, DesignLine, Effort, Film, Shot, State, Step
+from rmaplab.explore.overview import TELLING, cut, lives, weight
+from rmaplab.explore.parts import MACHINE, DesignLine, Effort, Film, Folio, Life, Shot, State, Step
 from rmaplab.explore.tours import Tour
 from rmaplab.explore.witness import Witness
 from rmaplab.mm.errors import HistoryError
@@ -101,12 +102,28 @@ class Reel:
             if before.get(key) != part:
                 step.put[key] = part
         step.gone = [key for key in before if key not in now]
+        step.apart = self._apart(now)
         found = words.notes(before, now, whole) if number else []
         step.notes = found[:NOTES]
         step.folded_notes = len(found) - len(step.notes)
         self._pids = pids
         self._state = now
         self.steps.append(step)
+
+    def _apart(self, state: State) -> list[tuple[int, int, int]]:
+        """Where the designs' walks differ: who misses mappings that another finds, and who visits more places."""
+        slots = range(len(self.camera.views))
+        missed = [0 for _ in slots]
+        visited = [0 for _ in slots]
+        for part in state.values():
+            if isinstance(part, Folio) and part.walks:
+                answers = [self.camera.answers[number] for number, _ in part.walks]
+                hits = [sum(place.hit for place in answer.places) + answer.more_hits for answer in answers]
+                for slot, answer in enumerate(answers):
+                    missed[slot] += max(hits) - hits[slot]
+                    visited[slot] += len(answer.places) + answer.more
+        fewest = min(visited, default=0)
+        return [(slot, missed[slot], visited[slot]) for slot in slots if missed[slot] or visited[slot] > fewest]
 
     def folio_at(self, pid: int, addr: int) -> str:
         entry = self.machine.mm_of(pid).page_table.get(addr)
@@ -165,14 +182,15 @@ class _Shooting:
         self.total: Final = len(history)
         self.last: Final = min(shot.last or self.total, self.total)
         self.first: Final = max(1, min(shot.first, self.last))
-        self.each: Final = max(1, -(-(self.last - self.first + 1) // shot.steps))  # events a step
+        self.ends: Final = cut(history, self.first, self.last, shot.steps)
         # A witness sees every lock by itself, and makes the machine do everything page by page: where a step
         # stands for many events, nobody would read it.
-        self.witness: Final = Witness() if self.each == 1 else None
+        single = len(self.ends) == self.last - self.first + 1
+        self.witness: Final = Witness() if single else None
         self.machine: Final = Machine(profile, designs, leader, self.witness)
         # Told one by one, every event has a sentence; otherwise a run of faults is one step.
         self.player: Final = Player(self.machine, history.header, batch=tour is None)
-        detail = FINE if self.each == 1 else COARSE
+        detail = FINE if single else COARSE
         self.reel: Final = Reel(self.machine, Camera(self.machine, history.header.processes, detail))
 
     def shoot(self) -> Film:
@@ -186,6 +204,12 @@ class _Shooting:
         else:
             self._many_by_many(played)
         header = self.history.header
+        known: list[Life] = []
+        more = 0
+        if self.tour is None:
+            known, more = lives(self.history, self.first, self.last)
+            for life in known:
+                life.name = header.processes.get(life.pid, "")
         return Film(
             title=self.tour.title if self.tour else header.command or "a history",
             origin=header.recorder,
@@ -198,6 +222,8 @@ class _Shooting:
             steps=self.reel.steps,
             answers=self.reel.camera.answers,
             differences=[str(difference) for difference in self.player.differences],
+            lives=known,
+            more_lives=more,
         )
 
     # Steps
@@ -238,24 +264,30 @@ class _Shooting:
 
     def _many_by_many(self, played: Played) -> None:
         number = self.reel.steps[-1].events
-        while number < self.last:
+        for end in self.ends:
+            if end <= number:  # a run of faults went beyond it
+                continue
             counts = self.reel.counts()
-            ops: list[str] = []
-            acting: Counter[int] = Counter()
-            goal = min(self.last, number + self.each)
-            addr = 0
+            done: list[Event] = []
             for number, event in played:
-                ops.append(event.op)
-                acting[event.pid] += 1
-                addr = event.addr
-                if number >= goal:
+                done.append(event)
+                if number >= end:
                     break
-            if not ops:
+            if not done:
                 return
-            busy = [pid for pid, _ in acting.most_common(3)]
-            step = Step(number, "events", busy[0], words.tell_many(ops))
+            busy = [pid for pid, _ in Counter(event.pid for event in done).most_common(3)]
+            step = Step(number, done[0].op, busy[0], self._told(done))
             step.efforts = self.reel.efforts(counts, None)
-            self.reel.take(step, busy, addr)
+            self.reel.take(step, [*busy, done[0].pid2], done[-1].addr)
+
+    def _told(self, done: list[Event]) -> str:
+        """What a step of many events is: the first in full if it matters, the others by operation."""
+        if len(done) == 1:
+            return words.tell(done[0], self.history.header.names)
+        if weight(done[0].op) < TELLING:
+            return words.tell_many(done)
+        first = words.tell(done[0], self.history.header.names)
+        return f"{first} Then {words.tell_many(done[1:])}"
 
 
 class Counts:

@@ -23,7 +23,9 @@ import msgspec
 import rmaplab
 from rmaplab.explore.parts import Film
 
-MODULES: Final = ("film", "words", "draw", "lanes", "spaces", "structures", "main")  # each after those it imports
+MODULES: Final = (  # each after those it imports
+    "film", "words", "draw", "lanes", "overview", "spaces", "structures", "main",
+)  # fmt: skip
 
 _IMPORT: Final = re.compile(r"^import \{[^}]*\} from \"\./\w+\.js\";\n", re.MULTILINE)
 _EXPORT: Final = re.compile(r"^export ", re.MULTILINE)

@@ -235,6 +235,8 @@ class Step(msgspec.Struct, omit_defaults=True):
     events: played so far, this step included
     words:  the operation in words; say: what a guided tour adds
     ask:    key of the folio that a tour asks for here
+    apart:  designs that do not find what others find, or visit more: (slot, mappings missed, places visited), over the
+            folios that are asked for
     cpu:    in a race: which one took the step; did: what it did, operation by operation
     wrong:  in a race: the obligation that turns out to be broken here
     put, gone: parts that are new or changed, and keys that went
@@ -251,6 +253,7 @@ class Step(msgspec.Struct, omit_defaults=True):
     notes: list[Note] = []
     efforts: list[Effort] = []
     folded_notes: int = 0
+    apart: list[tuple[int, int, int]] = []
     cpu: int = -1
     did: list[str] = []
     wrong: str = ""
@@ -265,6 +268,17 @@ class Shot:
         self.steps: Final = steps
 
 
+class Life(msgspec.Struct, array_like=True):
+    """A process in the overview: `depth` below the first, `born` and `ended` by event (0: it lives on)."""
+
+    pid: int
+    parent: int
+    depth: int
+    born: int
+    ended: int
+    name: str = ""
+
+
 class DesignLine(msgspec.Struct):
     """A design as the page introduces it; `about` explains each drawing by its group's id."""
 
@@ -276,6 +290,7 @@ class Film(msgspec.Struct):
     """A history as pictures: what the page is made from.
 
     differences: results that the machine does not reproduce, a sentence each
+    lives:       of a history: its processes, each after its parent; more_lives: how many are not among them
     cpus:        in a race: what runs on each
     path:        in a race: who took each operation, as `rmaplab race` writes it
     """
@@ -291,6 +306,8 @@ class Film(msgspec.Struct):
     steps: list[Step]
     answers: list[Answer]
     differences: list[str] = []
+    lives: list[Life] = []
+    more_lives: int = 0
     cpus: list[str] = []
     path: str = ""
 

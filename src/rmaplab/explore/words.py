@@ -122,10 +122,12 @@ def _what(event: Event, names: Sequence[str]) -> str:
     return f"does {event.op} for {size} at {addr}"
 
 
-def tell_many(events: Sequence[str]) -> str:
-    """Several events that one step stands for, by operation."""
-    counts = Counter(events).most_common()
-    return f"{plural(len(events), 'event')}: {', '.join(f'{op} {count:,}' for op, count in counts)}."
+def tell_many(events: Sequence[Event]) -> str:
+    """Several events that one step stands for, by operation and by who did most."""
+    counts = Counter(event.op for event in events).most_common()
+    pids = [pid for pid, _ in Counter(event.pid for event in events).most_common()]
+    who = f"process {pids[0]}" if len(pids) == 1 else f"{len(pids):,} processes, {pids[0]} most"
+    return f"{plural(len(events), 'event')} of {who}: {', '.join(f'{op} {count:,}' for op, count in counts)}."
 
 
 def title(key: str, part: AnyPart) -> str:

@@ -26,11 +26,13 @@
  * @typedef {[slot: number, work: [string, number][], locks: [string, number, boolean][]]} Effort
  * @typedef {{events: number, op: string, pid: number, words: string, say?: string, ask?: string,
  *   put?: Record<string, AnyPart>, gone?: string[], notes?: Note[], efforts?: Effort[], folded_notes?: number,
- *   cpu?: number, did?: string[], wrong?: string}} Step
+ *   apart?: Apart[], cpu?: number, did?: string[], wrong?: string}} Step
+ * @typedef {[slot: number, missed: number, visited: number]} Apart
+ * @typedef {[pid: number, parent: number, depth: number, born: number, ended: number, name?: string]} Life
  * @typedef {{name: string, about: Record<string, string>}} DesignLine
  * @typedef {{title: string, origin: string, profile: string, leader: string, designs: DesignLine[], events: number,
  *   first: number, last: number, steps: Step[], answers: Answer[], differences: string[],
- *   cpus: string[], path: string}} Film
+ *   lives: Life[], more_lives: number, cpus: string[], path: string}} Film
  * @typedef {Map<string, AnyPart>} State
  */
 

@@ -4,6 +4,7 @@
 import { h } from "./draw.js";
 import { cellAt, Reel, search, unpack } from "./film.js";
 import { Lanes } from "./lanes.js";
+import { Overview } from "./overview.js";
 import { Spaces } from "./spaces.js";
 import { Structures } from "./structures.js";
 import { folioLine, grouped, NOT_ASKED, plural, walk, walkSummary } from "./words.js";
@@ -59,6 +60,8 @@ class Page {
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
     this.lanes = new Lanes(place("lanes"), film, (step) => this.go(step));
     place("race").hidden = film.cpus.length === 0;
+    this.overview = new Overview(place("whole"), film, (step) => this.go(step), (pid) => this.follow_process(pid));
+    place("overview").hidden = film.lives.length === 0;
     this.spaces = new Spaces(place("spaces"));
     this.structures = film.designs.map((design, slot) => {
       const panel = h("section", { class: "design", "data-slot": slot }, h("h2", {}, h("span", { class: "mark" }, letter(slot)), ` ${design.name}`));
@@ -167,6 +170,15 @@ class Page {
   }
 
   /**
+   * Find the steps of a process.
+   * @param {number} pid
+   */
+  follow_process(pid) {
+    this.find.value = `process ${pid}`;
+    this.filter();
+  }
+
+  /**
    * Show step `number`.
    * @param {number} number
    */
@@ -184,6 +196,7 @@ class Page {
     this.current = this.operations[this.step];
     this.current.setAttribute("aria-current", "step");
     requestAnimationFrame(() => this.follow());
+    this.overview.draw(this.step);
     this.lanes.draw(state, this.step, step.cpu ?? -1);
     this.spaces.draw(state);
     for (const structures of this.structures) structures.draw(state);

@@ -36,6 +36,23 @@ export function plural(count, noun) {
 }
 
 /**
+ * Bytes as KiB.
+ * @param {number} bytes
+ */
+export function kib(bytes) {
+  return `${grouped(Math.round(bytes / 1024))} KiB`;
+}
+
+/**
+ * How a design differs from the others at a step.
+ * @param {import("./film.js").Apart} apart
+ */
+export function apartLine([, missed, visited]) {
+  const visits = `visits ${plural(visited, "place")}`;
+  return missed > 0 ? `misses ${plural(missed, "mapping")}, ${visits}` : `${visits}, more than another design`;
+}
+
+/**
  * What is written on a cell.
  * @param {Cell} cell
  * @param {State} state
