@@ -99,7 +99,7 @@ class Writer:
                         self.exclusive.add(entry >> PTE_SHIFT)
 
     def vma(self, vma: VMA, mm: int) -> Vma:
-        family = self.design._family(vma)
+        family = self.design.fields_of(vma)
         own = 0 if family is None or family.anon_vma is None else self.family(family.anon_vma)
         its = Vma(self.address(vma), mm, vma.start, vma.end, vma.pgoff, vma.flags, 0, own)
         its.inode = 0 if vma.file is None else vma.file.id
@@ -115,7 +115,7 @@ class Writer:
         if address not in self.snapshot.anon_vmas:
             self.snapshot.anon_vmas[address] = AnonVma(address, 0, 0, 0, 0, 0)
             self.snapshot.anon_vmas[address] = AnonVma(
-                address, self.family(mine.family_root), self.family(mine.parent), mine.refcount, mine.num_children,
+                address, self.family(mine.root), self.family(mine.parent), mine.refcount, mine.num_children,
                 mine.num_active_vmas,
             )  # fmt: skip
         return address
@@ -144,9 +144,9 @@ class Writer:
                 page.ksm = bool(folios.flags.v[folio.head] & FOLIO_KSM)
                 page.anon_vma = 0 if page.ksm else anchors[int(design.anchor.v[pfn])]
                 if page.ksm:
-                    places = [*reversed(design.ksm[pfn])]
+                    places = design.ksm.newest_first(pfn)
                     self.snapshot.ksm_places[pfn] = [(self.address(place.mm), place.addr) for place in places]
-                    self.snapshot.ksm_owners[pfn] = [self.address(place.anon_vma) for place in places]
+                    self.snapshot.ksm_owners[pfn] = [self.address(place.anchor) for place in places]
 
 
 def taken_over(machine: Machine, designs: tuple[type[ReverseMap], ...] = DESIGNS) -> tuple[Built, list[str]]:

@@ -10,7 +10,7 @@ import pytest
 from rmap.world import LOW, RW, World
 from rmaplab.mm.abi import PROT_EXEC, PROT_READ
 from rmaplab.mm.vma import MM, PAGE_SIZE
-from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, Family
+from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, VmaFields
 
 
 @pytest.fixture
@@ -22,12 +22,12 @@ def design(world: World) -> AnonVmaRmap:
     return cast(AnonVmaRmap, world.design("anon_vma"))
 
 
-def family(world: World, mm: MM, addr: int) -> Family:
-    return cast(Family, world.vma(mm, addr).rmap[design(world).slot])
+def fields(world: World, mm: MM, addr: int) -> VmaFields:
+    return cast(VmaFields, world.vma(mm, addr).rmap[design(world).slot])
 
 
 def anon_vma(world: World, mm: MM, addr: int) -> AnonVma:
-    own = family(world, mm, addr).anon_vma
+    own = fields(world, mm, addr).anon_vma
     assert own is not None
     return own
 
@@ -46,7 +46,7 @@ def test_a_vma_gets_its_anon_vma_with_its_first_anonymous_page(world: World) -> 
     world.write(mm, addr, 2)
     assert live(world) == (before[0] + 1, before[1] + 1)
     root = anon_vma(world, mm, addr)
-    assert root.family_root is root.parent is root
+    assert root.root is root.parent is root
     assert (root.refcount, root.num_children, root.num_active_vmas) == (1, 1, 1)
 
 
@@ -78,8 +78,8 @@ def test_a_child_links_to_its_ancestors_and_to_an_anon_vma_of_its_own(world: Wor
     root = anon_vma(world, mm, addr)
     child = world.fork(mm)
     own = anon_vma(world, child, addr)
-    assert [link.anon_vma for link in family(world, child, addr).chain] == [root, own]
-    assert own.parent is own.family_root is root
+    assert [link.anon_vma for link in fields(world, child, addr).chain] == [root, own]
+    assert own.parent is own.root is root
     assert (own.num_children, own.num_active_vmas) == (0, 1)
     assert root.num_children == 2  # itself and the child's
     assert root.num_active_vmas == 1
@@ -114,7 +114,7 @@ def test_a_line_of_forks_whose_parents_exit_does_not_grow(world: World) -> None:
         child = world.fork(mm)
         world.exit(mm)
         mm = child
-        peak = max(peak, len(family(world, mm, addr).chain))
+        peak = max(peak, len(fields(world, mm, addr).chain))
     assert peak <= 3
     assert design(world).reused.count > 20
 
@@ -158,9 +158,9 @@ def test_a_split_clones_the_chain_and_moves_the_keys(world: World) -> None:
     child = world.fork(mm)
     world.protect(child, addr + PAGE_SIZE, 1, PROT_READ)
     for page, length in ((0, 1), (1, 1), (2, 2)):
-        links = family(world, child, addr + page * PAGE_SIZE).chain
+        links = fields(world, child, addr + page * PAGE_SIZE).chain
         assert [link.anon_vma for link in links] == [
-            link.anon_vma for link in family(world, child, addr).chain
+            link.anon_vma for link in fields(world, child, addr).chain
         ]
         first = (addr >> 12) + page
         assert [(link.first, link.last) for link in links] == [(first, first + length - 1)] * 2
@@ -194,7 +194,7 @@ def test_everything_is_freed_when_the_last_process_exits(world: World) -> None:
     assert design(world).anon_vmas.count(None) == len(design(world).anon_vmas)
 
 
-def test_the_root_stays_as_long_as_one_of_its_family(world: World) -> None:
+def test_the_root_stays_as_long_as_one_below_it(world: World) -> None:
     mm = world.start()
     addr = world.map(mm)
     world.write(mm, addr)

@@ -10,8 +10,8 @@ import pytest
 from rmap.world import World
 from rmaplab.mm.abi import PROT_EXEC, PROT_READ, PROT_WRITE
 from rmaplab.mm.vma import PAGE_SIZE
-from rmaplab.rmap.anon_vma import AnonVmaRmap, Family
-from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap, LazyFamily
+from rmaplab.rmap.anon_vma import AnonVmaRmap, VmaFields
+from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap, LazyFields
 
 
 def lazy(world: World) -> AnonVmaLazyRmap:
@@ -103,8 +103,8 @@ def test_a_vma_that_took_over_what_it_inherited_is_still_no_neighbour_to_share_w
     mm = world.fork(grandparent)
     world.exit(grandparent)
     world.fork(mm)  # the upgrade takes over the grandparent's anon_vma, which nobody uses any more
-    assert len(cast(LazyFamily, world.vma(mm, inherited).rmap[1]).chain) == 1
-    assert len(cast(Family, world.vma(mm, inherited).rmap[0]).chain) == 2
+    assert len(cast(LazyFields, world.vma(mm, inherited).rmap[1]).chain) == 1
+    assert len(cast(VmaFields, world.vma(mm, inherited).rmap[0]).chain) == 2
     first, between = inherited - 2 * PAGE_SIZE, inherited - PAGE_SIZE
     world.map(mm, at=first, prot=PROT_READ | PROT_WRITE | PROT_EXEC)
     world.write(mm, first)

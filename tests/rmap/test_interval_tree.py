@@ -56,13 +56,13 @@ def test_it_finds_what_a_list_finds_in_the_same_order(
             node = listed.pop(offset % len(listed))
             tree.remove(node, visited)
             assert node.left is None and node.right is None and node.parent is None
-        assert_sound(tree.root, None)
+        assert_sound(tree.rb_root, None)
         last = first + length
         assert list(tree.touching(first, last, visited)) == expected(listed, first, last)
     while listed:
         tree.remove(listed.pop(), visited)
-        assert_sound(tree.root, None)
-    assert tree.root is None
+        assert_sound(tree.rb_root, None)
+    assert tree.rb_root is None
 
 
 def test_nodes_with_equal_keys_are_visited_in_the_order_of_insertion() -> None:
@@ -80,7 +80,7 @@ def test_the_first_and_the_only_node_cost_nothing() -> None:
     node = IntervalNode()
     tree.insert(node, 0, 4, visited)
     tree.remove(node, visited)
-    assert tree.root is None
+    assert tree.rb_root is None
     assert visited.count == 0
 
 

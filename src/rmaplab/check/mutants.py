@@ -22,12 +22,13 @@ import msgspec
 from rmaplab.check.histories import OPERATIONS, Author
 from rmaplab.check.lockstep import Checker, Difference
 from rmaplab.mm.errors import HistoryError
+from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import LEAF_SHIFT
 from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, VMA
-from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, Family
+from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, VmaFields
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
 from rmaplab.rmap.page_scan import PageScanRmap
@@ -184,17 +185,17 @@ class NeighbourNotSingular(AnonVmaRmap):
     name = "anon_vma, neighbour's taken though its chain is not singular"
 
     def _shareable(self, vma: VMA) -> AnonVma | None:
-        family = self._family(vma)
-        return None if family is None else family.anon_vma
+        fields = self.fields_of(vma)
+        return None if fields is None else fields.anon_vma
 
 
 class KeysLeftBehind(AnonVmaRmap):
     name = "anon_vma, keys not changed with the geometry"
 
-    def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
+    def geometry_begin(self, change: GeometryChange) -> None:
         pass
 
-    def geometry_end(self, vma: VMA, neighbour: VMA | None) -> None:
+    def geometry_end(self, change: GeometryChange) -> None:
         pass
 
 
@@ -239,18 +240,18 @@ class DegreeConflated(AnonVmaRmap):
 
     name = "anon_vma, child count and active-VMA count conflated"
 
-    def _clone(self, family: Family, vma: VMA, source: Family) -> None:
-        own = family.anon_vma
+    def _clone(self, fields: VmaFields, vma: VMA, source: VmaFields) -> None:
+        own = fields.anon_vma
         self._lock(source.chain[0].anon_vma)
         for link in source.chain:
             anon_vma = link.anon_vma
-            self._link(family, vma, anon_vma)
+            self._link(fields, vma, anon_vma)
             degree = anon_vma.num_children + anon_vma.num_active_vmas
             if own is None and anon_vma is not source.anon_vma and degree < 2:
                 own = anon_vma
         if own is not None:
             own.num_active_vmas += 1
-            family.anon_vma = own
+            fields.anon_vma = own
         self._unlock(source.chain[0].anon_vma)
 
 
@@ -259,12 +260,12 @@ class NeverTakenOver(AnonVmaRmap):
 
     name = "anon_vma, none taken over at fork"
 
-    def _clone(self, family: Family, vma: VMA, source: Family) -> None:
+    def _clone(self, fields: VmaFields, vma: VMA, source: VmaFields) -> None:
         self._lock(source.chain[0].anon_vma)
         for link in source.chain:
-            self._link(family, vma, link.anon_vma)
-        if family.anon_vma is not None:
-            family.anon_vma.num_active_vmas += 1
+            self._link(fields, vma, link.anon_vma)
+        if fields.anon_vma is not None:
+            fields.anon_vma.num_active_vmas += 1
         self._unlock(source.chain[0].anon_vma)
 
 
@@ -284,24 +285,23 @@ class MovedIntoUnprepared(AnonVmaRmap):
 class KeyTooShort(AnonVmaRmap):
     name = "anon_vma, key that ends a page early after a change of geometry"
 
-    def _put_back(self, family: Family | None, vma: VMA) -> None:
-        if family is not None:
-            last = vma.pgoff + vma.nr_pages - 1
-            for link in reversed(family.chain):
-                link.anon_vma.insert(link, vma.pgoff, max(vma.pgoff, last - 1), self.visited)
+    def _put_back(self, fields: VmaFields, vma: VMA) -> None:
+        last = vma.pgoff + vma.nr_pages - 1
+        for link in reversed(fields.chain):
+            link.anon_vma.insert(link, vma.pgoff, max(vma.pgoff, last - 1), self.visited)
 
 
 def _own_anon_vma(design: AnonVmaRmap, vma: VMA) -> AnonVma:
-    anon_vma = cast(Family, vma.rmap[design.slot]).anon_vma
+    anon_vma = cast(VmaFields, vma.rmap[design.slot]).anon_vma
     assert anon_vma is not None
     return anon_vma
 
 
 def _link_alone(design: AnonVmaRmap, vma: VMA, anon_vma: AnonVma) -> None:
     """Link `vma` with the anon_vma that takes its new pages, and with none that it has pages of."""
-    family = Family(anon_vma)
-    vma.rmap[design.slot] = family
-    design._link(family, vma, anon_vma)
+    fields = VmaFields(anon_vma)
+    vma.rmap[design.slot] = fields
+    design._link(fields, vma, anon_vma)
 
 
 # CoW contexts
@@ -338,8 +338,9 @@ class ContextNotLinked(CowContextRmap):
 class SplitNotRecorded(CowContextRmap):
     name = "cow_context, record of a split VMA cut to one half"
 
-    def vma_split(self, vma: VMA, new: VMA) -> None:
-        new.rmap[self.slot] = vma.rmap[self.slot]
+    def geometry_end(self, change: GeometryChange) -> None:
+        change.split_off = None
+        super().geometry_end(change)
 
 
 class SharedSwapEntryOwned(CowContextRmap):
@@ -354,9 +355,7 @@ class RecordTooShort(CowContextRmap):
 
     def _record(self, vma: VMA) -> None:
         super()._record(vma)
-        ranges: list[tuple[int, int, int]] = []
-        self._note(vma, ranges)
-        for first, last, offset in ranges:
+        for first, last, offset in self._displaced(vma, bounds_of(vma)):
             if last > first:
                 self._forget(self.context_of(vma.mm), last, last, offset)
 

@@ -20,6 +20,7 @@ import msgspec
 from rmaplab.check.race import Broken, cpus, explain, timeline
 from rmaplab.check.scenarios import scenario
 from rmaplab.mm.folio import FOLIO_KSM
+from rmaplab.mm.geometry import GeometryChange
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import VMA
 from rmaplab.rmap import load
@@ -115,13 +116,13 @@ class LooksAgain(ParentsFirst):
     def move_unlock(self, vma: VMA) -> None:
         self.context_of(vma.mm).moves.write_end()
 
-    def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
-        self.context_of(vma.mm).moves.write_begin()
-        super().geometry_begin(vma, neighbour)
+    def geometry_begin(self, change: GeometryChange) -> None:
+        self.move_lock(change.vmas[0])
+        super().geometry_begin(change)
 
-    def geometry_end(self, vma: VMA, neighbour: VMA | None) -> None:
-        super().geometry_end(vma, neighbour)
-        self.context_of(vma.mm).moves.write_end()
+    def geometry_end(self, change: GeometryChange) -> None:
+        super().geometry_end(change)
+        self.move_unlock(change.vmas[0])
 
     def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         top = self.context_at(pfn)

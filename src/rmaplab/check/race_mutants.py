@@ -12,11 +12,12 @@ from typing import Final, cast
 from rmaplab.check.mutants import Mutant
 from rmaplab.check.scenarios import AWAY, HOME, World, scenario
 from rmaplab.mm.abi import PROT_EXEC, PROT_READ, PROT_WRITE
+from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.locking import lock_of
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA
-from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, Family
+from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, VmaFields
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
 from rmaplab.rmap.context import CowContext
 from rmaplab.rmap.cow_context import CowContextRmap
@@ -38,8 +39,7 @@ class DestinationFirst(AnonVmaRmap):
 
     def vma_copied(self, source: VMA, new: VMA) -> None:
         super().vma_copied(source, new)
-        self.geometry_begin(source, None)  # out of the trees, and in again: behind `new`
-        self.geometry_end(source, None)
+        _put_last(self, source)  # behind `new`
 
 
 class ChildFirst(AnonVmaRmap):
@@ -47,8 +47,7 @@ class ChildFirst(AnonVmaRmap):
 
     def vma_forked(self, parent: VMA, child: VMA) -> None:
         super().vma_forked(parent, child)
-        self.geometry_begin(parent, None)
-        self.geometry_end(parent, None)
+        _put_last(self, parent)
 
 
 class LinkedWithoutLock(AnonVmaRmap):
@@ -65,16 +64,16 @@ class LinkedWithoutLock(AnonVmaRmap):
         anon_vma.rwsem = rwsem
         anon_vma.num_children = 1
         anon_vma.num_active_vmas = 1
-        family = Family(anon_vma)
+        fields = VmaFields(anon_vma)
         link = AnonVmaChain(vma, anon_vma)
         self.chain_pool.alloc()
-        family.chain.append(link)
-        vma.rmap[self.slot] = family
+        fields.chain.append(link)
+        vma.rmap[self.slot] = fields
         # To insert is to read and to write; what somebody inserts in between is lost.
-        tree = anon_vma.root
+        tree = anon_vma.rb_root
         if self.scheduler is not None:
             self.scheduler.point("insert into the tree", rwsem, True)
-        anon_vma.root = tree
+        anon_vma.rb_root = tree
         anon_vma.insert(link, vma.pgoff, vma.pgoff + vma.nr_pages - 1, self.visited)
 
 
@@ -98,18 +97,18 @@ class SleptWithoutReference(AnonVmaRmap):
         rwsem = anon_vma.rwsem
         assert rwsem is not None
         rwsem.down_read()
-        self.touch("anon_vma", anon_vma.family_root)
+        self.touch("anon_vma", anon_vma.root)
         return anon_vma
 
 
 class ChainFreedFirst(AnonVmaRmap):
     name = "anon_vma, AVCs freed before they leave the trees"
 
-    def _unlink_chain(self, family: Family) -> None:
+    def _unlink_chain(self, fields: VmaFields) -> None:
         if self.scheduler is not None:
-            for avc in family.chain:
+            for avc in fields.chain:
                 self.scheduler.free("anon_vma_chain", avc)
-        super()._unlink_chain(family)
+        super()._unlink_chain(fields)
 
     def _free_chain(self, chain: list[AnonVmaChain]) -> None:
         self.chain_pool.free(len(chain))
@@ -135,22 +134,29 @@ class GeometryWithoutLock(AnonVmaRmap):
 
     name = "anon_vma, geometry changed without the root's lock"
 
-    def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
-        self._changes("take out of the trees", vma, neighbour)
-        for some in (vma, neighbour):
-            if some is not None:
-                self._take_out(self._family(some))
+    def geometry_begin(self, change: GeometryChange) -> None:
+        self._changes("take out of the trees", change)
+        for vma in change.vmas:
+            if (fields := self.fields_of(vma)) is not None:
+                self._take_out(fields)
 
-    def geometry_end(self, vma: VMA, neighbour: VMA | None) -> None:
-        self._changes("put back into the trees", vma, neighbour)
-        for some in (vma, neighbour):
-            if some is not None:
-                self._put_back(self._family(some), some)
+    def geometry_end(self, change: GeometryChange) -> None:
+        self._changes("put back into the trees", change)
+        for vma in change.vmas:
+            if (fields := self.fields_of(vma)) is not None:
+                self._put_back(fields, vma)
 
-    def _changes(self, what: str, vma: VMA, neighbour: VMA | None) -> None:
-        family = self._family(vma) or (self._family(neighbour) if neighbour is not None else None)
-        if self.scheduler is not None and family is not None and family.anon_vma is not None:
-            self.scheduler.point(what, family.anon_vma.rwsem, True)
+    def _changes(self, what: str, change: GeometryChange) -> None:
+        rwsem = self._rwsem_of(change)
+        if rwsem is not None:
+            self.point(what, rwsem, True)
+
+
+def _put_last(design: AnonVmaRmap, vma: VMA) -> None:
+    """Out of the trees, and in again."""
+    unchanged = GeometryChange(vma, bounds_of(vma))
+    design.geometry_begin(unchanged)
+    design.geometry_end(unchanged)
 
 
 # CoW contexts

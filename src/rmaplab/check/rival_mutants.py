@@ -11,7 +11,7 @@ from rmaplab.mm.folio import Int64s
 from rmaplab.mm.pagetable import PTE_ANON, PTE_SHIFT
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.rmap.anon_vma import AnonVma
-from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap, LazyFamily, RootVma
+from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap, LazyFields, RootVma
 from rmaplab.rmap.anonmm import AnonMM, AnonMMRmap
 from rmaplab.rmap.pte_chain import PteChainRmap
 
@@ -29,7 +29,7 @@ class MovedWhileLazy(AnonVmaLazyRmap):
     name = "anon_vma_lazy, mremap without an upgrade of the source"
 
     def vma_copied(self, source: VMA, new: VMA) -> None:
-        self._copy_family(source, new)
+        self._clone_fields(source, new)
 
 
 class UpgradedAlone(AnonVmaLazyRmap):
@@ -38,10 +38,10 @@ class UpgradedAlone(AnonVmaLazyRmap):
     name = "anon_vma_lazy, upgrade that forgets who has the same root VMA"
 
     def _upgrade(self, vma: VMA) -> None:
-        family = self._lazy(vma)
-        if family is None or family.anon_vma is not None or family.root is None:
+        fields = self._lazy(vma)
+        if fields is None or fields.anon_vma is not None or fields.root is None:
             return
-        root = family.root
+        root = fields.root
         vmas = list(root.vmas)
         root.vmas[:] = [vma]
         super()._upgrade(vma)
@@ -52,7 +52,7 @@ class RootNotPinned(AnonVmaLazyRmap):
     name = "anon_vma_lazy, root VMA freed while others have it"
 
     def _unlink_all(self, vma: VMA) -> None:
-        root = cast(LazyFamily, vma.rmap[self.slot]).root
+        root = cast(LazyFields, vma.rmap[self.slot]).root
         super()._unlink_all(vma)
         if root is not None and root.vma is None:
             self.roots[root.number] = None

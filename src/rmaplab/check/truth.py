@@ -191,9 +191,9 @@ def stray_records(design: ReverseMap, machine: Machine, mm: MM) -> list[str]:
     if isinstance(design, AnonVmaRmap):
         bound = 2 * machine.vma_pool.peak
         for vma in mm.tree.to_list():
-            family = design._family(vma)
-            if family is not None and len(family.chain) > bound:
-                wrong.append(f"{vma!r} has {len(family.chain)} links, of which {bound} could be needed at most")
+            fields = design.fields_of(vma)
+            if fields is not None and len(fields.chain) > bound:
+                wrong.append(f"{vma!r} has {len(fields.chain)} links, of which {bound} could be needed at most")
                 break
     if isinstance(design, PteChainRmap):
         entries = len(mm.page_table.anon_entries()[0])

@@ -23,8 +23,8 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
-from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, Family
-from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap, LazyFamily, RootVma
+from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, VmaFields
+from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap, LazyFields, RootVma
 from rmaplab.rmap.anonmm import AnonMM, AnonMMRmap
 from rmaplab.rmap.context import ContextRmap, CowContext
 from rmaplab.rmap.cow_context import CowContextRmap
@@ -144,10 +144,10 @@ class AnonVmaView(View):
     def key(self, thing: object) -> str:
         return self._name(thing) if isinstance(thing, AnonVma) else ""
 
-    def _target(self, family: Family) -> str:
+    def _target(self, fields: VmaFields) -> str:
         """What new folios of a VMA point to."""
-        assert family.anon_vma is not None
-        return self._name(family.anon_vma)
+        assert fields.anon_vma is not None
+        return self._name(fields.anon_vma)
 
     def parts(self, machine: Machine, scope: Scope) -> dict[str, Part]:
         result: dict[str, Part] = {}
@@ -156,12 +156,12 @@ class AnonVmaView(View):
         chains: dict[str, Part] = {}
         linked: dict[int, AnonVma] = {}
         for vma in scope.vmas:
-            family = cast("Family | None", vma.rmap[self.design.slot])
-            if family is None:
+            fields = cast("VmaFields | None", vma.rmap[self.design.slot])
+            if fields is None:
                 continue
-            name = self._target(family)
+            name = self._target(fields)
             users.setdefault(name, []).append(f"V{vma.id}")
-            chain = [avc.anon_vma for avc in family.chain]
+            chain = [avc.anon_vma for avc in fields.chain]
             for anon_vma in chain:
                 while anon_vma.number not in linked:
                     linked[anon_vma.number] = anon_vma
@@ -220,7 +220,7 @@ class AnonVmaView(View):
     def _tree(
         self, result: dict[str, Part], name: str, anon_vma: AnonVma, pids: dict[int, list[int]]
     ) -> None:
-        todo: list[tuple[IntervalNode | None, str, str]] = [(anon_vma.root, "", "")]
+        todo: list[tuple[IntervalNode | None, str, str]] = [(anon_vma.rb_root, "", "")]
         while todo:
             node, above, side = todo.pop()
             if node is None:
@@ -260,8 +260,8 @@ class AnonVmaView(View):
 
     def why_apart(self, prev: VMA, next: VMA) -> str:
         slot = self.design.slot
-        below = cast("Family | None", prev.rmap[slot])
-        above = cast("Family | None", next.rmap[slot])
+        below = cast("VmaFields | None", prev.rmap[slot])
+        above = cast("VmaFields | None", next.rmap[slot])
         if below is not None and above is not None:
             return (
                 f"both have pages, of different anon_vmas: V{prev.id}'s is {self._target(below)},"
@@ -293,10 +293,10 @@ class AnonVmaLazyView(AnonVmaView):
     def key(self, thing: object) -> str:
         return f"R{thing.number}" if isinstance(thing, RootVma) else super().key(thing)
 
-    def _target(self, family: Family) -> str:
-        if family.anon_vma is None and isinstance(family, LazyFamily) and family.root is not None:
-            return f"R{family.root.number}"
-        return super()._target(family)
+    def _target(self, fields: VmaFields) -> str:
+        if fields.anon_vma is None and isinstance(fields, LazyFields) and fields.root is not None:
+            return f"R{fields.root.number}"
+        return super()._target(fields)
 
     def parts(self, machine: Machine, scope: Scope) -> dict[str, Part]:
         pids = processes_of(machine)

@@ -22,7 +22,7 @@ from rmaplab.mm.folio import FOLIO_KSM
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_EXCLUSIVE, PTE_FILE, PTE_SHIFT, PTE_SWAP, PTE_WRITE, PTE_ZERO
 from rmaplab.mm.vma import PAGE_SIZE
-from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, Family
+from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, VmaFields
 from rmaplab.sync.work import Tally
 from rmaplab.trace.events import Event
 
@@ -68,8 +68,8 @@ class _State:
 
     def vma(self, pid: int, start: int, end: int, pgoff: int, flags: int, chain: list[int], own: int) -> None:
         links = " ".join(self.anon_vmas(anon_vma) for anon_vma in chain)
-        family = f" anon {self.anon_vmas(own)} chain {links}" if chain else ""
-        self.lines.append(f"| {pid}: {start:#x}-{end:#x} pgoff {pgoff:#x} flags {flags:#x}{family}")
+        chains = f" anon {self.anon_vmas(own)} chain {links}" if chain else ""
+        self.lines.append(f"| {pid}: {start:#x}-{end:#x} pgoff {pgoff:#x} flags {flags:#x}{chains}")
 
     def page(self, addr: int, number: int, values: str, index: int, anon_vma: int, ksm: bool) -> None:
         origin = "of KSM" if ksm else f"index {index:#x} anon_vma {self.anon_vmas(anon_vma)}"
@@ -138,9 +138,9 @@ def of_model(machine: Machine) -> list[str]:
             continue
         seen.add(mm.id)
         for vma in mm.tree.to_list():
-            family = cast("Family | None", vma.rmap[design.slot])
-            chain = [] if family is None else [avc.anon_vma.number for avc in family.chain]
-            own = 0 if family is None or family.anon_vma is None else family.anon_vma.number
+            fields = cast("VmaFields | None", vma.rmap[design.slot])
+            chain = [] if fields is None else [avc.anon_vma.number for avc in fields.chain]
+            own = 0 if fields is None or fields.anon_vma is None else fields.anon_vma.number
             state.vma(pid, vma.start, vma.end, vma.pgoff, vma.flags, chain, own)
             named[vma.id] = f"{pid}:{vma.start:#x}"
             for addr in range(vma.start, vma.end, PAGE_SIZE):
@@ -163,11 +163,11 @@ def of_model(machine: Machine) -> list[str]:
         assert anon_vma is not None
         return anon_vma
 
-    for number in _reachable(state, lambda a: (of_number(a).family_root.number, of_number(a).parent.number)):
+    for number in _reachable(state, lambda a: (of_number(a).root.number, of_number(a).parent.number)):
         mine = of_number(number)
         tree = [named[cast(AnonVmaChain, node).vma.id] for node in mine.touching(0, _LAST_PGOFF, tally)]
         counts = (refcount_of_model(design, mine), mine.num_children, mine.num_active_vmas)
-        state.anon_vma(number, mine.family_root.number, mine.parent.number, counts, tree)
+        state.anon_vma(number, mine.root.number, mine.parent.number, counts, tree)
     return state.lines
 
 

@@ -37,7 +37,7 @@ from rmaplab.mm.pagetable import (
     PTE_ZERO,
 )
 from rmaplab.mm.vma import MM, PAGE_SIZE, VMA
-from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, Family
+from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, VmaFields
 from rmaplab.sync.work import Tally
 
 _LAST_PGOFF: Final = (1 << 62) - 1
@@ -183,14 +183,14 @@ class _Comparison:
         for vma in mm.tree.to_list():
             where = _place(pid, vma)
             its = self._snapshot.vmas[self._model_vmas[vma.id]]
-            family = cast("Family | None", vma.rmap[self._design.slot])
-            chain: list[AnonVmaChain] = [] if family is None else family.chain
+            fields = cast("VmaFields | None", vma.rmap[self._design.slot])
+            chain: list[AnonVmaChain] = [] if fields is None else fields.chain
             if len(its.chain) != len(chain):
                 raise _Found(where, "links on its chain", len(its.chain), len(chain))
-            if family is None:
+            if fields is None:
                 continue
-            assert family.anon_vma is not None
-            self._bind_anon_vma(where, "its own anon_vma", its.anon_vma, family.anon_vma)
+            assert fields.anon_vma is not None
+            self._bind_anon_vma(where, "its own anon_vma", its.anon_vma, fields.anon_vma)
             for position, (address, avc) in enumerate(zip(reversed(its.chain), chain, strict=True)):
                 anon_vma = self._snapshot.avcs[address].anon_vma
                 self._bind_anon_vma(where, f"link {position} of its chain, from the oldest", anon_vma, avc.anon_vma)
@@ -199,13 +199,13 @@ class _Comparison:
         if self._anon_vmas.bind(where, what, kernel, model.number):
             self._model_anon_vmas[model.number] = model
             its = self._snapshot.anon_vmas[kernel]
-            self._bind_anon_vma(where, f"root above {what}", its.root, model.family_root)
+            self._bind_anon_vma(where, f"root above {what}", its.root, model.root)
             self._bind_anon_vma(where, f"parent above {what}", its.parent, model.parent)
 
     def _compare_anon_vma(self, its: real.AnonVma, mine: AnonVma) -> None:
         where = f"anon_vma {its.address:#x}, the model's {mine.number}"
-        if self._anon_vmas.to_model.get(its.root) != mine.family_root.number:
-            raise _Found(where, "root", its.root, mine.family_root.number)
+        if self._anon_vmas.to_model.get(its.root) != mine.root.number:
+            raise _Found(where, "root", its.root, mine.root.number)
         if self._anon_vmas.to_model.get(its.parent) != mine.parent.number:
             raise _Found(where, "parent", its.parent, mine.parent.number)
         refcounts = refcount_of_kernel(self._snapshot, its), refcount_of_model(self._design, mine)
@@ -293,7 +293,7 @@ class _Comparison:
             if entry is not None and entry.kind == "anon" and entry.number == page:
                 kernel.append((self._mms.to_model[address], hex(addr)))
         model = []
-        for place in self._design.ksm.get(pfn, []):
+        for place in reversed(self._design.ksm.newest_first(pfn)):
             mine = place.mm.page_table.get(place.addr) if place.mm.id in alive else 0
             if mine & PTE_ANON and mine >> PTE_SHIFT == pfn:
                 model.append((place.mm.id, hex(place.addr)))
@@ -308,10 +308,11 @@ def refcount_of_kernel(snapshot: real.Snapshot, anon_vma: real.AnonVma) -> int:
 
 def refcount_of_model(design: AnonVmaRmap, anon_vma: AnonVma) -> int:
     """The same: without KSM's references, and those of what KSM alone keeps."""
-    held = {id(place.anon_vma): place.anon_vma for places in design.ksm.values() for place in places}
-    mine = sum(place.anon_vma is anon_vma for places in design.ksm.values() for place in places)
+    by_ksm = [cast(AnonVma, place.anchor) for place in design.ksm.every()]
+    held = {id(other): other for other in by_ksm}
+    mine = sum(other is anon_vma for other in by_ksm)
     unused = sum(
-        other.root is None and other.family_root is anon_vma and other is not anon_vma for other in held.values()
+        other.rb_root is None and other.root is anon_vma and other is not anon_vma for other in held.values()
     )
     return anon_vma.refcount - mine - unused
 

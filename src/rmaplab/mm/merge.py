@@ -14,6 +14,7 @@ Locking: mmap_lock for writing; the per-VMA locks of all VMAs that change.
 from __future__ import annotations
 
 from rmaplab.mm.abi import ENOMEM, MAX_MAP_COUNT
+from rmaplab.mm.geometry import Bounds, GeometryChange
 from rmaplab.mm.locking import start_write
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.system import System
@@ -47,62 +48,60 @@ def attributes_of(vma: VMA) -> Attributes:
     return Attributes(vma.flags, vma.file, vma.policy, vma.uffd, vma.name)
 
 
-def _set_range(system: System, vma: VMA, start: int, end: int, pgoff: int) -> None:
-    system.vma_changes(vma)
-    vma.start = start
-    vma.end = end
-    vma.pgoff = pgoff
-
-
-def _geometry_begin(system: System, vma: VMA, neighbour: VMA | None) -> bool:
-    if not vma.prepared and (neighbour is None or not neighbour.prepared):
-        return False
-    for design in system.designs:
-        design.geometry_begin(vma, neighbour)
-    return True
-
-
-def _geometry_end(system: System, vma: VMA, neighbour: VMA | None) -> None:
-    for design in system.designs:
-        design.geometry_end(vma, neighbour)
+def _carry_out(system: System, change: GeometryChange) -> None:
+    """Make the change, between vma_prepare() and vma_complete()."""
+    vma = change.vmas[0]
+    tree = vma.mm.tree
+    told = change.concerns_prepared()
+    if told:
+        for design in system.designs:
+            design.geometry_begin(change)
+    for i in range(len(change.vmas)):
+        changed = change.vmas[i]
+        after = change.after[i]
+        system.vma_changes(changed)
+        changed.start = after.start
+        changed.end = after.end
+        changed.pgoff = after.pgoff
+    # To who walks the tree under RCU, one store changes it all (vma_iter_store()).
+    system.tree_changes(vma.mm)
+    for gone in change.absorbed:
+        tree.remove(gone)
+    for i in range(len(change.vmas) - 1, -1, -1):
+        tree.moved(change.vmas[i], change.before[i].start)
+    if change.split_off is not None:
+        tree.insert(change.split_off)
+    if told:
+        for design in system.designs:
+            design.geometry_end(change)
+    for gone in change.absorbed:
+        if gone.prepared:
+            for design in system.designs:
+                design.vma_absorbed(vma, gone)
+        system.free_vma(gone)
 
 
 def change_range(system: System, vma: VMA, start: int, end: int, pgoff: int) -> None:
     """Give one VMA that is in its tree new bounds (vma_shrink(), expand_downwards())."""
     start_write(vma)
-    told = _geometry_begin(system, vma, None)
-    old_start = vma.start
-    _set_range(system, vma, start, end, pgoff)
-    system.tree_changes(vma.mm)
-    vma.mm.tree.moved(vma, old_start)
-    if told:
-        _geometry_end(system, vma, None)
+    _carry_out(system, GeometryChange(vma, Bounds(start, end, pgoff)))
 
 
 def split(system: System, vma: VMA, addr: int, new_below: bool) -> VMA:
     """Cut `vma` at `addr`; the new VMA is the lower part if `new_below`, else the upper.  Returns it."""
-    distance = (addr - vma.start) >> PAGE_SHIFT
-    if new_below:
-        new = system.copy_vma(vma.mm, vma, vma.start, addr, vma.pgoff)
-    else:
-        new = system.copy_vma(vma.mm, vma, addr, vma.end, vma.pgoff + distance)
+    lower = Bounds(vma.start, addr, vma.pgoff)
+    upper = Bounds(addr, vma.end, vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT))
+    part, rest = (lower, upper) if new_below else (upper, lower)
+    new = system.copy_vma(vma.mm, vma, part.start, part.end, part.pgoff)
     if vma.prepared:
         for design in system.designs:
             design.vma_split(vma, new)
         new.prepared = True
     start_write(vma)
     start_write(new)
-    told = _geometry_begin(system, vma, None)
-    old_start = vma.start
-    if new_below:
-        _set_range(system, vma, addr, vma.end, vma.pgoff + distance)
-    else:
-        _set_range(system, vma, vma.start, addr, vma.pgoff)
-    system.tree_changes(vma.mm)
-    vma.mm.tree.moved(vma, old_start)
-    vma.mm.tree.insert(new)
-    if told:
-        _geometry_end(system, vma, None)
+    change = GeometryChange(vma, rest)
+    change.split_off = new
+    _carry_out(system, change)
     return new
 
 
@@ -124,40 +123,15 @@ def _join(system: System, vma: VMA, donor: VMA) -> None:
 
 
 def _commit(
-    system: System,
-    vma: VMA,
-    start: int,
-    end: int,
-    pgoff: int,
-    neighbour: VMA | None,
-    boundary: int,
-    removed: list[VMA],
+    system: System, vma: VMA, start: int, end: int, pgoff: int, neighbour: VMA | None, removed: list[VMA]
 ) -> None:
-    """Give `vma` its new bounds, move the start of `neighbour` to `boundary`, drop `removed`
-    (commit_merge())."""
-    tree = vma.mm.tree
-    told = _geometry_begin(system, vma, neighbour)
-    old_start = vma.start
-    _set_range(system, vma, start, end, pgoff)
-    nb_start = -1
+    """Give `vma` its new bounds, up to which `neighbour` grows or shrinks, and drop `removed` (commit_merge())."""
+    change = GeometryChange(vma, Bounds(start, end, pgoff))
     if neighbour is not None:
-        nb_start = neighbour.start
-        shift = boundary - nb_start
-        _set_range(system, neighbour, boundary, neighbour.end, neighbour.pgoff + (shift >> PAGE_SHIFT))
-    # To who walks the tree under RCU, one store changes it all (vma_iter_store()).
-    system.tree_changes(vma.mm)
-    for gone in removed:
-        tree.remove(gone)
-    if neighbour is not None:
-        tree.moved(neighbour, nb_start)
-    tree.moved(vma, old_start)
-    if told:
-        _geometry_end(system, vma, neighbour)
-    for gone in removed:
-        if gone.prepared:
-            for design in system.designs:
-                design.vma_absorbed(vma, gone)
-        system.free_vma(gone)
+        shift = (end - neighbour.start) >> PAGE_SHIFT
+        change.add(neighbour, Bounds(end, neighbour.end, neighbour.pgoff + shift))
+    change.absorbed = removed
+    _carry_out(system, change)
 
 
 def merge_existing(system: System, vma: VMA, start: int, end: int, new: Attributes) -> VMA | None:
@@ -210,21 +184,21 @@ def merge_existing(system: System, vma: VMA, start: int, end: int, new: Attribut
             assert next is not None
             start_write(next)
             _join(system, prev, next if next.prepared else vma)
-            _commit(system, prev, prev.start, next.end, prev.pgoff, None, 0, [vma, next])
+            _commit(system, prev, prev.start, next.end, prev.pgoff, None, [vma, next])
         elif delete_vma:
             _join(system, prev, vma)
-            _commit(system, prev, prev.start, end, prev.pgoff, None, 0, [vma])
+            _commit(system, prev, prev.start, end, prev.pgoff, None, [vma])
         else:
             _join(system, prev, vma)
-            _commit(system, prev, prev.start, end, prev.pgoff, vma, end, [])
+            _commit(system, prev, prev.start, end, prev.pgoff, vma, [])
         return prev
     assert next is not None
     start_write(next)
     _join(system, next, vma)
     if delete_vma:
-        _commit(system, next, start, next.end, next.pgoff - nr_pages, None, 0, [vma])
+        _commit(system, next, start, next.end, next.pgoff - nr_pages, None, [vma])
     else:
-        _commit(system, vma, vma.start, start, vma.pgoff, next, start, [])
+        _commit(system, vma, vma.start, start, vma.pgoff, next, [])
     return next
 
 
@@ -290,18 +264,18 @@ def merge_new(
             _join(system, prev, next)
             if donor is not None:
                 _join(system, prev, donor)
-            _commit(system, prev, prev.start, next.end, prev.pgoff, None, 0, [next])
+            _commit(system, prev, prev.start, next.end, prev.pgoff, None, [next])
         else:
             if donor is not None:
                 _join(system, prev, donor)
-            _commit(system, prev, prev.start, end, prev.pgoff, None, 0, [])
+            _commit(system, prev, prev.start, end, prev.pgoff, None, [])
         return prev
     if merge_right:
         assert next is not None
         start_write(next)
         if donor is not None:
             _join(system, next, donor)
-        _commit(system, next, start, next.end, next.pgoff - nr_pages, None, 0, [])
+        _commit(system, next, start, next.end, next.pgoff - nr_pages, None, [])
         return next
     return None
 

@@ -20,6 +20,7 @@ from typing import ClassVar, Final
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import Folios, Int64s
+from rmaplab.mm.geometry import GeometryChange
 from rmaplab.mm.pagetable import LEAF_SHIFT
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.takeover import TakenOver
@@ -123,17 +124,16 @@ class ReverseMap:
 
     def vma_split(self, vma: VMA, new: VMA) -> None:
         """The prepared `vma` is about to lose the range of `new`, which has its geometry already
-        (anon_vma_clone() in __split_vma()).  A geometry change of `vma` follows."""
+        (anon_vma_clone() in __split_vma()).  A geometry change follows, with `new` as `split_off`."""
 
     def vma_joined(self, vma: VMA, donor: VMA) -> None:
         """`vma`, not prepared, is about to grow over pages of the prepared `donor`, and becomes
         prepared through it (dup_anon_vma()).  A geometry change follows."""
 
-    def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
-        """start, end or pgoff of `vma`, and of `neighbour` if one is named, are about to change
-        (vma_prepare() in mm/vma.c).  Only told if one of them is prepared."""
+    def geometry_begin(self, change: GeometryChange) -> None:
+        """Bounds of VMAs are about to change (vma_prepare() in mm/vma.c).  Only told if one of them is prepared."""
 
-    def geometry_end(self, vma: VMA, neighbour: VMA | None) -> None:
+    def geometry_end(self, change: GeometryChange) -> None:
         """They have changed (vma_complete())."""
 
     def vma_absorbed(self, vma: VMA, gone: VMA) -> None:

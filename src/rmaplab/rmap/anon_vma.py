@@ -5,19 +5,19 @@ A folio points to an *anon_vma*; an anon_vma knows, in an interval tree, every V
 that point to it.  What links the two is an *anon_vma_chain* (AVC): one for each pair of a VMA and an
 anon_vma.
 
-    VMA ──▶ AVC ─▶ AVC ─▶ …        the VMA's chain: its own anon_vma last, the root of the family first
+    VMA ──▶ AVC ─▶ AVC ─▶ …        the VMA's chain: its own anon_vma last, the root first
              │      │
              ▼      ▼
         anon_vma  anon_vma ◀── folios that this VMA's process mapped first
          (root)                   (in the interval tree: this VMA, and those of its children)
 
 Data
-- `AnonVma`: an interval tree of AVCs, `root` and `parent` in the family that forks made of one VMA,
-  `refcount` (one for being in use by VMAs, one for each non-root of the family, one for each KSM place),
+- `AnonVma`: an interval tree of AVCs, `root` and `parent` in the hierarchy that forks made of one VMA,
+  `refcount` (one for being in use by VMAs, one for each anon_vma below a root, one for each KSM place),
   `num_children` (anon_vmas whose parent it is; a root is its own parent) and `num_active_vmas` (VMAs whose
   new pages go to it).
 - `AnonVmaChain`: a node of one anon_vma's tree and a link of one VMA's chain.
-- `Family`: what a VMA has of it: the anon_vma for its new pages, and its chain.
+- `VmaFields`: what a VMA has: the anon_vma for its new pages, and its chain.
 - for each page, the number of the anon_vma that its folio points to.
 
 Invariants
@@ -31,7 +31,7 @@ Invariants
 - While a folio is mapped, its anon_vma is alive.  An anchor is read for mapped folios only, so numbers of
   freed anon_vmas are used again without clearing anchors.
 
-Locking: the rwsem of the *root* covers the trees and counters of the whole family: for reading while
+Locking: the rwsem of the *root* covers the trees and counters of the whole hierarchy: for reading while
 walking, for writing while anything in it changes.  Chains are covered by mmap_lock.  A walk gets from the folio to the
 lock under RCU, and asks afterwards whether the folio is mapped still: see `_lock_mapped`.
 """
@@ -46,10 +46,12 @@ import numpy as np
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
+from rmaplab.mm.geometry import GeometryChange
 from rmaplab.mm.reverse_map import Attachment, ReverseMap
 from rmaplab.mm.takeover import FoundVma, TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.interval_tree import IntervalNode, IntervalTree
+from rmaplab.rmap.ksm_places import KsmPlace, KsmPlaces
 from rmaplab.rmap.neighbours import mergeable_neighbours
 from rmaplab.sync.locks import Rcu, RwSemaphore
 from rmaplab.sync.work import LockClass, Pool, Tally
@@ -63,7 +65,7 @@ class AnonVma(IntervalTree):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number: Final = number  # what folios hold
-        self.family_root: AnonVma = self
+        self.root: AnonVma = self
         self.parent: AnonVma = self
         self.rwsem: RwSemaphore | None = None  # the root's, the only one that is ever locked
         self.refcount = 1
@@ -80,27 +82,18 @@ class AnonVmaChain(IntervalNode):
         self.anon_vma: Final = anon_vma
 
 
-class Family:
-    """A VMA's share: `anon_vma` takes its new pages (vma->anon_vma), `chain` links it to all that may have
-    pages of it, the oldest first (vma->anon_vma_chain, which Linux keeps newest first)."""
+class VmaFields:
+    """The design's fields of struct vm_area_struct: `anon_vma` takes new pages of the VMA, `chain` links it to all
+    that may have pages of it, the oldest first (anon_vma_chain, which Linux keeps newest first)."""
 
     def __init__(self, anon_vma: AnonVma | None) -> None:
         self.anon_vma = anon_vma
         self.chain: list[AnonVmaChain] = []
 
 
-class KsmPlace:
-    """struct ksm_rmap_item, as far as the walk needs it: where KSM mapped its page."""
-
-    def __init__(self, mm: MM, addr: int, anon_vma: AnonVma) -> None:
-        self.mm: Final = mm
-        self.addr: Final = addr
-        self.anon_vma: Final = anon_vma
-
-
 @mypyc_attr(allow_interpreted_subclasses=True)
 class AnonVmaRmap(ReverseMap):
-    """One anon_vma per family of VMAs, an interval tree in each, one lock a hierarchy."""
+    """An anon_vma per VMA and process, an interval tree in each, one lock per hierarchy."""
 
     name = "anon_vma"
     vma_fields = 8 + 16  # anon_vma: a pointer; anon_vma_chain: a list_head
@@ -120,7 +113,7 @@ class AnonVmaRmap(ReverseMap):
         self.free_numbers: Final[list[int]] = []
         self.held: Final[dict[int, AnonVma]] = {}  # by pfn: kept for a second walk
         self.rcu: Final = Rcu(self.ledger, self.scheduler)
-        self.ksm: Final[dict[int, list[KsmPlace]]] = {}  # by pfn, the newest place last
+        self.ksm: Final = KsmPlaces()  # their anchors are AnonVmas
 
     # A VMA's first page
 
@@ -130,10 +123,10 @@ class AnonVmaRmap(ReverseMap):
         anon_vma = self._neighbours_anon_vma(vma)
         if anon_vma is None:
             anon_vma = self._new_root_anon_vma()
-        family = Family(anon_vma)
+        fields = VmaFields(anon_vma)
         self._lock(anon_vma)
-        vma.rmap[self.slot] = family
-        self._link(family, vma, anon_vma)
+        vma.rmap[self.slot] = fields
+        self._link(fields, vma, anon_vma)
         anon_vma.num_active_vmas += 1
         self._unlock(anon_vma)
 
@@ -148,9 +141,9 @@ class AnonVmaRmap(ReverseMap):
     def _shareable(self, vma: VMA) -> AnonVma | None:
         """reusable_anon_vma(): only that of a VMA with a single link.  One that was inherited would bring
         its parent's pages along, for which the other VMA has no AVC."""
-        family = self._family(vma)
-        if family is not None and self._never_forked(family):
-            return family.anon_vma
+        fields = self.fields_of(vma)
+        if fields is not None and self._never_forked(fields):
+            return fields.anon_vma
         return None
 
     # Fork
@@ -158,80 +151,80 @@ class AnonVmaRmap(ReverseMap):
     def vma_forked(self, parent: VMA, child: VMA) -> None:
         # anon_vma_fork().  The child starts without an anon_vma of its own, which tells the clone that it
         # may take over one that nobody uses any more.
-        source = cast(Family, parent.rmap[self.slot])
+        source = cast(VmaFields, parent.rmap[self.slot])
         inherited = source.anon_vma
         assert inherited is not None
-        family = Family(None)
-        child.rmap[self.slot] = family
-        self._clone(family, child, source)
-        if family.anon_vma is not None:
+        fields = VmaFields(None)
+        child.rmap[self.slot] = fields
+        self._clone(fields, child, source)
+        if fields.anon_vma is not None:
             self.reused.count += 1
             return
         anon_vma = self._new_child_anon_vma(inherited)
         anon_vma.num_active_vmas = 1
-        family.anon_vma = anon_vma
+        fields.anon_vma = anon_vma
         self._lock(anon_vma)
-        self._link(family, child, anon_vma)
+        self._link(fields, child, anon_vma)
         inherited.num_children += 1
         self._unlock(anon_vma)
 
     # Split, merge, move: geometry
 
     def vma_split(self, vma: VMA, new: VMA) -> None:
-        self._copy_family(vma, new)
+        self._clone_fields(vma, new)
 
     def vma_joined(self, vma: VMA, donor: VMA) -> None:
-        self._copy_family(donor, vma)
+        self._clone_fields(donor, vma)
 
     def vma_copied(self, source: VMA, new: VMA) -> None:
-        self._copy_family(source, new)
+        self._clone_fields(source, new)
 
-    def _copy_family(self, source: VMA, new: VMA) -> None:
+    def _clone_fields(self, source: VMA, new: VMA) -> None:
         """`new` gets what `source` has: an anon_vma_clone() that is not a fork's."""
-        original = cast(Family, source.rmap[self.slot])
-        family = Family(original.anon_vma)
-        new.rmap[self.slot] = family
-        self._clone(family, new, original)
+        original = cast(VmaFields, source.rmap[self.slot])
+        fields = VmaFields(original.anon_vma)
+        new.rmap[self.slot] = fields
+        self._clone(fields, new, original)
 
-    def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
-        # vma_prepare() of mm/vma.c: the keys are about to change, so all AVCs leave their trees.
-        family = self._family(vma)
-        beside = None if neighbour is None else self._family(neighbour)
-        anon_vma = _linked_anon_vma(family, beside)
-        if anon_vma is not None:
-            self._lock(anon_vma)
-        self._take_out(family)
-        self._take_out(beside)
+    def geometry_begin(self, change: GeometryChange) -> None:
+        # The keys are about to change, so all AVCs leave their trees (vma_prepare() of mm/vma.c).
+        rwsem = self._rwsem_of(change)
+        if rwsem is not None:
+            rwsem.down_write()
+        for vma in change.vmas:
+            fields = self.fields_of(vma)
+            if fields is not None:
+                self._take_out(fields)
 
-    def geometry_end(self, vma: VMA, neighbour: VMA | None) -> None:
-        family = self._family(vma)
-        beside = None if neighbour is None else self._family(neighbour)
-        self._put_back(family, vma)
-        if neighbour is not None:
-            self._put_back(beside, neighbour)
-        anon_vma = _linked_anon_vma(family, beside)
-        if anon_vma is not None:
-            self._unlock(anon_vma)
+    def geometry_end(self, change: GeometryChange) -> None:
+        # vma_complete()
+        for vma in change.vmas:
+            fields = self.fields_of(vma)
+            if fields is not None:
+                self._put_back(fields, vma)
+        rwsem = self._rwsem_of(change)
+        if rwsem is not None:
+            rwsem.up_write()
 
-    def _take_out(self, family: Family | None) -> None:
-        if family is not None:
-            chain = family.chain
-            i = len(chain) - 1
-            while i >= 0:
-                avc = chain[i]
-                avc.anon_vma.remove(avc, self.visited)
-                i -= 1
+    def _rwsem_of(self, change: GeometryChange) -> RwSemaphore | None:
+        """The one to lock: of two VMAs, both are of one hierarchy, or one has no links."""
+        for vma in change.vmas:
+            fields = self.fields_of(vma)
+            if fields is not None and fields.chain:
+                return _rwsem(fields.chain[0].anon_vma)
+        return None
 
-    def _put_back(self, family: Family | None, vma: VMA) -> None:
-        if family is not None:
-            first = vma.pgoff
-            last = first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1
-            chain = family.chain
-            i = len(chain) - 1
-            while i >= 0:
-                avc = chain[i]
-                avc.anon_vma.insert(avc, first, last, self.visited)
-                i -= 1
+    def _take_out(self, fields: VmaFields) -> None:
+        for i in range(len(fields.chain) - 1, -1, -1):
+            avc = fields.chain[i]
+            avc.anon_vma.remove(avc, self.visited)
+
+    def _put_back(self, fields: VmaFields, vma: VMA) -> None:
+        first = vma.pgoff
+        last = first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1
+        for i in range(len(fields.chain) - 1, -1, -1):
+            avc = fields.chain[i]
+            avc.anon_vma.insert(avc, first, last, self.visited)
 
     def need_move_locks(self, source: VMA, target: VMA, merged: bool) -> bool:
         # copy_vma(): the pages move into a VMA that existed.  If its key is not greater than the source's, a
@@ -239,14 +232,14 @@ class AnonVmaRmap(ReverseMap):
         return merged and target.pgoff <= source.pgoff
 
     def move_lock(self, vma: VMA) -> None:
-        family = self._family(vma)
-        if family is not None and family.anon_vma is not None:
-            self._lock(family.anon_vma)
+        fields = self.fields_of(vma)
+        if fields is not None and fields.anon_vma is not None:
+            self._lock(fields.anon_vma)
 
     def move_unlock(self, vma: VMA) -> None:
-        family = self._family(vma)
-        if family is not None and family.anon_vma is not None:
-            self._unlock(family.anon_vma)
+        fields = self.fields_of(vma)
+        if fields is not None and fields.anon_vma is not None:
+            self._unlock(fields.anon_vma)
 
     # A VMA's end
 
@@ -258,12 +251,12 @@ class AnonVmaRmap(ReverseMap):
 
     def _unlink_all(self, vma: VMA) -> None:
         """unlink_anon_vmas()."""
-        family = cast(Family, vma.rmap[self.slot])
+        fields = cast(VmaFields, vma.rmap[self.slot])
         vma.rmap[self.slot] = None
-        self._unlink_chain(family)
+        self._unlink_chain(fields)
 
-    def _unlink_chain(self, family: Family) -> None:
-        chain = family.chain
+    def _unlink_chain(self, fields: VmaFields) -> None:
+        chain = fields.chain
         if not chain:
             return
         first = chain[0].anon_vma
@@ -274,12 +267,12 @@ class AnonVmaRmap(ReverseMap):
             avc = chain[i]
             anon_vma = avc.anon_vma
             anon_vma.remove(avc, self.visited)
-            if anon_vma.root is None:
+            if anon_vma.rb_root is None:
                 anon_vma.parent.num_children -= 1
                 emptied.append(anon_vma)
             i -= 1
-        if family.anon_vma is not None:
-            family.anon_vma.num_active_vmas -= 1
+        if fields.anon_vma is not None:
+            fields.anon_vma.num_active_vmas -= 1
         self._unlock(first)
         # Freed only now: the last reference to a root may go with it, and its lock with that.  Those that were emptied
         # here, and no others: one that a relative empties meanwhile is that one's to put.
@@ -296,35 +289,35 @@ class AnonVmaRmap(ReverseMap):
 
     # The links
 
-    def _family(self, vma: VMA) -> Family | None:
-        return cast("Family | None", vma.rmap[self.slot])
+    def fields_of(self, vma: VMA) -> VmaFields | None:
+        return cast("VmaFields | None", vma.rmap[self.slot])
 
-    def _link(self, family: Family, vma: VMA, anon_vma: AnonVma) -> None:
+    def _link(self, fields: VmaFields, vma: VMA, anon_vma: AnonVma) -> None:
         """One more AVC.  The caller holds the root's lock."""
         avc = AnonVmaChain(vma, anon_vma)
         self.chain_pool.alloc()
-        family.chain.append(avc)
+        fields.chain.append(avc)
         first = vma.pgoff
         anon_vma.insert(avc, first, first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1, self.visited)
 
-    def _clone(self, family: Family, vma: VMA, source: Family) -> None:
+    def _clone(self, fields: VmaFields, vma: VMA, source: VmaFields) -> None:
         """anon_vma_clone(): an AVC of `vma` for each of `source`, the oldest first.
 
-        If `family` has no anon_vma yet (a fork), it takes over one on the way that no VMA puts pages into
+        If `fields` has no anon_vma yet (a fork), it takes over one on the way that no VMA puts pages into
         and that has at most one child.  This bounds the chains of a process whose line of ancestors each
         forked once and went away; a root, its own child, is never taken.
         """
         root = source.chain[0].anon_vma
         self._lock(root)
-        own = family.anon_vma
+        own = fields.anon_vma
         for link in source.chain:
             anon_vma = link.anon_vma
-            self._link(family, vma, anon_vma)
+            self._link(fields, vma, anon_vma)
             if own is None and is_unused(anon_vma):
                 own = anon_vma
         if own is not None:
             own.num_active_vmas += 1
-            family.anon_vma = own
+            fields.anon_vma = own
         self._unlock(root)
 
     def _new_anon_vma(self) -> AnonVma:
@@ -346,8 +339,8 @@ class AnonVmaRmap(ReverseMap):
 
     def _new_child_anon_vma(self, parent: AnonVma) -> AnonVma:
         anon_vma = self._new_anon_vma()
-        root = parent.family_root
-        anon_vma.family_root = root
+        root = parent.root
+        anon_vma.root = root
         anon_vma.rwsem = root.rwsem
         anon_vma.parent = parent
         root.refcount += 1  # the lock lives in the root
@@ -374,7 +367,7 @@ class AnonVmaRmap(ReverseMap):
 
     def _free_with_root(self, anon_vma: AnonVma) -> None:
         """__put_anon_vma()."""
-        root = anon_vma.family_root
+        root = anon_vma.root
         self._free(anon_vma)
         if root is not anon_vma and self._drop(root):
             self._free(root)
@@ -406,11 +399,11 @@ class AnonVmaRmap(ReverseMap):
         self.anchor.v[pfns] = self._own(vma).number
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
-        # __folio_set_anon(): others may still refer to it in swap, in any process of the family, so unless
+        # __folio_set_anon(): others may still refer to it in swap, in any process of the hierarchy, so unless
         # it is known to be this VMA's alone it belongs to the oldest.
         anon_vma = self._own(vma)
         if not exclusive:
-            anon_vma = anon_vma.family_root
+            anon_vma = anon_vma.root
         self.anchor.m[pfn] = anon_vma.number
 
     def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
@@ -424,17 +417,16 @@ class AnonVmaRmap(ReverseMap):
         anchor[new : new + nr_pages] = anchor[old : old + nr_pages]
 
     def folio_freed(self, pfn: int, nr_pages: int) -> None:
-        for place in self.ksm.pop(pfn, []):
-            self._put(place.anon_vma)
+        for place in self.ksm.freed(pfn):
+            self._put(cast(AnonVma, place.anchor))
 
     def folios_freed(self, pfns: Int64s) -> None:
-        if self.ksm:
-            for i in range(len(pfns)):
-                self.folio_freed(int(pfns[i]), 1)
+        for place in self.ksm.all_freed(pfns):
+            self._put(cast(AnonVma, place.anchor))
 
     def _own(self, vma: VMA) -> AnonVma:
         """The anon_vma for new pages of `vma`, which is prepared."""
-        anon_vma = cast(Family, vma.rmap[self.slot]).anon_vma
+        anon_vma = cast(VmaFields, vma.rmap[self.slot]).anon_vma
         assert anon_vma is not None
         return anon_vma
 
@@ -449,16 +441,11 @@ class AnonVmaRmap(ReverseMap):
     def ksm_added(self, vma: VMA, addr: int, pfn: int) -> None:
         anon_vma = self._own(vma)
         anon_vma.refcount += 1  # the place may outlive the VMA
-        self.ksm.setdefault(pfn, []).append(KsmPlace(vma.mm, addr, anon_vma))
+        self.ksm.add(pfn, KsmPlace(vma.mm, addr, anon_vma))
 
     def ksm_removed(self, mm: MM, addr: int, pfn: int) -> None:
-        places = self.ksm.get(pfn, [])
-        for i in range(len(places)):
-            place = places[i]
-            if place.mm is mm and place.addr == addr:
-                del places[i]
-                self._put(place.anon_vma)
-                return
+        for place in self.ksm.remove(pfn, mm, addr):
+            self._put(cast(AnonVma, place.anchor))
 
     # Memory that is there already
 
@@ -475,7 +462,7 @@ class AnonVmaRmap(ReverseMap):
             root, parent = made[its.root], made[its.parent]
             if mine is None or root is None or parent is None:
                 continue
-            mine.family_root, mine.parent = root, parent
+            mine.root, mine.parent = root, parent
             if root.rwsem is None:
                 root.rwsem = RwSemaphore(self.lock_class, None)
             mine.rwsem = root.rwsem
@@ -489,12 +476,12 @@ class AnonVmaRmap(ReverseMap):
                 parent.num_children -= 1
         links: dict[tuple[int, int], AnonVmaChain] = {}
         for known in found.vmas:
-            family = self._found_family(known, made[known.own])
+            fields = self._found_fields(known, made[known.own])
             for i in known.chain:
                 anon_vma = made[i]
                 if anon_vma is not None:
                     link = links[known.vma.id, i] = AnonVmaChain(known.vma, anon_vma)
-                    family.chain.append(link)
+                    fields.chain.append(link)
                     self.chain_pool.alloc()
         for i, mine in enumerate(made):
             if mine is not None:
@@ -504,17 +491,17 @@ class AnonVmaRmap(ReverseMap):
             own = made[place.own]
             assert own is not None
             # Its reference is counted already.
-            self.ksm.setdefault(place.pfn, []).append(KsmPlace(place.vma.mm, place.addr, own))
+            self.ksm.add(place.pfn, KsmPlace(place.vma.mm, place.addr, own))
         for folio in found.folios:
             anon_vma = made[folio.anon_vma] if folio.anon_vma >= 0 else None
             if anon_vma is not None:
                 self._point(folio.pfn, folio.nr_pages, anon_vma)
 
-    def _found_family(self, known: FoundVma, own: AnonVma | None) -> Family:
+    def _found_fields(self, known: FoundVma, own: AnonVma | None) -> VmaFields:
         """What a VMA has of it, without its links."""
-        family = Family(own)
-        known.vma.rmap[self.slot] = family
-        return family
+        fields = VmaFields(own)
+        known.vma.rmap[self.slot] = fields
+        return fields
 
     # The walk
 
@@ -574,7 +561,7 @@ class AnonVmaRmap(ReverseMap):
                 return None
             rwsem = _rwsem(anon_vma)
             if rwsem.try_down_read():
-                self.touch("anon_vma", anon_vma.family_root)  # the lock is a part of it
+                self.touch("anon_vma", anon_vma.root)  # the lock is a part of it
                 mapped = self.is_mapped(pfn)
                 if not mapped:
                     rwsem.up_read()
@@ -622,15 +609,15 @@ class AnonVmaRmap(ReverseMap):
 
     def _walk_ksm(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         """rmap_walk_ksm(): each place in its own address space, then, in a second round, the same address
-        in others of the family, in case they were forked since."""
+        in others of the hierarchy, in case they were forked since."""
         for search_new_forks in (False, True):
-            for place in reversed(self.ksm.get(pfn, [])):
-                rwsem = place.anon_vma.rwsem
-                assert rwsem is not None
+            for place in self.ksm.newest_first(pfn):
+                anon_vma = cast(AnonVma, place.anchor)
+                rwsem = _rwsem(anon_vma)
                 rwsem.down_read()
                 try:
                     addr = place.addr
-                    for node in place.anon_vma.touching(0, _LAST_PGOFF, self.visited):
+                    for node in anon_vma.touching(0, _LAST_PGOFF, self.visited):
                         vma = cast(AnonVmaChain, node).vma
                         if vma.start <= addr < vma.end and (vma.mm is place.mm) != search_new_forks:
                             self.places.count += 1
@@ -639,40 +626,40 @@ class AnonVmaRmap(ReverseMap):
                     rwsem.up_read()
 
     def related(self, vma: VMA, pfn: int) -> bool:
-        # ksm_might_need_to_copy(): the same root, and a page that one of the family reads goes to the root.
+        # ksm_might_need_to_copy(): the same root, and a page that one of the hierarchy reads goes to the root.
         anon_vma = self.anon_vmas[self.anchor.m[pfn]]
-        return anon_vma is not None and anon_vma.family_root is self._own(vma).family_root
+        return anon_vma is not None and anon_vma.root is self._own(vma).root
 
     # Merge rules
 
     def can_merge(self, source: VMA | None, existing: VMA, growing: bool) -> bool:
         # is_mergeable_anon_vma().  A VMA whose chain is not singular was forked: merging something into it
         # would put that under a lock which other processes use.
-        family = None if source is None else self._family(source)
-        there = self._family(existing)
+        fields = None if source is None else self.fields_of(source)
+        there = self.fields_of(existing)
         if self.profile.relaxed_anon_merge:
-            if family is not None and there is None:
-                return growing or self._never_forked(family)  # who only grows hands no chain to anybody
-            if family is None and there is not None:
+            if fields is not None and there is None:
+                return growing or self._never_forked(fields)  # who only grows hands no chain to anybody
+            if fields is None and there is not None:
                 return self._never_forked(there)
-        elif family is None and there is not None and self._never_forked(there):
+        elif fields is None and there is not None and self._never_forked(there):
             return True
-        if family is None or there is None:
-            return family is there
-        return self._same(family, there)
+        if fields is None or there is None:
+            return fields is there
+        return self._same(fields, there)
 
     def can_join(self, prev: VMA, next: VMA) -> bool:
-        family = self._family(prev)
-        beside = self._family(next)
-        return family is None or beside is None or self._same(family, beside)
+        fields = self.fields_of(prev)
+        beside = self.fields_of(next)
+        return fields is None or beside is None or self._same(fields, beside)
 
-    def _same(self, family: Family, other: Family) -> bool:
+    def _same(self, fields: VmaFields, other: VmaFields) -> bool:
         """Do new pages of the two go to the same place?"""
-        return family.anon_vma is other.anon_vma
+        return fields.anon_vma is other.anon_vma
 
-    def _never_forked(self, family: Family) -> bool:
+    def _never_forked(self, fields: VmaFields) -> bool:
         """list_is_singular(): it has no links but that to its own anon_vma."""
-        return len(family.chain) == 1
+        return len(fields.chain) == 1
 
 
 def _rwsem(anon_vma: AnonVma) -> RwSemaphore:
@@ -685,11 +672,3 @@ def _rwsem(anon_vma: AnonVma) -> RwSemaphore:
 def is_unused(anon_vma: AnonVma) -> bool:
     """May a fork take it over?  No VMA puts pages into it, and it has at most one child."""
     return anon_vma.num_children < 2 and anon_vma.num_active_vmas == 0
-
-
-def _linked_anon_vma(family: Family | None, beside: Family | None) -> AnonVma | None:
-    """Whose root to lock for a change of geometry: the two VMAs are of one hierarchy, or one has no links."""
-    for some in (family, beside):
-        if some is not None and some.chain:
-            return some.chain[0].anon_vma
-    return None

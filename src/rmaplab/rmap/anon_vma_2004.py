@@ -25,4 +25,4 @@ class AnonVma2004Rmap(AnonVmaRmap):
     name = "anon_vma_2004"
 
     def vma_forked(self, parent: VMA, child: VMA) -> None:
-        self._copy_family(parent, child)
+        self._clone_fields(parent, child)

@@ -21,7 +21,7 @@ Data
   a neighbour have the same two (ours).  It cannot be freed as long as folios may point to it, nor can the mm_struct,
   into which a walk looks; what is kept of those that are gone is counted as `vm_area_struct, pinned` and
   `mm_struct, pinned`.
-- `LazyFamily`: a VMA's share (see anon_vma.py), with its root VMA.
+- `LazyFields`: a VMA's share (see anon_vma.py), with its root VMA.
 - for each page: the number of an anon_vma, or of a root VMA, which is negative.
 
 Invariants (ours)
@@ -45,10 +45,11 @@ from typing import Final, cast
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Int64s
+from rmaplab.mm.geometry import GeometryChange
 from rmaplab.mm.reverse_map import Attachment
 from rmaplab.mm.takeover import FoundVma, TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
-from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, Family, is_unused
+from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, VmaFields, is_unused
 from rmaplab.rmap.neighbours import mergeable_neighbours
 from rmaplab.sync.locks import SequenceCount
 from rmaplab.sync.work import Pool, Tally
@@ -68,7 +69,7 @@ class RootVma:
         self.pins = 0  # migrations that are going to walk again, and the anon_vma
 
 
-class LazyFamily(Family):
+class LazyFields(VmaFields):
     """A VMA's share: as long as `anon_vma` is None, `root` takes its new pages.
 
     forked: it came about by fork.  The chain does not tell: an upgrade that takes over an anon_vma which was inherited
@@ -121,8 +122,8 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         self.held_roots: Final[dict[int, RootVma]] = {}  # by pfn
         self.found_roots: Final[dict[int, RootVma]] = {}  # in place of anon_vmas that were found: see take_over()
 
-    def _lazy(self, vma: VMA) -> LazyFamily | None:
-        return cast("LazyFamily | None", vma.rmap[self.slot])
+    def _lazy(self, vma: VMA) -> LazyFields | None:
+        return cast("LazyFields | None", vma.rmap[self.slot])
 
     # An address space
 
@@ -145,17 +146,17 @@ class AnonVmaLazyRmap(AnonVmaRmap):
 
     def vma_prepare(self, vma: VMA) -> None:
         for neighbour in mergeable_neighbours(vma):
-            family = self._lazy(neighbour)
-            if family is not None and self._never_forked(family):
-                self._share(vma, family)
+            fields = self._lazy(neighbour)
+            if fields is not None and self._never_forked(fields):
+                self._share(vma, fields)
                 return
         root = self._new_root(vma)
-        self._adopt(vma, LazyFamily(None, root, False))
+        self._adopt(vma, LazyFields(None, root, False))
 
-    def _share(self, vma: VMA, family: LazyFamily) -> None:
+    def _share(self, vma: VMA, fields: LazyFields) -> None:
         """New pages of `vma` go where those of a neighbour do, whose chain has nothing that was inherited."""
-        anon_vma = family.anon_vma
-        shared = LazyFamily(anon_vma, family.root, False)
+        anon_vma = fields.anon_vma
+        shared = LazyFields(anon_vma, fields.root, False)
         self._adopt(vma, shared)
         if anon_vma is not None:
             self._lock(anon_vma)
@@ -163,10 +164,10 @@ class AnonVmaLazyRmap(AnonVmaRmap):
             anon_vma.num_active_vmas += 1
             self._unlock(anon_vma)
 
-    def _adopt(self, vma: VMA, family: LazyFamily) -> None:
-        vma.rmap[self.slot] = family
-        if family.root is not None:
-            family.root.vmas.append(vma)
+    def _adopt(self, vma: VMA, fields: LazyFields) -> None:
+        vma.rmap[self.slot] = fields
+        if fields.root is not None:
+            fields.root.vmas.append(vma)
 
     def _new_root(self, vma: VMA) -> RootVma:
         self._space(vma.mm).roots += 1
@@ -182,16 +183,16 @@ class AnonVmaLazyRmap(AnonVmaRmap):
 
     def _upgrade(self, vma: VMA) -> None:
         """Give the root of `vma` an anon_vma, if it has none, and link all VMAs of that root with it."""
-        family = self._lazy(vma)
-        if family is None or family.anon_vma is not None:
+        fields = self._lazy(vma)
+        if fields is None or fields.anon_vma is not None:
             return
-        root = family.root
+        root = fields.root
         assert root is not None
-        anon_vma = self._anon_vma_for(family)
+        anon_vma = self._anon_vma_for(fields)
         self.upgrades.count += 1
         self._lock(anon_vma)
         for other in root.vmas:
-            its = cast(LazyFamily, other.rmap[self.slot])
+            its = cast(LazyFields, other.rmap[self.slot])
             its.anon_vma = anon_vma
             anon_vma.num_active_vmas += 1
             self.linked.count += 1
@@ -203,16 +204,16 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         self.point("write vma->anon_vma", root, True)
         root.anon_vma = anon_vma
 
-    def _anon_vma_for(self, family: LazyFamily) -> AnonVma:
+    def _anon_vma_for(self, fields: LazyFields) -> AnonVma:
         """A new one, or one of the inherited that nobody uses any more: as anon_vma_clone() and
         anon_vma_fork() do it for a child, only later."""
-        if not family.chain:
+        if not fields.chain:
             return self._new_root_anon_vma()
-        for link in family.chain:
+        for link in fields.chain:
             if is_unused(link.anon_vma):
                 self.reused.count += 1
                 return link.anon_vma
-        inherited = family.chain[-1].anon_vma
+        inherited = fields.chain[-1].anon_vma
         anon_vma = self._new_child_anon_vma(inherited)
         self._lock(inherited)
         inherited.num_children += 1
@@ -223,29 +224,29 @@ class AnonVmaLazyRmap(AnonVmaRmap):
 
     def vma_forked(self, parent: VMA, child: VMA) -> None:
         self._upgrade(parent)
-        family = LazyFamily(None, self._new_root(child), True)
-        self._adopt(child, family)
-        source = cast(LazyFamily, parent.rmap[self.slot])
-        self._link_all(family, child, source)
+        fields = LazyFields(None, self._new_root(child), True)
+        self._adopt(child, fields)
+        source = cast(LazyFields, parent.rmap[self.slot])
+        self._link_all(fields, child, source)
 
-    def _link_all(self, family: LazyFamily, vma: VMA, source: Family) -> None:
+    def _link_all(self, fields: LazyFields, vma: VMA, source: VmaFields) -> None:
         """Link `vma` with all that `source` has links to."""
         if source.chain:
             first = source.chain[0].anon_vma
             self._lock(first)
             for link in source.chain:
-                self._link(family, vma, link.anon_vma)
-            if family.anon_vma is not None:
-                family.anon_vma.num_active_vmas += 1
+                self._link(fields, vma, link.anon_vma)
+            if fields.anon_vma is not None:
+                fields.anon_vma.num_active_vmas += 1
             self._unlock(first)
 
     # Split, merge, move: geometry
 
-    def _copy_family(self, source: VMA, new: VMA) -> None:
-        original = cast(LazyFamily, source.rmap[self.slot])
-        family = LazyFamily(original.anon_vma, original.root, original.forked)
-        self._adopt(new, family)
-        self._link_all(family, new, original)
+    def _clone_fields(self, source: VMA, new: VMA) -> None:
+        original = cast(LazyFields, source.rmap[self.slot])
+        fields = LazyFields(original.anon_vma, original.root, original.forked)
+        self._adopt(new, fields)
+        self._link_all(fields, new, original)
 
     def vma_joined(self, vma: VMA, donor: VMA) -> None:
         if _offset(vma) != _offset(donor):
@@ -256,15 +257,16 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         self._upgrade(source)
         super().vma_copied(source, new)
 
-    def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
-        self._changes(vma.mm).write_begin()
-        super().geometry_begin(vma, neighbour)
+    def geometry_begin(self, change: GeometryChange) -> None:
+        self._changes(change.vmas[0].mm).write_begin()
+        super().geometry_begin(change)
 
-    def geometry_end(self, vma: VMA, neighbour: VMA | None) -> None:
-        super().geometry_end(vma, neighbour)
-        family = self._lazy(vma)
-        if family is not None and family.root is not None and len(family.root.vmas) == 1:
-            family.root.offset = _offset(vma)  # an exec'd stack moves down while it is all there is
+    def geometry_end(self, change: GeometryChange) -> None:
+        super().geometry_end(change)
+        vma = change.vmas[0]
+        fields = self._lazy(vma)
+        if fields is not None and fields.root is not None and len(fields.root.vmas) == 1:
+            fields.root.offset = _offset(vma)  # an exec'd stack moves down while it is all there is
         self._changes(vma.mm).write_end()
 
     def _space(self, mm: MM) -> LazySpace:
@@ -276,15 +278,15 @@ class AnonVmaLazyRmap(AnonVmaRmap):
     # A VMA's end
 
     def _unlink_all(self, vma: VMA) -> None:
-        family = cast(LazyFamily, vma.rmap[self.slot])
+        fields = cast(LazyFields, vma.rmap[self.slot])
         vma.rmap[self.slot] = None
-        root = family.root
+        root = fields.root
         if root is not None:
             root.vmas.remove(vma)
             if root.vma is vma:
                 root.vma = None
             root.pins += 1  # the anon_vma may go now, and give the root up
-        self._unlink_chain(family)
+        self._unlink_chain(fields)
         if root is not None:
             root.pins -= 1
             if root.vma is None and not root.pinned and (root.vmas or root.pins):
@@ -332,11 +334,11 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         self.anchor.v[pfns] = self._own_number(vma)
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
-        family = cast(LazyFamily, vma.rmap[self.slot])
-        if exclusive or not family.chain:
+        fields = cast(LazyFields, vma.rmap[self.slot])
+        if exclusive or not fields.chain:
             self.anchor.m[pfn] = self._own_number(vma)
         else:
-            self.anchor.m[pfn] = family.chain[0].anon_vma.family_root.number
+            self.anchor.m[pfn] = fields.chain[0].anon_vma.root.number
 
     def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
         self.anchor.v[pfn : pfn + nr_pages] = self._own_number(vma)
@@ -346,11 +348,11 @@ class AnonVmaLazyRmap(AnonVmaRmap):
 
     def _own_number(self, vma: VMA) -> int:
         """What new pages of `vma` are to hold."""
-        family = cast(LazyFamily, vma.rmap[self.slot])
-        if family.anon_vma is not None:
-            return family.anon_vma.number
-        assert family.root is not None
-        return -family.root.number
+        fields = cast(LazyFields, vma.rmap[self.slot])
+        if fields.anon_vma is not None:
+            return fields.anon_vma.number
+        assert fields.root is not None
+        return -fields.root.number
 
     def ksm_added(self, vma: VMA, addr: int, pfn: int) -> None:
         self._upgrade(vma)  # KSM goes by anon_vmas
@@ -388,15 +390,15 @@ class AnonVmaLazyRmap(AnonVmaRmap):
                 never.add(own)
         return never
 
-    def _found_family(self, known: FoundVma, own: AnonVma | None) -> Family:
+    def _found_fields(self, known: FoundVma, own: AnonVma | None) -> VmaFields:
         root: RootVma | None = None
         if own is None:
             root = self.found_roots.get(known.own)
             if root is None:
                 root = self.found_roots[known.own] = self._new_root(known.vma)
-        family = LazyFamily(own, root, len(known.chain) > 1)
-        self._adopt(known.vma, family)
-        return family
+        fields = LazyFields(own, root, len(known.chain) > 1)
+        self._adopt(known.vma, fields)
+        return fields
 
     # The walk
 
@@ -459,9 +461,9 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         self.look_ups.count += 1
         self.point_in(root.mm.users_word, "look up VMA", root.mm.tree)
         for vma in root.mm.tree.overlapping(start, end):
-            family = self._lazy(vma)
+            fields = self._lazy(vma)
             self.point("read VMA", vma, False)
-            if family is not None and family.root is root:
+            if fields is not None and fields.root is root:
                 self.places.count += 1
                 yield vma, start if start > vma.start else vma.start
 
@@ -471,7 +473,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
 
     def related(self, vma: VMA, pfn: int) -> bool:
         # Would the walk come by?  It does if the VMA has the root, or a link to the anon_vma.
-        family = cast(LazyFamily, vma.rmap[self.slot])
+        fields = cast(LazyFields, vma.rmap[self.slot])
         number: int = self.anchor.m[pfn]
         anon_vma: AnonVma | None = None
         if number >= 0:
@@ -479,16 +481,16 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         else:
             root = self.roots[-number]
             if root is None or root.anon_vma is None:
-                return root is not None and family.root is root
+                return root is not None and fields.root is root
             anon_vma = root.anon_vma
-        return any(link.anon_vma is anon_vma for link in family.chain)
+        return any(link.anon_vma is anon_vma for link in fields.chain)
 
     # Merge rules
 
-    def _same(self, family: Family, other: Family) -> bool:
-        if family.anon_vma is None or other.anon_vma is None:
-            return cast(LazyFamily, family).root is cast(LazyFamily, other).root
-        return family.anon_vma is other.anon_vma
+    def _same(self, fields: VmaFields, other: VmaFields) -> bool:
+        if fields.anon_vma is None or other.anon_vma is None:
+            return cast(LazyFields, fields).root is cast(LazyFields, other).root
+        return fields.anon_vma is other.anon_vma
 
-    def _never_forked(self, family: Family) -> bool:
-        return not cast(LazyFamily, family).forked
+    def _never_forked(self, fields: VmaFields) -> bool:
+        return not cast(LazyFields, fields).forked

@@ -48,10 +48,6 @@ class CowContext:
         self.children: Final = object()  # what who looks at or changes the list of children names to the scheduler
         self.next_sibling: CowContext | None = None
         self.previous_sibling: CowContext | None = None
-        # Between the two halves of a geometry change, under mmap_lock: what the VMAs were before it, and
-        # the VMA that a split makes.
-        self.before: Final[list[tuple[int, int, int]]] = []
-        self.split_off: VMA | None = None
 
     def top(self) -> CowContext:
         """The context that all of this tree descend from."""

@@ -43,10 +43,12 @@ import numpy as np
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
+from rmaplab.mm.geometry import Bounds, GeometryChange, bounds_of
 from rmaplab.mm.reverse_map import Attachment
 from rmaplab.mm.takeover import TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.context import ContextRmap, CowContext
+from rmaplab.rmap.ksm_places import KsmPlace, KsmPlaces
 from rmaplab.rmap.neighbours import mergeable_neighbours
 
 # What a page holds: number of the context << 40 | anonymous page offset + 2**39.  The bias is there because
@@ -56,12 +58,8 @@ _PGOFF_MASK: Final = (1 << _CONTEXT_SHIFT) - 1
 _PGOFF_BIAS: Final = 1 << (_CONTEXT_SHIFT - 1)
 
 
-class KsmPlace:
-    """Where KSM mapped its page; the context lives as long as the place is remembered."""
-
-    def __init__(self, context: CowContext, addr: int) -> None:
-        self.context: Final = context
-        self.addr: Final = addr
+# (first, last, displacement): a range of anonymous page offsets, both ends included, and where it is.
+Displaced = tuple[int, int, int]
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -74,7 +72,7 @@ class CowContextRmap(ContextRmap):
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
         self.where: Final[Column] = attachment.folios.column(np.int64)
-        self.ksm: Final[dict[int, list[KsmPlace]]] = {}  # by pfn, the newest place last
+        self.ksm: Final = KsmPlaces()  # their anchors are contexts, which live as long as the places are remembered
 
     def shift_of(self, vma: VMA) -> int | None:
         """What to add to vm_pgoff for the anonymous page offset; None for a VMA that is not prepared."""
@@ -106,9 +104,8 @@ class CowContextRmap(ContextRmap):
     # Split, merge, move: geometry
 
     def vma_split(self, vma: VMA, new: VMA) -> None:
-        # The record of `vma` covers both; what geometry_end() finds outside `vma` is there for `new`.
+        # The record of `vma` covers both.
         new.rmap[self.slot] = vma.rmap[self.slot]
-        self.context_of(vma.mm).split_off = new
 
     def vma_joined(self, vma: VMA, donor: VMA) -> None:
         # `vma` has no pages yet, so it may as well be indexed as if it were part of `donor`.
@@ -123,43 +120,31 @@ class CowContextRmap(ContextRmap):
     def move_unlock(self, vma: VMA) -> None:
         self.context_of(vma.mm).moves.write_end()
 
-    def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
-        context = self.context_of(vma.mm)
-        context.moves.write_begin()
-        before = context.before
-        before.clear()
-        self._note(vma, before)
-        if neighbour is not None:
-            self._note(neighbour, before)
+    def geometry_begin(self, change: GeometryChange) -> None:
+        self.context_of(change.vmas[0].mm).moves.write_begin()
 
-    def geometry_end(self, vma: VMA, neighbour: VMA | None) -> None:
-        self._record(vma)
-        if neighbour is not None:
-            self._record(neighbour)
-        context = self.context_of(vma.mm)
-        if context.before:
-            now: list[tuple[int, int, int]] = []
-            self._note(vma, now)
-            if neighbour is not None:
-                self._note(neighbour, now)
-            if context.split_off is not None:
-                self._note(context.split_off, now)
-            for first, last, offset in context.before:
-                self._remove_but(context, first, last, offset, now)
-        context.split_off = None
+    def geometry_end(self, change: GeometryChange) -> None:
+        # What is displaced now is recorded before what was, and is not, is forgotten.
+        context = self.context_of(change.vmas[0].mm)
+        before: list[Displaced] = []
+        now: list[Displaced] = []
+        for i in range(len(change.vmas)):
+            vma = change.vmas[i]
+            before += self._displaced(vma, change.before[i])
+            now += self._displaced(vma, change.after[i])
+            self._record(vma)
+        if change.split_off is not None:
+            now += self._displaced(change.split_off, bounds_of(change.split_off))
+        now.sort()
+        for first, last, offset in before:
+            for kept_first, kept_last, kept_offset in now:
+                if kept_offset == offset and kept_last >= first and kept_first <= last:
+                    if kept_first > first:
+                        self._forget(context, first, kept_first - 1, offset)
+                    first = kept_last + 1
+            if first <= last:
+                self._forget(context, first, last, offset)
         context.moves.write_end()
-
-    def _remove_but(
-        self, context: CowContext, first: int, last: int, offset: int, keep: list[tuple[int, int, int]]
-    ) -> None:
-        """Remove the record of first..last at `offset` but for what `keep` has."""
-        for kept_first, kept_last, kept_offset in sorted(keep):
-            if kept_offset == offset and kept_last >= first and kept_first <= last:
-                if kept_first > first:
-                    self._forget(context, first, kept_first - 1, offset)
-                first = kept_last + 1
-        if first <= last:
-            self._forget(context, first, last, offset)
 
     def vma_absorbed(self, vma: VMA, gone: VMA) -> None:
         # `vma` covers the range by now, with a record of its own that says the same.
@@ -172,35 +157,29 @@ class CowContextRmap(ContextRmap):
     # A VMA's end
 
     def vma_removed(self, vma: VMA) -> None:
-        ranges: list[tuple[int, int, int]] = []
-        self._note(vma, ranges)
-        for first, last, offset in ranges:
+        for first, last, offset in self._displaced(vma, bounds_of(vma)):
             self._forget(self.context_of(vma.mm), first, last, offset)
         vma.rmap[self.slot] = None
 
     # Records
 
-    def _note(self, vma: VMA, ranges: list[tuple[int, int, int]]) -> None:
-        """Append (first, last, displacement) of `vma`, in anonymous page offsets, if it is displaced."""
+    def _displaced(self, vma: VMA, bounds: Bounds) -> list[Displaced]:
+        """What is to be recorded of `vma` if it is prepared and has these bounds: nothing, unless it is displaced."""
         shift = self.shift_of(vma)
         if shift is not None:
-            first = vma.pgoff + shift
-            offset = (vma.start >> PAGE_SHIFT) - first
+            first = bounds.pgoff + shift
+            offset = (bounds.start >> PAGE_SHIFT) - first
             if offset != 0:
-                ranges.append((first, first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1, offset))
+                return [(first, bounds.last_pgoff + shift, offset)]
+        return []
 
     def _record(self, vma: VMA) -> None:
-        shift = self.shift_of(vma)
-        if shift is not None:
-            first = vma.pgoff + shift
-            offset = (vma.start >> PAGE_SHIFT) - first
-            if offset != 0:
-                last = first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1
-                context = self.context_of(vma.mm)
-                context.lock.lock()
-                self.point_in(context, "add record", context.remaps, True)
-                context.remaps.add(first, last, offset)
-                context.lock.unlock()
+        context = self.context_of(vma.mm)
+        for first, last, offset in self._displaced(vma, bounds_of(vma)):
+            context.lock.lock()
+            self.point_in(context, "add record", context.remaps, True)
+            context.remaps.add(first, last, offset)
+            context.lock.unlock()
 
     def _forget(self, context: CowContext, first: int, last: int, offset: int) -> None:
         context.lock.lock()
@@ -261,25 +240,19 @@ class CowContextRmap(ContextRmap):
     def ksm_added(self, vma: VMA, addr: int, pfn: int) -> None:
         context = self.context_of(vma.mm)
         context.refcount += 1
-        self.ksm.setdefault(pfn, []).append(KsmPlace(context, addr))
+        self.ksm.add(pfn, KsmPlace(vma.mm, addr, context))
 
     def ksm_removed(self, mm: MM, addr: int, pfn: int) -> None:
-        places = self.ksm.get(pfn, [])
-        for i in range(len(places)):
-            place = places[i]
-            if place.context.mm is mm and place.addr == addr:
-                del places[i]
-                self.put(place.context)
-                return
+        for place in self.ksm.remove(pfn, mm, addr):
+            self.put(cast(CowContext, place.anchor))
 
     def folio_freed(self, pfn: int, nr_pages: int) -> None:
-        for place in self.ksm.pop(pfn, []):
-            self.put(place.context)
+        for place in self.ksm.freed(pfn):
+            self.put(cast(CowContext, place.anchor))
 
     def folios_freed(self, pfns: Int64s) -> None:
-        if self.ksm:
-            for i in range(len(pfns)):
-                self.folio_freed(int(pfns[i]), 1)
+        for place in self.ksm.all_freed(pfns):
+            self.put(cast(CowContext, place.anchor))
 
     # Memory that is there already
 
@@ -369,15 +342,15 @@ class CowContextRmap(ContextRmap):
     def _walk_ksm(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         """Each place in its own address space first, then the same address in those forked from it: a KSM
         page does not move (mremap() unmerges it)."""
-        places = self.ksm.get(pfn, [])
+        places = self.ksm.newest_first(pfn)
         self.rcu.read_lock()
         try:
-            for place in reversed(places):
+            for place in places:
                 self.visited.count += 1
-                yield from self._ksm_at(place.context, place.addr)
-            for place in reversed(places):
-                for context in self._parents_first(place.context):
-                    if context is not place.context:
+                yield from self._ksm_at(cast(CowContext, place.anchor), place.addr)
+            for place in places:
+                for context in self._parents_first(cast(CowContext, place.anchor)):
+                    if context is not place.anchor:
                         yield from self._ksm_at(context, place.addr)
         finally:
             self.rcu.read_unlock()

@@ -33,6 +33,7 @@ import numpy as np
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
+from rmaplab.mm.geometry import Bounds, GeometryChange, bounds_of
 from rmaplab.mm.reverse_map import Attachment
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.context import ContextRmap, CowContext
@@ -145,6 +146,11 @@ def insert_sorted(values: list[int], new: int) -> list[int]:
     return [*values[:at], new, rest[0] if rest else _UNWRITTEN, *rest]
 
 
+def _offset(bounds: Bounds) -> int:
+    """Distance in pages from the address that the page offset stands for to where it is."""
+    return (bounds.start >> PAGE_SHIFT) - bounds.pgoff
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class CowContextPrototypeRmap(ContextRmap):
     """One context per address space; records for every VMA whose address is not its page offset."""
@@ -178,41 +184,19 @@ class CowContextPrototypeRmap(ContextRmap):
 
     # Split, merge, move: geometry
 
-    def vma_split(self, vma: VMA, new: VMA) -> None:
-        self.context_of(vma.mm).split_off = new
-
-    def geometry_begin(self, vma: VMA, neighbour: VMA | None) -> None:
-        before = self.context_of(vma.mm).before
-        before.clear()
-        before.append(self._range(vma))
-        if neighbour is not None:
-            before.append(self._range(neighbour))
-
-    def geometry_end(self, vma: VMA, neighbour: VMA | None) -> None:
-        context = self.context_of(vma.mm)
-        self._adjust(context, vma, context.before[0])
-        if neighbour is not None:
-            self._adjust(context, neighbour, context.before[1])
-        new = context.split_off
-        if new is not None:
-            context.split_off = None
-            start = vma.start if vma.start < new.start else new.start
-            self._remap(new, start)
-
-    def _range(self, vma: VMA) -> tuple[int, int, int]:
-        """First and last page offset, and offset; the latter is 0 if the VMA is not to be recorded."""
-        first = vma.pgoff
-        offset = (vma.start >> PAGE_SHIFT) - first if vma.prepared else 0
-        return first, first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1, offset
-
-    def _adjust(self, context: CowContext, vma: VMA, before: tuple[int, int, int]) -> None:
-        """cow_context_vma_adjust(): remove, then add with the new geometry, one VMA after the other."""
-        old_first, old_last, offset = before
-        if offset != 0:
-            self._drop(context, old_first, old_last, offset)
-            first, last, _ = self._range(vma)
-            self.point_in(context, "add record", context.remaps, True)
-            context.remaps.add(first, last, offset)
+    def geometry_end(self, change: GeometryChange) -> None:
+        # cow_context_vma_adjust(): remove, then add with the new geometry, one VMA after the other.
+        context = self.context_of(change.vmas[0].mm)
+        for i in range(len(change.vmas)):
+            before = change.before[i]
+            after = change.after[i]
+            offset = _offset(before)
+            if change.vmas[i].prepared and offset != 0:
+                self._drop(context, before.pgoff, before.last_pgoff, offset)
+                self.point_in(context, "add record", context.remaps, True)
+                context.remaps.add(after.pgoff, after.last_pgoff, offset)
+        if change.split_off is not None:
+            self._remap(change.split_off, change.before[0].start)
 
     def vma_copied(self, source: VMA, new: VMA) -> None:
         # copy_vma() names the start of the source, also where only a later part of it moves.
@@ -221,35 +205,34 @@ class CowContextPrototypeRmap(ContextRmap):
     def _remap(self, vma: VMA, old_start: int) -> None:
         """cow_context_do_remap(): `vma`, which is where it is now, was at `old_start`.  One that is home
         again is not to be recorded, and its old record left to whoever unmaps the source."""
-        first = vma.pgoff
-        offset = (vma.start >> PAGE_SHIFT) - first
+        now = bounds_of(vma)
+        offset = _offset(now)
         if offset != 0:
-            last = first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1
             context = self.context_of(vma.mm)
             records = self.records_of(context)
             self.point_in(context, "update record", context.remaps, True)
-            if not records.update(first, last, (old_start >> PAGE_SHIFT) - first, offset):
-                records.add(first, last, offset)
+            if not records.update(now.pgoff, now.last_pgoff, (old_start >> PAGE_SHIFT) - now.pgoff, offset):
+                records.add(now.pgoff, now.last_pgoff, offset)
 
     # A VMA's end
 
     def vma_removed(self, vma: VMA) -> None:
         # remove_vma().  The source of MREMAP_DONTUNMAP stays in its tree, and keeps what record it has.
-        if vma.detached:
-            first, last, offset = self._range(vma)
-            if offset != 0:
-                self._drop(self.context_of(vma.mm), first, last, offset)
+        now = bounds_of(vma)
+        offset = _offset(now)
+        if vma.detached and offset != 0:
+            self._drop(self.context_of(vma.mm), now.pgoff, now.last_pgoff, offset)
 
     # Records
 
     def _record(self, vma: VMA) -> None:
         """add_new_remap() for a VMA that has, or is about to have, anonymous pages."""
-        first = vma.pgoff
-        offset = (vma.start >> PAGE_SHIFT) - first
+        now = bounds_of(vma)
+        offset = _offset(now)
         if offset != 0:
             context = self.context_of(vma.mm)
             self.point_in(context, "add record", context.remaps, True)
-            context.remaps.add(first, first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1, offset)
+            context.remaps.add(now.pgoff, now.last_pgoff, offset)
 
     def _drop(self, context: CowContext, first: int, last: int, offset: int) -> None:
         context.lock.lock()

@@ -46,17 +46,17 @@ class IntervalTree:
     """A set of intervals that answers which of them touch a given one."""
 
     def __init__(self) -> None:
-        self.root: IntervalNode | None = None
+        self.rb_root: IntervalNode | None = None
 
     def insert(self, node: IntervalNode, first: i64, last: i64, visited: Tally) -> None:
         """Add `node`, which is in no tree, as the interval [first, last]."""
         node.first = first
         node.last = last
         node.subtree_last = last
-        parent = self.root
+        parent = self.rb_root
         if parent is None:
             node.red = False
-            self.root = node
+            self.rb_root = node
             return
         count = 0
         while True:
@@ -86,7 +86,7 @@ class IntervalTree:
         right = node.right
         parent = node.parent
         if parent is None and left is None and right is None:
-            self.root = None
+            self.rb_root = None
             return
         moved: IntervalNode | None = None  # what took the node's own place, if it had two children
         hole: IntervalNode | None  # what took the place that went away, and who is above that
@@ -132,7 +132,7 @@ class IntervalTree:
 
     def first_touching(self, first: i64, last: i64, visited: Tally) -> IntervalNode | None:
         """The first interval in order that touches [first, last]."""
-        root = self.root
+        root = self.rb_root
         if root is None:
             return None
         visited.count += 1
@@ -170,7 +170,7 @@ class IntervalTree:
 
     def _replace(self, node: IntervalNode, by: IntervalNode | None, parent: IntervalNode | None) -> None:
         if parent is None:
-            self.root = by
+            self.rb_root = by
         elif parent.left is node:
             parent.left = by
         else:

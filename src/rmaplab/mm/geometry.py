@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A change of geometry: start, end or page offset of one VMA, or of two neighbours, become others.
+
+Models struct vma_prepare (mm/vma.h), which vma_prepare() and vma_complete() (mm/vma.c) share.  The machine makes one
+before it changes anything, and tells the designs of it before and after (ReverseMap.geometry_begin(), geometry_end()).
+
+Invariants: `before` and `after` never change.  Until geometry_begin() has returned, each VMA has the bounds in
+`before`; when geometry_end() is told, those in `after`.  All VMAs are of one address space.
+
+Locking: mmap_lock and the locks of all VMAs named here are held for writing, from before the first event to after the
+last one.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rmaplab.mm.vma import PAGE_SHIFT, VMA
+
+
+class Bounds:
+    """[start, end) in bytes, and the page offset of `start`, of a VMA at one moment."""
+
+    def __init__(self, start: int, end: int, pgoff: int) -> None:
+        self.start: Final = start
+        self.end: Final = end
+        self.pgoff: Final = pgoff
+
+    @property
+    def last_pgoff(self) -> int:
+        """Page offset of the last page."""
+        return self.pgoff + ((self.end - self.start) >> PAGE_SHIFT) - 1
+
+
+def bounds_of(vma: VMA) -> Bounds:
+    """Those that it has now."""
+    return Bounds(vma.start, vma.end, vma.pgoff)
+
+
+class GeometryChange:
+    """One change.
+
+    vmas:      the VMAs whose bounds change: one, or two neighbours between which a boundary moves (adj_next)
+    before:    bounds of each of them before the change, in the same order
+    after:     and after it
+    split_off: the new VMA that gets the rest of the range, where `vmas[0]` is split (insert)
+    absorbed:  VMAs whose whole range `vmas[0]` takes in, and which go (remove, remove2)
+    """
+
+    def __init__(self, vma: VMA, after: Bounds) -> None:
+        self.vmas: Final = [vma]
+        self.before: Final = [bounds_of(vma)]
+        self.after: Final = [after]
+        self.split_off: VMA | None = None
+        self.absorbed: list[VMA] = []
+
+    def add(self, vma: VMA, after: Bounds) -> None:
+        """The bounds of this VMA change, too."""
+        self.vmas.append(vma)
+        self.before.append(bounds_of(vma))
+        self.after.append(after)
+
+    def concerns_prepared(self) -> bool:
+        """Is one of the VMAs prepared, so that designs are to be told?"""
+        for vma in self.vmas:
+            if vma.prepared:
+                return True
+        return False
