@@ -82,7 +82,7 @@ def extensions() -> list[Any]:
         return []
     from mypyc.build import mypycify
 
-    files = [file for package in PACKAGES for file in sorted(Path("src/rmaplab", package).glob("*.py"))]
+    files = [file for package in PACKAGES for file in sorted(Path("src/rmaplab", package).rglob("*.py"))]
     modules = [str(file) for file in files if file.stem not in LEFT_ALONE]
     modules += [f"src/rmaplab/{module}.py" for module in MODULES]
     try:

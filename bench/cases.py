@@ -266,7 +266,7 @@ def locks(cpus: int, rounds: int) -> list[float]:
             time.spawn(str(seed), partial(task, seed))
         start = process_time()
         time.run()
-        result.append((process_time() - start) / time.lock_operations)
+        result.append((process_time() - start) / time.figures.lock_operations)
     return result
 
 

@@ -131,7 +131,7 @@ def imports(file: Path) -> set[str]:
     [("sync", {"sync"}), ("mm", {"mm", "sync", "errors"}), ("rmap", {"rmap", "mm", "sync"})],
 )
 def test_arrows_point_one_way(package: str, may_use: set[str]) -> None:
-    for file in (PACKAGE / package).glob("*.py"):
+    for file in (PACKAGE / package).rglob("*.py"):
         assert imports(file) <= may_use, f"{file.name} reaches upwards"
 
 

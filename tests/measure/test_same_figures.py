@@ -70,7 +70,7 @@ def figures(what: str, design: str, cpus: int, large_folios: int) -> str:
     point = {key: value for key, value in msgspec.to_builtins(run.go()).items() if value}
     ledgers = (run.machine.ledger, run.machine.leader.ledger)
     counts = sorted((name, tally.count) for ledger in ledgers for name, tally in ledger.tallies.items())
-    return hashlib.sha256(msgspec.json.encode([point, counts, run.time.trace])).hexdigest()[:12]
+    return hashlib.sha256(msgspec.json.encode([point, counts, run.time.figures.trace])).hexdigest()[:12]
 
 
 @pytest.mark.parametrize(("what", "design", "cpus", "large_folios"), FIGURES)

@@ -23,7 +23,7 @@ from rmaplab.measure.scale_report import timeline
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
 from rmaplab.rmap import DESIGNS
-from rmaplab.sync.virtual import (
+from rmaplab.sync.virtual.prices import (
     CONTEXT_SWITCH,
     GRACE_PERIOD,
     HANDOVER,
@@ -146,15 +146,16 @@ def test_where_nobody_waits_the_counts_are_those_of_a_sequential_replay(what: st
 def test_on_one_cpu_time_is_the_sum_of_work(what: str, design: str) -> None:
     run, _ = ran(what, 1, design)
     time = run.time
-    switching = sum(int(cpu.switching) for cpu in time.cpus)
-    idle = sum(int(cpu.idle) for cpu in time.cpus)
-    assert int(time.ended) == time.work() - run.began - int(time.deferred) + switching + int(time.spun) + idle
-    assert time.spun == 0 or what.startswith("pressure")
+    switching = sum(int(cpu.switching) for cpu in time.cpus.all)
+    idle = sum(int(cpu.idle) for cpu in time.cpus.all)
+    worked = time.work.total() - run.began - int(time.work.deferred)
+    assert time.ended == worked + switching + int(time.cpus.spun) + idle
+    assert time.cpus.spun == 0 or what.startswith("pressure")
     free = msgspec.structs.replace(
         COSTS, costs=COSTS.costs | dict.fromkeys((HANDOVER, CONTEXT_SWITCH, WAKE_UP, SHOOTDOWN, GRACE_PERIOD), 0.0)
     )
     run, point = ran(what, 1, design, free)
-    assert int(run.time.ended) == run.time.work() - run.began - int(run.time.deferred)
+    assert run.time.ended == run.time.work.total() - run.began - int(run.time.work.deferred)
     assert point.utilisation.working == 1
 
 
@@ -319,4 +320,4 @@ def test_parameters_may_go_with_the_cpus() -> None:
 
 def test_time_is_whole_picoseconds() -> None:
     run, _ = ran("storm rounds=1 vmas=3", 2)
-    assert run.time.price("entries zapped") == round(COSTS.costs["entries zapped"] * PICOSECONDS)
+    assert run.time.work.price("entries zapped") == round(COSTS.costs["entries zapped"] * PICOSECONDS)

@@ -408,7 +408,7 @@ def _fork_exit(costs: CostProfile, progress: Progress) -> Reproduction:
         ],
         why="Who shares a hierarchy waits for its root locks, and has the trees below them in another CPU's cache."
         " What a lock protects comes over with it, a hand-over for each node that is visited: a rule of the simulation"
-        " (sync/virtual.py) that was put in when a first version without it came to half of the slow-down that was"
+        " (sync/virtual/) that was put in when a first version without it came to half of the slow-down that was"
         " measured; its cost is that of the profile. What is left is the uncontended fork and exit, which the profile"
         " puts a fifth lower than what was measured.",
     )

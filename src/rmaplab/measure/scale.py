@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How a workload scales: a history as parallel programs, on simulated CPUs, in virtual time.
 
-A machine that one design watches is given a scheduler in virtual time (sync/virtual.py).  Each strand of the
+A machine that one design watches is given a scheduler in virtual time (sync/virtual/).  Each strand of the
 history (trace/parallel.py) is a task; each event is an operation with a latency.  Time passes by the counted work of
 the machine and the design, at what a cost profile says that it costs, and by waiting.
 
@@ -25,6 +25,7 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.sync.virtual import PICOSECONDS, Task, VirtualTime
+from rmaplab.sync.virtual.figures import Figures
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header
 from rmaplab.trace.parallel import Parallel, Strand
@@ -212,7 +213,7 @@ class Run:
         self.set_up()
         for ledger in (machine.ledger, machine.leader.ledger):
             self.time.watch(ledger)
-        self.began = self.time.work()
+        self.began = self.time.work.total()
         for strand in self._parallel.strands:
             self._begin(strand)
         # A history has millions of objects, none of them garbage; and what the run leaves goes by its references, but
@@ -289,19 +290,19 @@ class Run:
             operations=self._operations,
             seconds=seconds,
             throughput=self._operations / seconds if seconds else 0.0,
-            work=(time.work() - self.began) / PICOSECONDS / 1e9,
-            deferred=time.deferred / PICOSECONDS / 1e9,
+            work=(time.work.total() - self.began) / PICOSECONDS / 1e9,
+            deferred=time.work.deferred / PICOSECONDS / 1e9,
             utilisation=_utilisation(time),
-            latencies=_latencies(time),
-            locks=_locks(time),
-            contention=_contention(time),
-            holds=_holds(time),
-            lock_operations=time.lock_operations,
-            grace_periods=time.periods,
-            held_back=[Deferred(what, peak) for what, peak in sorted(time.most_held.items())],
-            shootdowns=time.shootdowns,
-            interrupts=time.interrupts,
-            shooting=time.shooting / PICOSECONDS / 1e9,
+            latencies=_latencies(time.figures),
+            locks=_locks(time.figures),
+            contention=_contention(time.figures),
+            holds=_holds(time.figures),
+            lock_operations=time.figures.lock_operations,
+            grace_periods=time.rcu.count,
+            held_back=[Deferred(what, peak) for what, peak in sorted(time.rcu.most_held.items())],
+            shootdowns=time.tlbs.shootdowns,
+            interrupts=time.tlbs.interrupts,
+            shooting=time.tlbs.shooting / PICOSECONDS / 1e9,
             peak_pages=sum(entry.peak_pages for entry in design.footprint()),
             most_vmas=self.machine.vma_pool.peak,
             differences=self._differences,
@@ -310,24 +311,25 @@ class Run:
 
 
 def _utilisation(time: VirtualTime) -> Utilisation:
-    ended = int(time.ended)
-    total = ended * len(time.cpus)
+    ended = time.ended
+    cpus = time.cpus.all
+    total = ended * len(cpus)
     if not total:
         return Utilisation(0.0, 0.0, 0.0, 0.0)
     idle = 0
-    for cpu in time.cpus:
+    for cpu in cpus:
         idle += int(cpu.idle)
         if cpu.task is None:
             idle += max(0, ended - int(cpu.idle_since))
-    switching = sum(int(cpu.switching) for cpu in time.cpus)
-    spinning = int(time.spun)
+    switching = sum(int(cpu.switching) for cpu in cpus)
+    spinning = int(time.cpus.spun)
     working = total - idle - switching - spinning
     return Utilisation(working / total, spinning / total, switching / total, idle / total)
 
 
-def _latencies(time: VirtualTime) -> list[Latency]:
+def _latencies(seen: Figures) -> list[Latency]:
     found = []
-    for operation, latencies in zip(time.operations, time.latencies, strict=True):
+    for operation, latencies in zip(seen.operations, seen.latencies, strict=True):
         if latencies:
             values = np.array(latencies, dtype=np.int64) / PICOSECONDS
             p50, p90, p99 = (float(p) for p in np.percentile(values, (50, 90, 99)))
@@ -335,10 +337,10 @@ def _latencies(time: VirtualTime) -> list[Latency]:
     return sorted(found, key=lambda latency: -latency.mean * latency.count)
 
 
-def _locks(time: VirtualTime) -> list[LockFigures]:
+def _locks(seen: Figures) -> list[LockFigures]:
     found = []
-    for number, figures in enumerate(time.classes):
-        waits = [wait for key, wait in time.waits.items() if key[0] == number]
+    for figures in seen.classes.values():
+        waits = figures.waits.values()
         held = sum(int(held.time) for held in (*figures.read, *figures.written))
         found.append(
             LockFigures(
@@ -357,29 +359,29 @@ def _locks(time: VirtualTime) -> list[LockFigures]:
     return sorted(found, key=lambda lock: (-lock.waited, lock.name))
 
 
-def _contention(time: VirtualTime) -> list[Contention]:
+def _contention(seen: Figures) -> list[Contention]:
     found = []
-    for (number, write, waiter, holder), wait in time.waits.items():
-        figures = time.classes[number]
-        suffix = "" if figures.type != "rwsem" else ":W" if write else ":R"
-        found.append(
-            Contention(
-                name=figures.name,
-                type=figures.type + suffix,
-                waiter=time.operations[waiter] or "other",
-                holder=time.operations[holder] or "other",
-                count=wait.count,
-                waited=wait.total / PICOSECONDS,
-                longest=wait.longest / PICOSECONDS,
+    for figures in seen.classes.values():
+        for (write, waiter, holder), wait in figures.waits.items():
+            suffix = "" if figures.type != "rwsem" else ":W" if write else ":R"
+            found.append(
+                Contention(
+                    name=figures.name,
+                    type=figures.type + suffix,
+                    waiter=seen.operations[waiter] or "other",
+                    holder=seen.operations[holder] or "other",
+                    count=wait.count,
+                    waited=wait.total / PICOSECONDS,
+                    longest=wait.longest / PICOSECONDS,
+                )
             )
-        )
     return sorted(found, key=lambda entry: (-entry.waited, entry.name, entry.waiter, entry.holder))
 
 
-def _holds(time: VirtualTime) -> list[Hold]:
+def _holds(seen: Figures) -> list[Hold]:
     found = [
-        Hold(figures.name, write, time.operations[operation] or "other", held.time / PICOSECONDS)
-        for figures in time.classes
+        Hold(figures.name, write, seen.operations[operation] or "other", held.time / PICOSECONDS)
+        for figures in seen.classes.values()
         for write, all_held in ((True, figures.written), (False, figures.read))
         for operation, held in enumerate(all_held)
         if held.time

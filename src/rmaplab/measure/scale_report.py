@@ -217,7 +217,7 @@ def timeline(time: VirtualTime) -> bytes:
     ]
     numbers: dict[str, int] = {}
     cpus: set[int] = set()
-    for name, what, cpu, began, ended in time.trace or ():
+    for name, what, cpu, began, ended in time.figures.trace or ():
         number = numbers.get(name)
         if number is None:
             number = len(numbers) + 1

@@ -1,15 +1,70 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who wakes a sleeper on another CPU is busy with it for a while: sending an interrupt is not free."""
+"""Who gets a CPU, and what waking takes."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from rmaplab.sync.locks import RwSemaphore
 from rmaplab.sync.virtual import PICOSECONDS, VirtualTime
 from rmaplab.sync.work import LockClass
+from sync.virtual.simulation import US, on
 
-US = 1000 * PICOSECONDS
+
+def test_who_waits_for_a_cpu_waits_its_turn() -> None:
+    time = on(2, {"context switch": 1.0, "wake up": 2.0}, slice=10 * US)
+    ends: dict[str, int] = {}
+
+    def task(name: str) -> Callable[[], None]:
+        def body() -> None:
+            for _ in range(10):
+                time.begin("step")
+                time.spend(5 * US)
+                time.end()
+            ends[name] = time.clock()
+
+        return body
+
+    for i in range(6):
+        time.spawn(str(i), task(str(i)))
+    time.run()
+    assert time.ended == pytest.approx(6 * 50 * US / 2, rel=0.01)
+    assert min(ends.values()) > 120 * US  # nobody was let through to its end
+    # Each slice of ten begins with a switch, and so does the rest of each task after its last one.
+    assert sum(cpu.switching for cpu in time.cpus.all) == (2 * 2 + (6 * 6 - 2) * 1) * PICOSECONDS
+
+
+def test_a_pinned_task_stays_where_it_is() -> None:
+    time = on(2)
+    for i in range(4):
+        time.spawn(str(i), lambda: time.spend(10 * US), cpu=1)
+    time.run()
+    assert time.ended == 40 * US
+    assert time.cpus.all[0].task is None and time.cpus.all[0].idle == 0  # it never had anything to do
+
+
+def woken_after(spread: Sequence[float]) -> list[int]:
+    """How long after it is woken a task runs, many times."""
+    time = VirtualTime(2, lambda key: 1000.0 if key == "wake up" else 0.0, spread=spread)
+    found: list[int] = []
+
+    def sleeper() -> None:
+        for i in range(1, 200):
+            time.sleep_until(i * 10 * US)
+            found.append(time.clock() - i * 10 * US)
+
+    time.spawn("sleeper", sleeper)
+    time.run()
+    return found
+
+
+def test_wake_ups_take_as_long_as_they_cost_or_are_spread_around_it() -> None:
+    assert set(woken_after([])) == {US}
+    found = woken_after([0.9, 1.0, 1.5])
+    assert found == woken_after([0.9, 1.0, 1.5])
+    assert all(50 < found.count(round(factor * US)) < 85 for factor in (0.9, 1.0, 1.5))
 
 
 @pytest.mark.parametrize("waking", [0, 8])
@@ -77,4 +132,4 @@ def test_who_wakes_a_sleeper_does_so_before_anything_else() -> None:
     time.run()
     begun = 15 * US  # before it ran, each task was woken itself
     assert got == [begun + (10 + 15) * US + US // 2]
-    assert time.cpus[0].idle == 0
+    assert time.cpus.all[0].idle == 0
