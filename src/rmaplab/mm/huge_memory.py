@@ -22,13 +22,13 @@ from rmaplab.mm.pagetable import (
     PTE_YOUNG,
     PTE_ZERO,
 )
+from rmaplab.mm.rmap_walk import Visit, places
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
     MM,
     PAGE_SHIFT,
     PAGE_SIZE,
     VM_LOCKED,
-    VMA,
 )
 
 
@@ -48,27 +48,19 @@ def split_folio(system: System, head: int, in_place: bool = True) -> None:
     and locked from then on, which keeps it for all to whom the walk comes later (__folio_add_anon_rmap())."""
     folios = system.folios
     nr_pages = folios.nr_pages(head)
-    places: list[tuple[VMA, int]] = []
-    if in_place and system.profile.split_to_zero:
-        walk = system.begin_walk(head)
-        for vma, first in walk:
-            end = min(vma.end, first + (nr_pages << PAGE_SHIFT))
-            places += [(vma, addr) for addr in range(first, end, PAGE_SIZE)]
-        system.end_walk(walk)
-    dirty = False
-    for vma, addr in places:
+    visit = Visit(system, head)
+    where = places(system, head) if in_place and system.profile.split_to_zero else []
+    for vma, addr in where:
         entry = vma.mm.page_table.get(addr)
-        dirty = dirty or (
-            entry & PTE_ANON != 0 and entry & PTE_DIRTY != 0 and head <= entry >> PTE_SHIFT < head + nr_pages
-        )
-    if dirty:
-        folios.set_flag(head, FOLIO_DIRTY)
+        if visit.wants(entry) and entry & PTE_DIRTY:
+            folios.set_flag(head, FOLIO_DIRTY)
+            break
     folios.split(head)
     mlocked: set[int] = set()
-    for vma, addr in places:
+    for vma, addr in where:
         entry = vma.mm.page_table.get(addr)
         pfn = entry >> PTE_SHIFT
-        if not entry & PTE_ANON or not head <= pfn < head + nr_pages:
+        if not visit.wants(entry):
             continue
         if vma.flags & VM_LOCKED:
             mlocked.add(pfn)

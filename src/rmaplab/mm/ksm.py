@@ -33,6 +33,7 @@ from rmaplab.mm.pagetable import (
     PTE_WRITE,
     PTE_YOUNG,
 )
+from rmaplab.mm.rmap_walk import places
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_ACCESS_FLAGS, VM_MERGEABLE, VMA
 
@@ -98,15 +99,13 @@ def _takes(system: System, pfn: int, how: int) -> bool:
 def _convert(system: System, mm: MM, addr: int, pfn: int) -> None:
     """The page at `addr` becomes KSM's, in every entry that maps it (folio_set_stable_node())."""
     folios = system.folios
-    places = [(mm, addr)]
+    where = [(mm, addr)]
     if folios.mapcount.m[pfn] > 1:
-        walk = system.begin_walk(pfn)
-        places = [(vma.mm, there) for vma, there in walk]
-        system.end_walk(walk)
+        where = [(vma.mm, there) for vma, there in places(system, pfn)]
     system.ksm_pages[pfn] = []
     folios.set_flag(pfn, FOLIO_KSM | FOLIO_DIRTY)
     folios.clear_flag(pfn, FOLIO_LAZYFREE)
-    for its, there in places:
+    for its, there in where:
         leaf = lock_leaf(its.page_table, there)
         if leaf is None:
             continue

@@ -12,19 +12,18 @@ from __future__ import annotations
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_PARTLY
 from rmaplab.mm.huge_memory import partly_mapped, split_folio
-from rmaplab.mm.locking import lock_leaf
 from rmaplab.mm.pagetable import (
-    LEAF_ENTRIES,
     PTE_ANON,
     PTE_DIRTY,
     PTE_EXCLUSIVE,
     PTE_FLAGS,
     PTE_MIGRATION,
     PTE_SHIFT,
+    Leaf,
 )
-from rmaplab.mm.rmap_walk import addresses, maps
+from rmaplab.mm.rmap_walk import Visit, rmap_walk
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_SHIFT
+from rmaplab.mm.vma import MM, VMA
 from rmaplab.mm.vmscan import isolate
 
 
@@ -60,35 +59,27 @@ def migrate_folio(system: System, head: int) -> int:
     return moved
 
 
+class _Unmap(Visit):
+    """try_to_migrate_one()"""
+
+    def entry(self, vma: VMA, addr: int, leaf: Leaf, i: int, entry: int) -> bool:
+        system = self.system
+        leaf.m[i] = entry & ~PTE_ANON | PTE_MIGRATION
+        if entry & PTE_DIRTY:
+            system.folios.set_flag(self.head, FOLIO_DIRTY)
+        system.flush_entry(vma.mm)  # at once, under all locks: kcompactd and move_pages(2) defer nothing
+        system.drop_mapcount(entry >> PTE_SHIFT)
+        system.folios.exclusive.m[entry >> PTE_SHIFT] = False  # the entry keeps it
+        return False
+
+    def done(self) -> bool:
+        return self.system.mapcount(self.head) == 0
+
+
 def unmap(system: System, head: int) -> int:
-    """First half: replace what maps the folio, which is locked, by migration entries
-    (migrate_folio_unmap(), try_to_migrate()).  Returns how many there were."""
-    made = 0
-    walk = system.begin_walk(head)
-    for vma, first in walk:
-        system.walk_places.count += 1
-        hits = 0
-        for addr in addresses(system, vma, first, head):
-            leaf = lock_leaf(vma.mm.page_table, addr)
-            if leaf is None:
-                continue
-            i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
-            entry: int = leaf.m[i]
-            if maps(system, entry, head):
-                leaf.m[i] = entry & ~PTE_ANON | PTE_MIGRATION
-                if entry & PTE_DIRTY:
-                    system.folios.set_flag(head, FOLIO_DIRTY)
-                system.flush_entry(vma.mm)  # at once, under all locks: kcompactd and move_pages(2) defer nothing
-                system.drop_mapcount(entry >> PTE_SHIFT)
-                system.folios.exclusive.m[entry >> PTE_SHIFT] = False  # the entry keeps it
-                hits += 1
-            leaf.lock.unlock()
-        system.walk_hits.count += hits > 0
-        made += hits
-        if system.mapcount(head) == 0:
-            break
-    system.end_walk(walk)
-    return made
+    """First half: replace what maps the folio, which is locked, by migration entries (migrate_folio_unmap(),
+    try_to_migrate()).  Returns how many there were."""
+    return rmap_walk(_Unmap(system, head))
 
 
 def move(system: System, head: int, made: int) -> int:
@@ -118,38 +109,31 @@ def move(system: System, head: int, made: int) -> int:
     return nr_pages
 
 
+class _Restore(Visit):
+    """remove_migration_pte(): entries for the folio `old` become entries that map `head`, page by page."""
+
+    def __init__(self, system: System, old: int, new: int) -> None:
+        super().__init__(system, new)
+        self.old = old
+
+    def wants(self, entry: int) -> bool:
+        return entry & PTE_MIGRATION != 0 and self.old <= entry >> PTE_SHIFT < self.old + self.nr_pages
+
+    def entry(self, vma: VMA, addr: int, leaf: Leaf, i: int, entry: int) -> bool:
+        system = self.system
+        pfn = (entry >> PTE_SHIFT) + self.head - self.old
+        system.mapcount_grows(pfn)
+        system.folios.mapcount.m[pfn] += 1
+        system.folios.exclusive.m[pfn] = entry & PTE_EXCLUSIVE != 0
+        leaf.m[i] = pfn << PTE_SHIFT | entry & PTE_FLAGS & ~PTE_MIGRATION | PTE_ANON
+        return False
+
+
 def _restore(system: System, old: int, new: int, made: int) -> None:
     """Make every migration entry for the folio `old` map `new` (remove_migration_ptes())."""
-    restored = 0
-    walk = system.begin_walk(new)
-    for vma, first in walk:
-        system.walk_places.count += 1
-        hits = 0
-        for addr in addresses(system, vma, first, new):
-            hits += _restore_at(system, vma.mm, addr, old, new)
-        system.walk_hits.count += hits > 0
-        restored += hits
-    system.end_walk(walk)
+    restored = rmap_walk(_Restore(system, old, new))
     if restored < made and system.scheduler is None:
         raise InvariantError(
             f"{system.leader.name} found {made} entries of page {old} before its migration and {restored} after it:"
             " a process would wait for ever"
         )
-
-
-def _restore_at(system: System, mm: MM, addr: int, old: int, new: int) -> int:
-    """remove_migration_pte(): 1 if there was one."""
-    leaf = lock_leaf(mm.page_table, addr)
-    if leaf is None:
-        return 0
-    i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
-    entry: int = leaf.m[i]
-    pfn = (entry >> PTE_SHIFT) + new - old
-    found = entry & PTE_MIGRATION != 0 and new <= pfn < new + system.folios.nr_pages(new)
-    if found:
-        system.mapcount_grows(pfn)
-        system.folios.mapcount.m[pfn] += 1
-        system.folios.exclusive.m[pfn] = entry & PTE_EXCLUSIVE != 0
-        leaf.m[i] = pfn << PTE_SHIFT | entry & PTE_FLAGS & ~PTE_MIGRATION | PTE_ANON
-    leaf.lock.unlock()
-    return 1 if found else 0

@@ -1,47 +1,102 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a VMA that a walk yields would map the pages of a folio.
+"""The users' side of a walk: look at every entry that maps a folio, under the lock of its leaf.
 
-Models page_vma_mapped_walk() of mm/page_vma_mapped.c.
+Models rmap_walk() with struct rmap_walk_control (include/linux/rmap.h, mm/rmap.c) and page_vma_mapped_walk()
+(mm/page_vma_mapped.c).  The leading design says where to look; a `Visit` says what to do there and when it has seen
+enough.
+
+Invariants: whoever begins a walk ends it, early or not, so that the design gives back what it holds; each place that is
+looked at is counted, and each at which an entry was found.
+
+Locking: the caller has the folio locked, and a reference to it; the design takes its own locks as it walks; the leaf's
+lock is held around `Visit.entry()`.
 """
 
 from __future__ import annotations
 
-from rmaplab.mm.pagetable import (
-    PTE_ANON,
-    PTE_SHIFT,
-)
+from collections.abc import Generator, Iterator
+
+from rmaplab.mm.locking import lock_leaf
+from rmaplab.mm.pagetable import LEAF_ENTRIES, PTE_ANON, PTE_SHIFT, Leaf
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import (
-    PAGE_SHIFT,
-    PAGE_SIZE,
-    VM_LOCKED,
-    VMA,
-)
+from rmaplab.mm.vma import PAGE_SHIFT, PAGE_SIZE, VM_LOCKED, VMA
 
 
-def addresses(system: System, vma: VMA, addr: int, head: int) -> range:
-    """Where `vma` would map the pages of the folio, of which it covers the first at `addr`
-    (page_vma_mapped_walk())."""
-    end = min(vma.end, addr + (system.folios.nr_pages(head) << PAGE_SHIFT))
-    return range(addr, end, 1 << PAGE_SHIFT)
+class Visit:
+    """What a user of the reverse map does with the folio `head` of so many pages (struct rmap_walk_control)."""
+
+    def __init__(self, system: System, head: int) -> None:
+        self.system = system
+        self.head = head
+        self.nr_pages = system.folios.nr_pages(head)
+
+    def wants(self, entry: int) -> bool:
+        """Does the entry map a page of the folio (check_pte())?"""
+        return entry & PTE_ANON != 0 and self.head <= entry >> PTE_SHIFT < self.head + self.nr_pages
+
+    def entry(self, vma: VMA, addr: int, leaf: Leaf, i: int, entry: int) -> bool:
+        """Entry number `i` of `leaf`, which is locked, maps a page of the folio at `addr`.  True ends the walk."""
+        raise NotImplementedError
+
+    def done(self) -> bool:
+        """Has the walk seen enough?  Asked after each VMA, with nothing of the machine's locked."""
+        return False
 
 
-def maps(system: System, entry: int, head: int) -> bool:
-    """Does the entry map a page of the folio?"""
-    return entry & PTE_ANON != 0 and head <= entry >> PTE_SHIFT < head + system.folios.nr_pages(head)
+def rmap_walk(visit: Visit) -> int:
+    """Visit every entry that maps the folio, until the visit has seen enough.  Returns how many were found."""
+    system = visit.system
+    system.walks.count += 1
+    walk = system.leader.walk(visit.head)
+    found = 0
+    for vma, first in walk:
+        system.walk_places.count += 1
+        hits = 0
+        over = False
+        for addr in range(first, min(vma.end, first + (visit.nr_pages << PAGE_SHIFT)), PAGE_SIZE):
+            leaf = lock_leaf(vma.mm.page_table, addr)
+            if leaf is None:
+                continue
+            i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
+            entry: int = leaf.m[i]
+            if visit.wants(entry):
+                hits += 1
+                over = visit.entry(vma, addr, leaf, i, entry)
+            leaf.lock.unlock()
+            if over:
+                break
+        system.walk_hits.count += hits > 0
+        found += hits
+        if over or visit.done():
+            break
+    _close(walk)
+    return found
+
+
+def places(system: System, head: int) -> list[tuple[VMA, int]]:
+    """Where the leader would look for the pages of the folio: VMAs and addresses, in its order.  For who looks on its
+    own, and is not counted as a user."""
+    system.walks.count += 1
+    size = system.folios.nr_pages(head) << PAGE_SHIFT
+    found: list[tuple[VMA, int]] = []
+    walk = system.leader.walk(head)
+    for vma, first in walk:
+        found += [(vma, addr) for addr in range(first, min(vma.end, first + size), PAGE_SIZE)]
+    _close(walk)
+    return found
 
 
 def unevictable(system: System, head: int) -> bool:
     """Does a locked VMA map a page of the folio (folio_test_mlocked())?"""
     if not system.mlocked:
         return False
-    nr_pages = system.folios.nr_pages(head)
-    walk = system.begin_walk(head)
-    locked = False
-    for vma, first in walk:
-        if vma.flags & VM_LOCKED:
-            for addr in range(first, min(vma.end, first + (nr_pages << PAGE_SHIFT)), PAGE_SIZE):
-                entry = vma.mm.page_table.get(addr)
-                locked = locked or (entry & PTE_ANON != 0 and head <= entry >> PTE_SHIFT < head + nr_pages)
-    system.end_walk(walk)
-    return locked
+    visit = Visit(system, head)
+    return any(
+        vma.flags & VM_LOCKED != 0 and visit.wants(vma.mm.page_table.get(addr)) for vma, addr in places(system, head)
+    )
+
+
+def _close(walk: Iterator[tuple[VMA, int]]) -> None:
+    """Leave the walk, at its end or before: the design gives back what it holds."""
+    if isinstance(walk, Generator):
+        walk.close()

@@ -10,7 +10,7 @@ the machine's own users of the reverse map (reclaim, migration) walk with it.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -314,18 +314,6 @@ class System:
             self.try_free(head)
         else:
             self.pins[head] -= 1
-
-    # Walking
-
-    def begin_walk(self, head: int) -> Iterator[tuple[VMA, int]]:
-        """The leader's walk.  Whoever begins one ends it."""
-        self.walks.count += 1
-        return self.leader.walk(head)
-
-    def end_walk(self, walk: Iterator[tuple[VMA, int]]) -> None:
-        """Leave the walk, at its end or before: the design gives back what it holds."""
-        if isinstance(walk, Generator):
-            walk.close()
 
     # Locking that a rule depends on
 

@@ -18,7 +18,6 @@ import numpy as np
 
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE, FOLIO_REFERENCED, Int64s
 from rmaplab.mm.huge_memory import partly_mapped, split_folio
-from rmaplab.mm.locking import lock_leaf
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
     LEAF_SHIFT,
@@ -30,10 +29,11 @@ from rmaplab.mm.pagetable import (
     PTE_SOFT_CLEAN,
     PTE_SWAP,
     PTE_YOUNG,
+    Leaf,
 )
-from rmaplab.mm.rmap_walk import addresses, maps
+from rmaplab.mm.rmap_walk import Visit, rmap_walk
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_LOCKED
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_LOCKED, VMA
 
 # How a real kernel's reclaim took what MADV_FREE had given up, and was in use again:
 ONCE: Final = 1  # it did not come by a second time
@@ -60,38 +60,32 @@ def referenced_folio(system: System, head: int) -> int:
     """The same for one folio (folio_referenced()); the caller's reference is dropped."""
     total = 0
     if system.trylock_folio(head):
-        total = _look(system, head)
+        look = _Look(system, head)
+        rmap_walk(look)
+        total = look.used
+        system.folios.set_flag(head, FOLIO_REFERENCED)
         system.unlock_folio(head)
     system.put_folio(head)
     return total
 
 
-def _look(system: System, head: int) -> int:
-    total = 0
-    left = system.mapcount(head)
-    walk = system.begin_walk(head)
-    for vma, first in walk:
-        system.walk_places.count += 1
-        hits = 0
-        for addr in addresses(system, vma, first, head):
-            leaf = lock_leaf(vma.mm.page_table, addr)
-            if leaf is None:
-                continue
-            i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
-            entry: int = leaf.m[i]
-            if maps(system, entry, head):
-                hits += 1
-                if entry & PTE_YOUNG:
-                    total += 1
-                    leaf.m[i] = entry & ~PTE_YOUNG
-            leaf.lock.unlock()
-        system.walk_hits.count += hits > 0
-        left -= hits
-        if left == 0:
-            break  # folio_referenced_one() stops the walk once every mapping was seen
-    system.end_walk(walk)
-    system.folios.set_flag(head, FOLIO_REFERENCED)
-    return total
+class _Look(Visit):
+    """folio_referenced_one()"""
+
+    def __init__(self, system: System, head: int) -> None:
+        super().__init__(system, head)
+        self.left = system.mapcount(head)
+        self.used = 0
+
+    def entry(self, vma: VMA, addr: int, leaf: Leaf, i: int, entry: int) -> bool:
+        self.left -= 1
+        if entry & PTE_YOUNG:
+            self.used += 1
+            leaf.m[i] = entry & ~PTE_YOUNG
+        return False
+
+    def done(self) -> bool:
+        return self.left == 0
 
 
 def folio_heads(system: System, mm: MM, start: int, end: int) -> list[int]:
@@ -181,48 +175,42 @@ def _unmap_folio(system: System, pfn: int, again: bool) -> None:
         system.uncache(pfn)  # folio_free_swap(); what the walk merely did not find keeps its room in swap
 
 
+class _Unmap(Visit):
+    """try_to_unmap_one(): replaces the entries that map the folio by nothing if `slot` is -1 (MADV_FREE); those of a
+    small one by swap entries for `slot`; until none is left.  `locked`: a locked VMA ended it."""
+
+    def __init__(self, system: System, head: int, slot: int) -> None:
+        super().__init__(system, head)
+        self.slot = slot
+        self.locked = False
+
+    def entry(self, vma: VMA, addr: int, leaf: Leaf, i: int, entry: int) -> bool:
+        system = self.system
+        head = self.head
+        slot = self.slot
+        if vma.flags & VM_LOCKED:
+            self.locked = True  # the folio goes to the unevictable list
+            return True
+        if slot < 0:
+            if entry & PTE_DIRTY or system.folios.flags.m[head] & FOLIO_DIRTY:
+                system.folios.set_flag(head, FOLIO_DIRTY)
+                system.folios.clear_flag(head, FOLIO_LAZYFREE)  # used again: swap-backed again
+                return True
+            leaf.m[i] = 0
+            leaf.used -= 1
+        else:
+            system.swap[slot].count += 1
+            leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & (PTE_EXCLUSIVE | PTE_SOFT_CLEAN)
+        system.flush_later(vma.mm, entry)
+        system.tell_entry_removed(vma.mm, addr, entry)
+        return system.drop_mapcount(entry >> PTE_SHIFT) == 0 and system.folios.total_mapcount(head) == 0
+
+
 def _try_to_unmap(system: System, head: int, slot: int) -> bool:
-    """Replace the entries that map the folio by nothing if `slot` is -1 (MADV_FREE); those of a small one by swap
-    entries for `slot`; until none is left.  Returns whether a locked VMA ended it."""
-    locked = False
-    walk = system.begin_walk(head)
-    for vma, first in walk:
-        system.walk_places.count += 1
-        page_table = vma.mm.page_table
-        hits = 0
-        done = False
-        for addr in addresses(system, vma, first, head):
-            leaf = lock_leaf(page_table, addr)
-            if leaf is None:
-                continue
-            i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
-            entry: int = leaf.m[i]
-            if maps(system, entry, head):
-                hits += 1
-                if vma.flags & VM_LOCKED:
-                    locked = done = True  # the folio goes to the unevictable list
-                elif slot < 0 and (entry & PTE_DIRTY or system.folios.flags.m[head] & FOLIO_DIRTY):
-                    system.folios.set_flag(head, FOLIO_DIRTY)
-                    system.folios.clear_flag(head, FOLIO_LAZYFREE)  # used again: swap-backed again
-                    done = True
-                else:
-                    if slot < 0:
-                        leaf.m[i] = 0
-                        leaf.used -= 1
-                    else:
-                        system.swap[slot].count += 1
-                        leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & (PTE_EXCLUSIVE | PTE_SOFT_CLEAN)
-                    system.flush_later(vma.mm, entry)
-                    system.tell_entry_removed(vma.mm, addr, entry)
-                    done = system.drop_mapcount(entry >> PTE_SHIFT) == 0 and system.folios.total_mapcount(head) == 0
-            leaf.lock.unlock()
-            if done:
-                break
-        system.walk_hits.count += hits > 0
-        if done:
-            break
-    system.end_walk(walk)
-    return locked
+    """try_to_unmap().  Returns whether a locked VMA ended it."""
+    unmap = _Unmap(system, head, slot)
+    rmap_walk(unmap)
+    return unmap.locked
 
 
 def anon_pfns(mm: MM, start: int, end: int) -> Int64s:
