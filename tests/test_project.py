@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,22 @@ def imports(file: Path) -> set[str]:
 def test_arrows_point_one_way(package: str, may_use: set[str]) -> None:
     for file in (PACKAGE / package).rglob("*.py"):
         assert imports(file) <= may_use, f"{file.name} reaches upwards"
+
+
+@pytest.mark.parametrize("package", ["sync", "mm", "rmap"])
+def test_no_files_import_each_other(package: str) -> None:
+    """Not even inside a function, or for types alone."""
+    files = {f"rmaplab.{package}.{file.stem}" for file in (PACKAGE / package).glob("*.py")}
+    graph: dict[str, set[str]] = {}
+    for name in files:
+        needs = set()
+        for node in ast.walk(ast.parse((PACKAGE / package / f"{name.rpartition('.')[2]}.py").read_text())):
+            if isinstance(node, ast.Import):
+                needs |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                needs |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        graph[name] = needs & files
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError, which names them
 
 
 def test_development_is_pinned_by_name_and_version_alone() -> None:

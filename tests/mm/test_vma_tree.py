@@ -23,6 +23,10 @@ def an_mm() -> MM:
     return MM(1, RwSemaphore(locks, None), PageTable(locks, None, Ledger("test")))
 
 
+def a_tree() -> VMATree[VMA]:
+    return VMATree(VM_GROWSDOWN)
+
+
 class Naive:
     """What the tree should be: a list, searched from one end to the other."""
 
@@ -51,7 +55,7 @@ class Naive:
         return min((a for a, b in self.gaps(low, high, guard) if b - a >= length), default=-1)
 
 
-def agree(tree: VMATree, naive: Naive, rng: random.Random) -> None:
+def agree(tree: VMATree[VMA], naive: Naive, rng: random.Random) -> None:
     vmas = sorted(naive.vmas, key=lambda vma: vma.start)
     assert len(tree) == len(vmas)
     assert tree.to_list() == vmas
@@ -74,7 +78,7 @@ def agree(tree: VMATree, naive: Naive, rng: random.Random) -> None:
         assert tree.after(vmas[i]) is (vmas[i + 1] if i + 1 < len(vmas) else None)
 
 
-def one_change(tree: VMATree, naive: Naive, mm: MM, rng: random.Random) -> None:
+def one_change(tree: VMATree[VMA], naive: Naive, mm: MM, rng: random.Random) -> None:
     what = rng.choice(("insert", "insert", "insert", "remove", "resize"))
     if what == "insert" or not naive.vmas:
         start = rng.randrange(1, SPACE) * PAGE
@@ -101,7 +105,7 @@ def one_change(tree: VMATree, naive: Naive, mm: MM, rng: random.Random) -> None:
 @given(st.integers(0, 2**32))
 def test_a_small_tree_says_what_a_sorted_list_says(seed: int) -> None:
     rng = random.Random(seed)
-    tree, naive, mm = VMATree(), Naive(), an_mm()
+    tree, naive, mm = a_tree(), Naive(), an_mm()
     for _ in range(40):
         one_change(tree, naive, mm, rng)
         agree(tree, naive, rng)
@@ -110,7 +114,7 @@ def test_a_small_tree_says_what_a_sorted_list_says(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_tree_of_many_blocks_says_what_a_sorted_list_says(seed: int) -> None:
     rng = random.Random(seed)
-    tree, naive, mm = VMATree(), Naive(), an_mm()
+    tree, naive, mm = a_tree(), Naive(), an_mm()
     for step in range(2500):
         one_change(tree, naive, mm, rng)
         if step % 100 == 0:
@@ -129,7 +133,7 @@ def test_a_filled_tree_is_like_one_made_by_insertion() -> None:
     for i in range(700):
         start = (i * 5 + 1) * PAGE
         naive.vmas.append(VMA(mm, i, start, start + rng.randrange(1, 6) * PAGE, 0, 0, None))
-    tree = VMATree()
+    tree = a_tree()
     tree.fill(list(naive.vmas))
     agree(tree, naive, rng)
     for _ in range(300):
@@ -139,7 +143,7 @@ def test_a_filled_tree_is_like_one_made_by_insertion() -> None:
 
 def test_removing_what_is_not_there_is_refused() -> None:
     mm = an_mm()
-    tree = VMATree()
+    tree = a_tree()
     tree.insert(VMA(mm, 0, PAGE, 2 * PAGE, 1, 0, None))
     with pytest.raises(KeyError, match="not in the tree"):
         tree.remove(VMA(mm, 1, PAGE, 2 * PAGE, 1, 0, None))

@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import Final
 
 from rmaplab.mm.pagetable import PageTable
-from rmaplab.mm.vma_tree import VMATree
+from rmaplab.mm.vma_tree import Range, VMATree
 from rmaplab.sync.locks import CpuMask, RwSemaphore, Word
 
 PAGE_SHIFT: Final = 12
@@ -80,16 +80,14 @@ class File:
         self.closes: Final = closes
 
 
-class VMA:
+class VMA(Range):
     """A virtual memory area: [start, end), one set of rights, one backing."""
 
     def __init__(self, mm: MM, id: int, start: int, end: int, pgoff: int, flags: int, file: File | None) -> None:
+        super().__init__(start, end, flags)
         self.mm = mm
         self.id: Final = id
-        self.start = start
-        self.end = end
         self.pgoff = pgoff
-        self.flags = flags
         self.file = file
         self.prepared = False
         self.preparing = False  # somebody is telling the designs of its first page
@@ -119,7 +117,7 @@ class MM:
         self.id: Final = id
         self.mmap_lock: Final = mmap_lock
         self.page_table: Final = page_table
-        self.tree = VMATree()
+        self.tree: Final[VMATree[VMA]] = VMATree(VM_GROWSDOWN)
         self.users_word: Final = Word()  # what who changes `users` names to the scheduler
         self.cpumask: Final = CpuMask()
         self.rmap: list[object | None] = []  # one slot a design

@@ -9,51 +9,61 @@ again only where a VMA came, went or changed since.
 
 Invariants
 - `_first[i]` is `_blocks[i].starts[0]`; `starts[j]` is `vmas[j].start`; both ascend; no block is empty.
-- a VMA's `start` or `end` changes only between `changing` and `changed`, or while it is not in the tree.
+- whoever changes the `start` or `end` of a VMA that is in the tree calls `moved()` before anybody looks again.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from rmaplab.mm.vma import VMA
+from typing import Final, Generic, TypeVar
 
 _BLOCK: Final = 128
 
 
-class _Block:
-    def __init__(self, starts: list[int], vmas: list[VMA]) -> None:
+class Range:
+    """What a tree holds: [start, end), in bytes, with flags."""
+
+    def __init__(self, start: int, end: int, flags: int) -> None:
+        self.start = start
+        self.end = end
+        self.flags = flags
+
+
+R = TypeVar("R", bound=Range)
+
+
+class _Block(Generic[R]):
+    def __init__(self, starts: list[int], vmas: list[R]) -> None:
         self.starts: Final = starts
         self.vmas: Final = vmas
         self.max_gap = -1  # bytes; -1: not known
 
 
-class VMATree:
-    """A sorted map from start address to VMA."""
+class VMATree(Generic[R]):
+    """A sorted map from start address to VMA.  Those that have the flag `guarded` keep room free below themselves."""
 
-    def __init__(self) -> None:
+    def __init__(self, guarded: int) -> None:
+        self._guarded: Final = guarded
         self._first: list[int] = []
-        self._blocks: list[_Block] = []
+        self._blocks: list[_Block[R]] = []
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
-    def __iter__(self) -> Iterator[VMA]:
+    def __iter__(self) -> Iterator[R]:
         for block in self._blocks:
             yield from block.vmas
 
-    def to_list(self) -> list[VMA]:
+    def to_list(self) -> list[R]:
         """All VMAs, ascending."""
-        result: list[VMA] = []
+        result: list[R] = []
         for block in self._blocks:
             result.extend(block.vmas)
         return result
 
-    def fill(self, vmas: list[VMA]) -> None:
+    def fill(self, vmas: list[R]) -> None:
         """Replace the contents by `vmas`, which ascend (fork copies the whole tree at once)."""
         self._first = []
         self._blocks = []
@@ -64,14 +74,14 @@ class VMATree:
             self._first.append(starts[0])
             self._blocks.append(_Block(starts, part))
 
-    def at(self, addr: int) -> VMA | None:
+    def at(self, addr: int) -> R | None:
         """The VMA that contains `addr`."""
         vma = self.last_from(addr)
         if vma is not None and addr < vma.end:
             return vma
         return None
 
-    def last_from(self, addr: int) -> VMA | None:
+    def last_from(self, addr: int) -> R | None:
         """The last VMA that starts at or below `addr`."""
         i = bisect_right(self._first, addr) - 1
         if i < 0:
@@ -79,7 +89,7 @@ class VMATree:
         block = self._blocks[i]
         return block.vmas[bisect_right(block.starts, addr) - 1]
 
-    def first_after(self, addr: int) -> VMA | None:
+    def first_after(self, addr: int) -> R | None:
         """The first VMA that ends above `addr` (find_vma())."""
         i = bisect_right(self._first, addr) - 1
         if i < 0:
@@ -95,17 +105,17 @@ class VMATree:
         i += 1
         return self._blocks[i].vmas[0] if i < len(self._blocks) else None
 
-    def before(self, vma: VMA) -> VMA | None:
+    def before(self, vma: R) -> R | None:
         """The VMA below `vma`."""
         return self.last_from(vma.start - 1)
 
-    def after(self, vma: VMA) -> VMA | None:
+    def after(self, vma: R) -> R | None:
         """The VMA above `vma`."""
         return self.first_after(vma.end)
 
-    def overlapping(self, start: int, end: int) -> list[VMA]:
+    def overlapping(self, start: int, end: int) -> list[R]:
         """The VMAs that touch [start, end), ascending."""
-        result: list[VMA] = []
+        result: list[R] = []
         if start >= end or not self._blocks:
             return result
         i = bisect_right(self._first, start) - 1
@@ -131,7 +141,7 @@ class VMATree:
             block = self._blocks[i]
             j = 0
 
-    def insert(self, vma: VMA) -> None:
+    def insert(self, vma: R) -> None:
         start = vma.start
         self._size += 1
         if not self._blocks:
@@ -158,7 +168,7 @@ class VMATree:
         elif j == len(block.starts) - 1:
             self._stale(i + 1)
 
-    def remove(self, vma: VMA) -> None:
+    def remove(self, vma: R) -> None:
         start = vma.start
         i = bisect_right(self._first, start) - 1
         block = self._blocks[i]
@@ -179,7 +189,7 @@ class VMATree:
             if j == len(block.starts):
                 self._stale(i + 1)
 
-    def moved(self, vma: VMA, old_start: int) -> None:
+    def moved(self, vma: R, old_start: int) -> None:
         """`vma` has new bounds, and had `old_start` before; its place among the others is the same."""
         i = bisect_right(self._first, old_start) - 1
         block = self._blocks[i]
@@ -214,14 +224,13 @@ class VMATree:
     def highest_gap(self, length: int, low: int, high: int, guard: int) -> int:
         """Highest address of a gap of `length` bytes within [low, high), or -1.
 
-        `guard` bytes are kept free below a VMA that grows downwards (mm/mmap.c unmapped_area_topdown()).
+        `guard` bytes are kept free below a VMA that is `guarded`, as it grows downwards (mm/mmap.c
+        unmapped_area_topdown()).
         Linux looks for room without them, and goes on below the guard once it has found some just under
         such a VMA: nothing above the guard is looked at again, not even between VMAs that lie in it.
         """
-        from rmaplab.mm.vma import VM_GROWSDOWN
-
         limit = high
-        above: VMA | None = None  # the VMA above the gap that is looked at
+        above: R | None = None  # the VMA above the gap that is looked at
         i = len(self._blocks) - 1
         while i >= 0:
             block = self._blocks[i]
@@ -234,7 +243,7 @@ class VMATree:
                     vma = block.vmas[j]
                     top = limit if above is None or above.start > limit else above.start
                     bottom = vma.end if vma.end > low else low
-                    if top - bottom >= length and above is not None and above.flags & VM_GROWSDOWN:
+                    if top - bottom >= length and above is not None and above.flags & self._guarded:
                         if above.start - guard < top:
                             limit = above.start - guard
                             top = limit
@@ -248,7 +257,7 @@ class VMATree:
                 return -1
             i -= 1
         top = limit if above is None or above.start > limit else above.start
-        if top - low >= length and above is not None and above.flags & VM_GROWSDOWN:
+        if top - low >= length and above is not None and above.flags & self._guarded:
             if above.start - guard < top:
                 top = above.start - guard
         if top - low >= length:
@@ -257,17 +266,15 @@ class VMATree:
 
     def lowest_gap(self, length: int, low: int, high: int, guard: int) -> int:
         """Lowest address of a gap of `length` bytes within [low, high), or -1 (bottom-up fallback)."""
-        from rmaplab.mm.vma import VM_GROWSDOWN
-
         bottom = low
         for vma in self.overlapping(low, high):
-            top = vma.start - (guard if vma.flags & VM_GROWSDOWN else 0)
+            top = vma.start - (guard if vma.flags & self._guarded else 0)
             if top - bottom >= length:
                 return bottom
             if vma.end > bottom:
                 bottom = vma.end
         above = self.first_after(high - 1)
-        if above is not None and above.flags & VM_GROWSDOWN and above.start - guard < high:
+        if above is not None and above.flags & self._guarded and above.start - guard < high:
             high = above.start - guard
         if high - bottom >= length:
             return bottom
