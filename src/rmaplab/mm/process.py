@@ -4,8 +4,8 @@
 Models kernel/fork.c dup_mmap(), fs/exec.c setup_arg_pages() with relocate_vma_down() of mm/mmap.c, and
 mm/mmap.c exit_mmap().
 
-fork tells the designs of each VMA before its entries are copied.  Entries are copied for neighbouring VMAs
-in one go: what lies between two of them has no entries.
+fork tells the designs of each VMA before its entries are copied, and lists the VMAs whose entries are to be.
+Neighbours go in one run: what lies between two of them has no entries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from rmaplab.mm.locking import end_write, write_unlock
 from rmaplab.mm.merge import change_range
 from rmaplab.mm.mmap import grow_down
 from rmaplab.mm.mremap import move_page_tables
-from rmaplab.mm.pagetable import LEAF_SHIFT
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
     MM,
@@ -110,20 +109,17 @@ def fork_address_space(system: System, parent: MM) -> MM:
     for design in designs:
         design.mm_forked(parent, child)
     copies: list[VMA] = []
-    run_start = -1
-    run_end = -1
+    runs: list[list[VMA]] = []  # VMAs whose entries are to be copied; no other lies between those of one run
+    joins = False  # the last one's are
     for vma in parent.tree.to_list():
         system.keep_faults_out(vma)
         if vma.flags & VM_DONTCOPY:
             child.total_vm -= vma.nr_pages
-            if run_start >= 0:
-                memory.copy_page_range(system, parent, child, run_start, run_end)
-                run_start = -1
+            joins = False
             continue
         copy = system.copy_vma(child, vma, vma.start, vma.end, vma.pgoff)
         copies.append(copy)
-        wiped = vma.flags & VM_WIPEONFORK != 0
-        if vma.prepared and not wiped:
+        if vma.prepared and not vma.flags & VM_WIPEONFORK:
             for design in designs:
                 design.vma_forked(vma, copy)
             copy.prepared = True
@@ -133,24 +129,19 @@ def fork_address_space(system: System, parent: MM) -> MM:
             # that is no store of its own: it copied the whole tree before (__mt_dup()).
             system.tree_changes(child, 0)
             child.tree.insert(copy)
-            if vma.prepared and not wiped:  # vma_needs_copy()
-                memory.copy_page_range(system, parent, child, vma.start, vma.end)
-        elif copy.prepared:
-            # vma_needs_copy(): what has no anonymous pages can be faulted in again.
-            leaf = vma.start >> LEAF_SHIFT
-            if run_start < 0:
-                run_start = vma.start
-            elif leaf == (run_end - 1) >> LEAF_SHIFT and leaf in parent.page_table.leaves:
-                system.ptl_class.writes += 1  # Linux takes it once for each VMA
-            run_end = vma.end
-        elif run_start >= 0:
-            memory.copy_page_range(system, parent, child, run_start, run_end)
-            run_start = -1
+            if copy.prepared:
+                memory.copy_vmas(system, parent, child, [vma])
+        elif copy.prepared:  # vma_needs_copy(): what has no anonymous pages can be faulted in again
+            if joins:
+                runs[-1].append(vma)
+            else:
+                runs.append([vma])
+        joins = copy.prepared
     system.vmas_copied.count += len(copies)
     if system.scheduler is None:
         child.tree.fill(copies)
-    if run_start >= 0:
-        memory.copy_page_range(system, parent, child, run_start, run_end)
+    for run in runs:
+        memory.copy_vmas(system, parent, child, run)
     system.flush_tlb(parent)  # at the end of dup_mmap()
     write_unlock(child)
     write_unlock(parent)
