@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rmaplab.output import CannotWrite
 from rmaplab.trace.events import OPS, Event
 from rmaplab.trace.history import (
     FORMAT_VERSION,
@@ -21,7 +22,6 @@ from rmaplab.trace.history import (
     Header,
     History,
     HistoryFormatError,
-    HistoryWriteError,
     MapsRow,
     read_history,
     write_history,
@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
     try:
-        with pytest.raises(HistoryWriteError, match=r"cannot write .*: File too large; nothing was left"):
+        with pytest.raises(CannotWrite, match=r"cannot write .*: File too large; nothing was left"):
             write_history(tmp_path / "h.parquet", History(HEADER, rows))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -114,13 +114,13 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(HistoryWriteError, match="No such file or directory"):
+    with pytest.raises(CannotWrite, match="there is no directory"):
         write_history(tmp_path / "nowhere" / "h.parquet", History(HEADER))
 
 
 def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "h.parquet").mkdir()
-    with pytest.raises(HistoryWriteError):
+    with pytest.raises(CannotWrite):
         write_history(tmp_path / "h.parquet", History(HEADER))
     assert [entry.name for entry in tmp_path.iterdir()] == ["h.parquet"]
 

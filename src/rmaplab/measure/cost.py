@@ -30,7 +30,7 @@ import msgspec
 
 from rmaplab.errors import CannotRun
 from rmaplab.measure.figures import Work
-from rmaplab.measure.files import write_whole
+from rmaplab.output import write_output
 from rmaplab.sync.work import Ledger
 
 DEFAULT: Final = "linux-6.18-2cpu"
@@ -228,4 +228,4 @@ def write_costs(path: Path, profile: CostProfile) -> None:
     """Write `profile` for people to read and `load_costs` to load; nothing half-written is left behind."""
     check_costs(profile, str(path))
     data = msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n"
-    write_whole(path, data)
+    write_output(path, data)

@@ -25,7 +25,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rmaplab.measure.files import write_whole
+from rmaplab.output import write_output
 from rmaplab.sweep.errors import SweepError
 from rmaplab.sweep.points import AnyPoint, Outcome, Point, version
 from rmaplab.sweep.spec import Spec
@@ -91,7 +91,7 @@ class Campaign:
                 left.unlink()
             points = [point for point in spec.points if isinstance(point, AnyPoint)]
             plan = Plan(spec.name, version(), points)
-            write_whole(self.directory / "campaign.json", msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
+            write_output(self.directory / "campaign.json", msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
             (self.directory / RESULTS).unlink(missing_ok=True)
             yield
 
@@ -118,7 +118,7 @@ class Campaign:
     def keep(self, point: Point, outcome: Outcome) -> None:
         assert isinstance(point, AnyPoint)
         done = Done(point, version(), outcome)
-        write_whole(self._path(point), msgspec.json.format(msgspec.json.encode(done)) + b"\n")
+        write_output(self._path(point), msgspec.json.format(msgspec.json.encode(done)) + b"\n")
 
     def finish(self, spec: Spec) -> Path:
         """Write the table of all rows."""
@@ -126,7 +126,7 @@ class Campaign:
         path = self.directory / RESULTS
         written = io.BytesIO()
         pq.write_table(table, written, compression="zstd")
-        write_whole(path, written.getvalue())
+        write_output(path, written.getvalue())
         return path
 
     def rows(self, points: Sequence[Point], made_by: str = "") -> Iterator[dict[str, object]]:

@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 
 import rmaplab
-from rmaplab.measure.files import write_whole
 from rmaplab.measure.progress import Meter
+from rmaplab.output import write_output
 from rmaplab.sweep.campaign import Campaign
 from rmaplab.sweep.errors import SweepError
 from rmaplab.sweep.findings import Findings, findings, sentences
@@ -151,7 +151,7 @@ def mount(app: typer.Typer) -> None:
                 path, text = markdown, page.markdown(found, f"rmaplab report {directory} --markdown {markdown}")
             else:
                 path, text = output or directory / "report.html", page.html(found)
-            write_whole(path, text.encode())
+            write_output(path, text)
             told = _reported(found, directory, path)
             if json:
                 print(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())

@@ -7,7 +7,7 @@ can read both.
 
 Invariants
 - The same history gives the same bytes (with the same version of pyarrow).
-- A file appears whole or not at all: it is written under another name, synced, and renamed.
+- A file appears whole or not at all (output.py).
 - What `read_history` returns has only known operations, processes with positive numbers, and files, names
   and checkpoints that the header lists.  Whether the events are *possible* is for the machine to say.
 """
@@ -15,7 +15,6 @@ Invariants
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -35,11 +34,12 @@ from rmaplab.mm.vma import (
     VM_PFNMAP,
     File,
 )
+from rmaplab.output import write_output
 from rmaplab.trace.events import OPS, Event
 
 __all__ = [
     "FORMAT_VERSION", "Checkpoint", "FileEntry", "Header", "History", "HistoryFormatError",
-    "HistoryWriteError", "MapsRow", "read_history", "write_history",
+    "MapsRow", "read_history", "write_history",
 ]  # fmt: skip
 
 FORMAT_VERSION: Final = 1
@@ -77,10 +77,6 @@ _REWRITE: Final = "Record it again, or copy the file again from where it is inta
 
 class HistoryFormatError(CannotRun):
     """A file is not a history that this version can read; the message says what to do."""
-
-
-class HistoryWriteError(CannotRun, OSError):
-    """A history could not be written; nothing was left behind."""
 
 
 class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -239,9 +235,8 @@ class History:
 def write_history(path: str | os.PathLike[str], history: History) -> None:
     """Write `history` to `path`, whole or not at all.
 
-    :raises HistoryWriteError: the directory is missing or read-only, or the disk is full
+    :raises CannotWrite: the directory is missing or read-only, or the disk is full
     """
-    target = Path(path)
     arrays: list[pa.Array] = []
     for name, column in history.columns.items():
         if name == "op":
@@ -258,22 +253,7 @@ def write_history(path: str | os.PathLike[str], history: History) -> None:
     ) as writer:  # fmt: skip
         writer.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA))
         writer.add_key_value_metadata({"rmaplab": msgspec.json.encode(history.header).decode()})
-    temporary = ""
-    try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(sink.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise HistoryWriteError(f"cannot write {target}: {reason}; nothing was left there") from None
+    write_output(path, sink.getvalue().to_pybytes())
 
 
 def read_history(path: str | os.PathLike[str]) -> History:

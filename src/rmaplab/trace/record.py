@@ -23,7 +23,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -31,7 +30,8 @@ import msgspec
 
 import rmaplab
 from rmaplab.errors import CannotRun
-from rmaplab.trace.history import Header, History, HistoryWriteError, MapsRow, write_history
+from rmaplab.output import check_output
+from rmaplab.trace.history import Header, History, MapsRow, write_history
 from rmaplab.trace.perf import EVENTS, SCRIPT_OPTIONS, PerfText, perf_filter
 from rmaplab.trace.reduce import Reducer
 from rmaplab.trace.strace import STRACE_OPTIONS, StraceText
@@ -85,16 +85,13 @@ def record(
     buffer:   bytes that perf has for each CPU, at first (a power of two)
 
     :raises RecordError: no such command, no recorder that may run
-    :raises HistoryWriteError: `output` cannot be written
+    :raises CannotWrite: `output` cannot be written
     """
     if not command:
         raise RecordError("there is no command to record: give one after --")
     if shutil.which(command[0]) is None:
         raise RecordError(f"there is no command {command[0]!r} that can be run")
-    directory = Path(output).resolve().parent
-    if not os.access(directory, os.W_OK):
-        reason = "it may not be written" if directory.exists() else "it does not exist"
-        raise HistoryWriteError(f"cannot write to {directory}: {reason}")
+    check_output(output)
     header = Header(
         recorder="",
         rmaplab=rmaplab.__version__,

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What commands write: whole or not at all, and nothing that is not theirs is replaced."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from rmaplab.output import CannotWrite, check_output, write_output
+
+
+def test_a_file_is_replaced_and_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("before")
+    path.chmod(0o600)
+    write_output(path, "after")
+    assert path.read_text() == "after"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "target", tmp_path / "link"
+    link.symlink_to(target)
+    for text in ("new", "again"):
+        write_output(link, text)
+        assert link.is_symlink()
+        assert target.read_text() == text
+
+
+def test_a_device_stays_one() -> None:
+    before = os.stat(os.devnull)
+    write_output(os.devnull, b"anything")
+    assert os.stat(os.devnull).st_rdev == before.st_rdev
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_a_fifo_gets_it_all(tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(path.read_text()))
+    reader.start()
+    write_output(path, "through")
+    reader.join()
+    assert read == ["through"]
+    assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("redirected", ["", " > file; cat file"])
+def test_stdout_is_written_to(tmp_path: Path, redirected: str) -> None:
+    code = "from rmaplab.output import write_output; write_output('/dev/stdout', 'hello')"
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    command = f'{sys.executable} -c "{code}"{redirected}'
+    assert subprocess.check_output(command, shell=True, cwd=tmp_path, text=True, env=environment) == "hello"
+
+
+def test_a_directory_is_refused(tmp_path: Path) -> None:
+    for attempt in (check_output, lambda path: write_output(path, "x")):
+        with pytest.raises(CannotWrite, match="is a directory"):
+            attempt(tmp_path)
+        with pytest.raises(CannotWrite, match="there is no directory"):
+            attempt(tmp_path / "nowhere" / "f")
+
+
+def test_a_full_disk_is_one_sentence() -> None:
+    with pytest.raises(CannotWrite, match="cannot write /dev/full: No space left on device"):
+        write_output("/dev/full", "x")
