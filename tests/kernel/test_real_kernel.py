@@ -221,7 +221,7 @@ class TestPoked:
         assert self.poked(family, lambda s: _inner_avc(s) + offset, -1)
 
     def test_mapcount(self, family: Lockstep) -> None:
-        offset = family.witness.reader.offset("page", "_mapcount")
+        offset = family.witness.reader.offset("page", "mapcount")
         assert self.poked(family, lambda s: _page(family, s) + offset, 1)
 
     def test_index(self, family: Lockstep) -> None:
@@ -243,7 +243,7 @@ def _inner_avc(snapshot: Snapshot) -> int:
 
 def _page(lockstep: Lockstep, snapshot: Snapshot) -> int:
     reader = lockstep.witness.reader
-    return lockstep.witness.memory.vmemmap + min(snapshot.pages) * reader.page_size
+    return lockstep.witness.memory.vmemmap + min(snapshot.pages) * reader.pages.size
 
 
 def test_a_history_is_done_again(witness: Witness) -> None:

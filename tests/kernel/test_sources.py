@@ -213,7 +213,7 @@ def _inner(reading: Reading) -> int:
 def _page(reading: Reading, memory: Memory) -> int:
     pages = reading.columns.pages
     row = int(np.flatnonzero((pages.order == 0) & ~pages.ksm)[0])
-    return memory.vmemmap + int(pages.pfn[row]) * Reader(memory).page_size
+    return memory.vmemmap + int(pages.pfn[row]) * Reader(memory).pages.size
 
 
 PLACES: dict[str, Callable[[Reading, Memory], tuple[int, int]]] = {
@@ -223,7 +223,7 @@ PLACES: dict[str, Callable[[Reading, Memory], tuple[int, int]]] = {
         max(r.snapshot.vmas.values(), key=lambda vma: len(vma.chain)).address + Reader(m).offset("vma", "vm_pgoff"), 1
     ),
     "tree pointer": lambda r, m: (_inner(r) + Reader(m).offset("avc", "rb.rb_left"), 0xFFFF_FFFF),
-    "mapcount": lambda r, m: (_page(r, m) + Reader(m).offset("page", "_mapcount"), 1),
+    "mapcount": lambda r, m: (_page(r, m) + Reader(m).offset("page", "mapcount"), 1),
     "index": lambda r, m: (_page(r, m) + Reader(m).offset("page", "index"), 2),
 }  # fmt: skip
 

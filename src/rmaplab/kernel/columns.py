@@ -12,7 +12,7 @@ Invariants
 
 Models mm/memory.c copy_pte_range() and mm/pagewalk.c as to which entries there are; arch/x86/include/asm/
 pgtable_64.h and pgtable-invert.h for what is in them; include/linux/page-flags.h and include/linux/mm.h
-page_mapcount() for pages, 6.1 and 6.12.
+page_mapcount() for pages; pages.py for where they keep it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rmaplab.kernel.memory import PAGE_SIZE, PTE_FRAME, Memory, Record
+from rmaplab.kernel.memory import PAGE_SIZE, PTE_FRAME, Memory
+from rmaplab.kernel.pages import FolioCounts, PageLayout
 from rmaplab.kernel.snapshot import PAGE_SHIFT, Snapshot
 
 Bools = npt.NDArray[np.bool_]
@@ -32,8 +33,8 @@ Int64s = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 
 # Kinds of entries.
-ANON, ZERO, FILE, SWAP, HUGETLB, SPECIAL, EXEC, OTHER = range(8)
-KINDS: Final = ("anon", "zero", "file", "swap", "hugetlb", "special", "moving stack", "other")
+ANON, ZERO, FILE, SWAP, HUGETLB, SPECIAL, EXEC, OTHER, GUARD = range(9)
+KINDS: Final = ("anon", "zero", "file", "swap", "hugetlb", "special", "moving stack", "other", "guard")
 
 _PRESENT: Final = 0x1
 _WRITE: Final = 0x2
@@ -48,6 +49,8 @@ _MAPPING_FLAGS: Final = 3
 _VM_HUGETLB: Final = 0x400000
 _VM_STACK_INCOMPLETE_SETUP: Final = 0x18000  # RAND_READ and SEQ_READ: execve() is still moving it
 _SWAP_TYPES: Final = 22  # from here on: migration entries, markers, device memory, poisoned pages
+_MARKERS: Final = 31  # SWP_PTE_MARKER
+_GUARD_MARKER: Final = 4  # PTE_MARKER_GUARD
 
 
 class Entries:
@@ -76,7 +79,8 @@ class Entries:
 
 
 class Pages:
-    """struct page of the anonymous pages that an entry maps; the fields are those of snapshot.Page."""
+    """struct page of the anonymous pages that an entry maps; the fields are those of snapshot.Page, and `counts` by the
+    first page of a folio."""
 
     def __init__(self, pfn: Int64s) -> None:
         n = len(pfn)
@@ -89,6 +93,7 @@ class Pages:
         self.exclusive: Bools = np.zeros(n, dtype=np.bool_)
         self.ksm: Bools = np.zeros(n, dtype=np.bool_)
         self.swapcache: Bools = np.zeros(n, dtype=np.bool_)
+        self.counts: dict[int, FolioCounts] = {}
 
     def __len__(self) -> int:
         return len(self.pfn)
@@ -142,6 +147,8 @@ def of(snapshot: Snapshot) -> Columns:
         pages.head[row], pages.order[row], pages.anon_vma[row] = page.head, page.order, page.anon_vma
         pages.index[row], pages.mapcount[row], pages.exclusive[row] = page.index, page.mapcount, page.exclusive
         pages.ksm[row], pages.swapcache[row] = page.ksm, page.swapcache
+        if page.counts is not None:
+            pages.counts[page.head] = page.counts
     return Columns(snapshot, entries, pages)
 
 
@@ -151,7 +158,6 @@ def read(memory: Memory, snapshot: Snapshot) -> Columns:
     mms = np.concatenate([mms for mms, _, _ in tables] or [np.zeros(0, dtype=np.int32)])
     addrs = np.concatenate([addrs for _, addrs, _ in tables] or [np.zeros(0, dtype=np.int64)])
     raw = np.concatenate([raw for _, _, raw in tables] or [np.zeros(0, dtype=np.uint64)])
-    program = memory.program
     present = raw & _PRESENT != 0
     hidden = ~present & (raw & _PROTNONE != 0)  # PROT_NONE: the frame is stored inverted
     frames = np.where(hidden, ~raw, raw) & PTE_FRAME
@@ -159,13 +165,14 @@ def read(memory: Memory, snapshot: Snapshot) -> Columns:
     swap_type = (raw >> 59).astype(np.int64)
     swap_offset = ((~raw << 5) >> 14).astype(np.int64)
     kind = np.where(swap_type < _SWAP_TYPES, SWAP, OTHER).astype(np.int8)
+    kind[(swap_type == _MARKERS) & (swap_offset & _GUARD_MARKER != 0)] = GUARD
     mapped = present | hidden
     kind[mapped] = FILE
     kind[mapped & (raw & _SPECIAL != 0)] = SPECIAL
-    kind[mapped & (pfns == program["zero_pfn"].value_())] = ZERO
+    reader = PageReader(memory)
+    kind[mapped & (pfns == reader.layout.zero_pfn)] = ZERO
     number = np.where(mapped, pfns, swap_type << 58 | swap_offset)
     entries = Entries(mms, addrs, kind, number, raw & _WRITE != 0, raw & _SWAP_EXCLUSIVE != 0)
-    reader = PageReader(memory)
     found, pages = reader.anonymous(np.unique(pfns[kind == FILE]))
     anon = (kind == FILE) & np.isin(pfns, found)
     entries.kind[anon] = ANON
@@ -189,6 +196,8 @@ def _without(pages: Pages, entries: Entries) -> Pages:
     kept = Pages(pages.pfn[keep])
     for name in ("head", "order", "anon_vma", "index", "mapcount", "exclusive", "ksm", "swapcache"):
         setattr(kept, name, getattr(pages, name)[keep])
+    heads = set(kept.head.tolist())
+    kept.counts = {head: counts for head, counts in pages.counts.items() if head in heads}
     return kept
 
 
@@ -237,55 +246,18 @@ def _words(memory: Memory, physical: int) -> Words:
 class PageReader:
     """Reads struct pages, a memory page of them at a time."""
 
-    _FIELDS: Final = ("flags", "compound_head", "mapping", "index", "_mapcount", "private")
-
     def __init__(self, memory: Memory) -> None:
-        program = memory.program
         self._memory: Final = memory
-        page = Record(program, "struct page", *self._FIELDS)
-        self.size: Final = page.size
-        widths = {"_mapcount": "<i4"}
-        self._dtype: Final = np.dtype(
-            {
-                "names": list(self._FIELDS),
-                "formats": [widths.get(name, "<u8") for name in self._FIELDS],
-                "offsets": [page.offset[name] for name in self._FIELDS],
-                "itemsize": page.size,
-            }
-        )
-        folio = program.type("struct folio")
-        # In the first tail page: the order in the lowest byte of a word, and how often the folio is mapped whole.
-        order = "_folio_order" if folio.has_member("_folio_order") else "_flags_1"
-        whole = "_entire_mapcount" if folio.has_member("_entire_mapcount") else "_total_mapcount"
-        fields = Record(program, "struct folio", order, whole)
-        self._tail_dtype: Final = np.dtype(
-            {
-                "names": ["flags", "order", "whole"],
-                "formats": ["<u8", "u1", "<i4"],
-                "offsets": [0, fields.offset[order] - page.size, fields.offset[whole] - page.size],
-                "itemsize": page.size,
-            }
-        )
-        self._anon_exclusive: Final = self._flag("PG_anon_exclusive")
-        self._swapcache: Final = self._flag("PG_swapcache")
-        self._swapbacked: Final = self._flag("PG_swapbacked")
-        self._head: Final = self._flag("PG_head")
-        self._double_map: Final = self._flag("PG_double_map")
-
-    def _flag(self, name: str) -> int:
-        try:
-            return 1 << int(self._memory.program.constant(name).value_())
-        except LookupError:
-            return 0  # PG_double_map went in 6.2
+        self.layout: Final = PageLayout(memory)
 
     def anonymous(self, pfns: Int64s) -> tuple[Int64s, Pages]:
         """Those of `pfns` (ascending) that are anonymous pages, and their rows."""
-        own = self._read(pfns, self._dtype)
-        tail = own["compound_head"] & 1 != 0
-        heads = pfns.copy()
-        heads[tail] = ((own["compound_head"][tail] - 1 - self._memory.vmemmap) // self.size).astype(np.int64)
+        layout = self.layout
+        own = self._read(pfns, layout.dtype)
+        heads = layout.heads_of(pfns, own["head"])
         of_head = own.copy()
-        of_head[tail] = self._read(heads[tail], self._dtype)
+        tail = heads != pfns
+        of_head[tail] = self._read(heads[tail], layout.dtype)
         anon = of_head["mapping"] & 1 != 0
         pages = Pages(pfns[anon])
         own, of_head = own[anon], of_head[anon]
@@ -294,31 +266,34 @@ class PageReader:
         pages.ksm = mapping & _MAPPING_FLAGS == _MAPPING_FLAGS
         pages.anon_vma = mapping & ~np.uint64(_MAPPING_FLAGS)
         pages.index = of_head["index"].astype(np.int64) + pages.pfn - pages.head
-        pages.exclusive = own["flags"] & self._anon_exclusive != 0
-        both = self._swapcache | self._swapbacked
-        pages.swapcache = of_head["flags"] & both == both
-        pages.mapcount = own["_mapcount"].astype(np.int64) + 1
-        large = of_head["flags"] & self._head != 0
-        tails = self._read(pages.head[large] + 1, self._tail_dtype)
+        pages.exclusive = own["flags"] & layout.anon_exclusive != 0
+        pages.swapcache = of_head["flags"] & layout.in_swapcache == layout.in_swapcache
+        pages.mapcount = own["mapcount"].astype(np.int64) + 1
+        large = of_head["flags"] & layout.head_flag != 0
+        tails = self._read(pages.head[large] + 1, layout.tail_dtype)
         pages.order[large] = tails["order"]
-        double = (tails["flags"] & self._double_map != 0).astype(np.int64)
+        double = (tails["flags"] & layout.double_map != 0).astype(np.int64)
         whole = tails["whole"].astype(np.int64) + 1
         pages.mapcount[large] += whole - double
         # Where one entry maps a folio whole, its first page stands for all (PageAnonExclusive()).
         pages.exclusive[large] = np.where(
-            whole > 0, of_head["flags"][large] & self._anon_exclusive != 0, pages.exclusive[large]
+            whole > 0, of_head["flags"][large] & layout.anon_exclusive != 0, pages.exclusive[large]
         )
+        for head, row in dict(zip(pages.head[large].tolist(), range(len(tails)), strict=True)).items():
+            counts = layout.counts(tails[row])
+            if counts is not None:
+                pages.counts[head] = counts
         return pages.pfn, pages
 
     def _read(self, pfns: Int64s, dtype: Any) -> npt.NDArray[Any]:
         """struct pages of `pfns`."""
         result = np.zeros(len(pfns), dtype=dtype)
-        per_block = PAGE_SIZE // self.size
+        per_block = PAGE_SIZE // self.layout.size
         blocks, which = np.unique(pfns // per_block, return_inverse=True)
         if len(blocks):
             start = self._memory.vmemmap
             data = b"".join(
-                self._memory.read(start + block * per_block * self.size, PAGE_SIZE) for block in blocks.tolist()
+                self._memory.read(start + block * per_block * self.layout.size, PAGE_SIZE) for block in blocks.tolist()
             )
             rows = np.frombuffer(data, dtype=dtype)
             result[:] = rows[which * per_block + pfns % per_block]

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rmaplab.kernel.columns import Columns, of
+from rmaplab.kernel.columns import Columns, Int64s, of
 from rmaplab.kernel.snapshot import PAGE_SHIFT, AnonVma, Snapshot, Vma
+from rmaplab.mm.vma import VM_PFNMAP
 
 
 def problems(snapshot: Snapshot, columns: Columns | None = None) -> list[str]:
@@ -36,6 +37,10 @@ def _vmas(snapshot: Snapshot) -> Iterator[str]:
                 yield f"{_name(vma)}: overlaps the VMA before it, or is empty"
             if vma.mm != mm.address:
                 yield f"{_name(vma)}: says that it belongs to mm {vma.mm:#x}, and is in the tree of {mm.address:#x}"
+            if not vma.attached:
+                yield f"{_name(vma)}: is in the tree of its address space, and says that it is not"
+            if vma.anon_pgoff != vma.pgoff and not (vma.file or vma.special or vma.flags & VM_PFNMAP):
+                yield f"{_name(vma)}: no file, and yet page offset {vma.pgoff:#x} and {vma.anon_pgoff:#x} for its pages"
             end = vma.end
 
 
@@ -105,10 +110,10 @@ def _tree(snapshot: Snapshot, anon_vma: AnonVma) -> Iterator[str]:
         if vma is None:
             yield f"{name}: AVC {node.avc:#x} in its tree leads to a VMA in no address space"
             continue
-        if vma.pgoff < before:
+        if vma.anon_pgoff < before:
             yield f"{name}: its tree is not in order at {_name(vma)}"
-        before = vma.pgoff
-        last = vma.pgoff + (vma.end - vma.start >> PAGE_SHIFT) - 1
+        before = vma.anon_pgoff
+        last = vma.anon_pgoff + (vma.end - vma.start >> PAGE_SHIFT) - 1
         for child in (node.left, node.right):
             if child in nodes:
                 last = max(last, nodes[child].subtree_last)
@@ -125,7 +130,7 @@ def _pages(snapshot: Snapshot, columns: Columns) -> Iterator[str]:
         yield f"page {entries.number[row]:#x} at {entries.addr[row]:#x}: an entry maps it where there is no VMA"
     own = anon[(entries.vma[anon] >= 0) & ~pages.ksm[entries.page[anon]]]
     page, vma = entries.page[own], entries.vma[own]
-    offset = np.array([vma.pgoff - (vma.start >> PAGE_SHIFT) for vma in vmas], dtype=np.int64)
+    offset = np.array([vma.anon_pgoff - (vma.start >> PAGE_SHIFT) for vma in vmas], dtype=np.int64)
     index = (entries.addr[own] >> PAGE_SHIFT) + offset[vma] if len(own) else page
     for i in np.flatnonzero(index != pages.index[page]).tolist():
         yield f"{_place(columns, own[i])}: index {pages.index[page[i]]:#x}, not {index[i]:#x}"
@@ -139,6 +144,31 @@ def _pages(snapshot: Snapshot, columns: Columns) -> Iterator[str]:
         yield f"page {pages.pfn[row]:#x}: mapcount {pages.mapcount[row]}, and {counted[row]} entries map it"
     for row in np.flatnonzero(pages.exclusive & (counted > 1)).tolist():
         yield f"page {pages.pfn[row]:#x}: exclusive, and {counted[row]} entries map it"
+    yield from _large_folios(snapshot, columns, anon)
+
+
+def _large_folios(snapshot: Snapshot, columns: Columns, anon: Int64s) -> Iterator[str]:
+    """What a large folio counts of its entries, in all and by address space, is what there is."""
+    entries, pages = columns.entries, columns.pages
+    if not pages.counts:
+        return
+    ids = [mm.id for mm in snapshot.mms.values()]
+    mapped: dict[int, Counter[int]] = {}
+    for head, mm in zip(pages.head[entries.page[anon]].tolist(), entries.mm[anon].tolist(), strict=True):
+        if head in pages.counts:
+            mapped.setdefault(head, Counter())[ids[mm]] += 1
+    orders = dict(zip(pages.head.tolist(), pages.order.tolist(), strict=True))
+    for head, counts in pages.counts.items():
+        name, by_mm = f"folio {head:#x}", mapped.get(head, Counter())
+        # An entry of all of it is one, and seen as many.
+        total = by_mm.total() - counts.whole * ((1 << orders[head]) - 1)
+        if counts.mapped != total:
+            yield f"{name}: counts {counts.mapped} entries, and {total} map it"
+        for id, count in counts.slots if not counts.whole else ():
+            if by_mm[id] != count:
+                yield f"{name}: counts {count} entries of address space {id}, and {by_mm[id]} map it"
+        if counts.slots and len(by_mm) > 1 and not counts.shared:
+            yield f"{name}: not shared by what it says, and {len(by_mm)} address spaces map it"
 
 
 def _place(columns: Columns, row: int) -> str:

@@ -180,7 +180,8 @@ class _Importer:
         files: dict[int, File] = {}
         for vma in mm.vmas:
             file = files.setdefault(vma.inode, File(vma.inode, "")) if vma.inode else None
-            copy = self.machine.new_vma(mine, vma.start, vma.end, vma.pgoff, vma.flags, file)
+            # What counts here is where its anonymous pages are: the offset in the file is of no use to a walk.
+            copy = self.machine.new_vma(mine, vma.start, vma.end, vma.anon_pgoff, vma.flags, file)
             mine.tree.insert(copy)
             mine.total_vm += copy.nr_pages
             self.vmas[vma.address] = copy
@@ -201,7 +202,8 @@ class _Importer:
             copy = self.vmas[vma.address]
             copy.prepared = True
             family = anon_vmas[vma.anon_vma].root
-            shift = shifts.setdefault(family, 0 if not vma.inode else (vma.start >> PAGE_SHIFT) - vma.pgoff)
+            by_file = vma.inode and not self.snapshot.two_offsets
+            shift = shifts.setdefault(family, (vma.start >> PAGE_SHIFT) - vma.pgoff if by_file else 0)
             chain = [self.numbers[avcs[avc].anon_vma] for avc in reversed(vma.chain)]
             self.found.vmas.append(FoundVma(copy, self.numbers[vma.anon_vma], chain, shift))
 
@@ -318,7 +320,7 @@ class _Importer:
         for at in np.flatnonzero(kind == rows.SWAP).tolist():
             slot = self._slot(int(entries.number[low + at]))
             value[at] = slot << PTE_SHIFT | PTE_SWAP | (PTE_EXCLUSIVE if entries.exclusive[low + at] else 0)
-        for what in (rows.HUGETLB, rows.SPECIAL, rows.EXEC, rows.OTHER):
+        for what in (rows.HUGETLB, rows.SPECIAL, rows.EXEC, rows.GUARD, rows.OTHER):
             self.left_out[rows.KINDS[what]] += int((kind == what).sum())
         table = mine.page_table
         numbers, first = np.unique(addr >> LEAF_SHIFT, return_index=True)

@@ -110,17 +110,19 @@ class Record:
         root, refcount, ... = fields.at(memory, address)
 
     A field may be a path ("rb_root.rb_root.rb_node"); integers of 1, 2, 4 and 8 bytes and pointers are known,
-    and structures that consist of one of these (atomic_t).
+    structures that consist of one of these (atomic_t, memdesc_flags_t), and the first element of an array of them.
     """
 
     def __init__(self, program: Any, type_name: str, *names: str) -> None:
         kind = program.type(type_name)
         self.size: Final[int] = kind.size
         self.offset: Final[dict[str, int]] = {}
+        self.code: Final[dict[str, str]] = {}  # of module struct
         parts: list[tuple[int, str]] = []
         for name in names:
             offset, code = _locate(program, kind, name)
             self.offset[name] = offset
+            self.code[name] = code
             parts.append((offset, code))
         # One format with padding; fields are asked for in any order, and unpacked in that of their offsets.
         order = sorted(range(len(parts)), key=lambda i: parts[i][0])
@@ -138,6 +140,19 @@ class Record:
         return values if self._sorted else tuple(values[i] for i in self._order)
 
 
+def has_field(program: Any, type_name: str, name: str) -> bool:
+    """Whether a structure has a field."""
+    return bool(program.type(type_name).has_member(name))
+
+
+def one_of(program: Any, type_name: str, *names: str) -> str:
+    """The first of `names` that is a field of the structure.  :raises KernelUnavailable: none is"""
+    for name in names:
+        if has_field(program, type_name, name):
+            return name
+    raise KernelUnavailable(f"this kernel's {type_name} has neither {' nor '.join(names)}: it cannot be read.")
+
+
 def _locate(program: Any, kind: Any, path: str) -> tuple[int, str]:
     """Offset in bytes and struct code of a field."""
     import drgn
@@ -145,15 +160,15 @@ def _locate(program: Any, kind: Any, path: str) -> tuple[int, str]:
     offset = 0
     for name in path.split("."):
         if not kind.has_member(name):
-            raise KernelUnavailable(f"this kernel's {kind} has no field {name}; 6.1 and newer can be read.")
+            raise KernelUnavailable(f"this kernel's {kind.type_name()} has no field {name}: it cannot be read.")
         member = kind.member(name)
         offset += member.bit_offset // 8
         kind = member.type
         while kind.kind == drgn.TypeKind.TYPEDEF:
             kind = kind.type
     signed = getattr(kind, "is_signed", False)
-    while kind.kind == drgn.TypeKind.STRUCT:  # atomic_t, refcount_t, pgoff_t and other wrappers
-        kind = kind.members[0].type
+    while kind.kind in (drgn.TypeKind.STRUCT, drgn.TypeKind.ARRAY):  # atomic_t, refcount_t, pgoff_t, other wrappers
+        kind = kind.type if kind.kind == drgn.TypeKind.ARRAY else kind.members[0].type
         while kind.kind == drgn.TypeKind.TYPEDEF:
             kind = kind.type
         signed = getattr(kind, "is_signed", False)

@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from rmaplab.kernel.errors import KernelUnavailable
-from rmaplab.kernel.memory import PTE_FRAME, BadAddress, Memory, Record
+from rmaplab.kernel.memory import PTE_FRAME, BadAddress, Memory, Record, has_field
+from rmaplab.kernel.pages import FolioCounts, PageLayout
 
 PAGE_SHIFT: Final = 12
 _ADDRESS_MAX: Final = (1 << 64) - 1
@@ -28,6 +28,8 @@ _MAPPING_ANON: Final = 1
 _MAPPING_FLAGS: Final = 3  # PAGE_MAPPING_ANON and PAGE_MAPPING_MOVABLE; both: KSM
 _STABLE_FLAG: Final = 0x200  # of an rmap_item's address: it is on a stable node (mm/ksm.c)
 _FIRST_SPECIAL_SWAP_TYPE: Final = 22  # swap "types" from here on are migration, device, marker entries
+_MARKER_SWAP_TYPE: Final = 31  # SWP_PTE_MARKER: the last of them all (include/linux/swap.h)
+_GUARD_MARKER: Final = 4  # PTE_MARKER_GUARD (include/linux/swapops.h)
 
 
 class Avc:
@@ -72,9 +74,17 @@ class TreeNode:
 
 
 class Vma:
-    """struct vm_area_struct; `chain` has its AVCs, the newest first."""
+    """struct vm_area_struct; `chain` has its AVCs, the newest first.
 
-    __slots__ = ("address", "anon_vma", "chain", "end", "file", "flags", "inode", "mm", "pgoff", "special", "start")
+    pgoff:      of `start`, in the file or as /proc/PID/maps shows it
+    anon_pgoff: of `start`, for anonymous pages; a number of its own since 7.3, `pgoff` before
+    attached:   it says itself that it is in its address space's tree (vm_refcnt, or `detached`)
+    """
+
+    __slots__ = (
+        "address", "anon_pgoff", "anon_vma", "attached", "chain", "end", "file", "flags", "inode", "mm", "pgoff",
+        "special", "start",
+    )  # fmt: skip
 
     def __init__(
         self, address: int, mm: int, start: int, end: int, pgoff: int, flags: int, file: int, anon_vma: int
@@ -84,6 +94,8 @@ class Vma:
         self.start = start
         self.end = end
         self.pgoff = pgoff
+        self.anon_pgoff = pgoff
+        self.attached = True
         self.flags = flags
         self.file = file
         self.inode = 0
@@ -95,11 +107,11 @@ class Vma:
 class Page:
     """struct page of an anonymous page.  `anon_vma` is what its folio points to (of a KSM page: its stable node),
     `index` this page's page offset, `head` and `order` its folio.  `first_exclusive` is about the first page of the
-    folio, mapped or not."""
+    folio, mapped or not; `counts` is there of a large folio, where the kernel has them."""
 
     __slots__ = (
-        "anon_vma", "exclusive", "first_exclusive", "head", "index", "ksm", "mapcount", "order", "pfn", "swap",
-        "swapcache",
+        "anon_vma", "counts", "exclusive", "first_exclusive", "head", "index", "ksm", "mapcount", "order", "pfn",
+        "swap", "swapcache",
     )  # fmt: skip
 
     def __init__(self, pfn: int) -> None:
@@ -114,12 +126,13 @@ class Page:
         self.ksm = False
         self.swapcache = False
         self.swap = 0  # the swap entry whose contents it caches
+        self.counts: FolioCounts | None = None
 
 
 class Entry:
     """A page-table entry that is not none.
 
-    kind: "anon", "zero", "file", "swap", "other"
+    kind: "anon", "zero", "file", "swap", "guard", "other"
     number: pfn, or swap entry
     """
 
@@ -133,12 +146,14 @@ class Entry:
 
 
 class Mm:
-    """struct mm_struct, its VMAs in order, and the entries in those that were asked for."""
+    """struct mm_struct, its VMAs in order, and the entries in those that were asked for.  `id` is what large folios
+    call it by (mm_id; 0 where they do not)."""
 
-    __slots__ = ("address", "brk", "entries", "mmap_base", "pgd", "pids", "start_brk", "vmas")
+    __slots__ = ("address", "brk", "entries", "id", "mmap_base", "pgd", "pids", "start_brk", "vmas")
 
-    def __init__(self, address: int, pgd: int, mmap_base: int, start_brk: int, brk: int) -> None:
+    def __init__(self, address: int, pgd: int, mmap_base: int, start_brk: int, brk: int, id: int = 0) -> None:
         self.address = address
+        self.id = id
         self.pgd = pgd
         self.mmap_base = mmap_base
         self.start_brk = start_brk
@@ -152,6 +167,7 @@ class Snapshot:
     """All of it."""
 
     def __init__(self) -> None:
+        self.two_offsets = False  # a VMA has a page offset for anonymous pages beside that in the file
         self.mms: dict[int, Mm] = {}
         self.by_pid: dict[int, Mm] = {}
         self.vmas: dict[int, Vma] = {}
@@ -176,12 +192,17 @@ class Reader:
         self._memory: Final = memory
         self._wanted: Final = wanted
         self._task: Final = Record(program, "struct task_struct", "mm")
+        identity = ["mm_id"] * has_field(program, "struct mm_struct", "mm_id")
         self._mm: Final = Record(
-            program, "struct mm_struct", "mm_mt.ma_root", "pgd", "mmap_base", "start_brk", "brk"
+            program, "struct mm_struct", "mm_mt.ma_root", "pgd", "mmap_base", "start_brk", "brk", *identity
         )
+        self._two_offsets: Final = has_field(program, "struct vm_area_struct", "__vm_anon_pgoff_lo")
+        self._says_attached: Final = has_field(program, "struct vm_area_struct", "vm_refcnt")
+        self._says_detached: Final = has_field(program, "struct vm_area_struct", "detached")
         self._vma: Final = Record(
             program, "struct vm_area_struct", "vm_start", "vm_end", "vm_pgoff", "vm_flags", "vm_file", "anon_vma",
-            "anon_vma_chain.next", "vm_mm", "vm_ops",
+            "anon_vma_chain.next", "vm_mm", "vm_ops", *["vm_refcnt"] * self._says_attached,
+            *["detached"] * self._says_detached, *["__vm_anon_pgoff_lo", "__vm_anon_pgoff_hi"] * self._two_offsets,
         )  # fmt: skip
         self._chain_head: Final = self._vma.offset["anon_vma_chain.next"]
         self._file: Final = Record(program, "struct file", "f_inode")
@@ -196,29 +217,24 @@ class Reader:
             "rb_root.rb_root.rb_node",
         )  # fmt: skip
         self._node: Final = _maple_shapes(program)
-        self._page: Final = Record(
-            program, "struct page", "flags", "compound_head", "mapping", "index", "_mapcount", "private"
-        )
-        self.page_size: Final = self._page.size
-        self._anon_exclusive: Final = 1 << program.constant("PG_anon_exclusive").value_()
-        self._swapcache: Final = 1 << program.constant("PG_swapcache").value_()
-        self._swapbacked: Final = 1 << program.constant("PG_swapbacked").value_()
-        self._head_flag: Final = 1 << program.constant("PG_head").value_()
-        self._folio_order: Final = _offset(program, "struct folio", _order_field(program))
-        self._zero_pfn: Final[int] = program["zero_pfn"].value_()
+        self.pages: Final = PageLayout(memory)
         self._ksm: Final = _KsmReader(program) if _has(program, "ksm_mm_head") else None
         self._special_ops: Final[int] = program["special_mapping_vmops"].address_of_().value_()
 
     def offset(self, structure: str, field: str) -> int:
-        """Where a field is: of "vma", "avc", "anon_vma" or "page"."""
-        records = {"vma": self._vma, "avc": self._avc, "anon_vma": self._anon_vma, "page": self._page}
-        return records[structure].offset[field]
+        """Where a field is: of "vma", "avc", "anon_vma", or (by the names of pages.FIELDS) of "page"."""
+        offsets = {
+            "vma": self._vma.offset, "avc": self._avc.offset, "anon_vma": self._anon_vma.offset,
+            "page": self.pages.offset,
+        }  # fmt: skip
+        return offsets[structure][field]
 
     # All of it
 
     def read(self, tasks: Iterable[tuple[int, int]]) -> Snapshot:
         """The state of the tasks given as (pid, address of task_struct); kernel threads are passed over."""
         snapshot = Snapshot()
+        snapshot.two_offsets = self._two_offsets
         for pid, task in tasks:
             (address,) = self._task.at(self._memory, task)
             if address == 0:
@@ -246,8 +262,8 @@ class Reader:
                 snapshot.ksm_unused[root] += 1
 
     def _read_mm(self, snapshot: Snapshot, address: int) -> Mm:
-        root, pgd, mmap_base, start_brk, brk = self._mm.at(self._memory, address)
-        mm = Mm(address, pgd, mmap_base, start_brk, brk)
+        root, *fields = self._mm.at(self._memory, address)
+        mm = Mm(address, *fields)
         snapshot.mms[address] = mm
         for pointer in self._maple(root):
             vma = self._read_vma(snapshot, pointer)
@@ -257,8 +273,13 @@ class Reader:
         return mm
 
     def _read_vma(self, snapshot: Snapshot, address: int) -> Vma:
-        start, end, pgoff, flags, file, anon_vma, first, mm, ops = self._vma.at(self._memory, address)
+        start, end, pgoff, flags, file, anon_vma, first, mm, ops, *more = self._vma.at(self._memory, address)
         vma = Vma(address, mm, start, end, pgoff, flags, file, anon_vma)
+        if self._two_offsets:
+            high, low = more.pop(), more.pop()
+            vma.anon_pgoff = high << 32 | low
+        if self._says_attached or self._says_detached:
+            vma.attached = (more[0] != 0) == self._says_attached
         vma.special = ops == self._special_ops
         if file:
             (vma.inode,) = self._file.at(self._memory, file)
@@ -382,11 +403,14 @@ class Reader:
         kind = entry >> 59
         offset = (~entry & _ADDRESS_MAX) << 5 & _ADDRESS_MAX
         number = kind << 58 | offset >> 14
-        return Entry("swap" if kind < _FIRST_SPECIAL_SWAP_TYPE else "other", number, False, entry & 8 != 0)
+        if kind < _FIRST_SPECIAL_SWAP_TYPE:
+            return Entry("swap", number, False, entry & 8 != 0)
+        guard = kind == _MARKER_SWAP_TYPE and offset >> 14 & _GUARD_MARKER
+        return Entry("guard" if guard else "other", number, False, False)
 
     def _present(self, snapshot: Snapshot, entry: int, pfn: int) -> Entry:
         writable = entry & _WRITE != 0
-        if pfn == self._zero_pfn:
+        if pfn == self.pages.zero_pfn:
             return Entry("zero", 0, writable, False)
         page = snapshot.pages.get(pfn)
         if page is None:
@@ -398,28 +422,25 @@ class Reader:
 
     def _read_page(self, pfn: int) -> Page | None:
         """The struct page of `pfn`, if it is anonymous."""
-        memory = self._memory
-        address = memory.vmemmap + pfn * self.page_size
-        flags, compound, mapping, index, mapcount, private = self._page.at(memory, address)
+        memory, layout = self._memory, self.pages
+        flags, info, mapping, index, mapcount, private = layout.record.at(memory, layout.address(pfn))
         page = Page(pfn)
         page.mapcount = mapcount + 1
-        page.exclusive = flags & self._anon_exclusive != 0
-        head_flags = flags
-        if compound & 1:
-            head = compound - 1
-            page.head = (head - memory.vmemmap) // self.page_size
-            head_flags, _, mapping, index, _, private = self._page.at(memory, head)
+        page.exclusive = flags & layout.anon_exclusive != 0
+        page.head = layout.head_of(pfn, info)
+        if page.head != pfn:
+            flags, _, mapping, index, _, private = layout.record.at(memory, layout.address(page.head))
             index += pfn - page.head
-        page.first_exclusive = head_flags & self._anon_exclusive != 0
-        if head_flags & self._head_flag:
-            head = memory.vmemmap + page.head * self.page_size
-            page.order = bytes(memory.read(head + self._folio_order, 1))[0]
+        page.first_exclusive = flags & layout.anon_exclusive != 0
         if not mapping & _MAPPING_ANON:
             return None
+        if flags & layout.head_flag:
+            page.order = layout.order(memory, page.head)
+            page.counts = layout.counts(layout.tail(memory, page.head))
         page.ksm = mapping & _MAPPING_FLAGS == _MAPPING_FLAGS
         page.anon_vma = mapping & ~_MAPPING_FLAGS
         page.index = index
-        page.swapcache = head_flags & self._swapcache != 0 and head_flags & self._swapbacked != 0
+        page.swapcache = flags & layout.in_swapcache == layout.in_swapcache
         page.swap = private + (pfn - page.head) if page.swapcache else 0
         return page
 
@@ -479,15 +500,6 @@ def _has(program: Any, symbol: str) -> bool:
 
 def _offset(program: Any, type_name: str, path: str) -> int:
     return Record(program, type_name, path).offset[path]
-
-
-def _order_field(program: Any) -> str:
-    """Where a large folio keeps its order, in its lowest byte (folio_order())."""
-    folio = program.type("struct folio")
-    for name in ("_folio_order", "_flags_1"):
-        if folio.has_member(name):
-            return name
-    raise KernelUnavailable("this kernel's struct folio does not say where the order of a folio is.")
 
 
 def _maple_shapes(program: Any) -> dict[int, tuple[Record, int, int]]:
