@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from rmaplab.kernel.identity import sizes_of
 from rmaplab.kernel.importer import UNPLACED, Reading, everyone
 from rmaplab.kernel.isomorphism import belongs
 from rmaplab.kernel.lockstep import Lockstep, Random, Witness, minimal, random_histories, replay
-from rmaplab.kernel.snapshot import Reader, Snapshot
+from rmaplab.kernel.snapshot import Reader
 from rmaplab.kernel.versions import VERSIONS
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, Profile
@@ -173,77 +173,6 @@ def test_a_difference_is_made_short_explained_and_kept(witness: Witness, tmp_pat
     seen = replay(witness, again, design)
     assert seen is not None and seen.difference.what == short.difference.what
     assert replay(witness, again) is None
-
-
-class TestPoked:
-    """A structure that is overwritten is found by what is read afterwards."""
-
-    @pytest.fixture(scope="class")
-    def family(self, witness: Witness) -> Iterator[Lockstep]:
-        lockstep = Lockstep(witness)
-        for event in history("five_generations"):
-            assert lockstep.step(event) is None
-        yield lockstep
-        lockstep.end()
-
-    def poked(self, lockstep: Lockstep, address: Callable[[Snapshot], int], change: int) -> list[str]:
-        """What is found while the word at `address` has other bits."""
-        witness, pids = lockstep.witness, lockstep.driver.pids.values()
-        before = witness.look(pids)
-        assert problems(before) == []
-        at = address(before)
-        with witness.guest.stopped():
-            value = witness.memory.word(at)
-            witness.memory.write_word(at, value ^ change)
-            try:
-                return problems(witness.reader.read(witness.tasks(pids)))
-            finally:
-                witness.memory.write_word(at, value)
-
-    def test_root(self, family: Lockstep) -> None:
-        offset = family.witness.reader.offset("anon_vma", "root")
-        assert self.poked(family, lambda s: _child(s) + offset, 0x40)
-
-    def test_parent(self, family: Lockstep) -> None:
-        offset = family.witness.reader.offset("anon_vma", "parent")
-
-        def parents_parent(snapshot: Snapshot) -> int:
-            return _child(snapshot) + offset
-
-        assert self.poked(family, parents_parent, 0x80)
-
-    def test_page_offset(self, family: Lockstep) -> None:
-        offset = family.witness.reader.offset("vma", "vm_pgoff")
-        assert self.poked(family, lambda s: _vma(s) + offset, 1)
-
-    def test_tree_pointer(self, family: Lockstep) -> None:
-        offset = family.witness.reader.offset("avc", "rb.rb_left")
-        assert self.poked(family, lambda s: _inner_avc(s) + offset, -1)
-
-    def test_mapcount(self, family: Lockstep) -> None:
-        offset = family.witness.reader.offset("page", "mapcount")
-        assert self.poked(family, lambda s: _page(family, s) + offset, 1)
-
-    def test_index(self, family: Lockstep) -> None:
-        offset = family.witness.reader.offset("page", "index")
-        assert self.poked(family, lambda s: _page(family, s) + offset, 2)
-
-
-def _child(snapshot: Snapshot) -> int:
-    return next(a.address for a in snapshot.anon_vmas.values() if a.root != a.address)
-
-
-def _vma(snapshot: Snapshot) -> int:
-    return max(snapshot.vmas.values(), key=lambda vma: len(vma.chain)).address
-
-
-def _inner_avc(snapshot: Snapshot) -> int:
-    return next(node.avc for a in snapshot.anon_vmas.values() for node in a.tree if node.left)
-
-
-def _page(lockstep: Lockstep, snapshot: Snapshot) -> int:
-    reader = lockstep.witness.reader
-    return lockstep.witness.memory.vmemmap + min(snapshot.pages) * reader.pages.size
 
 
 def test_a_history_is_done_again(witness: Witness) -> None:

@@ -8,6 +8,7 @@ happened there is played on the machine, and after each event results and state 
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ import msgspec
 from rmaplab.check.histories import Author, header, shortest
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.driver import Driver
+from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.guest import THP, Guest
 from rmaplab.kernel.identity import profile_of
 from rmaplab.kernel.isomorphism import Difference, belongs, difference
@@ -112,13 +114,21 @@ class Witness:
 
 
 def attach(guest: Guest, vmlinux: Path) -> Any:
-    """A drgn.Program that sees the guest."""
+    """A drgn.Program that sees the guest.  :raises KernelUnavailable: `vmlinux` is not the guest's"""
     need_drgn()
     import drgn
 
+    logging.getLogger("drgn").setLevel(logging.CRITICAL)  # what matters of it is in the exceptions below
     program = drgn.Program()
     program.set_qemu_qmp(str(guest.qmp_socket))
-    program.load_debug_info([str(vmlinux)])
+    try:
+        program.load_debug_info([str(vmlinux)])
+        program["page_offset_base"]
+    except (LookupError, drgn.MissingDebugInfoError):
+        raise KernelUnavailable(
+            f"{vmlinux} is not the vmlinux of the kernel that was booted, or has no debug information: give that of the"
+            " same build."
+        ) from None
     return program
 
 

@@ -88,9 +88,14 @@ class PageLayout:
             formats["mm_ids"], at["mm_ids"] = "<u8", folio.offset["_mm_ids"]
             width = "<i2" if folio.code["_mm_id_mapcount"] == "h" else "<i4"
             formats["mm_mapcounts"], at["mm_mapcounts"] = (width, (2,)), folio.offset["_mm_id_mapcount"]
-        offsets = [offset - self.size for offset in at.values()]
+        self.tail_offset: Final = {name: offset - self.size for name, offset in at.items()}
         self.tail_dtype: Final = np.dtype(
-            {"names": [*formats], "formats": [*formats.values()], "offsets": offsets, "itemsize": self.size}
+            {
+                "names": [*formats],
+                "formats": [*formats.values()],
+                "offsets": [*self.tail_offset.values()],
+                "itemsize": self.size,
+            }
         )
 
     def address(self, pfn: int) -> int:
