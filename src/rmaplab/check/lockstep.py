@@ -12,7 +12,8 @@ One check asks every design for a walk of every mapped folio and reports
 - `missing`:    the reference design visits a VMA that this one does not;
 - `additional`: this design visits a VMA that the reference does not;
 - `record`:     the design's own records are not what the VMAs say;
-- `invariant`:  the machine itself is broken, so that no answer could be trusted.
+- `invariant`:  the machine itself is broken, so that no answer could be trusted;
+- `leak`:       an object that nothing refers to, or a count that is wrong (ReverseMap.audit()).
 All but `missing` and `additional` are errors.  These two are differences in policy, and say whether the
 place maps the folio.  A difference that was there at the last check already is counted, and not listed again.
 """
@@ -25,14 +26,14 @@ from typing import Final, Literal
 import msgspec
 
 from rmaplab.check.sameness import compare
-from rmaplab.check.truth import MappedFolio, Truth, entry_name, invariants, stray_records
+from rmaplab.check.truth import MappedFolio, Truth, entry_name, invariants, leaks, stray_records
 from rmaplab.check.walks import Changes, Odd, Walker, is_stale
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.trace.events import OPERATIONS, Event
 
-Kind = Literal["incomplete", "stale", "missing", "additional", "record", "invariant"]
-ERRORS: frozenset[Kind] = frozenset(("incomplete", "stale", "record", "invariant"))
+Kind = Literal["incomplete", "stale", "missing", "additional", "record", "invariant", "leak"]
+ERRORS: frozenset[Kind] = frozenset(("incomplete", "stale", "record", "invariant", "leak"))
 
 _OF_PAGES: Final = frozenset(operation.name for operation in OPERATIONS if operation.of_pages)
 
@@ -100,7 +101,7 @@ class Counts(msgspec.Struct):
     checks:  moments at which the machine was checked
     folios:  folios that were walked, over all checks; `skipped` is how many were not (see Checker's `limit`)
     entries: page-table entries compared with walks
-    invariants, records: of these that did not hold
+    invariants, records, leaks: of these that did not hold
     """
 
     checks: int = 0
@@ -109,6 +110,7 @@ class Counts(msgspec.Struct):
     entries: int = 0
     invariants: int = 0
     records: int = 0
+    leaks: int = 0
     designs: dict[str, Walks] = {}
 
 
@@ -142,8 +144,9 @@ class Checker:
             self._changes.name(event.pid)
             self._changes.name(event.pid2)
 
-    def check(self, step: int, event: Event | None = None) -> list[Difference]:
-        """Everything that does not hold now and was not listed by the check before."""
+    def check(self, step: int, event: Event | None = None, last: bool = False) -> list[Difference]:
+        """Everything that does not hold now and was not listed by the check before.  Leaks are looked for where all
+        folios are walked, and at the `last` check."""
         report = _Report(self.machine, step, event, self.reference.name if self.reference else "")
         truth = Truth(self.machine)
         self.counts.checks += 1
@@ -152,6 +155,10 @@ class Checker:
             report.add_sentence("invariant", sentence)
         chosen, mms = self._chosen(truth)
         self._look_at_records(truth, mms, report)
+        if last or (not self.limit and mms is truth.mms):
+            for sentence, name in leaks(self.machine):
+                self.counts.leaks += 1
+                report.add_sentence("leak", sentence, name)
         known = {*self._known, *self._said}
         self._said = set(report.found)
         self._walk(truth, chosen, report)

@@ -27,7 +27,7 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import LEAF_SHIFT
 from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.vma import MM, VMA
+from rmaplab.mm.vma import MM, PAGE_SIZE, VMA
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, VmaFields
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
@@ -234,6 +234,20 @@ class KsmPlaceForgotten(AnonVmaRmap):
         pass
 
 
+class RootKept(AnonVmaRmap):
+    name = "anon_vma, root not put when one of its family is freed"
+
+    def _free_with_root(self, anon_vma: AnonVma) -> None:
+        self._free(anon_vma)
+
+
+class KsmPlaceKept(AnonVmaRmap):
+    name = "anon_vma, reference of a KSM place not put when the page is freed"
+
+    def folio_freed(self, pfn: int, nr_pages: int) -> None:
+        self.ksm.freed(pfn)
+
+
 class DegreeConflated(AnonVmaRmap):
     """One count for children and VMAs: an anon_vma that one VMA uses, and that has no children, passes for one
     that can be taken over, and is taken twice."""
@@ -360,6 +374,13 @@ class RecordTooShort(CowContextRmap):
                 self._forget(self.context_of(vma.mm), last, last, offset)
 
 
+class ContextKept(CowContextRmap):
+    name = "cow_context, context not put with its address space"
+
+    def mm_gone(self, mm: MM) -> None:
+        self.context_of(mm).mm = None
+
+
 class PrototypeRemapNotRecorded(CowContextPrototypeRmap):
     name = "cow_context_prototype, remap not recorded at mremap"
 
@@ -426,6 +447,16 @@ class TablesKept(Machine):
         pass
 
 
+class VmaKept(Machine):
+    """A VMA of one page that goes is not freed, but at exit."""
+
+    def free_vma(self, vma: VMA) -> None:
+        alive = vma.mm.alive
+        super().free_vma(vma)
+        if alive and vma.end - vma.start == PAGE_SIZE:
+            self.vma_pool.alloc()
+
+
 class MapcountLate(Machine):
     """Who drops the last mapping is told the count of before."""
 
@@ -462,6 +493,8 @@ MUTANTS: Final = (
     Mutant("a reused page belongs to who reuses it", AnonVmaRmap, NotTakenOver, "additional"),
     Mutant("migration copies the mapping", AnonVmaRmap, AnchorNotMigrated, "incomplete"),
     Mutant("KSM remembers its places", AnonVmaRmap, KsmPlaceForgotten, "incomplete"),
+    Mutant("a family refers to its root", AnonVmaRmap, RootKept, "leak"),
+    Mutant("a KSM place refers to its anon_vma", AnonVmaRmap, KsmPlaceKept, "leak"),
     Mutant("mremap records the remap", CowContextRmap, RemapNotRecorded, "incomplete"),
     Mutant("coming home drops the record", CowContextRmap, HomecomingNotNoticed, "record"),
     Mutant("fork records what is displaced", CowContextRmap, ChildNotRecorded, "incomplete"),
@@ -469,6 +502,7 @@ MUTANTS: Final = (
     Mutant("a split keeps both halves recorded", CowContextRmap, SplitNotRecorded, "incomplete"),
     Mutant("a shared page from swap belongs to the oldest", CowContextRmap, SharedSwapEntryOwned, "incomplete"),
     Mutant("records end where the VMA ends", CowContextRmap, RecordTooShort, "record"),
+    Mutant("an address space puts its context", CowContextRmap, ContextKept, "leak"),
     Mutant("mremap records the remap", CowContextPrototypeRmap, PrototypeRemapNotRecorded, "missing"),
     Mutant("coming home drops the record", CowContextPrototypeRmap, PrototypeHomecomingNotNoticed, "additional"),
     Mutant("fork records what is displaced", CowContextPrototypeRmap, PrototypeChildNotRecorded, "missing"),
@@ -478,5 +512,6 @@ MUTANTS: Final = (
     Mutant("a page table goes with the last VMA in it", AnonVmaRmap, AnonVmaRmap, "invariant",
            machine=NeighboursTableFreed, leads=True),
     Mutant("a page table goes with its VMAs", AnonVmaRmap, AnonVmaRmap, "invariant", machine=TablesKept, leads=True),
+    Mutant("a VMA that is gone is freed", AnonVmaRmap, AnonVmaRmap, "leak", machine=VmaKept, leads=True),
     Mutant("the last mapping frees", AnonVmaRmap, AnonVmaRmap, "invariant", machine=MapcountLate, leads=True),
 )

@@ -72,7 +72,7 @@ def look(name: str, design: type[ReverseMap]) -> Finding | None:
 def obligation(broken: Broken) -> str:
     """The word that begins the sentence (check/scenarios.py), "safe" for what may never happen anywhere."""
     word = broken.error.partition(":")[0]
-    return word if word in ("restored", "counted", "found") else "safe"
+    return word if word in ("restored", "counted", "found", "leaked") else "safe"
 
 
 # The prototype

@@ -101,6 +101,21 @@ class SleptWithoutReference(AnonVmaRmap):
         return anon_vma
 
 
+class NotFreedByWalk(AnonVmaRmap):
+    """It dropped the last reference while it slept: whoever unlinked the anon_vma left it to the walk."""
+
+    name = "anon_vma, walk that drops the last reference and frees nothing"
+
+    def _lock_referenced(self, anon_vma: AnonVma) -> bool:
+        rwsem = anon_vma.rwsem
+        assert rwsem is not None
+        rwsem.down_read()
+        if self._drop(anon_vma):
+            rwsem.up_read()
+            return False
+        return True
+
+
 class ChainFreedFirst(AnonVmaRmap):
     name = "anon_vma, AVCs freed before they leave the trees"
 
@@ -385,6 +400,8 @@ RACED: Final = (
     _raced("what nothing maps points nowhere", AnonVmaRmap, MappedNotAsked,
            "referenced / exit of the parent + exit of the child"),
     _raced("who sleeps for the lock has a reference", AnonVmaRmap, SleptWithoutReference,
+           "referenced / exit of the parent + exit of the child"),
+    _raced("who drops the last reference frees", AnonVmaRmap, NotFreedByWalk,
            "referenced / exit of the parent + exit of the child"),
     _raced("AVCs are freed when no tree has them", AnonVmaRmap, ChainFreedFirst, "referenced / exit of the child"),
     _raced("geometry changes under the lock", AnonVmaRmap, GeometryWithoutLock, "restore / mprotect that splits"),

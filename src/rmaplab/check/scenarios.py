@@ -11,6 +11,8 @@ Obligations, looked at when all CPUs have come to their end
 - counted: each page's mapcount is the number of entries that map it, and no entry maps a free page.  A walk that
   missed a mapping has left the folio mapped, and its caller has given up.
 - found: at rest, the design finds every mapping of every folio.
+- leaked: what is allocated is what can be reached, and reference counts are what refers: a walker that drops the last
+  reference to what it looked at frees it.
 - and all along: no deadlock, no use after free, no lock given back by who does not hold it.
 """
 
@@ -22,6 +24,7 @@ from typing import Final
 
 import numpy as np
 
+from rmaplab.check.truth import leaks
 from rmaplab.mm.abi import (
     MADV_MERGEABLE,
     MAP_ANONYMOUS,
@@ -34,9 +37,9 @@ from rmaplab.mm.abi import (
 )
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.migrate import migrate_folio, move, unmap
-from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_ANON, PTE_MIGRATION, PTE_SHIFT
+from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_ANON, PTE_MIGRATION, PTE_SHIFT, PTE_SWAP
 from rmaplab.mm.profile import PROFILES, REFERENCE
-from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.reverse_map import ReverseMap, miscounted
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE
 from rmaplab.mm.vmscan import referenced_folio, swap_out_folio
 from rmaplab.sync.interleave import Execution, Scenario
@@ -138,6 +141,7 @@ class World:
         machine.reap()
         maps: dict[int, list[tuple[MM, int]]] = {}
         waiting: list[tuple[MM, int]] = []
+        swapped = 0
         for mm in machine.mms.values():
             for number, leaf in mm.page_table.leaves.items():
                 for i in np.flatnonzero(leaf.v).tolist():
@@ -145,6 +149,8 @@ class World:
                     addr = (number << LEAF_SHIFT) + (i << PAGE_SHIFT)
                     if entry & PTE_MIGRATION:
                         waiting.append((mm, addr))
+                    if entry & PTE_SWAP:
+                        swapped += 1
                     if entry & PTE_ANON:
                         maps.setdefault(entry >> PTE_SHIFT, []).append((mm, addr))
         if waiting:
@@ -167,6 +173,11 @@ class World:
                     raise Obligation(
                         f"found: {_place(mm, addr)} maps page {pfn}, and the walk does not come by", [(mm.id, addr)]
                     )
+        said = [sentence for sentence, _ in leaks(machine)]
+        miscounted(said, "pages in use", -1, machine.folios.in_use, len(maps.keys() | machine.slot_of.keys()))
+        miscounted(said, "references to swap", -1, sum(slot.count for slot in machine.swap.values()), swapped)
+        if said:
+            raise Obligation(f"leaked: {said[0]}", [])
 
 
 def _place(mm: MM, addr: int) -> str:
@@ -257,7 +268,7 @@ OPERATIONS: Final = {
         Operation("reuse", 2, _child_alone, lambda w: w.write(2, HOME)),
         Operation("fork", 1, _nothing, lambda w: w.fork(1, 3)),
         Operation("first fork", 1, _never_shared, lambda w: w.fork(1, 3)),
-        Operation("fork of the child", 2, _nothing, lambda w: w.fork(2, 3)),
+        Operation("fork of the child", 2, _nothing, lambda w: w.fork(2, 5)),
         Operation("fork, and its child forks", 1, _nothing, _two_generations),
         Operation("exit of the parent", 1, _nothing, lambda w: w.machine.exit(1)),
         Operation("exit of the child", 2, _nothing, lambda w: w.machine.exit(2)),

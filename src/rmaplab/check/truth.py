@@ -39,7 +39,7 @@ from rmaplab.mm.pagetable import (
     PTE_ZERO,
     Leaf,
 )
-from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.reverse_map import ReverseMap, miscounted
 from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, VMA
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context import CowContextRmap
@@ -259,6 +259,30 @@ def invariants(machine: Machine, truth: Truth) -> list[str]:
     _entries(machine, truth, wrong)
     _swap(machine, truth, wrong)
     return wrong
+
+
+def leaks(machine: Machine) -> list[tuple[str, str]]:
+    """What somebody holds that nothing refers to any more, or counts wrongly, while nothing runs: a sentence, and the
+    name of the design whose it is, "" for the machine's."""
+    said: list[str] = []
+    mms = [machine.mms[id] for id in sorted(machine.mms)]
+    vmas = 0
+    users: dict[int, int] = {}
+    for process in machine.processes.values():
+        users[process.mm.id] = users.get(process.mm.id, 0) + 1
+    for mm in mms:
+        vmas += len(mm.tree.to_list())
+        miscounted(said, "users of mm", mm.id, mm.users, users.get(mm.id, 0))
+    miscounted(said, "mm_structs in use", -1, machine.mm_pool.live, len(mms))
+    miscounted(said, "vm_area_structs in use", -1, machine.vma_pool.live, vmas)
+    if machine.vma_lock_pool is not None:
+        miscounted(said, "vma_locks in use", -1, machine.vma_lock_pool.live, vmas)
+    miscounted(said, "folios that somebody refers to besides those that map them", -1, len(machine.pins), 0)
+    found = [(sentence, "") for sentence in said]
+    for design in machine.designs:
+        for sentence in design.audit(mms):
+            found.append((f"{design.name}: {sentence}", design.name))
+    return found
 
 
 def _some(bad: Bools) -> list[int]:

@@ -182,7 +182,7 @@ class Verified(msgspec.Struct):
 
 
 def _add_up(total: Counts, more: Counts) -> None:
-    for name in ("checks", "folios", "skipped", "entries", "invariants", "records"):
+    for name in ("checks", "folios", "skipped", "entries", "invariants", "records", "leaks"):
         setattr(total, name, getattr(total, name) + getattr(more, name))
     for design, walks in more.designs.items():
         so_far = total.designs.get(design)
@@ -215,7 +215,7 @@ def run_history(plan: Plan, number: int, steps: int) -> Ran:
             checker.note(event)
             ran.steps += 1
             if plan.every and (ran.steps % plan.every == 0 or ran.steps == steps):
-                _check(plan, setup, checker, ran, events)
+                _check(plan, setup, checker, ran, events, ran.steps == steps)
     except HistoryError:
         raise
     except Exception as error:  # whatever a design or the machine raises is a finding
@@ -230,8 +230,8 @@ def run_history(plan: Plan, number: int, steps: int) -> Ran:
     return ran
 
 
-def _check(plan: Plan, setup: Setup, checker: Checker, ran: Ran, events: list[Event]) -> None:
-    for found in checker.check(ran.steps - 1, events[-1]):
+def _check(plan: Plan, setup: Setup, checker: Checker, ran: Ran, events: list[Event], last: bool) -> None:
+    for found in checker.check(ran.steps - 1, events[-1], last):
         if found.is_error:
             _found(plan, setup, ran, events, found.kind, found.what, found.design)
 

@@ -271,6 +271,7 @@ def _print_vmas(designs: Sequence[DesignFigures], console: Console) -> None:
 
 _KINDS = {
     "invariant": "The machine itself is broken",
+    "leak": "Objects that nothing refers to, or counts that are wrong",
     "record": "Records that are not what the VMAs say",
     "broken": "The machine cannot go on with what this design, leading it, answers",
     "result": "Results of system calls that differ from the recorded ones",

@@ -14,7 +14,7 @@ Order is part of the interface: "before" and "after" below are what the proofs o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Final
 
 from mypy_extensions import mypyc_attr
@@ -75,6 +75,13 @@ class ObjectCount:
     @property
     def nbytes(self) -> int:
         return self.objects * self.size
+
+
+def miscounted(said: list[str], what: str, number: int, kept: int, found: int) -> None:
+    """Append what is wrong if `kept`, which somebody keeps count of, is not what there is (ReverseMap.audit()).
+    `number`: of the object that is counted for, -1 where there is only one."""
+    if kept != found:
+        said.append(f"{what}{f' {number}' if number >= 0 else ''}: counted as {kept}, and there are {found}")
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -276,6 +283,12 @@ class ReverseMap:
         offset?  Asked when a page comes back from swap that KSM had merged (ksm_might_need_to_copy()); a copy
         is always safe."""
         return False
+
+    def audit(self, mms: Sequence[MM]) -> list[str]:
+        """Asked while nothing runs, `mms` being all that live: what is wrong with what the design holds and counts, a
+        sentence each.  Its objects are those that VMAs, address spaces, folios and migrations refer to, and each
+        reference is counted: what is allocated beyond that has leaked."""
+        return []
 
     def hold(self, pfn: int) -> None:
         """The mapped folio is about to be unmapped and walked again: keep what the second walk needs, also if

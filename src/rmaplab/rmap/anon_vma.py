@@ -38,7 +38,7 @@ lock under RCU, and asks afterwards whether the folio is mapped still: see `_loc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final, cast
 
@@ -47,7 +47,7 @@ from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
 from rmaplab.mm.geometry import GeometryChange
-from rmaplab.mm.reverse_map import Attachment, ReverseMap
+from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
 from rmaplab.mm.takeover import FoundVma, TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.interval_tree import IntervalNode, IntervalTree
@@ -629,6 +629,53 @@ class AnonVmaRmap(ReverseMap):
         # ksm_might_need_to_copy(): the same root, and a page that one of the hierarchy reads goes to the root.
         anon_vma = self.anon_vmas[self.anchor.m[pfn]]
         return anon_vma is not None and anon_vma.root is self._own(vma).root
+
+    # Counting again
+
+    def audit(self, mms: Sequence[MM]) -> list[str]:
+        """Every anon_vma is reached from a VMA, a place of KSM, a migration, or as the root of one that is."""
+        links = 0
+        reached: dict[int, AnonVma] = {}
+        linked: dict[int, int] = {}  # by number: AVCs, of which one reference speaks for all
+        active: dict[int, int] = {}
+        references: dict[int, int] = {}
+        for mm in mms:
+            for vma in mm.tree.to_list():
+                fields = self.fields_of(vma)
+                if fields is None:
+                    continue
+                own = fields.anon_vma
+                if own is not None:
+                    active[own.number] = active.get(own.number, 0) + 1
+                links += len(fields.chain)
+                for avc in fields.chain:
+                    number = avc.anon_vma.number
+                    reached[number] = avc.anon_vma
+                    references[number] = 1
+                    linked[number] = linked.get(number, 0) + 1
+        others = [cast(AnonVma, place.anchor) for place in self.ksm.every()]
+        for anon_vma in [*others, *self.held.values()]:
+            reached[anon_vma.number] = anon_vma
+            references[anon_vma.number] = references.get(anon_vma.number, 0) + 1
+        for anon_vma in list(reached.values()):
+            root = anon_vma.root
+            if root is not anon_vma:
+                reached[root.number] = root
+                references[root.number] = references.get(root.number, 0) + 1
+        children: dict[int, int] = {}
+        for number in linked:
+            parent = reached[number].parent
+            children[parent.number] = children.get(parent.number, 0) + 1
+        said: list[str] = []
+        miscounted(said, "anon_vma_chains in use", -1, self.chain_pool.live, links)
+        miscounted(said, "anon_vmas in use", -1, self.anon_vma_pool.live, len(reached))
+        for number, anon_vma in reached.items():
+            miscounted(said, "references to anon_vma", number, anon_vma.refcount, references[number])
+            miscounted(said, "children of anon_vma", number, anon_vma.num_children, children.get(number, 0))
+            miscounted(said, "active VMAs of anon_vma", number, anon_vma.num_active_vmas, active.get(number, 0))
+            nodes = sum([1 for _ in anon_vma.touching(-_LAST_PGOFF, _LAST_PGOFF, Tally(""))])
+            miscounted(said, "AVCs in the tree of anon_vma", number, nodes, linked.get(number, 0))
+        return said
 
     # Merge rules
 

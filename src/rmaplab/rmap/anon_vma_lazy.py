@@ -39,14 +39,14 @@ changed meanwhile (mmap_lock_speculate_retry()), and goes on in the anon_vma if 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, cast
 
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Int64s
 from rmaplab.mm.geometry import GeometryChange
-from rmaplab.mm.reverse_map import Attachment
+from rmaplab.mm.reverse_map import Attachment, miscounted
 from rmaplab.mm.takeover import FoundVma, TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, VmaFields, is_unused
@@ -484,6 +484,36 @@ class AnonVmaLazyRmap(AnonVmaRmap):
                 return root is not None and fields.root is root
             anon_vma = root.anon_vma
         return any(link.anon_vma is anon_vma for link in fields.chain)
+
+    # Counting again
+
+    def audit(self, mms: Sequence[MM]) -> list[str]:
+        """Besides, every root VMA is one that a VMA, a migration or an anon_vma refers to."""
+        said = super().audit(mms)
+        vmas: dict[int, int] = {}
+        for mm in mms:
+            for vma in mm.tree.to_list():
+                fields = self._lazy(vma)
+                if fields is not None and fields.root is not None:
+                    vmas[fields.root.number] = vmas.get(fields.root.number, 0) + 1
+        pinned = 0
+        spaces: dict[int, int] = {}
+        for root in self.roots:
+            if root is None or not (root.vmas or root.pins):  # in a grace period
+                continue
+            held = sum([1 for other in self.held_roots.values() if other is root])
+            miscounted(said, "VMAs of root", root.number, len(root.vmas), vmas.get(root.number, 0))
+            miscounted(said, "pins of root", root.number, root.pins, held + (root.anon_vma is not None))
+            pinned += root.pinned
+            spaces[root.mm.id] = spaces.get(root.mm.id, 0) + 1
+        miscounted(said, "root VMAs pinned", -1, self.pinned_pool.live, pinned)
+        if self.scheduler is None:  # else grace periods have not ended
+            living = {mm.id for mm in mms}
+            kept = len([id for id in spaces if id not in living])
+            miscounted(said, "mm_structs kept by roots", -1, self.kept_pool.live, kept)
+            for mm in mms:
+                miscounted(said, "roots of mm", mm.id, self._space(mm).roots, spaces.get(mm.id, 0))
+        return said
 
     # Merge rules
 

@@ -31,7 +31,7 @@ that moves while a walk waits is missed, which reclaim survives.  There was no m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, cast
 
 import numpy as np
@@ -39,7 +39,7 @@ from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import Column, Int64s
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
-from rmaplab.mm.reverse_map import Attachment, ReverseMap
+from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.sync.locks import Rcu, SpinLock
 from rmaplab.sync.work import LockClass, Pool, Tally
@@ -294,6 +294,39 @@ class AnonMMRmap(ReverseMap):
             lock = SpinLock(self.map_lock_class, self.scheduler)
             self.map_locks[pfn] = lock
         return lock
+
+    # Counting again
+
+    def audit(self, mms: Sequence[MM]) -> list[str]:
+        """Every anonmm is one that its address space, a page or a migration refers to; a head, also the others."""
+        said: list[str] = []
+        reached: dict[int, AnonMM] = {}
+        references: dict[int, int] = {}
+        for user in [*[self.anonmm_of(mm) for mm in mms], *self.held.values()]:
+            reached[user.number] = user
+            references[user.number] = references.get(user.number, 0) + 1
+        owners = self.owner.v[self.owner.v != 0]
+        for number in np.unique(owners).tolist():
+            anonmm = self.anonmms[number]
+            if anonmm is None:
+                said.append(f"pages point to anonmm {number}, which was freed")
+                continue
+            reached[number] = anonmm
+            references[number] = references.get(number, 0) + int(np.count_nonzero(owners == number))
+        for anonmm in list(reached.values()):
+            head = anonmm.head()
+            reached[head.number] = head
+            if head is not anonmm:
+                references[head.number] = references.get(head.number, 0) + 1
+        miscounted(said, "anonmms in use", -1, self.pool.live, len(reached))
+        for number, anonmm in reached.items():
+            being_head = 1 if anonmm.head() is anonmm else 0
+            found = references.get(number, 0) + being_head
+            miscounted(said, "references to anonmm", number, anonmm.count, found)
+            if being_head:
+                others = [its for its in reached.values() if its.head() is anonmm]
+                miscounted(said, "members of the list of anonmm", number, len(anonmm.members), len(others))
+        return said
 
     # The walk
 

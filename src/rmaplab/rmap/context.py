@@ -18,12 +18,13 @@ reference to each address space while it looks into it, and passes one whose las
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Final, cast
 
 from mypy_extensions import mypyc_attr
 
-from rmaplab.mm.reverse_map import Attachment, ReverseMap
+from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.rmap.remap_tree import RemapMemory, RemapTree
 from rmaplab.sync.locks import Rcu, SequenceCount, SpinLock
@@ -151,6 +152,44 @@ class ContextRmap(ReverseMap):
             before.next_sibling = after
         if after is not None:
             after.previous_sibling = before
+
+    # Counting again
+
+    def audit(self, mms: Sequence[MM]) -> list[str]:
+        """Every context is reached from an address space, a place of KSM or a migration, or from one below it."""
+        references: dict[int, int] = {}
+        reached: dict[int, CowContext] = {}
+        said: list[str] = []
+        referring = [self.context_of(mm) for mm in mms]
+        for context, mm in zip(referring, mms, strict=True):
+            if context.mm is not mm:
+                said.append(f"context {context.number} of mm {mm.id} does not refer to it")
+        for user in [*referring, *self.placed(), *self.held.values()]:
+            at: CowContext | None = user
+            while at is not None:
+                references[at.number] = references.get(at.number, 0) + 1
+                if at.number in reached:
+                    break
+                reached[at.number] = at
+                at = at.parent  # a child refers to its parent
+        miscounted(said, "contexts in use", -1, self.context_pool.live, len(reached))
+        children: dict[int, int] = {}
+        for context in reached.values():
+            miscounted(said, "references to context", context.number, context.refcount, references[context.number])
+            if context.parent is not None:
+                children[context.parent.number] = children.get(context.parent.number, 0) + 1
+        for context in reached.values():
+            listed = 0
+            child = context.first_child
+            while child is not None:
+                listed += 1
+                child = child.next_sibling
+            miscounted(said, "children of context", context.number, listed, children.get(context.number, 0))
+        return said
+
+    def placed(self) -> list[CowContext]:
+        """The contexts that places of KSM refer to, one for each place."""
+        return []
 
     # The walk
 

@@ -254,6 +254,9 @@ class CowContextRmap(ContextRmap):
         for place in self.ksm.all_freed(pfns):
             self.put(cast(CowContext, place.anchor))
 
+    def placed(self) -> list[CowContext]:
+        return [cast(CowContext, place.anchor) for place in self.ksm.every()]
+
     # Memory that is there already
 
     def take_over(self, found: TakenOver) -> None:
