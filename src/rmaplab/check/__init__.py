@@ -10,4 +10,28 @@ verify      thousands of random histories on all CPUs, and the shortest that fai
 mutants     designs and machines that lack one rule each (race_mutants: those that only a race shows)
 mutation    each of them looked for, and nothing found without it
 host        the kernel that this runs on, doing what the machine does
+
+The package is a verb of the library, too: `rmaplab.check(machine)` is `machine.check()`.
 """
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Protocol, TypeVar
+
+_Found = TypeVar("_Found", covariant=True)
+
+
+class _CanBeChecked(Protocol[_Found]):
+    def check(self) -> _Found: ...
+
+
+class _Verb(ModuleType):
+    """A module that can be called."""
+
+    def __call__(self, machine: _CanBeChecked[_Found]) -> _Found:
+        return machine.check()
+
+
+sys.modules[__name__].__class__ = _Verb

@@ -305,7 +305,7 @@ class Camera:
         witness.listening = True
         try:
             for vma, addr in design.walk(head):
-                hit = self._maps(vma, addr, head)
+                hit = maps_folio(self.machine, vma, addr, head)
                 if len(places) == self.detail.places:
                     more += 1
                     more_hits += hit
@@ -332,15 +332,6 @@ class Camera:
         waits = [f"{who} holds {self.lock_name(lock)}" for lock, who in witness.waits]
         answer = Answer(places, held, list(dict.fromkeys(trail)), work, more, more_hits, waits)
         return self._number(answer), base
-
-    def _maps(self, vma: VMA, addr: int, head: int) -> bool:
-        """Is a page of the folio mapped at this place?  It stands for all pages of the folio from there on."""
-        nr_pages = self.machine.folios.nr_pages(head)
-        for at in range(addr, min(addr + (nr_pages << PAGE_SHIFT), vma.end), 1 << PAGE_SHIFT):
-            entry = vma.mm.page_table.get(at)
-            if entry & (PTE_ANON | PTE_MIGRATION) and 0 <= (entry >> PTE_SHIFT) - head < nr_pages:
-                return True
-        return False
 
     def _number(self, answer: Answer) -> int:
         said = msgspec.msgpack.encode(answer)
@@ -371,6 +362,16 @@ class Camera:
         if name is not None:
             return name
         return lock.lock_class.name if isinstance(lock, RwSemaphore | SpinLock) else "a lock"
+
+
+def maps_folio(machine: Machine, vma: VMA, addr: int, head: int) -> bool:
+    """Is a page of the folio mapped at this place of a walk?  It stands for all pages of the folio from there on."""
+    nr_pages = machine.folios.nr_pages(head)
+    for at in range(addr, min(addr + (nr_pages << PAGE_SHIFT), vma.end), 1 << PAGE_SHIFT):
+        entry = vma.mm.page_table.get(at)
+        if entry & (PTE_ANON | PTE_MIGRATION) and 0 <= (entry >> PTE_SHIFT) - head < nr_pages:
+            return True
+    return False
 
 
 def _taken(ledger: Ledger, locks: dict[str, int], tallies: dict[str, int]) -> list[str]:

@@ -3,9 +3,8 @@
 
     >>> look(machine)                 # all address spaces
     >>> look(machine).design("anon_vma")
-    >>> look(machine).walk(1, 0x7F0000000000)
 
-Each has `_repr_svg_` or `_repr_html_`, so that Jupyter draws it, and prints as the text of `rmaplab show`.
+Each has `_repr_svg_`, so that Jupyter draws it, and prints as the text of `rmaplab show`.
 
 Invariant: a picture is of the moment at which it was taken, and taking it counts nothing in the machine.
 """
@@ -18,14 +17,15 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 from rmaplab.explore import text
 from rmaplab.explore.camera import Camera
-from rmaplab.explore.parts import Area, DesignLine, Film, Folio, Part, Space, State, Step
+from rmaplab.explore.parts import Area, DesignLine, Film, Part, Space, State, Step
 from rmaplab.measure.collect import Aside
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 
 _LETTER: Final = 7.0  # width of a letter
 _LINE: Final = 17
+_PLACES: Final = 24  # of a walk, drawn one by one
+_WIDTH: Final = 700.0  # where places go on below
 _STYLE: Final = (
     "text{font:11px ui-monospace,monospace;fill:currentColor}.b{font-weight:bold}"
     "rect,path{fill:none;stroke:currentColor}.s{stroke-width:3}.u{stroke-dasharray:3 3}"
@@ -53,14 +53,13 @@ def look(machine: Machine) -> Spaces:
         [Step(0, "", 0, "")],
         camera.answers,
     )
-    return Spaces(machine, film, state)
+    return Spaces(film, state)
 
 
 class Spaces:
     """All address spaces."""
 
-    def __init__(self, machine: Machine, film: Film, state: State) -> None:
-        self._machine: Final = machine
+    def __init__(self, film: Film, state: State) -> None:
         self._film: Final = film
         self._state: Final = state
 
@@ -72,14 +71,6 @@ class Spaces:
                 f"no design called {name!r} watches this machine: there are {', '.join(names)}"
             )
         return Structures(self._film, self._state, names.index(name))
-
-    def walk(self, pid: int, addr: int) -> Walks:
-        """Who maps the page at `addr` of process `pid`, in each design."""
-        entry = self._machine.mm_of(pid).page_table.get(addr)
-        folio = self._state.get(f"f{self._machine.folios.head.m[entry >> PTE_SHIFT]}")
-        if not entry & (PTE_ANON | PTE_MIGRATION) or not isinstance(folio, Folio):
-            raise HistoryError(f"process {pid} has no anonymous page at {addr:#x} in this picture")
-        return Walks(self._film, self._state, folio)
 
     def __str__(self) -> str:
         return "\n".join(text.address_spaces(self._state)).strip()
@@ -159,27 +150,38 @@ def _draw_parts(root: Element, y: float, parts: dict[str, Part]) -> tuple[float,
     return right, max(top for _, top in where.values()) + height + 14
 
 
-class Walks:
-    """Who maps a folio, asked of each design."""
+# Walks
 
-    def __init__(self, film: Film, state: State, folio: Folio) -> None:
-        self._film: Final = film
-        self._state: Final = state
-        self._folio: Final = folio
 
-    def __str__(self) -> str:
-        return "\n".join(text.answers(self._film, self._state, self._folio))
+def draw_walk(title: str, rows: Iterable[tuple[str, list[tuple[str, bool]], str]]) -> str:
+    """A row for each design: its name, the places that it visits and whether they map the page, and what it counted.
 
-    def _repr_html_(self) -> str:
-        root = Element("div")
-        SubElement(root, "p").text = text.folio_line(self._film, self._folio)
-        for slot, design in enumerate(self._film.designs[: len(self._folio.walks)]):
-            SubElement(root, "h4").text = design.name
-            items = SubElement(root, "ol")
-            for line in text.walk_lines(self._film, self._state, self._folio, slot):
-                SubElement(items, "li").text = line
-            SubElement(root, "p").text = text.walk_summary(self._film, self._folio, slot)
-        return tostring(root, encoding="unicode", method="html")
+    Places are boxes in the order of the walk, drawn through where they map it and dashed where not.
+    """
+    root, y, width = _drawing(), 4.0, len(title) * _LETTER
+    _words(root, 4, y, title, "b")
+    y += _LINE + 8
+    for name, places, counted in rows:
+        _words(root, 4, y, name, "b")
+        y += _LINE
+        x = 20.0
+        for place, maps in places[:_PLACES]:
+            if x > 20:
+                SubElement(root, "path", d=f"M{x - 16:g} {y + _LINE / 2:g}h12m-5 -4l5 4l-5 4")
+            wide = len(place) * _LETTER + 10
+            _box(root, x, y, wide, _LINE, "s" if maps else "u")
+            _words(root, x + 5, y, place)
+            x += wide + 20
+            if x > _WIDTH:
+                width, x, y = max(width, x), 20.0, y + _LINE + 8
+        if len(places) > _PLACES:
+            _words(root, x, y, f"and {len(places) - _PLACES:,} more")
+            x += 14 * _LETTER
+        y += _LINE + 4
+        _words(root, 20, y, counted)
+        y += _LINE + 8
+        width = max(width, x, 20 + len(counted) * _LETTER)
+    return _finish(root, width, y)
 
 
 # SVG

@@ -21,6 +21,8 @@ from rmaplab.measure.cost import CostProfile
 from rmaplab.measure.figures import Counts, DesignFigures, MachineFigures
 from rmaplab.measure.finding import shortest_history
 from rmaplab.measure.memory import Memory, Sampler, Vmas
+from rmaplab.measure.table import Table
+from rmaplab.measure.tables import table_of
 from rmaplab.measure.times import Times, times
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.machine import Machine
@@ -29,7 +31,7 @@ from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import History
 from rmaplab.trace.play import Player
-from rmaplab.verdict import judge
+from rmaplab.verdict import NothingLookedAt, judge
 
 MOMENTS: Final = 20  # checks of one history, where nothing else was asked for
 FOLIOS: Final = 500  # walked at each of them, where nothing else was asked for
@@ -121,7 +123,13 @@ class Figures(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """What a comparison found."""
+    """What a comparison found.
+
+    >>> found.holds
+    True
+    >>> found.table()            # a row for each design
+    >>> found.table("memory")    # bytes over the history
+    """
 
     figures: Figures
     differences: list[Difference]
@@ -137,6 +145,26 @@ class Comparison(msgspec.Struct, frozen=True):
         if checks.moments and not checks.folios:
             return judge(0, wrong, f"no anonymous page was mapped at any of {checks.moments} moments")
         return judge(checks.results, wrong, "the history has no events")
+
+    def table(self, what: str = "designs") -> Table:
+        """The figures as a table (measure/tables.py); `what`: "designs", "objects", "locks", "work", "walks", "memory",
+        "vmas", "differences".
+
+        :raises ValueError: there is no such table
+        """
+        return table_of(self, what)
+
+    def __repr__(self) -> str:
+        return f"<comparison: {self._verdict()}>\n{self.table()!r}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self._verdict()}</p>{self.table()._repr_html_()}"
+
+    def _verdict(self) -> str:
+        try:
+            return "holds" if self.holds else "does not hold"
+        except NothingLookedAt as nothing:
+            return str(nothing)
 
 
 def priced(found: Comparison, costs: CostProfile) -> Comparison:

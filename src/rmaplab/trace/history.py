@@ -175,7 +175,11 @@ class Header(msgspec.Struct, kw_only=True):
 
 
 class History:
-    """A header, and events held as columns."""
+    """A header, and events held as columns.
+
+    Iterating gives the events in order.  pandas, Polars and DuckDB read the events as a table, through the Arrow
+    PyCapsule interface.
+    """
 
     def __init__(self, header: Header, events: Iterable[Event] = ()) -> None:
         self.header: Final = header
@@ -214,6 +218,24 @@ class History:
             np.array_equal(column, other.columns[name]) for name, column in self.columns.items()
         )
 
+    def arrow(self) -> pa.Table:
+        """The events, a row each, as they stand in a file."""
+        arrays = [
+            pa.DictionaryArray.from_arrays(pa.array(column, pa.int32()), pa.array(OPS))
+            if name == "op"
+            else pa.array(column)
+            for name, column in self.columns.items()
+        ]
+        return pa.Table.from_arrays(arrays, schema=_SCHEMA)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.arrow().__arrow_c_stream__(requested_schema)
+
+    def __repr__(self) -> str:
+        by = f", by {self.header.recorder}" if self.header.recorder else ""
+        count = len(np.unique(self.columns["pid"]))
+        return f"<history of {self.header.command or 'a program'}{by}: {len(self):,} events, {count:,} processes>"
+
     def summary(self) -> dict[str, Any]:
         """What is in it, in figures."""
         columns = self.columns
@@ -237,12 +259,6 @@ def write_history(path: str | os.PathLike[str], history: History) -> None:
 
     :raises CannotWrite: the directory is missing or read-only, or the disk is full
     """
-    arrays: list[pa.Array] = []
-    for name, column in history.columns.items():
-        if name == "op":
-            arrays.append(pa.DictionaryArray.from_arrays(pa.array(column, pa.int32()), pa.array(OPS)))
-        else:
-            arrays.append(pa.array(column))
     # By way of memory: pyarrow's threads must not meet a Python file, or they may outlive the interpreter.
     sink = pa.BufferOutputStream()
     # Dictionaries for what repeats, differences for the time: half the size of the default.
@@ -251,7 +267,7 @@ def write_history(path: str | os.PathLike[str], history: History) -> None:
         use_dictionary=[name for name in _TYPES if name != "time"],
         column_encoding={"time": "DELTA_BINARY_PACKED"}, store_schema=False,
     ) as writer:  # fmt: skip
-        writer.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA))
+        writer.write_table(history.arrow())
         writer.add_key_value_metadata({"rmaplab": msgspec.json.encode(history.header).decode()})
     write_output(path, sink.getvalue().to_pybytes())
 

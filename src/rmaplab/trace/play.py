@@ -26,7 +26,7 @@ from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, File
 from rmaplab.trace.events import FAULT_WRITE, OPS, Event
-from rmaplab.trace.history import Header
+from rmaplab.trace.history import FileEntry, Header
 from rmaplab.trace.maps import MapsDifference, compare_maps
 
 # Errors that a memory system call reports on behalf of somebody else: the file, limits, a signal.
@@ -96,12 +96,18 @@ class Player:
         self.played = 0  # events
         self.geometry: Final[list[GeometryDifference]] = []
         self.marks = 0  # checkpoints that were compared
-        self._files: Final = {entry.id: entry.open() for entry in header.files}
+        self._files: Final[dict[int, File]] = {}
+        for entry in header.files:
+            self.open_file(entry)
         self._names: Final = header.names
         self._checkpoints: Final = {checkpoint.number: checkpoint for checkpoint in header.checkpoints}
         self._batch: Final = batch
         # One method an operation, of its name.
         self._acts: Final[Mapping[str, Callable[[Event], int]]] = {op: getattr(self, f"_{op}") for op in OPS}
+
+    def open_file(self, entry: FileEntry) -> None:
+        """Events may map this file from now on."""
+        self._files[entry.id] = entry.open()
 
     def play(self, events: Iterable[Event]) -> None:
         """Play all of `events`.

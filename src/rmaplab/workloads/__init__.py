@@ -48,8 +48,8 @@ class WorkloadError(CannotRun):
     """There is no such workload, parameter or value; the message says what there is."""
 
 
-def workload(name: str, values: Mapping[str, str]) -> Workload:
-    """The workload `name` with parameters as the command line has them.
+def workload(name: str, values: Mapping[str, object]) -> Workload:
+    """The workload `name` with parameters; as text, as the command line has them, or as they are.
 
     :raises WorkloadError: no such workload, no such parameter, or a value out of range
     """

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `import rmaplab` offers: the laboratory for notebooks and scripts.
+
+machine   a machine to type system calls at, its processes, and what is in their memory
+places    the answer of a walk
+errors    a system call that failed
+verbs     compare, record, replay, workload, history
+"""
