@@ -11,7 +11,7 @@ from rmaplab.mm.abi import CLONE_VFORK, CLONE_VM, MAP_FIXED
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import Header, History
 from rmaplab.trace.importing import import_text
-from rmaplab.trace.perf import PerfText
+from rmaplab.trace.perf_text import PerfText
 from rmaplab.trace.reduce import Reducer
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -287,7 +287,7 @@ def test_what_was_lost_is_counted() -> None:
     source.read(
         (START + lines("5 PERF_RECORD_LOST lost 7", "5 PERF_RECORD_LOST_SAMPLES lost 3")).splitlines()
     )
-    assert source.lost == 10
+    assert source.timeline.lost == 10
 
 
 def test_strangers_are_passed_over() -> None:

@@ -38,8 +38,8 @@ from rmaplab.output import write_output
 from rmaplab.trace.events import OPS, Event
 
 __all__ = [
-    "FORMAT_VERSION", "Checkpoint", "FileEntry", "Header", "History", "HistoryFormatError",
-    "MapsRow", "read_history", "write_history",
+    "CODE", "FORMAT_VERSION", "Checkpoint", "FileEntry", "Header", "History", "HistoryFormatError",
+    "MapsRow", "Rows", "read_history", "write_history",
 ]  # fmt: skip
 
 FORMAT_VERSION: Final = 1
@@ -70,7 +70,7 @@ _SCHEMA: Final = pa.schema(
         for name, kind in _TYPES.items()
     ]
 )
-_CODE: Final = {op: code for code, op in enumerate(OPS)}
+CODE: Final = {op: code for code, op in enumerate(OPS)}
 _CHUNK: Final = 1 << 16  # rows turned into objects at a time
 _REWRITE: Final = "Record it again, or copy the file again from where it is intact."
 
@@ -174,6 +174,79 @@ class Header(msgspec.Struct, kw_only=True):
     seconds_unrecorded: float | None = None
 
 
+class Rows:
+    """Events as they come, kept as columns but for the last few.
+
+    last: the event that came last, which may still change
+    """
+
+    def __init__(self) -> None:
+        self.last: Event | None = None
+        self._events: list[Event] = []
+        self._parts: list[dict[str, Column]] = []
+        self._nr_parted = 0  # rows in parts
+        self._later: dict[tuple[int, str], int] = {}
+
+    def __len__(self) -> int:
+        return self._nr_parted + len(self._events)
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(History.of_columns(Header(recorder=""), self.columns()))
+
+    def append(self, event: Event) -> None:
+        if len(self._events) >= _CHUNK:
+            self._part()
+        self._events.append(event)
+        self.last = event
+
+    def extend(self, **columns: Column) -> None:
+        """Rows of the fields in `columns`; the others have their defaults."""
+        self._part()
+        nr_rows = len(columns["op"])
+        part = {name: np.zeros(nr_rows, dtype=kind) for name, kind in _TYPES.items()}
+        part["file"][:] = -1
+        for name, column in columns.items():
+            part[name][:] = column
+        self._parts.append(part)
+        self._nr_parted += nr_rows
+        self.last = None
+
+    def correct(self, number: int, name: str, value: int) -> None:
+        """Let field `name` of row `number` be `value`."""
+        self._later[number, name] = value
+
+    def _part(self) -> None:
+        if self._events:
+            self._parts.append(_columns_of(self._events))
+            self._nr_parted += len(self._events)
+            self._events = []
+            self.last = None
+
+    def columns(self) -> dict[str, Column]:
+        """All of them."""
+        self._part()
+        parts = self._parts or [_columns_of([])]
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in _TYPES}
+        for (number, name), value in self._later.items():
+            columns[name][number] = value
+        self._parts = [columns]
+        return columns
+
+
+def _columns_of(rows: list[Event]) -> dict[str, Column]:
+    """:raises ValueError: a value is outside of its column's range"""
+    columns: dict[str, Column] = {}
+    for name, kind in _TYPES.items():
+        values: list[Any] = [getattr(row, name) for row in rows]
+        try:
+            if name == "op":
+                values = [CODE[op] for op in values]
+            columns[name] = np.array(values, dtype=kind)
+        except (KeyError, OverflowError) as error:
+            raise ValueError(f"an event's {name} cannot be held in a history ({error})") from None
+    return columns
+
+
 class History:
     """A header, and events held as columns.
 
@@ -183,16 +256,7 @@ class History:
 
     def __init__(self, header: Header, events: Iterable[Event] = ()) -> None:
         self.header: Final = header
-        rows = list(events)
-        self.columns: Final[dict[str, Column]] = {}
-        for name, kind in _TYPES.items():
-            values: list[Any] = [getattr(row, name) for row in rows]
-            try:
-                if name == "op":
-                    values = [_CODE[op] for op in values]
-                self.columns[name] = np.array(values, dtype=kind)
-            except (KeyError, OverflowError) as error:
-                raise ValueError(f"an event's {name} cannot be held in a history ({error})") from None
+        self.columns: Final = _columns_of(list(events))
 
     @classmethod
     def of_columns(cls, header: Header, columns: dict[str, Column]) -> History:
@@ -240,7 +304,7 @@ class History:
         """What is in it, in figures."""
         columns = self.columns
         counts = np.bincount(columns["op"], minlength=len(OPS))
-        faults = columns["op"] == _CODE["fault"]
+        faults = columns["op"] == CODE["fault"]
         time = columns["time"]
         return {
             "events": len(self),
@@ -354,19 +418,19 @@ def _codes(path: str | os.PathLike[str], column: pa.DictionaryArray) -> Column:
     words = column.dictionary.to_pylist()
     indices = column.indices.to_numpy(zero_copy_only=False)
     for used in np.unique(indices):
-        if not 0 <= used < len(words) or words[used] not in _CODE:
+        if not 0 <= used < len(words) or words[used] not in CODE:
             word = words[used] if 0 <= used < len(words) else used
             raise HistoryFormatError(
                 f"{path} has an unknown operation {word!r}. Update rmaplab, or record again with this one."
             )
-    translate = np.array([_CODE.get(word, 0) for word in words] or [0], dtype=np.int8)
+    translate = np.array([CODE.get(word, 0) for word in words] or [0], dtype=np.int8)
     codes: Column = translate[indices]
     return codes
 
 
 def _check_values(path: str | os.PathLike[str], header: Header, columns: dict[str, Column]) -> None:
     op = columns["op"]
-    named = op == _CODE["name"]
+    named = op == CODE["name"]
     files = np.array([entry.id for entry in header.files], dtype=np.int64)
     marks = np.array([checkpoint.number for checkpoint in header.checkpoints], dtype=np.uint64)
     file = columns["file"]
@@ -377,7 +441,7 @@ def _check_values(path: str | os.PathLike[str], header: Header, columns: dict[st
         ("a file that its header does not list", ~named & (file != -1) & ~np.isin(file, files)),
         ("a name that its header does not list", named & ((file < 0) | (file >= len(header.names)))),
         ("a checkpoint that its header does not list",
-         (op == _CODE["mark"]) & (len(marks) > 0) & ~np.isin(columns["offset"], marks)),
+         (op == CODE["mark"]) & (len(marks) > 0) & ~np.isin(columns["offset"], marks)),
     ):  # fmt: skip
         if bad.any():
             raise HistoryFormatError(f"{path}, event {int(np.flatnonzero(bad)[0])}: {what}. {_REWRITE}")

@@ -15,7 +15,7 @@ from typing import Final
 
 import rmaplab
 from rmaplab.trace.history import Header, History, HistoryFormatError, read_history
-from rmaplab.trace.perf import PerfText
+from rmaplab.trace.perf_text import PerfText
 from rmaplab.trace.reduce import Reducer
 from rmaplab.trace.strace import StraceText
 
@@ -59,12 +59,12 @@ def import_text(path: str | os.PathLike[str], *, kernel: str = "", names: bool =
             f"{path} cannot be read as text of {'perf script' if is_perf else 'strace -f'} ({error}): "
             "make it again as docs/recording.md says"
         ) from None
-    if not reducer.events:
+    if not len(reducer.events):
         raise HistoryFormatError(
             f"{path} shows no program from its start, neither as text of perf script nor of strace -f: "
             "make it as docs/recording.md says"
         )
-    lost = source.lost if isinstance(source, PerfText) else 0
+    lost = source.timeline.lost if isinstance(source, PerfText) else 0
     header = Header(
         recorder=f"import of {'perf script' if is_perf else 'strace'}",
         rmaplab=rmaplab.__version__,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Run a command, and record the memory history of it and all its children.
 
-perf is asked first: it sees every fault.  Where it may not run, strace sees the system calls, and faults
-are synthesised (reduce.SYNTHESIS).  Either way the history begins with the command's exec and ends when the
-command has ended; a descendant that lives on then is still there at the end of the history.
+The kernel's perf events are asked first: they show every fault.  Where they are not permitted, strace sees the system
+calls, and faults are synthesised (reduce.SYNTHESIS).  Either way the history begins with the command's exec and ends
+when the command has ended; a descendant that lives on then is still there at the end of the history.
 
 The command is started by a shell that stops itself first, so that the recorder is watching before it runs.
 It has a process group of its own unless it shares a terminal with us, so a signal reaches all of it: the
@@ -32,26 +32,23 @@ import rmaplab
 from rmaplab.errors import CannotRun
 from rmaplab.output import check_output
 from rmaplab.trace.history import Header, History, MapsRow, write_history
-from rmaplab.trace.perf import EVENTS, SCRIPT_OPTIONS, PerfText, perf_filter
+from rmaplab.trace.perf_events import NotPermitted, PerfEvents, Spool
 from rmaplab.trace.reduce import Reducer
 from rmaplab.trace.strace import STRACE_OPTIONS, StraceText
+from rmaplab.trace.timeline import Timeline
 from rmaplab.trace.tracer import Tracer
 
 __all__ = ["RecordError", "Recording", "record"]
 
 _ATTEMPTS: Final = 3  # runs, each with a buffer eight times larger, before lost events are accepted
-_TOTAL_BUFFER: Final = 256 << 20  # bytes, of all CPUs
-_UNPRIVILEGED_BUFFER: Final = 512 << 10  # a CPU; kernel.perf_event_mlock_kb allows 516 KiB
+_TOTAL_BUFFER: Final = 64 << 20  # bytes, of all CPUs
+_UNPRIVILEGED_BUFFER: Final = 256 << 10  # a ring, of which a CPU has two; kernel.perf_event_mlock_kb allows 516 KiB
 
 Say = Callable[[str], None]
 
 
 class RecordError(CannotRun):
     """Nothing was recorded; the message is one sentence that says why."""
-
-
-class _NotPermitted(Exception):
-    """This recorder may not run here."""
 
 
 class Recording(msgspec.Struct):
@@ -120,7 +117,7 @@ def _run(
     if recorder != "strace":
         try:
             return _with_perf(command, header, check, names, say, buffer)
-        except _NotPermitted as error:
+        except NotPermitted as error:
             why = str(error)
         if recorder == "perf":
             raise RecordError(f"perf cannot record here: {why}")
@@ -131,7 +128,7 @@ def _run(
         raise RecordError("--check needs perf: strace is the tracer already, and a process can have only one")
     try:
         return _with_strace(command, header, names, say)
-    except _NotPermitted as error:
+    except NotPermitted as error:
         if why:
             raise RecordError(f"neither perf ({why}) nor strace ({error}) can record here") from None
         raise RecordError(f"strace cannot record here: {error}") from None
@@ -144,33 +141,29 @@ def _with_perf(
     command: Sequence[str], header: Header, check: bool, names: bool, say: Say, buffer: int | None
 ) -> Recording:
     if os.uname().machine != "x86_64":
-        raise _NotPermitted(f"its fault events are read on x86-64 only, and this is {os.uname().machine}")
-    if shutil.which("perf") is None:
-        raise _NotPermitted("it is not installed (Debian: apt-get install linux-perf)")
+        raise NotPermitted(f"its fault events are read on x86-64 only, and this is {os.uname().machine}")
     if buffer is None:
         buffer = _UNPRIVILEGED_BUFFER
         if os.geteuid() == 0:
-            share = max(_TOTAL_BUFFER // (os.cpu_count() or 1), 1 << 20)
+            share = max(_TOTAL_BUFFER // (2 * (os.cpu_count() or 1)), _UNPRIVILEGED_BUFFER)
             buffer = 1 << (share.bit_length() - 1)
     header.recorder = "perf"
     for attempt in range(_ATTEMPTS):
         size = buffer << 3 * attempt
-        with tempfile.TemporaryDirectory(prefix="rmaplab-") as directory:
-            run = _perf_run(command, f"{directory}/perf.data", size, check)
-            text = PerfText()
-            _perf_script(f"{directory}/perf.data", text)
-        if not text.lost:
+        run, spool = _perf_run(command, size, check)
+        timeline = Timeline()
+        reducer = Reducer(names=names, maps=run.maps)
+        spool.tell(timeline, reducer)
+        if not timeline.lost:
             break
-        say(f"perf lost {text.lost} events with a buffer of {size >> 10} KiB for each CPU")
+        say(f"perf lost {timeline.lost} events with buffers of {size >> 10} KiB")
         if run.interrupted or attempt == _ATTEMPTS - 1:
             say("the recording has holes, and its header says so")
             break
         say(f"running the command again with {size >> 7} KiB")
-    reducer = Reducer(names=names, maps=run.maps)
-    text.tell(reducer)
-    if not reducer.events:
+    if not len(reducer.events):
         raise RecordError(f"perf saw nothing of {command[0]!r}: it ended before it was executed")
-    return _finish(header, reducer, run, text.lost)
+    return _finish(header, reducer, run, timeline.lost)
 
 
 class _Run(msgspec.Struct):
@@ -182,17 +175,20 @@ class _Run(msgspec.Struct):
     maps: dict[int, list[list[MapsRow]]] = {}
 
 
-def _perf_run(command: Sequence[str], data: str, size: int, check: bool) -> _Run:
+def _perf_run(command: Sequence[str], size: int, check: bool) -> tuple[_Run, Spool]:
     child = _start_stopped(command)
     tracer = Tracer()
+    events: PerfEvents | None = None
     with _Signals(child.pid) as signals:
         try:
-            perf = _start_perf(child.pid, data, size)
+            events = PerfEvents(child.pid, size)
             if check:
                 tracer.attach(child.pid)
         except BaseException as error:
             signals.send(signal.SIGKILL)
             child.wait()
+            if events is not None:
+                events.stop()
             if isinstance(error, OSError):
                 raise RecordError(
                     f"--check needs ptrace, which is not permitted here: {error.strerror}"
@@ -200,84 +196,17 @@ def _perf_run(command: Sequence[str], data: str, size: int, check: bool) -> _Run
             raise
         begun = time.monotonic()
         os.kill(child.pid, signal.SIGCONT)
-        status = tracer.wait(child.pid, perf) if check else os.waitpid(child.pid, 0)[1]
+        status = tracer.wait(child.pid) if check else os.waitpid(child.pid, 0)[1]
         seconds = time.monotonic() - begun
     child.returncode = os.waitstatus_to_exitcode(status)
-    _stop_perf(perf)
-    return _Run(status, seconds, signals.count > 0, tracer.maps)
-
-
-def _start_perf(pid: int, data: str, size: int) -> subprocess.Popen[str]:
-    """perf, watching `pid` already."""
-    # With a delay, however short, perf says when it has enabled its events.
-    options = ["-o", data, "-p", str(pid), "-D", "1", "-m", f"{size >> 10}K"]
-    options += ["-k", "CLOCK_MONOTONIC", "-c", "1", "-d", "--sample-cpu", "-B", "-N"]
-    for event in EVENTS:
-        options += ["-e", event]
-        if event.startswith("raw_syscalls"):
-            options += ["--filter", perf_filter()]
-    perf = subprocess.Popen(
-        ["perf", "record", *options],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "LC_ALL": "C"},
-        text=True,
-        errors="replace",
-        process_group=0,
-    )
-    assert perf.stderr is not None
-    said = ""
-    for line in perf.stderr:
-        if "Events enabled" in line:
-            return perf
-        said += line
-    perf.wait()
-    raise _NotPermitted(_first_sentence(said))
-
-
-def _stop_perf(perf: subprocess.Popen[str]) -> None:
-    """Have perf write out what it has, which it does as soon as nobody is left to watch, too."""
-    perf.send_signal(signal.SIGINT)
-    _, said = perf.communicate()
-    if "No space left" in said:
+    try:
+        spool = events.stop()
+    except OSError as error:
         raise RecordError(
-            f"the disk that holds {tempfile.gettempdir()} is full: perf could not keep its data "
+            f"what was seen could not be kept in {tempfile.gettempdir()}: {error.strerror} "
             "(set TMPDIR to a directory with more room)"
-        )
-    if perf.returncode not in (0, -signal.SIGINT):
-        raise RecordError(f"perf failed: {_first_sentence(said)}")
-
-
-def _perf_script(data: str, text: PerfText) -> None:
-    with (
-        tempfile.TemporaryFile("w+", errors="replace") as said,
-        subprocess.Popen(
-            ["perf", "script", "-i", data, *SCRIPT_OPTIONS],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-            errors="replace",
-            process_group=0,
-        ) as script,
-    ):
-        assert script.stdout is not None
-        text.read(script.stdout)
-        if script.wait():
-            said.seek(0)
-            raise RecordError(
-                f"perf script could not read what perf recorded: {_first_sentence(said.read())}"
-            )
-
-
-def _first_sentence(said: str) -> str:
-    """What a program said when it failed, in a line."""
-    lines = [line.strip() for line in said.splitlines() if line.strip(" \t=") and "Ignoring" not in line]
-    for line in lines:
-        if "ermission" in line or "permitted" in line or "paranoid" in line:
-            return line
-    return next((line for line in lines if not line.startswith("WARNING")), "it gave no reason")
+        ) from None
+    return _Run(status, seconds, signals.count > 0, tracer.maps), spool
 
 
 # strace
@@ -286,7 +215,7 @@ def _first_sentence(said: str) -> str:
 def _with_strace(command: Sequence[str], header: Header, names: bool, say: Say) -> Recording:
     strace = shutil.which("strace")
     if strace is None:
-        raise _NotPermitted("it is not installed (Debian: apt-get install strace)")
+        raise NotPermitted("it is not installed (Debian: apt-get install strace)")
     probe = subprocess.run(
         [strace, "-o", os.devnull, "true"],
         stdin=subprocess.DEVNULL,
@@ -295,7 +224,7 @@ def _with_strace(command: Sequence[str], header: Header, names: bool, say: Say) 
         check=False,
     )
     if probe.returncode:
-        raise _NotPermitted(_first_sentence(probe.stderr))
+        raise NotPermitted(_first_sentence(probe.stderr))
     header.recorder = "strace"
     with tempfile.TemporaryDirectory(prefix="rmaplab-") as directory:
         path = f"{directory}/strace"
@@ -313,9 +242,14 @@ def _with_strace(command: Sequence[str], header: Header, names: bool, say: Say) 
             text.read(lines)
     reducer = Reducer(names=names, synthesise=True)
     text.tell(reducer)
-    if not reducer.events:
+    if not len(reducer.events):
         raise RecordError(f"strace saw nothing of {command[0]!r}")
     return _finish(header, reducer, _Run(status, seconds, signals.count > 0), 0)
+
+
+def _first_sentence(said: str) -> str:
+    """What a program said when it failed, in a line."""
+    return next((line.strip() for line in said.splitlines() if line.strip()), "it gave no reason")
 
 
 # Both

@@ -16,10 +16,12 @@ What it decides
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from rmaplab.mm.abi import (
     CLONE_VFORK,
@@ -43,10 +45,10 @@ from rmaplab.mm.abi import (
     PROT_READ,
     PROT_WRITE,
 )
-from rmaplab.mm.vma import PAGE_MASK, PAGE_SIZE, TASK_SIZE
+from rmaplab.mm.vma import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE
 from rmaplab.trace.calls import CALLS, Call
 from rmaplab.trace.events import FAULT_WRITE, Event
-from rmaplab.trace.history import Checkpoint, FileEntry, Header, History, MapsRow
+from rmaplab.trace.history import CODE, Checkpoint, FileEntry, Header, History, MapsRow, Rows
 from rmaplab.trace.spaces import Range, Space, page_align
 
 CLONE_THREAD: Final = 0x10000
@@ -59,6 +61,7 @@ SYNTHESIS: Final = (
     "pages; a forked child at once writes the first page of each of its private writable ranges"
 )
 _SYNTHETIC_PAGES: Final = 256
+_FEW: Final = 24  # faults that are not worth arrays
 # Advice that a kernel may be built without (mm/madvise.c madvise_behavior_valid()).
 _MAY_BE_MISSING: Final = frozenset((MADV_MERGEABLE, MADV_UNMERGEABLE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE))
 
@@ -84,6 +87,55 @@ class Backing(msgspec.Struct, frozen=True):
         if path.startswith(("anon_inode:", "/dev/")) and path != "/dev/zero":
             return "device"
         return "file"
+
+
+class Faults:
+    """Faults as columns, in the order in which they happened.
+
+    write: 0 a read, 1 a write, 2 not known
+    """
+
+    def __init__(
+        self,
+        time: npt.NDArray[np.int64],
+        cpu: npt.NDArray[np.int16],
+        tid: npt.NDArray[np.int32],
+        addr: npt.NDArray[np.uint64],
+        write: npt.NDArray[np.int8],
+    ) -> None:
+        self.time: Final = time
+        self.cpu: Final = cpu
+        self.tid: Final = tid
+        self.addr: Final = addr
+        self.write: Final = write
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[int, int, int, int, int]]) -> Faults:
+        """Of rows of time, cpu, tid, addr and write."""
+        columns = list(zip(*rows, strict=True)) or [()] * 5
+        kinds = (np.int64, np.int16, np.int32, np.uint64, np.int8)
+        return cls(*(np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Faults]) -> Faults:
+        """All of `parts`, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        parts = parts or [cls.of(())]
+        return cls(*(np.concatenate(columns) for columns in zip(*(part._columns() for part in parts), strict=True)))
+
+    def _columns(self) -> tuple[npt.NDArray[Any], ...]:
+        return self.time, self.cpu, self.tid, self.addr, self.write
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    def __getitem__(self, which: slice | npt.NDArray[Any]) -> Faults:
+        return Faults(*(column[which] for column in self._columns()))
+
+    def rows(self) -> list[tuple[int, int, int, int, int]]:
+        """As `of` takes them."""
+        return list(zip(*(column.tolist() for column in self._columns()), strict=True))
 
 
 class Particulars(msgspec.Struct, frozen=True):
@@ -118,7 +170,7 @@ class Reducer:
         synthesise: bool = False,
         maps: dict[int, list[list[MapsRow]]] | None = None,
     ) -> None:
-        self.events: Final[list[Event]] = []
+        self.events: Final = Rows()
         self._names: Final = names
         self._synthesise: Final = synthesise
         self._maps: Final = maps or {}
@@ -202,9 +254,9 @@ class Reducer:
             pid = old.pid
             for thread in old.tids:
                 self._tasks.pop(thread, None)
-        process = Process(pid, Space(None))
+        process = Process(pid, Space(len(self.events)))
         self._tasks[pid] = process
-        process.space.born = self._emit("exec", process, addr=stack, length=length, offset=offset)
+        self._emit("exec", process, addr=stack, length=length, offset=offset)
         process.space.insert(Range(stack, stack + length, PROT_READ | PROT_WRITE, True, grows_down=True))
         self._touch(process, stack + length - 2 * PAGE_SIZE, stack + length)
 
@@ -259,16 +311,88 @@ class Reducer:
         flags = FAULT_WRITE if write else 0
         result = 0 if space.allows(addr, write) else -errno.EFAULT
         addr &= PAGE_MASK
-        if self.events:
-            last = self.events[-1]
-            if (
-                last.op == "fault" and last.pid == process.pid and last.addr + last.length == addr
-                and last.flags == flags and last.result == result == 0
-                and range is not None and range.start < addr
-            ):  # fmt: skip
-                last.length += PAGE_SIZE
-                return
+        if result == 0 and range is not None and self._continues(process.pid, addr, write, range.start):
+            assert self.events.last is not None
+            self.events.last.length += PAGE_SIZE
+            return
         self._emit("fault", process, addr=addr, length=PAGE_SIZE, flags=flags, result=result)
+
+    def faults(self, faults: Faults) -> None:
+        """Tasks touched pages, and nothing else happened meanwhile; as `fault` for each of them."""
+        while len(faults) > _FEW:
+            faults = self._plain_faults(faults)
+        self._one_by_one(faults)
+
+    def _one_by_one(self, faults: Faults) -> None:
+        for time, cpu, tid, addr, write in faults.rows():
+            self.at(time, cpu)
+            self.fault(tid, addr, None if write > 1 else write == 1)
+
+    def _plain_faults(self, faults: Faults) -> Faults:
+        """Take those up to the first that is out of the ordinary, and that one; returns the rest."""
+        known = {tid: self._tasks.get(tid) for tid in np.unique(faults.tid).tolist()}
+        strangers = [tid for tid, process in known.items() if process is None]
+        followed = faults.addr < TASK_SIZE
+        if strangers:
+            followed &= ~np.isin(faults.tid, strangers)
+        if not followed.all():
+            return faults[followed]
+        nr_faults = len(faults)
+        addr = faults.addr & np.uint64(PAGE_MASK & 2**64 - 1)
+        pid = np.zeros(nr_faults, dtype=np.int32)
+        start = np.zeros(nr_faults, dtype=np.uint64)  # of the range
+        plain = np.zeros(nr_faults, dtype=bool)
+        write = faults.write == 1
+        for tid, process in known.items():
+            assert process is not None
+            mine = np.flatnonzero(faults.tid == tid)
+            pid[mine] = process.pid
+            starts, ends, prots = process.space.arrays()
+            if len(starts):
+                place = np.searchsorted(starts, addr[mine], side="right") - 1
+                start[mine] = starts[place]
+                plain[mine] = (
+                    (place >= 0) & (addr[mine] < ends[place]) & (prots[place] != 0) & (faults.write[mine] < 2)
+                    & (~write[mine] | (prots[place] & PROT_WRITE != 0))
+                )  # fmt: skip
+        odd = np.flatnonzero(~plain)
+        end = int(odd[0]) if len(odd) else nr_faults
+        if end > _FEW:
+            # The first joins the run that came before, if it does; from there on, runs are found at once.
+            self._one_by_one(faults[:1])
+            begins = np.ones(end, dtype=bool)
+            begins[2:] = (
+                (pid[2:end] != pid[1 : end - 1]) | (addr[2:end] != addr[1 : end - 1] + np.uint64(PAGE_SIZE))
+                | (write[2:end] != write[1 : end - 1]) | (start[2:end] == addr[2:end])
+            )  # fmt: skip
+            first = np.flatnonzero(begins)[1:]
+            nr_pages = np.diff(np.append(first, end))
+            if self._continues(int(pid[1]), int(addr[1]), bool(write[1]), int(start[1])):
+                assert self.events.last is not None
+                self.events.last.length += int(nr_pages[0]) * PAGE_SIZE
+                first, nr_pages = first[1:], nr_pages[1:]
+            if len(first):  # the last run may go on
+                last, first, pages, nr_pages = first[-1], first[:-1], int(nr_pages[-1]), nr_pages[:-1]
+                self.events.extend(
+                    op=np.full(len(first), CODE["fault"]), pid=pid[first], addr=addr[first],
+                    length=nr_pages.astype(np.uint64) << np.uint64(PAGE_SHIFT), flags=write[first] * FAULT_WRITE,
+                    time=faults.time[first] - self._start, cpu=faults.cpu[first],
+                )  # fmt: skip
+                self._one_by_one(faults[last : last + 1])
+                assert self.events.last is not None
+                self.events.last.length = pages << PAGE_SHIFT
+        else:
+            self._one_by_one(faults[:end])
+        self._one_by_one(faults[end : end + 1])
+        return faults[end + 1 :]
+
+    def _continues(self, pid: int, addr: int, write: bool, start: int) -> bool:
+        """Whether such a fault belongs to the run that was emitted last."""
+        last = self.events.last
+        return (
+            last is not None and last.op == "fault" and last.pid == pid and last.addr + last.length == addr
+            and last.flags == write * FAULT_WRITE and last.result == 0 and start < addr
+        )  # fmt: skip
 
     def _touch(self, process: Process, start: int, end: int) -> None:
         """Synthesise faults, if that is asked for."""
@@ -360,8 +484,7 @@ class Reducer:
         end = addr + page_align(length)
         if result == 0:
             self._infer(process, addr, length)
-        elif result == -errno.ENOMEM:
-            # It stops at the first hole.
+        elif result == -errno.ENOMEM:  # it stops at the first hole
             end = next((start for start, _ in process.space.holes(addr, end)), end)
         self._emit("mprotect", process, addr=addr, length=length, prot=prot, result=result)
         for range in process.space.pieces(addr, end) if addr < end else ():
@@ -452,8 +575,8 @@ class Reducer:
         if not space.brk:
             # The first answer to brk(0) is where the heap starts: the kernel tells it nowhere else.
             space.brk = space.start_brk = result
-            if space.born is not None:
-                space.born.addr2 = result
+            if space.born >= 0:
+                self.events.correct(space.born, "addr2", result)
             return
         if addr != result or addr == space.brk:
             return  # a question, or refused
@@ -482,12 +605,10 @@ class Reducer:
             self._files[backing.key] = entry
         return entry.id
 
-    def _emit(self, op: str, process: Process, **fields: int) -> Event:
+    def _emit(self, op: str, process: Process, **fields: int) -> None:
         if self._start < 0:
             self._start = self._time
-        event = Event(op, process.pid, **fields, time=self._time - self._start, cpu=self._cpu)
-        self.events.append(event)
-        return event
+        self.events.append(Event(op, process.pid, **fields, time=self._time - self._start, cpu=self._cpu))
 
     def finish(self, header: Header) -> History:
         """The history of what was told, under `header`."""
@@ -498,5 +619,5 @@ class Reducer:
         header.skipped = self._skipped
         if self._synthesise:
             header.faults = SYNTHESIS
-        return History(header, self.events)
+        return History.of_columns(header, self.events.columns())
 

@@ -14,10 +14,11 @@ from bisect import bisect_right
 from typing import Final
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from rmaplab.mm.abi import PROT_WRITE, STACK_GUARD_GAP
 from rmaplab.mm.vma import PAGE_MASK, PAGE_SIZE
-from rmaplab.trace.events import Event
 
 # What setrlimit allows unless it is asked for more.  The machine has no limits (mm/mmap.py).
 STACK_LIMIT: Final = 8 << 20
@@ -35,9 +36,9 @@ class Range(msgspec.Struct):
 
 
 class Space:
-    """An address space as a recorder sees it.  `born` is the exec event that made it."""
+    """An address space as a recorder sees it.  `born`: number of the event of the exec that made it, -1: a fork did."""
 
-    def __init__(self, born: Event | None) -> None:
+    def __init__(self, born: int) -> None:
         self.born = born
         self.ranges: list[Range] = []
         self._starts: list[int] = []
@@ -46,7 +47,7 @@ class Space:
 
     def copy(self) -> Space:
         """The address space of a forked child."""
-        child = Space(None)
+        child = Space(-1)
         child.ranges = [msgspec.structs.replace(range) for range in self.ranges if not range.dont_fork]
         child._starts = [range.start for range in child.ranges]
         child.brk = self.brk
@@ -69,6 +70,14 @@ class Space:
                 found.append(self.ranges[i])
             i += 1
         return found
+
+    def arrays(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+        """Starts, ends and rights of the ranges."""
+        return (
+            np.array(self._starts, dtype=np.uint64),
+            np.array([range.end for range in self.ranges], dtype=np.uint64),
+            np.array([range.prot for range in self.ranges], dtype=np.int64),
+        )
 
     def holes(self, start: int, end: int) -> list[tuple[int, int]]:
         """Where in [start, end) nothing is mapped."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import Final
 
@@ -65,17 +64,13 @@ class Tracer:
         _ptrace(_SEIZE, pid, _FORK | _VFORK | _CLONE | _EXIT)
         self._tasks.add(pid)
 
-    def wait(self, pid: int, bystander: subprocess.Popen[str]) -> int:
+    def wait(self, pid: int) -> int:
         """Let all of them run until process `pid` has ended; returns its wait status.
 
-        `bystander` is a child of ours that is not followed: waiting for all includes it.  Descendants of
-        `pid` that live on are left alone from then.
+        Descendants of `pid` that live on are left alone from then.
         """
         while True:
             tid, status = os.waitpid(-1, _WALL)
-            if tid == bystander.pid:
-                bystander.returncode = os.waitstatus_to_exitcode(status)
-                continue
             if os.WIFSTOPPED(status):
                 self._stopped(tid, status)
                 continue

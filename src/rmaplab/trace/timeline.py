@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the kernel's perf events say, put in the order in which it took effect.
+
+A source (perf_events.py reads the kernel's ring buffers, perf_text.py what `perf script` printed) says what it saw and
+when: calls entered and left, faults, tasks made and gone, programs executed, and what was mapped.  A fault happens when
+it is seen.  A call takes effect somewhere between its entry and its exit, and meanwhile other threads of its address
+space may do something, or a fork on another CPU copy what they still have.
+
+- Known: who changes an address space, or copies it (dup_mmap() in mm/mmap.c), holds its mmap_lock for writing.  The
+  tracepoint mmap_lock:mmap_lock_acquire_returned says when a call got it, which is the order among all of them.
+- Inferred, where there is no such tracepoint: mmap, mprotect and brk tell through the MMAP2 record, which the kernel
+  writes while it holds the lock; munmap counts from its entry: what it frees is free for others before it returns;
+  mremap counts from its exit, unless another thread got something where it moved from.
+- exec counts from its COMM record, the point of no return; what it maps is told by MMAP2 until the new program's first
+  step.
+
+Identifiers of tasks are those that the reader of the events sees, in its own PID namespace.  The tracepoints' own `pid`
+fields are of another (the initial one), so that a task made is known by perf's FORK record, and the tracepoint with the
+flags, which the same parent hits right after it, adds the flags.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from rmaplab.mm.abi import CLONE_VM
+from rmaplab.mm.vma import PAGE_SIZE
+from rmaplab.trace import elf
+from rmaplab.trace.calls import Call
+from rmaplab.trace.reduce import Backing, Faults, Reducer
+from rmaplab.trace.spaces import page_align
+
+__all__ = ["Timeline"]
+
+CLONE_NEWPID: Final = 0x20000000
+
+_FREES_AT_ENTRY: Final = frozenset(("munmap", "shmdt"))
+_STACK: Final = (0x7FFFFFFDE000, 0x21000, 0x7FFFFFFDE000)  # of an exec that did not tell
+
+
+class _Entered(msgspec.Struct):
+    """A call that has not returned.  `effect`: when it is known to have happened; `locked`: from the lock."""
+
+    call: Call
+    args: list[int]
+    entry: int
+    effect: int = -1
+    locked: bool = False
+    backing: Backing | None = None
+    length: int = 0
+
+
+class _Segment(msgspec.Struct):
+    """Something that exec mapped."""
+
+    start: int
+    length: int
+    prot: int
+    offset: int
+    backing: Backing | None
+
+
+class _Exec(msgspec.Struct):
+    """An exec, from its point of no return to the new program's first step."""
+
+    pid: int
+    stack: tuple[int, int, int] = _STACK
+    segments: list[_Segment] = []
+
+
+class _Fork(msgspec.Struct):
+    child: int
+    flags: int
+
+
+class _Placement(msgspec.Struct):
+    """Where a call of process `pid` got memory."""
+
+    pid: int
+    effect: int
+    start: int
+    end: int
+
+
+class _Returned(msgspec.Struct):
+    entered: _Entered
+    result: int
+
+
+class _Gone(msgspec.Struct):
+    pass
+
+
+_Seen = _Exec | _Segment | _Fork | _Returned | _Gone | str  # str: a new name
+
+
+class Timeline:
+    """Takes in what a source saw, in the order of its times (ns), and tells a Reducer.
+
+    lost:   events that the source knows it lost
+    locked: there were events of mmap_lock: the order is known
+    noted:  calls that change how others are to be understood, and how often they were seen
+    """
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self.locked = False
+        self.noted: Final[dict[str, int]] = {}
+        self._number = 0
+        self._seen: list[tuple[int, int, int, int, _Seen]] = []  # time, number, cpu, tid, what
+        self._faults: list[Faults] = []
+        self._calls: dict[int, _Entered] = {}  # by tid
+        self._execs: dict[int, _Exec] = {}  # by tid
+        self._unflagged: dict[int, _Fork] = {}  # by tid of the parent: a fork whose flags are still to come
+        self._recent: list[_Placement] = []
+
+    # What a source says
+
+    def touched(self, faults: Faults) -> None:
+        """Faults, with times that ascend."""
+        if len(faults):
+            self._faults.append(faults)
+
+    def running(self, tid: int) -> None:
+        """Task `tid` runs in user space: its exec is over."""
+        self._execs.pop(tid, None)
+
+    def enter(self, time: int, tid: int, call: Call, registers: list[int]) -> None:
+        """Task `tid` enters `call`."""
+        self._execs.pop(tid, None)
+        if call.noted:
+            self.note(call.noted)
+        else:
+            self._calls[tid] = _Entered(call, registers, time)
+
+    def lock(self, time: int, tid: int) -> None:
+        """Task `tid` got an mmap_lock for writing.  Its own comes first: fork takes the child's inside it."""
+        self.locked = True
+        entered = self._calls.get(tid)
+        if entered is not None and not entered.locked:
+            entered.effect, entered.locked = time, True
+
+    def leave(self, time: int, cpu: int, pid: int, tid: int, call: Call, result: int) -> None:
+        """Task `tid` of process `pid` returns from `call`."""
+        self._execs.pop(tid, None)
+        entered = self._calls.pop(tid, None)
+        if entered is None or entered.call is not call or call.op in ("exec", "fork"):
+            return  # entered before the recording began; or told by records of its own
+        if entered.effect < 0:
+            entered.effect = entered.entry if call.name in _FREES_AT_ENTRY else time
+        if result >= 0 and call.op in ("mmap", "mremap") and not entered.locked:
+            self._place(pid, entered, result)
+        self._add(entered.effect, cpu, tid, _Returned(entered, result))
+
+    def new_task(self, time: int, cpu: int, tid: int, child: int, flags: int) -> None:
+        """Task `tid` makes the task `child`, by perf's FORK record."""
+        entered = self._calls.get(tid)
+        if entered is not None and entered.call.op == "fork":
+            if entered.call.name == "clone" and not flags:
+                flags = entered.args[0] & 0xFFFFFFFF
+            if entered.locked and not flags & CLONE_VM:
+                time = entered.effect
+            entered.effect = time
+        fork = _Fork(child, flags)
+        self._unflagged[tid] = fork
+        self._add(time, cpu, tid, fork)
+
+    def flags_of_new_task(self, time: int, cpu: int, tid: int, child: int, flags: int) -> None:
+        """Task `tid` made a task with these flags, by the tracepoint, which comes after the record, if that does."""
+        if flags & CLONE_NEWPID:
+            self.note("PID namespaces")
+        known = self._unflagged.pop(tid, None)
+        if known is not None:
+            known.flags = flags
+        else:
+            self.new_task(time, cpu, tid, child, flags)
+            del self._unflagged[tid]
+
+    def gone(self, time: int, cpu: int, tid: int) -> None:
+        """Task `tid` is gone."""
+        self._calls.pop(tid, None)
+        self._execs.pop(tid, None)
+        self._unflagged.pop(tid, None)
+        self._add(time, cpu, tid, _Gone())
+
+    def named(self, time: int, cpu: int, pid: int, tid: int, comm: str, executes: bool) -> None:
+        """Task `tid` of process `pid` calls itself `comm`, because it `executes` that or for another reason."""
+        if executes:
+            self._execs[tid] = _Exec(pid)
+            self._add(time, cpu, tid, self._execs[tid])
+        self._add(time, cpu, tid, comm)
+
+    def mapped(
+        self, time: int, cpu: int, tid: int, start: int, length: int, prot: int, offset: int, path: str, key: str
+    ) -> None:
+        """A VMA of the address space of task `tid` was made or changed; `key` tells its file from others."""
+        anonymous = path.startswith("//") or path in ("[heap]", "[stack]", "")
+        backing = None if anonymous else Backing(key if path[0] != "[" else path, path)
+        executing = self._execs.get(tid)
+        if executing is not None:
+            if path == "[stack]":
+                executing.stack = (start, length, offset)
+                return
+            segment = _Segment(start, length, prot, offset, backing)
+            for earlier in executing.segments:
+                _trim(earlier, segment)
+            executing.segments.append(segment)
+            self._add(time, cpu, tid, segment)
+            return
+        entered = self._calls.get(tid)
+        if entered is not None:
+            if not entered.locked:
+                entered.effect = time
+            entered.backing = backing
+            # Of an mprotect() that fails half-way, how far it came; of the others, what was mapped.
+            entered.length = start + length - entered.args[0] if entered.call.op == "mprotect" else length
+
+    def note(self, what: str) -> None:
+        self.noted[what] = self.noted.get(what, 0) + 1
+
+    # What a reducer is told
+
+    def settled(self, time: int) -> int:
+        """Up to when nothing can come any more, if all before `time` was said."""
+        waiting = [
+            entered.entry for entered in self._calls.values() if entered.effect < 0 and entered.call.op != "exec"
+        ]
+        known = [entered.effect for entered in self._calls.values() if 0 <= entered.effect < time]
+        return min([time, *waiting, *known])
+
+    def tell(self, reducer: Reducer, until: int | None = None) -> None:
+        """Tell `reducer` what took effect before `until`, or all of it, in that order."""
+        self._seen.sort(key=lambda seen: seen[:2])
+        faults = Faults.joined(self._faults)
+        if until is None:
+            seen, self._seen, self._faults = self._seen, [], []
+        else:
+            nr_seen = next((i for i, item in enumerate(self._seen) if item[0] >= until), len(self._seen))
+            nr_faults = int(np.searchsorted(faults.time, until))
+            seen, self._seen = self._seen[:nr_seen], self._seen[nr_seen:]
+            faults, self._faults = faults[:nr_faults], [faults[nr_faults:]]
+        at = 0
+        times: npt.NDArray[np.int64] = np.array([item[0] for item in seen], dtype=np.int64)
+        for end, (time, _, cpu, tid, what) in zip(np.searchsorted(faults.time, times).tolist(), seen, strict=True):
+            if at < end:
+                reducer.faults(faults[at:end])
+                at = end
+            reducer.at(time, cpu)
+            self._tell(reducer, tid, what)
+        reducer.faults(faults[at:])
+
+    def _tell(self, reducer: Reducer, tid: int, what: _Seen) -> None:
+        if isinstance(what, _Returned):
+            entered = what.entered
+            name, backing, length = entered.call.name, entered.backing, entered.length
+            reducer.call(tid, name, entered.args, what.result, backing, length)
+        elif isinstance(what, _Segment):
+            if what.length > 0:
+                reducer.mapped_by_exec(tid, what.start, what.length, what.prot, what.offset, what.backing)
+        elif isinstance(what, _Exec):
+            reducer.executed(tid, what.pid, *what.stack)
+        elif isinstance(what, _Fork):
+            reducer.started(tid, what.child, what.flags)
+        elif isinstance(what, _Gone):
+            reducer.gone(tid)
+        else:
+            reducer.named(tid, what)
+
+    def _add(self, time: int, cpu: int, tid: int, what: _Seen) -> None:
+        self._number += 1
+        self._seen.append((time, self._number, cpu, tid, what))
+
+    def _place(self, pid: int, entered: _Entered, result: int) -> None:
+        """Order is inferred: what another thread got where this mremap moved from came later."""
+        start = entered.args[0]
+        if entered.call.op == "mremap":
+            end = start + page_align(entered.args[1])
+            for other in self._recent:
+                if (
+                    other.pid == pid and entered.entry < other.effect < entered.effect
+                    and other.start < end and start < other.end
+                ):  # fmt: skip
+                    entered.effect = other.effect - 1
+        length = page_align(entered.args[2] if entered.call.op == "mremap" else entered.length)
+        self._recent.append(_Placement(pid, entered.effect, result, result + length))
+        if len(self._recent) > 128:
+            del self._recent[:64]
+
+
+def _trim(first: _Segment, next: _Segment) -> None:
+    """The loader maps the first segment of a file as long as all of them, to find a place, and unmaps what
+    is too much (fs/binfmt_elf.c elf_load()); perf tells only the former.  The file's headers say how long it is.
+    Where they cannot be read, the next segment shows where it ends: right there, or, if there is a hole, in the page
+    of the file where the next begins."""
+    if not first.start < next.start < first.start + first.length:
+        return
+    end = next.start
+    if first.backing is not None and first.backing == next.backing:
+        length = elf.length_of_segment(first.backing.path, first.backing.key, first.offset)
+        end = min(end, first.start + (length or next.offset - first.offset + PAGE_SIZE))
+    first.length = end - first.start

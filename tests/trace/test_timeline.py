@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What was seen is told in the order in which it took effect; faults as columns are told as faults one by one."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+
+from rmaplab.mm.abi import CLONE_VFORK, CLONE_VM, PROT_READ, PROT_WRITE
+from rmaplab.trace import elf
+from rmaplab.trace.calls import CALLS
+from rmaplab.trace.events import Event
+from rmaplab.trace.reduce import Faults, Reducer
+from rmaplab.trace.timeline import CLONE_NEWPID, Timeline
+
+A = 0x7F0000000000
+STACK = 0x7FFE00000000
+PAGE = 4096
+RW = PROT_READ | PROT_WRITE
+
+
+def started() -> Timeline:
+    """Process 5 runs a program."""
+    timeline = Timeline()
+    timeline.named(1, 0, 5, 5, "sh", True)
+    timeline.mapped(2, 0, 5, STACK, 0x21000, RW, 0x7FFFFFFDE000, "[stack]", "00:00 0 0")
+    timeline.running(5)
+    return timeline
+
+
+def call(
+    timeline: Timeline, tid: int, name: str, args: list[int], times: tuple[int, int, int], result: int = 0
+) -> None:
+    """Entered, with the lock, and back at `times`."""
+    entry, lock, exit = times
+    timeline.enter(entry, tid, CALLS[name], args + [0xDEAD] * (6 - len(args)))
+    timeline.lock(lock, tid)
+    timeline.leave(exit, 0, 5, tid, CALLS[name], result)
+
+
+def mapped(timeline: Timeline, at: int, addr: int = A, pages: int = 4) -> None:
+    call(timeline, 5, "mmap", [0, pages * PAGE, RW, 0x22, 2**64 - 1, 0], (at, at + 1, at + 2), addr)
+
+
+def events(timeline: Timeline) -> list[Event]:
+    reducer = Reducer()
+    timeline.tell(reducer)
+    return list(reducer.events)[1:]
+
+
+def test_the_lock_says_whether_a_fork_or_an_unmapping_was_first() -> None:
+    """munmap is entered before the fork and gets the lock after it: the child still has the mapping."""
+    timeline = started()
+    mapped(timeline, 10)
+    timeline.new_task(20, 0, 5, 8, 0)
+    timeline.flags_of_new_task(21, 0, 5, 8, CLONE_VM | 0x10000)  # a thread
+    timeline.enter(30, 8, CALLS["munmap"], [A, PAGE, 0, 0, 0, 0])
+    timeline.enter(31, 5, CALLS["fork"], [0] * 6)
+    timeline.lock(32, 5)
+    timeline.lock(33, 5)  # the child's
+    timeline.lock(34, 8)
+    timeline.leave(36, 1, 5, 8, CALLS["munmap"], 0)
+    timeline.new_task(38, 0, 5, 9, 0)
+    timeline.flags_of_new_task(39, 0, 5, 9, 0x11)
+    assert [event.op for event in events(timeline)] == ["mmap", "fork", "munmap"]
+    assert timeline.locked
+
+
+def test_without_locks_an_unmapping_counts_from_its_entry() -> None:
+    timeline = started()
+    mapped(timeline, 10)
+    timeline.enter(30, 5, CALLS["munmap"], [A, PAGE, 0, 0, 0, 0])
+    timeline.new_task(31, 0, 5, 9, 0)
+    timeline.leave(36, 1, 5, 5, CALLS["munmap"], 0)
+    assert [event.op for event in events(timeline)] == ["mmap", "munmap", "fork"]
+
+
+def test_in_a_pid_namespace_a_fork_is_one_fork() -> None:
+    """perf's record has the reader's number of the child, the tracepoint that of the initial namespace."""
+    timeline = started()
+    timeline.new_task(10, 0, 5, 6, 0)
+    timeline.flags_of_new_task(11, 0, 5, 40006, CLONE_VM | CLONE_VFORK)
+    timeline.new_task(20, 0, 5, 7, 0)
+    timeline.flags_of_new_task(21, 0, 5, 40007, CLONE_NEWPID | 0x11)
+    timeline.gone(30, 0, 6)
+    timeline.gone(31, 0, 7)
+    assert [(event.op, event.pid, event.pid2, event.flags) for event in events(timeline)] == [
+        ("fork", 5, 6, CLONE_VM | CLONE_VFORK), ("fork", 5, 7, 0), ("exit", 6, 0, 0), ("exit", 7, 0, 0),
+    ]  # fmt: skip
+    assert timeline.noted == {"PID namespaces": 1}
+
+
+def test_told_in_parts_it_is_the_same() -> None:
+    def fill(timeline: Timeline, reducer: Reducer, parts: bool) -> list[int]:
+        settled = []
+        for i in range(20):
+            at = 100 * (i + 1)
+            mapped(timeline, at, A + i * 0x100000)
+            timeline.touched(Faults.of([(at + 10 + j, 0, 5, A + i * 0x100000 + j * PAGE, 1) for j in range(4)]))
+            timeline.enter(at + 50, 5, CALLS["munmap"], [A + i * 0x100000, PAGE, 0, 0, 0, 0])
+            settled.append(timeline.settled(at + 60))
+            if parts:
+                timeline.tell(reducer, settled[-1])
+            timeline.leave(at + 70, 0, 5, 5, CALLS["munmap"], 0)
+        timeline.tell(reducer)
+        return settled
+
+    told = []
+    for parts in (False, True):
+        reducer = Reducer()
+        # Not beyond a call that may yet take effect.
+        assert all(until % 100 == 50 for until in fill(started(), reducer, parts))
+        told.append(list(reducer.events))
+    assert told[0] == told[1] and len(told[0]) == 61
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_faults_as_columns_are_told_as_faults_one_by_one(seed: int) -> None:
+    rng = random.Random(seed)
+    rows = []
+    at = {5: A, 9: A}
+    for time in range(1000, 4000):
+        tid = rng.choice((5, 5, 5, 9, 77))  # 77 is a stranger
+        addr = at.get(tid, A)
+        write = rng.random() < 0.97
+        if rng.random() < 0.02:  # elsewhere: the stack grows, a hole, a read-only page, the kernel's half
+            addr = rng.choice((STACK - rng.randrange(1, 50) * PAGE, A - PAGE, A + 4000 * PAGE, 2**64 - PAGE))
+        at[tid] = A + (addr - A + PAGE) % (4096 * PAGE) if A <= addr < A + 4096 * PAGE else A
+        rows.append((time, rng.randrange(2), tid, addr + rng.randrange(PAGE), int(write)))
+    told = []
+    for step in (1, 7, 500, len(rows)):
+        timeline = started()
+        mapped(timeline, 10, A, 4096)
+        call(timeline, 5, "mprotect", [A + 4000 * PAGE, 50 * PAGE, PROT_READ], (20, 21, 22))
+        timeline.new_task(40, 0, 5, 9, 0)
+        reducer = Reducer()
+        timeline.tell(reducer)
+        for i in range(0, len(rows), step):
+            reducer.faults(Faults.of(rows[i : i + step]))
+        told.append(list(reducer.events))
+    assert told[0] == told[1] == told[2] == told[3]
+    assert {event.pid for event in told[0]} == {5, 9} and any(event.result < 0 for event in told[0])
+    assert max(event.length for event in told[0] if event.op == "fault") > PAGE
+
+
+def test_the_headers_of_a_program_say_how_long_a_segment_is() -> None:
+    path = "/proc/self/exe"
+    status = os.stat(path)
+    key = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x} {status.st_ino} 0"
+    first = elf.length_of_segment(path, key, 0)
+    assert first > 0 and first % PAGE == 0
+    assert elf.length_of_segment(path, "00:00 1 0", 0) == 0  # another file
+    assert elf.length_of_segment("/nonexistent", key, 0) == 0
+
+
+def test_columns_keep_their_types() -> None:
+    joined = Faults.joined([Faults.of([(1, 0, 5, 2**64 - 1, 1)]), Faults.of([])])
+    assert joined.addr.dtype == np.uint64 and joined.rows() == [(1, 0, 5, 2**64 - 1, 1)]
