@@ -116,6 +116,31 @@ class NotFreedByWalk(AnonVmaRmap):
         return True
 
 
+def _has_pages(mm: MM) -> bool:
+    """Are there entries in the page table of `mm`, whose leaves are locked for the look?"""
+    found = False
+    for leaf in mm.page_table.leaves.values():
+        leaf.lock.lock()
+        found = found or leaf.used > 0
+        leaf.lock.unlock()
+    return found
+
+
+class ForkedWithoutPages(AnonVmaRmap):
+    """fork has nothing to copy then, unless another thread faults before its VMA is locked."""
+
+    name = "anon_vma, child not linked where its parent had no pages when fork began"
+
+    def mm_forked(self, parent: MM, child: MM) -> None:
+        self._nothing_to_share = not _has_pages(parent)
+
+    def vma_forked(self, parent: VMA, child: VMA) -> None:
+        if self._nothing_to_share:
+            self.vma_prepare(child)
+        else:
+            super().vma_forked(parent, child)
+
+
 class ChainFreedFirst(AnonVmaRmap):
     name = "anon_vma, AVCs freed before they leave the trees"
 
@@ -195,6 +220,18 @@ class ChildrenFirst(CowContextRmap):
             self.point_in(top, "next sibling", top.children)
             child = child.next_sibling
         yield top
+
+
+class LinkedWithPages(CowContextRmap):
+    """As ForkedWithoutPages above."""
+
+    name = "cow_context, child's context not linked where its parent had no pages when fork began"
+
+    def mm_forked(self, parent: MM, child: MM) -> None:
+        if _has_pages(parent):
+            super().mm_forked(parent, child)
+        else:
+            self.mm_created(child)
 
 
 class NotHeld(CowContextRmap):
@@ -396,6 +433,8 @@ RACED: Final = (
     _raced("fork keeps faults out", AnonVmaRmap, AnonVmaRmap, "fork / first fault in another thread", "fb49c455323f",
            FaultsDuringFork),
     _raced("the parent comes before its child", AnonVmaRmap, ChildFirst, "restore / fork"),
+    _raced("fork links the child also where it finds no pages", AnonVmaRmap, ForkedWithoutPages,
+           "referenced / fork of the child + fault after madvise"),
     _raced("a walk locks the root", AnonVmaRmap, WalkWithoutLock, "restore / mprotect that splits"),
     _raced("what nothing maps points nowhere", AnonVmaRmap, MappedNotAsked,
            "referenced / exit of the parent + exit of the child"),
@@ -407,6 +446,8 @@ RACED: Final = (
     _raced("geometry changes under the lock", AnonVmaRmap, GeometryWithoutLock, "restore / mprotect that splits"),
     _raced("where entries moved, look again", CowContextRmap, NoRetryAfterMove, "restore / mremap back"),
     _raced("the parent comes before its child", CowContextRmap, ChildrenFirst, "restore / fork"),
+    _raced("fork links the child also where it finds no pages", CowContextRmap, LinkedWithPages,
+           "referenced / fork of the child + fault after madvise"),
     _raced("a migration holds the context", CowContextRmap, NotHeld,
            "restore / exit of the parent + exit of the child"),
     _raced("what nothing maps points nowhere", CowContextRmap, UnmappedNotNoticed,

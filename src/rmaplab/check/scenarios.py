@@ -26,6 +26,7 @@ import numpy as np
 
 from rmaplab.check.truth import leaks
 from rmaplab.mm.abi import (
+    MADV_DONTNEED,
     MADV_MERGEABLE,
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -191,7 +192,7 @@ class Operation:
         self, name: str, who: int, prepare: Callable[[World], None], body: Callable[[World], None]
     ) -> None:
         self.name: Final = name
-        self.who: Final = who  # the process that does it: two operations of one process make no pair
+        self.who: Final = who  # the process that does it
         self.prepare: Final = prepare
         self.body: Final = body
 
@@ -254,6 +255,11 @@ def _two_generations(world: World) -> None:
     world.machine.fork(3, 4)
 
 
+def _given_up(world: World) -> None:
+    """Process 2 has a prepared VMA at HOME, and no page."""
+    world.machine.madvise(world.mm(2), HOME, 2 * PAGE_SIZE, MADV_DONTNEED)
+
+
 def _there_and_back(world: World) -> None:
     world.move(1, HOME, AWAY)
     world.move(1, AWAY, HOME)
@@ -293,6 +299,8 @@ OPERATIONS: Final = {
         ),
         Operation("mremap in the child", 2, _nothing, lambda w: w.move(2, HOME, AWAY)),
         Operation("swap-in", 2, _swapped_and_back, lambda w: w.write(2, HOME)),
+        Operation("fault after madvise", 2, _given_up, lambda w: w.write(2, HOME)),
+        Operation("madvise in the child", 2, _nothing, _given_up),
         Operation("KSM page unshared", 2, _merged_by_ksm, lambda w: w.write(2, HOME)),
         Operation("KSM page forked", 1, _merged_by_ksm, lambda w: w.fork(1, 3)),
     )
@@ -305,8 +313,8 @@ USERS: Final[dict[str, tuple[Callable[[World], None], Callable[[World], None]]]]
     "restore": (World.begin_migration, World.finish_migration),
 }
 
-# Of each process, what changes most: any of the first against any of the second.  Two operations of one process would
-# wait for each other's mmap_lock.  What is left out differs from what is here by what it does before and after.
+# Of each process, what changes most: any of the first against any of the second.  What is left out differs from what is
+# here by what it does before and after.
 _PAIRED: Final = (
     ("fork", "exit of the parent", "munmap", "mprotect that splits", "mremap away", "mremap back"),
     (
@@ -317,6 +325,19 @@ _PAIRED: Final = (
         "mremap in the child",
         "swap-in",
     ),
+)
+
+# Threads: operations of one process that do not wait for each other's mmap_lock.  A fault takes the lock of its VMA
+# alone, and madvise() takes mmap_lock for reading.  So fork, which holds mmap_lock for writing, meets faults in VMAs
+# that it has not locked yet (vma_start_write() in dup_mmap(), fb49c455323f).
+_THREADS: Final = (
+    ("fork of the child", "copy"),
+    ("fork of the child", "reuse"),
+    ("fork of the child", "swap-in"),
+    ("fork of the child", "fault after madvise"),
+    ("mremap in the child", "copy"),
+    ("munmap in the child", "copy"),
+    ("madvise in the child", "copy"),
 )
 
 # Interleavings are tried without a bound, but where a walk looks again after each of many changes: in one address space
@@ -336,15 +357,18 @@ def names() -> list[str]:
         if not (user == "restore" and operation.startswith("KSM"))
     ]
     pairs = [f"{user} / {one} + {other}" for user in USERS for one in _PAIRED[0] for other in _PAIRED[1]]
-    return alone + pairs
+    threads = [f"{user} / {one} + {other}" for user in USERS for one, other in _THREADS]
+    return alone + pairs + threads
 
 
 def exists(name: str) -> bool:
-    """Can a scenario of that name be put together?  Its operations are of different processes."""
+    """Can a scenario of that name be put together?  A process that exits does nothing else; nothing is done twice."""
     user, _, rest = name.partition(" / ")
-    operations = [OPERATIONS.get(part) for part in rest.split(" + ")]
-    processes = {operation.who for operation in operations if operation is not None}
-    return user in USERS and None not in operations and len(processes) == len(operations)
+    words = rest.split(" + ")
+    if user not in USERS or len({*words}) < len(words) or not all(word in OPERATIONS for word in words):
+        return False
+    doers = [OPERATIONS[word].who for word in words]
+    return not any(word.startswith("exit") and doers.count(OPERATIONS[word].who) > 1 for word in words)
 
 
 def preemption_bound(name: str, design: str = "") -> int:
