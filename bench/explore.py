@@ -12,7 +12,6 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -21,25 +20,14 @@ from typing import Any
 
 from rmaplab.explore.film import shoot
 from rmaplab.explore.html import page
-from rmaplab.mm.abi import MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ
+from rmaplab.mm.abi import PROT_READ
 from rmaplab.mm.profile import PROFILES
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context import CowContextRmap
-from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header, History
+from rmaplab.trace.script import PAGE, READ_WRITE, Process, Script
 from rmaplab.workloads.prefork import Prefork
-from rmaplab.workloads.workload import (
-    AREA,
-    AWAY,
-    PAGE,
-    READ_WRITE,
-    fork,
-    mmap,
-    mprotect,
-    mremap,
-    start,
-    write,
-)
+from rmaplab.workloads.workload import AREA, AWAY
 
 STEPS = 200
 PROCESSES = 10
@@ -73,40 +61,37 @@ EACH_STEP = """async () => {
 }"""
 
 
-def family() -> Iterator[Event]:
+def family() -> History:
     """STEPS events in PROCESSES processes that share, copy, split and move a few mappings."""
     random = Random(1)
     places = [AREA + i * 64 * PAGE for i in range(AREAS)]
-    yield start(1)
+    script = Script()
+    processes = [script.spawn()]
     for place in places:
-        yield mmap(1, place, PAGES)
-        yield write(1, place, PAGES)
-    done = 1 + 2 * AREAS
-    away: set[tuple[int, int]] = set()
-    pids = [1]
-    while done < STEPS:
-        pid = random.choice(pids)
+        processes[0].mmap(PAGES * PAGE, at=place)
+        processes[0].write(place, PAGES * PAGE)
+    away: set[tuple[Process, int]] = set()
+    while len(script.events) < STEPS:
+        process = random.choice(processes)
         place = random.choice(places)
         there = place - AREA + AWAY
         act = random.randrange(4)
-        if len(pids) < PROCESSES and done % 8 == 0:
-            child = len(pids) + 1
-            away |= {(child, moved) for parent, moved in away if parent == pid}
-            pids.append(child)
-            yield fork(pid, child)
+        if len(processes) < PROCESSES and len(script.events) % 8 == 0:
+            child = process.fork()
+            away |= {(child, moved) for parent, moved in away if parent == process}
+            processes.append(child)
         elif act == 0:
-            source, target = (there, place) if (pid, place) in away else (place, there)
-            away ^= {(pid, place)}
-            yield mremap(pid, source, PAGES, PAGES, MREMAP_MAYMOVE | MREMAP_FIXED, target)
-        elif act == 1 and done + 1 < STEPS:
-            at = (there if (pid, place) in away else place) + random.randrange(PAGES) * PAGE
-            yield mprotect(pid, at, 1, PROT_READ)
-            yield mprotect(pid, at, 1, READ_WRITE)
-            done += 1
+            source, target = (there, place) if (process, place) in away else (place, there)
+            away ^= {(process, place)}
+            process.mremap(source, PAGES * PAGE, to=target)
         else:
-            at = (there if (pid, place) in away else place) + random.randrange(PAGES) * PAGE
-            yield write(pid, at, 1)
-        done += 1
+            at = (there if (process, place) in away else place) + random.randrange(PAGES) * PAGE
+            if act == 1 and len(script.events) + 1 < STEPS:
+                process.mprotect(at, PAGE, PROT_READ)
+                process.mprotect(at, PAGE, READ_WRITE)
+            else:
+                process.write(at)
+    return script.history(Header(recorder="bench", command="ten processes"))
 
 
 def million() -> History:
@@ -140,7 +125,7 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright:
         small, large = Path(directory, "small.html"), Path(directory, "large.html")
-        nbytes = write_page(History(Header(recorder="bench"), family()), small)
+        nbytes = write_page(family(), small)
         begun = process_time()
         write_page(million(), large)
         writes = process_time() - begun

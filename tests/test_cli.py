@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
+from acts import fork, leave, mmap, start, write
 from rmaplab.cli import app, main
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header, History, write_history
 from rmaplab.workloads import FAMILIES
-from rmaplab.workloads.workload import AREA, fork, leave, mmap, start, write
+from rmaplab.workloads.workload import AREA
 
 SMALL = {
     "aim7": ["children=5", "pages=4"],

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import pytest
 
+from acts import fork, mmap, start, write
 from rmaplab.cli import main
 from rmaplab.rmap import DESIGNS
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header, History, write_history
-from rmaplab.workloads.workload import AREA, fork, mmap, start, write
+from rmaplab.workloads.workload import AREA
 
 
 class Done(NamedTuple):

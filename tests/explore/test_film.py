@@ -9,13 +9,14 @@ from xml.etree.ElementTree import fromstring
 import msgspec
 import pytest
 
+from acts import fork, leave, mmap, move, mprotect, start, write
 from rmaplab.explore import text
 from rmaplab.explore.film import shoot
 from rmaplab.explore.html import page
 from rmaplab.explore.notebook import look
 from rmaplab.explore.parts import Area, Film, Folded, Folio, Holding, Part, Process, Shot, Space, states
 from rmaplab.explore.tours import TOURS
-from rmaplab.mm.abi import MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ
+from rmaplab.mm.abi import PROT_READ
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
@@ -25,10 +26,9 @@ from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header, History
 from rmaplab.trace.play import Player
 from rmaplab.workloads import workload
-from rmaplab.workloads.workload import AREA, AWAY, fork, leave, mmap, mprotect, mremap, start, write
+from rmaplab.workloads.workload import AREA, AWAY
 
 BOTH = ("anon_vma", "cow_context")
-MOVE = MREMAP_FIXED | MREMAP_MAYMOVE
 
 
 def film_of(*events: Event, designs: tuple[str, ...] = BOTH, shot: Shot | None = None) -> Film:
@@ -145,7 +145,7 @@ def test_page_offsets_that_do_not_go_on_are_why() -> None:
         start(1),
         mmap(1, AREA, 1),
         write(1, AREA, 1),
-        mremap(1, AREA, 1, 1, MOVE, AWAY),
+        move(1, AREA, 1, AWAY),
         mmap(1, AWAY + 0x1000, 1),
     )
     assert any(reason.startswith("the page offsets do not go on") for reason in reasons(film))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from acts import fork, leave, mmap, start, write
 from rmaplab.explore.film import shoot
 from rmaplab.explore.overview import LIVES, cut, lives
 from rmaplab.explore.parts import Shot
@@ -17,7 +18,7 @@ from rmaplab.rmap import load
 from rmaplab.trace.events import OPS, Event
 from rmaplab.trace.history import Header, History
 from rmaplab.workloads import workload
-from rmaplab.workloads.workload import AREA, fork, leave, mmap, start, write
+from rmaplab.workloads.workload import AREA
 
 
 def history_of(*events: Event) -> History:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from acts import mmap, start, write
 from rmaplab.check.race import read_path
 from rmaplab.check.scenarios import scenario
 from rmaplab.explore import text
@@ -34,7 +35,7 @@ from rmaplab.trace.events import Event
 from rmaplab.trace.history import FileEntry, Header, History, read_history
 from rmaplab.trace.play import Player
 from rmaplab.workloads import workload
-from rmaplab.workloads.workload import AREA, mmap, start, write
+from rmaplab.workloads.workload import AREA
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [

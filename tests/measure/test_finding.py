@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from acts import mmap
 from rmaplab.check.lockstep import Checker
 from rmaplab.measure.comparison import Plan, compare
 from rmaplab.measure.finding import line, shortest_history
@@ -12,8 +13,9 @@ from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
 from rmaplab.trace.events import Event
 from rmaplab.trace.play import Player
+from rmaplab.trace.script import PAGE
 from rmaplab.workloads.remapper import Remapper
-from rmaplab.workloads.workload import AREA, PAGE, mmap
+from rmaplab.workloads.workload import AREA
 
 PROFILE = PROFILES["6.12"]
 DESIGNS = [AnonVmaRmap, CowContextPrototypeRmap]

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from acts import fork, leave, mmap, start, write
 from rmaplab.check.truth import Truth, invariants
 from rmaplab.measure.cost import CostProfile, counts_of, load_costs
 from rmaplab.measure.scale import Plan, Point, Run, fit
@@ -35,7 +36,7 @@ from rmaplab.sync.virtual.prices import (
 from rmaplab.trace.events import Event
 from rmaplab.trace.parallel import Parallel, Strand, take_apart
 from rmaplab.trace.play import Player
-from rmaplab.workloads.workload import AREA, fork, leave, mmap, start, write
+from rmaplab.workloads.workload import AREA
 
 COSTS = load_costs()
 BOTH = ("anon_vma", "cow_context")

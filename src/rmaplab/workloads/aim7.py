@@ -9,11 +9,10 @@ pages, at most 1/N of all, still lead to all N.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
-from rmaplab.trace.events import Event
-from rmaplab.workloads.workload import AREA, PAGE, Pages, Processes, Workload, fork, mmap, start, write
+from rmaplab.trace.script import PAGE, Script
+from rmaplab.workloads.workload import AREA, Pages, Processes, Workload
 
 
 class Aim7(Workload, frozen=True, kw_only=True):
@@ -30,10 +29,10 @@ class Aim7(Workload, frozen=True, kw_only=True):
     def span(self) -> int:
         return self.pages * PAGE
 
-    def events(self) -> Iterator[Event]:
-        yield start(1)
-        yield mmap(1, AREA, self.pages)
-        yield write(1, AREA, self.pages)
-        for child in range(2, self.children + 2):
-            yield fork(1, child)
-            yield write(child, AREA, self.pages)
+    def tell(self, script: Script) -> None:
+        length = self.pages * PAGE
+        parent = script.spawn()
+        parent.mmap(length, at=AREA)
+        parent.write(AREA, length)
+        for _ in range(self.children):
+            parent.fork().write(AREA, length)

@@ -7,26 +7,11 @@ while the child lives.  After the child's exit the parent takes back, by reuse, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
 from typing import ClassVar
 
-from rmaplab.trace.events import Event
-from rmaplab.workloads.workload import (
-    AREA,
-    PAGE,
-    Count,
-    Pages,
-    Percent,
-    Processes,
-    Workload,
-    fork,
-    leave,
-    mmap,
-    read,
-    start,
-    write,
-)
+from rmaplab.trace.script import PAGE, Script
+from rmaplab.workloads.workload import AREA, Count, Pages, Percent, Processes, Workload
 
 
 class BgSave(Workload, frozen=True, kw_only=True):
@@ -49,29 +34,28 @@ class BgSave(Workload, frozen=True, kw_only=True):
     def span(self) -> int:
         return self.pages * PAGE
 
-    def events(self) -> Iterator[Event]:
+    def tell(self, script: Script) -> None:
         random = Random(self.seed)
         run = min(self.run, self.pages)
         slices = 10
+        store = script.spawn()
 
-        def busy() -> Iterator[Event]:
+        def busy() -> None:
             for _ in range(self.writes // slices):
-                yield write(1, AREA + random.randrange(self.pages - run + 1) * PAGE, run)
+                store.write(AREA + random.randrange(self.pages - run + 1) * PAGE, run * PAGE)
 
-        yield start(1)
-        yield mmap(1, AREA, self.pages)
-        yield write(1, AREA, self.pages)
+        store.mmap(self.pages * PAGE, at=AREA)
+        store.write(AREA, self.pages * PAGE)
         for save in range(self.saves):
-            reader = save + 2
-            yield fork(1, reader)
+            reader = store.fork()
             upto = 0
             for part in range(slices):
                 if save == self.saves - 1 and part * 100 >= self.last * slices:
                     return
                 begin, upto = upto, self.pages * (part + 1) // slices
                 if upto > begin:
-                    yield read(reader, AREA + begin * PAGE, upto - begin)
-                yield from busy()
-            yield leave(reader)
+                    reader.read(AREA + begin * PAGE, (upto - begin) * PAGE)
+                busy()
+            reader.exit()
             for _ in range(slices):
-                yield from busy()
+                busy()

@@ -10,32 +10,12 @@ is an offset in the file: the case that KERNEL.md section 3 calls a TODO of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar, Final
 
 from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_EXEC, PROT_READ
-from rmaplab.trace.events import Event
-from rmaplab.workloads.workload import (
-    AREA,
-    HEAP,
-    PAGE,
-    READ_WRITE,
-    STACK,
-    STACK_BYTES,
-    Count,
-    Pages,
-    Processes,
-    Workload,
-    fork,
-    leave,
-    mmap,
-    mprotect,
-    read,
-    start,
-    write,
-)
+from rmaplab.trace.script import PAGE, READ_WRITE, SMALL_PROGRAM, Process, Script
+from rmaplab.workloads.workload import AREA, Count, Pages, Processes, Workload
 
-_SHELL: Final = 1
 _RESERVE: Final = MAP_PRIVATE
 _OVER: Final = MAP_PRIVATE | MAP_FIXED
 _HEADERS: Final = 1  # pages of ELF headers, notes and symbols, mapped read-only at the start
@@ -75,38 +55,41 @@ class Elf(Workload, frozen=True, kw_only=True):
     def files(self) -> list[str]:
         return [f"lib{i}.so" for i in range(self.libraries)]
 
-    def events(self) -> Iterator[Event]:
-        yield from self._program(_SHELL)
-        for pid in range(2, self.processes + 2):
-            yield fork(_SHELL, pid)
-            yield from self._program(pid)
-            if pid - self.alive > 1:
-                yield leave(pid - self.alive)
+    def tell(self, script: Script) -> None:
+        shell = script.spawn()
+        self._program(shell)
+        running: list[Process] = []
+        for _ in range(self.processes):
+            program = shell.fork()
+            program.exec()
+            self._program(program)
+            running.append(program)
+            if len(running) > self.alive:
+                running.pop(0).exit()
 
-    def _program(self, pid: int) -> Iterator[Event]:
-        """execve, the loader's work, and some of the program's own."""
-        yield start(pid)
-        yield write(pid, STACK + STACK_BYTES - 3 * PAGE, 2)
+    def _program(self, program: Process) -> None:
+        """The loader's work, and some of the program's own."""
+        program.write(SMALL_PROGRAM.stack + SMALL_PROGRAM.length - 3 * PAGE, 2 * PAGE)
         for library in range(self.libraries):
-            yield from self._load(pid, AREA + library * self._object_pages() * PAGE, library)
+            self._load(program, AREA + library * self._object_pages() * PAGE, library)
         if self.heap:
-            yield Event("brk", pid, addr=HEAP + self.heap * PAGE, result=HEAP + self.heap * PAGE)
-            yield write(pid, HEAP, self.heap)
+            program.brk(SMALL_PROGRAM.heap + self.heap * PAGE)
+            program.write(SMALL_PROGRAM.heap, self.heap * PAGE)
 
-    def _load(self, pid: int, base: int, file: int) -> Iterator[Event]:
+    def _load(self, program: Process, base: int, file: int) -> None:
         text = base + _HEADERS * PAGE
         constants = text + self.text * PAGE
         relro = constants + self.constants * PAGE
         data = relro + self.relro * PAGE
         bss = data + self.data * PAGE
-        in_file = self._object_pages() - 1 - self.bss
-        yield mmap(pid, base, in_file + self.bss, PROT_READ, _RESERVE, file)
-        yield mmap(pid, text, self.text, PROT_READ | PROT_EXEC, _OVER, file, text - base)
-        yield mmap(pid, constants, self.constants, PROT_READ, _OVER, file, constants - base)
-        yield mmap(pid, relro, self.relro + self.data, READ_WRITE, _OVER, file, relro - base)
-        yield mmap(pid, bss, self.bss, READ_WRITE, _OVER | MAP_ANONYMOUS)
-        yield read(pid, base, 1)
-        yield write(pid, relro, self.relro)
-        yield mprotect(pid, relro, self.relro, PROT_READ)
-        yield write(pid, data, self.data + self.bss)
-        yield read(pid, text, max(1, self.text // 4))
+        end = bss + self.bss * PAGE
+        program.mmap(end - base, base, PROT_READ, _RESERVE, file)
+        program.mmap(constants - text, text, PROT_READ | PROT_EXEC, _OVER, file, text - base)
+        program.mmap(relro - constants, constants, PROT_READ, _OVER, file, constants - base)
+        program.mmap(bss - relro, relro, READ_WRITE, _OVER, file, relro - base)
+        program.mmap(end - bss, bss, READ_WRITE, _OVER | MAP_ANONYMOUS)
+        program.read(base)
+        program.write(relro, data - relro)
+        program.mprotect(relro, data - relro, PROT_READ)
+        program.write(data, end - data)
+        program.read(text, max(1, self.text // 4) * PAGE)

@@ -7,22 +7,10 @@ bound.  Since then a child takes over an ancestor's anon_vma that has nobody lef
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
-from rmaplab.trace.events import Event
-from rmaplab.workloads.workload import (
-    PAGE,
-    Pages,
-    Processes,
-    Workload,
-    fork,
-    leave,
-    places,
-    start,
-    warm,
-    write,
-)
+from rmaplab.trace.script import PAGE, Script
+from rmaplab.workloads.workload import Pages, Processes, Workload, places, warm
 
 
 class ForkChain(Workload, frozen=True, kw_only=True):
@@ -43,13 +31,13 @@ class ForkChain(Workload, frozen=True, kw_only=True):
     def span(self) -> int:
         return self.vmas * (self.pages + 1) * PAGE
 
-    def events(self) -> Iterator[Event]:
+    def tell(self, script: Script) -> None:
         areas = places(self.vmas, self.pages)
-        yield start(1)
-        yield from warm(1, areas, self.pages)
-        for pid in range(1, self.generations):
-            child = pid + 1
-            yield fork(pid, child)
-            yield leave(pid)
+        process = script.spawn()
+        warm(process, areas, self.pages)
+        for _ in range(1, self.generations):
+            child = process.fork()
+            process.exit()
             for area in areas:
-                yield write(child, area, min(self.writes, self.pages))
+                child.write(area, min(self.writes, self.pages) * PAGE)
+            process = child

@@ -7,30 +7,11 @@ VMA belong to different generations; workers are replaced after a number of requ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
 from typing import ClassVar
 
-from rmaplab.trace.events import Event
-from rmaplab.workloads.workload import (
-    PAGE,
-    PRIVATE,
-    Count,
-    Pages,
-    Processes,
-    Workload,
-    fork,
-    leave,
-    mmap,
-    munmap,
-    places,
-    read,
-    start,
-    warm,
-    write,
-)
-
-_SERVER = 1
+from rmaplab.trace.script import PAGE, Script
+from rmaplab.workloads.workload import PRIVATE, Count, Pages, Processes, Workload, places, warm
 
 
 class Prefork(Workload, frozen=True, kw_only=True):
@@ -55,37 +36,33 @@ class Prefork(Workload, frozen=True, kw_only=True):
     def span(self) -> int:
         return self.vmas * (self.pages + 1) * PAGE
 
-    def events(self) -> Iterator[Event]:
+    def tell(self, script: Script) -> None:
         random = Random(self.seed)
         areas = places(self.vmas, self.pages)
+        scratch = self.scratch * PAGE
 
         def somewhere() -> tuple[int, int]:
             """A run of at most four pages in one of the server's VMAs."""
             first = random.randrange(self.pages)
             addr = areas[random.randrange(self.vmas)] + first * PAGE
-            return addr, random.randint(1, min(4, self.pages - first))
+            return addr, random.randint(1, min(4, self.pages - first)) * PAGE
 
-        yield start(_SERVER)
-        yield from warm(_SERVER, areas, self.pages)
-        workers = list(range(2, self.workers + 2))
+        server = script.spawn()
+        warm(server, areas, self.pages)
+        workers = [server.fork() for _ in range(self.workers)]
         served = [0] * self.workers
-        newest = self.workers + 1
-        for pid in workers:
-            yield fork(_SERVER, pid)
         for request in range(self.requests):
             i = random.randrange(self.workers)
-            pid = workers[i]
-            yield read(pid, *somewhere())
-            yield write(pid, *somewhere())
-            yield mmap(pid, PRIVATE, self.scratch)
-            yield write(pid, PRIVATE, self.scratch)
-            yield munmap(pid, PRIVATE, self.scratch)
+            worker = workers[i]
+            worker.read(*somewhere())
+            worker.write(*somewhere())
+            worker.mmap(scratch, at=PRIVATE)
+            worker.write(PRIVATE, scratch)
+            worker.munmap(PRIVATE, scratch)
             if request % 8 == 0:
-                yield write(_SERVER, *somewhere())
+                server.write(*somewhere())
             served[i] += 1
             if served[i] == self.lifetime:
-                newest += 1
-                yield leave(pid)
-                yield fork(_SERVER, newest)
-                workers[i] = newest
+                worker.exit()
+                workers[i] = server.fork()
                 served[i] = 0

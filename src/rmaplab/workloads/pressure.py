@@ -8,32 +8,11 @@ an app needs, or takes none, depending on the design.  Apps that are unrelated h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
-from typing import ClassVar, Final
+from typing import ClassVar
 
-from rmaplab.trace.events import Event
-from rmaplab.workloads.workload import (
-    PAGE,
-    Count,
-    Flag,
-    Pages,
-    PerCpu,
-    Workload,
-    family,
-    fork,
-    leave,
-    mark,
-    munmap,
-    places,
-    read,
-    reclaim,
-    start,
-    warm,
-    write,
-)
-
-_ZYGOTE: Final = 1
+from rmaplab.trace.script import PAGE, Script
+from rmaplab.workloads.workload import Count, Flag, Pages, PerCpu, Workload, family, places, warm
 
 
 class Pressure(Workload, frozen=True, kw_only=True):
@@ -64,30 +43,26 @@ class Pressure(Workload, frozen=True, kw_only=True):
     def span(self) -> int:
         return self.vmas * (self.pages + 1) * PAGE
 
-    def events(self) -> Iterator[Event]:
+    def tell(self, script: Script) -> None:
         random = Random(self.seed)
         areas = places(self.vmas, self.pages)
-        count = self.processes or 2
-        launchers = range(2, count + 2)
-        yield start(_ZYGOTE)
-        yield from warm(_ZYGOTE, areas, self.pages)
-        yield from family(_ZYGOTE, launchers, bool(self.related), areas, self.pages)
-        yield mark(_ZYGOTE)
+        zygote = script.spawn()
+        warm(zygote, areas, self.pages)
+        launchers = family(zygote, self.processes or 2, bool(self.related), areas, self.pages)
+        zygote.mark()
         scan = min(self.scan, self.pages)
-        app = count + 2
+        few = min(4, self.pages) * PAGE
+        acts = (zygote.referenced, zygote.migrate, zygote.referenced, zygote.swap_out)
         for _ in range(self.rounds):
-            for pid in launchers:
-                yield fork(pid, app)
+            for launcher in launchers:
+                app = launcher.fork()
                 chosen = random.sample(range(self.vmas), min(self.vmas, self.writes + self.unmaps))
                 for i in chosen[: self.writes]:
-                    yield read(app, areas[i], min(4, self.pages))
-                    yield write(app, areas[i], min(4, self.pages))
+                    app.read(areas[i], few)
+                    app.write(areas[i], few)
                 for i in chosen[self.writes :]:
-                    yield munmap(app, areas[i], self.pages)
+                    app.munmap(areas[i], self.pages * PAGE)
                 for act in range(self.scans):
                     addr = areas[random.randrange(self.vmas)] + random.randrange(self.pages - scan + 1) * PAGE
-                    yield reclaim(
-                        ("referenced", "migrate", "referenced", "swap_out")[act % 4], _ZYGOTE, addr, scan
-                    )
-                yield leave(app)
-                app += 1
+                    acts[act % 4](addr, scan * PAGE)
+                app.exit()

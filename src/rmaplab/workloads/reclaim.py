@@ -7,32 +7,11 @@ and migrates others; later faults bring them back, also those that several proce
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
-from typing import ClassVar, Final
+from typing import ClassVar
 
-from rmaplab.mm.abi import MREMAP_FIXED, MREMAP_MAYMOVE
-from rmaplab.trace.events import Event
-from rmaplab.workloads.workload import (
-    AWAY,
-    PAGE,
-    Count,
-    Pages,
-    Percent,
-    Processes,
-    Workload,
-    fork,
-    leave,
-    mremap,
-    places,
-    read,
-    reclaim,
-    start,
-    warm,
-    write,
-)
-
-_SERVER: Final = 1
+from rmaplab.trace.script import PAGE, Script
+from rmaplab.workloads.workload import AWAY, Count, Pages, Percent, Processes, Workload, places, warm
 
 
 class Reclaim(Workload, frozen=True, kw_only=True):
@@ -57,39 +36,30 @@ class Reclaim(Workload, frozen=True, kw_only=True):
     def span(self) -> int:
         return self.vmas * (self.pages + 1) * PAGE
 
-    def events(self) -> Iterator[Event]:
+    def tell(self, script: Script) -> None:
         random = Random(self.seed)
         step = (self.pages + 1) * PAGE
         areas = list(places(self.vmas, self.pages))
-        yield start(_SERVER)
-        yield from warm(_SERVER, areas, self.pages)
+        server = script.spawn()
+        warm(server, areas, self.pages)
         for i in range(self.vmas * self.moved // 100):
-            yield mremap(
-                _SERVER, areas[i], self.pages, self.pages, MREMAP_MAYMOVE | MREMAP_FIXED, AWAY + i * step
-            )
-            areas[i] = AWAY + i * step
-        workers = list(range(2, self.processes + 1))
-        newest = self.processes
-        for pid in workers:
-            yield fork(_SERVER, pid)
+            areas[i] = server.mremap(areas[i], self.pages * PAGE, to=AWAY + i * step)
+        workers = [server.fork() for _ in range(self.processes - 1)]
 
         def somewhere(at_most: int) -> tuple[int, int]:
             first = random.randrange(self.pages)
-            return random.choice(areas) + first * PAGE, random.randint(1, min(at_most, self.pages - first))
+            addr = random.choice(areas) + first * PAGE
+            return addr, random.randint(1, min(at_most, self.pages - first)) * PAGE
 
         for act in range(self.steps):
-            pid = random.choice([_SERVER, *workers])
+            process = random.choice([server, *workers])
             if act % 3 == 0:
-                yield reclaim(
-                    random.choice(("referenced", "swap_out", "migrate")), pid, *somewhere(self.scan)
-                )
+                random.choice((process.referenced, process.swap_out, process.migrate))(*somewhere(self.scan))
             elif act % 50 == 1 and workers:
                 i = random.randrange(len(workers))
-                newest += 1
-                yield leave(workers[i])
-                yield fork(_SERVER, newest)
-                workers[i] = newest
+                workers[i].exit()
+                workers[i] = server.fork()
             elif random.randrange(2):
-                yield read(pid, *somewhere(8))
+                process.read(*somewhere(8))
             else:
-                yield write(pid, *somewhere(8))
+                process.write(*somewhere(8))

@@ -10,31 +10,12 @@ A part is a quarter of a buffer, so that it never spans two VMAs, whatever has m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
-from typing import ClassVar, Final
+from typing import ClassVar
 
-from rmaplab.mm.abi import MREMAP_FIXED, MREMAP_MAYMOVE
-from rmaplab.trace.events import Event
-from rmaplab.workloads.workload import (
-    AREA,
-    AWAY,
-    PAGE,
-    PRIVATE,
-    Count,
-    Pages,
-    Percent,
-    Processes,
-    Workload,
-    fork,
-    mmap,
-    mremap,
-    start,
-    write,
-)
-
-_PARENT: Final = 1
-_MOVE: Final = MREMAP_MAYMOVE | MREMAP_FIXED
+from rmaplab.mm.abi import MREMAP_MAYMOVE
+from rmaplab.trace.script import PAGE, Process, Script
+from rmaplab.workloads.workload import AREA, AWAY, PRIVATE, Count, Pages, Percent, Processes, Workload
 
 
 class Remapper(Workload, frozen=True, kw_only=True):
@@ -63,47 +44,46 @@ class Remapper(Workload, frozen=True, kw_only=True):
         """Bytes from a buffer's place to the next one's: what it grows to, and a page between."""
         return (((self.pages + 3) // 4 * 4 << self.growths) + 1) * PAGE
 
-    def events(self) -> Iterator[Event]:
+    def tell(self, script: Script) -> None:
         random = Random(self.seed)
         spacing = self._spacing()
-        nr_pages = (self.pages + 3) // 4 * 4
-        yield start(_PARENT)
+        length = (self.pages + 3) // 4 * 4 * PAGE
+        parent = script.spawn()
         base = AREA
         for i in range(self.buffers):
-            yield mmap(_PARENT, base + i * spacing, nr_pages)
-            yield write(_PARENT, base + i * spacing, nr_pages)
+            parent.mmap(length, at=base + i * spacing)
+            parent.write(base + i * spacing, length)
         for growth in range(self.growths):
             target = base
             if growth % 2:  # something is in the way: every other time the buffer has to move
                 target = PRIVATE if base == AREA else AREA
             for i in range(self.buffers):
                 old, new = base + i * spacing, target + i * spacing
-                flags = MREMAP_MAYMOVE if new == old else _MOVE
-                yield mremap(_PARENT, old, nr_pages, 2 * nr_pages, flags, new)
-                yield write(_PARENT, new + nr_pages * PAGE, nr_pages)
+                parent.mremap(old, length, 2 * length, to=new, flags=MREMAP_MAYMOVE if new == old else None)
+                parent.write(new + length, length)
             base = target
-            nr_pages *= 2
+            length *= 2
 
-        part = nr_pages // 4
-        here = {_PARENT: [(i, quarter) for i in range(self.buffers) for quarter in range(4)]}
-        gone: dict[int, list[tuple[int, int]]] = {_PARENT: []}
+        part = length // 4
+        processes = [parent]
+        here = {parent: [(i, quarter) for i in range(self.buffers) for quarter in range(4)]}
+        gone: dict[Process, list[tuple[int, int]]] = {parent: []}
         fork_every = self.moves // (self.children + 1) + 1
         for move in range(self.moves):
-            pid = random.randrange(1, len(here) + 1)
+            process = processes[random.randrange(len(processes))]
             homewards = random.randrange(100) < self.home
-            if gone[pid] and (homewards or not here[pid]):
-                which = gone[pid].pop(random.randrange(len(gone[pid])))
-                here[pid].append(which)
+            if gone[process] and (homewards or not here[process]):
+                which = gone[process].pop(random.randrange(len(gone[process])))
+                here[process].append(which)
                 origin, goal = AWAY, base
             else:
-                which = here[pid].pop(random.randrange(len(here[pid])))
-                gone[pid].append(which)
+                which = here[process].pop(random.randrange(len(here[process])))
+                gone[process].append(which)
                 origin, goal = base, AWAY
-            place = which[0] * spacing + which[1] * part * PAGE
-            source, target = origin + place, goal + place
-            yield mremap(pid, source, part, part, _MOVE, target)
-            yield write(pid, target + random.randrange(part) * PAGE, 1)
+            place = which[0] * spacing + which[1] * part
+            process.mremap(origin + place, part, to=goal + place)
+            process.write(goal + place + random.randrange(part // PAGE) * PAGE)
             if move % fork_every == fork_every - 1:
-                child = len(here) + 1
-                yield fork(_PARENT, child)
-                here[child], gone[child] = here[_PARENT].copy(), gone[_PARENT].copy()
+                child = parent.fork()
+                processes.append(child)
+                here[child], gone[child] = here[parent].copy(), gone[parent].copy()

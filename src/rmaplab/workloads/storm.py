@@ -8,28 +8,10 @@ unrelated, none of them shares anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar, Final
+from typing import ClassVar
 
-from rmaplab.trace.events import Event
-from rmaplab.workloads.workload import (
-    PAGE,
-    Count,
-    Flag,
-    Pages,
-    PerCpu,
-    Workload,
-    family,
-    fork,
-    leave,
-    mark,
-    places,
-    start,
-    warm,
-    write,
-)
-
-_ZYGOTE: Final = 1
+from rmaplab.trace.script import PAGE, Script
+from rmaplab.workloads.workload import Count, Flag, Pages, PerCpu, Workload, family, places, warm
 
 
 class Storm(Workload, frozen=True, kw_only=True):
@@ -54,20 +36,16 @@ class Storm(Workload, frozen=True, kw_only=True):
     def span(self) -> int:
         return self.vmas * (self.pages + 1) * PAGE
 
-    def events(self) -> Iterator[Event]:
+    def tell(self, script: Script) -> None:
         areas = places(self.vmas, self.pages)
-        count = self.processes or 2
-        parents = range(2, count + 2)
-        yield start(_ZYGOTE)
+        zygote = script.spawn()
         if self.related:
-            yield from warm(_ZYGOTE, areas, self.pages)
-        yield from family(_ZYGOTE, parents, bool(self.related), areas, self.pages)
-        yield mark(_ZYGOTE)
-        child = count + 2
+            warm(zygote, areas, self.pages)
+        parents = family(zygote, self.processes or 2, bool(self.related), areas, self.pages)
+        zygote.mark()
         for turn in range(self.rounds):
-            for pid in parents:
-                yield fork(pid, child)
+            for parent in parents:
+                child = parent.fork()
                 for i in range(min(self.writes, self.vmas)):
-                    yield write(child, areas[(i + turn) % self.vmas], 1)
-                yield leave(child)
-                child += 1
+                    child.write(areas[(i + turn) % self.vmas])
+                child.exit()

@@ -8,32 +8,10 @@ so they ought to scale; forked from one parent, they share what the parent had f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Literal
 
-from rmaplab.trace.events import Event
-from rmaplab.workloads.workload import (
-    HEAP,
-    PAGE,
-    PRIVATE,
-    Count,
-    Flag,
-    Pages,
-    PerCpu,
-    Workload,
-    family,
-    fork,
-    leave,
-    mark,
-    mmap,
-    munmap,
-    places,
-    start,
-    warm,
-    write,
-)
-
-_PARENT: Final = 1
+from rmaplab.trace.script import PAGE, SMALL_PROGRAM, Script
+from rmaplab.workloads.workload import PRIVATE, Count, Flag, Pages, PerCpu, Workload, family, places, warm
 
 
 class WillItScale(Workload, frozen=True, kw_only=True):
@@ -58,27 +36,23 @@ class WillItScale(Workload, frozen=True, kw_only=True):
     def span(self) -> int:
         return self.vmas * 2 * PAGE
 
-    def events(self) -> Iterator[Event]:
+    def tell(self, script: Script) -> None:
         areas = places(self.vmas, 1)
-        count = self.processes or 2
-        processes = range(2, count + 2)
-        yield start(_PARENT)
+        first = script.spawn()
         if self.related:
-            yield from warm(_PARENT, areas, 1)
-        yield from family(_PARENT, processes, bool(self.related), areas, 1)
-        yield mark(_PARENT)
-        child = count + 2
+            warm(first, areas, 1)
+        processes = family(first, self.processes or 2, bool(self.related), areas, 1)
+        first.mark()
+        length = self.pages * PAGE
         for _ in range(self.rounds):
-            for pid in processes:
+            for process in processes:
                 if self.case == "fork1":
-                    yield fork(pid, child)
-                    yield leave(child)
-                    child += 1
+                    process.fork().exit()
                 elif self.case == "brk1":
-                    yield Event("brk", pid, addr=HEAP + PAGE, result=HEAP + PAGE)
-                    yield Event("brk", pid, addr=HEAP, result=HEAP)
+                    process.brk(SMALL_PROGRAM.heap + PAGE)
+                    process.brk(SMALL_PROGRAM.heap)
                 else:
-                    yield mmap(pid, PRIVATE, self.pages)
+                    process.mmap(length, at=PRIVATE)
                     if self.case == "page_fault1":
-                        yield write(pid, PRIVATE, self.pages)
-                    yield munmap(pid, PRIVATE, self.pages)
+                        process.write(PRIVATE, length)
+                    process.munmap(PRIVATE, length)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a built-in history is, and the few words that all of them are written in.
+"""What a built-in history is, and where things are in it.
 
-A workload is a record of parameters that can write down its events.  Each function below is one system
-call or one run of faults with the result that Linux gives; addresses are chosen by the workload and
-mapped with MAP_FIXED_NOREPLACE, so a history says the same on every machine.
+A workload is a record of parameters that can tell its history in the words of trace/script.py.  Addresses are chosen
+by the workload and mapped with MAP_FIXED_NOREPLACE, so a history says the same on every machine.
 
 Invariants
 - The same parameters and the same seed give the same events.
@@ -12,22 +11,15 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Final
 
 import msgspec
 
-from rmaplab.mm.abi import (
-    MAP_ANONYMOUS,
-    MAP_FIXED_NOREPLACE,
-    MAP_PRIVATE,
-    PROT_READ,
-    PROT_WRITE,
-)
-from rmaplab.trace.events import FAULT_WRITE, Event
+from rmaplab.trace.events import Event
 from rmaplab.trace.history import FileEntry, Header, History
+from rmaplab.trace.script import PAGE, Process, Script
 
-PAGE: Final = 4096
 MAX_PROCESSES: Final = 10_000
 MAX_PAGES: Final = 10_000_000
 
@@ -36,13 +28,6 @@ AREA: Final = 0x7F00_0000_0000  # the mappings under study
 PRIVATE: Final = 0x7E00_0000_0000  # what a child maps for itself
 AWAY: Final = 0x7D00_0000_0000  # where a move goes
 ZONE: Final = 0xF0_0000_0000  # bytes of address space in each of them
-HEAP: Final = 0x5555_5555_9000
-STACK: Final = 0x7FFC_6F8D_3000  # as execve left one on 6.18 (KERNEL.md, section 2)
-STACK_BYTES: Final = 0x21000
-STACK_LINKED: Final = 0x7FFF_FFFD_E000  # the address that its page offset stands for
-
-READ_WRITE: Final = PROT_READ | PROT_WRITE
-ANONYMOUS: Final = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Processes = Annotated[int, msgspec.Meta(ge=1, le=MAX_PROCESSES)]
@@ -81,8 +66,14 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         header = Header(recorder=f"workload {name}", command=f"{name} {parameters}", files=files)
         return History(header, self.events())
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> list[Event]:
         """What happens, from the first execve on."""
+        script = Script()
+        self.tell(script)
+        return script.events
+
+    def tell(self, script: Script) -> None:
+        """Write down in `script` what happens."""
         raise NotImplementedError(f"{type(self).__name__} does not say what happens")
 
 
@@ -92,97 +83,22 @@ def places(vmas: int, nr_pages: int) -> range:
     return range(AREA, AREA + vmas * step, step)
 
 
-def start(pid: int) -> Event:
-    """`pid` enters a fresh address space that holds its stack."""
-    return Event("exec", pid, addr=STACK, length=STACK_BYTES, offset=STACK_LINKED, addr2=HEAP)
-
-
-def fork(pid: int, child: int) -> Event:
-    return Event("fork", pid, pid2=child)
-
-
-def leave(pid: int) -> Event:
-    return Event("exit", pid)
-
-
-def mark(pid: int) -> Event:
-    """What comes before the first of these is set-up (see trace/parallel.py)."""
-    return Event("mark", pid)
-
-
-def mmap(
-    pid: int,
-    addr: int,
-    nr_pages: int,
-    prot: int = READ_WRITE,
-    flags: int = ANONYMOUS,
-    file: int = -1,
-    offset: int = 0,
-) -> Event:
-    """Map `nr_pages` pages at `addr`; `offset` in a file is in bytes."""
-    return Event(
-        "mmap",
-        pid,
-        addr=addr,
-        length=nr_pages * PAGE,
-        prot=prot,
-        flags=flags,
-        file=file,
-        offset=offset,
-        result=addr,
-    )
-
-
-def munmap(pid: int, addr: int, nr_pages: int) -> Event:
-    return Event("munmap", pid, addr=addr, length=nr_pages * PAGE)
-
-
-def mprotect(pid: int, addr: int, nr_pages: int, prot: int) -> Event:
-    return Event("mprotect", pid, addr=addr, length=nr_pages * PAGE, prot=prot)
-
-
-def mremap(pid: int, addr: int, old_pages: int, new_pages: int, flags: int, to: int) -> Event:
-    """Change a mapping's size and place; `to` is where it ends up."""
-    return Event(
-        "mremap",
-        pid,
-        addr=addr,
-        length=old_pages * PAGE,
-        length2=new_pages * PAGE,
-        flags=flags,
-        addr2=to,
-        result=to,
-    )
-
-
-def write(pid: int, addr: int, nr_pages: int) -> Event:
-    """Write to each of `nr_pages` pages, in order."""
-    return Event("fault", pid, addr=addr, length=nr_pages * PAGE, flags=FAULT_WRITE)
-
-
-def read(pid: int, addr: int, nr_pages: int) -> Event:
-    return Event("fault", pid, addr=addr, length=nr_pages * PAGE)
-
-
-def reclaim(op: str, pid: int, addr: int, nr_pages: int) -> Event:
-    """A user of the reverse map (`referenced`, `swap_out` or `migrate`) at work on what is mapped there."""
-    return Event(op, pid, addr=addr, length=nr_pages * PAGE)
-
-
-def warm(pid: int, areas: Iterable[int], nr_pages: int) -> Iterator[Event]:
+def warm(process: Process, areas: Sequence[int], nr_pages: int) -> None:
     """Map `nr_pages` pages at each of `areas`, and write to all of them."""
     for area in areas:
-        yield mmap(pid, area, nr_pages)
-        yield write(pid, area, nr_pages)
+        process.mmap(nr_pages * PAGE, at=area)
+        process.write(area, nr_pages * PAGE)
 
 
-def family(
-    first: int, members: Iterable[int], related: bool, areas: Iterable[int], nr_pages: int
-) -> Iterator[Event]:
-    """`members` begin with the same warm memory: forked from `first`, or each by itself."""
-    for pid in members:
+def family(first: Process, count: int, related: bool, areas: Sequence[int], nr_pages: int) -> list[Process]:
+    """`count` processes that begin with the same warm memory: forked from `first`, or each by itself."""
+    members: list[Process] = []
+    for _ in range(count):
         if related:
-            yield fork(first, pid)
+            members.append(first.fork())
         else:
-            yield start(pid)
-            yield from warm(pid, areas, nr_pages)
+            alone = Process(first.world, first.world.new_pid())
+            alone.exec()
+            warm(alone, areas, nr_pages)
+            members.append(alone)
+    return members

@@ -8,29 +8,12 @@ had faulted becomes a hierarchy that spans all apps: the case of the topic's ref
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
 from typing import ClassVar
 
 from rmaplab.mm.abi import PROT_READ
-from rmaplab.trace.events import Event
-from rmaplab.workloads.workload import (
-    PAGE,
-    PRIVATE,
-    Count,
-    Pages,
-    Percent,
-    Processes,
-    Workload,
-    fork,
-    leave,
-    mmap,
-    mprotect,
-    places,
-    start,
-    warm,
-    write,
-)
+from rmaplab.trace.script import PAGE, Process, Script
+from rmaplab.workloads.workload import PRIVATE, Count, Pages, Percent, Processes, Workload, places, warm
 
 
 class Zygote(Workload, frozen=True, kw_only=True):
@@ -57,30 +40,27 @@ class Zygote(Workload, frozen=True, kw_only=True):
     def span(self) -> int:
         return max(self.vmas * (self.pages + 1), self.own_vmas * (self.own_pages + 1)) * PAGE
 
-    def events(self) -> Iterator[Event]:
+    def tell(self, script: Script) -> None:
         random = Random(self.seed)
         areas = places(self.vmas, self.pages)
-        own_step = (self.own_pages + 1) * PAGE
-        yield start(1)
-        yield from warm(1, areas, self.pages)
+        length = self.own_pages * PAGE
+        zygote = script.spawn()
+        warm(zygote, areas, self.pages)
 
-        def launch(app: int) -> Iterator[Event]:
-            yield fork(1, app)
+        def launch() -> Process:
+            app = zygote.fork()
             for i in sorted(random.sample(range(self.vmas), self.vmas * self.copies // 100)):
                 first = random.randrange(self.pages)
-                yield write(app, areas[i] + first * PAGE, random.randint(1, self.pages - first))
+                app.write(areas[i] + first * PAGE, random.randint(1, self.pages - first) * PAGE)
             for i in range(self.own_vmas):
-                addr = PRIVATE + i * own_step
-                yield mmap(app, addr, self.own_pages)
-                yield write(app, addr, self.own_pages)
+                addr = app.mmap(length, at=PRIVATE + i * (length + PAGE))
+                app.write(addr, length)
                 if i % 4 == 0 and self.own_pages > 1:  # generated code and constants become read-only
-                    yield mprotect(app, addr, self.own_pages // 2, PROT_READ)
+                    app.mprotect(addr, self.own_pages // 2 * PAGE, PROT_READ)
+            return app
 
-        running = list(range(2, self.apps + 2))
-        for app in running:
-            yield from launch(app)
-        for app in range(self.apps + 2, self.apps + 2 + self.restarts):
+        running = [launch() for _ in range(self.apps)]
+        for _ in range(self.restarts):
             victim = random.randrange(len(running))
-            yield leave(running[victim])
-            running[victim] = app
-            yield from launch(app)
+            running[victim].exit()
+            running[victim] = launch()
