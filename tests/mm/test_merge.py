@@ -3,7 +3,7 @@
 
 import pytest
 
-from mm.space import ANON, DISK, FILE, MEMORY, RW, RX, N, R, Space
+from mm.space import ANON, DISK, FILE, MEMORY, PAGE, RW, RX, N, R, Space, at
 from rmaplab.mm.abi import (
     MADV_DOFORK,
     MADV_DONTDUMP,
@@ -14,6 +14,9 @@ from rmaplab.mm.abi import (
     MAP_GROWSDOWN,
     MAP_SHARED,
 )
+from rmaplab.mm.errors import InvariantError
+from rmaplab.mm.merge import change_range
+from rmaplab.mm.mremap import move_page_tables
 from rmaplab.trace.events import Event
 
 # A new range between two VMAs (vma_merge_new_range())
@@ -266,3 +269,26 @@ def test_the_6_1_rule_prefers_the_vma_above() -> None:
         space.close()
 
 
+
+
+# What cannot be
+
+
+def test_a_vma_of_no_length_is_seen_at_once() -> None:
+    model = Space()
+    model.map(0, 2)
+    vma = model.vma(0)
+    with pytest.raises(InvariantError, match="would get the range"):
+        change_range(model.machine, vma, vma.end, vma.end, vma.pgoff)
+
+
+@pytest.mark.parametrize(("low", "high"), [(2, 0), (0, 2)])
+def test_a_stack_that_moves_has_to_be_covered_from_the_new_place_to_the_old(low: int, high: int) -> None:
+    """fs/exec.c setup_arg_pages(), relocate_vma_down(): until the entries have moved, the VMA has both ranges."""
+    model = Space()
+    model.map(4, 4)
+    model.write(4, 4)
+    vma = model.vma(4)
+    change_range(model.machine, vma, at(low), at(8 - high), vma.pgoff)
+    with pytest.raises(InvariantError, match="no walk could find all of them"):
+        move_page_tables(model.machine, vma, at(4), vma, at(0), 4 * PAGE, False)

@@ -20,8 +20,22 @@ from rmaplab.mm.abi import (
     MCL_ONFAULT,
     MLOCK_ONFAULT,
 )
-from rmaplab.mm.vma import TASK_SIZE, VM_ACCOUNT, VM_LOCKED, VM_LOCKONFAULT, VM_NORESERVE
+from rmaplab.mm.vma import (
+    TASK_SIZE,
+    VM_ACCOUNT,
+    VM_DONTEXPAND,
+    VM_DROPPABLE,
+    VM_IO,
+    VM_LOCKED,
+    VM_LOCKONFAULT,
+    VM_MIXEDMAP,
+    VM_NORESERVE,
+    VM_PFNMAP,
+    File,
+)
 from rmaplab.trace.events import Event
+from rmaplab.trace.history import Header
+from rmaplab.trace.play import Player
 
 HINT = MAP_PRIVATE | MAP_ANONYMOUS
 
@@ -114,6 +128,30 @@ def test_what_is_accounted(space: Space) -> None:
     assert space.vma(4).flags & VM_NORESERVE
     space.protect(2, 1, RW)
     assert space.vma(2).flags & VM_ACCOUNT
+
+
+def test_droppable_is_bit_40() -> None:
+    """include/linux/mm.h VM_DROPPABLE_BIT; bit 38 is VM_UFFD_MINOR's."""
+    assert VM_DROPPABLE == 1 << 40
+
+
+@pytest.mark.parametrize(
+    ("special", "entry"), [(VM_DONTEXPAND, "file"), (VM_MIXEDMAP, "file"), (VM_PFNMAP, ""), (VM_IO, "")]
+)
+def test_a_drivers_mapping_is_populated_if_it_has_pages(model: Space, special: int, entry: str) -> None:
+    """mm/gup.c __mm_populate() passes over VM_IO and VM_PFNMAP alone."""
+    device = File(7, "device", special=special)
+    flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE
+    assert model.machine.mmap(model.machine.mm_of(1), at(0), PAGE, RW, flags, device, 0) == at(0)
+    assert model.entry(0) == entry
+
+
+def test_the_lowest_address_is_a_setting(model: Space) -> None:
+    """sysctl vm.mmap_min_addr: 64 KiB where nobody set it otherwise."""
+    low = Event("mmap", 1, 0x1000, PAGE, RW, ANON)
+    assert model.do(low) == "EPERM"
+    player = Player(model.machine, Header(recorder="", mmap_min_addr=0x1000))
+    assert player.do(low) == 0x1000
 
 
 def test_droppable_memory_is_private_and_never_locked(space: Space) -> None:

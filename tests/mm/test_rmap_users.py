@@ -5,6 +5,7 @@ import pytest
 
 from mm.space import DISK, FILE, PAGE, RW, R, Space, at
 from rmaplab.mm.abi import (
+    EBUSY,
     MADV_DONTFORK,
     MADV_DONTNEED,
     MADV_FREE,
@@ -13,8 +14,10 @@ from rmaplab.mm.abi import (
     MAP_FIXED,
     MAP_SHARED,
     MLOCK_ONFAULT,
+    MREMAP_DONTUNMAP,
 )
 from rmaplab.mm.huge_memory import split_folio
+from rmaplab.mm.ksm import AS_FOUND
 from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_WRITE
 from rmaplab.mm.vmscan import KEPT, ONCE
 from rmaplab.trace.events import Event
@@ -227,6 +230,37 @@ def test_unmergeable_gives_everybody_a_page_again(alike: Space) -> None:
     assert alike.advise(0, 4, MADV_UNMERGEABLE) == 0
     assert alike.entry(0) == alike.entry(1) == "anon"
     assert alike.pfn(0) != alike.pfn(1)
+
+
+def emptied_place(space: Space) -> None:
+    """Page 20 was merged with page 1, forked and moved away; a page that came later, of another anon_vma, is there now.
+    What the child, 2, has there is a copy that the place of page 20 led to."""
+    space.map(20, 1)
+    space.write(20)
+    space.advise(20, 1, MADV_MERGEABLE)
+    merge(space, 1, 20)
+    space.fork()
+    space.move(20, 1, 30, flags=MREMAP_DONTUNMAP)
+    space.write(20)
+
+
+def test_a_place_is_not_merged_again_while_a_child_has_a_copy(alike: Space) -> None:
+    emptied_place(alike)
+    assert merge(alike, 1, 20) == -EBUSY
+    page = alike.pfn(20, 2)
+    assert (alike.machine.mm_of(2), at(20)) in {(vma.mm, addr) for vma, addr in alike.machine.leader.walk(page)}
+    alike.exit(2)
+    assert merge(alike, 1, 20) == 0, "nobody has a copy any more"
+
+
+def test_linux_merges_it_and_misses_the_copy_until_ksmd_comes_by(alike: Space) -> None:
+    """One rmap_item stands for an address: with the new place the anon_vma goes that led to the copies
+    (mm/ksm.c cmp_and_merge_page(), try_to_merge_with_ksm_page())."""
+    emptied_place(alike)
+    machine = alike.machine
+    assert machine.ksm_merge(machine.mm_of(1), at(1), machine.mm_of(1), at(20), AS_FOUND) == 0
+    page = alike.pfn(20, 2)
+    assert machine.mm_of(2) not in {vma.mm for vma, addr in machine.leader.walk(page) if addr == at(20)}
 
 
 def test_no_ksm_page_moves(alike: Space) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.vma import PAGE_SHIFT, VMA
 
 
@@ -22,6 +23,8 @@ class Bounds:
     """[start, end) in bytes, and the page offset of `start`, of a VMA at one moment."""
 
     def __init__(self, start: int, end: int, pgoff: int) -> None:
+        if start >= end or pgoff < 0:
+            raise InvariantError(f"a VMA would get the range {start:#x}-{end:#x} at page offset {pgoff:#x}")
         self.start: Final = start
         self.end: Final = end
         self.pgoff: Final = pgoff

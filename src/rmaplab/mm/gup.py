@@ -23,7 +23,6 @@ from rmaplab.mm.vma import (
     VM_PFNMAP,
     VM_READ,
     VM_SHARED,
-    VM_SPECIAL,
     VM_WRITE,
 )
 
@@ -31,8 +30,8 @@ from rmaplab.mm.vma import (
 def populate(system: System, mm: MM, start: int, end: int) -> int:
     """Fault [start, end) in, as far as it goes (mm_populate(), populate_vma_page_range())."""
     for vma in mm.tree.overlapping(start, end):
-        if vma.flags & VM_SPECIAL:
-            continue
+        if vma.flags & (VM_IO | VM_PFNMAP):
+            continue  # there are no struct pages; what else is VM_SPECIAL has some
         low = max(start, vma.start)
         high = min(end, vma.end)
         if vma.flags & VM_LOCKED and vma.flags & VM_LOCKONFAULT:

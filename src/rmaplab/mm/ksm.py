@@ -7,7 +7,10 @@ merged, and by the copies that fork made of those.
 
 Linux also takes pages that fork shared.  Its walk does not find what else maps them until ksmd comes by there (or
 ever, if that VMA is not mergeable), and neither would a walk of any other design.  So histories merge only what a
-single entry maps, and a place is remembered while a copy of it that fork made is mapped.  What a real kernel's ksmd
+single entry maps, and a place is remembered while a copy of it that fork made is mapped.  Nor is such a place merged
+with its page again: there is one rmap_item for an address, cmp_and_merge_page() gives up what it knew, the anon_vma
+that leads to the copies included, and try_to_merge_with_ksm_page() takes that of the VMA which is there by then.  If
+that is another one, Linux misses the copies until ksmd comes by them.  What a real kernel's ksmd
 did (rmaplab.kernel) is told with `AS_FOUND`, from when on nothing is nicer than in that kernel, `SPLIT` for the large
 folios that it split on the way, and `FORGET` for what it does with places that no longer hold.
 """
@@ -72,6 +75,10 @@ def merge_pages(system: System, mm: MM, addr: int, other_mm: MM, other_addr: int
     if not _takes(system, other_pfn, how) or not (entry & PTE_KSM or _takes(system, pfn, how)):
         return -EBUSY
     new = not entry & PTE_KSM
+    if not new and not how & AS_FOUND and _known(system, other_mm, other_addr, pfn) and _copied(
+        system, other_vma, other_addr, pfn
+    ):
+        return -EBUSY
     if new:
         _convert(system, mm, addr, pfn)
     _remember(system, other_vma, other_addr, pfn)
@@ -136,6 +143,11 @@ def _forget(system: System, mm: MM, addr: int, pfn: int) -> None:
             for design in system.designs:
                 design.ksm_removed(mm, addr, pfn)
             return
+
+
+def _known(system: System, mm: MM, addr: int, pfn: int) -> bool:
+    """Is it a place of the page, whether it maps it or not?"""
+    return any(its is mm and there == addr for its, there in system.ksm_pages[pfn])
 
 
 def _maps(mm: MM, addr: int, pfn: int) -> bool:

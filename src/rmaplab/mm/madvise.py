@@ -16,6 +16,7 @@ from rmaplab.mm import ksm, vmscan
 from rmaplab.mm.abi import (
     EACCES,
     EAGAIN,
+    EBADF,
     EINVAL,
     ENOMEM,
     MADV_COLD,
@@ -73,7 +74,6 @@ from rmaplab.mm.vma import (
     PAGE_MASK,
     PAGE_SHIFT,
     PAGE_SIZE,
-    TASK_SIZE,
     VM_DONTCOPY,
     VM_DONTDUMP,
     VM_DROPPABLE,
@@ -112,6 +112,7 @@ _FLAG_ADVICE: Final[dict[int, tuple[int, int]]] = {
 }
 
 
+_SET_NAME: Final = -1  # no advice, but prctl(PR_SET_VMA_ANON_NAME)
 _RANGE_ADVICE: Final = (
     MADV_DONTNEED,
     MADV_DONTNEED_LOCKED,
@@ -160,7 +161,7 @@ def madvise(system: System, mm: MM, start: int, length: int, advice: int) -> int
     return error
 
 
-def _walk_vmas(system: System, mm: MM, start: int, end: int, advice: int) -> int:
+def _walk_vmas(system: System, mm: MM, start: int, end: int, advice: int, name: str = "") -> int:
     """Apply the advice VMA by VMA; holes are an error, but only in the end (madvise_walk_vmas())."""
     unmapped = 0
     at = start
@@ -172,7 +173,9 @@ def _walk_vmas(system: System, mm: MM, start: int, end: int, advice: int) -> int
             unmapped = -ENOMEM
             at = vma.start
         stop = min(vma.end, end)
-        if advice in _FLAG_ADVICE:
+        if advice == _SET_NAME:
+            result = _advise_name(system, vma, at, stop, name)
+        elif advice in _FLAG_ADVICE:
             result = _advise_flags(system, vma, at, stop, advice)
         else:
             result = _advise_range(system, vma, at, stop, advice)
@@ -263,36 +266,27 @@ def _advise_range(system: System, vma: VMA, start: int, end: int, advice: int) -
 
 
 def set_name(system: System, mm: MM, start: int, length: int, name: str) -> int:
-    """prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME); "" takes a name away."""
-    if start & ~PAGE_MASK:
+    """prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME); "" takes a name away (madvise_set_anon_name())."""
+    if start & ~PAGE_MASK or length > (1 << 64) - PAGE_SIZE:
         return -EINVAL
     end = start + page_align(length)
-    if end > TASK_SIZE:
+    if end >= 1 << 64:
         return -EINVAL
+    if end == start:
+        return 0
     mm.mmap_lock.down_write()
-    error = 0
-    at = start
-    while at < end:
-        vma = mm.tree.first_after(at)
-        if vma is None or vma.start >= end:
-            error = -ENOMEM
-            break
-        if at < vma.start:
-            error = -ENOMEM
-            at = vma.start
-        stop = min(vma.end, end)
-        if vma.file is not None:
-            error = -EINVAL
-            break
-        new = attributes_of(vma)
-        new.name = name
-        result = _set_attributes(system, vma, at, stop, new)
-        if result < 0:
-            error = result
-            break
-        at = result if result > stop else stop
+    error = _walk_vmas(system, mm, start, end, _SET_NAME, name)
     write_unlock(mm)
     return error
+
+
+def _advise_name(system: System, vma: VMA, start: int, end: int, name: str) -> int:
+    """Where the VMA that holds the range now ends, or a negative errno (madvise_vma_anon_name())."""
+    if vma.file is not None and not vma.file.is_anonymous:
+        return -EBADF
+    new = attributes_of(vma)
+    new.name = name
+    return _set_attributes(system, vma, start, end, new)
 
 
 def mark_lazyfree(system: System, mm: MM, start: int, end: int) -> None:

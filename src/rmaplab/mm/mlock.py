@@ -36,6 +36,7 @@ from rmaplab.mm.vma import (
 )
 
 _LOCKED_MASK: Final = VM_LOCKED | VM_LOCKONFAULT
+_ALL_BITS: Final = (1 << 64) - 1
 
 
 def mlock(system: System, mm: MM, start: int, length: int, flags: int) -> int:
@@ -44,25 +45,30 @@ def mlock(system: System, mm: MM, start: int, length: int, flags: int) -> int:
         return -EINVAL
     system.mlocked = True
     vm_flags = VM_LOCKED | (VM_LOCKONFAULT if flags & MLOCK_ONFAULT else 0)
-    length = page_align(length + (start & ~PAGE_MASK))
-    start &= PAGE_MASK
+    start, end = _range(start, length)
     mm.mmap_lock.down_write()
-    error = _apply_lock_flags(system, mm, start, start + length, vm_flags)
+    error = _apply_lock_flags(system, mm, start, end, vm_flags)
     write_unlock(mm)
     if error:
         return error
-    error = populate(system, mm, start, start + length)
+    error = populate(system, mm, start, end)
     return -ENOMEM if error == -EFAULT else error
 
 
 def munlock(system: System, mm: MM, start: int, length: int) -> int:
     """munlock(2)."""
-    length = page_align(length + (start & ~PAGE_MASK))
-    start &= PAGE_MASK
+    start, end = _range(start, length)
     mm.mmap_lock.down_write()
-    error = _apply_lock_flags(system, mm, start, start + length, 0)
+    error = _apply_lock_flags(system, mm, start, end, 0)
     write_unlock(mm)
     return error
+
+
+def _range(start: int, length: int) -> tuple[int, int]:
+    """The pages of [start, +length), by the arithmetic of an unsigned long: a length near its end comes to no pages."""
+    length = page_align(length + (start & ~PAGE_MASK)) & _ALL_BITS
+    start &= PAGE_MASK
+    return start, (start + length) & _ALL_BITS
 
 
 def mlockall(system: System, mm: MM, flags: int) -> int:
@@ -104,7 +110,7 @@ def _lock_all(system: System, mm: MM, to_add: int) -> None:
 
 
 def _apply_lock_flags(system: System, mm: MM, start: int, end: int, vm_flags: int) -> int:
-    if end >= 1 << 64:
+    if end < start:
         return -EINVAL
     at = start
     while at < end:

@@ -32,7 +32,6 @@ from rmaplab.mm.abi import (
     MAP_STACK,
     MAP_TYPE,
     MAX_MAP_COUNT,
-    MMAP_MIN_ADDR,
     STACK_GUARD_GAP,
     STACK_LIMIT,
 )
@@ -108,8 +107,8 @@ def mmap(
         flags |= MAP_FIXED
     if not flags & MAP_FIXED:
         addr &= PAGE_MASK
-        if 0 < addr < MMAP_MIN_ADDR:
-            addr = MMAP_MIN_ADDR
+        if 0 < addr < system.mmap_min_addr:
+            addr = system.mmap_min_addr
     if length > _ALL_BITS - PAGE_SIZE:
         return -ENOMEM
     length = page_align(length)
@@ -224,7 +223,7 @@ def _place(system: System, mm: MM, addr: int, length: int, flags: int, file: Fil
             return -ENOMEM
         if addr & ~PAGE_MASK:
             return -EINVAL
-        if addr < MMAP_MIN_ADDR:
+        if addr < system.mmap_min_addr:
             return -EPERM
         return addr
     if at is not None:
@@ -234,11 +233,11 @@ def _place(system: System, mm: MM, addr: int, length: int, flags: int, file: Fil
 
 def unmapped_area(system: System, mm: MM, addr: int, length: int, file: File | None, flags: int) -> int:
     """Top-down placement with a hint (arch_get_unmapped_area_topdown(), thp_get_unmapped_area())."""
-    if length > TASK_SIZE - MMAP_MIN_ADDR:
+    if length > TASK_SIZE - system.mmap_min_addr:
         return -ENOMEM
     if addr:
         addr = page_align(addr)
-        if MMAP_MIN_ADDR <= addr <= TASK_SIZE - length:
+        if system.mmap_min_addr <= addr <= TASK_SIZE - length:
             next = mm.tree.first_after(addr)
             if next is None or addr + length <= gap_start(next):
                 return addr
@@ -251,7 +250,7 @@ def unmapped_area(system: System, mm: MM, addr: int, length: int, file: File | N
                 below = -padded % PMD_SIZE
                 return padded + (below if below else PMD_SIZE)
     found = mm.tree.highest_gap(length, PAGE_SIZE, high, guard)
-    if found < MMAP_MIN_ADDR:
+    if found < system.mmap_min_addr:
         found = mm.tree.lowest_gap(length, page_align(TASK_SIZE // 3), TASK_SIZE, guard)
     if found < 0 or found > TASK_SIZE - length:
         return -ENOMEM
@@ -371,7 +370,7 @@ def expand_stack(system: System, mm: MM, addr: int) -> VMA | None:
 
 def grow_down(system: System, vma: VMA, start: int) -> int:
     """expand_downwards(): 0 or a negative errno."""
-    if start < MMAP_MIN_ADDR:
+    if start < system.mmap_min_addr:
         return -EPERM
     prev = vma.mm.tree.before(vma)
     if prev is not None and not prev.flags & VM_GROWSDOWN and prev.flags & VM_ACCESS_FLAGS:

@@ -18,11 +18,11 @@ from rmaplab.mm.abi import (
     ENOMEM,
     MAP_SHARED,
     MAX_MAP_COUNT,
-    MMAP_MIN_ADDR,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
 )
+from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.gup import populate
 from rmaplab.mm.locking import lock_leaf, lock_new_leaf, start_write, write_unlock
 from rmaplab.mm.memory import chunk
@@ -190,7 +190,7 @@ def _mremap_to(
         if error:
             return error
     if flags & MREMAP_FIXED:
-        if new_addr < MMAP_MIN_ADDR:
+        if new_addr < system.mmap_min_addr:
             return -EINVAL
         vmas = mm.tree.overlapping(new_addr, new_addr + new_len)
         if vmas:
@@ -301,6 +301,11 @@ def move_page_tables(system: System, vma: VMA, old: int, new_vma: VMA, new: int,
     """Move the entries of `length` bytes at `old` to `new` (move_page_tables()).  `merged` says that `new_vma`
     was there before, so that a walk may come to it before it comes to `vma`.  The ranges may overlap if
     `new` is below `old` (an exec'd stack)."""
+    if not (vma.start <= old and old + length <= vma.end and new_vma.start <= new and new + length <= new_vma.end):
+        raise InvariantError(
+            f"entries of {old:#x}-{old + length:#x} would move to {new:#x}, from {vma!r} to {new_vma!r}: no walk could"
+            " find all of them meanwhile"
+        )
     page_table = vma.mm.page_table
     step = chunk(system)
     locking: list[ReverseMap] = []

@@ -56,7 +56,7 @@ VM_MIXEDMAP: Final = 0x10000000
 VM_HUGEPAGE: Final = 0x20000000
 VM_NOHUGEPAGE: Final = 0x40000000
 VM_MERGEABLE: Final = 0x80000000
-VM_DROPPABLE: Final = 0x4000000000
+VM_DROPPABLE: Final = 1 << 40
 
 VM_ACCESS_FLAGS: Final = VM_READ | VM_WRITE | VM_EXEC
 VM_SPECIAL: Final = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
@@ -78,6 +78,11 @@ class File:
         self.is_shmem: Final = is_shmem
         self.special: Final = special
         self.closes: Final = closes
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Is it behind shared anonymous memory, and has no name (vma_is_anon_shmem())?"""
+        return self.is_shmem and self.id < 0
 
 
 class VMA(Range):

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rmaplab.errors import CannotRun
+from rmaplab.mm.abi import MMAP_MIN_ADDR
 from rmaplab.mm.vma import (
     VM_DONTDUMP,
     VM_DONTEXPAND,
@@ -141,6 +142,7 @@ class Header(msgspec.Struct, kw_only=True):
     recorder:  "perf", "strace", "import of perf script", "import of strace", or a workload's name
     rmaplab:   version that wrote it
     kernel:    release of the kernel that it was recorded on ("6.18.44"), by which the machine picks a profile
+    mmap_min_addr: sysctl vm.mmap_min_addr there, in bytes
     command:   name of the program; the whole command line only where asked
     date:      ISO 8601, UTC
     faults:    "recorded", or "synthesised: " and by which policy
@@ -159,6 +161,7 @@ class Header(msgspec.Struct, kw_only=True):
     recorder: str
     rmaplab: str = ""
     kernel: str = ""
+    mmap_min_addr: int = MMAP_MIN_ADDR
     command: str = ""
     date: str = ""
     faults: str = "recorded"

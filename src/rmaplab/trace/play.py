@@ -92,6 +92,7 @@ class Player:
 
     def __init__(self, machine: Machine, header: Header, *, batch: bool = True) -> None:
         self.machine: Final = machine
+        machine.mmap_min_addr = header.mmap_min_addr
         self.differences: Final[list[Difference]] = []
         self.played = 0  # events
         self.geometry: Final[list[GeometryDifference]] = []

@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ import msgspec
 
 import rmaplab
 from rmaplab.errors import CannotRun
+from rmaplab.mm.abi import MMAP_MIN_ADDR
 from rmaplab.output import check_output
 from rmaplab.trace.history import Header, History, MapsRow, write_history
 from rmaplab.trace.perf_events import NotPermitted, PerfEvents, Spool
@@ -93,6 +95,7 @@ def record(
         recorder="",
         rmaplab=rmaplab.__version__,
         kernel=os.uname().release,
+        mmap_min_addr=_mmap_min_addr(),
         command=shlex.join(command) if names else os.path.basename(command[0]),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seconds_unrecorded=seconds_unrecorded,
@@ -100,6 +103,14 @@ def record(
     recording = _run(command, header, recorder, check, names, say, buffer)
     write_history(output, recording.history)
     return recording
+
+
+def _mmap_min_addr() -> int:
+    """sysctl vm.mmap_min_addr of the running kernel, in bytes."""
+    try:
+        return int(Path("/proc/sys/vm/mmap_min_addr").read_text())
+    except OSError:
+        return MMAP_MIN_ADDR
 
 
 def _run(

@@ -130,8 +130,8 @@ class Space:
             self._starts.insert(i, addr)
 
     def move(self, old: int, old_length: int, new: int, new_length: int, keep: bool) -> None:
-        """mremap(): what lies at `old` goes to `new`, where the last range grows, or the rest is cut off.
-        With `keep` the old ranges stay, too."""
+        """mremap(): what lies at `old` goes to `new`, where it grows or is cut off.  Only what does not change
+        its length may be several ranges, and the gaps in it stay gaps.  With `keep` the old ranges stay, too."""
         moved = self.pieces(old, old + old_length) if old_length else self.within(old, old + 1)
         copies = [
             msgspec.structs.replace(range, start=max(range.start, old) - old + new, end=range.end - old + new)
@@ -140,7 +140,7 @@ class Space:
         if not keep:
             self.remove(old, old + max(old_length, new_length if old == new else 0))
         for i, range in enumerate(copies):
-            if i == len(copies) - 1:
+            if old_length != new_length and i == len(copies) - 1:
                 range.end = new + new_length
             range.end = min(range.end, new + new_length)
             if range.start < range.end:
