@@ -169,6 +169,9 @@ def _record(
 ) -> Job:
     """Run a command, and record the memory history of it and all its children.
 
+    Ends as the command does (128 and the signal's number if a signal ended it), with 1 if the recording cannot be
+    vouched for, or with 2 if there is none.
+
     \b
     Example:
       rmaplab record -o sort.parquet -- sh -c 'ls -l / | sort'
@@ -179,26 +182,28 @@ def _record(
         if not command:
             raise UsageError("record needs a command, after --")
         with _output_of_commands_to_stderr(json):
-            history = record(
-                command, output, recorder=recorder, check=check, names=names, say=_progress
-            ).history
+            recording = record(command, output, recorder=recorder, check=check, names=names, say=_progress)
+        history = recording.history
         summary = history.summary()
         if json:
             told = {
                 "command": "record",
                 "version": _VERSION,
                 "inputs": {"history": {"name": history.header.command, "recorder": history.header.recorder}},
-                "holds": history.header.complete,
-                "figures": summary,
-                "differences": [],
+                "holds": not history.header.doubts,
+                "figures": {**summary, "ended": history.header.ended, "evidence": history.evidence},
+                "differences": history.header.doubts,
             }
             print(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
         else:
             _progress(
                 f"recorded {summary['events']:,} events of {summary['processes']:,} processes "
-                f"with {history.header.recorder} in {output}"
+                f"with {history.header.recorder} in {output}; {command[0]} ended with {history.header.ended}"
             )
-        return HOLDS if history.header.complete else DOES_NOT_HOLD
+            _progress(history.evidence)
+        if history.header.doubts:
+            return DOES_NOT_HOLD
+        return recording.status if recording.status >= 0 else 128 - recording.status
 
     return job
 

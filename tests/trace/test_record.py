@@ -10,8 +10,10 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -25,6 +27,7 @@ from rmaplab.trace.events import FAULT_WRITE
 from rmaplab.trace.history import History, read_history
 from rmaplab.trace.play import Player
 from rmaplab.trace.record import RecordError, record
+from rmaplab.trace.strace import StraceText
 
 HERE = Path(__file__).parent
 EXAMPLE = [sys.executable, "-S", str(Path(rmaplab.example.__file__))]
@@ -193,6 +196,79 @@ def test_without_perf_strace_is_taken_and_that_is_said(
     (tmp_path / "bin" / "strace").unlink()
     with pytest.raises(RecordError, match=r"neither perf \(.*\) nor strace \(.*\) can record here"):
         record(["true"], tmp_path / "h")
+
+
+# A 32-bit program: ELF header, program header, and xor %eax,%eax; xor %ebx,%ebx; inc %eax; int $0x80: exit(0).
+SMALL: Final = bytes.fromhex(
+    "7f454c4601010100000000000000000002000300010000005480040834000000000000000000000034002000010000000000000001000000"
+    "0000000000800408008004085d0000005d000000050000000010000031c031db40cd80000000"
+)  # fmt: skip
+
+
+@pytest.mark.usefixtures("perf")
+def test_a_32_bit_program_is_said_not_to_be_followed(tmp_path: Path) -> None:
+    program = tmp_path / "small"
+    program.write_bytes(SMALL)
+    program.chmod(0o755)
+    try:
+        subprocess.run([program], check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this kernel runs no 32-bit programs")
+    history = record(["sh", "-c", f"{program}; {program}; true"], tmp_path / "h", recorder="perf").history
+    assert history.header.unfollowed == {"a 32-bit program": 2}
+    assert "a 32-bit program is not followed" in history.evidence
+    assert [event.op for event in history].count("exit") == 3
+    assert replayed(history).differences == []
+
+
+@pytest.mark.usefixtures("strace")
+def test_what_strace_could_not_write_is_no_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = StraceText.read
+
+    def half(self: StraceText, lines: Iterable[str]) -> None:
+        text = list(lines)
+        read(self, text[: len(text) // 2])
+
+    monkeypatch.setattr(StraceText, "read", half)
+    with pytest.raises(RecordError, match="ends before the program does: is the disk full"):
+        record(["true"], tmp_path / "h", recorder="strace")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("perf")
+def test_what_cannot_be_kept_is_no_recording(tmp_path: Path) -> None:
+    script = """
+        import resource, signal, sys
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+        from rmaplab.trace.record import RecordError, record
+        try:
+            record(["sh", "-c", "ls / >&2"], sys.argv[1], recorder="perf")
+        except RecordError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "h")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("what was seen could not be kept in ") and "set TMPDIR" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("recorder", ["perf", "strace"])
+def test_a_recorder_that_is_killed_leaves_nothing(tmp_path: Path, recorder: str) -> None:
+    if refusal(recorder):
+        pytest.skip(refusal(recorder))
+    script = "import sys; from rmaplab.trace.record import record; "
+    script += "record(['sh', '-c', 'echo ready; sleep 1'], sys.argv[1], recorder=sys.argv[2])"
+    killed = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "h"), recorder],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    killed.kill()
+    killed.wait()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_recorded_is_said_in_a_sentence(tmp_path: Path) -> None:

@@ -69,6 +69,19 @@ def test_threads_belong_to_their_process() -> None:
     assert [(event.op, event.pid) for event in calls(text)] == [("munmap", 5), ("exit", 5)]
 
 
+def test_in_another_pid_namespace_the_number_of_a_child_is_ours() -> None:
+    text = "5 vfork( <unfinished ...>\n6 munmap(0x1000, 4096) = 0\n"
+    text += "5 <... vfork resumed>) = 2 /* 6 in strace's PID NS */\n"
+    assert [(event.op, event.pid, event.pid2) for event in calls(text)] == [("fork", 5, 6), ("munmap", 6, 0)]
+
+
+def test_a_lock_on_the_program_shows_that_it_is_there() -> None:
+    made = history("5 mlock(0x400000, 4096) = 0\n5 mlock(0x500000, 4096) = -1 ENOMEM (Cannot allocate memory)\n")
+    assert [(event.op, event.addr, event.result) for event in made if event.op in ("mmap", "mlock")] == [
+        ("mmap", 0x400000, 0x400000), ("mlock", 0x400000, 0), ("mlock", 0x500000, -12),
+    ]  # fmt: skip
+
+
 def test_a_failed_exec_changes_nothing() -> None:
     assert calls('5 execve("/bin/no", ["no"], 0x1) = -1 ENOENT (No such file or directory)\n') == []
 

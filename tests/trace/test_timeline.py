@@ -11,6 +11,7 @@ from rmaplab.mm.abi import CLONE_VFORK, CLONE_VM, PROT_READ, PROT_WRITE
 from rmaplab.trace import elf
 from rmaplab.trace.calls import CALLS
 from rmaplab.trace.events import Event
+from rmaplab.trace.history import Header
 from rmaplab.trace.reduce import Faults, Reducer
 from rmaplab.trace.timeline import CLONE_NEWPID, Timeline
 
@@ -88,7 +89,33 @@ def test_in_a_pid_namespace_a_fork_is_one_fork() -> None:
     assert [(event.op, event.pid, event.pid2, event.flags) for event in events(timeline)] == [
         ("fork", 5, 6, CLONE_VM | CLONE_VFORK), ("fork", 5, 7, 0), ("exit", 6, 0, 0), ("exit", 7, 0, 0),
     ]  # fmt: skip
-    assert timeline.noted == {"PID namespaces": 1}
+    assert timeline.pid_namespaces == 1
+
+
+def test_a_recording_says_what_it_did_not_follow() -> None:
+    timeline = started()
+    timeline.new_task(10, 0, 5, 6, 0)
+    timeline.named(11, 0, 6, 6, "old", True)
+    timeline.mapped(12, 0, 6, 0xFFFDD000, 0x21000, RW, 0xFFFDD000, "[stack]", "00:00 0 0")  # a 32-bit program
+    timeline.running(6)
+    timeline.enter(20, 6, CALLS["munmap"], [A, PAGE, 0, 0, 0, 0])  # mkdir, to this program
+    timeline.leave(21, 0, 6, 6, CALLS["munmap"], 0)
+    timeline.enter(30, 5, CALLS["ptrace"], [5, 6, 0, 0, 0, 0])
+    timeline.leave(31, 0, 5, 5, CALLS["ptrace"], 0)
+    timeline.enter(32, 5, CALLS["mbind"], [A, PAGE, 0, 0, 0, 0])
+    timeline.leave(33, 0, 5, 5, CALLS["mbind"], 0)
+    reducer = Reducer()
+    timeline.tell(reducer)
+    header = Header(recorder="perf")
+    timeline.vouch(header)
+    history = reducer.finish(header)
+    assert [event.op for event in history][1:] == ["fork", "exit"]
+    assert [doubt.split(" is")[0].split(" may")[0] for doubt in header.doubts] == [
+        "a tracer that writes into another program (ptrace)", "a 32-bit program", "mbind",
+    ]  # fmt: skip
+    assert history.evidence.startswith("order inferred, 0 of 2 processes compared with /proc/PID/maps, a tracer")
+    assert Header(recorder="perf", lost=3).doubts == ["3 events were lost"]
+    assert Header(recorder="perf").doubts == []
 
 
 def test_told_in_parts_it_is_the_same() -> None:

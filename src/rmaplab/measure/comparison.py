@@ -76,6 +76,7 @@ class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
              "broken": the machine could not go on with what its leader told it;
              "result": the machine returned something else than the kernel;
              "geometry": its VMAs are not those of /proc/PID/maps
+             "recording": the history may not be what happened
     error:   whether the history does not hold because of it
     event:   number of the event after which it showed, from 0
     shortest: a history of its own that shows the same, for the first place that each design misses
@@ -198,6 +199,8 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
             progress("playing", played, total)
     except InvariantError as error:
         found.add_broken(str(error), player.played, machine.leader.name)
+    for doubt in history.header.doubts:
+        found.add(Difference("recording", doubt, 0, error=True))
     for result in player.differences:
         found.add(Difference("result", str(result), result.number, error=True))
     for geometry in player.geometry:

@@ -274,6 +274,7 @@ _KINDS = {
     "leak": "Objects that nothing refers to, or counts that are wrong",
     "record": "Records that are not what the VMAs say",
     "broken": "The machine cannot go on with what this design, leading it, answers",
+    "recording": "The recording cannot be vouched for",
     "result": "Results of system calls that differ from the recorded ones",
     "geometry": "VMAs that differ from /proc/PID/maps",
     "incomplete": "Places that map a folio and were not visited",
@@ -315,6 +316,8 @@ def _print_verdict(report: Report, console: Console) -> None:
     counted = report.figures.counted
     results = f"{counted['result']:,} differ" if "result" in counted else "as recorded"
     _print_fact("Results", f"of {checks.results:,} events: {results}", console)
+    if report.inputs.history.evidence:
+        _print_fact("Recorded", report.inputs.history.evidence, console)
     if checks.maps:
         geometry = f"{counted['geometry']:,} VMAs differ" if "geometry" in counted else "the same VMAs"
         _print_fact("Maps", f"{checks.maps:,} of /proc/PID/maps: {geometry}", console)

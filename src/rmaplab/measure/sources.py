@@ -21,6 +21,7 @@ class Source(msgspec.Struct, frozen=True, omit_defaults=True):
     name:     the workload with its parameters, or the program that was recorded
     sha256:   of a recording's file
     recorder, kernel, faults, lost: from the recording's header
+    evidence: what the recording can vouch for
     """
 
     name: str
@@ -29,6 +30,7 @@ class Source(msgspec.Struct, frozen=True, omit_defaults=True):
     faults: str = ""
     lost: int = 0
     sha256: str = ""
+    evidence: str = ""
 
 
 def find(what: Sequence[str], seed: int) -> tuple[History, Source]:
@@ -64,4 +66,4 @@ def from_file(path: str) -> tuple[History, Source]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     header = history.header
     name = f"{Path(path).name}, a recording of {header.command}" if header.command else Path(path).name
-    return history, Source(name, header.recorder, header.kernel, header.faults, header.lost, digest)
+    return history, Source(name, header.recorder, header.kernel, header.faults, header.lost, digest, history.evidence)

@@ -50,7 +50,8 @@ from rmaplab.mm.vma import (
 def mremap(
     system: System, mm: MM, addr: int, old_len: int, new_len: int, flags: int, new_addr: int, at: int | None
 ) -> int:
-    """mremap(2).  Returns the new address or a negative errno; `at` as in mmap()."""
+    """mremap(2).  Returns the new address or a negative errno; `at` as in mmap(): it grows in place
+    if that is `addr`, and nowhere else."""
     if flags & ~(MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP):
         return -EINVAL
     if flags & MREMAP_FIXED and not flags & MREMAP_MAYMOVE:
@@ -99,11 +100,11 @@ def _mremap_locked(
     error = _check_resize(vma, addr, old_len, new_len, flags)
     if error:
         return error
-    if old_len == vma.end - addr:
+    if old_len == vma.end - addr and at in (None, addr):
         end = vma.end + new_len - old_len
         if end <= TASK_SIZE and not mm.tree.overlapping(vma.end, end):
             return _expand(system, vma, addr, end)
-    if not flags & MREMAP_MAYMOVE:
+    if not flags & MREMAP_MAYMOVE or at == addr:
         return -ENOMEM
     if at is None:
         map_flags = MAP_SHARED if vma.flags & VM_MAYSHARE else 0

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["BY_NUMBER", "CALLS", "Call"]
+__all__ = ["BY_NUMBER", "CALLS", "CHANGING", "Call"]
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -25,7 +25,6 @@ class Call(msgspec.Struct, frozen=True):
     parameters:  fields of the event, in the order of the parameters
     half_way:    works its way through a range, and what it did before it failed stays done
     skipped:     may change VMAs, and has no operation: it is counted
-    noted:       changes how the others are to be understood, as this says; it is counted
     """
 
     name: str
@@ -34,7 +33,6 @@ class Call(msgspec.Struct, frozen=True):
     parameters: tuple[str, ...] = ()
     half_way: bool = False
     skipped: bool = False
-    noted: str = ""
 
     def registers(self, values: list[int]) -> list[int]:
         """What the parameters are, of what the registers hold: rights, flags and identifiers have 32 bits."""
@@ -51,6 +49,9 @@ _SKIPPED: Final = {
     "move_pages": 279, "userfaultfd": 323, "process_madvise": 440, "set_mempolicy_home_node": 450,
     "map_shadow_stack": 453, "mseal": 462,
 }  # fmt: skip
+
+# Of these, those that make, change or take away VMAs.
+CHANGING: Final = frozenset(("io_setup", "io_destroy", "remap_file_pages", "mbind", "userfaultfd", "map_shadow_stack"))
 
 CALLS: Final = {
     call.name: call
@@ -76,7 +77,7 @@ CALLS: Final = {
         Call("clone3", 435, "fork"),
         Call("execve", 59, "exec"),
         Call("execveat", 322, "exec"),
-        Call("ptrace", 101, noted="ptrace"),
+        Call("ptrace", 101, "", ("flags",)),
         *(Call(name, number, skipped=True) for name, number in _SKIPPED.items()),
     )
 }

@@ -36,6 +36,7 @@ from rmaplab.mm.vma import (
     File,
 )
 from rmaplab.output import write_output
+from rmaplab.trace.calls import CHANGING
 from rmaplab.trace.events import OPS, Event
 
 __all__ = [
@@ -153,6 +154,10 @@ class Header(msgspec.Struct, kw_only=True):
     complete:  nothing was lost, and the program was seen to its end
     ended:     how: "exit 0", "signal 2"
     skipped:   system calls that were seen and have no event, by name
+    unfollowed: what was seen that a recorder does not follow, and how often: "32-bit program" and so on
+    order:     of what changed an address space: "locks": as mmap_lock was taken; "inferred"; "": not recorded
+    threads:   that were made, beside each process's first
+    pid_namespaces: that were made
     seconds:   how long the program ran while it was recorded
     seconds_unrecorded: the same without a recorder, where measured
     """
@@ -173,8 +178,30 @@ class Header(msgspec.Struct, kw_only=True):
     complete: bool = True
     ended: str = ""
     skipped: dict[str, int] = {}
+    unfollowed: dict[str, int] = {}
+    order: str = ""
+    threads: int = 0
+    pid_namespaces: int = 0
     seconds: float | None = None
     seconds_unrecorded: float | None = None
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the history may not be what happened: a clause each.  None: it can be vouched for."""
+        doubts = []
+        if self.lost:
+            doubts.append(f"{self.lost:,} events were lost")
+        elif not self.complete:
+            doubts.append("the program was not seen to its end")
+        for what, times in self.unfollowed.items():
+            doubts.append(f"{what} is not followed, and was seen ({times:,} times)")
+        if not self.checkpoints:
+            for call in sorted(CHANGING & self.skipped.keys()):
+                doubts.append(
+                    f"{call} may change VMAs, is not modelled, and was called ({self.skipped[call]:,} times; "
+                    "record with --check to see whether it matters)"
+                )
+        return doubts
 
 
 class Rows:
@@ -302,6 +329,25 @@ class History:
         by = f", by {self.header.recorder}" if self.header.recorder else ""
         count = len(np.unique(self.columns["pid"]))
         return f"<history of {self.header.command or 'a program'}{by}: {len(self):,} events, {count:,} processes>"
+
+    @property
+    def evidence(self) -> str:
+        """What a recording can vouch for, in a line; "" of what was not recorded."""
+        header = self.header
+        if not header.order:
+            return ""
+        ops = self.columns["op"]
+        forked = np.count_nonzero(ops == CODE["fork"])
+        known = set(self.columns["pid2"][ops == CODE["fork"]].tolist())
+        nr_processes = int(forked) + len(set(self.columns["pid"][ops == CODE["exec"]].tolist()) - known)
+        parts = [
+            "order known from mmap_lock" if header.order == "locks" else "order inferred",
+            f"{len(header.checkpoints):,} of {nr_processes:,} processes compared with /proc/PID/maps",
+            f"{header.threads:,} more threads" if header.threads else "",
+            f"{header.pid_namespaces:,} PID namespaces" if header.pid_namespaces else "",
+            "; ".join(header.doubts) or "all calls followed, nothing lost",
+        ]
+        return ", ".join(part for part in parts if part)
 
     def summary(self) -> dict[str, Any]:
         """What is in it, in figures."""

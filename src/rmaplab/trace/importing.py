@@ -75,7 +75,10 @@ def import_text(path: str | os.PathLike[str], *, kernel: str = "", names: bool =
         ),
         lost=lost,
         complete=not lost and not reducer.alive,
+        order="inferred",
     )
+    if isinstance(source, PerfText):
+        source.timeline.vouch(header)
     if isinstance(source, PerfText) and source.kind_unknown:
         header.faults = "recorded without their kind: taken for writes where writing was allowed"
     return reducer.finish(header)

@@ -269,6 +269,11 @@ class Spool:
         self._files: Final = files
         self._points: Final = points
 
+    @property
+    def size(self) -> int:
+        """Bytes of all records."""
+        return sum(os.fstat(file.fileno()).st_size for _, *both in self._files for file in both)
+
     def tell(self, timeline: Timeline, reducer: Reducer) -> None:
         """Have `timeline` put it all in order, and `reducer` take it."""
         decoder = _Decoder(timeline, self._points)

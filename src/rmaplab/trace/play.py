@@ -169,8 +169,9 @@ class Player:
             try:
                 got = self.do(event)
             except HistoryError as error:
-                where = f"event {self.played}: {event.op} of process {event.pid}"
-                raise HistoryError(f"{where}: {error}") from None
+                where = f"event {self.played}: {event.op} of process {event.pid}: {error}"
+                before = f" (it went another way before: {self.differences[0]})" if self.differences else ""
+                raise HistoryError(f"{where}{before}") from None
             if got != event.result:
                 self.differences.append(Difference(self.played, event, got))
         self.played += nr_events

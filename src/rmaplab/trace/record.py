@@ -42,6 +42,7 @@ from rmaplab.trace.tracer import Tracer
 
 __all__ = ["RecordError", "Recording", "record"]
 
+_WORTH_SAYING: Final = 16 << 20  # bytes of events that it takes a second to read
 _ATTEMPTS: Final = 3  # runs, each with a buffer eight times larger, before lost events are accepted
 _TOTAL_BUFFER: Final = 64 << 20  # bytes, of all CPUs
 _UNPRIVILEGED_BUFFER: Final = 256 << 10  # a ring, of which a CPU has two; kernel.perf_event_mlock_kb allows 516 KiB
@@ -164,6 +165,8 @@ def _with_perf(
         run, spool = _perf_run(command, size, check)
         timeline = Timeline()
         reducer = Reducer(names=names, maps=run.maps)
+        if spool.size > _WORTH_SAYING:
+            say(f"putting {spool.size >> 20} MiB of events in order")
         spool.tell(timeline, reducer)
         if not timeline.lost:
             break
@@ -174,7 +177,8 @@ def _with_perf(
         say(f"running the command again with {size >> 7} KiB")
     if not len(reducer.events):
         raise RecordError(f"perf saw nothing of {command[0]!r}: it ended before it was executed")
-    return _finish(header, reducer, run, timeline.lost)
+    timeline.vouch(header)
+    return _finish(header, reducer, run)
 
 
 class _Run(msgspec.Struct):
@@ -237,25 +241,40 @@ def _with_strace(command: Sequence[str], header: Header, names: bool, say: Say) 
     if probe.returncode:
         raise NotPermitted(_first_sentence(probe.stderr))
     header.recorder = "strace"
-    with tempfile.TemporaryDirectory(prefix="rmaplab-") as directory:
-        path = f"{directory}/strace"
+    descriptor, path = tempfile.mkstemp(prefix="rmaplab-")
+    with open(descriptor, errors="replace") as written:
         child = subprocess.Popen(
             [strace, *STRACE_OPTIONS, "-o", path, "--", *command],
             process_group=0 if _has_own_group() else None,
         )
+        # As soon as strace has opened it, it needs no name; then nothing stays of it, whatever happens.
+        while not os.fstat(descriptor).st_size and _runs(child.pid):
+            time.sleep(0.005)
+        os.unlink(path)
         with _Signals(child.pid) as signals:
             begun = time.monotonic()
             status = os.waitpid(child.pid, 0)[1]
             seconds = time.monotonic() - begun
         child.returncode = os.waitstatus_to_exitcode(status)
         text = StraceText()
-        with open(path, errors="replace") as lines:
-            text.read(lines)
+        written.seek(0)
+        text.read(written)
     reducer = Reducer(names=names, synthesise=True)
     text.tell(reducer)
     if not len(reducer.events):
         raise RecordError(f"strace saw nothing of {command[0]!r}")
-    return _finish(header, reducer, _Run(status, seconds, signals.count > 0), 0)
+    if reducer.alive and not signals.count:
+        raise RecordError(
+            f"what strace wrote to {tempfile.gettempdir()} ends before the program does: is the disk full? "
+            "(set TMPDIR to a directory with more room)"
+        )
+    header.order = "inferred"
+    return _finish(header, reducer, _Run(status, seconds, signals.count > 0))
+
+
+def _runs(pid: int) -> bool:
+    """Whether our child `pid` has not ended yet; it is still to be waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 def _first_sentence(said: str) -> str:
@@ -266,12 +285,11 @@ def _first_sentence(said: str) -> str:
 # Both
 
 
-def _finish(header: Header, reducer: Reducer, run: _Run, lost: int) -> Recording:
+def _finish(header: Header, reducer: Reducer, run: _Run) -> Recording:
     status = os.waitstatus_to_exitcode(run.status)
     header.ended = f"exit {status}" if status >= 0 else f"signal {-status}"
     header.seconds = round(run.seconds, 3)
-    header.lost = lost
-    header.complete = not lost
+    header.complete = not header.lost
     return Recording(reducer.finish(header), status)
 
 

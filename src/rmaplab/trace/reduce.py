@@ -191,6 +191,8 @@ class Reducer:
             )
             for name in names.split()
         }  # fmt: skip
+        self._nr_threads = 0
+        self._unfollowed: Final[dict[str, int]] = {}
         self._start = -1
         self._time = 0
         self._cpu = -1
@@ -208,6 +210,7 @@ class Reducer:
         if parent is None:
             return
         if flags & CLONE_THREAD:
+            self._nr_threads += 1
             parent.tids.add(child)
             self._tasks[child] = parent
             return
@@ -254,6 +257,12 @@ class Reducer:
             pid = old.pid
             for thread in old.tids:
                 self._tasks.pop(thread, None)
+        if stack + length <= 1 << 32:
+            # A 32-bit program: its calls have other numbers, and are not followed.  Nor is it, until it runs another.
+            self._unfollowed["a 32-bit program"] = self._unfollowed.get("a 32-bit program", 0) + 1
+            if old is not None:
+                self._emit("exit", old)
+            return
         process = Process(pid, Space(len(self.events)))
         self._tasks[pid] = process
         self._emit("exec", process, addr=stack, length=length, offset=offset)
@@ -617,6 +626,8 @@ class Reducer:
         header.processes = self._comms
         header.checkpoints = self._checkpoints
         header.skipped = self._skipped
+        header.unfollowed |= self._unfollowed
+        header.threads = self._nr_threads
         if self._synthesise:
             header.faults = SYNTHESIS
         return History.of_columns(header, self.events.columns())

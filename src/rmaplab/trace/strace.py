@@ -27,8 +27,11 @@ __all__ = ["STRACE_OPTIONS", "StraceText"]
 
 # What else it takes to understand them: how large a System V segment is, and when a task ends.
 _TRACED: Final = (*CALLS, "shmget", "exit", "exit_group")
-# -y: paths of descriptors.  A question mark: never mind if this kernel or strace does not know the call.
-STRACE_OPTIONS: Final = ("-f", "-q", "-ttt", "-y", "-e", "trace=" + ",".join("?" + name for name in _TRACED))
+# -y: paths of descriptors.  pidns: also the number that lines begin with, where a clone in another PID namespace
+# returned that of the namespace.  A question mark: never mind if this kernel or strace does not know the call.
+STRACE_OPTIONS: Final = (
+    "-f", "-q", "-ttt", "-y", "--decode-pids=pidns", "-e", "trace=" + ",".join("?" + name for name in _TRACED),
+)  # fmt: skip
 
 _LINE: Final = re.compile(
     r"(?:\[pid\s+(?P<bracketed>\d+)\] |(?P<bare>\d+) +)?"
@@ -36,7 +39,10 @@ _LINE: Final = re.compile(
     r"(?:\(\+ *[\d.]+\) *)?(?P<rest>.*)"
 )
 _ATTACHED: Final = re.compile(r"strace: Process (\d+) attached")
-_DONE: Final = re.compile(r"(\w+)\((.*)\)\s*= (0x[0-9a-f]+|-?\d+|\?)(?:<[^>]*>)?(?: (E\w+))?")
+_DONE: Final = re.compile(
+    r"(\w+)\((.*)\)\s*= (0x[0-9a-f]+|-?\d+|\?)(?:<[^>]*>)?"
+    r"(?: /\* (\d+) in strace's PID NS \*/)?(?: (E\w+))?"
+)
 _UNFINISHED: Final = re.compile(r"(\w+)\((.*?)\s*<unfinished \.\.\.>$")
 _RESUMED: Final = re.compile(r"<\.\.\. (\w+) resumed>\s*(.*)$")
 _SUPERSEDED: Final = re.compile(r"\+\+\+ superseded by execve in pid (\d+) \+\+\+")
@@ -171,13 +177,13 @@ class StraceText:
         done = _DONE.match(text)
         if done is None:
             return
-        name, arguments, value, error = done.groups()
+        name, arguments, value, outside, error = done.groups()
         if name in ("exit", "exit_group"):
             self._end(tid, name)
             return
         if value == "?":
             return  # the task ended before the call did
-        result = -getattr(errno, error, errno.EINVAL) if error else int(value, 0)
+        result = -getattr(errno, error, errno.EINVAL) if error else int(outside or value, 0)
         args = [arguments] if name in _STARTS else _split(arguments)
         key = (entry if name in _FREES_AT_ENTRY else self._line, 1)
         if name in _STARTS and result > 0:

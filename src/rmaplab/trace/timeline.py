@@ -31,6 +31,7 @@ from rmaplab.mm.abi import CLONE_VM
 from rmaplab.mm.vma import PAGE_SIZE
 from rmaplab.trace import elf
 from rmaplab.trace.calls import Call
+from rmaplab.trace.history import Header
 from rmaplab.trace.reduce import Backing, Faults, Reducer
 from rmaplab.trace.spaces import page_align
 
@@ -38,6 +39,7 @@ __all__ = ["Timeline"]
 
 CLONE_NEWPID: Final = 0x20000000
 
+_POKES: Final = (4, 5)  # PTRACE_POKETEXT, PTRACE_POKEDATA
 _FREES_AT_ENTRY: Final = frozenset(("munmap", "shmdt"))
 _STACK: Final = (0x7FFFFFFDE000, 0x21000, 0x7FFFFFFDE000)  # of an exec that did not tell
 
@@ -103,13 +105,15 @@ class Timeline:
 
     lost:   events that the source knows it lost
     locked: there were events of mmap_lock: the order is known
-    noted:  calls that change how others are to be understood, and how often they were seen
+    pid_namespaces: that were made
+    pokes:  how often a tracer wrote into its tracee's memory
     """
 
     def __init__(self) -> None:
         self.lost = 0
         self.locked = False
-        self.noted: Final[dict[str, int]] = {}
+        self.pid_namespaces = 0
+        self.pokes = 0
         self._number = 0
         self._seen: list[tuple[int, int, int, int, _Seen]] = []  # time, number, cpu, tid, what
         self._faults: list[Faults] = []
@@ -132,8 +136,8 @@ class Timeline:
     def enter(self, time: int, tid: int, call: Call, registers: list[int]) -> None:
         """Task `tid` enters `call`."""
         self._execs.pop(tid, None)
-        if call.noted:
-            self.note(call.noted)
+        if call.name == "ptrace":
+            self.pokes += registers[0] in _POKES
         else:
             self._calls[tid] = _Entered(call, registers, time)
 
@@ -171,8 +175,7 @@ class Timeline:
 
     def flags_of_new_task(self, time: int, cpu: int, tid: int, child: int, flags: int) -> None:
         """Task `tid` made a task with these flags, by the tracepoint, which comes after the record, if that does."""
-        if flags & CLONE_NEWPID:
-            self.note("PID namespaces")
+        self.pid_namespaces += flags & CLONE_NEWPID != 0
         known = self._unflagged.pop(tid, None)
         if known is not None:
             known.flags = flags
@@ -219,9 +222,6 @@ class Timeline:
             # Of an mprotect() that fails half-way, how far it came; of the others, what was mapped.
             entered.length = start + length - entered.args[0] if entered.call.op == "mprotect" else length
 
-    def note(self, what: str) -> None:
-        self.noted[what] = self.noted.get(what, 0) + 1
-
     # What a reducer is told
 
     def settled(self, time: int) -> int:
@@ -231,6 +231,14 @@ class Timeline:
         ]
         known = [entered.effect for entered in self._calls.values() if 0 <= entered.effect < time]
         return min([time, *waiting, *known])
+
+    def vouch(self, header: Header) -> None:
+        """Say in `header` what was seen, and what was not."""
+        header.lost = self.lost
+        header.order = "locks" if self.locked else "inferred"
+        header.pid_namespaces = self.pid_namespaces
+        if self.pokes:
+            header.unfollowed["a tracer that writes into another program (ptrace)"] = self.pokes
 
     def tell(self, reducer: Reducer, until: int | None = None) -> None:
         """Tell `reducer` what took effect before `until`, or all of it, in that order."""
