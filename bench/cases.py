@@ -17,13 +17,13 @@ from random import Random
 from time import perf_counter, process_time
 
 import rmaplab
-from rmaplab.check.commands import collect_often
+from rmaplab.check.race import collect_often
 from rmaplab.check.scenarios import scenario
 from rmaplab.check.verify import Plan, run_history
 from rmaplab.measure.cost import load_costs
 from rmaplab.measure.scale import Plan as ScalePlan
 from rmaplab.measure.scale import Run
-from rmaplab.measure.scale_command import history_for
+from rmaplab.measure.sources import history_for
 from rmaplab.mm.abi import (
     MAP_ANONYMOUS,
     MAP_FIXED_NOREPLACE,
@@ -322,7 +322,7 @@ SIZED = (
 
 def main() -> None:
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)  # as rmaplab itself sets it (rmaplab.cli.main())
+    gc.set_threshold(50_000, 20, 100)  # as rmaplab itself sets it (rmaplab.commands.frame.main())
     name, argument, rounds = sys.argv[1:]
     if name == "replay":
         values = replay(argument, int(rounds))

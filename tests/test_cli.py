@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from acts import fork, leave, mmap, start, write
-from rmaplab.cli import app, main
+from rmaplab.commands import VERBS
+from rmaplab.commands.frame import main
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header, History, write_history
 from rmaplab.workloads import FAMILIES
@@ -102,14 +103,14 @@ def test_version_says_how_it_was_built() -> None:
     assert rmaplab_apart("--version").stdout.split()[2] in ("(compiled)", "(interpreted)")
 
 
-@pytest.mark.parametrize("command", [command.name for command in app.registered_commands])
+@pytest.mark.parametrize("command", [verb.name for verb in VERBS])
 def test_each_command_has_help_with_an_example(command: str) -> None:
-    text = rmaplab(command, "--help").stdout
+    text = rmaplab(*command.split(), "--help").stdout
     assert f"  rmaplab {command} " in text
 
 
-def test_help_of_run_lists_the_workloads_and_their_parameters() -> None:
-    text = rmaplab("run", "--help").stdout
+def test_run_lists_the_workloads_and_their_parameters() -> None:
+    text = rmaplab("run", "--list").stdout
     for name, family in FAMILIES.items():
         assert name in text
         for parameter in family.parameters:
@@ -281,11 +282,14 @@ def test_a_result_that_the_machine_does_not_give_is_reported_with_its_event(tmp_
         (["run", "aim7", "--every", "-1"], "Invalid value for '--every'"),
         (["run", "aim7", "--evry", "1"], "No such option: --evry"),
         (["compare", "--", "no_such_command"], "there is no command 'no_such_command' that can be run"),
-        (["run"], "Missing argument 'WORKLOAD'"),
+        (["run"], "run needs a workload: "),
         (["replay"], "Missing argument 'F'"),
-        (["frobnicate"], "No such command 'frobnicate'"),
+        (["frobnicate"], "there is no command 'frobnicate'. See rmaplab --help."),
+        (["compar"], "there is no command 'compar'; did you mean 'compare'?"),
+        (["kernel", "rum"], "there is no command 'kernel rum'; did you mean 'kernel run'?"),
+        (["run", "aim7", "-o", "."], ". is a directory: give the name of a file in it"),
         (["replay", "/"], "/: "),
-        (["run", "aim7", "children=2", "-o", "/nowhere/f.parquet"], "cannot write /nowhere/f.parquet: "),
+        (["run", "aim7", "-o", "/nowhere/f.parquet"], "cannot write /nowhere/f.parquet: there is no directory"),
         (["record", "-o", "f.parquet"], "record needs a command, after --"),
         (["run", "aim7", "--rmap", "nothing_such"], ""),
         (["run", "aim7", "--rmap", "no.such.module:Class"], ""),
@@ -361,7 +365,7 @@ def test_an_interrupt_before_it_has_begun_is_one_sentence_too(name: str) -> None
 import os, signal, sys
 class Finder:
     def find_spec(self, name, path, target=None):
-        if name == "rmaplab.mm":
+        if name == "rmaplab.commands.frame":
             os.kill(os.getpid(), signal.{name})
 sys.meta_path.insert(0, Finder())
 sys.argv = ["rmaplab", "--version"]
@@ -382,8 +386,8 @@ def test_a_closed_pipe_is_no_traceback() -> None:
         text=True,
         check=False,
     )
-    assert "Traceback" not in done.stderr
-    assert done.stdout in ("0\n", "2\n")
+    assert done.stderr == ""
+    assert done.stdout in ("0\n", "141\n")  # written before its reader had gone, or not; never a verdict
 
 
 def test_a_full_disk_is_one_sentence() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rmaplab import cli
 from rmaplab.check.verify import Verified
+from rmaplab.commands.frame import main
 from rmaplab.kernel.ancestry import Ancestry
 from rmaplab.kernel.importer import State
 from rmaplab.measure.calibration.calibrate import Prediction
@@ -28,7 +28,7 @@ NOTHING_MAPPED = [BEGINS, Event("munmap", 1, STACK, 0x3000)]
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as status:
-        cli.main(list(arguments))
+        main(list(arguments))
     said = capsys.readouterr()
     return int(status.value.code or 0), said.out, said.err
 

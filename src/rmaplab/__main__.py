@@ -18,7 +18,7 @@ def main() -> None:
     ]
     for number in heard:
         signal.signal(number, _too_early)
-    from rmaplab.cli import main as run
+    from rmaplab.commands.frame import main as run
 
     for number in heard:
         signal.signal(number, signal.default_int_handler)

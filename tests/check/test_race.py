@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from rmaplab import cli
 from rmaplab.check.race import (
     RaceError,
     chosen,
@@ -23,6 +22,7 @@ from rmaplab.check.race import (
 from rmaplab.check.race_mutants import SpaceNotKept
 from rmaplab.check.rival_mutants import FreedWithSpace, ListedSpaceFreed
 from rmaplab.check.scenarios import USERS, names
+from rmaplab.commands.frame import main
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import load
 from rmaplab.rmap.context import CowContext
@@ -219,7 +219,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as status:
-        cli.main(["race", *arguments])
+        main(["race", *arguments])
     said = capsys.readouterr()
     return int(status.value.code or 0), said.out, said.err
 

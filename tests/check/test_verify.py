@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from rmaplab import cli
 from rmaplab.check import batching
 from rmaplab.check.histories import Author, header
 from rmaplab.check.lockstep import Checker
 from rmaplab.check.verify import Plan, Setup, Verified, run_history, verify
+from rmaplab.commands.frame import main
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_KSM, PTE_SWAP
 from rmaplab.mm.profile import PROFILES
@@ -171,7 +171,7 @@ def test_an_author_writes_runs_that_single_faults_replace() -> None:
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as status:
-        cli.main(list(arguments))
+        main(list(arguments))
     said = capsys.readouterr()
     return int(status.value.code or 0), said.out, said.err
 

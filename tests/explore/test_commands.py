@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from acts import fork, mmap, start, write
-from rmaplab.cli import main
+from rmaplab.commands.frame import main
 from rmaplab.rmap import DESIGNS
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header, History, write_history
@@ -136,7 +136,7 @@ def test_what_cannot_be_shown_is_said_in_a_sentence(tmp_path: Path) -> None:
         (("show", path, "--rmap", "nothing"), "no design is called 'nothing'"),
         (("show", path, "--profile", "2.4"), "there is no profile '2.4'"),
         (("explore", "no-such-tour", "-o", page), "there is no workload 'no-such-tour'"),
-        (("explore", path, "-o", tmp_path / "missing" / "page.html"), "No such file or directory"),
+        (("explore", path, "-o", tmp_path / "missing" / "page.html"), "there is no directory"),
         (("explore", path, "--from", "4", "--to", "2", "-o", page), "events 4 to 2 are no part"),
         (("explore", "restore / frok", "--rmap", "anon_vma", "-o", page), "no scenario called 'restore / frok'"),
         (("explore", "restore / fork", "-o", page), "a race is one design's: name it with --rmap"),

@@ -19,10 +19,10 @@ import pytest
 
 from rmaplab.check import mutants
 from rmaplab.check.histories import header
+from rmaplab.commands.kernel import explained
 from rmaplab.kernel import setup
 from rmaplab.kernel.aimed import LARGE_FOLIOS, history
 from rmaplab.kernel.answers import event_line
-from rmaplab.kernel.cli import explained
 from rmaplab.kernel.consistency import problems
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.errors import KernelUnavailable

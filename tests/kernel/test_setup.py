@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from rmaplab.cli import main
+from rmaplab.commands.frame import main
 from rmaplab.kernel import modules, setup
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.versions import DEFAULT, VERSIONS

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmaplab.cli import main
+from rmaplab.commands.frame import main
 from rmaplab.kernel import setup
 from rmaplab.kernel.aimed import history
 from rmaplab.kernel.errors import KernelUnavailable

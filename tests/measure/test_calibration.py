@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmaplab.cli import _main
+from rmaplab.commands.frame import run as _main
 from rmaplab.measure.calibration import races
 from rmaplab.measure.calibration.calibrate import COVERED, STAND_INS, START, choose, predict, rows_of, rules
 from rmaplab.measure.calibration.errors import CalibrationError

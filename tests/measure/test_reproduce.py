@@ -10,7 +10,7 @@ import pytest
 
 from rmaplab.check.histories import header, random_history
 from rmaplab.check.lockstep import lockstep
-from rmaplab.cli import _main
+from rmaplab.commands.frame import run as _main
 from rmaplab.measure.cost import load_costs
 from rmaplab.measure.reproduce import (
     REPRODUCTIONS,

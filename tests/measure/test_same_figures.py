@@ -16,7 +16,7 @@ import pytest
 
 from rmaplab.measure.cost import REQUIRED, CostProfile
 from rmaplab.measure.scale import Plan, Run
-from rmaplab.measure.scale_command import history_for
+from rmaplab.measure.sources import history_for
 from rmaplab.mm.profile import PROFILES
 from rmaplab.rmap import DESIGNS
 

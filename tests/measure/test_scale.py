@@ -17,10 +17,11 @@ import pytest
 
 from acts import fork, leave, mmap, start, write
 from rmaplab.check.truth import Truth, invariants
+from rmaplab.errors import CannotRun
 from rmaplab.measure.cost import CostProfile, counts_of, load_costs
 from rmaplab.measure.scale import Plan, Point, Run, fit
-from rmaplab.measure.scale_command import ScaleError, cpu_counts, history_for
 from rmaplab.measure.scale_report import timeline
+from rmaplab.measure.sources import cpu_counts, history_for
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
 from rmaplab.rmap import DESIGNS
@@ -162,7 +163,7 @@ def test_on_one_cpu_time_is_the_sum_of_work(what: str, design: str) -> None:
 
 _PRINT = """
 import sys
-from rmaplab.cli import main
+from rmaplab.commands.frame import main
 main(["scale", "pressure", "rounds=3", "vmas=8", "--cpus", "1,4", "--json"])
 """
 
@@ -308,7 +309,7 @@ def test_numbers_of_cpus() -> None:
     assert cpu_counts("1,...,16") == [1, 2, 4, 8, 16]
     assert cpu_counts("1,…,12,24") == [1, 2, 4, 8, 12, 24]
     for wrong in ("", "0", "two", "4,2", "1,...", "...,4", "5000"):
-        with pytest.raises(ScaleError):
+        with pytest.raises(CannotRun):
             cpu_counts(wrong)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from rmaplab.cli import _main
+from rmaplab.commands.frame import run as _main
 from rmaplab.measure.comparison import Comparison, Plan, compare, priced
 from rmaplab.measure.cost import CostProfile, load_costs, time_of, write_costs
 from rmaplab.mm.machine import Machine

@@ -7,6 +7,7 @@ of CPU 1, ...) it can be kept, mailed and replayed; shown as a timeline it has a
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from itertools import groupby
@@ -298,3 +299,9 @@ def _wrap(words: str, room: int) -> tuple[str, str]:
     if cut <= 0:
         cut = room
     return words[:cut], "  " + words[cut:].strip()
+
+
+def collect_often() -> None:
+    """An execution leaves a machine behind, full of circles: to keep many takes longer than to look for them."""
+    gc.freeze()
+    gc.set_threshold(2_000, 10, 100)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,44 +36,41 @@ def replay_command(path: Path, plan: Plan, failure: Failure) -> str:
     return " ".join(words)
 
 
-def as_object(version: str, plan: Plan, found: Verified, saved: Path | None) -> dict[str, Any]:
-    """The one object of `--json`."""
-    differences = [] if found.failure is None else [_difference(found.failure, error=True)]
-    differences += [_difference(example, error=False) for example in found.examples.values()]
+def inputs(plan: Plan) -> dict[str, Any]:
+    """What the figures depend on."""
     return {
-        "command": "verify",
-        "version": version,
-        "inputs": {
-            "history": f"random, {plan.length} events each",
-            "designs": [design.name for design in plan.classes()],
-            "profile": plan.profile,
-            "seed": plan.seed,
-            "steps": plan.steps,
-            "seconds": plan.seconds,
-            "every": plan.every,
-            "pages": plan.pages,
-            "large_folios": plan.large_folios,
-        },
-        "holds": found.holds,
-        "figures": {
-            "histories": found.histories,
-            "steps": found.steps,
-            "played in runs and one by one": found.compared,
-            "seconds": round(found.seconds, 1),
-            "checks": found.counts,
-            "excused": found.excused,
-        },
-        "differences": differences,
-        "saved": None if saved is None else str(saved),
+        "history": f"random, {plan.length} events each",
+        "designs": [design.name for design in plan.classes()],
+        "profile": plan.profile,
+        "seed": plan.seed,
+        "steps": plan.steps,
+        "seconds": plan.seconds,
+        "every": plan.every,
+        "pages": plan.pages,
+        "large_folios": plan.large_folios,
     }
+
+
+def figures(found: Verified) -> dict[str, Any]:
+    """What was done."""
+    return {
+        "histories": found.histories,
+        "steps": found.steps,
+        "played in runs and one by one": found.compared,
+        "seconds": round(found.seconds, 1),
+        "checks": found.counts,
+        "excused": found.excused,
+    }
+
+
+def differences(found: Verified) -> list[dict[str, Any]]:
+    """The failure, if there is one, and an example of what each excused design misses."""
+    failed = [] if found.failure is None else [_difference(found.failure, error=True)]
+    return failed + [_difference(example, error=False) for example in found.examples.values()]
 
 
 def _difference(failure: Failure, error: bool) -> dict[str, Any]:
     return {**msgspec.to_builtins(failure), "error": error, "events": failure.events if error else []}
-
-
-def print_json(told: dict[str, Any]) -> None:
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(told), indent=2).decode() + "\n")
 
 
 def print_text(plan: Plan, found: Verified, saved: Path | None, console: Console) -> None:

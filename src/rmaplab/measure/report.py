@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rmaplab.check.lockstep import ERRORS
-from rmaplab.measure.comparison import Comparison, Difference, Figures
+from rmaplab.measure.comparison import Difference, Figures
 from rmaplab.measure.figures import Counts, DesignFigures, Objects, Work
 from rmaplab.measure.finding import line
 from rmaplab.measure.memory import Memory, curve
@@ -43,21 +43,12 @@ class Inputs(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a command found; `holds` says whether it found nothing wrong."""
+    """What a comparison found; `holds` says whether it found nothing wrong."""
 
-    command: str
-    version: str
     inputs: Inputs
     holds: bool
     figures: Figures
     differences: list[Difference]
-
-    def json(self) -> str:
-        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
-
-
-def report(command: str, version: str, inputs: Inputs, found: Comparison) -> Report:
-    return Report(command, version, inputs, found.holds, found.figures, found.differences)
 
 
 def print_report(report: Report, console: Console) -> None:

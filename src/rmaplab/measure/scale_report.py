@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from rmaplab.measure.scale import Law, LockFigures, Point
 from rmaplab.measure.sources import Source
+from rmaplab.output import write_output
 from rmaplab.sync.virtual import PICOSECONDS, VirtualTime
 
 
@@ -54,10 +56,8 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 class Scaling(msgspec.Struct, frozen=True):
-    """What `--json` prints."""
+    """What a series of runs found."""
 
-    command: str
-    version: str
     inputs: Inputs
     holds: bool
     figures: Figures
@@ -204,8 +204,10 @@ def draw(path: Path, scaling: Scaling) -> None:
     axes.grid(True, which="both", alpha=0.2)
     axes.legend()
     metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {}
-    figure.savefig(path, metadata=metadata)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], metadata=metadata)
     plt.close(figure)
+    write_output(path, drawn.getvalue())
 
 
 def timeline(time: VirtualTime) -> bytes:

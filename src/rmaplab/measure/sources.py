@@ -5,14 +5,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from rmaplab.trace.history import History
+from rmaplab.errors import CannotRun
+from rmaplab.terminal import printable
+from rmaplab.trace.history import Header, History
 from rmaplab.trace.importing import open_history
+from rmaplab.trace.parallel import Parallel, take_apart
 from rmaplab.workloads import FAMILIES, WorkloadError, workload
+
+MAX_CPUS: Final = 4096
 
 
 class Source(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -66,4 +73,63 @@ def from_file(path: str) -> tuple[History, Source]:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     header = history.header
     name = f"{Path(path).name}, a recording of {header.command}" if header.command else Path(path).name
-    return history, Source(name, header.recorder, header.kernel, header.faults, header.lost, digest, history.evidence)
+    return history, Source(
+        printable(name),
+        printable(header.recorder),
+        printable(header.kernel),
+        printable(header.faults),
+        header.lost,
+        digest,
+        printable(history.evidence),
+    )
+
+
+def cpu_counts(text: str) -> list[int]:
+    """ "1,2,...,16" as [1, 2, 4, 8, 16].
+
+    :raises CannotRun: it is no such list
+    """
+    counts: list[int] = []
+    doubling = False
+    for word in text.split(","):
+        word = word.strip()
+        if word in ("...", "…") and counts and not doubling:
+            doubling = True
+            continue
+        if not word.isdecimal() or not 1 <= int(word) <= MAX_CPUS:
+            raise CannotRun(f"{word!r} is no number of CPUs: say --cpus 1,2,4 or --cpus 1,...,{1024}")
+        if doubling:
+            while counts[-1] * 2 < int(word):
+                counts.append(counts[-1] * 2)
+            doubling = False
+        if counts and int(word) <= counts[-1]:
+            raise CannotRun(f"numbers of CPUs go up, and {word} comes after {counts[-1]}")
+        counts.append(int(word))
+    if doubling:
+        raise CannotRun("`...` needs a number of CPUs after it, to say how far to go")
+    return counts
+
+
+_PER_CPU: Final = re.compile(r"(?:(\d+)\*)?cpus")
+
+
+def history_for(what: Sequence[str], cpus: int, seed: int) -> tuple[Header, Parallel, Source]:
+    """The history for so many CPUs, taken apart; its name says which parameters go with the CPUs."""
+    words = list(what)
+    family = FAMILIES.get(words[0])
+    if family is not None and getattr(family(), "processes", None) == 0:
+        if not any(word.startswith("processes=") for word in words[1:]):
+            words.append("processes=cpus")
+    varying: dict[str, str] = {}
+    for i, word in enumerate(words[1:], 1):
+        name, equals, value = word.partition("=")
+        match = _PER_CPU.fullmatch(value)
+        if equals and match:
+            varying[name] = value
+            words[i] = f"{name}={int(match[1] or 1) * cpus}"
+    history, source = find(words, seed)
+    named = source.name
+    for name, value in varying.items():
+        named = re.sub(rf"\b{re.escape(name)}=\d+", f"{name}={value}", named)
+    source = msgspec.structs.replace(source, name=named)
+    return history.header, take_apart(list(history), recorded=family is None), source

@@ -26,7 +26,7 @@ from rmaplab.measure.comparison import FOLIOS, Difference, Plan, compare, priced
 from rmaplab.measure.cost import load_costs
 from rmaplab.measure.figures import Work
 from rmaplab.measure.finding import line
-from rmaplab.measure.scale_command import cpu_counts, history_for
+from rmaplab.measure.sources import cpu_counts, history_for
 from rmaplab.mm.profile import PROFILES, REFERENCE, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import load

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command `rmaplab calibrate`; cli.py mounts it.
-
-What needs SciPy is imported by the job: other commands do not wait for it.
-"""
+"""`rmaplab calibrate`: what work costs on the kernel of this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,15 +13,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-import rmaplab
+from rmaplab.commands import options
+from rmaplab.commands.envelope import print_json
+from rmaplab.errors import CannotRun
 from rmaplab.measure.cost import CostProfile, Residual, load_costs, write_costs
 from rmaplab.measure.progress import Meter
+from rmaplab.output import check_output
+from rmaplab.terminal import console
 from rmaplab.verdict import judge
 
 if TYPE_CHECKING:
     from rmaplab.measure.calibration.calibrate import Prediction
-
-Job = Callable[[], int]
 
 
 class Inputs(msgspec.Struct, frozen=True):
@@ -55,72 +54,64 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 class Told(msgspec.Struct, frozen=True):
-    """What `--json` prints."""
+    """What was measured, and whether it predicts what it has not seen."""
 
-    command: str
-    version: str
     inputs: Inputs
     holds: bool
     figures: Figures
     differences: list[Residual]
 
 
-def mount(app: typer.Typer) -> None:
-    """Add the command to `app`."""
+def command(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="F", help="Write the cost profile to F (JSON).")
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Predict programs that were held out of the fit, and hold them to bounds."),
+    ] = False,
+    costs: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Check this profile (a file or a shipped one) instead of measuring a new one."
+        ),
+    ] = "",
+    programs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT,...", help="Only programs whose names contain one of these."),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Runs of each program in each of three rounds.")
+    ] = 5,
+    json: options.Json = False,
+) -> bool:
+    """Measure what work costs on this machine's kernel: small programs, on the kernel and in the model.
 
-    @app.command("calibrate", short_help="Measure what work costs on this machine's kernel.")
-    def _calibrate(
-        output: Annotated[
-            Path | None, typer.Option("--output", "-o", metavar="F", help="Write the cost profile to F (JSON).")
-        ] = None,
-        check: Annotated[
-            bool,
-            typer.Option("--check", help="Predict programs that were held out of the fit, and hold them to bounds."),
-        ] = False,
-        costs: Annotated[
-            str,
-            typer.Option(
-                metavar="NAME", help="Check this profile (a file or a shipped one) instead of measuring a new one."
-            ),
-        ] = "",
-        programs: Annotated[
-            list[str] | None,
-            typer.Option(metavar="TEXT", help="Only programs whose names contain TEXT. May be repeated."),
-        ] = None,
-        repeats: Annotated[
-            int, typer.Option(min=1, metavar="N", help="Runs of each program in each of three rounds.")
-        ] = 5,
-        json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
-    ) -> Job:
-        """Measure what work costs on this machine's kernel: small programs, on the kernel and in the model.
+    Each program is a history. The model says what it makes Linux do, the kernel how long that takes; costs are
+    fitted to both. --check asks the costs for programs that they have not seen: predicted over measured has to be
+    between 0.8 and 1.25 in the median, and between 0.5 and 2 for each. Takes a minute, a C compiler, and a machine
+    that has little else to do.
 
-        Each program is a history. The model says what it makes Linux do, the kernel how long that takes; costs are
-        fitted to both. --check asks the costs for programs that they have not seen: predicted over measured has to be
-        between 0.8 and 1.25 in the median, and between 0.5 and 2 for each. Takes a minute, a C compiler, and a machine
-        that has little else to do.
-
-        \b
-        Examples:
-          rmaplab calibrate -o mine.json --check
-          rmaplab calibrate --check --costs mine.json
-          rmaplab compare sort.parquet --costs mine.json
-        """
-        if costs and not check:
-            raise typer.BadParameter("--costs names the profile that --check is to check")
-        if costs and output is not None:
-            raise typer.BadParameter("a profile that exists is checked, and none written: leave out -o or --costs")
-
-        def job() -> int:
-            told = _measure(load_costs(costs) if costs else None, check, programs or [], repeats)
-            if output is not None:
-                write_costs(output, told.figures.costs)
-            if json:
-                print(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
-            else:
-                print_text(told, Console(highlight=False, markup=False))
-            return 0 if told.holds else 1
-
-        return job
+    \b
+    Examples:
+      rmaplab calibrate -o mine.json --check
+      rmaplab calibrate --check --costs mine.json
+      rmaplab compare sort.parquet --costs mine.json
+    """
+    if costs and not check:
+        raise CannotRun("--costs names the profile that --check is to check")
+    if costs and output is not None:
+        raise CannotRun("a profile that exists is checked, and none written: leave out -o or --costs")
+    if output is not None:
+        check_output(output)
+    told = _measure(load_costs(costs) if costs else None, check, options.listed(programs), repeats)
+    if output is not None:
+        write_costs(output, told.figures.costs)
+    if json:
+        print_json("calibrate", told.inputs, told.holds, told.figures, told.differences)
+    else:
+        _print(told, console())
+    return told.holds
 
 
 def _measure(given: CostProfile | None, check: bool, programs: Sequence[str], repeats: int) -> Told:
@@ -147,8 +138,6 @@ def _measure(given: CostProfile | None, check: bool, programs: Sequence[str], re
     names = [script.name for script in (*fitted, *held_out)] + [race.name for race in chosen]
     predictions = [prediction for prediction in (found, raced) if prediction is not None]
     return Told(
-        "calibrate",
-        f"{rmaplab.__version__} ({rmaplab.build_info()})",
         Inputs(machine(), calibration.release(), given.name if given else "", names, repeats),
         # Without --check there is no question of a verdict: what was fitted is what there is.
         not check or judge(
@@ -166,48 +155,48 @@ def _measure(given: CostProfile | None, check: bool, programs: Sequence[str], re
     )
 
 
-def print_text(told: Told, console: Console) -> None:
+def _print(told: Told, out: Console) -> None:
     """The profile and what it predicts, as tables that fit 100 columns."""
     from rmaplab.measure.calibration.calibrate import EACH, MEDIAN, Prediction
 
     figures, costs = told.figures, told.figures.costs
-    console.print(f"Machine   {told.inputs.machine}", soft_wrap=True)
-    console.print(f"Kernel    {told.inputs.kernel}")
-    console.print(f"Profile   {costs.name}, of {costs.date}, for Linux {costs.kernel}\n")
+    out.print(f"Machine   {told.inputs.machine}", soft_wrap=True)
+    out.print(f"Kernel    {told.inputs.kernel}")
+    out.print(f"Profile   {costs.name}, of {costs.date}, for Linux {costs.kernel}\n")
     if not told.inputs.profile:
-        table = _table("cost", "ns a unit", "known from")
+        table = _table("cost", "ns per unit", "known from")
         for key, cost in costs.costs.items():
             table.add_row(key, f"{cost:,.1f}", costs.origins.get(key, ""))
-        console.print(table)
+        out.print(table)
         fitted = Prediction(figures.fitted)
-        console.print(
+        out.print(
             f"\nThe {len(fitted.rows)} programs that they were fitted to: predicted over measured"
             f" {fitted.median:.2f} in the median, from {min(r.ratio for r in fitted.rows):.2f}"
             f" to {max(r.ratio for r in fitted.rows):.2f}",
             soft_wrap=True,
         )
         for group in costs.groups:
-            console.print(f"Not told apart: {', '.join(group)}", soft_wrap=True)
-        console.print()
+            out.print(f"Not told apart: {', '.join(group)}", soft_wrap=True)
+        out.print()
     if figures.held_out:
         table = _table("program held out", "measured, us", "predicted, us", "predicted / measured")
         for row in figures.held_out:
             table.add_row(row.program, f"{row.measured / 1e3:,.0f}", f"{row.predicted / 1e3:,.0f}", f"{row.ratio:.2f}")
-        console.print(table)
-        console.print()
+        out.print(table)
+        out.print()
     if figures.contention:
         table = _table("relatives against strangers", "times slower, measured", "predicted", "predicted / measured")
         for row in figures.contention:
             table.add_row(row.program, f"{row.measured:.2f}", f"{row.predicted:.2f}", f"{row.ratio:.2f}")
-        console.print(table)
-        console.print()
+        out.print(table)
+        out.print()
     if figures.held_out or figures.contention:
         for what, found in (("programs", figures.median), ("races", figures.contention_median)):
             if found is not None:
-                console.print(f"Median    {found:.2f} of {what}, to be between {MEDIAN[0]} and {MEDIAN[1]}")
+                out.print(f"Median    {found:.2f} of {what}, to be between {MEDIAN[0]} and {MEDIAN[1]}")
         for row in told.differences:
-            console.print(f"Outside   {row.program}: {row.ratio:.2f}, to be between {EACH[0]} and {EACH[1]}")
-        console.print(f"Verdict   {'holds' if told.holds else 'does not hold'}")
+            out.print(f"Outside   {row.program}: {row.ratio:.2f}, to be between {EACH[0]} and {EACH[1]}")
+        out.print(f"Verdict   {'holds' if told.holds else 'does not hold'}")
 
 
 def _table(first: str, *others: str) -> Table:

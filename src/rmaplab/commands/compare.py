@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`rmaplab compare`, the main job; and what `run` and `replay` share with it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from rmaplab.commands import options
+from rmaplab.commands.envelope import print_json
+from rmaplab.commands.record import output_of_commands_to_stderr
+from rmaplab.errors import CannotRun
+from rmaplab.measure import sources
+from rmaplab.measure.comparison import FOLIOS, Plan, compare, priced
+from rmaplab.measure.cost import load_costs
+from rmaplab.measure.progress import Meter
+from rmaplab.measure.report import Inputs, Report, print_report
+from rmaplab.measure.sources import Source
+from rmaplab.output import check_output
+from rmaplab.rmap import STANDARD
+from rmaplab.terminal import console, say
+from rmaplab.trace.history import History
+from rmaplab.trace.record import RecordError, record
+
+# What `compare` compares, unless told otherwise.  page_scan looks at every page table for every walk, which
+# takes as long as it sounds, and could only agree with the page tables that all are checked against anyway.
+COMPARED: Final = tuple(name for name in STANDARD if name != "page_scan")
+
+
+def command(
+    context: typer.Context,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[F | WORKLOAD [NAME=VALUE]... | -- CMD...]",
+            help="A recording, a workload, or a command to record.",
+        ),
+    ] = None,
+    rmap: options.Designs = None,
+    leader: options.Leader = "",
+    profile: options.ProfileName = "",
+    check: options.Check = True,
+    every: options.Every = 0,
+    folios: options.Folios = FOLIOS,
+    large_folios: options.LargeFolios = 0,
+    seed: options.Seed = 1,
+    costs: options.Costs = "",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="F", help="Keep the recording of CMD in F.")
+    ] = None,
+    names: options.Names = False,
+    json: options.Json = False,
+) -> bool:
+    """Compare designs on one history: memory, work, locks, and whether walks find every mapping.
+
+    \b
+    Examples:
+      rmaplab compare -- make -j2
+      rmaplab compare sort.parquet --costs default
+      rmaplab compare forkchain generations=200 --json
+    """
+    argv: list[str] = context.obj
+    if bool(what) == bool(argv):
+        raise CannotRun("compare needs one of: a recording, a workload, or -- and a command")
+    asked = Asked(rmap, COMPARED, leader, profile, check, every, folios, large_folios, seed, costs)
+    if not what:
+        history, source = _from_command(argv, output, names)
+    else:
+        history, source = sources.find(what, seed)
+    return asked.compare("compare", history, source, json)
+
+
+class Asked:
+    """How a history is to be compared: what `compare`, `run` and `replay` have in common.
+
+    Whatever is wrong with it is said before a command is run.
+    """
+
+    def __init__(
+        self,
+        rmap: Sequence[str] | None,
+        otherwise: Sequence[str],
+        leader: str,
+        profile: str,
+        check: bool,
+        every: int,
+        folios: int,
+        large_folios: int,
+        seed: int,
+        costs: str,
+    ) -> None:
+        found = options.designs(rmap, otherwise)
+        names = list(found)
+        if leader and leader not in found and leader not in found.values():
+            raise CannotRun(f"the leader {leader!r} is not one of the designs ({', '.join(names)})")
+        first = next((i for i, (name, spec) in enumerate(found.items()) if leader in (name, spec)), 0)
+        self._profile: Final = profile
+        self._costs: Final = load_costs(costs) if costs else None
+        self._seed: Final = seed
+        self._plan: Final = Plan(
+            [options.design(spec) for spec in found.values()],
+            options.profile(profile),
+            first,
+            every,
+            folios,
+            check,
+            large_folios=large_folios,
+            excused=frozenset() if rmap else options.EXCUSED,
+        )
+
+    def compare(self, command: str, history: History, source: Source, json: bool) -> bool:
+        """Compare, and print what was found."""
+        plan = self._plan._replace(profile=options.profile(self._profile, source.kernel))
+        with Meter() as meter:
+            found = compare(history, plan, meter)
+        if self._costs is not None:
+            found = priced(found, self._costs)
+        names = [design.name for design in plan.designs]
+        inputs = Inputs(
+            source,
+            names,
+            names[plan.leader],
+            plan.profile.name,
+            plan.large_folios,
+            self._seed,
+            plan.every,
+            plan.folios,
+            self._costs.name if self._costs is not None else "",
+        )
+        told = Report(inputs, found.holds, found.figures, found.differences)
+        if json:
+            print_json(command, inputs, told.holds, told.figures, told.differences)
+        else:
+            print_report(told, console())
+        return told.holds
+
+
+def _from_command(argv: Sequence[str], output: Path | None, names: bool) -> tuple[History, Source]:
+    """Record a command; what it prints goes to stderr, because stdout is for the report."""
+    if output is not None:
+        check_output(output)
+    with tempfile.TemporaryDirectory(prefix="rmaplab-") as directory:
+        path = output or Path(directory, f"{Path(argv[0]).name}.parquet")
+        try:
+            with output_of_commands_to_stderr(True):
+                record(argv, path, names=names, say=say)
+        except RecordError as error:
+            if list(argv[1:]) != ["-m", "rmaplab.example"] or shutil.which(argv[0]) is None:
+                raise
+            say(f"{error}; so here is the recording of it that comes with rmaplab")
+            with resources.as_file(
+                resources.files("rmaplab") / "data/recordings/example.parquet"
+            ) as packaged:
+                return sources.from_file(str(packaged))
+        return sources.from_file(str(path))

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`rmaplab explore`: a page that shows a history step by step; and how `show` finds its film."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import msgspec
+import typer
+
+from rmaplab.check.race import RaceError, run
+from rmaplab.check.scenarios import exists
+from rmaplab.commands import options
+from rmaplab.commands.envelope import print_json
+from rmaplab.explore.parts import STEPS, Film, Shot
+from rmaplab.explore.tours import RACES, TOURS
+from rmaplab.measure import sources
+from rmaplab.mm.errors import HistoryError
+from rmaplab.mm.profile import REFERENCE
+from rmaplab.output import check_output, write_output
+from rmaplab.terminal import say
+
+DESIGNS = ("anon_vma", "cow_context")  # where nothing else was asked for
+
+LISTED = 20  # differences
+
+What = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="F | WORKLOAD [NAME=VALUE]... | RACE | TOUR",
+        help="A recording, a workload, a scenario of `rmaplab race` with the --path of an execution or one design"
+        f" for which to look for a failing one, or a guided tour ({', '.join((*TOURS, *RACES))}).",
+    ),
+]
+PathOfRace = Annotated[
+    str,
+    typer.Option(
+        metavar="PATH", help="Of a race: who takes each step, as `rmaplab race` prints it (default: one that fails)."
+    ),
+]
+
+
+class Inputs(msgspec.Struct, frozen=True):
+    """What a film depends on."""
+
+    history: str
+    designs: list[str]
+    profile: str
+    seed: int
+
+
+class Figures(msgspec.Struct, frozen=True, tag_field="of", tag="explore"):
+    """What the page shows: events from `first` to `last`, in so many steps and bytes."""
+
+    events: int
+    first: int
+    last: int
+    steps: int
+    nbytes: int
+
+
+def command(
+    what: What,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PAGE", help="The HTML page to write.")
+    ],
+    rmap: options.Designs = None,
+    profile: options.ProfileName = "",
+    first: Annotated[
+        int,
+        typer.Option("--from", min=1, metavar="N", help="Begin at event N; what came before is played."),
+    ] = 1,
+    last: Annotated[
+        int, typer.Option("--to", min=0, metavar="N", help="End at event N (0: the last).")
+    ] = 0,
+    steps: Annotated[
+        int,
+        typer.Option(min=1, max=2000, metavar="N", help="At most so many; longer histories are folded."),
+    ] = STEPS,
+    path: PathOfRace = "",
+    seed: options.Seed = 1,
+    json: options.Json = False,
+) -> bool:
+    """Write one self-contained HTML page that shows a history step by step, in designs side by side.
+
+    \b
+    Examples:
+      rmaplab explore fork-copy-fork -o tour.html
+      rmaplab explore sort.parquet --from 200 --to 400 -o sort.html
+      rmaplab explore "restore / fork" --rmap cow_context_prototype -o race.html
+    """
+    from rmaplab.explore.html import page
+
+    check_output(output)
+    film = film_of(Asked(what, rmap, profile, seed, path, Shot(first, last, steps)))
+    if film.cpus and (first, last) != (1, 0):
+        raise RaceError("a race is shown from its first step to its last: leave --from and --to out")
+    text = page(film)
+    write_output(output, text)
+    if json:
+        figures = Figures(film.events, film.first, film.last, len(film.steps), len(text.encode()))
+        print_json("explore", inputs_of(film, seed), not film.differences, figures, film.differences[:LISTED])
+    else:
+        print(f"{output}: {len(film.steps) - 1} steps, {len(text.encode()):,} bytes", file=sys.stderr)
+    return holds(film)
+
+
+class Asked(NamedTuple):
+    """What a film is asked for."""
+
+    what: Sequence[str]
+    rmap: Sequence[str] | None
+    profile: str
+    seed: int
+    path: str
+    shot: Shot
+    page: tuple[int, int] | None = None
+
+
+def film_of(asked: Asked) -> Film:
+    what = asked.what
+    name = what[0] if len(what) == 1 and not os.path.exists(what[0]) else ""
+    if name in RACES or exists(name) or " / " in name or asked.path:
+        return _film_of_race(name, asked)
+    from rmaplab.explore.film import shoot
+
+    tour = TOURS.get(name)
+    history = sources.find(what, asked.seed)[0] if tour is None else tour.history()
+    kernel = options.profile(asked.profile, history.header.kernel)
+    designs = [options.design(spec) for spec in options.designs(asked.rmap, tour.designs if tour else DESIGNS).values()]
+    if len(history) == 0:
+        raise HistoryError("there is nothing to see in a history without events")
+    shot = asked.shot
+    last = shot.last or len(history)
+    if not 1 <= (shot.first or last) <= last <= len(history):
+        raise HistoryError(
+            f"events {shot.first or last} to {last} are no part of this history, which has {len(history):,}"
+        )
+    shot = Shot(shot.first or last, last, shot.steps)
+    return shoot(history, designs, kernel, shot=shot, tour=tour, ask=asked.page)
+
+
+def _film_of_race(name: str, asked: Asked) -> Film:
+    from rmaplab.explore.race import shoot_race, shoot_tour
+
+    tour = RACES.get(name)
+    if tour is None and not exists(name):
+        raise RaceError(f"there is no scenario called {name!r}; rmaplab race --list prints them all")
+    if asked.profile not in ("", REFERENCE):
+        raise RaceError(f"races run by the rules of {REFERENCE} alone")
+    if asked.page is not None:
+        raise RaceError("--ask is for histories; in a race the folio that it is about is asked for")
+    if tour is not None:
+        if asked.rmap or asked.path:
+            raise RaceError("a guided tour of a race has its design and its path: leave --rmap and --path out")
+        return shoot_tour(tour, options.design(tour.design))
+    rmap = options.listed(asked.rmap)
+    if len(rmap) != 1:
+        raise RaceError("a race is one design's: name it with --rmap")
+    design = options.design(rmap[0])
+    path = asked.path
+    if not path:
+        print("looking for an interleaving that fails", file=sys.stderr)
+        broken = run(name, design).broken
+        if not broken:
+            raise RaceError(
+                f"{design.name} keeps its obligations in every interleaving of {name!r}, so there is no failure to"
+                " show; give the --path of one"
+            )
+        path = broken[0].path
+    return shoot_race(name, design, path)
+
+
+def holds(film: Film) -> bool:
+    """Whether the machine's results are the history's, and a race breaks no obligation; what does not is said."""
+    for difference in film.differences[:LISTED]:
+        say(difference)
+    return not film.differences
+
+
+def inputs_of(film: Film, seed: int) -> Inputs:
+    return Inputs(film.title, [design.name for design in film.designs], film.profile, seed)

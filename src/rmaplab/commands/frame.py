@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The program `rmaplab`: which verb is meant, and how it ends.
+
+A verb's function does its work and returns whether what it looked at holds (or, as `record` does, the exit status of
+another command); every way to fail becomes one sentence on
+stderr here.  Data goes to stdout, progress to stderr.
+
+Exit status 0: done, and all holds; 1: done, and something does not hold; 2: could not be done; 141: the reader of the
+output has gone before its end (as in `rmaplab compare … | head`), so that nobody takes it for a verdict.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import gc
+import importlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from rmaplab.commands import VERBS, Verb
+from rmaplab.errors import CannotRun
+from rmaplab.terminal import say
+
+HOLDS: Final = 0
+DOES_NOT_HOLD: Final = 1
+COULD_NOT_RUN: Final = 2
+NO_READER: Final = 141  # as a shell says of what SIGPIPE has ended
+
+_STATUS: Final = "Exit status: 0 all holds, 1 something does not, 2 could not run, 141 output cut"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program `rmaplab`."""
+    # Thousands of VMAs and chains live as long as their machine: looking through them for cycles so often, as
+    # the default has it, takes a tenth of a replay.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for encodings that lack a character
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Do what `arguments` say; the exit status."""
+    try:
+        job = _job(arguments)
+        found = job is None or job()
+        sys.stdout.flush()
+        if isinstance(found, bool):
+            return HOLDS if found else DOES_NOT_HOLD
+        return found
+    except KeyboardInterrupt:
+        return _refuse("interrupted, so there is no result")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter does not write to it once more at exit
+        return NO_READER
+    except CannotRun as error:
+        return _refuse(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _refuse(f"{where}{error.strerror or error}")
+    except MemoryError:
+        return _refuse("there is not enough memory for a history of this size")
+    except Exception:  # a mistake in a design of one's own, or in rmaplab: its author wants to see where
+        import traceback
+
+        traceback.print_exc()
+        return COULD_NOT_RUN
+
+
+def _refuse(sentence: str) -> int:
+    say(sentence)
+    return COULD_NOT_RUN
+
+
+def _job(arguments: list[str]) -> Callable[[], int] | None:
+    """What is to be done; None if it was done already: `--help` and `--version`."""
+    first = arguments[0] if arguments else "--help"
+    if first == "--version":
+        from rmaplab.commands.envelope import VERSION
+
+        print(f"rmaplab {VERSION}")
+        return None
+    for words in (2, 1):
+        for verb in VERBS:
+            if verb.name == " ".join(arguments[:words]):
+                return _parse(verb, arguments[words:])
+    group = [verb for verb in VERBS if verb.name.startswith(f"{first} ")]
+    rest = arguments[1:] if group else arguments
+    if not rest or rest[0] in ("--help", "-h", "help"):
+        print(_overview(group or VERBS, f"{first} " if group else ""))
+        return None
+    name = f"{first} {rest[0]}" if group else first
+    near = difflib.get_close_matches(name, [verb.name for verb in VERBS], 1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise CannotRun(f"there is no command {name!r}{hint} See rmaplab --help.")
+
+
+def _overview(verbs: Sequence[Verb], group: str) -> str:
+    lines = [
+        f"Usage: rmaplab {group}COMMAND ...",
+        "",
+        "  A laboratory for the anonymous reverse mapping of Linux.",
+        "",
+        "Commands (rmaplab COMMAND --help says more):",
+        *(f"  {verb.name:16} {verb.summary}" for verb in verbs),
+        "",
+        "Example: rmaplab compare forkchain generations=20",
+        _STATUS,
+    ]
+    return "\n".join(lines)
+
+
+def function_of(verb: Verb) -> Callable[..., int]:
+    """The function that does what `verb` says."""
+    module, _, name = verb.module.partition(":")
+    found: Callable[..., int] = getattr(importlib.import_module(f"rmaplab.commands.{module}"), name or "command")
+    return found
+
+
+def _parse(verb: Verb, arguments: list[str]) -> Callable[[], int] | None:
+    """The call that `arguments` stand for.  What follows "--" is a command, which the verb finds in its context."""
+    import typer
+
+    function = function_of(verb)
+    after: list[str] = []
+    if "--" in arguments:
+        cut = arguments.index("--")
+        arguments, after = arguments[:cut], arguments[cut + 1 :]
+
+    @functools.wraps(function)
+    def later(*args: object, **named: object) -> Callable[[], int]:
+        return functools.partial(function, *args, **named)  # not within the parser, which has its own ideas of errors
+
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command()(later)
+    try:
+        job = app(arguments, prog_name=f"rmaplab {verb.name}", standalone_mode=False, obj=after)
+    except typer.TyperException as error:
+        raise CannotRun(f"{error.format_message()} See rmaplab {verb.name} --help.") from None
+    return job if callable(job) else None

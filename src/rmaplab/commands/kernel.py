@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`rmaplab kernel setup | compare | run | import | userland`: the real kernel as witness.
+
+What needs a kernel, QEMU or drgn is imported when it is used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from rmaplab.commands import options
+from rmaplab.commands.envelope import print_json
+from rmaplab.kernel.errors import KernelUnavailable
+from rmaplab.kernel.versions import DEFAULT, VERSIONS
+from rmaplab.output import check_output
+from rmaplab.terminal import say
+from rmaplab.verdict import judge
+
+if TYPE_CHECKING:
+    from rmaplab.kernel.lockstep import Disagreement
+    from rmaplab.kernel.setup import Kernel
+
+
+Version = Annotated[str, typer.Option("--version", metavar="|".join(VERSIONS), help="Which kernel.")]
+Image = Annotated[Path | None, typer.Option(metavar="FILE", help="A kernel of your own: its bzImage.")]
+Vmlinux = Annotated[Path | None, typer.Option(metavar="FILE", help="The same kernel with debug information.")]
+Modules = Annotated[
+    Path | None, typer.Option(metavar="TREE", help="Its modules, as `make modules_install` or a package leaves them.")
+]
+CommandLine = Annotated[str, typer.Option(metavar="TEXT", help="What to add to the kernel's command line.")]
+Accelerator = Annotated[str, typer.Option(metavar="NAME", help="QEMU's accelerator: tcg or kvm.")]
+LargeFolios = Annotated[
+    int,
+    typer.Option(min=0, max=9, metavar="ORDER", help="Faults may allocate folios of up to 2**ORDER pages (6.8 on)."),
+]
+Save = Annotated[Path | None, typer.Option("--save", metavar="F", help="Where to write the history that differs.")]
+
+
+def _kernel(version: str, image: Path | None, vmlinux: Path | None, modules: Path | None) -> Kernel:
+    from rmaplab.kernel import setup
+
+    setup.need_drgn()
+    if image is None and vmlinux is None:
+        return setup.need(version)
+    if image is None or vmlinux is None:
+        raise KernelUnavailable("a kernel of one's own needs both: --image to boot it, --vmlinux to read it.")
+    return setup.own(image, vmlinux, modules)
+
+
+def setup(version: Version = DEFAULT) -> bool:
+    """Fetch a kernel and its debug information into the cache; nothing is installed.
+
+    \b
+    Example:
+      rmaplab kernel setup --version 6.1
+    """
+    from rmaplab.kernel import setup
+
+    kernel = setup.set_up(version, say)
+    print(f"{kernel.release} is in {kernel.image.parent}")
+    return True
+
+
+def compare(
+    history: Annotated[
+        Path | None, typer.Argument(metavar="[F]", help="A history; without one, random ones.")
+    ] = None,
+    version: Version = DEFAULT,
+    image: Image = None,
+    vmlinux: Vmlinux = None,
+    modules: Modules = None,
+    command_line: CommandLine = "",
+    accelerator: Accelerator = "tcg",
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Random steps, after the aimed histories.")] = 3000,
+    seed: options.Seed = 1,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Guests that run random histories side by side.")] = 1,
+    large_folios: LargeFolios = 0,
+    save: Save = None,
+    json: options.Json = False,
+) -> bool:
+    """Run a history in a real kernel and in the model, and compare their state after each step.
+
+    \b
+    Example:
+      rmaplab kernel compare --steps 3000
+    """
+    from rmaplab.kernel.campaign import campaign
+    from rmaplab.kernel.coverage import Coverage
+    from rmaplab.kernel.fixtures import answers
+    from rmaplab.kernel.lockstep import Witness, minimal, replay
+    from rmaplab.trace.history import History, read_history, write_history
+
+    if save is not None:
+        check_output(save)
+    recorded = None if history is None else read_history(history)
+    kernel = _kernel(version, image, vmlinux, modules)
+    with Witness(kernel, command_line, accelerator) as witness:
+        release = witness.profile.release
+        for note in witness.notes:
+            say(note)
+        coverage = Coverage()
+        if recorded is not None:
+            found = replay(witness, recorded, None, recorded.header, coverage, large_folios)
+            done = sum(coverage.steps.values())
+        else:
+            found = next((bad for _, _, bad in answers(witness, coverage) if bad is not None), None)
+            done = 0
+            if found is None:
+                found, done = campaign(
+                    kernel, command_line, accelerator, seed, steps, jobs, coverage,
+                    lambda text: say(f"{release}: {text}"),
+                )  # fmt: skip
+        if found is not None:
+            say("making it shorter")
+            found = minimal(witness, found, head=None if recorded is None else recorded.header)
+    inputs = {
+        "history": str(history or "random"), "designs": ["anon_vma"], "profile": witness.profile.name,
+        "kernel": release, "seed": seed,
+    }  # fmt: skip
+    if found is not None and save is not None:
+        from rmaplab.check.histories import header
+
+        head = header() if recorded is None else recorded.header
+        head.kernel = release
+        write_history(save, History(head, found.requested))
+    held = judge(done, found is not None, "a guest cannot be asked any event of this history")
+    missing = coverage.missing(witness.has_large_folios)
+    figures = {"steps": done, "reached": dict(coverage.reached), "not reached": missing}
+    if json:
+        print_json(
+            "kernel compare", inputs, held, figures, [] if found is None else [_as_json(found)]
+        )
+    elif found is not None:
+        print(explained(found))
+        if save is not None:
+            print(f"The history is in {save}.")
+    else:
+        what = "steps" if recorded is not None else "random steps and all aimed histories"
+        print(f"{release}: {done} {what}, no difference.  Cases reached (number of steps):")
+        for case, count in sorted(coverage.reached.items()):
+            print(f"  {count:6} {case}")
+        for case in missing:
+            print(f"       - {case}")
+    return held
+
+
+def run(
+    history: Annotated[Path, typer.Argument(metavar="F", help="A history.")],
+    version: Version = DEFAULT,
+    image: Image = None,
+    vmlinux: Vmlinux = None,
+    modules: Modules = None,
+    command_line: CommandLine = "",
+    accelerator: Accelerator = "tcg",
+    large_folios: LargeFolios = 0,
+) -> bool:
+    """Run a history in a real kernel, and print what the kernel answers and holds after each step.
+
+    \b
+    Example:
+      rmaplab kernel run history.parquet
+    """
+    from rmaplab.kernel.answers import render
+    from rmaplab.kernel.lockstep import Lockstep, Witness
+    from rmaplab.trace.history import read_history
+
+    recorded = read_history(history)
+    with Witness(_kernel(version, image, vmlinux, modules), command_line, accelerator) as witness:
+        lockstep = Lockstep(witness, recorded.header, large_folios=large_folios)
+        for event in recorded:
+            if not lockstep.possible(event):
+                continue
+            before = len(lockstep.played)
+            lockstep.step(event)
+            assert lockstep.snapshot is not None
+            print(render(lockstep.played[before:], lockstep.snapshot, lockstep.driver.pids), flush=True)
+    return True
+
+
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="QMP socket of a running guest, an ELF dump, 'live' (this machine), or 'guest': one of ours after"
+            " a random history.",
+        ),
+    ],
+    version: Version = DEFAULT,
+    vmlinux: Vmlinux = None,
+    seed: options.Seed = 1,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Random steps, for 'guest'.")] = 500,
+    json: options.Json = False,
+) -> bool:
+    """Import a real kernel's state, and walk all its anonymous pages in each design.
+
+    \b
+    Example:
+      rmaplab kernel import /run/guest/qmp.sock --vmlinux vmlinux
+    """
+    from rmaplab.kernel.importer import read_guest, read_source
+
+    if source == "guest":
+        state = read_guest(_kernel(version, None, None, None), seed, steps)
+    else:
+        state = read_source(source, vmlinux)
+    for note in state.notes:
+        say(note)
+    inputs = {
+        "history": source, "designs": [finding.design for finding in state.findings],
+        "profile": state.profile, "kernel": state.release, "seed": seed,
+    }  # fmt: skip
+    if json:
+        print_json("kernel import", inputs, state.holds, msgspec.to_builtins(state), list(state.problems))
+    else:
+        print(state.table())
+    return state.holds
+
+
+def userland(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME…]", help="redis, postgresql, apache, compiler; without one, all of them."),
+    ] = None,
+    version: Version = DEFAULT,
+    image: Image = None,
+    vmlinux: Vmlinux = None,
+    modules: Modules = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print tables for a page.")] = False,
+    json: options.Json = False,
+) -> bool:
+    """Run real programs in a guest, import its state while they work, and walk all their anonymous pages.
+
+    \b
+    Example:
+      rmaplab kernel userland redis postgresql --markdown
+    """
+    from rmaplab.kernel import survey, userland
+
+    for name in names or ():
+        if name not in userland.PROGRAMS:
+            raise KernelUnavailable(f"there is no program {name}: give some of {', '.join(userland.PROGRAMS)}.")
+    kernel = _kernel(version, image, vmlinux, modules)
+    moments = []
+    for name in names or userland.PROGRAMS:
+        moments += survey.survey(userland.PROGRAMS[name], kernel, say)
+    failed = not all(moment.state.holds for moment in moments)
+    holds = judge(len(moments), failed, "no program came to a moment at which it could be read")
+    first = moments[0].state
+    inputs = {
+        "history": list(names or userland.PROGRAMS), "designs": [finding.design for finding in first.findings],
+        "profile": first.profile, "kernel": first.release, "seed": None,
+    }  # fmt: skip
+    if json:
+        wrong = [f"{moment.program}, {moment.what}: {text}" for moment in moments for text in moment.state.problems]
+        print_json("kernel userland", inputs, holds, msgspec.to_builtins(moments), wrong)
+    else:
+        print(survey.markdown(moments) if markdown else survey.text(moments))
+    return holds
+
+
+def explained(found: Disagreement) -> str:
+    """A difference on one screen: what either side has, and how one gets there."""
+    from rmaplab.kernel.answers import event_line
+
+    lines = [
+        f"After {len(found.requested)} steps the kernel and the model differ, at",
+        f"  {event_line(found.event)}",
+        *str(found.difference).splitlines(),
+        f"The history, with --large-folios {found.large_folios}:" if found.large_folios else "The history:",
+    ]
+    played = found.played
+    if len(played) > 30:
+        lines.append(f"  ({len(played) - 30} events before these)")
+    return "\n".join([*lines, *(f"  {event_line(event)}" for event in played[-30:])])
+
+
+def _as_json(found: Disagreement) -> dict[str, Any]:
+    return {
+        "step": len(found.requested), "event": msgspec.to_builtins(found.event),
+        "difference": msgspec.to_builtins(found.difference), "large_folios": found.large_folios,
+        "history": msgspec.to_builtins(found.requested),
+    }  # fmt: skip

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`rmaplab race`: every interleaving of users of the reverse map against what other CPUs do."""
+
+from __future__ import annotations
+
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import typer
+from rich.table import Table
+
+from rmaplab.check.race import (
+    Broken,
+    RaceError,
+    Verdict,
+    chosen,
+    collect_often,
+    cpus,
+    lock_complaints,
+    run,
+    run_path,
+    timeline,
+)
+from rmaplab.check.race_findings import look_for_all, markdown, stages
+from rmaplab.commands import options
+from rmaplab.commands.envelope import print_json
+from rmaplab.measure.progress import Meter
+from rmaplab.mm.profile import REFERENCE
+from rmaplab.output import check_output, write_output
+from rmaplab.rmap import load
+from rmaplab.terminal import console
+from rmaplab.verdict import judge
+
+DESIGNS: Final = ("anon_vma", "cow_context")  # where nothing else was asked for
+
+
+class Inputs(msgspec.Struct, frozen=True):
+    """What the verdicts depend on.  `preemptions` None: each scenario's own bound."""
+
+    scenarios: list[str]
+    designs: list[str]
+    profile: str
+    preemptions: int | None
+    limit: int
+    random: int
+    seed: int
+    path: str
+
+
+class Differences(msgspec.Struct, frozen=True):
+    """An obligation that a design broke in a scenario."""
+
+    scenario: str
+    design: str
+    broken: Broken
+
+
+def command(
+    scenarios: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SCENARIO]...", help="Only those whose names contain this."),
+    ] = None,
+    rmap: options.Designs = None,
+    preemptions: Annotated[
+        int,
+        typer.Option(
+            min=-1,
+            metavar="N",
+            help="Take a CPU away at most N times (default: each scenario's own bound, mostly none).",
+        ),
+    ] = -1,
+    limit: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Give a scenario up after N interleavings (0: never).")
+    ] = 0,
+    random: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Try N random interleavings of each scenario, without a bound."),
+    ] = 0,
+    seed: options.Seed = 1,
+    timelines: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Show the timelines of at most N failures of a design."),
+    ] = 1,
+    jobs: options.Jobs = 1,
+    path: Annotated[str, typer.Option(metavar="PATH", help="Replay this path of one scenario exactly.")] = "",
+    show_names: Annotated[bool, typer.Option("--list", help="Print the names of all scenarios.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what one design breaks, with minimal timelines, as Markdown."),
+    ] = None,
+    json: options.Json = False,
+) -> bool:
+    """Try every interleaving of users of the reverse map against what other CPUs do.
+
+    A scenario is "USER / OPERATION": a walk that looks for references, unmaps, migrates or restores after migration,
+    while other CPUs fault, fork, exit, unmap, protect or move. docs/races.md lists the obligations. Memory model:
+    sequential consistency plus RCU.
+
+    \b
+    Examples:
+      rmaplab race "referenced / fork" --jobs 2
+      rmaplab race --rmap cow_context "restore / "
+      rmaplab race --random 1000 "migrate / fork + mremap in the child"
+      rmaplab race --rmap cow_context_prototype "unmap / fork of the child"
+    """
+    names = chosen(scenarios or [])
+    if show_names:
+        print("\n".join(names))
+        return True
+    designs = list(options.designs(rmap, DESIGNS).values())
+    jobs = options.cpus_to_use(jobs)
+    if path:
+        return _replay(names, designs, path)
+    if report is not None:
+        check_output(report)
+        return _report(scenarios or [], names, designs, jobs, report)
+    bound = preemptions if preemptions >= 0 else None
+    inputs = Inputs(names, designs, REFERENCE, bound, limit, random, seed, path)
+    verdicts = _try_all(inputs, jobs)
+    wrong = lock_complaints(verdicts)
+    holds = judge(len(verdicts), not all(v.holds for v in verdicts) or bool(wrong), "no scenario was tried")
+    if json:
+        broken = [Differences(v.scenario, v.design, b) for v in verdicts for b in v.broken]
+        print_json("race", inputs, holds, verdicts, broken, lock_order=wrong)
+    else:
+        _print(inputs, verdicts, wrong, holds, timelines)
+    return holds
+
+
+def _one(work: tuple[int, str, str, Inputs]) -> tuple[int, Verdict]:
+    number, name, design, given = work
+    verdict = run(
+        name,
+        load(design),
+        limit=given.limit,
+        preemptions=given.preemptions,
+        random=given.random,
+        seed=given.seed,
+    )
+    return number, verdict
+
+
+def _try_all(inputs: Inputs, jobs: int) -> list[Verdict]:
+    work = [
+        (number, name, design, inputs)
+        for number, (design, name) in enumerate((d, n) for d in inputs.designs for n in inputs.scenarios)
+    ]
+    verdicts: dict[int, Verdict] = {}
+    with Meter() as meter:
+        if jobs == 1:
+            collect_often()
+            for item in work:
+                verdicts[item[0]] = _one(item)[1]
+                meter.tell("interleavings", len(verdicts), len(work), "scenarios")
+        else:
+            work.sort(key=lambda item: -item[1].count("mremap"))  # what takes longest, first
+            with get_context("spawn").Pool(jobs, collect_often) as pool:
+                for number, verdict in pool.imap_unordered(_one, work):
+                    verdicts[number] = verdict
+                    meter.tell("interleavings", len(verdicts), len(work), "scenarios")
+    return [verdicts[number] for number in sorted(verdicts)]
+
+
+def _report(patterns: list[str], names: list[str], designs: list[str], jobs: int, path: Path) -> bool:
+    """Write the page of one design; without patterns, of the scenarios with one operation."""
+    if len(designs) != 1:
+        raise RaceError(f"a report is about one design, and here are {len(designs)}: name it with --rmap")
+    wanted = names if patterns else [name for name in names if " + " not in name]
+    with Meter() as meter:
+        found = look_for_all(
+            designs[0], wanted, jobs, lambda done, total: meter.tell("findings", done, total, "scenarios")
+        )
+    words = ["rmaplab race", *(f'"{pattern}"' for pattern in patterns), f"--rmap {designs[0]} --report FILE"]
+    write_output(path, markdown(designs[0], found, " ".join(words)))
+    for stage, findings in zip(stages(load(designs[0])), found, strict=True):
+        print(f"{stage.design.name}: {len(findings)} of {len(wanted)} scenarios are broken")
+    return not found[0]
+
+
+def _replay(names: list[str], designs: list[str], path: str) -> bool:
+    if len(names) != 1 or len(designs) != 1:
+        raise RaceError(
+            f"a path belongs to one scenario and one design, and here are {len(names)} and {len(designs)}: name them"
+        )
+    broken = run_path(names[0], load(designs[0]), path)
+    if broken is None:
+        print(f"{names[0]}, {designs[0]}: this path breaks nothing")
+        return True
+    print("\n".join(timeline(broken, cpus(names[0]))))
+    return False
+
+
+def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, timelines: int) -> None:
+    out = console(width=100)
+    for design in inputs.designs:  # as it was given, which need not be its name
+        name = load(design).name
+        verdicts = [v for v in found if v.design == name]
+        table = Table(box=None, pad_edge=False, title=name, title_justify="left")
+        for heading in ("scenario", "bound", "in all", "tried", "steps", "CPU s", "verdict"):
+            table.add_column(heading, justify="left" if heading in ("scenario", "verdict") else "right")
+        for v in verdicts:
+            table.add_row(
+                v.scenario,
+                "none" if v.preemptions < 0 else str(v.preemptions),
+                f"{v.orders:,.0f}" if v.orders < 1e6 else f"{v.orders:.0e}",
+                f"{v.interleavings:,}",
+                f"{v.steps:,}",
+                f"{v.seconds:.2f}",
+                _verdict(v),
+            )
+        out.print(table)
+        failed = [v for v in verdicts if v.broken]
+        out.print(
+            f"\n{name}: {sum(v.holds for v in verdicts)} of {len(verdicts)} scenarios hold,"
+            f" {len(failed)} are broken,"
+            f" {sum(v.interleavings for v in verdicts):,} interleavings tried,"
+            f" {sum(v.seconds for v in verdicts):.1f} s of CPU time\n"
+        )
+        for v in failed[:timelines]:
+            out.print(f"{v.scenario}: the first interleaving that breaks an obligation")
+            for line in timeline(v.broken[0], v.cpus):
+                out.print(line, soft_wrap=True)
+            which = f'"{v.scenario}" --rmap {design} --path "{v.broken[0].path}"'
+            out.print(f"     again:  rmaplab race {which}", soft_wrap=True)
+            out.print(f"     see it: rmaplab explore {which} -o race.html\n", soft_wrap=True)
+        for v in failed[timelines:]:
+            out.print(f"{v.scenario}: {v.broken[0].error}", soft_wrap=True)
+    for complaint in wrong:
+        out.print(complaint, soft_wrap=True)
+    out.print(f"Verdict   {'holds' if holds else 'does not hold'}")
+
+
+def _verdict(v: Verdict) -> str:
+    if v.broken:
+        return "BROKEN"
+    if v.random:
+        return "nothing found"
+    return "holds" if v.exhausted else "not finished"

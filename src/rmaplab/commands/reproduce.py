@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`rmaplab reproduce`: published measurements repeated, the published figure beside ours."""
+
+from __future__ import annotations
+
+from textwrap import fill
+from typing import Annotated
+
+import msgspec
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rmaplab.commands import options
+from rmaplab.commands.envelope import print_json
+from rmaplab.measure.cost import load_costs
+from rmaplab.measure.progress import Meter
+from rmaplab.measure.reproduce import REPRODUCTIONS, Figure, ReproduceError, Reproduction, chosen, reproduce
+from rmaplab.terminal import console
+
+
+class Inputs(msgspec.Struct, frozen=True):
+    """What the figures depend on, besides the version."""
+
+    reproductions: list[str]
+    costs: str
+
+
+class Beside(msgspec.Struct, frozen=True):
+    """A published figure, ours, and ours over it."""
+
+    what: str
+    published: list[float]
+    ours: float
+    unit: str
+    ratio: float
+    bound: str
+    holds: bool
+
+
+class Told(msgspec.Struct, frozen=True):
+    """A reproduction as `--json` has it."""
+
+    name: str
+    source: str
+    said: str
+    how: str
+    figures: list[Beside]
+    shown: dict[str, str]
+    why: str
+    holds: bool
+
+
+def command(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Which ones; --list prints their names.")
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Print the names, and where each was published.")] = False,
+    costs: options.Costs = "",
+    json: options.Json = False,
+) -> bool:
+    """Repeat published measurements: the published figure, ours, the ratio, and why they differ.
+
+    Exit status 1: a figure is not within its bound (docs/published.md).
+
+    \b
+    Examples:
+      rmaplab reproduce anon-vma-chains
+      rmaplab reproduce --all --json
+    """
+    if list_:
+        print("\n".join(REPRODUCTIONS))
+        return True
+    if bool(names) == all_:
+        raise ReproduceError("name what to reproduce, or say --all (--list prints the names)")
+    wanted = chosen(names or list(REPRODUCTIONS))
+    profile = load_costs(costs)
+    with Meter() as meter:
+        found = [reproduce(name, profile, meter) for name in wanted]
+    holds = all(one.holds for one in found)
+    if json:
+        wrong = [_beside(figure) for one in found for figure in one.figures if not figure.holds]
+        print_json("reproduce", Inputs(wanted, profile.name), holds, [_told(one) for one in found], wrong)
+    else:
+        out = console()
+        for one in found:
+            _print(one, out)
+        out.print(f"Costs     {profile.name}, measured on Linux {profile.kernel}")
+        out.print(f"Verdict   {'holds' if holds else 'does not hold'}")
+    return holds
+
+
+def _beside(figure: Figure) -> Beside:
+    return Beside(
+        figure.what,
+        [figure.low] if figure.low == figure.high else [figure.low, figure.high],
+        figure.ours,
+        figure.unit,
+        figure.ratio,
+        figure.bound,
+        figure.holds,
+    )
+
+
+def _told(one: Reproduction) -> Told:
+    figures = [_beside(figure) for figure in one.figures]
+    return Told(one.name, one.source, one.said, one.how, figures, dict(one.shown), one.why, one.holds)
+
+
+def _print(one: Reproduction, out: Console) -> None:
+    out.print(one.name, style="bold")
+    for label, text in (("Source", one.source), ("Said", one.said), ("Here", one.how)):
+        _fact(label, text, out)
+    out.print()
+    if one.figures:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        table.add_column("", no_wrap=True)
+        for heading in ("published", "ours", "ratio", "bound", ""):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for figure in one.figures:
+            published = _number(figure.low)
+            if figure.low != figure.high:
+                published += f" to {_number(figure.high)}"
+            table.add_row(
+                figure.what,
+                f"{published} {figure.unit}",
+                f"{_number(figure.ours)} {figure.unit}",
+                f"{figure.ratio:.2f}" if figure.published else "-",
+                _bound(figure.bound),
+                ("holds" if figure.holds else "NOT") if figure.bound else "",
+            )
+        out.print(table)
+        out.print()
+    for what, value in one.shown:
+        _fact("", f"{what}: {value}", out)
+    _fact("Why", one.why, out)
+    out.print()
+
+
+def _bound(bound: str) -> str:
+    kind, _, numbers = bound.partition(" ")
+    if kind == "points":
+        return f"{numbers} points"
+    if kind == "times":
+        return " to ".join(numbers.split())
+    return bound or "-"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) and abs(value) >= 100 else f"{value:,.4g}"
+
+
+def _fact(label: str, text: str, out: Console) -> None:
+    width = max(40, out.width - 1)
+    out.print(
+        fill(f"{label:9} {text}", width, subsequent_indent=" " * 10, break_on_hyphens=False, initial_indent="")
+    )

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`rmaplab run`: run a built-in workload through designs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rmaplab.commands import options
+from rmaplab.commands.compare import Asked
+from rmaplab.errors import CannotRun
+from rmaplab.measure import sources
+from rmaplab.measure.comparison import FOLIOS
+from rmaplab.output import check_output
+from rmaplab.trace.history import write_history
+from rmaplab.workloads import FAMILIES
+
+
+def command(
+    name: Annotated[
+        str, typer.Argument(metavar="WORKLOAD", help=f"One of {', '.join(FAMILIES)}.", show_default=False)
+    ] = "",
+    parameters: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Its parameters (--list prints all).")
+    ] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Print the workloads, their parameters and defaults.")
+    ] = False,
+    rmap: options.Designs = None,
+    leader: options.Leader = "",
+    profile: options.ProfileName = "",
+    check: options.Check = False,
+    every: options.Every = 0,
+    folios: options.Folios = FOLIOS,
+    large_folios: options.LargeFolios = 0,
+    seed: options.Seed = 1,
+    costs: options.Costs = "",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="F", help="Write the history to F, too.")
+    ] = None,
+    json: options.Json = False,
+) -> bool:
+    """Run a built-in workload through designs (default: anon_vma).
+
+    \b
+    Example:
+      rmaplab run zygote apps=5 restarts=10 --rmap cow_context
+    """
+    if list_:
+        print(_families())
+        return True
+    if not name:
+        raise CannotRun(f"run needs a workload: {', '.join(FAMILIES)} (--list prints their parameters)")
+    asked = Asked(rmap, ["anon_vma"], leader, profile, check, every, folios, large_folios, seed, costs)
+    if output is not None:
+        check_output(output)
+    history, source = sources.from_workload(name, parameters or [], seed)
+    if output is not None:
+        write_history(output, history)
+    return asked.compare("run", history, source, json)
+
+
+def _families() -> str:
+    """The workloads and their parameters."""
+    lines: list[str] = []
+    for name, family in FAMILIES.items():
+        lines.append(f"{name}: {(family.__doc__ or '').splitlines()[0]}")
+        default = family()
+        for parameter, what in family.parameters.items():
+            lines.append(f"  {f'{parameter}={getattr(default, parameter)}':20} {what}")
+    return "\n".join(lines)

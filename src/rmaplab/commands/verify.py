@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`rmaplab verify`: random histories on every design, checked against the page tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rmaplab.check import mutation, verify_report
+from rmaplab.check.verify import Plan, verify
+from rmaplab.commands import options
+from rmaplab.commands.envelope import print_json
+from rmaplab.measure.progress import Meter
+from rmaplab.mm.profile import REFERENCE
+from rmaplab.output import check_output, write_output
+from rmaplab.rmap import DESIGNS
+from rmaplab.terminal import console
+from rmaplab.verdict import judge
+
+
+def command(
+    rmap: options.Designs = None,
+    profile: options.ProfileName = "",
+    seed: options.Seed = 1,
+    steps: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Events in all (default: 20,000, or what --time allows).")
+    ] = 0,
+    seconds: Annotated[
+        float, typer.Option("--time", min=0, metavar="SECONDS", help="Start no new history after SECONDS.")
+    ] = 0,
+    every: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Check after every N events (0: never, which gives no verdict).")
+    ] = 1,
+    pages: Annotated[
+        int, typer.Option(min=0, max=2000, metavar="N", help="Pages that a history is about (0: various).")
+    ] = 0,
+    large_folios: Annotated[
+        int, typer.Option(min=0, max=9, metavar="ORDER", help="Highest order of folios (0: various).")
+    ] = 0,
+    jobs: options.Jobs = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="F",
+            help="Where to save a history that fails (default: verify-failure.parquet), or the page of --mutants.",
+        ),
+    ] = None,
+    mutants: Annotated[
+        bool, typer.Option("--mutants", help="Look for bugs that were put in on purpose: each has to be found.")
+    ] = False,
+    json: options.Json = False,
+) -> bool:
+    """Check every design against the page tables, after every step of random histories.
+
+    The same seed gives the same result on any number of CPUs. A history that fails is shortened, printed and saved
+    for `rmaplab replay`.
+
+    \b
+    Examples:
+      rmaplab verify --steps 2000
+      rmaplab verify --time 600 --every 10
+      rmaplab verify --rmap anon_vma,mine.py --seed 7
+      rmaplab verify --mutants
+    """
+    cpus = options.cpus_to_use(jobs)
+    if output is not None:
+        check_output(output)
+    if mutants:
+        return _look_for_mutants(cpus, output, json)
+    plan = Plan(
+        designs=tuple(options.designs(rmap, list(DESIGNS)).values()),
+        profile=options.profile(profile or REFERENCE).name,
+        seed=seed,
+        steps=steps or (0 if seconds else 20_000),
+        seconds=seconds,
+        every=every,
+        pages=pages,
+        large_folios=large_folios,
+        jobs=cpus,
+        excused=frozenset() if rmap else options.EXCUSED,
+    )
+    with Meter() as meter:
+        found = verify(plan, meter)
+    saved = None
+    if found.failure is not None:
+        saved = output or Path("verify-failure.parquet")
+        verify_report.save(saved, plan, found.failure)
+    held = found.holds  # or nothing was looked at, and there is nothing to print
+    if json:
+        print_json(
+            "verify",
+            verify_report.inputs(plan),
+            held,
+            verify_report.figures(found),
+            verify_report.differences(found),
+            saved=None if saved is None else str(saved),
+        )
+    else:
+        verify_report.print_text(plan, found, saved, console())
+    return held
+
+
+def _look_for_mutants(jobs: int, output: Path | None, json: bool) -> bool:
+    with Meter() as meter:
+        verdicts = mutation.look_for_all(jobs, meter)
+    if output is not None:
+        write_output(output, mutation.markdown(verdicts, f"rmaplab verify --mutants -o {output}"))
+    holds = judge(len(verdicts), not all(verdict.holds for verdict in verdicts), "no mutant was looked for")
+    if json:
+        inputs = {
+            "history": "random",
+            "mutants": [verdict.mutant for verdict in verdicts],
+            "steps": mutation.STEPS,
+            "interleavings": mutation.INTERLEAVINGS,
+        }
+        print_json("verify", inputs, holds, verdicts, [verdict for verdict in verdicts if not verdict.holds])
+    else:
+        mutation.print_table(verdicts, console())
+    return holds
