@@ -3,8 +3,8 @@
 
 `VERBS` is all that start-up needs: a verb's module is imported when the verb is used.  The function of a verb is
 `command` of its module, unless the table names another; its parameters are the command line, its docstring the help,
-and it returns whether what it looked at holds, or an exit status of its own.  options.py has the options that verbs share, envelope.py the one shape
-of `--json`, frame.py what happens around a verb.
+and it returns whether what it looked at holds, or an exit status of its own.  options.py has the options that verbs
+share, envelope.py the one shape of `--json`, frame.py what happens around a verb.
 """
 
 from __future__ import annotations
