@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import ClassVar
 from xml.etree.ElementTree import fromstring
 
 import msgspec
@@ -19,9 +20,12 @@ from rmaplab.explore.tours import TOURS
 from rmaplab.mm.abi import PROT_READ
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
+from rmaplab.mm.picture import Item, Picture, Scope
 from rmaplab.mm.profile import PROFILES
 from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.vma import VMA
 from rmaplab.rmap import DESIGNS, load
+from rmaplab.rmap.page_scan import PageScanRmap
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header, History
 from rmaplab.trace.play import Player
@@ -223,6 +227,35 @@ class Forgetful(load("page_scan")):  # type: ignore[misc]
     """Like page_scan, under another name."""
 
     name = "forgetful"
+
+
+class SpacesPicture(Picture):
+    """One drawing: the address spaces."""
+
+    about: ClassVar[dict[str, str]] = {"spaces": "Each address space that there is."}
+
+    def items(self, scope: Scope) -> dict[str, Item]:
+        return {
+            f"S{mm.id}": Item("spaces|Address spaces", "mm_struct", f"S{mm.id}", [], scope.whose(mm), mm=mm.id)
+            for mm in scope.mms()
+        }
+
+    def via(self, pfn: int, vma: VMA, addr: int) -> list[str]:
+        return [f"S{vma.mm.id}"]
+
+
+class Drawn(PageScanRmap):
+    name = "drawn"
+    drawn_by = f"{__name__}:SpacesPicture"
+
+
+def test_a_design_of_ones_own_is_drawn_as_it_says() -> None:
+    events = [start(1), mmap(1, AREA, 1), write(1, AREA, 1), fork(1, 2)]
+    film = shoot(History(Header(recorder="a test"), events), [load("anon_vma"), Drawn], PROFILES["6.12"])
+    assert film.designs[1].about == SpacesPicture.about
+    drawn = {key: part.why for key, part in states(film)[-1].items() if key.startswith("1/") and isinstance(part, Part)}
+    assert drawn == {"1/S1": "process 1", "1/S2": "process 2"}
+    assert {via for answer in film.answers for place in answer.places for via in place.via} >= {"1/S1", "1/S2"}
 
 
 def test_an_unknown_design_is_shown_by_its_walks_and_what_it_holds() -> None:

@@ -22,13 +22,14 @@ from rmaplab.commands.frame import main
 from rmaplab.kernel import setup
 from rmaplab.kernel.aimed import history
 from rmaplab.kernel.errors import KernelUnavailable
-from rmaplab.kernel.importer import DESIGNS, INCOMPLETE, Reading, State, read_source
+from rmaplab.kernel.importer import DESIGNS, Reading, State, read_source
 from rmaplab.kernel.lockstep import Lockstep, Witness, attach
 from rmaplab.kernel.memory import Memory
 from rmaplab.kernel.snapshot import Reader
 from rmaplab.kernel.userland import PROGRAMS, running
 from rmaplab.kernel.versions import VERSIONS
 from rmaplab.mm.profile import PROFILES
+from rmaplab.rmap import EXCUSED
 
 WITNESSES = [version for version in VERSIONS if version in PROFILES]
 needs_kernel = pytest.mark.skipif(
@@ -125,7 +126,7 @@ def summary(state: State) -> tuple[object, ...]:
     assert state.problems == []
     assert state.findings[0].entries > 0
     assert len(state.findings) == len(DESIGNS)
-    assert {finding.design for finding in state.findings if finding.missing} <= {*INCOMPLETE}
+    assert {finding.design for finding in state.findings if finding.missing} <= {*EXCUSED}
     return state.vmas, state.anon_vmas, state.entries, state.ancestry, *state.findings
 
 

@@ -18,7 +18,6 @@ from rmaplab.kernel.consistency import problems
 from rmaplab.kernel.fixtures import read
 from rmaplab.kernel.importer import (
     DESIGNS,
-    INCOMPLETE,
     UNPLACED,
     Built,
     Finding,
@@ -36,6 +35,7 @@ from rmaplab.mm.profile import profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.takeover import TakenOver
 from rmaplab.mm.vma import MM, VMA
+from rmaplab.rmap import EXCUSED
 from rmaplab.rmap.anon_vma import AnonVma as Family
 from rmaplab.rmap.anon_vma import AnonVmaChain, AnonVmaRmap
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
@@ -169,11 +169,11 @@ def test_whoever_takes_over_finds_all_that_is_mapped(path: Path) -> None:
     assert wrong == []
     now = found(examine(built.machine, built.unplaced))
     for name in now:
-        if name not in INCOMPLETE:
+        if name not in EXCUSED:
             assert now[name].missing == seen[name].missing, name
             assert now[name].missed.keys() <= {UNPLACED}, name
     assert now["anon_vma"].missing == len(built.unplaced)  # what it is that the kernel itself misses
-    assert any(seen[name].missed for name in seen if name not in INCOMPLETE) == (path.stem == NOWHERE)
+    assert any(seen[name].missed for name in seen if name not in EXCUSED) == (path.stem == NOWHERE)
     # What is not inferred is as if it had been seen; but what KSM alone refers to is not there.
     for name in ("anon_vma", "pte_chain"):
         assert (now[name].places, now[name].useful) == (seen[name].places, seen[name].useful), name

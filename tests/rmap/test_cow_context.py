@@ -32,6 +32,17 @@ def records(world: World, mm: MM) -> list[tuple[int, int, int]]:
     return design(world).context_of(mm).remaps.ranges()
 
 
+def test_a_context_is_as_large_as_its_fields() -> None:
+    def size(kernel: str) -> int:
+        return World("cow_context", kernel=kernel).design("cow_context").ledger.pools["cow_context"].size
+
+    assert {kernel: size(kernel) for kernel in ("6.1", "6.12", "6.18")} == {
+        "6.1": 96,  # its struct maple_tree has 24 bytes
+        "6.12": 88,
+        "6.18": 88,
+    }
+
+
 def test_nothing_is_recorded_or_allocated_for_vmas_that_stay(world: World) -> None:
     mm = world.start()
     for _ in range(10):

@@ -11,7 +11,7 @@ from rmap.world import World
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.rmap import DESIGNS, STANDARD, load, specs
+from rmaplab.rmap import DESIGNS, EXCUSED, STANDARD, load, specs
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 
 OWN = """
@@ -42,6 +42,11 @@ def test_the_designs_that_come_with_it_have_a_fixed_order_and_their_own_names() 
     assert specs(None, STANDARD) == list(STANDARD)
     assert all(design.name == name for name, design in DESIGNS.items())
     assert load("anon_vma") is AnonVmaRmap
+
+
+def test_a_design_says_itself_what_is_not_expected_of_it() -> None:
+    assert EXCUSED == {"cow_context_prototype"}
+    assert [name for name, design in DESIGNS.items() if design.scans_memory] == ["page_scan"]
 
 
 def test_a_design_is_found_by_module_and_class() -> None:

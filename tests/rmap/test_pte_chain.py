@@ -8,7 +8,6 @@ from typing import cast
 import pytest
 
 from rmap.world import World
-from rmaplab.check.truth import stray_records
 from rmaplab.mm.vma import MM
 from rmaplab.rmap.pte_chain import PteChainRmap
 
@@ -40,7 +39,7 @@ def test_a_chain_has_seven_entries_a_node(children: int, nodes: int) -> None:
     family(world, children, 5)
     assert chains(world).pool.live == 5 * nodes
     for mm in world.machine.mms.values():
-        assert stray_records(chains(world), world.machine, mm) == []
+        assert chains(world).stray_records(mm, world.machine.vma_pool.peak) == []
 
 
 def test_fork_adds_a_pointer_for_each_entry_that_it_copies() -> None:

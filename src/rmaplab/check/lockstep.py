@@ -26,7 +26,7 @@ from typing import Final, Literal
 import msgspec
 
 from rmaplab.check.sameness import compare
-from rmaplab.check.truth import MappedFolio, Truth, entry_name, invariants, leaks, stray_records
+from rmaplab.check.truth import MappedFolio, Truth, entry_name, invariants, leaks
 from rmaplab.check.walks import Changes, Odd, Walker, is_stale
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import MM, VMA
@@ -185,7 +185,7 @@ class Checker:
             self._strays[mm.id] = [
                 (sentence, name)
                 for name, design in zip(self._names, self.machine.designs, strict=True)
-                for sentence in stray_records(design, self.machine, mm)
+                for sentence in design.stray_records(mm, self.machine.vma_pool.peak)
             ]
         for strays in self._strays.values():
             for sentence, name in strays:

@@ -125,7 +125,7 @@ class LooksAgain(ParentsFirst):
         self.move_unlock(change.vmas[0])
 
     def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
-        top = self.context_at(pfn)
+        top, _ = self.anchor_of(pfn)
         flags: int = self.folios.flags.m[pfn]
         if top is None or flags & FOLIO_KSM:
             return

@@ -39,11 +39,8 @@ from rmaplab.mm.pagetable import (
     PTE_ZERO,
     Leaf,
 )
-from rmaplab.mm.reverse_map import ReverseMap, miscounted
+from rmaplab.mm.reverse_map import miscounted
 from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, VMA
-from rmaplab.rmap.anon_vma import AnonVmaRmap
-from rmaplab.rmap.cow_context import CowContextRmap
-from rmaplab.rmap.pte_chain import PteChainRmap
 
 Place = tuple[VMA, int]
 Bools = npt.NDArray[np.bool_]
@@ -173,65 +170,6 @@ class Truth:
         """Every folio that is mapped anywhere."""
         for i in range(len(self.heads)):
             yield self.folio(i)
-
-
-def stray_records(design: ReverseMap, machine: Machine, mm: MM) -> list[str]:
-    """Where what a design remembers of `mm` is not what the VMAs say, a sentence each.
-
-    In `cow_context`, a record too many costs a look-up in each walk and memory, but no walk shows it: no VMA is
-    where it says.  The prototype's records are known to be inexact, and not looked at.
-
-    In `anon_vma`, chains are bounded by what was ever there at once.  An anon_vma is only made in a fork that
-    finds none in the chain to take over, so all above the newest had, at that moment, a VMA that puts pages into
-    them or a second child, which has a VMA somewhere below it: two links for each VMA, at most.
-
-    In `pte_chain` there is one pointer for each entry, and no more nodes than it takes to hold them.
-    """
-    wrong: list[str] = []
-    if isinstance(design, AnonVmaRmap):
-        bound = 2 * machine.vma_pool.peak
-        for vma in mm.tree.to_list():
-            fields = design.fields_of(vma)
-            if fields is not None and len(fields.chain) > bound:
-                wrong.append(f"{vma!r} has {len(fields.chain)} links, of which {bound} could be needed at most")
-                break
-    if isinstance(design, PteChainRmap):
-        entries = len(mm.page_table.anon_entries()[0])
-        pointers = design.pointers_to(mm)
-        if pointers != entries:
-            wrong.append(f"{pointers} pointers to entries of mm {mm.id} are listed, and it has {entries} entries")
-        nodes = sum(-(-len(chain) // design.slots) for chain in design.chains.values())
-        if design.pool.live != nodes:
-            wrong.append(f"{design.pool.live} nodes of chains are in use, and {nodes} would do")
-    if not isinstance(design, CowContextRmap):
-        return wrong
-    displaced: list[tuple[int, int, int]] = []
-    for vma in mm.tree.to_list():
-        shift = design.shift_of(vma)
-        if shift is not None:
-            first = vma.pgoff + shift
-            offset = (vma.start >> PAGE_SHIFT) - first
-            if offset:
-                displaced.append((offset, first, first + vma.nr_pages - 1))
-    records = design.context_of(mm).remaps.ranges()
-    expected = _joined(displaced)
-    recorded = _joined([(offset, first, last) for first, last, offset in records])
-    if recorded != expected:
-        for offset, first, last in sorted(set(recorded) ^ set(expected)):
-            has = "a record" if (offset, first, last) in recorded else "no record"
-            wrong.append(f"mm {mm.id} has {has} of page offsets {first:#x} to {last:#x} at offset {offset:#x}")
-    return wrong
-
-
-def _joined(ranges: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-    """(offset, first, last), sorted, with those that touch or overlap made one."""
-    joined: list[tuple[int, int, int]] = []
-    for offset, first, last in sorted(ranges):
-        if joined and joined[-1][0] == offset and first <= joined[-1][2] + 1:
-            joined[-1] = (offset, joined[-1][1], max(last, joined[-1][2]))
-        else:
-            joined.append((offset, first, last))
-    return joined
 
 
 def entry_name(entry: int) -> str:

@@ -23,14 +23,14 @@ from rmaplab.measure.progress import Meter
 from rmaplab.measure.report import Inputs, Report, print_report
 from rmaplab.measure.sources import Source
 from rmaplab.output import check_output
-from rmaplab.rmap import STANDARD
+from rmaplab.rmap import DESIGNS, EXCUSED, STANDARD
 from rmaplab.terminal import console, say
 from rmaplab.trace.history import History
 from rmaplab.trace.record import RecordError, record
 
 # What `compare` compares, unless told otherwise.  page_scan looks at every page table for every walk, which
 # takes as long as it sounds, and could only agree with the page tables that all are checked against anyway.
-COMPARED: Final = tuple(name for name in STANDARD if name != "page_scan")
+COMPARED: Final = tuple(name for name in STANDARD if not DESIGNS[name].scans_memory)
 
 
 def command(
@@ -111,7 +111,7 @@ class Asked:
             folios,
             check,
             large_folios=large_folios,
-            excused=frozenset() if rmap else options.EXCUSED,
+            excused=frozenset() if rmap else EXCUSED,
         )
 
     def compare(self, command: str, history: History, source: Source, json: bool) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -17,9 +17,6 @@ from rmaplab.errors import CannotRun
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import load, specs
-
-# Misses of the prototype's own source are a finding, and an error only if --rmap names it.
-EXCUSED: Final = frozenset(["cow_context_prototype"])
 
 Designs = Annotated[
     list[str] | None,

@@ -15,7 +15,7 @@ from rmaplab.commands.envelope import print_json
 from rmaplab.measure.progress import Meter
 from rmaplab.mm.profile import REFERENCE
 from rmaplab.output import check_output, write_output
-from rmaplab.rmap import DESIGNS
+from rmaplab.rmap import DESIGNS, EXCUSED
 from rmaplab.terminal import console
 from rmaplab.verdict import judge
 
@@ -81,7 +81,7 @@ def command(
         pages=pages,
         large_folios=large_folios,
         jobs=cpus,
-        excused=frozenset() if rmap else options.EXCUSED,
+        excused=frozenset() if rmap else EXCUSED,
     )
     with Meter() as meter:
         found = verify(plan, meter)

@@ -2,7 +2,7 @@
 """The explorer: a history as pictures, on a page (`rmaplab explore`), in a terminal (`rmaplab show`) and in
 notebooks.
 
-    machine ──views──▶ parts ──film──▶ steps ──┬──▶ html    one self-contained page
+    machine ──camera─▶ parts ──film──▶ steps ──┬──▶ html    one self-contained page
                                                ├──▶ text    the same in a terminal
                                                └──▶ notebook
 

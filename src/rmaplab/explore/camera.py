@@ -35,8 +35,8 @@ from rmaplab.explore.parts import (
     Process,
     Space,
     State,
+    part_of,
 )
-from rmaplab.explore.views import Scope, View, hexa, view_of
 from rmaplab.explore.witness import RCU, Witness
 from rmaplab.mm.folio import (
     FOLIO_DIRTY,
@@ -59,6 +59,7 @@ from rmaplab.mm.pagetable import (
     PTE_WRITE,
     PTE_ZERO,
 )
+from rmaplab.mm.picture import Picture, Scope, hexa
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.sync.locks import RwSemaphore, SpinLock
 from rmaplab.sync.work import Ledger
@@ -107,7 +108,7 @@ class Camera:
         self.names: dict[int, str] = {}
         self.doomed: dict[tuple[int, int], int] = {}
         self.came_true = False
-        self.views: Final[list[View]] = [view_of(design) for design in machine.designs]
+        self.pictures: Final[list[Picture]] = [design.picture() for design in machine.designs]
         self._process_names: Final = process_names
         self._lock_names: Final[dict[int, str]] = {}  # by id(), of this moment
         self._numbers: Final[dict[bytes, int]] = {}  # of answers, by what they say
@@ -133,9 +134,10 @@ class Camera:
         for mm in unowned:
             vmas += self._space(state, mm, 0)
         self._folios(state)
-        scope = Scope(vmas)
-        for slot, (design, view) in enumerate(zip(self.machine.designs, self.views, strict=True)):
-            parts = fold(view.parts(self.machine, scope), {mm.id for mm in scope.mms()})
+        scope = Scope(vmas, pids_of(self.machine))
+        for slot, (design, picture) in enumerate(zip(self.machine.designs, self.pictures, strict=True)):
+            items = picture.items(scope)
+            parts = fold({key: part_of(item) for key, item in items.items()}, {mm.id for mm in scope.mms()})
             place(parts)
             for key, part in parts.items():
                 state[f"{slot}/{key}"] = part
@@ -196,7 +198,7 @@ class Camera:
         cells, more = self._cells(vma)
         apart: list[str] = []
         if before is not None and before.end == vma.start:
-            apart = why_apart(self.machine, self.views, before, vma)
+            apart = why_apart(self.machine, self.pictures, before, vma)
         return Area(
             vma.id,
             vma.mm.id,
@@ -287,14 +289,14 @@ class Camera:
             int(folios.index.m[head]),
             folios.total_mapcount(head),
             ", ".join(word for bit, word in _FLAGS if flags & bit),
-            [f"{slot}/{key}" if (key := view.anchor(head)) else "" for slot, view in enumerate(self.views)],
-            [self._ask(slot, head) for slot in range(len(self.views))] if walked else [],
+            [f"{slot}/{key}" if (key := picture.anchor(head)) else "" for slot, picture in enumerate(self.pictures)],
+            [self._ask(slot, head) for slot in range(len(self.pictures))] if walked else [],
         )
 
     def _ask(self, slot: int, head: int) -> tuple[int, int]:
         """Walk for a folio in a design: number of the answer, and page that its places count from."""
         design = self.machine.designs[slot]
-        view = self.views[slot]
+        picture = self.pictures[slot]
         witness = self.witness or Witness()
         before = {name: tally.count for name, tally in design.ledger.tallies.items()}
         locks = {name: lock.reads + lock.writes for name, lock in design.ledger.locks.items()}
@@ -318,12 +320,12 @@ class Camera:
                         held = _taken(design.ledger, locks, before)
                     else:
                         held = [self.lock_name(lock) for lock in witness.held]
-                via = [f"{slot}/{key}" for key in view.via(head, vma, addr)]
+                via = [f"{slot}/{key}" for key in picture.via(head, vma, addr)]
                 places.append(Place(vma.id, page - base, hit, via))
                 witness.listening = True
         finally:
             witness.listening = False
-        trail = [f"{slot}/{name}" for thing in witness.points if (name := view.key(thing))]
+        trail = [f"{slot}/{name}" for thing in witness.points if (name := picture.key(thing))]
         work = [
             (name, tally.count - before.get(name, 0))
             for name, tally in design.ledger.tallies.items()
@@ -354,8 +356,8 @@ class Camera:
         names = self._lock_names
         if not names:
             names.update(self.names)
-            for view in self.views:
-                names.update(view.locks())
+            for picture in self.pictures:
+                names.update(picture.locks())
             for pid, process in self.machine.processes.items():
                 names[id(process.mm.mmap_lock)] = f"mmap_lock of process {pid}"
         name = names.get(id(lock))
@@ -372,6 +374,14 @@ def maps_folio(machine: Machine, vma: VMA, addr: int, head: int) -> bool:
         if entry & (PTE_ANON | PTE_MIGRATION) and 0 <= (entry >> PTE_SHIFT) - head < nr_pages:
             return True
     return False
+
+
+def pids_of(machine: Machine) -> dict[int, list[int]]:
+    """Pids by the id of the address space that they run in."""
+    result: dict[int, list[int]] = {}
+    for pid, process in machine.processes.items():
+        result.setdefault(process.mm.id, []).append(pid)
+    return result
 
 
 def _taken(ledger: Ledger, locks: dict[str, int], tallies: dict[str, int]) -> list[str]:

@@ -74,8 +74,8 @@ class Reel:
 
     def designs(self) -> list[DesignLine]:
         return [
-            DesignLine(design.name, dict(view.about))
-            for design, view in zip(self.machine.designs, self.camera.views, strict=True)
+            DesignLine(design.name, dict(picture.about))
+            for design, picture in zip(self.machine.designs, self.camera.pictures, strict=True)
         ]
 
     def take(
@@ -112,7 +112,7 @@ class Reel:
 
     def _apart(self, state: State) -> list[tuple[int, int, int]]:
         """Where the designs' walks differ: who misses mappings that another finds, and who visits more places."""
-        slots = range(len(self.camera.views))
+        slots = range(len(self.camera.pictures))
         missed = [0 for _ in slots]
         visited = [0 for _ in slots]
         for part in state.values():

@@ -14,10 +14,8 @@ from collections.abc import Mapping
 
 import igraph
 
-from rmaplab.explore.parts import Part
-from rmaplab.explore.views import MANY, more
-
-LISTS = ("chains", "lists", "odd", "records", "roots", "shifts")
+from rmaplab.explore.parts import Part, part_of
+from rmaplab.mm.picture import MANY, more
 
 
 def fold(parts: dict[str, Part], mms: set[int]) -> dict[str, Part]:
@@ -51,7 +49,7 @@ def fold(parts: dict[str, Part], mms: set[int]) -> dict[str, Part]:
             home[key] = where
             left_out[where] = left_out.get(where, 0) + 1
         for (above, side), count in left_out.items():
-            part = more(group, parts[keys[0]].kind, count)
+            part = part_of(more(group, parts[keys[0]].kind, count))
             part.above = above
             part.side = side
             result[f"{group.partition('|')[0]}…{above}{side}"] = part
@@ -63,12 +61,8 @@ def place(parts: Mapping[str, Part]) -> None:
     groups: dict[str, dict[str, Part]] = {}
     for key, part in parts.items():
         groups.setdefault(part.group, {})[key] = part
-    for group, members in groups.items():
-        if group.partition("|")[0].partition(".")[0] in LISTS:
-            for number, part in enumerate(members.values()):
-                part.x = float(number)
-        else:
-            _place_forest(members)
+    for members in groups.values():
+        _place_forest(members)
 
 
 def _place_forest(parts: dict[str, Part]) -> None:

@@ -8,8 +8,8 @@ until then, and that is an answer, too.
 
 from __future__ import annotations
 
-from rmaplab.explore.views import View, hexa
 from rmaplab.mm.machine import Machine
+from rmaplab.mm.picture import Picture, hexa
 from rmaplab.mm.vma import VM_ACCESS_FLAGS, VM_SOFTDIRTY, VM_SPECIAL, VMA
 
 
@@ -29,7 +29,7 @@ def backing(vma: VMA) -> str:
     return "shared memory" if vma.file.is_shmem else f"file {vma.file.id}"
 
 
-def why_apart(machine: Machine, views: list[View], prev: VMA, next: VMA) -> list[str]:
+def why_apart(machine: Machine, pictures: list[Picture], prev: VMA, next: VMA) -> list[str]:
     """Reasons why `prev` and `next`, which starts where `prev` ends, are two, each with its rule."""
     reasons: list[str] = []
     differing = (prev.flags ^ next.flags) & ~VM_SOFTDIRTY
@@ -58,7 +58,7 @@ def why_apart(machine: Machine, views: list[View], prev: VMA, next: VMA) -> list
         leader.can_merge(next, prev, False) or leader.can_merge(prev, next, False)
     )
     if refused:
-        reasons.append(f"{leader.name}: {views[leader.slot].why_apart(prev, next)}")
+        reasons.append(f"{leader.name}: {pictures[leader.slot].why_apart(prev, next)}")
     if not reasons:
         reasons.append("nothing forbids it, but a merge is tried only when one of them changes")
     return reasons

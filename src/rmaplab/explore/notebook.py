@@ -38,8 +38,8 @@ def look(machine: Machine) -> Spaces:
     with Aside(machine):
         state = camera.picture([], 0)
     designs = [
-        DesignLine(design.name, dict(view.about))
-        for design, view in zip(machine.designs, camera.views, strict=True)
+        DesignLine(design.name, dict(picture.about))
+        for design, picture in zip(machine.designs, camera.pictures, strict=True)
     ]
     film = Film(
         "",

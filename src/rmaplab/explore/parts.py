@@ -16,6 +16,8 @@ from typing import Final
 
 import msgspec
 
+from rmaplab.mm.picture import Item
+
 MACHINE: Final = -1  # the slot of what belongs to no design
 
 STEPS: Final = 200  # of a film, where nothing else was asked for
@@ -183,6 +185,13 @@ class Part(msgspec.Struct, tag="part", tag_field="is"):
     x: float = 0.0
     y: float = 0.0
     born: int = 0
+
+
+def part_of(item: Item) -> Part:
+    """A design's object as a part of a picture, not placed yet."""
+    return Part(
+        item.group, item.kind, item.label, item.facts, item.why, item.above, item.side, item.area, item.mm, item.count
+    )
 
 
 class Holding(msgspec.Struct, tag="holding", tag_field="is"):

@@ -17,16 +17,16 @@ from typing import Final
 from rmaplab.check.race import Labels, RaceError, read_path, write_path
 from rmaplab.check.race_mutants import staged
 from rmaplab.check.scenarios import Obligation, World
-from rmaplab.explore.camera import FINE, Camera
+from rmaplab.explore.camera import FINE, Camera, pids_of
 from rmaplab.explore.film import Reel
 from rmaplab.explore.parts import Cpu, Film, State, Step
 from rmaplab.explore.tours.race import RaceTour
-from rmaplab.explore.views import owner, processes_of, view_of
 from rmaplab.explore.witness import RCU, Witness
 from rmaplab.explore.words import plural
 from rmaplab.measure.collect import Aside
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_SHIFT
+from rmaplab.mm.picture import Scope
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM
@@ -126,7 +126,7 @@ def learn(labels: Labels, execution: Execution) -> Labels:
         for vma in mm.tree:
             labels.add(vma, f"V{vma.id}")
             labels.add(vma.lock, f"lock of V{vma.id}")
-    labels.names.update(view_of(machine.leader).locks())
+    labels.names.update(machine.leader.picture().locks())
     return labels
 
 
@@ -308,8 +308,8 @@ class _Shooting:
 
     def _in_words(self, failure: Failure) -> str:
         """What is broken, with address spaces called by their processes."""
-        pids = processes_of(self.reel.machine)
-        names = {mm.id: owner(pids, mm) for mm in watched(self.reel.machine).made}
+        scope = Scope([], pids_of(self.reel.machine))
+        names = {mm.id: scope.whose(mm) for mm in watched(self.reel.machine).made}
         words = str(failure.error).splitlines()[0]
         return _MM.sub(lambda found: names.get(int(found[1]), found[0]), words)
 

@@ -25,8 +25,8 @@ from rmaplab.explore.parts import (
     State,
     states,
 )
-from rmaplab.explore.views import hexa
 from rmaplab.explore.words import plural
+from rmaplab.mm.picture import hexa
 from rmaplab.mm.vma import PAGE_SHIFT
 
 NOT_ASKED = (

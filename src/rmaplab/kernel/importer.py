@@ -66,31 +66,15 @@ from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.takeover import FoundAnonVma, FoundFolio, FoundPlace, FoundVma, TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA, File
-from rmaplab.rmap.anon_vma import AnonVmaRmap
-from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
-from rmaplab.rmap.anonmm import AnonMMRmap
-from rmaplab.rmap.context import ContextRmap
-from rmaplab.rmap.cow_context import CowContextRmap
-from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
-from rmaplab.rmap.pte_chain import PteChainRmap
+from rmaplab.rmap import DESIGNS as KNOWN
 from rmaplab.verdict import judge
 
 # All but page_scan, which is what the walks are held against.
-DESIGNS: Final[tuple[type[ReverseMap], ...]] = (
-    AnonVmaRmap, AnonVmaLazyRmap, CowContextRmap, CowContextPrototypeRmap, AnonMMRmap, PteChainRmap,
-)  # fmt: skip
-INCOMPLETE: Final = (CowContextPrototypeRmap.name,)  # known to miss entries
+DESIGNS: Final = tuple(design for design in KNOWN.values() if not design.scans_memory)
 
 _PATIENCE: Final = 30.0  # seconds for a monitor's answer
 
-# Why a walk missed an entry.
-AWAY: Final = "mapped once, by a displaced VMA: the walk ends before it looks at records"
-BELOW: Final = "mapped once, but not by whom the folio points to: the walk ends before it looks further down"
-NO_RECORD: Final = "the VMA is displaced, and no record says so"
-NOT_BELOW: Final = "the address space is not below the context that the folio points to"
-KSM: Final = "the page belongs to KSM, for which the design has nothing"
 UNPLACED: Final = "KSM knows no place yet that leads there: the kernel's own walk misses it, too"
-UNKNOWN: Final = "for another reason"
 
 
 class Finding(msgspec.Struct):
@@ -112,6 +96,7 @@ class Finding(msgspec.Struct):
     held: dict[str, int]
     held_bytes: int
     examples: list[str]
+    known_to_miss: str = ""
 
     @property
     def missing(self) -> int:
@@ -121,7 +106,7 @@ class Finding(msgspec.Struct):
     @property
     def holds(self) -> bool:
         """Nothing is missed but what the kernel misses, or the design is known to miss something."""
-        return not self.missed.keys() - {UNPLACED} or self.design in INCOMPLETE
+        return not self.missed.keys() - {UNPLACED} or self.known_to_miss != ""
 
 
 class _Importer:
@@ -391,7 +376,7 @@ def _examine(
     machine: Machine, design: ReverseMap, folios: list[MappedFolio], unplaced: frozenset[tuple[int, int]]
 ) -> Finding:
     before = {tally.name: tally.count for tally in design.ledger.tallies.values()}
-    finding = Finding(design.name, len(folios), 0, {}, 0, 0, 0, {}, {}, 0, [])
+    finding = Finding(design.name, len(folios), 0, {}, 0, 0, 0, {}, {}, 0, [], design.known_to_miss)
     for folio in folios:
         places = list(design.walk(folio.head))
         nr_places = len(places)
@@ -406,9 +391,11 @@ def _examine(
                 continue
         finding.useful += sum(folio.mapped_at(place) for place in places)
         for mm, addr, _ in folio.unseen(places):
-            reason = _reason(machine, design, folio, mm, addr)
-            if reason != KSM and (mm.id, addr) in unplaced:
+            if (mm.id, addr) in unplaced and not design.known_to_miss:
                 reason = UNPLACED
+            else:
+                there = mm.tree.at(addr)
+                reason = "no VMA is there" if there is None else design.why_missed(folio.head, there, addr)
             finding.missed[reason] = finding.missed.get(reason, 0) + 1
             if finding.missed[reason] == 1:
                 finding.examples.append(f"mm {mm.id} address {addr:#x} of folio {folio.head}: {reason}")
@@ -420,29 +407,6 @@ def _examine(
             finding.held[pool.name] = pool.live
             finding.held_bytes += pool.slab_pages(pool.live) << PAGE_SHIFT
     return finding
-
-
-def _reason(machine: Machine, design: ReverseMap, folio: MappedFolio, mm: MM, addr: int) -> str:
-    """Why the walk missed that entry."""
-    vma = mm.tree.at(addr)
-    if vma is None or not isinstance(design, ContextRmap):
-        return UNKNOWN
-    if machine.folios.flags.m[folio.head] & FOLIO_KSM and isinstance(design, CowContextPrototypeRmap):
-        return KSM
-    context = design.context_of(mm)
-    top = design.context_at(folio.head)
-    above = context
-    while above is not top and above.parent is not None:
-        above = above.parent
-    if above is not top:
-        return NOT_BELOW
-    shift = design.shift_of(vma) if isinstance(design, CowContextRmap) else 0
-    displaced = (vma.start >> PAGE_SHIFT) - vma.pgoff - (shift or 0)
-    mapcounts = machine.folios.mapcount.v[folio.head : folio.head + folio.nr_pages]
-    if mapcounts.max() == 1 and isinstance(design, CowContextPrototypeRmap):
-        return AWAY if displaced else BELOW
-    pgoff = (addr >> PAGE_SHIFT) - displaced
-    return NO_RECORD if displaced and displaced not in context.remaps.offsets(pgoff, pgoff) else UNKNOWN
 
 
 class State(msgspec.Struct):

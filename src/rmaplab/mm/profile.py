@@ -22,8 +22,8 @@ Sizes
 - mm_struct is followed by CPU masks and aligned to cache lines (kernel/fork.c mm_cache_init()): 1096 and one
   mask of 8 bytes (up to 64 possible CPUs) in 6.1, 1344 and two of 8 in 6.12; 1472 and three of 32 bytes
   (CONFIG_NR_CPUS=256) in the 6.18 that was looked at.
-- cow_context exists in no kernel: see `_cow_context_size`.
-- pte_chain and anonmm are of kernels before 64-bit machines were common: see `_PTE_CHAIN_SIZE` and `_ANONMM_SIZE`.
+- maple_tree is no object of its own, but a part of others (include/linux/maple_tree.h).
+What a design has that no kernel has, the design says itself.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Profile:
     release: str
     """The kernel that rules and sizes were read from: "6.12.117"."""
     sizes: dict[str, int]
-    """Bytes that an object takes in its slab, by type; "vma_lock" only where it is an object of its own."""
+    """Bytes that an object takes in its slab, by type; "vma_lock" only where it is an object of its own.  Of
+    "maple_tree", the size of the struct."""
 
     # Rules that decide the geometry of VMAs
 
@@ -113,32 +114,6 @@ class Profile:
     (mm/madvise.c, since 6.13)"""
 
 
-def _cow_context_size(maple_tree: int) -> int:
-    """A cow_context in a cache of its own, field by field as KERNEL.md section 3 lists them."""
-    return (
-        8  # the mm: struct mm_struct *
-        + 8  # the parent: struct cow_context *
-        + 16  # its children: struct list_head
-        + 16  # its place among the parent's children: struct list_head
-        + 4  # refcount_t
-        + 4  # the lock of the list of children: spinlock_t
-        + maple_tree  # the remap tree
-        + 16  # struct rcu_head, for the grace period before it is freed
-    )
-
-
-# struct pte_chain of 2.5 and 2.6.0 to 2.6.6 (mm/rmap.c): the address of the next and the index of the first used slot
-# in one word, and as many pointers to entries as fill a cache line: 7 where that has 64 bytes.
-_PTE_CHAIN_SIZE: Final = 64
-
-_ANONMM_SIZE: Final = (  # struct anonmm (H. Dickins, "rmap 10 add anonmm rmap", 22 May 2004)
-    4  # references: its mm, its head, and each page that points here
-    + 4  # the lock of the list, used in the head: spinlock_t
-    + 8  # the mm: struct mm_struct *
-    + 8  # the head: struct anonmm *
-    + 16  # its place in the list: struct list_head
-)
-
 REFERENCE: Final = "6.12"
 
 _KNOWN: Final = (
@@ -152,9 +127,7 @@ _KNOWN: Final = (
             "maple_node": 256,
             "anon_vma": 104,
             "anon_vma_chain": 64,
-            "cow_context": _cow_context_size(16),
-            "pte_chain": _PTE_CHAIN_SIZE,
-            "anonmm": _ANONMM_SIZE,
+            "maple_tree": 16,
         },
     ),
     Profile(
@@ -166,9 +139,7 @@ _KNOWN: Final = (
             "maple_node": 256,
             "anon_vma": 104,
             "anon_vma_chain": 64,
-            "cow_context": _cow_context_size(24),
-            "pte_chain": _PTE_CHAIN_SIZE,
-            "anonmm": _ANONMM_SIZE,
+            "maple_tree": 24,
         },
         upper_first=True,
         close_forbids_merge=True,
@@ -193,9 +164,7 @@ _KNOWN: Final = (
             "maple_node": 256,
             "anon_vma": 104,
             "anon_vma_chain": 64,
-            "cow_context": _cow_context_size(16),
-            "pte_chain": _PTE_CHAIN_SIZE,
-            "anonmm": _ANONMM_SIZE,
+            "maple_tree": 16,
         },
         relaxed_anon_merge=True,
         move_many=True,

@@ -14,6 +14,7 @@ Order is part of the interface: "before" and "after" below are what the proofs o
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Final
 
@@ -22,6 +23,7 @@ from mypy_extensions import mypyc_attr
 from rmaplab.mm.folio import Folios, Int64s
 from rmaplab.mm.geometry import GeometryChange
 from rmaplab.mm.pagetable import LEAF_SHIFT
+from rmaplab.mm.picture import Picture
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.takeover import TakenOver
 from rmaplab.mm.vma import MM, VMA
@@ -93,6 +95,12 @@ class ReverseMap:
     vma_fields: ClassVar[int] = 0
     mm_fields: ClassVar[int] = 0
     watches_entries: ClassVar[bool] = False  # is it to be told of entries? (most designs are not, and pay nothing)
+
+    # What it is known to miss, in words; "" if it must be complete.  What such a design misses is a finding, and a
+    # failure only where somebody asked for the design by name.
+    known_to_miss: ClassVar[str] = ""
+    scans_memory: ClassVar[bool] = False  # is a walk so long that comparisons leave it out unless asked for by name?
+    drawn_by: ClassVar[str] = ""  # "package.module:Class", a Picture of it (mm/picture.py)
 
     # What do walks come to under RCU alone, so that it has to be there for a grace period after it is given up?  The
     # mm_struct, by a pointer that is cleared when its last user goes: mmget_not_zero() looks into it (mmdrop() alone
@@ -316,9 +324,29 @@ class ReverseMap:
         (are_anon_vmas_compatible())"""
         return True
 
+    # What the design says of itself
+
     def footprint(self) -> list[ObjectCount]:
         """What the design holds, a line a type."""
         return [
             ObjectCount(p.name, p.live, p.peak, p.size, p.slab_pages(p.live), p.slab_pages(p.peak))
             for p in self.ledger.pools.values()
         ]
+
+    def picture(self) -> Picture:
+        """How to draw what it holds: by the class that `drawn_by` names; the base class draws nothing."""
+        if not self.drawn_by:
+            return Picture(self)
+        module, _, name = self.drawn_by.partition(":")
+        picture = getattr(importlib.import_module(module), name)(self)
+        assert isinstance(picture, Picture)
+        return picture
+
+    def why_missed(self, pfn: int, vma: VMA, addr: int) -> str:
+        """Why a walk for the folio whose first page is `pfn` missed the entry at `addr` of `vma`, in words."""
+        return "for another reason"
+
+    def stray_records(self, mm: MM, peak_vmas: int) -> list[str]:
+        """Where what it remembers of `mm` is not what VMAs and entries say, though no walk need show it: a sentence
+        each.  `peak_vmas`: how many VMAs there were in the machine at most at any moment."""
+        return []

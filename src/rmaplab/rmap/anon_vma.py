@@ -97,6 +97,7 @@ class AnonVmaRmap(ReverseMap):
 
     name = "anon_vma"
     vma_fields = 8 + 16  # anon_vma: a pointer; anon_vma_chain: a list_head
+    drawn_by = "rmaplab.rmap.pictures.anon_vma:AnonVmaPicture"
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
@@ -707,6 +708,19 @@ class AnonVmaRmap(ReverseMap):
     def _never_forked(self, fields: VmaFields) -> bool:
         """list_is_singular(): it has no links but that to its own anon_vma."""
         return len(fields.chain) == 1
+
+    # What the design says of itself
+
+    def stray_records(self, mm: MM, peak_vmas: int) -> list[str]:
+        # Chains are bounded by what was ever there at once.  An anon_vma is only made in a fork that finds none in the
+        # chain to take over, so all above the newest had, at that moment, a VMA that puts pages into them or a second
+        # child, which has a VMA somewhere below it: two links for each VMA, at most.
+        bound = 2 * peak_vmas
+        for vma in mm.tree.to_list():
+            fields = self.fields_of(vma)
+            if fields is not None and len(fields.chain) > bound:
+                return [f"{vma!r} has {len(fields.chain)} links, of which {bound} could be needed at most"]
+        return []
 
 
 def _rwsem(anon_vma: AnonVma) -> RwSemaphore:

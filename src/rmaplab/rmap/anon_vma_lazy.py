@@ -106,6 +106,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
 
     name = "anon_vma_lazy"
     tables_under_rcu = True  # a walk from a root has no lock that munmap() would have to wait for
+    drawn_by = "rmaplab.rmap.pictures.anon_vma_lazy:AnonVmaLazyPicture"
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)

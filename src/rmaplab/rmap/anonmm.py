@@ -44,6 +44,14 @@ from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.sync.locks import Rcu, SpinLock
 from rmaplab.sync.work import LockClass, Pool, Tally
 
+_ANONMM_SIZE: Final = (  # bytes of struct anonmm ("rmap 10 add anonmm rmap", 22 May 2004)
+    4  # references: its mm, its head, and each page that points here
+    + 4  # the lock of the list, used in the head: spinlock_t
+    + 8  # the mm: struct mm_struct *
+    + 8  # the head: struct anonmm *
+    + 16  # its place in the list: struct list_head
+)
+
 
 class AnonMM:
     """struct anonmm: one address space in the list of those that descend from one exec."""
@@ -68,10 +76,11 @@ class AnonMMRmap(ReverseMap):
     mm_fields = 8  # a pointer to the anonmm
     watches_entries = True
     tables_under_rcu = True  # 2.6 had one page_table_lock a mm_struct, which covered free_pgtables(), too
+    drawn_by = "rmaplab.rmap.pictures.anonmm:AnonMMPicture"
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
-        self.pool: Final[Pool] = self.ledger.pool("anonmm", attachment.profile.sizes["anonmm"])
+        self.pool: Final[Pool] = self.ledger.pool("anonmm", _ANONMM_SIZE)
         self.head_lock_class: Final[LockClass] = self.ledger.lock_class("anonmm head lock")
         self.map_lock_class: Final[LockClass] = self.ledger.lock_class("page map lock")
         self.rcu: Final = Rcu(self.ledger, self.scheduler)

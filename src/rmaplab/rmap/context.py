@@ -25,10 +25,28 @@ from typing import Final, cast
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
-from rmaplab.mm.vma import MM, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.remap_tree import RemapMemory, RemapTree
 from rmaplab.sync.locks import Rcu, SequenceCount, SpinLock
 from rmaplab.sync.work import LockClass, Pool, Tally
+
+
+def context_size(maple_tree: int) -> int:
+    """Bytes of struct cow_context in a cache of its own, field by field (KERNEL.md, section 3); `maple_tree`: bytes of
+    its remap tree."""
+    return (
+        8  # the mm: struct mm_struct *
+        + 8  # the parent: struct cow_context *
+        + 16  # its children: struct list_head
+        + 16  # its place among the parent's children: struct list_head
+        + 4  # refcount_t
+        + 4  # the lock of the list of children: spinlock_t
+        + maple_tree
+        + 16  # struct rcu_head, for the grace period before it is freed
+    )
+
+
+NOT_BELOW: Final = "the address space is not below the context that the folio points to"
 
 
 class CowContext:
@@ -62,11 +80,12 @@ class ContextRmap(ReverseMap):
     mm_fields = 8  # a pointer to the context
     spaces_under_rcu = True  # get_mm()
     tables_under_rcu = True
+    drawn_by = "rmaplab.rmap.pictures.context:ContextPicture"
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
         sizes = attachment.profile.sizes
-        self.context_pool: Final[Pool] = self.ledger.pool("cow_context", sizes["cow_context"])
+        self.context_pool: Final[Pool] = self.ledger.pool("cow_context", context_size(sizes["maple_tree"]))
         self.memory: Final = RemapMemory(self.ledger, sizes["maple_node"])
         self.lock_class: Final[LockClass] = self.ledger.lock_class("cow_context lock")
         self.rcu: Final = Rcu(self.ledger, self.scheduler)
@@ -206,7 +225,7 @@ class ContextRmap(ReverseMap):
         self.spaces.put(mm)
 
     def hold(self, pfn: int) -> None:
-        context = self.context_at(pfn)
+        context, _ = self.anchor_of(pfn)
         if context is not None:  # else what mapped the folio has gone since the caller looked
             context.refcount += 1
             self.held[pfn] = context
@@ -215,8 +234,12 @@ class ContextRmap(ReverseMap):
         if pfn in self.held:
             self.put(self.held.pop(pfn))
 
-    def context_at(self, pfn: int) -> CowContext | None:
-        """The context that the folio points to."""
+    def anchor_of(self, pfn: int) -> tuple[CowContext | None, int]:
+        """The context that page `pfn` points to, and the page offset by which it is found there."""
+        raise NotImplementedError
+
+    def shift_of(self, vma: VMA) -> int | None:
+        """What to add to vm_pgoff for such a page offset; None if `vma` cannot have pages."""
         raise NotImplementedError
 
     def vmas_at(self, mm: MM, start: int, end: int) -> list[VMA]:
@@ -224,3 +247,19 @@ class ContextRmap(ReverseMap):
         self.look_ups.count += 1
         self.point_in(mm.users_word, "look up VMA", mm.tree)
         return mm.tree.overlapping(start, end)
+
+    # What the design says of itself
+
+    def why_missed(self, pfn: int, vma: VMA, addr: int) -> str:
+        context = self.context_of(vma.mm)
+        top, _ = self.anchor_of(pfn)
+        above = context
+        while above is not top and above.parent is not None:
+            above = above.parent
+        if above is not top:
+            return NOT_BELOW
+        displaced = (vma.start >> PAGE_SHIFT) - vma.pgoff - (self.shift_of(vma) or 0)
+        pgoff = (addr >> PAGE_SHIFT) - displaced
+        if displaced and displaced not in context.remaps.offsets(pgoff, pgoff):
+            return "the VMA is displaced, and no record says so"
+        return super().why_missed(pfn, vma, addr)

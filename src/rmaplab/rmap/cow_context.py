@@ -68,6 +68,7 @@ class CowContextRmap(ContextRmap):
 
     name = "cow_context"
     vma_fields = 8  # the shift
+    drawn_by = "rmaplab.rmap.pictures.cow_context:CowContextPicture"
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
@@ -75,7 +76,6 @@ class CowContextRmap(ContextRmap):
         self.ksm: Final = KsmPlaces()  # their anchors are contexts, which live as long as the places are remembered
 
     def shift_of(self, vma: VMA) -> int | None:
-        """What to add to vm_pgoff for the anonymous page offset; None for a VMA that is not prepared."""
         return cast("int | None", vma.rmap[self.slot])
 
     # A VMA's first page
@@ -231,7 +231,6 @@ class CowContextRmap(ContextRmap):
         return (context.number << _CONTEXT_SHIFT) + _PGOFF_BIAS + pgoff
 
     def anchor_of(self, pfn: int) -> tuple[CowContext | None, int]:
-        """The context that page `pfn` points to, and its anonymous page offset."""
         where: int = self.where.m[pfn]
         return self.contexts[where >> _CONTEXT_SHIFT], (where & _PGOFF_MASK) - _PGOFF_BIAS
 
@@ -289,9 +288,6 @@ class CowContextRmap(ContextRmap):
                 at = above
             if at is top:
                 return
-
-    def context_at(self, pfn: int) -> CowContext | None:
-        return self.anchor_of(pfn)[0]
 
     def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         self.walks.count += 1
@@ -380,3 +376,33 @@ class CowContextRmap(ContextRmap):
         shift = self.shift_of(prev)
         other = self.shift_of(next)
         return shift is None or other is None or shift == other
+
+    # What the design says of itself
+
+    def stray_records(self, mm: MM, peak_vmas: int) -> list[str]:
+        # A record too many costs a look-up in each walk and memory, but no walk shows it: no VMA is where it says.
+        displaced: list[Displaced] = []
+        for vma in mm.tree.to_list():
+            shift = self.shift_of(vma)
+            if shift is not None and vma.start >> PAGE_SHIFT != vma.pgoff + shift:
+                first = vma.pgoff + shift
+                displaced.append((first, first + vma.nr_pages - 1, (vma.start >> PAGE_SHIFT) - first))
+        expected = joined(displaced)
+        recorded = joined(self.context_of(mm).remaps.ranges())
+        wrong: list[str] = []
+        for record in sorted(set(recorded) ^ set(expected)):
+            first, last, offset = record
+            has = "a record" if record in recorded else "no record"
+            wrong.append(f"mm {mm.id} has {has} of page offsets {first:#x} to {last:#x} at offset {offset:#x}")
+        return wrong
+
+
+def joined(ranges: list[Displaced]) -> list[Displaced]:
+    """The same, by offset, where those that touch or overlap are one."""
+    result: list[Displaced] = []
+    for first, last, offset in sorted(ranges, key=lambda one: (one[2], one[0])):
+        if result and result[-1][2] == offset and first <= result[-1][1] + 1:
+            result[-1] = (result[-1][0], max(last, result[-1][1]), offset)
+        else:
+            result.append((first, last, offset))
+    return result

@@ -36,7 +36,7 @@ from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
 from rmaplab.mm.geometry import Bounds, GeometryChange, bounds_of
 from rmaplab.mm.reverse_map import Attachment
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
-from rmaplab.rmap.context import ContextRmap, CowContext
+from rmaplab.rmap.context import NOT_BELOW, ContextRmap, CowContext
 from rmaplab.rmap.remap_tree import Offsets, RemapTree
 
 _UNSIGNED: Final = (1 << 64) - 1
@@ -156,6 +156,7 @@ class CowContextPrototypeRmap(ContextRmap):
     """One context per address space; records for every VMA whose address is not its page offset."""
 
     name = "cow_context_prototype"
+    known_to_miss = "pages that one process maps and that are displaced or were inherited, and those of KSM"
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
@@ -327,8 +328,11 @@ class CowContextPrototypeRmap(ContextRmap):
             child = context.first_child
         return context
 
-    def context_at(self, pfn: int) -> CowContext | None:
-        return self.contexts[self.anchor.m[pfn]]
+    def anchor_of(self, pfn: int) -> tuple[CowContext | None, int]:
+        return self.contexts[self.anchor.m[pfn]], int(self.folios.index.m[pfn])
+
+    def shift_of(self, vma: VMA) -> int | None:
+        return 0
 
     def _exclusive(self, pfn: int, nr_pages: int) -> bool:
         """!folio_maybe_mapped_shared().  For a large folio Linux counts by process; here it is one whose
@@ -347,3 +351,15 @@ class CowContextPrototypeRmap(ContextRmap):
             if (vma.start >> PAGE_SHIFT) - vma.pgoff == offset:
                 self.places.count += 1
                 yield vma, start if start > vma.start else vma.start
+
+    # What the design says of itself
+
+    def why_missed(self, pfn: int, vma: VMA, addr: int) -> str:
+        if self.folios.flags.m[pfn] & FOLIO_KSM:
+            return "the page belongs to KSM, for which the design has nothing"
+        why = super().why_missed(pfn, vma, addr)
+        if why == NOT_BELOW or not self._exclusive(pfn, self.folios.nr_pages(pfn)):
+            return why
+        if _offset(bounds_of(vma)) != 0:
+            return "mapped once, by a displaced VMA: the walk ends before it looks at records"
+        return "mapped once, but not by whom the folio points to: the walk ends before it looks further down"

@@ -32,6 +32,7 @@ class PageScanRmap(ReverseMap):
     """Every page table of every process."""
 
     name = "page_scan"
+    scans_memory = True
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)

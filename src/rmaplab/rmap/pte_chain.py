@@ -40,6 +40,9 @@ from rmaplab.sync.work import LockClass, Pool, Tally
 # A pointer to an entry: number of the address space << 36 | address >> PAGE_SHIFT.  0 is none.
 _MM_SHIFT: Final = 36
 _PAGE_MASK: Final = (1 << _MM_SHIFT) - 1
+# Bytes of struct pte_chain (mm/rmap.c of 2.5): the address of the next and the index of the first used slot in one
+# word, and as many pointers to entries as fill a cache line.
+_CHAIN_SIZE: Final = 64
 _CHAIN: Final = -1  # in place of a pointer: the page has a chain
 
 
@@ -51,12 +54,12 @@ class PteChainRmap(ReverseMap):
     watches_entries = True
     spaces_under_rcu = True  # _place()
     tables_under_rcu = True  # 2.5 had one page_table_lock a mm_struct, which covered free_pgtables(), too
+    drawn_by = "rmaplab.rmap.pictures.pte_chain:PteChainPicture"
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
-        size = attachment.profile.sizes["pte_chain"]
-        self.slots: Final = (size - 8) // 8  # NRPTE
-        self.pool: Final[Pool] = self.ledger.pool("pte_chain", size)
+        self.slots: Final = (_CHAIN_SIZE - 8) // 8  # NRPTE
+        self.pool: Final[Pool] = self.ledger.pool("pte_chain", _CHAIN_SIZE)
         self.lock_class: Final[LockClass] = self.ledger.lock_class("page map lock")
         self.rcu: Final = Rcu(self.ledger, self.scheduler)
         self.walks: Final[Tally] = self.ledger.tally("walks")
@@ -282,16 +285,6 @@ class PteChainRmap(ReverseMap):
         """Number of the address space, and the address."""
         return pointer >> _MM_SHIFT, (pointer & _PAGE_MASK) << PAGE_SHIFT
 
-    def pointers_to(self, mm: MM) -> int:
-        """How many pointers to entries of `mm` there are in all lists."""
-        number = cast(int, mm.rmap[self.slot])
-        found = int(np.count_nonzero(self.direct.v >> _MM_SHIFT == number))
-        for chain in self.chains.values():
-            for pointer in chain:
-                if pointer >> _MM_SHIFT == number:
-                    found += 1
-        return found
-
     def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         self.walks.count += 1
         nr_pages = self.folios.nr_pages(pfn)
@@ -334,3 +327,23 @@ class PteChainRmap(ReverseMap):
                 seen.append(place)
                 self.places.count += 1
                 yield place
+
+    # What the design says of itself
+
+    def stray_records(self, mm: MM, peak_vmas: int) -> list[str]:
+        # One pointer for each entry, and no more nodes than it takes to hold them.
+        number = cast(int, mm.rmap[self.slot])
+        pointers = int(np.count_nonzero(self.direct.v >> _MM_SHIFT == number))
+        nodes = 0
+        for chain in self.chains.values():
+            nodes += -(-len(chain) // self.slots)
+            for pointer in chain:
+                if pointer >> _MM_SHIFT == number:
+                    pointers += 1
+        wrong: list[str] = []
+        entries = len(mm.page_table.anon_entries()[0])
+        if pointers != entries:
+            wrong.append(f"{pointers} pointers to entries of mm {mm.id} are listed, and it has {entries} entries")
+        if self.pool.live != nodes:
+            wrong.append(f"{self.pool.live} nodes of chains are in use, and {nodes} would do")
+        return wrong
