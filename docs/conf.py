@@ -20,9 +20,10 @@ sys.path.insert(0, SOURCES)
 
 project = "rmaplab"
 author = "the rmaplab developers"
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
+nb_execution_mode = "off"  # tests/library/test_notebook.py sees that what is stored is what comes out
 exclude_patterns = ["**/.*"]
 html_theme = "furo"
 html_title = "rmaplab"

@@ -59,7 +59,7 @@ def test_a_walk_is_drawn_with_a_box_for_each_place() -> None:
     kinds = [box.get("class") for box in drawn.iter("{http://www.w3.org/2000/svg}rect")]
     assert kinds == ["s", "u"] * 2
     words = [words.text for words in drawn.iter("{http://www.w3.org/2000/svg}text")]
-    assert words.count(f"2: {addr:#x}") == 2
+    assert words.count(f"process 2 {addr:#x}") == 2
 
 
 @pytest.mark.parametrize(

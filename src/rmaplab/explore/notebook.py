@@ -73,7 +73,10 @@ class Spaces:
         return Structures(self._film, self._state, names.index(name))
 
     def __str__(self) -> str:
-        return "\n".join(text.address_spaces(self._state)).strip()
+        return "\n".join(text.address_spaces(self._state)).strip() or "no process"
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def _repr_svg_(self) -> str:
         root, y, width = _drawing(), 4.0, 0.0
@@ -108,6 +111,9 @@ def _draw_area(root: Element, y: float, state: State, area: Area) -> tuple[float
 
 class Structures:
     """What a design holds."""
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __init__(self, film: Film, state: State, slot: int) -> None:
         self._film: Final = film

@@ -58,15 +58,15 @@ class Walk(dict[str, list[Place]]):
         work = self.work[design]
         taken = [lock for lock in work.locks if lock.writes or lock.reads]
         took = [f"{lock.lock} {'exclusive' if lock.writes else 'shared'}" for lock in taken]
-        tallies = [f"{count:,} {name}" for name, count in work.tallies.items() if count]
+        tallies = [f"{name} {count:,}" for name, count in work.tallies.items() if count]
         return f"locks: {', '.join(took) or 'none'}; counted: {', '.join(tallies) or 'nothing'}"
 
     def _words(self, place: Place) -> str:
         return f"process {place.process.pid} at {place.address:#x}: {'maps it' if place.maps else 'does not map it'}"
 
     def _repr_svg_(self) -> str:
-        rows = [
-            (name, [(f"{place.process.pid}: {place.address:#x}", place.maps) for place in places], self.counted(name))
-            for name, places in self.items()
-        ]
+        rows: list[tuple[str, list[tuple[str, bool]], str]] = []
+        for name, places in self.items():
+            boxes = [(f"process {place.process.pid} {place.address:#x}", place.maps) for place in places]
+            rows.append((name, boxes, self.counted(name)))
         return draw_walk(str(self.page), rows)

@@ -21,6 +21,9 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+_WIDTH: Final = 100  # columns of a terminal
+_FEW: Final = 6  # rows that can stand side by side
+
 
 class Table:
     """Rows with the same columns; None where a value is not known."""
@@ -53,17 +56,14 @@ class Table:
         return self.arrow.__arrow_c_stream__(requested_schema)
 
     def __repr__(self) -> str:
-        names = self.columns
-        rows = [[_words(row[name]) for name in names] for row in self]
-        widths = [max(len(name), *(len(row[i]) for row in rows), 0) for i, name in enumerate(names)]
+        """Aligned text; a table of few rows that is wider than a terminal stands on its side."""
+        rows = [[_words(value) for value in row.values()] for row in self]
         right = [pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in self.arrow.schema.types]
-        return "\n".join(
-            "  ".join(
-                word.rjust(width) if to_right else word.ljust(width)
-                for word, width, to_right in zip(line, widths, right, strict=True)
-            ).rstrip()
-            for line in [names, *rows]
-        )
+        upright = _aligned([self.columns, *rows], right)
+        if len(rows) > _FEW or len(upright.partition("\n")[0]) <= _WIDTH:
+            return upright
+        lying = [list(line) for line in zip(self.columns, *rows, strict=True)]
+        return _aligned(lying, [False, *[True] * len(rows)])
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{escape(name)}</th>" for name in self.columns)
@@ -71,6 +71,17 @@ class Table:
             f"<tr>{''.join(f'<td>{escape(_words(value))}</td>' for value in row.values())}</tr>" for row in self
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _aligned(lines: list[list[str]], right: list[bool]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            word.rjust(width) if to_right else word.ljust(width)
+            for word, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
 
 
 def _words(value: object) -> str:
