@@ -27,9 +27,10 @@ nothing.
 """
 
 from importlib import import_module
-from importlib.machinery import EXTENSION_SUFFIXES
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+from rmaplab.version import __version__ as __version__
+from rmaplab.version import build_info as build_info
 
 if TYPE_CHECKING:
     from rmaplab.errors import CannotRun as CannotRun
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
     from rmaplab.trace.script import PAGE as PAGE
     from rmaplab.trace.script import Script as Script
     from rmaplab.workloads import Workload as Workload
-
-__version__ = "0.1.0"
 
 _HOME = {
     "CannotRun": "errors",
@@ -95,13 +94,3 @@ def __dir__() -> list[str]:
     abi = vars(import_module("rmaplab.mm.abi"))
     return sorted({*globals(), *_HOME, "check", *(name for name in abi if name.isupper())})
 
-
-def build_info() -> str:
-    """How mm/, rmap/ and sync/ were installed: "compiled" by mypyc, or "interpreted".
-
-    The install is all or nothing, so any one of their modules tells.
-    """
-    spec = find_spec("rmaplab.sync.work")
-    if spec is None or spec.origin is None:
-        raise ImportError("rmaplab.sync.work is missing: install rmaplab again")
-    return "compiled" if spec.origin.endswith(tuple(EXTENSION_SUFFIXES)) else "interpreted"

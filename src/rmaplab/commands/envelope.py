@@ -21,9 +21,9 @@ from typing import Any, Final
 
 import msgspec
 
-import rmaplab
+from rmaplab.version import __version__, build_info
 
-VERSION: Final = f"{rmaplab.__version__} ({rmaplab.build_info()})"
+VERSION: Final = f"{__version__} ({build_info()})"
 
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 

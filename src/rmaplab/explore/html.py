@@ -20,8 +20,8 @@ from typing import Final
 
 import msgspec
 
-import rmaplab
 from rmaplab.explore.parts import Film
+from rmaplab.version import __version__
 
 MODULES: Final = (  # each after those it imports
     "film", "words", "draw", "lanes", "overview", "spaces", "structures", "main",
@@ -36,7 +36,7 @@ def page(film: Film) -> str:
     script = _script()
     style = _source("page.css")
     return Template(_source("page.html")).substitute(
-        version=rmaplab.__version__,
+        version=__version__,
         script_hash=_hash(script),
         style_hash=_hash(style),
         style=style,

@@ -17,7 +17,6 @@ from typing import ClassVar, Final
 
 import msgspec
 
-import rmaplab
 from rmaplab.check import race
 from rmaplab.check.verify import Plan as VerifyPlan
 from rmaplab.check.verify import verify
@@ -31,6 +30,7 @@ from rmaplab.mm.profile import PROFILES, REFERENCE, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import EXCUSED, load
 from rmaplab.sweep.errors import SweepError
+from rmaplab.version import __version__
 
 _DEPENDS_ON: Final = ("sync", "mm", "rmap", "trace", "workloads", "check", "measure")
 
@@ -40,10 +40,10 @@ def version() -> str:
     """rmaplab's version, and the beginning of the SHA-256 of all sources that figures depend on: between two
     versions, too, what was worked out by other code is not taken for the same."""
     digest = hashlib.sha256()
-    package = Path(rmaplab.__file__).parent
+    package = Path(__file__).parent.parent
     for path in [*(path for name in _DEPENDS_ON for path in sorted(package.glob(f"{name}/**/*.py"))), Path(__file__)]:
         digest.update(path.read_bytes())
-    return f"{rmaplab.__version__}+{digest.hexdigest()[:8]}"
+    return f"{__version__}+{digest.hexdigest()[:8]}"
 
 
 Files = Callable[[str], str]  # from a file's name in the specification to a path that can be opened

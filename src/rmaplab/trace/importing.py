@@ -13,11 +13,11 @@ import os
 from pathlib import Path
 from typing import Final
 
-import rmaplab
 from rmaplab.trace.history import Header, History, HistoryFormatError, read_history
 from rmaplab.trace.perf_text import PerfText
 from rmaplab.trace.reduce import Reducer
 from rmaplab.trace.strace import StraceText
+from rmaplab.version import __version__
 
 __all__ = ["import_text", "open_history"]
 
@@ -67,7 +67,7 @@ def import_text(path: str | os.PathLike[str], *, kernel: str = "", names: bool =
     lost = source.timeline.lost if isinstance(source, PerfText) else 0
     header = Header(
         recorder=f"import of {'perf script' if is_perf else 'strace'}",
-        rmaplab=rmaplab.__version__,
+        rmaplab=__version__,
         kernel=kernel,
         command=Path(path).name if names else "",
         date=datetime.datetime.fromtimestamp(os.path.getmtime(path), datetime.UTC).isoformat(

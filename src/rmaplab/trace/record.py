@@ -29,7 +29,6 @@ from typing import Any, Final
 
 import msgspec
 
-import rmaplab
 from rmaplab.errors import CannotRun
 from rmaplab.mm.abi import MMAP_MIN_ADDR
 from rmaplab.output import check_output
@@ -39,6 +38,7 @@ from rmaplab.trace.reduce import Reducer
 from rmaplab.trace.strace import STRACE_OPTIONS, StraceText
 from rmaplab.trace.timeline import Timeline
 from rmaplab.trace.tracer import Tracer
+from rmaplab.version import __version__
 
 __all__ = ["RecordError", "Recording", "record"]
 
@@ -94,7 +94,7 @@ def record(
     check_output(output)
     header = Header(
         recorder="",
-        rmaplab=rmaplab.__version__,
+        rmaplab=__version__,
         kernel=os.uname().release,
         mmap_min_addr=_mmap_min_addr(),
         command=shlex.join(command) if names else os.path.basename(command[0]),
