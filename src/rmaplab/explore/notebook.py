@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Pictures of a machine for notebooks, and for a terminal when printed.
 
-    >>> look(machine)                 # all address spaces
-    >>> look(machine).design("anon_vma")
+    look(machine)                       all address spaces
+    look(machine).design("anon_vma")    what a design holds
 
 Each has `_repr_svg_`, so that Jupyter draws it, and prints as the text of `rmaplab show`.
 

@@ -22,10 +22,8 @@ from rmaplab.sync.work import Ledger, Pool
 class Aside:
     """A context manager: what is counted inside is added to `work`, and not to the history's counts.
 
-    >>> aside = Aside(machine)
-    >>> with aside:
-    ...     differences = checker.check(step)
-    >>> aside.work("anon_vma").tallies["anon_vma nodes visited"]
+    with aside:
+        differences = checker.check(step)
     """
 
     def __init__(self, machine: Machine) -> None:

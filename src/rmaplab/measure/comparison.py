@@ -126,10 +126,7 @@ class Figures(msgspec.Struct, frozen=True, omit_defaults=True):
 class Comparison(msgspec.Struct, frozen=True):
     """What a comparison found.
 
-    >>> found.holds
-    True
-    >>> found.table()            # a row for each design
-    >>> found.table("memory")    # bytes over the history
+    `found.table()` has a row for each design, `found.table("memory")` the bytes that each holds over the history.
     """
 
     figures: Figures

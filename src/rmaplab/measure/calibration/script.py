@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One program for two players: a history for the model, and operations for player.c.
 
+    >>> from rmaplab.mm.profile import PROFILES
     >>> script = Script("four faults")
     >>> script.map(ARENA, 4)
     >>> with script.timed():
     ...     script.write(ARENA, 4)
-    >>> script.counts(profile)["pages zeroed"]
+    >>> script.counts(PROFILES["6.12"])["pages zeroed"]
     4
 
 Both do the same, in the same order, at the same addresses.  All processes run on one CPU: a child begins to run when
