@@ -142,6 +142,8 @@ def fork_address_space(system: System, parent: MM) -> MM:
         child.tree.fill(copies)
     for run in runs:
         memory.copy_vmas(system, parent, child, run)
+    for design in designs:
+        design.mm_fork_end(parent, child)
     system.flush_tlb(parent)  # at the end of dup_mmap()
     write_unlock(child)
     write_unlock(parent)
