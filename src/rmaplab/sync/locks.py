@@ -99,6 +99,7 @@ class CpuMask:
         self.cpus: Final[list[int]] = []
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Word:
     """A word of memory that several CPUs change, one after the other: a reference count, say.  `cpu` is the CPU whose
     cache has it (-1: none), `line_free` when a scheduler in virtual time lets the next CPU have it."""

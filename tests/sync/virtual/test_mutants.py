@@ -82,8 +82,8 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[], object]]] = {
     ),
     "a writer spins on an owner that sleeps": (
         "rwsem.py",
-        "            self.stop_spinning()  # nobody spins on an owner that sleeps",
-        "            pass",
+        "        self.stop_spinning()  # nobody spins on an owner that sleeps",
+        "        pass",
         lambda: test_rwsem.test_a_writer_spins_while_the_owner_runs_and_sleeps_when_it_sleeps(),
     ),
     "a downgrade lets nobody in": (

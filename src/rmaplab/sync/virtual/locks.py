@@ -35,19 +35,22 @@ class Waiter:
         self.woken = False
 
 
-class LockState(Owned):
-    """Who holds a lock and who waits for it; lives in the lock.
+_NOBODY: Final[list[Waiter]] = []  # waits for most locks
+
+
+class LockState(Word, Owned):
+    """Who holds a lock and who waits for it; lives in the lock, and is a word that CPUs change in turn.
 
     This base class knows what it is to hold one; subclasses decide who gets it (`grab`, `stand`, `pass_on`).
     """
 
     def __init__(self, core: Core, figures: ClassFigures, handover: i64) -> None:
+        super().__init__()
         self.core: Final = core
         self.figures: Final = figures  # of its class
         self.handover: Final[i64] = handover
-        self.line: Final = Word()
         self.writer: Task | None = None
-        self.waiters: Final[list[Waiter]] = []
+        self.waiters = _NOBODY  # in the order in which they came
         self.holder = 0  # operation of who took it last
         self.since: i64 = 0  # when the writer took it
         self.nodes: i64 = (
@@ -80,6 +83,12 @@ class LockState(Owned):
 
     def owner_sleeps(self) -> None:
         """Nobody cares."""
+
+    def enqueue(self, waiter: Waiter) -> None:
+        """`waiter` goes to the end of the queue."""
+        if self.waiters is _NOBODY:
+            self.waiters = []
+        self.waiters.append(waiter)
 
     def grant(self, waiter: Waiter) -> None:
         """`waiter`, which is in no queue any more, has the lock from now on, and may go on."""
@@ -151,7 +160,7 @@ class LockState(Owned):
     def _touch(self, task: Task) -> bool:
         """`task` changes the lock's cache line; was it on another CPU?"""
         before = task.time
-        moved = move(self.line, task, self.handover)
+        moved = move(self, task, self.handover)
         if moved:
             self.figures.moved += 1
             self.figures.moving += task.time - before
@@ -208,7 +217,7 @@ class FolioLock(LockState):
     def stand(self, waiter: Waiter) -> None:
         task = waiter.task
         task.might_sleep(self.figures.name)
-        self.waiters.append(waiter)
+        self.enqueue(waiter)
         self.core.sleep(task)
 
     def pass_on(self, task: Task, write: bool, downgrade: bool) -> None:
@@ -223,7 +232,7 @@ class SpinLock(FolioLock):
     """First come, first served; who waits keeps its CPU."""
 
     def stand(self, waiter: Waiter) -> None:
-        self.waiters.append(waiter)
+        self.enqueue(waiter)
         self.core.spin(waiter.task)
 
     def taken(self, task: Task) -> None:

@@ -39,7 +39,7 @@ class Semaphore(LockState):
         super().__init__(core, figures, handover)
         self.readers = 0
         self.reader_owned = False
-        self.spinners: Final[list[Waiter]] = []  # the first looks at the owner, the others at each other
+        self.spinners: list[Waiter] | None = None  # the first looks at the owner, the others at each other
         self.no_spinning = False  # RWSEM_NONSPINNABLE
         self.deadline = 0  # number of the last time limit for spinning on readers
         self.handoff: Waiter | None = None
@@ -97,13 +97,15 @@ class Semaphore(LockState):
         core = self.core
         task = waiter.task
         if waiter.write and self._may_spin(task):
+            if self.spinners is None:
+                self.spinners = []
             self.spinners.append(waiter)
             if len(self.spinners) == 1 and self.reader_owned and self.readers:
                 self._spin_on_readers()
             core.spin(task)
         else:
             task.might_sleep(self.figures.name)
-            self._enqueue(waiter)
+            self.enqueue(waiter)
             if waiter.granted or (waiter.write and self._try_queued(waiter)):
                 return
             core.sleep(task)
@@ -129,24 +131,23 @@ class Semaphore(LockState):
 
     def stop_spinning(self) -> None:
         """Those who spin join the queue and sleep."""
-        spinners = self.spinners.copy()
-        self.spinners.clear()
+        spinners = self.spinners
+        if not spinners:
+            return
+        self.spinners = None
         self.deadline += 1
         cpus = self.core.cpus
         for waiter in spinners:
             cpus.spin_until_now(waiter.task)
-            self._enqueue(waiter)
+            self.enqueue(waiter)
             cpus.leave(waiter.task)
 
     def owner_sleeps(self) -> None:
-        if self.spinners:
-            self.stop_spinning()  # nobody spins on an owner that sleeps
+        self.stop_spinning()  # nobody spins on an owner that sleeps
 
-    def _enqueue(self, waiter: Waiter) -> None:
-        """`waiter` goes to the end of the queue, where it sleeps."""
-        queue = self.waiters
-        queue.append(waiter)
-        if self.writer is None and len(queue) > (1 if waiter.write else 0):
+    def enqueue(self, waiter: Waiter) -> None:
+        super().enqueue(waiter)
+        if self.writer is None and len(self.waiters) > (1 if waiter.write else 0):
             # rwsem_cond_wake_waiter()
             self._mark_wake(_READERS if self.readers else _ANY)
 
@@ -221,8 +222,7 @@ class Semaphore(LockState):
                 left.append(waiter)
             else:
                 granted.append(waiter)
-        waiters.clear()
-        waiters.extend(left)
+        self.waiters = left
         first_readers = self.readers == 0
         self.readers += len(granted)
         self.reader_owned = True

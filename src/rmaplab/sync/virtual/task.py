@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from mypy_extensions import i64
+from mypy_extensions import i64, trait
 
 from rmaplab.sync.errors import Finding
 from rmaplab.sync.locks import CpuMask
 from rmaplab.sync.virtual.agenda import Event
 
 
+@trait
 class Owned:
     """What a task owns and others may spin for."""
 

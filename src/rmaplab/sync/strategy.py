@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which orders have to be tried: strategies of the search in interleave.py.
+
+Two executions that differ in the order of independent steps only are the same.  Source sets with sleep sets (Abdulla,
+Aronis, Jonsson, Sagonas: source-DPOR, POPL 2014; after Flanagan and Godefroid, POPL 2005) leave out the others: when a
+step turns out to race with an earlier one (path.py), some task that can begin the other order is tried where the
+earlier one was taken, unless one that can is tried there anyway.
+
+With a bound on preemptions, orders that this leaves out may be the only ones within the bound.  There every pending
+step is compared, its task is tried at the step that it races with and at the beginning of that block of steps, too,
+and sleep sets are not used (Coons, Musuvathi and McKinley, OOPSLA 2013).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rmaplab.sync.execution import Execution, Step
+from rmaplab.sync.path import Node, Past
+
+
+class Strategy:
+    """Who has to be tried at the states of a path.  The search says what it does, in this order: it `begins` an
+    execution; at each new state it asks what is `asleep` there, says that it `reached` it, and what step it `took`;
+    it `ended`; it `left` a state's choice for good, and goes `back_to` a depth to try another."""
+
+    def begins(self, number: int) -> None:
+        """An execution of so many tasks begins, along the path so far."""
+
+    def asleep(self, stack: list[Node]) -> list[Step]:
+        """Steps that need not be tried at the state that comes after `stack`."""
+        return []
+
+    def reached(self, stack: list[Node]) -> None:
+        """The last of `stack` is new, and what goes on there is chosen."""
+        raise NotImplementedError
+
+    def took(self, stack: list[Node], execution: Execution, depth: int) -> None:
+        """The step of `depth` was taken, be it again."""
+
+    def ended(self, stack: list[Node], execution: Execution) -> None:
+        """The execution is over: what could have come next may race with what did come."""
+
+    def left(self, node: Node) -> None:
+        """Nothing is left to try after the step that was chosen at `node`."""
+
+    def back_to(self, depth: int) -> None:
+        """The steps from `depth` on are to be taken anew."""
+
+
+class All(Strategy):
+    """Every order."""
+
+    def reached(self, stack: list[Node]) -> None:
+        node = stack[-1]
+        node.backtrack.extend([n for n, able in enumerate(node.enabled) if able])
+
+
+class _Reduction(Strategy):
+    """What races on the path decides."""
+
+    def __init__(self) -> None:
+        self.past: Final = Past()
+
+    def begins(self, number: int) -> None:
+        self.past.begin(number)
+
+    def reached(self, stack: list[Node]) -> None:
+        node = stack[-1]
+        node.backtrack.append(node.chosen)
+
+    def back_to(self, depth: int) -> None:
+        self.past.forget(depth)
+
+
+class SourceSets(_Reduction):
+    """One order of all that are the same."""
+
+    def asleep(self, stack: list[Node]) -> list[Step]:
+        if not stack:
+            return []
+        taken = self.past.steps[-1]
+        return [step for step in stack[-1].sleep if step.task != taken.task and not step.depends_on(taken)]
+
+    def took(self, stack: list[Node], execution: Execution, depth: int) -> None:
+        if depth == len(self.past.steps):
+            step = execution.trace[depth]
+            clock = self.past.clock_of(step.task)
+            for before in self.past.races(step, clock, stack):
+                self._reverse(stack, before, step, clock, depth)
+            self.past.add(step, clock, execution.released)
+
+    def ended(self, stack: list[Node], execution: Execution) -> None:
+        past = self.past
+        depth = len(past.steps)
+        broke = (
+            past.steps[-1] if depth else None
+        )  # if a step was not even allowed, it is both taken and pending
+        for task in execution.tasks:
+            step = task.pending
+            if step is not None and not task.done and step is not broke:
+                clock = past.clock_of(task.number)
+                for before in past.races(step, clock, stack):
+                    self._reverse(stack, before, step, clock, depth)
+
+    def left(self, node: Node) -> None:
+        step = node.steps[node.chosen]
+        if step is not None:
+            node.sleep.append(step)
+
+    def _reverse(self, stack: list[Node], before: int, step: Step, clock: list[int], depth: int) -> None:
+        """Have an order tried in which `step`, about to be or just taken at `depth`, comes before that of depth
+        `before`: the steps between that did not happen after that one, then `step`."""
+        node = stack[before]
+        steps, clocks = self.past.steps, self.past.clocks
+        racing = steps[before].task
+        firsts: list[int] = [-1] * len(node.enabled)
+        for at in range(before + 1, depth):
+            if clocks[at][racing] <= before:
+                task = steps[at].task
+                if firsts[task] < 0:
+                    firsts[task] = at
+        beginners: list[int] = []
+        for task, first in enumerate(firsts):
+            if first >= 0 and _begins(clocks[first], firsts, task):
+                beginners.append(task)
+        mine = False
+        if firsts[step.task] < 0:
+            mine = _begins(clock, firsts, step.task)
+            if mine:
+                for at in range(before + 1, depth):
+                    if step.depends_on(steps[at]) and clocks[at][racing] <= before:
+                        mine = False
+                        break
+            if mine:
+                beginners.append(step.task)
+        for task in beginners:
+            if task in node.backtrack:
+                return
+        choice = -1
+        for task in beginners:
+            if node.enabled[task] and (choice < 0 or task == step.task):
+                choice = task
+        node.try_too(choice if choice >= 0 else step.task)
+
+
+class WithinBound(_Reduction):
+    """One order of all that are the same, of those within a bound on preemptions."""
+
+    def reached(self, stack: list[Node]) -> None:
+        super().reached(stack)
+        self._compare(stack, stack[-1].steps)
+
+    def took(self, stack: list[Node], execution: Execution, depth: int) -> None:
+        if depth == len(self.past.steps):
+            step = execution.trace[depth]
+            self.past.add(step, self.past.clock_of(step.task), execution.released)
+
+    def ended(self, stack: list[Node], execution: Execution) -> None:
+        self._compare(stack, [task.pending for task in execution.tasks])
+
+    def _compare(self, stack: list[Node], steps: list[Step | None]) -> None:
+        """Hold the steps that tasks announced against those that were taken."""
+        for number, step in enumerate(steps):
+            if step is None:
+                continue
+            for before in self.past.races(step, self.past.clock_of(number), stack):
+                node = stack[before]
+                node.try_too(number)
+                start = before
+                while start > 0 and stack[start - 1].chosen == node.chosen:
+                    start -= 1
+                stack[start].try_too(number)
+
+
+def _begins(clock: list[int], firsts: list[int], task: int) -> bool:
+    """Does none of the first steps of other tasks come before what has this clock?"""
+    for other, first in enumerate(firsts):
+        if first >= 0 and other != task and clock[other] > first:
+            return False
+    return True
