@@ -122,34 +122,51 @@ def test_a_file_says_its_licence_and_what_it_is(file: Path) -> None:
     assert ast.get_docstring(ast.parse(text)), "a file opens with a docstring: what it models, its invariants"
 
 
+# From the bottom up; a folder uses those below it, and the files beside the folders use only each other.
+FOLDERS = (
+    "sync", "mm", "rmap", "trace", "workloads", "check", "measure", "explore", "kernel", "sweep", "library", "commands",
+)  # fmt: skip
+BESIDE = {"errors", "output", "terminal", "verdict", "version"}
+FRONT_DOORS = {"rmaplab", "rmaplab.__main__"}  # which lead to everything
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(file): file for file in PACKAGE.rglob("*.py")}
+
+
 def imports(file: Path) -> set[str]:
-    """Packages of rmaplab that `file` imports."""
-    return set(re.findall(r"^\s*(?:from|import) rmaplab\.(\w+)", file.read_text(), re.MULTILINE))
+    """Modules of rmaplab that `file` imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                below = f"{node.module}.{alias.name}"
+                found.add(below if below in MODULES else node.module)
+    return found & MODULES.keys()
 
 
-@pytest.mark.parametrize(
-    ("package", "may_use"),
-    [("sync", {"sync"}), ("mm", {"mm", "sync", "errors"}), ("rmap", {"rmap", "mm", "sync"})],
-)
-def test_arrows_point_one_way(package: str, may_use: set[str]) -> None:
-    for file in (PACKAGE / package).rglob("*.py"):
-        assert imports(file) <= may_use, f"{file.name} reaches upwards"
+def height(module: str) -> int:
+    """Which floor a module is on."""
+    folder = module.split(".")[1]
+    return -1 if folder in BESIDE else FOLDERS.index(folder)
 
 
-@pytest.mark.parametrize("package", ["sync", "mm", "rmap"])
-def test_no_files_import_each_other(package: str) -> None:
-    """Not even inside a function, or for types alone."""
-    files = {f"rmaplab.{package}.{file.stem}" for file in (PACKAGE / package).glob("*.py")}
-    graph: dict[str, set[str]] = {}
-    for name in files:
-        needs = set()
-        for node in ast.walk(ast.parse((PACKAGE / package / f"{name.rpartition('.')[2]}.py").read_text())):
-            if isinstance(node, ast.Import):
-                needs |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                needs |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        graph[name] = needs & files
-    assert list(TopologicalSorter(graph).static_order())  # raises CycleError, which names them
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - FRONT_DOORS - {"rmaplab.example"}))
+def test_arrows_point_down(module: str) -> None:
+    for used in imports(MODULES[module]):
+        assert used not in FRONT_DOORS, f"{module} imports the front door"
+        assert height(used) <= height(module), f"{module} reaches up to {used}"
+
+
+def test_no_file_needs_itself() -> None:
+    arrows = {module: imports(file) - FRONT_DOORS for module, file in MODULES.items() if module not in FRONT_DOORS}
+    TopologicalSorter(arrows).prepare()  # raises CycleError, which names the files
 
 
 def test_development_is_pinned_by_name_and_version_alone() -> None:

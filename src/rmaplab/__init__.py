@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from rmaplab.library.verbs import record as record
     from rmaplab.library.verbs import replay as replay
     from rmaplab.library.verbs import workload as workload
-    from rmaplab.measure.comparison import Comparison as Comparison
+    from rmaplab.measure.result import Comparison as Comparison
     from rmaplab.measure.table import Table as Table
     from rmaplab.mm.abi import *  # noqa: F403
     from rmaplab.trace.history import History as History
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 _HOME = {
     "CannotRun": "errors",
     "Checked": "library.machine",
-    "Comparison": "measure.comparison",
+    "Comparison": "measure.result",
     "History": "trace.history",
     "Machine": "library.machine",
     "PAGE": "trace.script",

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 import rmaplab as rl
+from rmaplab.measure.result import TABLES
 from rmaplab.measure.table import Table
-from rmaplab.measure.tables import TABLES
 from rmaplab.trace.history import read_history
 
 RECORDINGS = Path(__file__).resolve().parents[2] / "src" / "rmaplab" / "data" / "recordings"

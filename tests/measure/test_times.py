@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from rmaplab.commands.frame import run as _main
-from rmaplab.measure.comparison import Comparison, Plan, compare, priced
+from rmaplab.measure.comparison import Plan, compare, priced
 from rmaplab.measure.cost import CostProfile, load_costs, time_of, write_costs
+from rmaplab.measure.result import Comparison
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
 from rmaplab.rmap import DESIGNS

@@ -19,12 +19,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rmaplab.check.finding import line
 from rmaplab.check.mutants import MUTANTS, Caught, Mutant, play
 from rmaplab.check.race import explain, timeline
 from rmaplab.check.race_mutants import RACED, outcome
 from rmaplab.check.rival_mutants import RIVAL_MUTANTS
 from rmaplab.check.verify import Search
-from rmaplab.measure.finding import line
 
 STEPS: Final = 100_000  # of random histories, at most, until a mutant has to be found
 INTERLEAVINGS: Final = 10_000  # of its scenario, at most

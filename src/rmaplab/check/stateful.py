@@ -22,9 +22,9 @@ from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from rmaplab.check.finding import line
 from rmaplab.check.histories import ADVICE, ARENA, FILES, header
 from rmaplab.check.lockstep import Checker
-from rmaplab.measure.finding import line
 from rmaplab.mm import abi
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine

@@ -11,9 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rmaplab.check.finding import line
 from rmaplab.check.histories import header
 from rmaplab.check.verify import Failure, Plan, Verified
-from rmaplab.measure.finding import line
 from rmaplab.rmap import load
 from rmaplab.trace.history import History, write_history
 

@@ -7,14 +7,12 @@ Invariant: an answer is of the moment at which it was asked for, and asking coun
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from rmaplab.explore.notebook import draw_walk
+from rmaplab.library.memory import Page
 from rmaplab.measure.figures import Work
-
-if TYPE_CHECKING:
-    from rmaplab.library.machine import Process
-    from rmaplab.library.memory import Page
+from rmaplab.trace.script import Process
 
 
 class Place(NamedTuple):

@@ -15,8 +15,9 @@ from rmaplab import workloads
 from rmaplab.errors import CannotRun
 from rmaplab.library.machine import DEFAULT_DESIGNS, Checked, Design, Machine, designs_of, profile_of
 from rmaplab.measure import comparison
-from rmaplab.measure.comparison import FOLIOS, Comparison, Plan, priced
+from rmaplab.measure.comparison import FOLIOS, Plan, priced
 from rmaplab.measure.cost import load_costs
+from rmaplab.measure.result import Comparison
 from rmaplab.mm.profile import Profile, profile_for
 from rmaplab.trace import record as recorder
 from rmaplab.trace.history import History

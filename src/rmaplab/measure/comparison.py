@@ -15,15 +15,14 @@ from typing import Final, NamedTuple
 import msgspec
 
 from rmaplab.check import lockstep
+from rmaplab.check.finding import shortest_history
 from rmaplab.check.lockstep import Checker
 from rmaplab.measure.collect import Aside, design_figures, machine_figures, vma_counts
 from rmaplab.measure.cost import CostProfile
-from rmaplab.measure.figures import Counts, DesignFigures, MachineFigures
-from rmaplab.measure.finding import shortest_history
-from rmaplab.measure.memory import Memory, Sampler, Vmas
-from rmaplab.measure.table import Table
-from rmaplab.measure.tables import table_of
-from rmaplab.measure.times import Times, times
+from rmaplab.measure.figures import Counts
+from rmaplab.measure.memory import Sampler, Vmas
+from rmaplab.measure.result import Checks, Comparison, Difference, Figures
+from rmaplab.measure.times import times
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import Profile
@@ -31,7 +30,6 @@ from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import History
 from rmaplab.trace.play import Player
-from rmaplab.verdict import NothingLookedAt, judge
 
 MOMENTS: Final = 20  # checks of one history, where nothing else was asked for
 FOLIOS: Final = 500  # walked at each of them, where nothing else was asked for
@@ -67,102 +65,6 @@ class Plan(NamedTuple):
     def machine(self, *designs: type[ReverseMap]) -> Machine:
         """A new machine that `designs` watch, the first of them leading."""
         return Machine(self.profile, designs, large_folios=self.large_folios)
-
-
-class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Something that two parties do not agree on.
-
-    kind:    "incomplete", "stale", "missing", "additional", "invariant" (see check/lockstep.py);
-             "broken": the machine could not go on with what its leader told it;
-             "result": the machine returned something else than the kernel;
-             "geometry": its VMAs are not those of /proc/PID/maps
-             "recording": the history may not be what happened
-    error:   whether the history does not hold because of it
-    event:   number of the event after which it showed, from 0
-    shortest: a history of its own that shows the same, for the first place that each design misses
-    """
-
-    kind: str
-    what: str
-    event: int
-    error: bool
-    design: str = ""
-    place_maps: bool = False
-    shortest: list[Event] = []
-
-
-class Checks(msgspec.Struct, frozen=True):
-    """How much was checked.
-
-    moments: at which the designs were checked; folios: walked, and `skipped` for want of time
-    entries: page-table entries held against the walks; results: of system calls held against the kernel's
-    maps:    address spaces held against /proc/PID/maps
-    """
-
-    moments: int
-    folios: int
-    skipped: int
-    entries: int
-    results: int
-    maps: int
-
-
-class Figures(msgspec.Struct, frozen=True, omit_defaults=True):
-    """All figures of a comparison.
-
-    counted: differences by kind, where `differences` lists the first of each kind only
-    memory:  what each design held over the history, and what it costs elsewhere
-    times:   what the counted work takes, where a cost profile was named
-    """
-
-    machine: MachineFigures
-    designs: list[DesignFigures]
-    checks: Checks
-    counted: dict[str, int]
-    memory: Memory
-    times: Times | None = None
-
-
-class Comparison(msgspec.Struct, frozen=True):
-    """What a comparison found.
-
-    `found.table()` has a row for each design, `found.table("memory")` the bytes that each holds over the history.
-    """
-
-    figures: Figures
-    differences: list[Difference]
-
-    @property
-    def holds(self) -> bool:
-        """Whether no difference is an error.
-
-        :raises NothingLookedAt: the history has no events, or it was to be checked and no folio was mapped when it was
-        """
-        checks = self.figures.checks
-        wrong = any(difference.error for difference in self.differences)
-        if checks.moments and not checks.folios:
-            return judge(0, wrong, f"no anonymous page was mapped at any of {checks.moments} moments")
-        return judge(checks.results, wrong, "the history has no events")
-
-    def table(self, what: str = "designs") -> Table:
-        """The figures as a table (measure/tables.py); `what`: "designs", "objects", "locks", "work", "walks", "memory",
-        "vmas", "differences".
-
-        :raises ValueError: there is no such table
-        """
-        return table_of(self, what)
-
-    def __repr__(self) -> str:
-        return f"<comparison: {self._verdict()}>\n{self.table()!r}"
-
-    def _repr_html_(self) -> str:
-        return f"<p>{self._verdict()}</p>{self.table()._repr_html_()}"
-
-    def _verdict(self) -> str:
-        try:
-            return "holds" if self.holds else "does not hold"
-        except NothingLookedAt as nothing:
-            return str(nothing)
 
 
 def priced(found: Comparison, costs: CostProfile) -> Comparison:

@@ -14,11 +14,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rmaplab.check.finding import line
 from rmaplab.check.lockstep import ERRORS
-from rmaplab.measure.comparison import Difference, Figures
 from rmaplab.measure.figures import Counts, DesignFigures, Objects, Work
-from rmaplab.measure.finding import line
 from rmaplab.measure.memory import Memory, curve
+from rmaplab.measure.result import Difference, Figures
 from rmaplab.measure.sources import Source
 from rmaplab.measure.times import Times
 

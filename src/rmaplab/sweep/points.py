@@ -18,13 +18,14 @@ from typing import ClassVar, Final
 import msgspec
 
 from rmaplab.check import race
+from rmaplab.check.finding import line
 from rmaplab.check.verify import Plan as VerifyPlan
 from rmaplab.check.verify import verify
 from rmaplab.measure import scale, sources
-from rmaplab.measure.comparison import FOLIOS, Difference, Plan, compare, priced
+from rmaplab.measure.comparison import FOLIOS, Plan, compare, priced
 from rmaplab.measure.cost import load_costs
 from rmaplab.measure.figures import Work
-from rmaplab.measure.finding import line
+from rmaplab.measure.result import Difference
 from rmaplab.measure.sources import cpu_counts, history_for
 from rmaplab.mm.profile import PROFILES, REFERENCE, profile_for
 from rmaplab.mm.reverse_map import ReverseMap

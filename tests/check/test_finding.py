@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from acts import mmap
+from rmaplab.check.finding import line, shortest_history
 from rmaplab.check.lockstep import Checker
 from rmaplab.measure.comparison import Plan, compare
-from rmaplab.measure.finding import line, shortest_history
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
 from rmaplab.rmap.anon_vma import AnonVmaRmap

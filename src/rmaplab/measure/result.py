@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A comparison as tables, in long form: one row a design, or one a design and what is counted.
+"""What a comparison found: figures, differences, a verdict, and all of it as tables.
 
+Tables are in long form, a row per design, or per design and thing that is counted.
 Bytes are bytes, times are nanoseconds, all else is counts.  A value is None where it was not measured.
 
 `designs`
@@ -24,26 +25,120 @@ Bytes are bytes, times are nanoseconds, all else is counts.  A value is None whe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from rmaplab.measure.figures import DesignFigures
+import msgspec
+
+from rmaplab.measure.figures import DesignFigures, MachineFigures
+from rmaplab.measure.memory import Memory
 from rmaplab.measure.table import Table
+from rmaplab.measure.times import Times
 from rmaplab.mm.vma import PAGE_SIZE
-
-if TYPE_CHECKING:
-    from rmaplab.measure.comparison import Comparison
+from rmaplab.trace.events import Event
+from rmaplab.verdict import NothingLookedAt, judge
 
 Row = dict[str, Any]
 
 
-def table_of(found: Comparison, what: str) -> Table:
-    """One of `TABLES`.
+class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Something that two parties do not agree on.
 
-    :raises ValueError: there is no such table
+    kind:    "incomplete", "stale", "missing", "additional", "invariant" (see check/lockstep.py);
+             "broken": the machine could not go on with what its leader told it;
+             "result": the machine returned something else than the kernel;
+             "geometry": its VMAs are not those of /proc/PID/maps
+             "recording": the history may not be what happened
+    error:   whether the history does not hold because of it
+    event:   number of the event after which it showed, from 0
+    shortest: a history of its own that shows the same, for the first place that each design misses
     """
-    if what not in TABLES:
-        raise ValueError(f"there is no table {what!r}: there are {', '.join(TABLES)}")
-    return Table.of_rows(TABLES[what](found))
+
+    kind: str
+    what: str
+    event: int
+    error: bool
+    design: str = ""
+    place_maps: bool = False
+    shortest: list[Event] = []
+
+
+class Checks(msgspec.Struct, frozen=True):
+    """How much was checked.
+
+    moments: at which the designs were checked; folios: walked, and `skipped` for want of time
+    entries: page-table entries held against the walks; results: of system calls held against the kernel's
+    maps:    address spaces held against /proc/PID/maps
+    """
+
+    moments: int
+    folios: int
+    skipped: int
+    entries: int
+    results: int
+    maps: int
+
+
+class Figures(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All figures of a comparison.
+
+    counted: differences by kind, where `differences` lists the first of each kind only
+    memory:  what each design held over the history, and what it costs elsewhere
+    times:   what the counted work takes, where a cost profile was named
+    """
+
+    machine: MachineFigures
+    designs: list[DesignFigures]
+    checks: Checks
+    counted: dict[str, int]
+    memory: Memory
+    times: Times | None = None
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """What a comparison found.
+
+    `found.table()` has a row for each design, `found.table("memory")` the bytes that each holds over the history.
+    """
+
+    figures: Figures
+    differences: list[Difference]
+
+    @property
+    def holds(self) -> bool:
+        """Whether no difference is an error.
+
+        :raises NothingLookedAt: the history has no events, or it was to be checked and no folio was mapped when it was
+        """
+        checks = self.figures.checks
+        wrong = any(difference.error for difference in self.differences)
+        if checks.moments and not checks.folios:
+            return judge(0, wrong, f"no anonymous page was mapped at any of {checks.moments} moments")
+        return judge(checks.results, wrong, "the history has no events")
+
+    def table(self, what: str = "designs") -> Table:
+        """The figures as a table ; `what`: "designs", "objects", "locks", "work", "walks", "memory",
+        "vmas", "differences".
+
+        :raises ValueError: there is no such table
+        """
+        if what not in TABLES:
+            raise ValueError(f"there is no table {what!r}: there are {', '.join(TABLES)}")
+        return Table.of_rows(TABLES[what](self))
+
+    def __repr__(self) -> str:
+        return f"<comparison: {self._verdict()}>\n{self.table()!r}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self._verdict()}</p>{self.table()._repr_html_()}"
+
+    def _verdict(self) -> str:
+        try:
+            return "holds" if self.holds else "does not hold"
+        except NothingLookedAt as nothing:
+            return str(nothing)
+
+
+# Tables
 
 
 def _designs(found: Comparison) -> Iterator[Row]:
