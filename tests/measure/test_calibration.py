@@ -23,11 +23,11 @@ from rmaplab.measure.calibration.calibrate import COVERED, STAND_INS, START, cho
 from rmaplab.measure.calibration.errors import CalibrationError
 from rmaplab.measure.calibration.fit import Row, fit
 from rmaplab.measure.calibration.host import PRIMITIVES, Host
+from rmaplab.measure.calibration.program import ARENA, Program
 from rmaplab.measure.calibration.programs import FITTED, HELD_OUT, reclaims_shared
-from rmaplab.measure.calibration.script import ARENA, Script
 from rmaplab.measure.cost import load_costs, write_costs
 from rmaplab.mm.profile import PROFILES
-from rmaplab.mm.vma import PAGE_SIZE
+from rmaplab.trace.script import PAGE, Process
 
 needs_kernel = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler"
@@ -103,24 +103,24 @@ def test_a_cost_is_never_negative() -> None:
 
 
 def test_a_script_counts_only_what_is_timed() -> None:
-    s = Script("some")
-    s.map(ARENA, 8)
-    s.write(ARENA, 2)
+    s = Program("some")
+    s.mmap(8, at=0)
+    s.write(0, 2)
     with s.timed():
-        s.write(ARENA, 8)  # two of them are there
-    s.write(ARENA, 8)
+        s.write(0, 8)  # two of them are there
+    s.write(0, 8)
     assert s.counts(rules())["pages zeroed"] == 6
     assert s.counts(rules())["faults"] == 6
 
 
 def test_a_child_does_its_work_when_it_is_waited_for() -> None:
-    s = Script("family")
-    s.map(ARENA, 4)
-    s.write(ARENA, 4)
+    s = Program("family")
+    s.mmap(4, at=0)
+    s.write(0, 4)
     with s.child():
-        s.write(ARENA, 1)
-        s.unmap(ARENA + PAGE_SIZE, 1)
-    s.write(ARENA + PAGE_SIZE, 1)
+        s.write(0)
+        s.munmap(1, 1)
+    s.write(1)
     s.wait()
     ops = [(event.op, event.pid) for event in s.history()][-5:]
     assert ops == [("fork", 1), ("fault", 1), ("fault", 2), ("munmap", 2), ("exit", 2)]
@@ -150,11 +150,11 @@ def test_the_kernel_reclaims_what_the_model_reclaims() -> None:
         place = host.group.directory
         (row,) = rows_of(host, [script], 1, lambda *_: None)
         assert row.counts == counts
-        unwanted = Script("reclaim of what is wanted")
-        unwanted.map(ARENA, 40)
-        unwanted.write(ARENA, 40)
+        unwanted = Program("reclaim of what is wanted")
+        unwanted.mmap(40, at=0)
+        unwanted.write(0, 40)
         with unwanted.timed():
-            unwanted.reclaim(ARENA, 40)
+            unwanted.reclaim(0, 40)
         with pytest.raises(CalibrationError, match="40 of 40 pages were not reclaimed"):
             host.times([unwanted], 1, lambda *_: None, 1)
     assert not place.exists()
@@ -256,9 +256,9 @@ def test_the_kernel_does_all_that_programs_ask_of_it() -> None:
 
 @needs_kernel
 def test_what_the_kernel_refuses_is_a_sentence() -> None:
-    s = Script("impossible")
+    s = Program("impossible")
     with s.timed():
-        s.unmap(ARENA + 1, 1)
+        Process(s.world, 1).munmap(ARENA + 1, PAGE)
     with Host() as host, pytest.raises(CalibrationError, match="does not do what the program 'impossible' asks"):
         host.times([s], 1, lambda what, done, total: None)
 

@@ -13,8 +13,8 @@ import pytest
 from rmaplab.measure.calibration import races
 from rmaplab.measure.calibration.calibrate import rules
 from rmaplab.measure.calibration.host import Host
+from rmaplab.measure.calibration.program import Program
 from rmaplab.measure.calibration.races import RACES, WRITERS, Race, simulate, turn_times, with_cost
-from rmaplab.measure.calibration.script import ARENA, Script
 from rmaplab.measure.cost import HANDOVER, WAKE_UP, WAKING, load_costs
 
 COSTS = load_costs()
@@ -83,11 +83,11 @@ def test_who_wakes_is_busy_for_less_time_than_passes_until_the_sleeper_runs() ->
 
 
 def test_a_racers_turn_is_not_set_up() -> None:
-    def set_up(script: Script) -> None:
-        script.map(ARENA, 4)
+    def set_up(script: Program) -> None:
+        script.mmap(4, at=0)
 
-    def turn(script: Script) -> None:
-        script.write(ARENA, 4)
+    def turn(script: Program) -> None:
+        script.write(0, 4)
 
     (script,) = Race("two", set_up, [("write", turn)] * 2, 1).related()
     assert [event.op for event in script.history()][-1] == "mmap"

@@ -89,7 +89,7 @@ class Process:
 
     def __init__(self, world: World, pid: int, origin: int = 0, unit: int = 1) -> None:
         self.world: Final = world
-        self.pid: Final = pid
+        self.pid = pid
         self._origin: Final = origin
         self._unit: Final = unit
         self._page: Final = PAGE // unit  # the length of a page

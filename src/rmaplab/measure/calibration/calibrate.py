@@ -15,7 +15,7 @@ from rmaplab.measure.calibration import races
 from rmaplab.measure.calibration.errors import CalibrationError
 from rmaplab.measure.calibration.fit import Row, fit
 from rmaplab.measure.calibration.host import PRIMITIVES, ROUNDS, Host, Progress, machine
-from rmaplab.measure.calibration.script import Script
+from rmaplab.measure.calibration.program import Program
 from rmaplab.measure.cost import HANDOVER, WAKE_UP, WAKING, CostProfile, Residual, price
 from rmaplab.mm.profile import Profile, profile_for
 from rmaplab.verdict import judge
@@ -82,7 +82,7 @@ class Prediction(NamedTuple):
         return judge(len(self.rows), wrong, "none of these programs can be run on this machine")
 
 
-def choose(programs: Sequence[Callable[[], Script]], wanted: Sequence[str]) -> list[Script]:
+def choose(programs: Sequence[Callable[[], Program]], wanted: Sequence[str]) -> list[Program]:
     """The programs whose names contain one of `wanted`; all of them if that is empty."""
     return [script for script in (program() for program in programs) if is_wanted(script.name, wanted)]
 
@@ -91,7 +91,7 @@ def is_wanted(name: str, wanted: Sequence[str]) -> bool:
     return not wanted or any(word in name for word in wanted)
 
 
-def rows_of(host: Host, scripts: Sequence[Script], repeats: int, progress: Progress) -> list[Row]:
+def rows_of(host: Host, scripts: Sequence[Program], repeats: int, progress: Progress) -> list[Row]:
     """Counts by the model, times by the kernel."""
     counts = []
     scripts = [script for script in scripts if not script.reclaims or host.group is not None]
@@ -112,7 +112,7 @@ def rules() -> Profile:
     return profile_for(release())[0]
 
 
-def calibrate(host: Host, scripts: Sequence[Script], repeats: int, progress: Progress, name: str = "") -> CostProfile:
+def calibrate(host: Host, scripts: Sequence[Program], repeats: int, progress: Progress, name: str = "") -> CostProfile:
     """Measure this machine's kernel.
 
     repeats: runs of each program in each of the ROUNDS rounds

@@ -21,7 +21,7 @@ from typing import Final
 
 from rmaplab.measure.calibration.cgroup import Group
 from rmaplab.measure.calibration.errors import CalibrationError
-from rmaplab.measure.calibration.script import Script
+from rmaplab.measure.calibration.program import Program
 
 PRIMITIVES: Final = {
     "lock": "lock",
@@ -79,7 +79,7 @@ class Host:
             self.group.remove()
 
     def times(
-        self, scripts: Sequence[Script], repeats: int, progress: Progress, rounds: int = ROUNDS
+        self, scripts: Sequence[Program], repeats: int, progress: Progress, rounds: int = ROUNDS
     ) -> list[float]:
         """Nanoseconds that the timed parts of each script take."""
         paths = [self._write(number, script) for number, script in enumerate(scripts)]
@@ -94,7 +94,7 @@ class Host:
                 kept.append(median(its))
         return [min(kept) for kept in medians]
 
-    def race(self, scripts: Sequence[Script], seconds: float) -> list[float]:
+    def race(self, scripts: Sequence[Program], seconds: float) -> list[float]:
         """Nanoseconds that a turn of each racer takes while all of them run, each pinned to one CPU."""
         name = scripts[0].name
         paths = [str(self._write(number, script)) for number, script in enumerate(scripts)]
@@ -120,12 +120,12 @@ class Host:
         rounds = [self._run(["wake-ups", cpu, other], "wake-ups").split() for _ in range(2 * ROUNDS)]
         return [median(map(float, quantile)) for quantile in zip(*rounds, strict=True)][5:-5]
 
-    def _write(self, number: int, script: Script) -> Path:
+    def _write(self, number: int, script: Program) -> Path:
         path = self._place / f"{number}.ops"
         script.write_ops(path)
         return path
 
-    def _play(self, script: Script, path: Path) -> int:
+    def _play(self, script: Program, path: Path) -> int:
         """Nanoseconds of one run.  The player takes off what the same call takes when there is nothing to do; where
         that took longer, others disturbed it, and it says nothing."""
         group = self.group if script.reclaims else None

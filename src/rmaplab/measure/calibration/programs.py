@@ -14,25 +14,25 @@ from importlib import resources
 from random import Random
 from typing import Final
 
-from rmaplab.measure.calibration.script import ARENA, LEAF, RW, Script
+from rmaplab.measure.calibration.program import ARENA, LEAF, Program
 from rmaplab.mm import abi
-from rmaplab.mm.vma import PAGE_SIZE
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import read_history
+from rmaplab.trace.script import PAGE, READ_WRITE
 
-AWAY: Final = 0x20_0000_0000  # bytes; where moves go
-FILE: Final = abi.MAP_PRIVATE
+AWAY: Final = 1 << 24  # pages; where moves go
+FILE: Final = abi.MAP_PRIVATE | abi.MAP_FIXED
 
 
 def place(number: int, pages: int = 1, apart: int = 0) -> int:
-    """Where the VMA `number` of many is: a page lies between two, or each begins `apart` bytes from the last."""
-    return ARENA + number * (apart or (pages + 1) * PAGE_SIZE)
+    """Where the VMA `number` of many is: a page lies between two, or each begins `apart` pages from the last."""
+    return number * (apart or pages + 1)
 
 
-def many(script: Script, vmas: int, pages: int = 1, apart: int = 0, touched: int = 1) -> None:
+def many(script: Program, vmas: int, pages: int = 1, apart: int = 0, touched: int = 1) -> None:
     """`vmas` VMAs, of which the first `touched` pages are written."""
     for i in range(vmas):
-        script.map(place(i, pages, apart), pages)
+        script.mmap(pages, at=place(i, pages, apart))
         if touched:
             script.write(place(i, pages, apart), touched)
 
@@ -40,64 +40,64 @@ def many(script: Script, vmas: int, pages: int = 1, apart: int = 0, touched: int
 # System calls and accesses
 
 
-def map_and_unmap(vmas: int) -> Script:
-    s = Script(f"mmap and munmap of a page among {vmas} VMAs")
+def map_and_unmap(vmas: int) -> Program:
+    s = Program(f"mmap and munmap of a page among {vmas} VMAs")
     many(s, vmas, touched=0)
     with s.timed():
         for _ in range(300):
-            s.map(place(vmas + 1), 1)
-            s.unmap(place(vmas + 1), 1)
+            s.mmap(1, at=place(vmas + 1))
+            s.munmap(place(vmas + 1), 1)
     return s
 
 
-def map_many(vmas: int) -> Script:
-    s = Script(f"mmap of {vmas} VMAs")
+def map_many(vmas: int) -> Program:
+    s = Program(f"mmap of {vmas} VMAs")
     with s.timed():
         many(s, vmas, touched=0)
     return s
 
 
-def unmap_many(vmas: int, touched: int, at_once: bool) -> Script:
-    s = Script(f"munmap of {vmas} VMAs {'at once' if at_once else 'one by one'}, {touched} pages in each")
+def unmap_many(vmas: int, touched: int, at_once: bool) -> Program:
+    s = Program(f"munmap of {vmas} VMAs {'at once' if at_once else 'one by one'}, {touched} pages in each")
     many(s, vmas, touched=touched)
     with s.timed():
         if at_once:
-            s.unmap(ARENA, 2 * vmas)
+            s.munmap(0, 2 * vmas)
         else:
             for i in range(vmas):
-                s.unmap(place(i), 1)
+                s.munmap(place(i), 1)
     return s
 
 
-def first_writes(pages: int) -> Script:
-    s = Script(f"first writes to {pages} pages")
-    s.map(ARENA, pages + 1)
-    s.write(ARENA + pages * PAGE_SIZE)
+def first_writes(pages: int) -> Program:
+    s = Program(f"first writes to {pages} pages")
+    s.mmap(pages + 1, at=0)
+    s.write(pages)
     with s.timed():
-        s.write(ARENA, pages)
+        s.write(0, pages)
     return s
 
 
-def first_reads(pages: int) -> Script:
-    s = Script(f"first reads of {pages} pages")
-    s.map(ARENA, pages)
+def first_reads(pages: int) -> Program:
+    s = Program(f"first reads of {pages} pages")
+    s.mmap(pages, at=0)
     with s.timed():
-        s.read(ARENA, pages)
+        s.read(0, pages)
     return s
 
 
-def writes_after_reads(pages: int) -> Script:
-    s = Script(f"writes to {pages} pages that were read before")
-    s.map(ARENA, pages + 1)
-    s.write(ARENA + pages * PAGE_SIZE)
-    s.read(ARENA, pages)
+def writes_after_reads(pages: int) -> Program:
+    s = Program(f"writes to {pages} pages that were read before")
+    s.mmap(pages + 1, at=0)
+    s.write(pages)
+    s.read(0, pages)
     with s.timed():
-        s.write(ARENA, pages)
+        s.write(0, pages)
     return s
 
 
-def first_pages_of_vmas(vmas: int, apart: int) -> Script:
-    s = Script(f"first write to each of {vmas} VMAs{' with a leaf of its own' if apart == LEAF else ''}")
+def first_pages_of_vmas(vmas: int, apart: int) -> Program:
+    s = Program(f"first write to each of {vmas} VMAs{' with a leaf of its own' if apart == LEAF else ''}")
     many(s, vmas, apart=apart, touched=0)
     with s.timed():
         for i in range(vmas):
@@ -105,90 +105,90 @@ def first_pages_of_vmas(vmas: int, apart: int) -> Script:
     return s
 
 
-def unmap_pages(pages: int) -> Script:
-    s = Script(f"munmap of a VMA with {pages} pages")
-    s.map(ARENA, pages)
-    s.write(ARENA, pages)
+def unmap_pages(pages: int) -> Program:
+    s = Program(f"munmap of a VMA with {pages} pages")
+    s.mmap(pages, at=0)
+    s.write(0, pages)
     with s.timed():
-        s.unmap(ARENA, pages)
+        s.munmap(0, pages)
     return s
 
 
-def drop_pages(pages: int) -> Script:
-    s = Script(f"MADV_DONTNEED of {pages} pages")
-    s.map(ARENA, pages)
+def drop_pages(pages: int) -> Program:
+    s = Program(f"MADV_DONTNEED of {pages} pages")
+    s.mmap(pages, at=0)
     for _ in range(8):
-        s.write(ARENA, pages)
+        s.write(0, pages)
         with s.timed():
-            s.advise(ARENA, pages, abi.MADV_DONTNEED)
+            s.madvise(0, pages, abi.MADV_DONTNEED)
     return s
 
 
-def protect_all(pages: int, touched: int) -> Script:
-    s = Script(f"mprotect to and fro of a VMA with {touched} pages")
-    s.map(ARENA, pages)
+def protect_all(pages: int, touched: int) -> Program:
+    s = Program(f"mprotect to and fro of a VMA with {touched} pages")
+    s.mmap(pages, at=0)
     if touched:
-        s.write(ARENA, touched)
+        s.write(0, touched)
     with s.timed():
         for _ in range(200 if touched < 100 else 20):
-            s.protect(ARENA, pages, abi.PROT_READ)
-            s.protect(ARENA, pages, RW)
+            s.mprotect(0, pages, abi.PROT_READ)
+            s.mprotect(0, pages, READ_WRITE)
     return s
 
 
-def protect_part(touched: int) -> Script:
-    s = Script(f"mprotect that splits a VMA with {touched} pages, and merges it again")
-    s.map(ARENA, 64)
+def protect_part(touched: int) -> Program:
+    s = Program(f"mprotect that splits a VMA with {touched} pages, and merges it again")
+    s.mmap(64, at=0)
     if touched:
-        s.write(ARENA, touched)
+        s.write(0, touched)
     with s.timed():
         for _ in range(200):
-            s.protect(ARENA + 8 * PAGE_SIZE, 8, abi.PROT_READ)
-            s.protect(ARENA + 8 * PAGE_SIZE, 8, RW)
+            s.mprotect(8, 8, abi.PROT_READ)
+            s.mprotect(8, 8, READ_WRITE)
     return s
 
 
-def protect_side(touched: int) -> Script:
-    s = Script(f"mprotect that moves the border of two VMAs with {touched} pages")
-    s.map(ARENA, 64)
+def protect_side(touched: int) -> Program:
+    s = Program(f"mprotect that moves the border of two VMAs with {touched} pages")
+    s.mmap(64, at=0)
     if touched:
-        s.write(ARENA, touched)
-    s.protect(ARENA, 8, abi.PROT_READ)
+        s.write(0, touched)
+    s.mprotect(0, 8, abi.PROT_READ)
     with s.timed():
         for _ in range(200):
-            s.protect(ARENA + 8 * PAGE_SIZE, 8, abi.PROT_READ)
-            s.protect(ARENA + 8 * PAGE_SIZE, 8, RW)
+            s.mprotect(8, 8, abi.PROT_READ)
+            s.mprotect(8, 8, READ_WRITE)
     return s
 
 
-def move(pages: int, touched: int) -> Script:
-    s = Script(f"mremap to and fro of a VMA of {pages} pages, {touched} there")
-    s.map(ARENA, pages)
+def move(pages: int, touched: int) -> Program:
+    s = Program(f"mremap to and fro of a VMA of {pages} pages, {touched} there")
+    s.mmap(pages, at=0)
     if touched:
-        s.write(ARENA, touched)
+        s.write(0, touched)
     with s.timed():
         for _ in range(100 if touched < 100 else 20):
-            s.move(ARENA, pages, AWAY)
-            s.move(AWAY, pages, ARENA)
+            s.mremap(0, pages, to=AWAY)
+            s.mremap(AWAY, pages, to=0)
     return s
 
 
-def grow(touched: int) -> Script:
-    s = Script(f"mremap that grows and shrinks in place, {touched} pages there")
-    s.map(ARENA, 8)
+def grow(touched: int) -> Program:
+    s = Program(f"mremap that grows and shrinks in place, {touched} pages there")
+    s.mmap(8, at=0)
     if touched:
-        s.write(ARENA, touched)
+        s.write(0, touched)
     with s.timed():
         for _ in range(200):
-            s.grow(ARENA, 8, 16)
-            s.grow(ARENA, 16, 8)
+            s.mremap(0, 8, 16, flags=0)
+            s.mremap(0, 16, 8, flags=0)
     return s
 
 
 # Processes
 
 
-def forks(s: Script, times: int = 6) -> Script:
+def forks(s: Program, times: int = 6) -> Program:
     """Fork and exit of what `s` set up."""
     s.fork_and_exit()
     for _ in range(times):
@@ -197,7 +197,7 @@ def forks(s: Script, times: int = 6) -> Script:
     return s
 
 
-def only_fork(s: Script, times: int = 6) -> Script:
+def only_fork(s: Program, times: int = 6) -> Program:
     for _ in range(times):
         with s.timed(), s.child():
             pass
@@ -205,7 +205,7 @@ def only_fork(s: Script, times: int = 6) -> Script:
     return s
 
 
-def only_exit(s: Script, times: int = 6) -> Script:
+def only_exit(s: Program, times: int = 6) -> Program:
     for _ in range(times):
         with s.child():
             pass
@@ -214,27 +214,27 @@ def only_exit(s: Script, times: int = 6) -> Script:
     return s
 
 
-def fork_vmas(vmas: int, touched: int, apart: int = 0, how: Callable[[Script], Script] = forks) -> Script:
+def fork_vmas(vmas: int, touched: int, apart: int = 0, how: Callable[[Program], Program] = forks) -> Program:
     leaf = ", each with a leaf of its own" if apart == LEAF else ""
-    s = Script(f"{_name(how)} with {vmas} VMAs, {touched} pages in each{leaf}")
+    s = Program(f"{_name(how)} with {vmas} VMAs, {touched} pages in each{leaf}")
     many(s, vmas, max(touched, 1), apart, touched)
     return how(s)
 
 
-def fork_pages(pages: int, how: Callable[[Script], Script] = forks) -> Script:
-    s = Script(f"{_name(how)} with {pages} pages in a VMA")
-    s.map(ARENA, pages)
-    s.write(ARENA, pages)
+def fork_pages(pages: int, how: Callable[[Program], Program] = forks) -> Program:
+    s = Program(f"{_name(how)} with {pages} pages in a VMA")
+    s.mmap(pages, at=0)
+    s.write(0, pages)
     return how(s)
 
 
-def _name(how: Callable[[Script], Script]) -> str:
+def _name(how: Callable[[Program], Program]) -> str:
     return {"forks": "fork and exit", "only_fork": "fork", "only_exit": "exit"}[how.__name__]
 
 
-def fork_in_generation(generation: int, vmas: int, how: Callable[[Script], Script] = forks) -> Script:
+def fork_in_generation(generation: int, vmas: int, how: Callable[[Program], Program] = forks) -> Program:
     """A VMA of the n-th generation has n + 1 chains."""
-    s = Script(f"{_name(how)} in generation {generation}, {vmas} VMAs")
+    s = Program(f"{_name(how)} in generation {generation}, {vmas} VMAs")
     many(s, vmas)
 
     def go_down(left: int) -> None:
@@ -249,9 +249,9 @@ def fork_in_generation(generation: int, vmas: int, how: Callable[[Script], Scrip
     return s
 
 
-def fork_beside(siblings: int, vmas: int, how: Callable[[Script], Script] = forks) -> Script:
+def fork_beside(siblings: int, vmas: int, how: Callable[[Program], Program] = forks) -> Program:
     """Each interval tree has a node for each relative."""
-    s = Script(f"{_name(how)} beside {siblings} relatives, {vmas} VMAs")
+    s = Program(f"{_name(how)} beside {siblings} relatives, {vmas} VMAs")
     many(s, vmas)
     for _ in range(siblings):
         with s.child(stays=True):
@@ -259,95 +259,95 @@ def fork_beside(siblings: int, vmas: int, how: Callable[[Script], Script] = fork
     return how(s)
 
 
-def copies(pages: int) -> Script:
-    s = Script(f"copy on write of {pages} pages")
-    s.map(ARENA, pages)
-    s.write(ARENA, pages)
+def copies(pages: int) -> Program:
+    s = Program(f"copy on write of {pages} pages")
+    s.mmap(pages, at=0)
+    s.write(0, pages)
     with s.child(), s.timed():
-        s.write(ARENA, pages)
+        s.write(0, pages)
     s.wait()
     return s
 
 
-def takes_over(pages: int) -> Script:
-    s = Script(f"writes to {pages} pages of which a child that is gone had a share")
-    s.map(ARENA, pages)
-    s.write(ARENA, pages)
+def takes_over(pages: int) -> Program:
+    s = Program(f"writes to {pages} pages of which a child that is gone had a share")
+    s.mmap(pages, at=0)
+    s.write(0, pages)
     for _ in range(3):
         s.fork_and_exit()
         with s.timed():
-            s.write(ARENA, pages)
+            s.write(0, pages)
     return s
 
 
-def copies_of_file(pages: int) -> Script:
-    s = Script(f"writes to {pages} pages of a private file mapping")
-    s.map(ARENA, pages, abi.PROT_READ, FILE, 0)
-    s.read(ARENA, pages)
-    s.unmap(ARENA, pages)
-    s.map(ARENA, pages, RW, FILE, 0)
+def copies_of_file(pages: int) -> Program:
+    s = Program(f"writes to {pages} pages of a private file mapping")
+    s.mmap(pages, 0, abi.PROT_READ, FILE, 0)
+    s.read(0, pages)
+    s.munmap(0, pages)
+    s.mmap(pages, 0, READ_WRITE, FILE, 0)
     with s.timed():
-        s.write(ARENA, pages)
+        s.write(0, pages)
     return s
 
 
-def walks(relatives: int, pages: int) -> Script:
+def walks(relatives: int, pages: int) -> Program:
     """Reclaim of pages, without swap: MADV_FREE lets MADV_PAGEOUT unmap clean pages, which it finds by a walk
     (shrink_folio_list(), try_to_unmap()).  The pages are the first process's, and all but the youngest have copies
     by now: the walk comes to it last."""
-    s = Script(f"reclaim of {pages} pages, {relatives + 1} relatives come first")
-    s.map(ARENA, pages)
-    s.write(ARENA, pages)
+    s = Program(f"reclaim of {pages} pages, {relatives + 1} relatives come first")
+    s.mmap(pages, at=0)
+    s.write(0, pages)
     for _ in range(relatives):
         with s.child(stays=True):
-            s.write(ARENA, pages)
+            s.write(0, pages)
     with s.child():
-        s.advise(ARENA, pages, abi.MADV_FREE)
+        s.madvise(0, pages, abi.MADV_FREE)
         with s.timed():
-            s.advise(ARENA, pages, abi.MADV_PAGEOUT)
-    s.write(ARENA, pages)
+            s.madvise(0, pages, abi.MADV_PAGEOUT)
+    s.write(0, pages)
     s.wait()
     return s
 
 
-def reclaims(relatives: int, pages: int, rounds: int = 4) -> Script:
+def reclaims(relatives: int, pages: int, rounds: int = 4) -> Program:
     """The process is the youngest of so many: its tree has its own places only, its lock is the family's."""
-    s = Script(f"reclaim of {pages} pages of a process with {relatives} children")
-    s.map(ARENA, pages)
+    s = Program(f"reclaim of {pages} pages of a process with {relatives} children")
+    s.mmap(pages, at=0)
     for _ in range(rounds):
-        s.write(ARENA, pages)
+        s.write(0, pages)
         for _ in range(relatives):
             with s.child(stays=True):
-                s.write(ARENA, pages)
-        s.advise(ARENA, pages, abi.MADV_FREE)
+                s.write(0, pages)
+        s.madvise(0, pages, abi.MADV_FREE)
         with s.timed():
-            s.advise(ARENA, pages, abi.MADV_PAGEOUT)
+            s.madvise(0, pages, abi.MADV_PAGEOUT)
     return s
 
 
-def reclaims_shared(sharing: int, copied: int, pages: int, apart: bool = False) -> Script:
+def reclaims_shared(sharing: int, copied: int, pages: int, apart: bool = False) -> Program:
     """Reclaim of pages that so many of a process's children share with it, while others have copies.  Who shares comes
     last, so that no walk ends before.  `apart`: each page in a VMA of its own, so that a walk has to look for it."""
     how = ", a VMA for each" if apart else ""
-    s = Script(f"reclaim of {pages} pages that {sharing} children share and {copied} have copied{how}")
-    s.map(ARENA, pages + 1)
-    s.write(ARENA, pages + 1)
+    s = Program(f"reclaim of {pages} pages that {sharing} children share and {copied} have copied{how}")
+    s.mmap(pages + 1, at=0)
+    s.write(0, pages + 1)
     if apart:
         for i in range(0, pages, 2):
-            s.protect(ARENA + i * PAGE_SIZE, 1, abi.PROT_READ)
-    s.advise(ARENA, pages, abi.MADV_FREE)
+            s.mprotect(i, 1, abi.PROT_READ)
+    s.madvise(0, pages, abi.MADV_FREE)
     for _ in range(copied):
         with s.child(stays=True):
-            s.write(ARENA, pages)
+            s.write(0, pages)
     for _ in range(sharing):
         with s.child(stays=True):
             pass
     with s.timed():
-        s.reclaim(ARENA, pages)
+        s.reclaim(0, pages)
     return s
 
 
-FITTED: Final[tuple[Callable[[], Script], ...]] = (
+FITTED: Final[tuple[Callable[[], Program], ...]] = (
     *(lambda n=n: map_and_unmap(n) for n in (0, 100, 1000)),
     *(lambda n=n: map_many(n) for n in (100, 1000)),
     *(lambda t=t, a=a: unmap_many(500, t, a) for t in (0, 1) for a in (False, True)),
@@ -385,9 +385,9 @@ FITTED: Final[tuple[Callable[[], Script], ...]] = (
 # Held out: programs as programs are
 
 
-def fork_loop() -> Script:
+def fork_loop() -> Program:
     """A process forks again and again; child and parent each write to a part of what they share."""
-    s = Script("fork loop with copy on write")
+    s = Program("fork loop with copy on write")
     random = Random(1)
     many(s, 20, 32, touched=32)
     with s.timed():
@@ -396,59 +396,59 @@ def fork_loop() -> Script:
                 for i in range(0, 20, 2):
                     s.write(place(i, 32), 8)
             for i in random.sample(range(20), 4):
-                s.write(place(i, 32) + 16 * PAGE_SIZE, 12)
+                s.write(place(i, 32) + 16, 12)
             s.wait()
     return s
 
 
-def allocator() -> Script:
+def allocator() -> Program:
     """Blocks of all sizes come and go, some are trimmed, some grow."""
-    s = Script("allocator")
+    s = Program("allocator")
     random = Random(2)
-    room = 256 * PAGE_SIZE
+    room = 256
     live: dict[int, int] = {}
     with s.timed():
         for number in range(300):
-            addr = ARENA + number * room
+            addr = number * room
             pages = random.choice((1, 2, 4, 4, 8, 16, 33, 64))
-            s.map(addr, pages)
+            s.mmap(pages, at=addr)
             s.write(addr, max(1, pages * random.randint(1, 4) // 4))
             live[addr] = pages
             if random.random() < 0.3:
                 grown = random.choice(sorted(live))
                 if live[grown] < 64:
-                    s.grow(grown, live[grown], 2 * live[grown])
+                    s.mremap(grown, live[grown], 2 * live[grown], flags=0)
                     live[grown] *= 2
                     s.write(grown, live[grown])
             if random.random() < 0.2:
                 trimmed = random.choice(sorted(live))
-                s.advise(trimmed, live[trimmed], abi.MADV_DONTNEED)
+                s.madvise(trimmed, live[trimmed], abi.MADV_DONTNEED)
             while len(live) > 40:
                 gone = random.choice(sorted(live))
-                s.unmap(gone, live.pop(gone))
+                s.munmap(gone, live.pop(gone))
     return s
 
 
-def realloc() -> Script:
+def realloc() -> Program:
     """An array doubles where there is no room for it, so that it moves."""
-    s = Script("growing array")
+    s = Program("growing array")
     with s.timed():
         for turn in range(12):
-            addr, pages = ARENA + turn * (1 << 26), 4
-            s.map(addr, pages)
+            addr, pages = turn * (1 << 14), 4
+            s.mmap(pages, at=addr)
             s.write(addr, pages)
             while pages < 512:
-                to = addr + (1 << 23)
-                s.remap(addr, pages, 2 * pages, abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED, to, to)
-                s.write(to + pages * PAGE_SIZE, pages)
+                to = addr + (1 << 11)
+                s.mremap(addr, pages, 2 * pages, to=to)
+                s.write(to + pages, pages)
                 addr, pages = to, 2 * pages
-            s.unmap(addr, pages)
+            s.munmap(addr, pages)
     return s
 
 
-def server() -> Script:
+def server() -> Program:
     """Workers of a server serve a few requests each."""
-    s = Script("prefork server")
+    s = Program("prefork server")
     random = Random(3)
     many(s, 40, 16, touched=16)
     with s.timed():
@@ -456,74 +456,74 @@ def server() -> Script:
             with s.child():
                 for _ in range(20):
                     s.read(place(random.randrange(40), 16), 3)
-                    s.write(place(random.randrange(40), 16) + random.randrange(14) * PAGE_SIZE, 2)
-                    s.map(AWAY, 8)
+                    s.write(place(random.randrange(40), 16) + random.randrange(14), 2)
+                    s.mmap(8, at=AWAY)
                     s.write(AWAY, 8)
-                    s.unmap(AWAY, 8)
+                    s.munmap(AWAY, 8)
             s.wait()
     return s
 
 
-def shell() -> Script:
+def shell() -> Program:
     """Children that throw their memory away, as execve does, and load a program: map it, protect it, use it."""
-    s = Script("shell")
+    s = Program("shell")
     many(s, 30, 8, touched=4)
     with s.timed():
         for _ in range(6):
             with s.child():
-                s.unmap(ARENA, 30 * 9)
+                s.munmap(0, 30 * 9)
                 for library in range(4):
                     at = AWAY + library * LEAF
-                    s.map(at, 64, abi.PROT_READ, FILE, 0)
-                    s.map(at + 16 * PAGE_SIZE, 16, RW, FILE, 0, 16 * PAGE_SIZE)
-                    s.map(at + 32 * PAGE_SIZE, 16, RW)
-                    s.write(at + 16 * PAGE_SIZE, 6)
-                    s.write(at + 32 * PAGE_SIZE, 3)
-                    s.protect(at + 16 * PAGE_SIZE, 4, abi.PROT_READ)
-                s.map(ARENA, 64)
-                s.write(ARENA, 40)
+                    s.mmap(64, at, abi.PROT_READ, FILE, 0)
+                    s.mmap(16, at + 16, READ_WRITE, FILE, 0, 16)
+                    s.mmap(16, at + 32, READ_WRITE)
+                    s.write(at + 16, 6)
+                    s.write(at + 32, 3)
+                    s.mprotect(at + 16, 4, abi.PROT_READ)
+                s.mmap(64, at=0)
+                s.write(0, 40)
             s.wait()
     return s
 
 
-def threads() -> Script:
+def threads() -> Program:
     """Stacks of threads: reserved, guarded, used a little, given back."""
-    s = Script("stacks of threads")
+    s = Program("stacks of threads")
     stack = 32 * LEAF // 4
     with s.timed():
         for turn in range(5):
             for thread in range(16):
-                at = ARENA + thread * stack
-                s.map(at, 2048, abi.PROT_NONE)
-                s.protect(at + PAGE_SIZE, 2047, RW)
-                s.write(at + 2040 * PAGE_SIZE, 3 + turn)
+                at = thread * stack
+                s.mmap(2048, at, abi.PROT_NONE)
+                s.mprotect(at + 1, 2047, READ_WRITE)
+                s.write(at + 2040, 3 + turn)
             for thread in range(16):
-                s.unmap(ARENA + thread * stack, 2048)
+                s.munmap(thread * stack, 2048)
     return s
 
 
-def collector() -> Script:
+def collector() -> Program:
     """A garbage collector guards blocks, opens those that are used, and drops others."""
-    s = Script("garbage collector")
+    s = Program("garbage collector")
     random = Random(4)
-    s.map(ARENA, 1024)
-    s.write(ARENA, 1024)
+    s.mmap(1024, at=0)
+    s.write(0, 1024)
     with s.timed():
         for _ in range(4):
-            s.protect(ARENA, 1024, abi.PROT_READ)
+            s.mprotect(0, 1024, abi.PROT_READ)
             for block in random.sample(range(64), 24):
-                s.protect(ARENA + block * 16 * PAGE_SIZE, 16, RW)
-                s.write(ARENA + block * 16 * PAGE_SIZE, 16)
+                s.mprotect(block * 16, 16, READ_WRITE)
+                s.write(block * 16, 16)
             for block in random.sample(range(64), 8):
-                s.advise(ARENA + block * 16 * PAGE_SIZE, 16, abi.MADV_DONTNEED)
-            s.protect(ARENA, 1024, RW)
-            s.write(ARENA, 1024)
+                s.madvise(block * 16, 16, abi.MADV_DONTNEED)
+            s.mprotect(0, 1024, READ_WRITE)
+            s.write(0, 1024)
     return s
 
 
-def zygote() -> Script:
+def zygote() -> Program:
     """Apps live on while others start, copy, lose a part of what they inherited, and end."""
-    s = Script("zygote")
+    s = Program("zygote")
     many(s, 80, 4, touched=4)
     for _ in range(5):
         with s.child(stays=True):
@@ -535,7 +535,7 @@ def zygote() -> Script:
                 for i in range(turn, 80, 5):
                     s.write(place(i, 4), 4)
                 for i in range(0, 80, 16):
-                    s.unmap(place(i, 4), 2)
+                    s.munmap(place(i, 4), 2)
                 with s.child():
                     s.write(place(7, 4), 4)
                 s.wait()
@@ -543,44 +543,44 @@ def zygote() -> Script:
     return s
 
 
-def cold_memory() -> Script:
+def cold_memory() -> Program:
     """Pages that their owner does not want are reclaimed in the midst of its relatives."""
-    s = Script("reclaim among relatives")
-    s.map(ARENA, 512)
-    s.write(ARENA, 512)
+    s = Program("reclaim among relatives")
+    s.mmap(512, at=0)
+    s.write(0, 512)
     for _ in range(6):
         with s.child(stays=True):
-            s.write(ARENA, 400)
+            s.write(0, 400)
     with s.child(), s.timed():
-        s.write(ARENA, 300)
-        s.advise(ARENA, 300, abi.MADV_FREE)
-        s.advise(ARENA, 300, abi.MADV_PAGEOUT)
-        s.write(ARENA, 100)
+        s.write(0, 300)
+        s.madvise(0, 300, abi.MADV_FREE)
+        s.madvise(0, 300, abi.MADV_PAGEOUT)
+        s.write(0, 100)
     s.wait()
     return s
 
 
-def shared_cold_memory() -> Script:
+def shared_cold_memory() -> Program:
     """Memory is short where a server's workers share most of what it had loaded."""
-    s = Script("reclaim of what workers share")
-    s.map(ARENA, 300)
-    s.write(ARENA, 300)
-    s.advise(ARENA, 300, abi.MADV_FREE)
+    s = Program("reclaim of what workers share")
+    s.mmap(300, at=0)
+    s.write(0, 300)
+    s.madvise(0, 300, abi.MADV_FREE)
     for worker in range(20):
         with s.child(stays=True):
-            s.write(ARENA + worker % 3 * 100 * PAGE_SIZE, 80)
+            s.write(worker % 3 * 100, 80)
     with s.timed():
-        s.reclaim(ARENA, 300)
-        s.write(ARENA, 50)
+        s.reclaim(0, 300)
+        s.write(0, 50)
     return s
 
 
-def example() -> Script:
+def example() -> Program:
     """The recording of rmaplab.example that comes with rmaplab, but for its stack: a Python that starts, then forks,
     copies, splits, moves and grows."""
     with resources.as_file(resources.files("rmaplab") / "data/recordings/example.parquet") as path:
         history = read_history(path)
-    s = Script("rmaplab.example, as it was recorded")
+    s = Program("rmaplab.example, as it was recorded")
     with s.timed():
         Retelling(s, list(history)).tell()
     return s
@@ -593,7 +593,7 @@ class Retelling:
     where brk(2) moved its end.
     """
 
-    def __init__(self, script: Script, events: list[Event]) -> None:
+    def __init__(self, script: Program, events: list[Event]) -> None:
         first = events[0]
         self._script: Final = script
         self._first: Final = first.pid
@@ -619,28 +619,33 @@ class Retelling:
                 self._do(event)
 
     def _do(self, e: Event) -> None:
-        s, pages = self._script, -(-e.length // PAGE_SIZE)
+        s, pages, at = self._script, _pages(e.length), (e.addr - ARENA) // PAGE
         if e.op == "mmap":
-            s.map(e.result, pages, e.prot & 7, e.flags & ~abi.MAP_GROWSDOWN, min(e.file, 0), e.offset)
+            there, flags = (e.result - ARENA) // PAGE, e.flags & ~abi.MAP_GROWSDOWN | abi.MAP_FIXED
+            s.mmap(pages, there, e.prot & 7, flags, min(e.file, 0), e.offset // PAGE)
         elif e.op == "munmap":
-            s.unmap(e.addr, pages)
+            s.munmap(at, pages)
         elif e.op == "mprotect":
-            s.protect(e.addr, pages, e.prot)
+            s.mprotect(at, pages, e.prot)
         elif e.op == "mremap":
-            to = e.result
-            fixed = 0 if to == e.addr else abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED
-            s.remap(e.addr, pages, -(-e.length2 // PAGE_SIZE), fixed, to if fixed else 0, to)
+            to = (e.result - ARENA) // PAGE
+            s.mremap(at, pages, _pages(e.length2), **({"flags": 0} if to == at else {"to": to}))
         elif e.op == "fault":
-            (s.write if e.flags & FAULT_WRITE else s.read)(e.addr & ~(PAGE_SIZE - 1), max(pages, 1))
+            (s.write if e.flags & FAULT_WRITE else s.read)(at, max(pages, 1))
         elif e.op == "brk" and e.result:
-            old, new = (-(-end // PAGE_SIZE) * PAGE_SIZE for end in (self._brk[e.pid], e.result))
+            old, new = (_pages(end - ARENA) for end in (self._brk[e.pid], e.result))
             self._brk[e.pid] = e.result
             if new > old:
-                s.map(old, (new - old) // PAGE_SIZE)
+                s.mmap(new - old, at=old)
             elif new < old:
-                s.unmap(new, (old - new) // PAGE_SIZE)
+                s.munmap(new, old - new)
 
 
-HELD_OUT: Final[tuple[Callable[[], Script], ...]] = (
+def _pages(length: int) -> int:
+    """Bytes as pages, rounded up."""
+    return -(-length // PAGE)
+
+
+HELD_OUT: Final[tuple[Callable[[], Program], ...]] = (
     fork_loop, allocator, realloc, server, shell, threads, collector, zygote, cold_memory, shared_cold_memory, example,
 )  # fmt: skip

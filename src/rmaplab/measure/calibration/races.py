@@ -16,17 +16,17 @@ from typing import Final, NamedTuple
 import msgspec
 
 from rmaplab.measure.calibration.host import Host, Progress
+from rmaplab.measure.calibration.program import Program, faulting
 from rmaplab.measure.calibration.programs import many
-from rmaplab.measure.calibration.script import ARENA, RW, Script, faulting
 from rmaplab.measure.cost import HANDOVER, CostProfile, Residual
 from rmaplab.mm import abi
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import Profile
-from rmaplab.mm.vma import PAGE_SIZE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.sync.virtual import PICOSECONDS, VirtualTime
 from rmaplab.trace.history import FileEntry, Header
 from rmaplab.trace.play import Player
+from rmaplab.trace.script import READ_WRITE
 
 SECONDS: Final = 0.3  # that one race is watched
 TURNS: Final = 4  # that each racer is simulated for, at least, after
@@ -34,7 +34,7 @@ WARM_UP: Final = 1
 MOST: Final = 2000.0  # nanoseconds: no handover is dearer
 STEPS: Final = 10  # of the search for it
 
-Turn = Callable[[Script], None]
+Turn = Callable[[Program], None]
 
 
 class Race(NamedTuple):
@@ -51,16 +51,16 @@ class Race(NamedTuple):
     turns: list[tuple[str, Turn]]
     watched: float
 
-    def related(self) -> list[Script]:
+    def related(self) -> list[Program]:
         """One family."""
         return [self._family(self.turns)]
 
-    def unrelated(self) -> list[Script]:
+    def unrelated(self) -> list[Program]:
         """A family for each racer."""
         return [self._family([turn]) for turn in self.turns]
 
-    def _family(self, turns: Sequence[tuple[str, Turn]]) -> Script:
-        script = Script(self.name)
+    def _family(self, turns: Sequence[tuple[str, Turn]]) -> Program:
+        script = Program(self.name)
         self.set_up(script)
         for _, turn in turns:
             with script.racer():
@@ -68,39 +68,39 @@ class Race(NamedTuple):
         return script
 
 
-def _fork_and_exit(script: Script) -> None:
+def _fork_and_exit(script: Program) -> None:
     script.fork_and_exit()
 
 
-def _reclaim(script: Script) -> None:
+def _reclaim(script: Program) -> None:
     """Write to pages, and have them reclaimed: without swap by MADV_FREE, which lets MADV_PAGEOUT unmap them."""
-    there = ARENA + 1500 * PAGE_SIZE
+    there = 1500
     script.write(there, 128)
-    script.advise(there, 128, abi.MADV_FREE)
-    script.advise(there, 128, abi.MADV_PAGEOUT)
+    script.madvise(there, 128, abi.MADV_FREE)
+    script.madvise(there, 128, abi.MADV_PAGEOUT)
 
 
-def _unmap(script: Script) -> None:
+def _unmap(script: Program) -> None:
     """A child unmaps what it inherited, page by page, which splits the VMA each time."""
     with script.child():
         for page in range(0, 400, 2):
-            script.unmap(ARENA + page * PAGE_SIZE, 1)
+            script.munmap(page, 1)
     script.wait()
 
 
-def _protect(script: Script) -> None:
+def _protect(script: Program) -> None:
     """Split an inherited VMA and merge it again."""
     for _ in range(20):
-        script.protect(ARENA + 8 * PAGE_SIZE, 8, abi.PROT_READ)
-        script.protect(ARENA + 8 * PAGE_SIZE, 8, RW)
+        script.mprotect(8, 8, abi.PROT_READ)
+        script.mprotect(8, 8, READ_WRITE)
 
 
-def _one_vma(script: Script) -> None:
-    script.map(ARENA, 2048)
-    script.write(ARENA, 400)
+def _one_vma(script: Program) -> None:
+    script.mmap(2048, at=0)
+    script.write(0, 400)
 
 
-def _vmas(script: Script) -> None:
+def _vmas(script: Program) -> None:
     many(script, 500)
 
 
@@ -144,7 +144,7 @@ def simulate(
 
 
 def turn_times(
-    scripts: Sequence[Script],
+    scripts: Sequence[Program],
     costs: CostProfile,
     profile: Profile,
     cpus: int,
@@ -176,7 +176,7 @@ def turn_times(
 class _Racer:
     """A process that takes its turns until all racers have taken theirs."""
 
-    def __init__(self, time: VirtualTime, player: Player, script: Script, number: int) -> None:
+    def __init__(self, time: VirtualTime, player: Player, script: Program, number: int) -> None:
         self.all: Sequence[_Racer] = ()
         self.watched = 0  # picoseconds
         self.turns = 0
