@@ -17,6 +17,7 @@ from rmaplab.commands.envelope import print_json
 from rmaplab.commands.record import output_of_commands_to_stderr
 from rmaplab.errors import CannotRun
 from rmaplab.measure import sources
+from rmaplab.measure.answer import print_answer
 from rmaplab.measure.comparison import FOLIOS, Plan, compare, priced
 from rmaplab.measure.cost import load_costs
 from rmaplab.measure.progress import Meter
@@ -31,6 +32,7 @@ from rmaplab.trace.record import RecordError, record
 # What `compare` compares, unless told otherwise.  page_scan looks at every page table for every walk, which
 # takes as long as it sounds, and could only agree with the page tables that all are checked against anyway.
 COMPARED: Final = tuple(name for name in STANDARD if not DESIGNS[name].scans_memory)
+MORE: Final = "--full prints all tables, --json all figures; -o page.html draws them"
 
 
 def command(
@@ -55,6 +57,7 @@ def command(
         Path | None, typer.Option("--output", "-o", metavar="F", help="Keep the recording of CMD in F.")
     ] = None,
     names: options.Names = False,
+    full: options.Full = False,
     json: options.Json = False,
 ) -> bool:
     """Compare designs on one history: memory, work, locks, and whether walks find every mapping.
@@ -62,7 +65,7 @@ def command(
     \b
     Examples:
       rmaplab compare -- make -j2
-      rmaplab compare sort.parquet --costs default
+      rmaplab compare sort.parquet --rmap anon_vma,cow_context
       rmaplab compare forkchain generations=200 --json
     """
     argv: list[str] = context.obj
@@ -73,7 +76,7 @@ def command(
         history, source = _from_command(argv, output, names)
     else:
         history, source = sources.find(what, seed)
-    return asked.compare("compare", history, source, json)
+    return asked.compare("compare", history, source, full, json)
 
 
 class Asked:
@@ -101,7 +104,7 @@ class Asked:
             raise CannotRun(f"the leader {leader!r} is not one of the designs ({', '.join(names)})")
         first = next((i for i, (name, spec) in enumerate(found.items()) if leader in (name, spec)), 0)
         self._profile: Final = profile
-        self._costs: Final = load_costs(costs) if costs else None
+        self._costs: Final = load_costs(costs)
         self._seed: Final = seed
         self._plan: Final = Plan(
             [options.design(spec) for spec in found.values()],
@@ -114,13 +117,11 @@ class Asked:
             excused=frozenset() if rmap else EXCUSED,
         )
 
-    def compare(self, command: str, history: History, source: Source, json: bool) -> bool:
+    def compare(self, command: str, history: History, source: Source, full: bool, json: bool) -> bool:
         """Compare, and print what was found."""
         plan = self._plan._replace(profile=options.profile(self._profile, source.kernel))
         with Meter() as meter:
-            found = compare(history, plan, meter)
-        if self._costs is not None:
-            found = priced(found, self._costs)
+            found = priced(compare(history, plan, meter), self._costs)
         names = [design.name for design in plan.designs]
         inputs = Inputs(
             source,
@@ -131,13 +132,16 @@ class Asked:
             self._seed,
             plan.every,
             plan.folios,
-            self._costs.name if self._costs is not None else "",
+            self._costs.name,
         )
         told = Report(inputs, found.holds, found.figures, found.differences)
         if json:
             print_json(command, inputs, told.holds, told.figures, told.differences)
         else:
-            print_report(told, console())
+            out = console()
+            if full:
+                print_report(told, out)
+            print_answer(told, MORE, out)
         return told.holds
 
 

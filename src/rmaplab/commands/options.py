@@ -53,6 +53,7 @@ Costs = Annotated[
     str, typer.Option(metavar="NAME|F", help="Cost profile: a shipped one, or a file of `rmaplab calibrate`.")
 ]
 Jobs = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that work (0: one per CPU).")]
+Full = Annotated[bool, typer.Option("--full", help="Print all figures as tables, too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Names = Annotated[bool, typer.Option("--names", help="Keep names of files and processes, and the command line.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="F", help="Write the result to F.")]

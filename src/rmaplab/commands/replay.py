@@ -24,6 +24,7 @@ def command(
     large_folios: options.LargeFolios = 0,
     seed: options.Seed = 1,
     costs: options.Costs = "",
+    full: options.Full = False,
     json: options.Json = False,
 ) -> bool:
     """Run a recording through designs (default: anon_vma) and print what they hold and do.
@@ -34,4 +35,4 @@ def command(
     """
     asked = Asked(rmap, ["anon_vma"], leader, profile, check, every, folios, large_folios, seed, costs)
     history, source = sources.from_file(recording)
-    return asked.compare("replay", history, source, json)
+    return asked.compare("replay", history, source, full, json)

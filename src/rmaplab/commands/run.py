@@ -40,6 +40,7 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="F", help="Write the history to F, too.")
     ] = None,
+    full: options.Full = False,
     json: options.Json = False,
 ) -> bool:
     """Run a built-in workload through designs (default: anon_vma).
@@ -59,7 +60,7 @@ def command(
     history, source = sources.from_workload(name, parameters or [], seed)
     if output is not None:
         write_history(output, history)
-    return asked.compare("run", history, source, json)
+    return asked.compare("run", history, source, full, json)
 
 
 def _families() -> str:

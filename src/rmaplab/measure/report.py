@@ -10,9 +10,7 @@ from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
 import msgspec
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from rmaplab.check.finding import line
 from rmaplab.check.lockstep import ERRORS
@@ -21,9 +19,10 @@ from rmaplab.measure.memory import Memory, curve
 from rmaplab.measure.result import Difference, Figures
 from rmaplab.measure.sources import Source
 from rmaplab.measure.times import Times
+from rmaplab.terminal import Grid, has_unicode
 
-_ERRORS = (*ERRORS, "broken")
-_REFERENCE = "anon_vma"  # whose VMAs the others are compared with
+ERROR_KINDS = (*ERRORS, "broken")
+REFERENCE = "anon_vma"  # whose VMAs the others are compared with
 _DEAREST = 3  # kinds of work of a design whose time is shown
 _SHOWN = 3  # differences of one kind and design in the tables; `--json` has more
 
@@ -51,59 +50,37 @@ class Report(msgspec.Struct, frozen=True):
     differences: list[Difference]
 
 
-def print_report(report: Report, console: Console) -> None:
-    """The report as tables that fit 100 columns."""
+def print_report(report: Report, out: Console) -> None:
+    """All figures as tables, and the differences; the answer (answer.py) belongs below them."""
     inputs, figures = report.inputs, report.figures
-    source = inputs.history
-    _print_fact("History", source.name, console)
-    origin = (
-        f"recorded with {source.recorder}" if source.sha256 else "",
-        f"on Linux {source.kernel}" if source.kernel else "",
-        f"faults {source.faults}" if source.faults not in ("", "recorded") else "",
-        f"{source.lost:,} events lost" if source.lost else "",
-    )
-    if any(origin):
-        _print_fact("", ", ".join(part for part in origin if part), console)
     rules = f"profile {inputs.profile}, seed {inputs.seed}, VMAs merge by the rule of {inputs.leader}"
     if inputs.large_folios:
         rules += f", folios of up to {1 << inputs.large_folios} pages"
-    _print_fact("Machine", rules, console)
-    console.print()
-    _print_machine(figures, console)
-    _print_memory(figures.designs, console)
-    _print_memory_over_time(figures.memory, console)
-    _print_matrix("Work done for the history", [(d.design, d.work) for d in figures.designs], console)
+    print_fact("Machine", rules, out)
+    out.print()
+    _print_machine(figures, out)
+    _print_memory(figures.designs, out)
+    _print_memory_over_time(figures.memory, out)
+    _print_matrix("Work done for the history", [(d.design, d.work) for d in figures.designs], out)
     if figures.checks.moments:
-        _print_walks(figures.designs, _REFERENCE in inputs.designs, console)
-        _print_matrix(
-            "Work done for these walks", [(d.design, d.walk_work) for d in figures.designs], console
-        )
+        _print_walks(figures.designs, REFERENCE in inputs.designs, out)
+        _print_matrix("Work done for these walks", [(d.design, d.walk_work) for d in figures.designs], out)
     if figures.times is not None:
-        _print_times(figures.times, figures.checks.moments > 0, console)
+        _print_times(figures.times, figures.checks.moments > 0, out)
     if any(design.vmas for design in figures.designs):
-        _print_vmas(figures.designs, console)
-    _print_differences(report, console)
-    _print_verdict(report, console)
+        _print_vmas(figures.designs, out)
+    _print_differences(report, out)
 
 
-def _table(first: str, *others: str) -> Table:
-    """A table whose first column is text and whose other columns are numbers."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for other in others:
-        table.add_column(other, justify="right", no_wrap=True)
-    return table
+def _print(title: str, table: Grid, out: Console) -> None:
+    out.print(title, style="bold")
+    table.print(out)
+    out.print()
 
 
-def _print(title: str, table: Table, console: Console) -> None:
-    console.print(title, style="bold")
-    console.print(table)
-    console.print()
-
-
-def _print_machine(figures: Figures, console: Console) -> None:
+def _print_machine(figures: Figures, out: Console) -> None:
     machine = figures.machine
-    table = _table("", "at the end", "at most", "in all")
+    table = Grid("", "at the end", "peak", "total")
     rows: list[tuple[str, Counts]] = [
         ("address spaces", machine.mms),
         ("VMAs", machine.vmas),
@@ -120,11 +97,11 @@ def _print_machine(figures: Figures, console: Console) -> None:
             table.add_row(f"{lock.lock} taken, exclusive", "", "", f"{lock.writes:,}")
         if lock.reads:
             table.add_row(f"{lock.lock} taken, shared", "", "", f"{lock.reads:,}")
-    _print("What happened", table, console)
+    _print("What happened", table, out)
 
 
-def _print_memory(designs: Sequence[DesignFigures], console: Console) -> None:
-    table = _table("design, type", "bytes each", "made", "at most", "KiB", "at the end", "KiB")
+def _print_memory(designs: Sequence[DesignFigures], out: Console) -> None:
+    table = Grid("design, type", "bytes each", "made", "peak", "KiB", "at the end", "KiB")
     for design in designs:
         if not design.objects:
             table.add_row(f"{design.design}: nothing", "", "", "", "", "", "")
@@ -135,29 +112,31 @@ def _print_memory(designs: Sequence[DesignFigures], console: Console) -> None:
         if len(design.objects) > 1:
             peak, end = sum(o.peak_pages for o in design.objects), sum(o.end_pages for o in design.objects)
             table.add_row("  all types", "", "", "", f"{peak * 4:,}", "", f"{end * 4:,}")
-    _print("Memory held, in KiB of slab pages", table, console)
+    _print("Memory held, in KiB of slab pages", table, out)
 
 
-def _print_memory_over_time(memory: Memory, console: Console) -> None:
+def _print_memory_over_time(memory: Memory, out: Console) -> None:
     """Objects with the fields that a design needs elsewhere, where they take most, and their line."""
-    table = _table("design", "KiB", "of it fields", "a process", "a VMA", "a page", "after event")
+    table = Grid("design", "KiB", "of which fields", "per process", "per VMA", "per page", "after event")
     for design in memory.designs:
         peak = design.peak
         shares = (f"{peak.total / n:,.1f}" if n else "-" for n in (peak.processes, peak.vmas, peak.pages))
         table.add_row(
             design.design, f"{peak.total / 1024:,.1f}", f"{peak.fields / 1024:,.1f}", *shares, f"{peak.event:,}"
         )
-    if not table.row_count:
+    if not table.rows:
         return
-    _print("Memory with fields in vm_area_struct and mm_struct, where it is most, and bytes of it", table, console)
+    _print("Peak memory, including fields added to vm_area_struct and mm_struct, in KiB and in bytes", table, out)
     for design in memory.designs:
-        line = curve(design.line, 60)
+        line = curve(design.line, min(60, out.width - 23))
+        if not has_unicode(out):
+            line = line.translate(str.maketrans("▁▂▃▄▅▆▇█", ".:-=+*#@"))
         if line:
-            console.print(f"{design.design:22} {line}", no_wrap=True)
+            out.print(f"{design.design:22} {line}", no_wrap=True)
     if memory.designs:
-        console.print()
+        out.print()
     if len(memory.vmas) > 1:
-        table = _table("design", "VMAs at most", "structs, KiB", "maple nodes", "KiB", f"over {memory.vmas[0].design}")
+        table = Grid("design", "peak VMAs", "structs, KiB", "maple nodes", "KiB", f"over {memory.vmas[0].design}")
         first = memory.vmas[0]
         for vmas in memory.vmas:
             more = vmas.struct_bytes + vmas.node_bytes - first.struct_bytes - first.node_bytes
@@ -169,14 +148,14 @@ def _print_memory_over_time(memory: Memory, console: Console) -> None:
                 f"{vmas.node_bytes / 1024:,.1f}",
                 f"{more / 1024:+,.1f} KiB" if more else "nothing",
             )
-        _print("Memory elsewhere: VMAs as each design's merge rule makes them", table, console)
+        _print("Memory elsewhere: VMAs by the merge rule of each design", table, out)
 
 
 def _object_cells(o: Objects) -> Iterable[str]:
     return f"{o.allocated:,}", f"{o.peak:,}", f"{o.peak_pages * 4:,}", f"{o.at_end:,}", f"{o.end_pages * 4:,}"
 
 
-def _print_matrix(title: str, works: Sequence[tuple[str, Work]], console: Console) -> None:
+def _print_matrix(title: str, works: Sequence[tuple[str, Work]], out: Console) -> None:
     """Kinds of work against designs; what no design did is left out."""
     rows: dict[str, dict[str, int]] = {}
     for design, work in works:
@@ -185,19 +164,19 @@ def _print_matrix(title: str, works: Sequence[tuple[str, Work]], console: Consol
         for lock in work.locks:
             rows.setdefault(f"{lock.lock} taken, exclusive", {})[design] = lock.writes
             rows.setdefault(f"{lock.lock} taken, shared", {})[design] = lock.reads
-    table = _table("", *(_heading(design) for design, _ in works))
+    table = Grid("", *(_heading(design) for design, _ in works))
     for name in sorted(rows):
         counts = rows[name]
         if any(counts.values()):
             table.add_row(name, *(f"{counts[design]:,}" if design in counts else "-" for design, _ in works))
-    if table.row_count:
-        _print(title, table, console)
+    if table.rows:
+        _print(title, table, out)
 
 
-def _print_times(times: Times, walked: bool, console: Console) -> None:
+def _print_times(times: Times, walked: bool, out: Console) -> None:
     """What the work takes, and below it what the dearest of each design's history is."""
     designs = times.designs
-    table = _table("microseconds", *(_heading(d.design) for d in designs))
+    table = Grid("microseconds", *(_heading(d.design) for d in designs))
     table.add_row("for the history, the design", *(_us(d.history.ns) for d in designs))
     table.add_row("  the rest of memory management", *[_us(times.machine.ns)] * len(designs))
     dear = sorted({key for d in designs for key in list(d.history.parts)[:_DEAREST]})
@@ -206,8 +185,8 @@ def _print_times(times: Times, walked: bool, console: Console) -> None:
     if walked:
         table.add_row("for these walks, the design", *(_us(d.walks.ns) for d in designs))
         table.add_row("  the folio, and its places' page tables", *(_us(d.visits.ns) for d in designs))
-    _print(f"Time derived from this work, uncontended, by the costs {times.costs}", table, console)
-    _print_fact("Costs", f"measured on Linux {times.kernel}: {times.machine_measured}", console)
+    _print(f"Time derived from this work, uncontended, by the costs {times.costs}", table, out)
+    print_fact("Costs", f"measured on Linux {times.kernel}: {times.machine_measured}", out)
     for who, time in (
         ("machine", times.machine),
         *((f"{d.design}, history", d.history) for d in designs),
@@ -215,30 +194,30 @@ def _print_times(times: Times, walked: bool, console: Console) -> None:
     ):
         if time.gaps:
             gaps = ", ".join(f"{key} ({count:,})" for key, count in time.gaps.items())
-            _print_fact("Not timed", f"{who}: {gaps}", console)
-    console.print()
+            print_fact("Not timed", f"{who}: {gaps}", out)
+    out.print()
 
 
 def _us(ns: float) -> str:
     return f"{ns / 1000:,.1f}" if ns else "-"
 
 
-def _print_walks(designs: Sequence[DesignFigures], reference: bool, console: Console) -> None:
+def _print_walks(designs: Sequence[DesignFigures], reference: bool, out: Console) -> None:
     """What the walks visited; with a `reference`, also in comparison with it."""
-    table = _table("", *(_heading(design.design) for design in designs))
+    table = Grid("", *(_heading(design.design) for design in designs))
     walks = [design.walks for design in designs]
     table.add_row("walks", *(f"{w.walks:,}" for w in walks))
     table.add_row("places visited", *(f"{w.places:,}" for w in walks))
-    table.add_row("  a walk", *(f"{w.places / w.walks:.2f}" if w.walks else "-" for w in walks))
+    table.add_row("  per walk", *(f"{w.places / w.walks:.2f}" if w.walks else "-" for w in walks))
     table.add_row("  in the longest walk", *(f"{w.worst:,}" for w in walks))
     table.add_row(
         "  that map the folio", *(f"{100 * w.useful / w.places:.1f} %" if w.places else "-" for w in walks)
     )
-    table.add_row("places that map, not visited", *(f"{w.incomplete:,}" for w in walks))
+    table.add_row("mappings missed", *(f"{w.incomplete:,}" for w in walks))
     if reference:
-        table.add_row(f"VMAs that {_REFERENCE} does not visit", *(f"{w.additional:,}" for w in walks))
-        table.add_row(f"VMAs that only {_REFERENCE} visits", *(f"{w.missing:,}" for w in walks))
-    _print("Walks of a sample of folios", table, console)
+        table.add_row(f"VMAs that {REFERENCE} does not visit", *(f"{w.additional:,}" for w in walks))
+        table.add_row(f"VMAs that only {REFERENCE} visits", *(f"{w.missing:,}" for w in walks))
+    _print("Walks of a sample of folios", table, out)
 
 
 def _heading(design: str) -> str:
@@ -251,16 +230,16 @@ def _heading(design: str) -> str:
     return "\n".join(lines)
 
 
-def _print_vmas(designs: Sequence[DesignFigures], console: Console) -> None:
-    table = _table("design", "at the end", "at most", "made")
+def _print_vmas(designs: Sequence[DesignFigures], out: Console) -> None:
+    table = Grid("design", "at the end", "peak", "made")
     for design in designs:
         if design.vmas is not None:
             vmas = design.vmas
             table.add_row(design.design, f"{vmas.at_end:,}", f"{vmas.peak:,}", f"{vmas.made:,}")
-    _print("VMAs, where each design decides by itself what may merge", table, console)
+    _print("VMAs by the merge rule of each design", table, out)
 
 
-_KINDS = {
+KINDS = {
     "invariant": "The machine itself is broken",
     "leak": "Objects that nothing refers to, or counts that are wrong",
     "record": "Records that are not what the VMAs say",
@@ -268,75 +247,51 @@ _KINDS = {
     "recording": "The recording cannot be vouched for",
     "result": "Results of system calls that differ from the recorded ones",
     "geometry": "VMAs that differ from /proc/PID/maps",
-    "incomplete": "Places that map a folio and were not visited",
-    "stale": "Places visited that were not there any more",
-    "missing": f"VMAs that {_REFERENCE} visits and this design does not",
-    "additional": f"VMAs that this design visits and {_REFERENCE} does not",
+    "incomplete": "Mappings missed",
+    "stale": "Places visited that no longer exist",
+    "missing": f"VMAs that {REFERENCE} visits and this design does not",
+    "additional": f"VMAs that this design visits and {REFERENCE} does not",
 }
 
 
-def _print_differences(report: Report, console: Console) -> None:
+def _print_differences(report: Report, out: Console) -> None:
     for key, total in report.figures.counted.items():
         kind, _, design = key.partition(" ")
         listed = [d for d in report.differences if d.kind == kind and d.design == design][:_SHOWN]
         of = f" ({design})" if design else ""
-        finding = ", a finding" if kind in _ERRORS and not any(d.error for d in listed) else ""
-        _print_text(f"{_KINDS[kind]}{of}: {total:,}{finding}", 0, console)
+        finding = ", a finding" if kind in ERROR_KINDS and not any(d.error for d in listed) else ""
+        print_text(f"{KINDS[kind]}{of}: {total:,}{finding}", 0, out)
         for difference in listed:
-            _print_text(f"after event {difference.event}: {difference.what}", 2, console)
+            print_text(f"after event {difference.event}: {difference.what}", 2, out)
             if difference.shortest:
-                _print_text("the shortest history found that shows the same:", 4, console)
+                print_text("the shortest history found that shows the same:", 4, out)
                 for event in difference.shortest:
-                    _print_text(line(event), 6, console)
+                    print_text(line(event), 6, out)
         if total > len(listed):
-            _print_text(f"and {total - len(listed):,} more", 2, console)
-        console.print()
+            print_text(f"and {total - len(listed):,} more", 2, out)
+        out.print()
 
 
-def _print_text(text: str, indent: int, console: Console, hang: int = 2) -> None:
+def print_text(text: str, indent: int, out: Console, hang: int = 2) -> None:
     """Print a paragraph, its first line indented by `indent`, the others by `hang` more."""
     first, others = " " * indent, " " * (indent + hang)
     for part in wrap(
-        text, console.width - 1, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
+        text, out.width - 1, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
     ):
-        console.print(part)
+        out.print(part)
 
 
-def _print_verdict(report: Report, console: Console) -> None:
-    checks = report.figures.checks
-    counted = report.figures.counted
-    results = f"{counted['result']:,} differ" if "result" in counted else "as recorded"
-    _print_fact("Results", f"of {checks.results:,} events: {results}", console)
-    if report.inputs.history.evidence:
-        _print_fact("Recorded", report.inputs.history.evidence, console)
-    if checks.maps:
-        geometry = f"{counted['geometry']:,} VMAs differ" if "geometry" in counted else "the same VMAs"
-        _print_fact("Maps", f"{checks.maps:,} of /proc/PID/maps: {geometry}", console)
-    if checks.moments:
-        skipped = f" ({checks.skipped:,} more were mapped and not drawn)" if checks.skipped else ""
-        walked = f"at {checks.moments:,} moments: {checks.folios:,} folios walked{skipped}"
-        _print_fact("Checked", f"{walked}, {checks.entries:,} page-table entries", console)
-        for design in report.figures.designs:
-            if _REFERENCE in report.inputs.designs and design.design != _REFERENCE:
-                _print_fact("Same VMAs", f"{design.design}: {_sameness(design)}", console)
-    verdict = "holds" if report.holds else "does not hold"
-    found = sorted({d.design for d in report.differences if d.kind in _ERRORS and not d.error})
-    if found:
-        verdict += f" (what {' and '.join(found)} misses decides only where it is asked for with --rmap)"
-    _print_fact("Verdict", verdict, console)
+def print_fact(label: str, text: str, out: Console) -> None:
+    print_text(f"{label:9} {text}", 0, out, hang=10)
 
 
-def _print_fact(label: str, text: str, console: Console) -> None:
-    _print_text(f"{label:9} {text}", 0, console, hang=10)
-
-
-def _sameness(design: DesignFigures) -> str:
+def sameness(design: DesignFigures) -> str:
     walks = design.walks
     if not walks.missing and not walks.additional:
-        return f"yes, exactly those of {_REFERENCE}"
+        return f"exactly the VMAs of {REFERENCE}"
     parts = []
     if walks.additional:
         parts.append(f"{walks.additional:,} more ({walks.additional_mapping:,} of them map the folio)")
     if walks.missing:
         parts.append(f"{walks.missing:,} fewer ({walks.missing_mapping:,} of them map the folio)")
-    return "no, " + " and ".join(parts)
+    return f"not the VMAs of {REFERENCE}: " + " and ".join(parts)

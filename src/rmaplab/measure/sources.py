@@ -28,6 +28,7 @@ class Source(msgspec.Struct, frozen=True, omit_defaults=True):
     name:     the workload with its parameters, or the program that was recorded
     sha256:   of a recording's file
     recorder, kernel, faults, lost: from the recording's header
+    ended:    how the recorded command ended
     evidence: what the recording can vouch for
     """
 
@@ -38,6 +39,7 @@ class Source(msgspec.Struct, frozen=True, omit_defaults=True):
     lost: int = 0
     sha256: str = ""
     evidence: str = ""
+    ended: str = ""
 
 
 def find(what: Sequence[str], seed: int) -> tuple[History, Source]:
@@ -81,6 +83,7 @@ def from_file(path: str) -> tuple[History, Source]:
         header.lost,
         digest,
         printable(history.evidence),
+        printable(header.ended),
     )
 
 
