@@ -45,11 +45,11 @@ def help_of(*words: str) -> str:
     return "\n".join(line.rstrip() for line in done.stdout.splitlines())
 
 
-def verbs_in(text: str) -> list[str]:
-    """The commands that a help text lists, in its order."""
+def verbs_in(text: str) -> list[list[str]]:
+    """The commands that a help text lists, in its order, as words."""
     _, _, listed = text.partition("\nCommands:\n")
     listed, _, _ = listed.partition("\n\n")
-    return [line.split()[0] for line in listed.splitlines() if line[2:3].isalpha()]
+    return [line.strip().partition("  ")[0].split() for line in listed.splitlines()]
 
 
 def write_commands(app: Sphinx) -> None:
@@ -60,10 +60,7 @@ def write_commands(app: Sphinx) -> None:
     top = help_of()
     page = ["# Commands", "", "```text", top, "```", ""]
     for verb in verbs_in(top):
-        text = help_of(verb)
-        page += [f"## rmaplab {verb}", "", "```text", text, "```", ""]
-        for below in verbs_in(text):
-            page += [f"### rmaplab {verb} {below}", "", "```text", help_of(verb, below), "```", ""]
+        page += [f"## rmaplab {' '.join(verb)}", "", "```text", help_of(*verb), "```", ""]
     written = "\n".join(page)
     if not target.exists() or target.read_text() != written:
         target.write_text(written)

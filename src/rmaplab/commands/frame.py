@@ -107,10 +107,10 @@ def _overview(verbs: Sequence[Verb], group: str) -> str:
         "",
         "  A laboratory for the anonymous reverse mapping of Linux.",
         "",
-        "Commands (rmaplab COMMAND --help says more):",
+        "Commands:",
         *(f"  {verb.name:16} {verb.summary}" for verb in verbs),
         "",
-        "Example: rmaplab compare forkchain generations=20",
+        "rmaplab COMMAND --help says more. Example: rmaplab compare forkchain",
         _STATUS,
     ]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rmaplab.measure.report import ERROR_KINDS, KINDS, REFERENCE, Report, print_fact, print_text, sameness
 from rmaplab.terminal import Grid, bar, has_unicode
 
+_WIDTH: Final = 80  # columns at most: lines that the eye can follow
 _LONGEST_BAR: Final = 10
 _SHORTEST_BAR: Final = 3
 _SHOWN: Final = 3  # errors in words; --full has more
@@ -77,6 +78,7 @@ def _time(name: str, values: Sequence[float | None]) -> Column:
 
 def print_answer(report: Report, rest: str, out: Console) -> None:
     """Print it; `rest` says where more is."""
+    out.width = min(out.width, _WIDTH)
     source, figures = report.inputs.history, report.figures
     print_fact("History", source.name, out)
     machine = figures.machine
