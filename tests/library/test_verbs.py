@@ -71,9 +71,9 @@ def test_a_source_that_is_none_says_what_would_be() -> None:
         rl.workload("prefork", worker=3)
 
 
-def test_importing_the_package_imports_nothing_else() -> None:
+def test_importing_the_package_imports_its_version_and_nothing_else() -> None:
     code = "import sys, rmaplab; print(*[m for m in sys.modules if m.startswith(('rmaplab.', 'numpy', 'pyarrow'))])"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "rmaplab.version"
 
 
 def test_all_that_is_offered_is_there_and_says_what_it_is() -> None:
