@@ -8,7 +8,9 @@ decides otherwise: 0 does not try, 1 turns a failure into an error.
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -71,6 +73,49 @@ class BuildOrInterpret(build_ext):
         super().build_extensions()
 
 
+def docstrings(file: Path) -> dict[tuple[str, str], str]:
+    """Docstrings of a source file, by class ("": none) and function ("": the class, or the module, itself)."""
+    tree = ast.parse(file.read_text())
+    found = {("", ""): ast.get_docstring(tree) or ""}
+    for node in tree.body:
+        members: list[tuple[str, ast.stmt]] = [("", node)]
+        if isinstance(node, ast.ClassDef):
+            found[node.name, ""] = ast.get_docstring(node) or ""
+            members = [(node.name, member) for member in node.body]
+        for owner, member in members:
+            if isinstance(member, ast.FunctionDef):
+                found[owner, member.name] = ast.get_docstring(member) or ""
+    return found
+
+
+def keep_docstrings(generated: Path) -> None:
+    """Put docstrings into a C file that mypyc wrote, behind the signatures that it writes alone: it has no option for
+    them, and without them help() says nothing of compiled code."""
+    module = re.fullmatch(r"__native_(rmaplab\w+)\.c", generated.name)
+    if module is None:
+        return
+    path = Path("src", *module[1].split("___"))
+    known = docstrings(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
+    classes = sorted({owner for owner, _ in known}, key=len)
+    owner = ""
+
+    def text(key: tuple[str, str]) -> str:
+        text = known.get(key, "").encode()
+        return "".join(chr(c) if 32 <= c < 127 and c not in b'"\\?' else f"\\{c:03o}" for c in text)
+
+    lines = []
+    for line in generated.read_text().splitlines(keepends=True):
+        if table := re.match(r"static PyMethodDef (\w+?)_methods\[\] = {", line):
+            owner = next((name for name in reversed(classes) if table[1].endswith(f"___{name}")), "")
+        elif doc := re.search(r'PyDoc_STR\("(\w+)\(.*?\\n--\\n\\n(?="\))', line):
+            key = (doc[1], "") if ".tp_doc" in line else (owner, doc[1])
+            line = line[: doc.end()] + text(key) + line[doc.end() :]
+        elif "NULL, /* docstring */" in line:
+            line = f'    PyDoc_STR("{text(("", ""))}"),\n'
+        lines.append(line)
+    generated.write_text("".join(lines))
+
+
 def extensions() -> list[Any]:
     """The extension modules to build, none where the interpreted code shall be installed."""
     if WISH == "0" or not {"bdist_wheel", "build_ext", "build", "editable_wheel"} & set(sys.argv):
@@ -86,12 +131,15 @@ def extensions() -> list[Any]:
     modules = [str(file) for file in files if file.stem not in LEFT_ALONE]
     modules += [f"src/rmaplab/{module}.py" for module in MODULES]
     try:
-        return mypycify(modules, opt_level="1", debug_level="0", multi_file=True)
+        made = mypycify(modules, opt_level="1", debug_level="0", multi_file=True)
     except SystemExit:
         if WISH == "1":
             raise
         say("mypyc refused the code (its complaints stand above); installing the interpreted code")
         return []
+    for source in {source for extension in made for source in extension.sources}:
+        keep_docstrings(Path(source))
+    return made
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildOrInterpret})

@@ -50,6 +50,7 @@ class Column:
         self.m: memoryview = self.v.data
 
     def grow(self, rows: int) -> None:
+        """Room for so many `rows`; what is there stays, and the rest is 0."""
         old = self.v
         new = np.zeros(rows, dtype=self._dtype)
         new[: len(old)] = old
@@ -223,10 +224,12 @@ class Folios:
         self.head.v[head : head + nr_pages] = np.arange(head, head + nr_pages)
 
     def set_flag(self, head: int, flag: int) -> None:
+        """Set a FOLIO_* flag of all pages of the folio."""
         end = head + self.nr_pages(head)
         self.flags.v[head:end] |= flag
 
     def clear_flag(self, head: int, flag: int) -> None:
+        """Clear a FOLIO_* flag of all pages of the folio."""
         end = head + self.nr_pages(head)
         self.flags.v[head:end] &= ~flag & 0xFF
 

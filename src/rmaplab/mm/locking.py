@@ -15,6 +15,7 @@ from rmaplab.sync.locks import RwSemaphore
 
 
 def lock_of(vma: VMA) -> RwSemaphore:
+    """The lock of a VMA that System.new_vma() made."""
     lock = vma.lock
     assert lock is not None  # System.new_vma() gave it one
     return lock

@@ -80,17 +80,28 @@ class Machine(System):
     # Processes
 
     def process(self, pid: int) -> Process:
+        """The process `pid`.
+
+        :raises HistoryError: there is none: it was never started, or it has exited
+        """
         process = self.processes.get(pid)
         if process is None:
             raise HistoryError(f"there is no process {pid}: it was never started, or it has exited")
         return process
 
     def mm_of(self, pid: int) -> MM:
+        """The address space of the process `pid`; HistoryError as in process()."""
         return self.process(pid).mm
 
     def exec(self, pid: int, stack_start: int, stack_len: int, stack_offset: int, start_brk: int) -> MM:
-        """execve(2): `pid` gets a fresh address space with a stack (process.new_address_space()); a
-        process that is not known yet begins here."""
+        """execve(2): `pid` gets a fresh address space with a stack; a process that is not known yet begins here.
+
+        stack_start, stack_len: bytes, where the stack's VMA is after it was moved down
+        stack_offset: the address that its page offset stands for, where it began (fs/exec.c setup_arg_pages())
+        start_brk: start of the heap; 0 if it is not known
+
+        :raises HistoryError: that stack cannot be
+        """
         mm = process.new_address_space(self, stack_start, stack_len, stack_offset, start_brk)
         self.mms[mm.id] = mm
         known = self.processes.get(pid)
@@ -103,8 +114,11 @@ class Machine(System):
         return mm
 
     def fork(self, pid: int, child_pid: int, flags: int = 0) -> MM:
-        """fork(2); with CLONE_VM in `flags` the child shares the address space (vfork(2), threads that
-        are processes)."""
+        """fork(2): `child_pid` begins with a copy of `pid`'s address space, or with CLONE_VM in `flags` with that
+        itself (vfork(2), threads that are processes).  Returns the child's address space (kernel/fork.c dup_mmap()).
+
+        :raises HistoryError: there is no `pid`, or there is a `child_pid`
+        """
         parent = self.process(pid)
         if child_pid in self.processes:
             raise HistoryError(f"process {pid} cannot fork {child_pid}: that process exists")
@@ -151,55 +165,95 @@ class Machine(System):
         offset: int,
         at: int | None = None,
     ) -> int:
+        """mmap(2): map `length` bytes (mm/mmap.c do_mmap()).
+
+        addr, length, offset: bytes; `addr` is a hint without MAP_FIXED
+        prot, flags: PROT_* and MAP_* (mm/abi.py); VMAs are populated with MAP_POPULATE or MAP_LOCKED
+        file: what is mapped; None means MAP_ANONYMOUS
+        at:   where the kernel placed it in a history that is replayed, and taken where the kernel has the choice
+
+        Returns the address or a negative errno: EINVAL, ENOMEM, EPERM (below vm.mmap_min_addr), EEXIST
+        (MAP_FIXED_NOREPLACE), EOVERFLOW."""
         self.syscalls.count += 1
         return mmap.mmap(self, mm, addr, length, prot, flags, file, offset, at)
 
     def munmap(self, mm: MM, addr: int, length: int) -> int:
+        """munmap(2): [addr, +length), in bytes, whatever is there (mm/mmap.c __vm_munmap()).  Returns 0, -EINVAL, or
+        -ENOMEM where a VMA would have to be split and there are too many."""
         self.syscalls.count += 1
         return mmap.munmap(self, mm, addr, length)
 
     def brk(self, mm: MM, addr: int) -> int:
+        """brk(2): the heap ends at `addr` (bytes).  Returns where it ends now: the old end if that cannot be."""
         self.syscalls.count += 1
         return mmap.brk(self, mm, addr)
 
     def mprotect(self, mm: MM, addr: int, length: int, prot: int) -> int:
+        """mprotect(2): rights `prot` (PROT_*) for [addr, +length), in bytes (mm/mprotect.c do_mprotect_pkey()).
+
+        Returns 0 or a negative errno: EINVAL, ENOMEM (a hole, or too many VMAs), EACCES.  What comes before the place
+        of the error has the new rights."""
         self.syscalls.count += 1
         return mprotect.mprotect(self, mm, addr, length, prot)
 
     def mremap(
         self, mm: MM, addr: int, old_len: int, new_len: int, flags: int, new_addr: int = 0, at: int | None = None
     ) -> int:
+        """mremap(2): [addr, +old_len) gets `new_len` bytes, where it is or elsewhere (mm/mremap.c).
+
+        flags:    MREMAP_*; new_addr: where to, with MREMAP_FIXED
+        at:       where the kernel placed it in a history that is replayed
+
+        Returns the new address or a negative errno: EINVAL, EFAULT, ENOMEM.  KSM's pages in the range are given back
+        first."""
         self.syscalls.count += 1
         return mremap.mremap(self, mm, addr, old_len, new_len, flags, new_addr, at)
 
     def madvise(self, mm: MM, addr: int, length: int, advice: int) -> int:
+        """madvise(2): MADV_* for [addr, +length), in bytes (mm/madvise.c do_madvise()).
+
+        Returns 0 or a negative errno: EINVAL at the first VMA that does not take the advice, what comes before it
+        advised; ENOMEM for a hole, the rest advised as well.  Advice that only tunes readahead, and MADV_COLLAPSE,
+        change no pages here."""
         self.syscalls.count += 1
         return madvise.madvise(self, mm, addr, length, advice)
 
     def mlock(self, mm: MM, addr: int, length: int, flags: int = 0) -> int:
+        """mlock2(2): keep [addr, +length), in bytes, in memory; `flags`: MLOCK_ONFAULT (mm/mlock.c do_mlock()).
+
+        Returns 0 or a negative errno: EINVAL, ENOMEM for a hole (what comes before it is locked, nothing is populated)
+        or for pages that cannot be touched (all is locked, what comes before is populated)."""
         self.syscalls.count += 1
         return mlock.mlock(self, mm, addr, length, flags)
 
     def munlock(self, mm: MM, addr: int, length: int) -> int:
+        """munlock(2): the opposite for [addr, +length), in bytes.  Returns 0, -EINVAL, or -ENOMEM at the first hole."""
         self.syscalls.count += 1
         return mlock.munlock(self, mm, addr, length)
 
     def mlockall(self, mm: MM, flags: int) -> int:
+        """mlockall(2): `flags` are MCL_* (mm/mlock.c apply_mlockall_flags()).  Returns 0 or -EINVAL; a VMA that cannot
+        be locked stays as it is."""
         self.syscalls.count += 1
         return mlock.mlockall(self, mm, flags)
 
     def munlockall(self, mm: MM) -> int:
+        """munlockall(2).  Returns 0."""
         self.syscalls.count += 1
         return mlock.munlockall(self, mm)
 
     def set_name(self, mm: MM, addr: int, length: int, name: str) -> int:
+        """prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME) for [addr, +length), in bytes; "" takes a name away.
+
+        Returns 0 or a negative errno: EINVAL, EBADF at the first mapping of a file, ENOMEM for a hole, as madvise()."""
         self.syscalls.count += 1
         return madvise.set_name(self, mm, addr, length, name)
 
     # Accesses
 
     def fault(self, mm: MM, addr: int, write: bool) -> int:
-        """The program touches `addr`.  Returns 0, or -EFAULT where it would get SIGSEGV."""
+        """The program reads or writes at `addr` (handle_mm_fault(), under the VMA's lock where that is enough).  A
+        stack grows down to it.  Returns 0, or -EFAULT where the program would get SIGSEGV."""
         vma = self._lock_vma(mm, addr, write)
         if vma is not None:
             error = memory.access_error(vma, write) or memory.fault_vma(self, vma, addr & PAGE_MASK, 1, write, True)
@@ -296,4 +350,7 @@ class Machine(System):
         return ksm.merge_pages(self, mm, addr & PAGE_MASK, other_mm, other_addr & PAGE_MASK, how)
 
     def uffd_move(self, mm: MM, target: int, source: int, length: int) -> int:
+        """UFFDIO_MOVE: the pages of [source, +length), in bytes, go to `target`, and their page offsets with them
+        (mm/userfaultfd.c move_pages()).  Returns the bytes moved, or a negative errno if none were: EINVAL, ENOENT
+        (nothing there), EEXIST (something at the target), EBUSY (a page that is shared)."""
         return userfaultfd.move(self, mm, target, source, length)

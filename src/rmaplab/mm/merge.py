@@ -45,6 +45,7 @@ class Attributes:
 
 
 def attributes_of(vma: VMA) -> Attributes:
+    """Those that it has now."""
     return Attributes(vma.flags, vma.file, vma.policy, vma.uffd, vma.name)
 
 

@@ -73,6 +73,7 @@ _ALL_BITS = (1 << 64) - 1
 
 
 def page_align(length: int) -> int:
+    """Bytes, rounded up to whole pages (PAGE_ALIGN()); beyond 64 bits it does not wrap."""
     return (length + PAGE_SIZE - 1) & PAGE_MASK
 
 

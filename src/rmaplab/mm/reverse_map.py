@@ -86,6 +86,7 @@ class ObjectCount:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the objects alone, without what is left of their slabs."""
         return self.objects * self.size
 
 

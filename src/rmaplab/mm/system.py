@@ -159,6 +159,7 @@ class System:
     # Objects
 
     def new_mm(self) -> MM:
+        """An address space with nothing in it (mm_init()); the designs are told by the caller."""
         page_table = PageTable(self.ptl_class, self.scheduler, self.ledger)
         mm = MM(self._next_mm, RwSemaphore(self.mmap_lock_class, self.scheduler), page_table)
         self._next_mm += 1
@@ -186,6 +187,7 @@ class System:
         return new
 
     def free_vma(self, vma: VMA) -> None:
+        """Free a VMA that is in no tree, after a grace period (vm_area_free())."""
         vma.detached = True
         vma.prepared = False
         if self.scheduler is not None:
@@ -285,9 +287,11 @@ class System:
         self._folio_lock(head).lock()
 
     def trylock_folio(self, head: int) -> bool:
+        """folio_trylock(): False if somebody else has it locked"""
         return self._folio_lock(head).try_lock()
 
     def unlock_folio(self, head: int) -> None:
+        """folio_unlock()"""
         self._folio_lock(head).unlock()
 
     def wait_for_folio(self, head: int) -> None:
@@ -341,17 +345,20 @@ class System:
             vma.preparing = False
 
     def tell_removed(self, vma: VMA) -> None:
+        """`vma` is about to go, or has lost its pages: it is not prepared any more (unlink_anon_vmas())."""
         if vma.prepared:
             for design in self.designs:
                 design.vma_removed(vma)
             vma.prepared = False
 
     def tell_entry_added(self, mm: MM, addr: int, entry: int) -> None:
+        """To designs that watch entries: `entry` maps an anonymous page at `addr`, or will when its migration ends."""
         if self.entry_watchers and entry & (PTE_ANON | PTE_MIGRATION):
             for design in self.entry_watchers:
                 design.entries_added(mm, addr, np.array([entry], dtype=np.int64))
 
     def tell_entry_removed(self, mm: MM, addr: int, entry: int) -> None:
+        """To designs that watch entries: what `entry` mapped at `addr` is not mapped there any more."""
         if self.entry_watchers and entry & (PTE_ANON | PTE_MIGRATION):
             for design in self.entry_watchers:
                 design.entries_removed(mm, addr, np.array([entry], dtype=np.int64))
@@ -423,6 +430,7 @@ class System:
     # Swap
 
     def alloc_slot(self, from_ksm: bool) -> int:
+        """A page's worth of swap, to which no entry refers yet; its number (folio_alloc_swap())."""
         if self._free_slots:
             slot = self._free_slots.pop()
         else:

@@ -106,6 +106,7 @@ class VMA(Range):
 
     @property
     def nr_pages(self) -> int:
+        """How many pages it spans (vma_pages())."""
         return (self.end - self.start) >> PAGE_SHIFT
 
     def __repr__(self) -> str:

@@ -142,6 +142,7 @@ class VMATree(Generic[R]):
             j = 0
 
     def insert(self, vma: R) -> None:
+        """Add a VMA that overlaps none of the others."""
         start = vma.start
         self._size += 1
         if not self._blocks:
@@ -169,6 +170,10 @@ class VMATree(Generic[R]):
             self._stale(i + 1)
 
     def remove(self, vma: R) -> None:
+        """Take a VMA out.
+
+        :raises KeyError: it is not in the tree
+        """
         start = vma.start
         i = bisect_right(self._first, start) - 1
         block = self._blocks[i]
