@@ -57,8 +57,6 @@ from rmaplab.mm.merge import Attributes, attributes_of, modify
 from rmaplab.mm.mmap import page_align
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
-    LEAF_SHIFT,
-    LEAF_SIZE,
     PTE_ANON,
     PTE_DIRTY,
     PTE_SHIFT,
@@ -294,12 +292,10 @@ def mark_lazyfree(system: System, mm: MM, start: int, end: int) -> None:
     (madvise_free_pte_range())."""
     split_cut(system, mm, start, end)
     for number in mm.page_table.numbers(start, end):
-        base = number << LEAF_SHIFT
         leaf = mm.page_table.leaves.get(number)
         if leaf is None:
             continue
-        first = (start - base) >> PAGE_SHIFT if start > base else 0
-        last = (end - base) >> PAGE_SHIFT if end < base + LEAF_SIZE else LEAF_ENTRIES
+        base, first, last = mm.page_table.part(number, start, end)
         for i in np.flatnonzero(leaf.v[first:last]).tolist():
             if system.nr_large and _mark_large_lazyfree(system, leaf, first + i, last):
                 continue

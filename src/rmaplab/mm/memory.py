@@ -450,9 +450,7 @@ def zap(system: System, mm: MM, start: int, end: int) -> bool:
     step = chunk(system)
     together = _LEAVES if system.scheduler is None else 1  # nobody else looks at mapcounts meanwhile
     for number in mm.page_table.numbers(start, end):
-        base = number << LEAF_SHIFT
-        first = (start - base) >> PAGE_SHIFT if start > base else 0
-        last = (end - base) >> PAGE_SHIFT if end < base + LEAF_SIZE else LEAF_ENTRIES
+        base, first, last = mm.page_table.part(number, start, end)
         leaf = leaves[number]
         if step:
             for i in np.flatnonzero(leaf.v[first:last]).tolist():
@@ -548,23 +546,18 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
     together = _LEAVES if system.scheduler is None else 1  # nobody else looks at mapcounts meanwhile
     for number in source.page_table.numbers(start, end):
         leaf = source.page_table.leaves[number]
-        base = number << LEAF_SHIFT
+        base, first, last = source.page_table.part(number, start, end)
         if step:
             target_table.leaf(base)  # copy_pte_range() makes it before it looks for entries
-            for i in np.flatnonzero(leaf.v).tolist():
-                addr = base + (i << PAGE_SHIFT)
-                if start <= addr < end:
-                    _copy_entry(system, source, target, addr)
+            for i in np.flatnonzero(leaf.v[first:last]).tolist():
+                _copy_entry(system, source, target, base + ((first + i) << PAGE_SHIFT))
             continue
-        whole = start <= base and base + LEAF_SIZE <= end
         leaf.lock.lock()
-        if whole:
+        if last - first == LEAF_ENTRIES:
             np.bitwise_and(leaf.v, _SHARED_LEAF, leaf.v)
             copy = leaf.v.copy()
             target_table.leaves[number] = target_table.new_leaf(copy, leaf.used)
         else:
-            first = (start - base) >> PAGE_SHIFT if start > base else 0
-            last = (end - base) >> PAGE_SHIFT if end < base + LEAF_SIZE else LEAF_ENTRIES
             if last - first <= _FEW and not system.entry_watchers:
                 few = _copy_few(leaf, target_table, base, first, last)
                 leaf.lock.unlock()

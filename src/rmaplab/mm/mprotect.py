@@ -26,9 +26,6 @@ from rmaplab.mm.locking import start_write, write_unlock
 from rmaplab.mm.merge import attributes_of, modify
 from rmaplab.mm.mmap import page_align
 from rmaplab.mm.pagetable import (
-    LEAF_ENTRIES,
-    LEAF_SHIFT,
-    LEAF_SIZE,
     PTE_ANON,
     PTE_DIRTY,
     PTE_EXCLUSIVE,
@@ -39,7 +36,6 @@ from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
     MM,
     PAGE_MASK,
-    PAGE_SHIFT,
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
     VM_GROWSDOWN,
@@ -136,9 +132,7 @@ def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
     page_table = vma.mm.page_table
     protected = 0
     for number in page_table.numbers(start, end):
-        base = number << LEAF_SHIFT
-        first = (start - base) >> PAGE_SHIFT if start > base else 0
-        last = (end - base) >> PAGE_SHIFT if end < base + LEAF_SIZE else LEAF_ENTRIES
+        _, first, last = page_table.part(number, start, end)
         leaf = page_table.leaves.get(number)
         if leaf is None:
             continue

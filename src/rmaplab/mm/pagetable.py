@@ -122,6 +122,13 @@ class PageTable:
             return [n for n in range(first, last + 1) if n in leaves]
         return sorted([n for n in leaves if first <= n <= last])
 
+    def part(self, number: int, start: int, end: int) -> tuple[int, int, int]:
+        """What of leaf `number` lies in [start, end): address of the leaf, first entry, and the one behind the last."""
+        base = number << LEAF_SHIFT
+        first = (start - base) >> 12 if start > base else 0
+        last = (end - base) >> 12 if end < base + LEAF_SIZE else LEAF_ENTRIES
+        return base, first, last
+
     def anon_entries(self) -> tuple[Int64s, Int64s]:
         """Addresses and entries of all anonymous pages mapped (present or under migration)."""
         addrs: list[Int64s] = []

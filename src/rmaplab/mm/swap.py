@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
 from rmaplab.mm.folio import (
     FOLIO_ANON,
     FOLIO_DIRTY,
@@ -20,7 +18,6 @@ from rmaplab.mm.folio import (
 )
 from rmaplab.mm.locking import lock_new_leaf
 from rmaplab.mm.pagetable import (
-    LEAF_SHIFT,
     PTE_ANON,
     PTE_DIRTY,
     PTE_EXCLUSIVE,
@@ -96,11 +93,10 @@ def _read_swap(system: System, slot_number: int, pgoff: int) -> int:
 def read_ahead(system: System, mm: MM, start: int, end: int) -> None:
     """MADV_WILLNEED: what is in swap comes into the swap cache, mapped by nobody (swapin_walk_pmd_entry())."""
     for number in mm.page_table.numbers(start, end):
-        base = number << LEAF_SHIFT
-        entries = mm.page_table.leaves[number].v
-        for i in np.flatnonzero(entries & PTE_SWAP).tolist():
-            if start <= base + (i << PAGE_SHIFT) < end:
-                _read_swap(system, int(entries[i]) >> PTE_SHIFT, 0)
+        _, first, last = mm.page_table.part(number, start, end)
+        entries = mm.page_table.leaves[number].v[first:last]
+        for entry in entries[entries & PTE_SWAP != 0].tolist():
+            _read_swap(system, entry >> PTE_SHIFT, 0)
 
 
 def _must_copy(system: System, vma: VMA, pfn: int, pgoff: int) -> bool:

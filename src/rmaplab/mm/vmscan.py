@@ -19,9 +19,6 @@ import numpy as np
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE, FOLIO_REFERENCED, Int64s
 from rmaplab.mm.huge_memory import partly_mapped, split_folio
 from rmaplab.mm.pagetable import (
-    LEAF_ENTRIES,
-    LEAF_SHIFT,
-    LEAF_SIZE,
     PTE_ANON,
     PTE_DIRTY,
     PTE_EXCLUSIVE,
@@ -33,7 +30,7 @@ from rmaplab.mm.pagetable import (
 )
 from rmaplab.mm.rmap_walk import Visit, rmap_walk
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_LOCKED, VMA
+from rmaplab.mm.vma import MM, VM_LOCKED, VMA
 
 # How a real kernel's reclaim took what MADV_FREE had given up, and was in use again:
 ONCE: Final = 1  # it did not come by a second time
@@ -217,9 +214,7 @@ def anon_pfns(mm: MM, start: int, end: int) -> Int64s:
     """The anonymous pages that [start, end) maps, by ascending address."""
     found: list[Int64s] = []
     for number in mm.page_table.numbers(start, end):
-        base = number << LEAF_SHIFT
-        first = (start - base) >> PAGE_SHIFT if start > base else 0
-        last = (end - base) >> PAGE_SHIFT if end < base + LEAF_SIZE else LEAF_ENTRIES
+        _, first, last = mm.page_table.part(number, start, end)
         entries = mm.page_table.leaves[number].v[first:last]
         found.append(entries[(entries & PTE_ANON) != 0] >> PTE_SHIFT)
     return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
