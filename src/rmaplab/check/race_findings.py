@@ -147,7 +147,7 @@ class LooksAgain(ParentsFirst):
                             yield from self._at(mm, first, nr_pages, offset)
                         again = context.moves.read_retry(begun)
                 finally:
-                    self.put_mm(mm)
+                    self.spaces.put(mm)
         finally:
             self.rcu.read_unlock()
 

@@ -53,6 +53,7 @@ from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.interval_tree import IntervalNode, IntervalTree
 from rmaplab.rmap.ksm_places import KsmPlace, KsmPlaces
 from rmaplab.rmap.neighbours import mergeable_neighbours
+from rmaplab.rmap.numbers import take_number
 from rmaplab.sync.locks import Rcu, RwSemaphore
 from rmaplab.sync.work import LockClass, Pool, Tally
 
@@ -291,6 +292,7 @@ class AnonVmaRmap(ReverseMap):
     # The links
 
     def fields_of(self, vma: VMA) -> VmaFields | None:
+        """vma->anon_vma and vma->anon_vma_chain; None for a VMA that is not prepared."""
         return cast("VmaFields | None", vma.rmap[self.slot])
 
     def _link(self, fields: VmaFields, vma: VMA, anon_vma: AnonVma) -> None:
@@ -322,13 +324,8 @@ class AnonVmaRmap(ReverseMap):
         self._unlock(root)
 
     def _new_anon_vma(self) -> AnonVma:
-        if self.free_numbers:
-            number = self.free_numbers.pop()
-            anon_vma = AnonVma(number)
-            self.anon_vmas[number] = anon_vma
-        else:
-            anon_vma = AnonVma(len(self.anon_vmas))
-            self.anon_vmas.append(anon_vma)
+        anon_vma = AnonVma(take_number(self.anon_vmas, self.free_numbers))
+        self.anon_vmas[anon_vma.number] = anon_vma
         self.anon_vma_pool.alloc()
         return anon_vma
 

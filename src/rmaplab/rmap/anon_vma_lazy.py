@@ -51,6 +51,7 @@ from rmaplab.mm.takeover import FoundVma, TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, VmaFields, is_unused
 from rmaplab.rmap.neighbours import mergeable_neighbours
+from rmaplab.rmap.numbers import take_number
 from rmaplab.sync.locks import SequenceCount
 from rmaplab.sync.work import Pool, Tally
 
@@ -172,12 +173,8 @@ class AnonVmaLazyRmap(AnonVmaRmap):
 
     def _new_root(self, vma: VMA) -> RootVma:
         self._space(vma.mm).roots += 1
-        number = self.free_roots.pop() if self.free_roots else len(self.roots)
-        root = RootVma(number, vma)
-        if number == len(self.roots):
-            self.roots.append(root)
-        else:
-            self.roots[number] = root
+        root = RootVma(take_number(self.roots, self.free_roots), vma)
+        self.roots[root.number] = root
         return root
 
     # Upgrade

@@ -41,6 +41,8 @@ from rmaplab.mm.folio import Column, Int64s
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.rmap.numbers import take_number
+from rmaplab.rmap.page_entries import PageLocks, page_of
 from rmaplab.sync.locks import Rcu, SpinLock
 from rmaplab.sync.work import LockClass, Pool, Tally
 
@@ -65,6 +67,7 @@ class AnonMM:
         self.members: Final[dict[int, AnonMM]] = {}  # in the head: the list, itself first
 
     def head(self) -> AnonMM:
+        """The one that heads the list, and has its lock."""
         return self if self.above is None else self.above
 
 
@@ -97,10 +100,10 @@ class AnonMMRmap(ReverseMap):
         self.free_numbers: Final[list[int]] = []
         self.held: Final[dict[int, AnonMM]] = {}
         self.replaced: Final[dict[int, int]] = {}  # during a migration: page -> the page that stands for it
-        self.map_locks: Final[dict[int, SpinLock]] = {}
-        self._any_map_lock: Final = SpinLock(self.map_lock_class, None)
+        self.map_locks: Final = PageLocks(self.map_lock_class, self.scheduler)
 
     def anonmm_of(self, mm: MM) -> AnonMM:
+        """mm->anonmm"""
         return cast(AnonMM, mm.rmap[self.slot])
 
     # An address space
@@ -129,13 +132,10 @@ class AnonMMRmap(ReverseMap):
         self._put(anonmm, 1)
 
     def _new(self, mm: MM, head: AnonMM | None) -> AnonMM:
-        number = self.free_numbers.pop() if self.free_numbers else len(self.anonmms)
+        number = take_number(self.anonmms, self.free_numbers)
         lock = SpinLock(self.head_lock_class, self.scheduler) if head is None else None
         anonmm = AnonMM(number, mm, head, lock)
-        if number == len(self.anonmms):
-            self.anonmms.append(anonmm)
-        else:
-            self.anonmms[number] = anonmm
+        self.anonmms[number] = anonmm
         self.pool.alloc()
         mm.rmap[self.slot] = anonmm
         return anonmm
@@ -175,12 +175,7 @@ class AnonMMRmap(ReverseMap):
 
     def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
         # page_add_anon_rmap(), of a page that nothing maps yet
-        anonmm = self.anonmm_of(vma.mm)
-        anonmm.count += nr_pages
-        self.map_lock_class.writes += nr_pages
-        self.owner.v[pfn : pfn + nr_pages] = anonmm.number
-        first = addr >> PAGE_SHIFT
-        self.page_number.v[pfn : pfn + nr_pages] = np.arange(first, first + nr_pages)
+        self.folios_mapped(vma, addr, np.arange(pfn, pfn + nr_pages))
 
     def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
         anonmm = self.anonmm_of(vma.mm)
@@ -238,7 +233,7 @@ class AnonMMRmap(ReverseMap):
         if self.odd:
             first = addr >> PAGE_SHIFT
             for i in np.flatnonzero((entries & (PTE_ANON | PTE_MIGRATION)) != 0).tolist():
-                self._remove_odd(mm, self._page(int(entries[i])), first + i)
+                self._remove_odd(mm, page_of(int(entries[i]), self.replaced), first + i)
 
     def entries_moved(self, mm: MM, old: int, new: int, entries: Int64s) -> None:
         # mremap_move_anon_rmap() in move_one_page()
@@ -247,7 +242,7 @@ class AnonMMRmap(ReverseMap):
         for pfn, number in self._elsewhere(mm, new, entries):
             owner = self.anonmms[self.owner.m[pfn]]
             if mapcount[pfn] == 1 and owner is not None and owner.head() is self.anonmm_of(mm).head():
-                lock = self._map_lock(pfn)
+                lock = self.map_locks.of(pfn)
                 lock.lock()
                 self.page_number.m[pfn] = number
                 lock.unlock()
@@ -262,7 +257,7 @@ class AnonMMRmap(ReverseMap):
         at = np.flatnonzero((entries & (PTE_ANON | PTE_MIGRATION)) != 0)
         pfns = entries[at] >> PTE_SHIFT
         if self.replaced:
-            pfns = np.array([self._page(int(entries[i])) for i in at], dtype=np.int64)
+            pfns = np.array([page_of(int(entries[i]), self.replaced) for i in at], dtype=np.int64)
         numbers = at + (addr >> PAGE_SHIFT)
         apart = self.page_number.v[pfns] != numbers
         head = self.anonmm_of(mm).head()
@@ -274,13 +269,8 @@ class AnonMMRmap(ReverseMap):
         elsewhere = np.flatnonzero(apart)
         return [(int(pfns[i]), int(numbers[i])) for i in elsewhere]
 
-    def _page(self, entry: int) -> int:
-        """The page that the entry is for: while it is migrating, it still names the old one."""
-        pfn = entry >> PTE_SHIFT
-        return self.replaced.get(pfn, pfn) if entry & PTE_MIGRATION else pfn
-
     def _add_odd(self, mm: MM, pfn: int, number: int) -> None:
-        lock = self._map_lock(pfn)
+        lock = self.map_locks.of(pfn)
         lock.lock()
         self.odd.setdefault(pfn, []).append((mm, number))
         lock.unlock()
@@ -288,21 +278,12 @@ class AnonMMRmap(ReverseMap):
     def _remove_odd(self, mm: MM, pfn: int, number: int) -> None:
         entries = self.odd.get(pfn)
         if entries is not None and (mm, number) in entries:
-            lock = self._map_lock(pfn)
+            lock = self.map_locks.of(pfn)
             lock.lock()
             entries.remove((mm, number))
             if not entries:
                 del self.odd[pfn]
             lock.unlock()
-
-    def _map_lock(self, pfn: int) -> SpinLock:
-        if self.scheduler is None:
-            return self._any_map_lock  # nobody else is there: it only counts
-        lock = self.map_locks.get(pfn)
-        if lock is None:
-            lock = SpinLock(self.map_lock_class, self.scheduler)
-            self.map_locks[pfn] = lock
-        return lock
 
     # Counting again
 
@@ -383,7 +364,7 @@ class AnonMMRmap(ReverseMap):
 
     def _addresses(self, pfn: int, nr_pages: int) -> list[int]:
         """Where the folio's first page is, or would be: one address, unless a part of a large folio was moved."""
-        lock = self._map_lock(pfn)
+        lock = self.map_locks.of(pfn)
         lock.lock()
         first: int = self.page_number.m[pfn]
         found = [first]

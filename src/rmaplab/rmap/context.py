@@ -26,6 +26,7 @@ from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.rmap.numbers import take_number
 from rmaplab.rmap.remap_tree import RemapMemory, RemapTree
 from rmaplab.sync.locks import Rcu, SequenceCount, SpinLock
 from rmaplab.sync.work import LockClass, Pool, Tally
@@ -98,9 +99,11 @@ class ContextRmap(ReverseMap):
         self.held: Final[dict[int, CowContext]] = {}  # by pfn: kept for a second walk
 
     def new_remap_tree(self) -> RemapTree:
+        """An empty one, for a new context."""
         return RemapTree(self.memory)
 
     def context_of(self, mm: MM) -> CowContext:
+        """mm->cow_context; it stays known when the mm is gone."""
         return cast(CowContext, mm.rmap[self.slot])
 
     # An address space
@@ -129,13 +132,10 @@ class ContextRmap(ReverseMap):
         self.put(context)
 
     def _new_context(self, mm: MM, parent: CowContext | None) -> CowContext:
-        number = self.free_numbers.pop() if self.free_numbers else len(self.contexts)
+        number = take_number(self.contexts, self.free_numbers)
         lock = SpinLock(self.lock_class, self.scheduler)
         context = CowContext(number, mm, parent, lock, self.new_remap_tree())
-        if number == len(self.contexts):
-            self.contexts.append(context)
-        else:
-            self.contexts[number] = context
+        self.contexts[number] = context
         self.context_pool.alloc()
         return context
 
@@ -213,16 +213,14 @@ class ContextRmap(ReverseMap):
     # The walk
 
     def get_mm(self, context: CowContext) -> MM | None:
-        """The address space of `context`, with a reference to it; None if it is gone or going."""
+        """The address space of `context`, with a reference to it (`spaces.put()` gives it back); None if it is gone or
+        going."""
         self.visited.count += 1
         self.point("visit context", context)
         mm = context.mm
         if mm is not None and self.spaces.get(mm):
             return mm
         return None
-
-    def put_mm(self, mm: MM) -> None:
-        self.spaces.put(mm)
 
     def hold(self, pfn: int) -> None:
         context, _ = self.anchor_of(pfn)

@@ -315,7 +315,7 @@ class CowContextRmap(ContextRmap):
                             yield from self._at(mm, first, nr_pages, offset)
                         again = context.moves.read_retry(begun)
                 finally:
-                    self.put_mm(mm)
+                    self.spaces.put(mm)
         finally:
             self.rcu.read_unlock()
 
@@ -363,7 +363,7 @@ class CowContextRmap(ContextRmap):
                         self.places.count += 1
                         yield vma, addr
             finally:
-                self.put_mm(mm)
+                self.spaces.put(mm)
 
     # Merge rules
 

@@ -166,6 +166,7 @@ class CowContextPrototypeRmap(ContextRmap):
         return RecordTree(self.memory)
 
     def records_of(self, context: CowContext) -> RecordTree:
+        """Its remap tree, as the prototype's own."""
         return cast(RecordTree, context.remaps)
 
     # A VMA's first page
@@ -297,7 +298,7 @@ class CowContextPrototypeRmap(ContextRmap):
                     for offset in self.records_of(context).collect(first, first + nr_pages - 1):
                         yield from self._at(mm, first, nr_pages, offset)
                 finally:
-                    self.put_mm(mm)
+                    self.spaces.put(mm)
         finally:
             self.rcu.read_unlock()
 

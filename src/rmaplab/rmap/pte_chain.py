@@ -34,7 +34,9 @@ from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.reverse_map import Attachment, ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
-from rmaplab.sync.locks import Rcu, SpinLock
+from rmaplab.rmap.numbers import take_number
+from rmaplab.rmap.page_entries import PageLocks, page_of
+from rmaplab.sync.locks import Rcu
 from rmaplab.sync.work import LockClass, Pool, Tally
 
 # A pointer to an entry: number of the address space << 36 | address >> PAGE_SHIFT.  0 is none.
@@ -73,18 +75,13 @@ class PteChainRmap(ReverseMap):
         self.mms: Final[list[MM | None]] = [None]  # by number
         self.free_numbers: Final[list[int]] = []
         self.replaced: Final[dict[int, int]] = {}  # during a migration: page -> the page that has its list now
-        self.locks: Final[dict[int, SpinLock]] = {}
-        self._any_lock: Final = SpinLock(self.lock_class, None)
+        self.locks: Final = PageLocks(self.lock_class, self.scheduler)
 
     # An address space
 
     def mm_created(self, mm: MM) -> None:
-        if self.free_numbers:
-            number = self.free_numbers.pop()
-            self.mms[number] = mm
-        else:
-            number = len(self.mms)
-            self.mms.append(mm)
+        number = take_number(self.mms, self.free_numbers)
+        self.mms[number] = mm
         mm.rmap[self.slot] = number
 
     def mm_forked(self, parent: MM, child: MM) -> None:
@@ -161,7 +158,7 @@ class PteChainRmap(ReverseMap):
                 chain = self.chains[pfn]
                 chain[chain.index(pointer)] = pointer + distance
                 self.scanned.count += len(chain)
-            self._lock(pfn).unlock()
+            self.locks.of(pfn).unlock()
 
     def _one_by_one(self, pfns: Int64s) -> Int64s | None:
         """None if all pages may be dealt with at once: nobody else is there, none has moved in a migration, and none
@@ -170,19 +167,14 @@ class PteChainRmap(ReverseMap):
             return None
         return np.arange(len(pfns), dtype=np.int64)
 
-    def _page(self, entry: int) -> int:
-        """The page in whose list the entry is, or should be."""
-        pfn = entry >> PTE_SHIFT
-        return self.replaced.get(pfn, pfn) if entry & PTE_MIGRATION else pfn
-
     def _lock_page(self, entry: int) -> int:
-        """The same, with its lock."""
+        """The page in whose list the entry is, or should be, with its lock."""
         while True:
-            pfn = self._page(entry)
-            self._lock(pfn).lock()
-            if self._page(entry) == pfn:
+            pfn = page_of(entry, self.replaced)
+            self.locks.of(pfn).lock()
+            if page_of(entry, self.replaced) == pfn:
                 return pfn
-            self._lock(pfn).unlock()  # migrated before we had the lock
+            self.locks.of(pfn).unlock()  # migrated before we had the lock
 
     def _add(self, entry: int, pointer: int) -> None:
         """page_add_rmap()."""
@@ -193,7 +185,7 @@ class PteChainRmap(ReverseMap):
             self.direct.m[pfn] = pointer
         else:
             self._add_to_chain(pfn, pointer)
-        self._lock(pfn).unlock()
+        self.locks.of(pfn).unlock()
 
     def _add_to_chain(self, pfn: int, pointer: int) -> None:
         direct: int = self.direct.m[pfn]
@@ -218,7 +210,7 @@ class PteChainRmap(ReverseMap):
             self._remove_from_chain(pfn, pointer)
         else:
             assert entry & PTE_MIGRATION  # every other entry is in the list of its page
-        self._lock(pfn).unlock()
+        self.locks.of(pfn).unlock()
 
     def _remove_from_chain(self, pfn: int, pointer: int) -> None:
         """Look for it from the newest on, put the newest in its place, and free the first node if that
@@ -235,30 +227,21 @@ class PteChainRmap(ReverseMap):
                 del self.chains[pfn]
                 self.direct.m[pfn] = 0
 
-    def _lock(self, pfn: int) -> SpinLock:
-        if self.scheduler is None:
-            return self._any_lock  # nobody else is there: it only counts
-        lock = self.locks.get(pfn)
-        if lock is None:
-            lock = SpinLock(self.lock_class, self.scheduler)
-            self.locks[pfn] = lock
-        return lock
-
     # Folios
 
     def folio_migrated(self, old: int, new: int, nr_pages: int) -> None:
         # Entries that are migrating still name the old pages; whoever copies or removes them goes by the new ones.
         for i in range(nr_pages):
-            self._lock(old + i).lock()
-            self._lock(new + i).lock()
+            self.locks.of(old + i).lock()
+            self.locks.of(new + i).lock()
             self.direct.m[new + i] = self.direct.m[old + i]
             self.direct.m[old + i] = 0
             chain = self.chains.pop(old + i, None)
             if chain is not None:
                 self.chains[new + i] = chain
             self.replaced[old + i] = new + i
-            self._lock(new + i).unlock()
-            self._lock(old + i).unlock()
+            self.locks.of(new + i).unlock()
+            self.locks.of(old + i).unlock()
 
     def folio_freed(self, pfn: int, nr_pages: int) -> None:
         for page in range(pfn, pfn + nr_pages):
@@ -295,7 +278,7 @@ class PteChainRmap(ReverseMap):
                 seen: list[tuple[VMA, int]] = []
                 begun = self._additions(pfn, nr_pages)
                 for page in range(nr_pages):
-                    lock = self._lock(pfn + page)
+                    lock = self.locks.of(pfn + page)
                     lock.lock()
                     pointers = self.pointers(pfn + page)
                     lock.unlock()
@@ -307,8 +290,8 @@ class PteChainRmap(ReverseMap):
 
     def _additions(self, pfn: int, nr_pages: int) -> int:
         if self.scheduler is not None:
-            self._lock(pfn).lock()
-            self._lock(pfn).unlock()
+            self.locks.of(pfn).lock()
+            self.locks.of(pfn).unlock()
         return int(self.additions.v[pfn : pfn + nr_pages].sum())
 
     def _place(self, pointer: int, page: int, seen: list[tuple[VMA, int]]) -> Iterator[tuple[VMA, int]]:

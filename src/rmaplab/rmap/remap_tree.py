@@ -174,6 +174,7 @@ class RemapTree:
         self.entries[i] = Offsets(values, room)
 
     def delete(self, i: int) -> None:
+        """Entry `i` goes."""
         room = self.entries[i].room
         if room:
             self.memory.array(room).free()

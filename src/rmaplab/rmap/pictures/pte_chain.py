@@ -62,4 +62,4 @@ class PteChainPicture(Picture):
         return [f"P{pfn}"]
 
     def locks(self) -> dict[int, str]:
-        return {id(lock): f"map lock of page {pfn}" for pfn, lock in self.design.locks.items()}
+        return {id(lock): f"map lock of page {pfn}" for pfn, lock in self.design.locks.used.items()}
