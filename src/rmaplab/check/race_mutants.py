@@ -273,6 +273,21 @@ class NoGracePeriod(CowContextRmap):
             gone = above
 
 
+class KsmWalkWithoutRcu(CowContextRmap):
+    """Contexts of places are referred to; their address spaces, and contexts below them, are not."""
+
+    name = "cow_context, walk of a KSM page outside of RCU"
+
+    def _walk_ksm(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        places = [(cast(CowContext, place.anchor), place.addr) for place in self.ksm.newest_first(pfn)]
+        for context, addr in places:
+            yield from self._ksm_at(context, addr)
+        for top, addr in places:
+            for context in self._parents_first(top):
+                if context is not top:
+                    yield from self._ksm_at(context, addr)
+
+
 class SpaceFreedAtOnce(CowContextRmap):
     """The context's pointer is cleared first; who has read it before that is not waited for."""
 
@@ -455,6 +470,8 @@ RACED: Final = (
     _raced("a context is freed after a grace period", CowContextRmap, NoGracePeriod, "restore / exit of the child"),
     _raced("an mm_struct is freed after a grace period", CowContextRmap, SpaceFreedAtOnce,
            "restore / exit of the child"),
+    _raced("a walk of a KSM page is an RCU section", CowContextRmap, KsmWalkWithoutRcu,
+           "referenced / KSM page's exit of a sharer"),
     _raced("a page table is freed after a grace period", CowContextRmap, TablesFreedAtOnce,
            "restore / munmap with its page table"),
     _raced("page tables go after VMAs", AnonVmaRmap, AnonVmaRmap, "restore / munmap with its page table",

@@ -234,6 +234,11 @@ def _merged_by_ksm(world: World) -> None:
         raise AssertionError("KSM did not merge the pages of the scenario")
 
 
+def _merged_by_ksm_and_forked(world: World) -> None:
+    _merged_by_ksm(world)
+    world.machine.fork(1, 3)
+
+
 def _never_shared(world: World) -> None:
     """The folio is one that nobody forked yet, with another beside it."""
     world.map(1, AWAY, 2)
@@ -303,6 +308,8 @@ OPERATIONS: Final = {
         Operation("madvise in the child", 2, _nothing, _given_up),
         Operation("KSM page unshared", 2, _merged_by_ksm, lambda w: w.write(2, HOME)),
         Operation("KSM page forked", 1, _merged_by_ksm, lambda w: w.fork(1, 3)),
+        Operation("KSM page's exit of a sharer", 2, _merged_by_ksm, lambda w: w.machine.exit(2)),
+        Operation("KSM page's exit of a copy", 3, _merged_by_ksm_and_forked, lambda w: w.machine.exit(3)),
     )
 }
 
@@ -368,7 +375,7 @@ def exists(name: str) -> bool:
     if user not in USERS or len({*words}) < len(words) or not all(word in OPERATIONS for word in words):
         return False
     doers = [OPERATIONS[word].who for word in words]
-    return not any(word.startswith("exit") and doers.count(OPERATIONS[word].who) > 1 for word in words)
+    return not any("exit" in word and doers.count(OPERATIONS[word].who) > 1 for word in words)
 
 
 def preemption_bound(name: str, design: str = "") -> int:
