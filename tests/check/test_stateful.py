@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from rmaplab.check.histories import ARENA
 from rmaplab.check.mutants import ChildNotLinked, RemapNotRecorded
 from rmaplab.check.stateful import Histories
 from rmaplab.mm.reverse_map import ReverseMap
@@ -41,7 +42,10 @@ class ChildLost(Histories):
 
 
 class RemapLost(Histories):
+    """Whose stack is among the pages that everything happens at: to move it shows what is wrong."""
+
     designs: ClassVar[tuple[type[ReverseMap], ...]] = (AnonVmaRmap, RemapNotRecorded)
+    stack: ClassVar[int] = ARENA
 
 
 def test_a_wrong_design_is_shown_by_a_few_events() -> None:

@@ -51,11 +51,13 @@ class Histories(RuleBasedStateMachine):
 
     designs: to watch, the one that merges least first; it leads
     large_folios: highest order of folios
+    stack: address of the stack, the only VMA to begin with, which has a page
     """
 
     designs: ClassVar[tuple[type[ReverseMap], ...]] = (AnonVmaRmap, CowContextRmap)
     machine_class: ClassVar[type[Machine]] = Machine
     large_folios: ClassVar[int] = 0
+    stack: ClassVar[int] = ARENA - (600 << PAGE_SHIFT)
 
     @initialize()
     def begin(self) -> None:
@@ -63,8 +65,7 @@ class Histories(RuleBasedStateMachine):
         self.player = Player(self.machine, header(), batch=False)
         self.checker = Checker(self.machine)
         self.events: list[Event] = []
-        stack = ARENA - (600 << PAGE_SHIFT)
-        self.do(Event("exec", 1, addr=stack, length=4 * PAGE_SIZE, offset=ARENA + 8 * PAGE_SIZE))
+        self.do(Event("exec", 1, addr=self.stack, length=4 * PAGE_SIZE, offset=ARENA + 8 * PAGE_SIZE))
 
     def do(self, event: Event) -> None:
         """Play an event, unless it is impossible now, and check everything."""
