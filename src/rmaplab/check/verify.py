@@ -34,6 +34,7 @@ from typing import Final
 import msgspec
 
 from rmaplab.check import batching
+from rmaplab.check.coverage import ENOUGH, Reached, missing
 from rmaplab.check.histories import Author, header, shortest
 from rmaplab.check.lockstep import Checker, Counts
 from rmaplab.mm.errors import HistoryError
@@ -106,6 +107,7 @@ class Setup:
         self.large_folios: Final = plan.large_folios or (rng.choice((2, 3, 4)) if number % 3 == 2 else 0)
         self.pages: Final = plan.pages or rng.choice((12, 24, 48, 96))
         self.processes: Final = rng.choice((2, 4, 6, 8))
+        self.homing: Final = 0.4 if number % 9 == 5 else 0.0
         self.rng: Final = rng
 
     def machine(self) -> Machine:
@@ -138,6 +140,7 @@ class Ran(msgspec.Struct):
     steps: int = 0
     compared: int = 0  # events also played in runs and one by one
     counts: Counts = msgspec.field(default_factory=Counts)
+    reached: dict[str, int] = {}
     failure: Failure | None = None
     excused: dict[str, int] = {}
     examples: dict[str, Failure] = {}
@@ -146,6 +149,7 @@ class Ran(msgspec.Struct):
 class Verified(msgspec.Struct):
     """What all histories came to.
 
+    reached:  how often an operation had an effect, by case (check/coverage.py)
     excused:  how often an excused design missed something, by "design: kind"; `examples` has the first
     failure:  the first history that failed, shortened
     original: how long it was before
@@ -155,6 +159,7 @@ class Verified(msgspec.Struct):
     steps: int = 0
     compared: int = 0
     counts: Counts = msgspec.field(default_factory=Counts)
+    reached: dict[str, int] = {}
     excused: dict[str, int] = {}
     examples: dict[str, Failure] = {}
     failure: Failure | None = None
@@ -168,13 +173,20 @@ class Verified(msgspec.Struct):
         :raises NothingLookedAt: nothing did, and no walk was checked
         """
         nothing = f"of {self.steps:,} events that were played, none was checked: ask for more steps, time or checks"
-        return judge(self.counts.folios, self.failure is not None, nothing)
+        return judge(self.counts.folios, self.failure is not None or bool(self.without_effect), nothing)
+
+    @property
+    def without_effect(self) -> list[str]:
+        """What no operation came to though the run was long enough: it does nothing, and nobody would notice."""
+        return missing(self.reached) if self.steps >= ENOUGH and self.counts.checks else []
 
     def add(self, ran: Ran) -> None:
         self.histories += 1
         self.steps += ran.steps
         self.compared += ran.compared
         _add_up(self.counts, ran.counts)
+        for case, count in ran.reached.items():
+            self.reached[case] = self.reached.get(case, 0) + count
         for key, count in ran.excused.items():
             self.excused[key] = self.excused.get(key, 0) + count
         for key, example in ran.examples.items():
@@ -201,9 +213,10 @@ def run_history(plan: Plan, number: int, steps: int) -> Ran:
     """History `number` of the plan, `steps` events long at most."""
     setup = Setup(plan, number)
     machine = setup.machine()
-    author = Author(machine, setup.rng, pages=setup.pages, processes=setup.processes)
+    author = Author(machine, setup.rng, pages=setup.pages, processes=setup.processes, homing=setup.homing)
     checker = Checker(machine, full=_FULL)
-    ran = Ran(number, counts=checker.counts)
+    reached = Reached(machine)
+    ran = Ran(number, counts=checker.counts, reached=reached.counts)
     events: list[Event] = []
     try:
         while ran.steps < steps and ran.failure is None:
@@ -211,7 +224,11 @@ def run_history(plan: Plan, number: int, steps: int) -> Ran:
             if event is None:
                 continue
             events.append(event)
+            if plan.every:
+                reached.begin(event)
             author.play(event)
+            if plan.every:
+                reached.end(event)
             checker.note(event)
             ran.steps += 1
             if plan.every and (ran.steps % plan.every == 0 or ran.steps == steps):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from rmaplab.check.coverage import ENOUGH, missing
 from rmaplab.check.finding import line
 from rmaplab.check.histories import header
 from rmaplab.check.verify import Failure, Plan, Verified
@@ -27,13 +29,24 @@ def save(path: Path, plan: Plan, failure: Failure) -> None:
 
 def replay_command(path: Path, plan: Plan, failure: Failure) -> str:
     """What to type to see the failure again."""
-    words = ["rmaplab", "replay", str(path), "--check", "--every", "1", "--profile", plan.profile]
-    specs = {load(spec).name: spec for spec in plan.designs}
-    for name in failure.designs:
-        words += ["--rmap", specs.get(name, name)]
+    words = ["rmaplab", "replay", str(path), "--check", "--every", "1", *_watched(plan, failure)]
     if failure.large_folios:
         words += ["--large-folios", str(failure.large_folios)]
-    return " ".join(words)
+    return shlex.join(words)
+
+
+def explore_command(path: Path, plan: Plan, failure: Failure) -> str:
+    """What to type to see it step by step, in a page."""
+    page = path.with_suffix(".html")
+    return shlex.join(["rmaplab", "explore", str(path), *_watched(plan, failure), "-o", str(page)])
+
+
+def _watched(plan: Plan, failure: Failure) -> list[str]:
+    specs = {load(spec).name: spec for spec in plan.designs}
+    words = ["--profile", plan.profile]
+    for name in failure.designs:
+        words += ["--rmap", specs.get(name, name)]
+    return words
 
 
 def inputs(plan: Plan) -> dict[str, Any]:
@@ -60,6 +73,8 @@ def figures(found: Verified) -> dict[str, Any]:
         "seconds": round(found.seconds, 1),
         "checks": found.counts,
         "excused": found.excused,
+        "reached": dict(sorted(found.reached.items())),
+        "without effect": found.without_effect,
     }
 
 
@@ -104,8 +119,14 @@ def print_text(plan: Plan, found: Verified, saved: Path | None, console: Console
             console.print(f"  {key}, {count:,} times; first in history {found.examples[key].history}:")
             console.print(f"    {found.examples[key].what}", soft_wrap=True)
         console.print()
+    not_reached = missing(found.reached) if counts.checks else []
+    if not_reached:
+        console.print(f"Not reached in these {found.steps:,} steps: {', '.join(not_reached)}", soft_wrap=True)
+    if found.without_effect:
+        console.print(f"Does not hold: {ENOUGH:,} steps reach all of that where each operation does what it is for.")
     if found.failure is None:
-        console.print("Holds.")
+        if not found.without_effect:
+            console.print("Holds.")
         return
     _print_failure(plan, found, found.failure, saved, console)
 
@@ -122,3 +143,5 @@ def _print_failure(plan: Plan, found: Verified, failure: Failure, saved: Path | 
         console.print(f"  {line(event)}", soft_wrap=True)
     if saved is not None:
         console.print(f"\nSaved in {saved}. To see it again:\n  {replay_command(saved, plan, failure)}", soft_wrap=True)
+        if not failure.large_folios:
+            console.print(f"To see it step by step:\n  {explore_command(saved, plan, failure)}", soft_wrap=True)
