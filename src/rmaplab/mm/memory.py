@@ -528,13 +528,14 @@ def _release_entries(system: System, removed: list[Int64s]) -> None:
 def copy_vmas(system: System, source: MM, target: MM, run: list[VMA]) -> None:
     """Copy the entries of the VMAs of `source`, between which no other VMA lies, as one range: the same as VMA by VMA,
     for which Linux takes the lock of a leaf that two of them share twice."""
-    end = run[0].start
+    leaves = source.page_table.leaves
+    last = -1  # number of the leaf in which the one before ends
     for vma in run:
-        leaf = vma.start >> LEAF_SHIFT
-        if end > run[0].start and leaf == (end - 1) >> LEAF_SHIFT and leaf in source.page_table.leaves:
+        first = vma.start >> LEAF_SHIFT
+        if first == last and first in leaves:
             system.ptl_class.writes += 1
-        end = vma.end
-    copy_page_range(system, source, target, run[0].start, end)
+        last = (vma.end - 1) >> LEAF_SHIFT
+    copy_page_range(system, source, target, run[0].start, run[-1].end)
 
 
 def copy_page_range(system: System, source: MM, target: MM, start: int, end: int) -> None:

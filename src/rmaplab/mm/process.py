@@ -110,12 +110,12 @@ def fork_address_space(system: System, parent: MM) -> MM:
         design.mm_forked(parent, child)
     copies: list[VMA] = []
     runs: list[list[VMA]] = []  # VMAs whose entries are to be copied; no other lies between those of one run
-    joins = False  # the last one's are
+    run: list[VMA] = []  # the last of them, to which a neighbour is added
     for vma in parent.tree.to_list():
         system.keep_faults_out(vma)
         if vma.flags & VM_DONTCOPY:
             child.total_vm -= vma.nr_pages
-            joins = False
+            run = []
             continue
         copy = system.copy_vma(child, vma, vma.start, vma.end, vma.pgoff)
         copies.append(copy)
@@ -132,11 +132,11 @@ def fork_address_space(system: System, parent: MM) -> MM:
             if copy.prepared:
                 memory.copy_vmas(system, parent, child, [vma])
         elif copy.prepared:  # vma_needs_copy(): what has no anonymous pages can be faulted in again
-            if joins:
-                runs[-1].append(vma)
-            else:
-                runs.append([vma])
-        joins = copy.prepared
+            if not run:
+                runs.append(run)
+            run.append(vma)
+        elif run:
+            run = []
     system.vmas_copied.count += len(copies)
     if system.scheduler is None:
         child.tree.fill(copies)
