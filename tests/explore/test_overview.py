@@ -6,7 +6,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acts import fork, leave, mmap, start, write
@@ -28,6 +28,7 @@ def history_of(*events: Event) -> History:
 QUIET = [write(1, AREA + (i % 16) * 0x2000, 1) for i in range(900)]  # alike, and none goes on where another ended
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(OPS), st.integers(1, 4)), min_size=1, max_size=200),
     st.integers(1, 60),

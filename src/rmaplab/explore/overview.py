@@ -47,7 +47,7 @@ def cut(history: History, first: int, last: int, steps: int) -> list[int]:
         pids[1:] != pids[:-1], _ANOTHER_PROCESS, np.where(ops[1:] != ops[:-1], _ANOTHER_OPERATION, 0)
     )
     gain = np.maximum(begins, other)
-    chosen = {0, *_most(gain, (steps + 1) // 2)}
+    chosen = {0, *_most(gain, steps // 2)}
     edges = sorted(chosen)
     ends = [*edges[1:], count]
     spans = list(zip(edges, ends, strict=True))
