@@ -66,6 +66,7 @@ def split_folio(system: System, head: int, in_place: bool = True) -> None:
             mlocked.add(pfn)
         elif not folios.flags.m[pfn] & FOLIO_WRITTEN and pfn not in mlocked:
             leaf = lock_new_leaf(vma.mm.page_table, addr)
+            leaf.lock.assert_held()
             leaf.m[addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)] = PTE_ZERO | PTE_YOUNG
             system.tell_entry_removed(vma.mm, addr, entry)
             system.drop_mapcount(pfn)

@@ -119,6 +119,7 @@ def _convert(system: System, mm: MM, addr: int, pfn: int) -> None:
         i = there >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
         entry: int = leaf.m[i]
         if entry & PTE_ANON and entry >> PTE_SHIFT == pfn:
+            leaf.lock.assert_held()
             leaf.m[i] = entry & ~(PTE_WRITE | PTE_EXCLUSIVE | PTE_DIRTY) | PTE_KSM
             if entry & (PTE_WRITE | PTE_DIRTY):
                 system.flush_entry(its)  # write_protect_page()
@@ -218,5 +219,6 @@ def unshare(system: System, vma: VMA, addr: int) -> None:
     if system.profile.ksm_unshares:
         leaf = lock_new_leaf(vma.mm.page_table, addr)
         i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
+        leaf.lock.assert_held()
         leaf.m[i] = leaf.m[i] & ~(PTE_WRITE | PTE_DIRTY) | kept
         leaf.lock.unlock()

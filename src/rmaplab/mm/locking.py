@@ -34,6 +34,14 @@ def start_write(vma: VMA) -> None:
         vma.mm.write_locked.append(vma)
 
 
+def assert_write_locked(vma: VMA) -> None:
+    """The caller has called start_write(), and mmap_lock is held for writing since (vma_assert_write_locked())."""
+    vma.mm.mmap_lock.assert_held_write()
+    lock = vma.lock
+    if lock is not None:
+        lock.assert_held_write()
+
+
 def end_write(mm: MM) -> None:
     """Let faults in again (vma_end_write_all())"""
     for vma in mm.write_locked:

@@ -338,6 +338,7 @@ def _mark_lazyfree_at(system: System, mm: MM, addr: int) -> None:
     if entry & PTE_ANON and folios.order.m[pfn] == 0 and _cleaned(system, pfn):
         if not kept:
             folios.flags.m[pfn] |= FOLIO_LAZYFREE
+        leaf.lock.assert_held()
         leaf.m[i] = entry & ~(PTE_DIRTY | PTE_YOUNG)
     leaf.lock.unlock()
     if entry & PTE_SWAP:

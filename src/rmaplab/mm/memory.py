@@ -187,6 +187,7 @@ def _new_pages(
     for design in system.designs:
         design.folios_mapped(vma, addr, pfns)
     system.folios.mapcount.v[pfns] = 1
+    leaf.lock.assert_held()
     entries[:] = (pfns << _SHIFT) | (_NEW_RUN if vma.flags & VM_WRITE else _NEW_READ_ONLY_RUN)
     leaf.used += count - nr_old
     for watcher in system.entry_watchers:
@@ -229,6 +230,7 @@ def _no_page_run(
         _fault_run(system, vma, addr, count, write)
         return
     system.faults.count += count
+    leaf.lock.assert_held()
     leaf.v[first : first + count] = _no_page_entry(vma, write)
     leaf.used += count
     leaf.lock.unlock()
@@ -277,11 +279,14 @@ def _fault_once(system: System, vma: VMA, addr: int, write: bool, may_retry: boo
             return DONE if _new_page(system, vma, addr, leaf, i, 0) else AGAIN
         return DONE if _write_protected(system, vma, addr, leaf, i, entry) else AGAIN
     if entry == 0:
+        leaf.lock.assert_held()
         leaf.m[i] = _no_page_entry(vma, write)
         leaf.used += 1
     elif write:
+        leaf.lock.assert_held()
         leaf.m[i] = entry | PTE_WRITE | PTE_DIRTY | PTE_YOUNG
     else:
+        leaf.lock.assert_held()
         leaf.m[i] = entry | PTE_YOUNG
     leaf.lock.unlock()
     return DONE
@@ -318,6 +323,7 @@ def _write_protected(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, en
         flags = PTE_EXCLUSIVE | PTE_DIRTY | PTE_YOUNG
         if vma.flags & VM_WRITE:
             flags |= PTE_WRITE
+        leaf.lock.assert_held()
         leaf.m[i] = entry & ~PTE_SOFT_CLEAN | flags
         leaf.lock.unlock()
         return True
@@ -362,6 +368,7 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
     for design in system.designs:
         design.folio_mapped(vma, addr, pfn, 1)
     folios.mapcount.m[pfn] = 1
+    leaf.lock.assert_held()
     leaf.m[i] = pfn << PTE_SHIFT | (_NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY)
     left = 1
     if old == 0:
@@ -404,6 +411,7 @@ def _new_large(system: System, vma: VMA, addr: int, leaf: Leaf, i: int) -> bool:
     folios.mapcount.v[pfn : pfn + nr_pages] = 1
     folios.exclusive.v[pfn : pfn + nr_pages] = True
     flags = _NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY
+    leaf.lock.assert_held()
     entries[:] = (np.arange(pfn, pfn + nr_pages, dtype=np.int64) << PTE_SHIFT) | flags
     leaf.used += nr_pages
     for watcher in system.entry_watchers:
@@ -483,6 +491,7 @@ def zap_at(system: System, mm: MM, addr: int) -> None:
     left = 1
     if entry:
         system.entries_zapped.count += 1
+        leaf.lock.assert_held()
         leaf.m[i] = 0
         leaf.used -= 1
         system.tell_entry_removed(mm, addr, entry)
@@ -501,6 +510,7 @@ def _zap_leaf(system: System, mm: MM, base: int, leaf: Leaf, first: int, last: i
     entries = leaf.v[first:last]
     there = entries.copy() if leaf.used == LEAF_ENTRIES else entries[entries != 0]
     gone = entries.copy() if system.entry_watchers else entries
+    leaf.lock.assert_held()
     entries[:] = 0
     leaf.used -= len(there)
     for watcher in system.entry_watchers:
@@ -645,7 +655,9 @@ def _copy_entry(system: System, source: MM, target: MM, addr: int) -> None:
                 system.folios.exclusive.m[entry >> PTE_SHIFT] = False
             elif entry & PTE_SWAP:
                 system.swap[entry >> PTE_SHIFT].count += 1
+            leaf.lock.assert_held()
             leaf.m[i] = entry
+            new.lock.assert_held()
             new.m[i] = entry
             new.used += 1
             system.tell_entry_added(target, addr, entry)

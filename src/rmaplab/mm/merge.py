@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from rmaplab.mm.abi import ENOMEM, MAX_MAP_COUNT
 from rmaplab.mm.geometry import Bounds, GeometryChange
-from rmaplab.mm.locking import start_write
+from rmaplab.mm.locking import assert_write_locked, start_write
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_SOFTDIRTY, VM_SPECIAL, VMA, File
@@ -53,6 +53,8 @@ def _carry_out(system: System, change: GeometryChange) -> None:
     """Make the change, between vma_prepare() and vma_complete()."""
     vma = change.vmas[0]
     tree = vma.mm.tree
+    for locked in [*change.vmas, *change.absorbed]:
+        assert_write_locked(locked)
     told = change.concerns_prepared()
     if told:
         for design in system.designs:

@@ -64,6 +64,7 @@ class _Unmap(Visit):
 
     def entry(self, vma: VMA, addr: int, leaf: Leaf, i: int, entry: int) -> bool:
         system = self.system
+        leaf.lock.assert_held()
         leaf.m[i] = entry & ~PTE_ANON | PTE_MIGRATION
         if entry & PTE_DIRTY:
             system.folios.set_flag(self.head, FOLIO_DIRTY)
@@ -125,6 +126,7 @@ class _Restore(Visit):
         system.mapcount_grows(pfn)
         system.folios.mapcount.m[pfn] += 1
         system.folios.exclusive.m[pfn] = entry & PTE_EXCLUSIVE != 0
+        leaf.lock.assert_held()
         leaf.m[i] = pfn << PTE_SHIFT | entry & PTE_FLAGS & ~PTE_MIGRATION | PTE_ANON
         return False
 

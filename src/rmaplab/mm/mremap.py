@@ -24,7 +24,7 @@ from rmaplab.mm.abi import (
 )
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.gup import populate
-from rmaplab.mm.locking import lock_leaf, lock_new_leaf, start_write, write_unlock
+from rmaplab.mm.locking import assert_write_locked, lock_leaf, lock_new_leaf, start_write, write_unlock
 from rmaplab.mm.memory import chunk
 from rmaplab.mm.merge import attributes_of, merge_new, split_checked
 from rmaplab.mm.mmap import page_align, unmap_locked, unmapped_area
@@ -307,6 +307,8 @@ def move_page_tables(system: System, vma: VMA, old: int, new_vma: VMA, new: int,
             f"entries of {old:#x}-{old + length:#x} would move to {new:#x}, from {vma!r} to {new_vma!r}: no walk could"
             " find all of them meanwhile"
         )
+    assert_write_locked(vma)
+    assert_write_locked(new_vma)
     page_table = vma.mm.page_table
     step = chunk(system)
     locking: list[ReverseMap] = []
@@ -346,8 +348,10 @@ def _move_entries(
         entries = leaf.v[first : first + count] & ~PTE_SOFT_CLEAN  # move_soft_dirty_pte()
         used = int(np.count_nonzero(entries))
         system.entries_moved.count += used
+        leaf.lock.assert_held()
         leaf.v[first : first + count] = 0
         leaf.used -= used
+        target.lock.assert_held()
         target.v[new_first : new_first + count] = entries
         target.used += used
         for watcher in system.entry_watchers:

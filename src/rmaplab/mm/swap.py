@@ -130,6 +130,7 @@ def _map_copy(
     flags = PTE_ANON | PTE_EXCLUSIVE | PTE_YOUNG | (PTE_DIRTY if write else leaf.m[i] & PTE_SOFT_CLEAN)
     if _maps_writable(system, vma, flags, write):
         flags |= PTE_WRITE
+    leaf.lock.assert_held()
     leaf.m[i] = pfn << PTE_SHIFT | flags
     system.tell_entry_added(vma.mm, addr, leaf.m[i])
     system.put_slot(slot_number)
@@ -185,5 +186,6 @@ def _map_swapped(
             flags |= PTE_WRITE
     system.mapcount_changes(pfn)
     folios.mapcount.m[pfn] += 1
+    leaf.lock.assert_held()
     leaf.m[i] = pfn << PTE_SHIFT | flags
     system.tell_entry_added(vma.mm, addr, leaf.m[i])

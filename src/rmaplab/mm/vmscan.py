@@ -78,6 +78,7 @@ class _Look(Visit):
         self.left -= 1
         if entry & PTE_YOUNG:
             self.used += 1
+            leaf.lock.assert_held()
             leaf.m[i] = entry & ~PTE_YOUNG
         return False
 
@@ -193,10 +194,12 @@ class _Unmap(Visit):
                 system.folios.set_flag(head, FOLIO_DIRTY)
                 system.folios.clear_flag(head, FOLIO_LAZYFREE)  # used again: swap-backed again
                 return True
+            leaf.lock.assert_held()
             leaf.m[i] = 0
             leaf.used -= 1
         else:
             system.swap[slot].count += 1
+            leaf.lock.assert_held()
             leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & (PTE_EXCLUSIVE | PTE_SOFT_CLEAN)
         system.flush_later(vma.mm, entry)
         system.tell_entry_removed(vma.mm, addr, entry)

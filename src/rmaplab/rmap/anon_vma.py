@@ -217,11 +217,13 @@ class AnonVmaRmap(ReverseMap):
         return None
 
     def _take_out(self, fields: VmaFields) -> None:
+        self._assert_locked(fields)
         for i in range(len(fields.chain) - 1, -1, -1):
             avc = fields.chain[i]
             avc.anon_vma.remove(avc, self.visited)
 
     def _put_back(self, fields: VmaFields, vma: VMA) -> None:
+        self._assert_locked(fields)
         first = vma.pgoff
         last = first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1
         for i in range(len(fields.chain) - 1, -1, -1):
@@ -264,6 +266,7 @@ class AnonVmaRmap(ReverseMap):
         first = chain[0].anon_vma
         emptied: list[AnonVma] = []
         self._lock(first)
+        self._assert_locked(fields)
         i = len(chain) - 1  # the newest first: a parent must be there when its child is freed
         while i >= 0:
             avc = chain[i]
@@ -297,6 +300,7 @@ class AnonVmaRmap(ReverseMap):
 
     def _link(self, fields: VmaFields, vma: VMA, anon_vma: AnonVma) -> None:
         """One more AVC.  The caller holds the root's lock."""
+        _rwsem(anon_vma).assert_held_write()
         avc = AnonVmaChain(vma, anon_vma)
         self.chain_pool.alloc()
         fields.chain.append(avc)
@@ -381,6 +385,11 @@ class AnonVmaRmap(ReverseMap):
     def _forget(self, number: int) -> None:
         self.anon_vmas[number] = None
         self.free_numbers.append(number)
+
+    def _assert_locked(self, fields: VmaFields) -> None:
+        """The caller changes the trees that a VMA is in, which are all of one root (anon_vma_assert_locked())."""
+        if fields.chain:
+            _rwsem(fields.chain[0].anon_vma).assert_held_write()
 
     def _lock(self, anon_vma: AnonVma) -> None:
         _rwsem(anon_vma).down_write()
@@ -594,6 +603,7 @@ class AnonVmaRmap(ReverseMap):
         first: int = self.folios.index.m[pfn]
         last = first + self.folios.nr_pages(pfn) - 1
         try:
+            _rwsem(anon_vma).assert_held()
             node = anon_vma.first_touching(first, last, self.visited)
             while node is not None:
                 self.places.count += 1
@@ -615,6 +625,7 @@ class AnonVmaRmap(ReverseMap):
                 rwsem.down_read()
                 try:
                     addr = place.addr
+                    rwsem.assert_held()
                     for node in anon_vma.touching(0, _LAST_PGOFF, self.visited):
                         vma = cast(AnonVmaChain, node).vma
                         if vma.start <= addr < vma.end and (vma.mm is place.mm) != search_new_forks:

@@ -120,6 +120,7 @@ class AnonMMRmap(ReverseMap):
         anonmm = self._new(child, head)
         self._lock(head)
         head.count += 1
+        self._assert_locked(head)
         head.members[anonmm.number] = anonmm
         self._unlock(head)
 
@@ -127,6 +128,7 @@ class AnonMMRmap(ReverseMap):
         # exit_rmap()
         anonmm = self.anonmm_of(mm)
         self._lock(anonmm.head())
+        self._assert_locked(anonmm.head())
         anonmm.mm = None
         self._unlock(anonmm.head())
         self._put(anonmm, 1)
@@ -146,6 +148,7 @@ class AnonMMRmap(ReverseMap):
         head = anonmm.head()
         if anonmm is not head and anonmm.count == 0:
             self._lock(head)
+            self._assert_locked(head)
             del head.members[anonmm.number]
             self._unlock(head)
             self._free(anonmm)
@@ -160,6 +163,12 @@ class AnonMMRmap(ReverseMap):
             self.free_numbers.append(anonmm.number)
         else:
             self.scheduler.free("anonmm", anonmm)
+
+    def _assert_locked(self, head: AnonMM) -> None:
+        """The caller changes the list of a family."""
+        lock = head.lock
+        assert lock is not None
+        lock.assert_held()
 
     def _lock(self, head: AnonMM) -> None:
         lock = head.lock
@@ -244,6 +253,7 @@ class AnonMMRmap(ReverseMap):
             if mapcount[pfn] == 1 and owner is not None and owner.head() is self.anonmm_of(mm).head():
                 lock = self.map_locks.of(pfn)
                 lock.lock()
+                lock.assert_held()
                 self.page_number.m[pfn] = number
                 lock.unlock()
                 self.readdressed.count += 1
@@ -272,6 +282,7 @@ class AnonMMRmap(ReverseMap):
     def _add_odd(self, mm: MM, pfn: int, number: int) -> None:
         lock = self.map_locks.of(pfn)
         lock.lock()
+        lock.assert_held()
         self.odd.setdefault(pfn, []).append((mm, number))
         lock.unlock()
 
@@ -280,6 +291,7 @@ class AnonMMRmap(ReverseMap):
         if entries is not None and (mm, number) in entries:
             lock = self.map_locks.of(pfn)
             lock.lock()
+            lock.assert_held()
             entries.remove((mm, number))
             if not entries:
                 del self.odd[pfn]

@@ -121,6 +121,7 @@ class ContextRmap(ReverseMap):
         if first is not None:
             first.previous_sibling = context
         self.point_in(above, "link child context", above.children, True)
+        above.lock.assert_held()
         above.first_child = context
         above.lock.unlock()
         child.rmap[self.slot] = context
@@ -163,6 +164,7 @@ class ContextRmap(ReverseMap):
 
     def _unlink(self, context: CowContext, above: CowContext) -> None:
         self.point_in(above, "unlink child context", above.children, True)
+        above.lock.assert_held()
         before = context.previous_sibling
         after = context.next_sibling
         if before is None:

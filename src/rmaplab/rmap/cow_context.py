@@ -178,12 +178,14 @@ class CowContextRmap(ContextRmap):
         for first, last, offset in self._displaced(vma, bounds_of(vma)):
             context.lock.lock()
             self.point_in(context, "add record", context.remaps, True)
+            context.lock.assert_held()
             context.remaps.add(first, last, offset)
             context.lock.unlock()
 
     def _forget(self, context: CowContext, first: int, last: int, offset: int) -> None:
         context.lock.lock()
         self.point_in(context, "remove record", context.remaps, True)
+        context.lock.assert_held()
         context.remaps.remove(first, last, offset)
         context.lock.unlock()
 

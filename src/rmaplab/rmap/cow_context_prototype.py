@@ -239,6 +239,7 @@ class CowContextPrototypeRmap(ContextRmap):
     def _drop(self, context: CowContext, first: int, last: int, offset: int) -> None:
         context.lock.lock()
         self.point_in(context, "remove record", context.remaps, True)
+        context.lock.assert_held()
         context.remaps.remove(first, last, offset)
         context.lock.unlock()
 

@@ -188,6 +188,7 @@ class PteChainRmap(ReverseMap):
         self.locks.of(pfn).unlock()
 
     def _add_to_chain(self, pfn: int, pointer: int) -> None:
+        self.locks.of(pfn).assert_held()
         direct: int = self.direct.m[pfn]
         if direct != _CHAIN:
             self.direct.m[pfn] = _CHAIN
@@ -215,6 +216,7 @@ class PteChainRmap(ReverseMap):
     def _remove_from_chain(self, pfn: int, pointer: int) -> None:
         """Look for it from the newest on, put the newest in its place, and free the first node if that
         was all it had."""
+        self.locks.of(pfn).assert_held()
         chain = self.chains[pfn]
         place = chain[::-1].index(pointer)
         self.scanned.count += place + 1
@@ -234,6 +236,8 @@ class PteChainRmap(ReverseMap):
         for i in range(nr_pages):
             self.locks.of(old + i).lock()
             self.locks.of(new + i).lock()
+            self.locks.of(old + i).assert_held()
+            self.locks.of(new + i).assert_held()
             self.direct.m[new + i] = self.direct.m[old + i]
             self.direct.m[old + i] = 0
             chain = self.chains.pop(old + i, None)

@@ -21,7 +21,8 @@ RCU: `rcu_call` hands an object to a grace period, which may be over as soon as 
 began has left.  So only they may still come to the object, and only until they leave: everybody else might come too
 late, and is an error at once.  Nobody has to try when grace periods end, therefore.
 
-Freed objects are poisoned: a step on one is an error, whatever the step.
+Freed objects are poisoned: a step on one is an error, whatever the step.  So is relying on a lock (assert_held()) that
+the task does not hold: where all that it covers is one step, no interleaving would show that it is missing.
 
 Invariants
 - A step's object is known before the step is taken, so what may conflict with what is known exactly: code that
@@ -255,6 +256,15 @@ class Execution(Scheduler):
         state = self.locks[self._key(lock)]
         state.writer = -1
         state.readers.append(task.number)
+
+    def assert_held(self, lock: object, write: bool) -> None:
+        task = self.current
+        if task is not None:
+            for held, exclusively in task.held:
+                if held is lock and (exclusively or not write):
+                    return
+            how = " for writing" if write and isinstance(lock, RwSemaphore) else ""
+            raise Finding(f"{task.name} relies on {class_of(lock)}, which it does not hold{how}")
 
     def rcu_enter(self) -> None:
         task = self.current

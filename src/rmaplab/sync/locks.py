@@ -37,6 +37,9 @@ class Scheduler:
     def downgrade(self, lock: object) -> None:
         """The caller keeps `lock`, which it holds for writing, for reading."""
 
+    def assert_held(self, lock: object, write: bool) -> None:
+        """The caller relies on `lock`, exclusively if `write`, which it has to hold (lockdep_assert_held())."""
+
     def rcu_enter(self) -> None:
         """A read-side critical section begins."""
 
@@ -149,6 +152,16 @@ class RwSemaphore(Lock):
         if self.scheduler is not None:
             self.scheduler.downgrade(self)
 
+    def assert_held(self) -> None:
+        """The caller holds it, for reading at least (rwsem_assert_held(), mmap_assert_locked())."""
+        if self.scheduler is not None:
+            self.scheduler.assert_held(self, False)
+
+    def assert_held_write(self) -> None:
+        """The caller holds it for writing (rwsem_assert_held_write(), mmap_assert_write_locked())."""
+        if self.scheduler is not None:
+            self.scheduler.assert_held(self, True)
+
 
 class SpinLock(Lock):
     """A spin lock (spinlock_t); if its class `sleeps`, a lock that is exclusive and puts who waits to sleep."""
@@ -165,6 +178,11 @@ class SpinLock(Lock):
     def unlock(self) -> None:
         if self.scheduler is not None:
             self.scheduler.release(self, True)
+
+    def assert_held(self) -> None:
+        """The caller holds it (lockdep_assert_held())."""
+        if self.scheduler is not None:
+            self.scheduler.assert_held(self, True)
 
 
 class Rcu:
