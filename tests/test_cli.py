@@ -138,7 +138,7 @@ def test_json_has_what_scripts_rely_on() -> None:
     assert inputs["designs"] == ["anon_vma", "cow_context", "cow_context_prototype"]
     assert (inputs["leader"], inputs["profile"], inputs["seed"]) == ("anon_vma", "6.12", 7)
     for design in found["figures"]["designs"]:
-        assert [*design] == ["design", "objects", "work", "walks", "walk_work", "vmas"]
+        assert [*design] == ["design", "objects", "work", "walks", "walk_work", "vmas", "operations"]
         assert design["walks"]["places"] >= design["walks"]["useful"] > 0
         assert design["vmas"]["made"] > 0
         for o in design["objects"]:

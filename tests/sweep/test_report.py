@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from rmaplab.sweep import page, points
+from rmaplab import pages
+from rmaplab.sweep import points
 from rmaplab.sweep.campaign import Plan
 from rmaplab.sweep.findings import Findings, findings, losses, sentences, tables
 
@@ -140,4 +141,4 @@ def test_what_is_not_done_is_said(campaign: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(0.25, "0.25"), (12.0, "12"), (1234.5, "1,234"), (0.123456, "0.123")])
 def test_numbers_read_well(value: float, text: str) -> None:
-    assert page.number(value) == text
+    assert pages.number(value) == text

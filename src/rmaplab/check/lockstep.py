@@ -79,6 +79,7 @@ class Walks(msgspec.Struct):
     places:    that they visited
     useful:    of these, how many map the folio
     worst:     most places that one walk visited
+    lengths:   how many walks visited so many places
     incomplete, stale, missing, missing_mapping, additional, additional_mapping: folio and place pairs
                in which it differs, counted at every check; `_mapping`: the place maps the folio
     """
@@ -93,6 +94,7 @@ class Walks(msgspec.Struct):
     missing_mapping: int = 0
     additional: int = 0
     additional_mapping: int = 0
+    lengths: dict[int, int] = {}
 
 
 class Counts(msgspec.Struct):
@@ -201,6 +203,7 @@ class Checker:
             walks = self.counts.designs[name]
             walks.walks, walks.places = tally.walks, tally.places
             walks.useful, walks.worst = tally.useful, tally.worst
+            walks.lengths = dict(sorted(tally.lengths.items()))
         if self._shown:
             again = {truth.heads[i] for i in chosen}
             mapped = set(truth.heads)

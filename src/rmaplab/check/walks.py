@@ -45,6 +45,7 @@ class Tally:
         self.places = 0
         self.useful = 0
         self.worst = 0
+        self.lengths: Final[dict[int, int]] = {}
 
 
 class Odd:
@@ -113,6 +114,7 @@ class Walker:
         nr_places = len(places)
         tally.walks += 1
         tally.places += nr_places
+        tally.lengths[nr_places] = tally.lengths.get(nr_places, 0) + 1
         tally.useful += useful
         if nr_places > tally.worst:
             tally.worst = nr_places

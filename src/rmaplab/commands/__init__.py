@@ -31,7 +31,7 @@ VERBS: Final = (
     Verb("calibrate", "calibrate", "Measure what work costs on this machine"),
     Verb("reproduce", "reproduce", "Repeat published measurements"),
     Verb("sweep", "sweep", "Run a table of parameters on all cores or a cluster"),
-    Verb("report", "report", "Summarise the results of a sweep as a page"),
+    Verb("report", "report", "Write a page about a history, or a sweep's results"),
     Verb("explore", "explore", "Write a page that shows a history step by step"),
     Verb("show", "show", "Print one step of a history as text"),
     Verb("kernel setup", "kernel:setup", "Fetch a kernel and its debug information"),

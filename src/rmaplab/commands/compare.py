@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -23,10 +24,10 @@ from rmaplab.measure.cost import load_costs
 from rmaplab.measure.progress import Meter
 from rmaplab.measure.report import Inputs, Report, print_report
 from rmaplab.measure.sources import Source
-from rmaplab.output import check_output
+from rmaplab.output import check_output, write_output
 from rmaplab.rmap import DESIGNS, EXCUSED, STANDARD
 from rmaplab.terminal import console, say
-from rmaplab.trace.history import History
+from rmaplab.trace.history import History, write_history
 from rmaplab.trace.record import RecordError, record
 
 # What `compare` compares, unless told otherwise.  page_scan looks at every page table for every walk, which
@@ -53,9 +54,7 @@ def command(
     large_folios: options.LargeFolios = 0,
     seed: options.Seed = 1,
     costs: options.Costs = "",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="F", help="Keep the recording of CMD in F.")
-    ] = None,
+    outputs: options.Outputs = None,
     names: options.Names = False,
     full: options.Full = False,
     json: options.Json = False,
@@ -64,19 +63,21 @@ def command(
 
     \b
     Examples:
-      rmaplab compare -- make -j2
+      rmaplab compare -o make.html -o make.parquet -- make -j2
       rmaplab compare sort.parquet --rmap anon_vma,cow_context
       rmaplab compare forkchain generations=200 --json
     """
     argv: list[str] = context.obj
     if bool(what) == bool(argv):
         raise CannotRun("compare needs one of: a recording, a workload, or -- and a command")
-    asked = Asked(rmap, COMPARED, leader, profile, check, every, folios, large_folios, seed, costs)
-    if not what:
-        history, source = _from_command(argv, output, names)
-    else:
+    asked = Asked(rmap, COMPARED, leader, profile, check, every, folios, large_folios, seed, costs, outputs)
+    if what:
         history, source = sources.find(what, seed)
-    return asked.compare("compare", history, source, full, json)
+        again = [*what]
+    else:
+        history, source = _from_command(argv, asked.histories, names)
+        again = [str(next(iter(asked.histories), "RECORDING"))]
+    return asked.compare("compare", again, history, source, full, json)
 
 
 class Asked:
@@ -97,12 +98,21 @@ class Asked:
         large_folios: int,
         seed: int,
         costs: str,
+        outputs: Sequence[Path] | None,
     ) -> None:
+        self.histories: Final = [path for path in outputs or () if path.suffix == ".parquet"]
+        self._pages: Final = [path for path in outputs or () if path.suffix == ".html"]
+        for path in outputs or ():
+            if path not in self.histories and path not in self._pages:
+                raise CannotRun(f"-o {path}: end it in .html for a page, or in .parquet for the history")
+            check_output(path)
         found = options.designs(rmap, otherwise)
         names = list(found)
         if leader and leader not in found and leader not in found.values():
             raise CannotRun(f"the leader {leader!r} is not one of the designs ({', '.join(names)})")
         first = next((i for i, (name, spec) in enumerate(found.items()) if leader in (name, spec)), 0)
+        # To name the prototype makes its misses errors: a command that repeats this names what was named here.
+        self._named: Final = [] if not rmap and tuple(otherwise) == COMPARED else [*found.values()]
         self._profile: Final = profile
         self._costs: Final = load_costs(costs)
         self._seed: Final = seed
@@ -117,8 +127,10 @@ class Asked:
             excused=frozenset() if rmap else EXCUSED,
         )
 
-    def compare(self, command: str, history: History, source: Source, full: bool, json: bool) -> bool:
-        """Compare, and print what was found."""
+    def compare(
+        self, command: str, what: Sequence[str], history: History, source: Source, full: bool, json: bool
+    ) -> bool:
+        """Compare, print what was found, and write what was asked for; `what` is what a user calls the history."""
         plan = self._plan._replace(profile=options.profile(self._profile, source.kernel))
         with Meter() as meter:
             found = priced(compare(history, plan, meter), self._costs)
@@ -135,6 +147,7 @@ class Asked:
             self._costs.name,
         )
         told = Report(inputs, found.holds, found.figures, found.differences)
+        self._write(told, what, history)
         if json:
             print_json(command, inputs, told.holds, told.figures, told.differences)
         else:
@@ -145,12 +158,27 @@ class Asked:
         return told.holds
 
 
-def _from_command(argv: Sequence[str], output: Path | None, names: bool) -> tuple[History, Source]:
+    def _write(self, told: Report, what: Sequence[str], history: History) -> None:
+        for path in self.histories:
+            write_history(path, history)
+        if self._pages:
+            from rmaplab.measure.page import page  # what draws is slow to import
+
+            words: list[object] = ["rmaplab", "compare", *what, "--profile", told.inputs.profile]
+            words += ["--rmap", ",".join(self._named)] if self._named else []
+            words += ["--seed", self._seed, "--every", self._plan.every, "--folios", self._plan.folios]
+            words += ["--large-folios", self._plan.large_folios, "--costs", told.inputs.costs]
+            words += ["--leader", told.inputs.leader, "--check" if self._plan.check else "--no-check"]
+            text = page(told, [shlex.join(map(str, [*words, "-o", "page.html"]))])
+            for path in self._pages:
+                write_output(path, text)
+                say(f"the page is {path}")
+
+
+def _from_command(argv: Sequence[str], kept: Sequence[Path], names: bool) -> tuple[History, Source]:
     """Record a command; what it prints goes to stderr, because stdout is for the report."""
-    if output is not None:
-        check_output(output)
     with tempfile.TemporaryDirectory(prefix="rmaplab-") as directory:
-        path = output or Path(directory, f"{Path(argv[0]).name}.parquet")
+        path = next(iter(kept), Path(directory, f"{Path(argv[0]).name}.parquet"))
         try:
             with output_of_commands_to_stderr(True):
                 record(argv, path, names=names, say=say)

@@ -56,7 +56,12 @@ Jobs = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that work
 Full = Annotated[bool, typer.Option("--full", help="Print all figures as tables, too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Names = Annotated[bool, typer.Option("--names", help="Keep names of files and processes, and the command line.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="F", help="Write the result to F.")]
+Outputs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--output", "-o", metavar="F", help="F.html: a page with pictures; F.parquet: the history. Repeatable."
+    ),
+]
 
 
 

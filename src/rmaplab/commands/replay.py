@@ -24,6 +24,7 @@ def command(
     large_folios: options.LargeFolios = 0,
     seed: options.Seed = 1,
     costs: options.Costs = "",
+    outputs: options.Outputs = None,
     full: options.Full = False,
     json: options.Json = False,
 ) -> bool:
@@ -33,6 +34,6 @@ def command(
     Example:
       rmaplab replay sort.parquet --rmap anon_vma,cow_context
     """
-    asked = Asked(rmap, ["anon_vma"], leader, profile, check, every, folios, large_folios, seed, costs)
+    asked = Asked(rmap, ["anon_vma"], leader, profile, check, every, folios, large_folios, seed, costs, outputs)
     history, source = sources.from_file(recording)
-    return asked.compare("replay", history, source, full, json)
+    return asked.compare("replay", [recording], history, source, full, json)

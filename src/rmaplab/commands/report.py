@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`rmaplab report`: the results of a sweep as one page."""
+"""`rmaplab report`: one page about a history, or about the results of a sweep."""
 
 from __future__ import annotations
 
@@ -9,36 +9,63 @@ from typing import Annotated
 import typer
 
 from rmaplab.commands import options
+from rmaplab.commands.compare import COMPARED, Asked
 from rmaplab.commands.envelope import print_json
-from rmaplab.output import write_output
+from rmaplab.errors import CannotRun
+from rmaplab.measure import sources
+from rmaplab.measure.comparison import FOLIOS
+from rmaplab.output import check_output, write_output
 from rmaplab.sweep.findings import findings, sentences
 
 
 def command(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where `rmaplab sweep` kept its results.")],
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DIR | F | WORKLOAD [NAME=VALUE]...",
+            help="Where `rmaplab sweep` kept its results, or a history as of `rmaplab compare`.",
+        ),
+    ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="PAGE", help="The HTML page to write (default: DIR/report.html)."),
+        typer.Option("--output", "-o", metavar="PAGE", help="The page to write (default: DIR/report.html, F.html)."),
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="F", help="Write Markdown to F, instead of the page.")
+        Path | None, typer.Option("--markdown", metavar="F", help="Of a sweep: write Markdown to F instead.")
     ] = None,
+    rmap: options.Designs = None,
+    profile: options.ProfileName = "",
+    seed: options.Seed = 1,
     json: options.Json = False,
 ) -> bool:
-    """Write one self-contained page: findings first, then plots and tables, and where every figure comes from.
+    """Write one self-contained page: findings first, then pictures and tables, and where every figure comes from.
 
     \b
     Examples:
+      rmaplab report forkchain generations=20 -o forkchain.html
       rmaplab report results
       rmaplab report results --markdown results.md
     """
+    if len(what) == 1 and Path(what[0]).is_dir():
+        return _campaign(Path(what[0]), output, markdown, json)
+    if markdown is not None:
+        raise CannotRun("--markdown is for the results of a sweep, a directory")
+    page = output or Path(Path(what[0]).with_suffix(".html").name)
+    asked = Asked(rmap, COMPARED, "", profile, True, 0, FOLIOS, 0, seed, "", [page])
+    history, source = sources.find(what, seed)
+    return asked.compare("report", what, history, source, False, json)
+
+
+def _campaign(directory: Path, output: Path | None, markdown: Path | None, json: bool) -> bool:
     from rmaplab.sweep import page  # what draws is slow to import
 
+    path = markdown or output or directory / "report.html"
+    check_output(path)
     found = findings(directory)
     if markdown is not None:
-        path, text = markdown, page.markdown(found, f"rmaplab report {directory} --markdown {markdown}")
+        text = page.markdown(found, f"rmaplab report {directory} --markdown {markdown}")
     else:
-        path, text = output or directory / "report.html", page.html(found)
+        text = page.html(found)
     write_output(path, text)
     said = sentences(found)
     if json:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,8 +12,6 @@ from rmaplab.commands.compare import Asked
 from rmaplab.errors import CannotRun
 from rmaplab.measure import sources
 from rmaplab.measure.comparison import FOLIOS
-from rmaplab.output import check_output
-from rmaplab.trace.history import write_history
 from rmaplab.workloads import FAMILIES
 
 
@@ -37,9 +34,7 @@ def command(
     large_folios: options.LargeFolios = 0,
     seed: options.Seed = 1,
     costs: options.Costs = "",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="F", help="Write the history to F, too.")
-    ] = None,
+    outputs: options.Outputs = None,
     full: options.Full = False,
     json: options.Json = False,
 ) -> bool:
@@ -54,13 +49,9 @@ def command(
         return True
     if not name:
         raise CannotRun(f"run needs a workload: {', '.join(FAMILIES)} (--list prints their parameters)")
-    asked = Asked(rmap, ["anon_vma"], leader, profile, check, every, folios, large_folios, seed, costs)
-    if output is not None:
-        check_output(output)
+    asked = Asked(rmap, ["anon_vma"], leader, profile, check, every, folios, large_folios, seed, costs, outputs)
     history, source = sources.from_workload(name, parameters or [], seed)
-    if output is not None:
-        write_history(output, history)
-    return asked.compare("run", history, source, full, json)
+    return asked.compare("run", [name, *(parameters or [])], history, source, full, json)
 
 
 def _families() -> str:

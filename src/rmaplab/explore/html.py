@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One self-contained page from a film.
 
-The page is page/page.html with everything in it: style, script (the modules of page/, one after the other), and
+The page is templates/explorer.html with everything in it: style, script (the modules of page/, one by one), and
 the film as gzip in base64, which can hold nothing that a browser would take for markup.  Its content security
 policy lets run only what is in it, by hash, and lets it load nothing at all.
 
@@ -15,13 +15,13 @@ import re
 from base64 import b64encode
 from hashlib import sha256
 from importlib.resources import files
-from string import Template
 from typing import Final
 
 import msgspec
+from markupsafe import Markup
 
 from rmaplab.explore.parts import Film
-from rmaplab.version import __version__
+from rmaplab.pages import render
 
 MODULES: Final = (  # each after those it imports
     "film", "words", "draw", "lanes", "overview", "spaces", "structures", "main",
@@ -35,12 +35,12 @@ def page(film: Film) -> str:
     """The page, complete."""
     script = _script()
     style = _source("page.css")
-    return Template(_source("page.html")).substitute(
-        version=__version__,
+    return render(
+        "explorer.html",
         script_hash=_hash(script),
         style_hash=_hash(style),
-        style=style,
-        script=script,
+        style=Markup(style),
+        script=Markup(script),
         film=b64encode(gzip.compress(msgspec.json.encode(film), mtime=0)).decode(),
     )
 

@@ -62,8 +62,8 @@ def columns_of(report: Report) -> list[Column]:
     if times:
         found.append(_time("time", [time.history.ns for time in times]))
     if times and walked:
-        spent = [time.whole_walks for time in times]
-        found.append(_time("per walk", [ns / w.walks if w.walks else None for ns, w in zip(spent, walks, strict=True)]))
+        each = [t.whole_walks / w.walks if w.walks else None for t, w in zip(times, walks, strict=True)]
+        found.append(_time("time per walk", each))
     if walked:
         found.append(Column("places per walk", "", [w.places / w.walks if w.walks else None for w in walks], 2))
     return found

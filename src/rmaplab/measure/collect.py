@@ -16,7 +16,7 @@ from rmaplab.check.lockstep import Walks
 from rmaplab.measure.figures import Counts, DesignFigures, Locks, MachineFigures, Objects, Work
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.sync.work import Ledger, Pool
+from rmaplab.sync.work import Ledger, LockClass, Pool
 
 
 class Aside:
@@ -43,6 +43,40 @@ class Aside:
     def work(self, owner: str) -> Work:
         """What was counted inside so far for a design (or "machine")."""
         return self._accounts[owner].work()
+
+
+class Operations:
+    """Which operations of a history take the exclusive locks of each design."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._ledgers: Final = [design.ledger for design in machine.designs]
+        self._locks: list[tuple[str, LockClass]] = []
+        self._before: list[int] = []
+        self._entries = -1
+        self._counts: Final[dict[str, dict[str, dict[str, int]]]] = {}
+        self._look_for_locks()
+
+    def look(self, op: str) -> None:
+        """What was taken since the last look, `op` took."""
+        before = self._before
+        for i, (owner, lock) in enumerate(self._locks):
+            more = lock.writes - before[i]
+            if more:
+                before[i] += more
+                by_op = self._counts.setdefault(owner, {}).setdefault(lock.name, {})
+                by_op[op] = by_op.get(op, 0) + more
+        if self._entries != sum(len(ledger.locks) for ledger in self._ledgers):
+            self._look_for_locks()
+
+    def _look_for_locks(self) -> None:
+        known = dict(zip((lock for _, lock in self._locks), self._before, strict=True))
+        self._locks = [(ledger.owner, lock) for ledger in self._ledgers for lock in ledger.locks.values()]
+        self._before = [known.get(lock, 0) for _, lock in self._locks]
+        self._entries = len(self._locks)
+
+    def of(self, owner: str) -> dict[str, dict[str, int]]:
+        """Exclusive locks of a design, by class and operation."""
+        return self._counts.get(owner, {})
 
 
 class _Account:
@@ -93,14 +127,20 @@ def _allocations(pool: str) -> str:
     return f"{pool} allocated"
 
 
-def design_figures(design: ReverseMap, walks: Walks, walk_work: Work, vmas: Counts | None) -> DesignFigures:
+def design_figures(
+    design: ReverseMap,
+    walks: Walks,
+    walk_work: Work,
+    vmas: Counts | None,
+    operations: dict[str, dict[str, int]] | None = None,
+) -> DesignFigures:
     """What `design` holds and did so far."""
     allocated = {pool.name: pool.allocated for pool in design.ledger.pools.values()}
     objects = [
         Objects(o.type, o.size, o.objects, o.peak, allocated.get(o.type, 0), o.slab_pages, o.peak_pages)
         for o in design.footprint()
     ]
-    return DesignFigures(design.name, objects, _work(design.ledger), walks, walk_work, vmas)
+    return DesignFigures(design.name, objects, _work(design.ledger), walks, walk_work, vmas, operations or {})
 
 
 def machine_figures(machine: Machine, events: int) -> MachineFigures:

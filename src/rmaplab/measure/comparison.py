@@ -17,7 +17,7 @@ import msgspec
 from rmaplab.check import lockstep
 from rmaplab.check.finding import shortest_history
 from rmaplab.check.lockstep import Checker
-from rmaplab.measure.collect import Aside, design_figures, machine_figures, vma_counts
+from rmaplab.measure.collect import Aside, Operations, design_figures, machine_figures, vma_counts
 from rmaplab.measure.cost import CostProfile
 from rmaplab.measure.figures import Counts
 from rmaplab.measure.memory import Sampler, Vmas
@@ -85,12 +85,14 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
     checker = Checker(machine, limit=plan.folios)
     aside = Aside(machine)
     sampler = Sampler(machine, total)
+    operations = Operations(machine)
     found = _Found(history, plan)
     every = plan.every or max(1, total // MOMENTS)
     due = every if plan.check else total + 1
     try:
         for played, event in player.steps(history):
             sampler.look(played)
+            operations.look(event.op)
             if played >= due or (played == total and plan.check):
                 with aside:
                     found.add_checked(checker.check(played - 1, event))
@@ -112,7 +114,9 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
             if alone[slot] is None:
                 alone[slot] = _alone(history, plan, slot, found, progress, others)
     designs = [
-        design_figures(design, checker.counts.designs[design.name], aside.work(design.name), vmas)
+        design_figures(
+            design, checker.counts.designs[design.name], aside.work(design.name), vmas, operations.of(design.name)
+        )
         for design, vmas in zip(machine.designs, alone, strict=True)
     ]
     counts = checker.counts

@@ -59,6 +59,7 @@ class DesignFigures(msgspec.Struct, frozen=True):
     walk_work: what these walks made it do, which is not part of `work`
     vmas:      VMAs of all processes with this design's merge rule, playing the history alone; None where
                that was not played
+    operations: exclusive locks by class, and by the operation of the history that took them
     """
 
     design: str
@@ -67,6 +68,7 @@ class DesignFigures(msgspec.Struct, frozen=True):
     walks: Walks
     walk_work: Work
     vmas: Counts | None
+    operations: dict[str, dict[str, int]] = {}
 
 
 class MachineFigures(msgspec.Struct, frozen=True):

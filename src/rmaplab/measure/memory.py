@@ -72,11 +72,15 @@ class Vmas(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """events: played at each moment; vmas: for each design that played alone, or led"""
+    """events: played at each moment; vmas: for each design that played alone, or led
+
+    processes: VMAs of each process at the moment with most VMAs
+    """
 
     events: list[int]
     designs: list[DesignMemory]
     vmas: list[Vmas]
+    processes: dict[int, int] = {}
 
 
 def maple_nodes(vmas: int) -> int:
@@ -108,6 +112,7 @@ class Sampler:
         self._peaks: Final[dict[str, Held]] = {}
         self._ends: Final[dict[str, Held]] = {}
         self._most: tuple[int, int] = (0, 0)  # VMAs, and maple nodes
+        self._processes: dict[int, int] = {}
 
     def look(self, played: int) -> None:
         """`played` events have been played; it may be time to look."""
@@ -118,6 +123,7 @@ class Sampler:
         vmas = machine.vma_pool.live
         if vmas > self._most[0]:
             self._most = (vmas, sum(maple_nodes(len(mm.tree)) for mm in machine.mms.values()))
+            self._processes = {pid: len(mm.tree) for pid, mm in machine.mms.items()}
         self._events.append(played)
         for design in machine.designs:
             now = held(design, played, len(machine.mms), vmas, machine.folios.in_use)
@@ -153,7 +159,7 @@ class Sampler:
             for design in self._machine.designs
             if design.name in self._ends
         ]
-        return Memory(self._events, designs, [self.vmas(), *alone])
+        return Memory(self._events, designs, [self.vmas(), *alone], self._processes)
 
 
 def curve(line: list[int], width: int = 32) -> str:
