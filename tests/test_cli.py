@@ -167,6 +167,8 @@ def test_checking_does_not_change_what_was_counted() -> None:
     for figures in seen:
         for design in figures["designs"]:
             del design["walks"], design["walk_work"]
+        for time in figures["times"]["designs"]:
+            del time["walks"], time["visits"]
         del figures["checks"], figures["counted"]
     assert seen[0] == seen[1] == seen[2]
 
@@ -292,7 +294,8 @@ def test_a_result_that_the_machine_does_not_give_is_reported_with_its_event(tmp_
         (["frobnicate"], "there is no command 'frobnicate'. See rmaplab --help."),
         (["compar"], "there is no command 'compar'; did you mean 'compare'?"),
         (["kernel", "rum"], "there is no command 'kernel rum'; did you mean 'kernel run'?"),
-        (["run", "aim7", "-o", "."], ". is a directory: give the name of a file in it"),
+        (["run", "aim7", "-o", "."], "-o .: end it in .html for a page, or in .parquet for the history"),
+        (["scale", "aim7", "--trace", "/"], "/ is a directory: give the name of a file in it"),
         (["replay", "/"], "/: "),
         (["run", "aim7", "-o", "/nowhere/f.parquet"], "cannot write /nowhere/f.parquet: there is no directory"),
         (["record", "-o", "f.parquet"], "record needs a command, after --"),
