@@ -157,6 +157,8 @@ def test_the_lowest_address_is_a_setting(model: Space) -> None:
 def test_droppable_memory_is_private_and_never_locked(space: Space) -> None:
     assert space.map(0, 1, flags=MAP_DROPPABLE | MAP_ANONYMOUS | MAP_FIXED) == 0
     assert space.map(1, 1, flags=MAP_DROPPABLE | MAP_ANONYMOUS | MAP_FIXED | MAP_LOCKED) == "EINVAL"
+    assert space.lock(0, 1) == 0
+    assert space.vma(0).flags & (VM_DROPPABLE | VM_LOCKED) == VM_DROPPABLE, "passed over"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ _VM_FLAGS: Final = {
     "lo": vm.VM_LOCKED, "sr": vm.VM_SEQ_READ, "rr": vm.VM_RAND_READ, "dc": vm.VM_DONTCOPY,
     "de": vm.VM_DONTEXPAND, "lf": vm.VM_LOCKONFAULT, "ac": vm.VM_ACCOUNT, "nr": vm.VM_NORESERVE,
     "wf": vm.VM_WIPEONFORK, "dd": vm.VM_DONTDUMP, "hg": vm.VM_HUGEPAGE, "nh": vm.VM_NOHUGEPAGE,
-    "mg": vm.VM_MERGEABLE,
+    "mg": vm.VM_MERGEABLE, "dp": vm.VM_DROPPABLE,
 }  # fmt: skip
 
 _PRESENT: Final = 1 << 63
