@@ -20,6 +20,7 @@ from rmaplab.mm.huge_memory import split_folio
 from rmaplab.mm.ksm import AS_FOUND
 from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_WRITE
 from rmaplab.mm.vmscan import KEPT, ONCE
+from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.trace.events import Event
 
 
@@ -251,6 +252,21 @@ def test_a_place_is_not_merged_again_while_a_child_has_a_copy(alike: Space) -> N
     assert (alike.machine.mm_of(2), at(20)) in {(vma.mm, addr) for vma, addr in alike.machine.leader.walk(page)}
     alike.exit(2)
     assert merge(alike, 1, 20) == 0, "nobody has a copy any more"
+
+
+def test_who_looks_for_a_copy_of_a_ksm_page_gives_back_what_the_walk_held() -> None:
+    """cow_context holds the address space that it looks into; a walk that was left half-way kept it for ever."""
+    space = Space(designs=(CowContextRmap,))
+    space.map(0, 4)
+    space.write(0, 4)
+    space.advise(0, 4, MADV_MERGEABLE)
+    merge(space, 1, 0)
+    space.fork()
+    space.move(0, 1, 30, pid=2)
+    swap_out(space, 1)
+    space.read(1)
+    assert [space.machine.mm_of(pid).users for pid in (1, 2)] == [1, 1]
+    space.close()
 
 
 def test_linux_merges_it_and_misses_the_copy_until_ksmd_comes_by(alike: Space) -> None:

@@ -36,7 +36,7 @@ from rmaplab.mm.pagetable import (
     PTE_WRITE,
     PTE_YOUNG,
 )
-from rmaplab.mm.rmap_walk import places
+from rmaplab.mm.rmap_walk import end_walk, places
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_ACCESS_FLAGS, VM_MERGEABLE, VMA
 
@@ -187,10 +187,14 @@ def break_at(system: System, mm: MM, addr: int) -> int:
 
 def _copied(system: System, vma: VMA, addr: int, pfn: int) -> bool:
     """Does another address space, forked since, map the KSM page at the same address?"""
-    return any(
-        there == addr and other.mm is not vma.mm and _maps(other.mm, addr, pfn)
-        for other, there in system.leader.walk(pfn)
-    )
+    found = False
+    walk = system.leader.walk(pfn)
+    for other, there in walk:
+        if there == addr and other.mm is not vma.mm and _maps(other.mm, addr, pfn):
+            found = True
+            break
+    end_walk(walk)
+    return found
 
 
 def unmerge_range(system: System, vma: VMA, start: int, end: int) -> None:

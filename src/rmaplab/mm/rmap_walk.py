@@ -69,7 +69,7 @@ def rmap_walk(visit: Visit) -> int:
         found += hits
         if over or visit.done():
             break
-    _close(walk)
+    end_walk(walk)
     return found
 
 
@@ -82,7 +82,7 @@ def places(system: System, head: int) -> list[tuple[VMA, int]]:
     walk = system.leader.walk(head)
     for vma, first in walk:
         found += [(vma, addr) for addr in range(first, min(vma.end, first + size), PAGE_SIZE)]
-    _close(walk)
+    end_walk(walk)
     return found
 
 
@@ -96,7 +96,8 @@ def unevictable(system: System, head: int) -> bool:
     )
 
 
-def _close(walk: Iterator[tuple[VMA, int]]) -> None:
-    """Leave the walk, at its end or before: the design gives back what it holds."""
+def end_walk(walk: Iterator[tuple[VMA, int]]) -> None:
+    """Leave the walk, at its end or before: the design gives back what it holds.  Compiled generators that are merely
+    dropped do not."""
     if isinstance(walk, Generator):
         walk.close()

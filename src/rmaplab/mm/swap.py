@@ -29,7 +29,7 @@ from rmaplab.mm.pagetable import (
     PTE_YOUNG,
     Leaf,
 )
-from rmaplab.mm.rmap_walk import unevictable
+from rmaplab.mm.rmap_walk import end_walk, unevictable
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
     MM,
@@ -111,7 +111,14 @@ def _must_copy(system: System, vma: VMA, pfn: int, pgoff: int) -> bool:
         if system.as_found:
             return False
         there = vma.start + ((pgoff - vma.pgoff) << PAGE_SHIFT)
-        return not any(known.mm is vma.mm and addr == there for known, addr in system.leader.walk(pfn))
+        found = False
+        walk = system.leader.walk(pfn)
+        for known, addr in walk:
+            if known.mm is vma.mm and addr == there:
+                found = True
+                break
+        end_walk(walk)
+        return not found
     if not flags & FOLIO_ANON:
         return False
     return system.folios.index.m[pfn] != pgoff or not system.leader.related(vma, pfn)
