@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml setup.py $(shell find src -name '*.py' -o -name '*.typed' -o -name '*.parquet' -o -path '*/page/*' -o -path '*/templates/*' -o -name '*.c' -o -path '*/data/costs/*')
 
-.PHONY: install demo results test test-verify test-race test-kernel kernel-long bench docs lint clean
+.PHONY: install demo results test test-verify test-race test-kernel test-programs kernel-long bench docs lint clean
 
 install: $(VENV)/installed
 
@@ -28,6 +28,10 @@ test-race: install
 # Kernels are fetched as Debian packages into the user's cache; QEMU has to be there.
 test-kernel: $(VENV)/tools
 	RMAPLAB_KERNEL=1 $(BIN)/python -m pytest -rA tests/kernel
+
+# Programs as they come, each recorded, replayed and held against the kernel's mappings: docs/programs.md.
+test-programs: install
+	$(BIN)/python scripts/record_programs.py
 
 kernel-long: $(VENV)/tools
 	$(BIN)/rmaplab kernel setup

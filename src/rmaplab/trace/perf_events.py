@@ -33,7 +33,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, Generic, TypeVar
+from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +79,7 @@ _TASKS: Final = struct.Struct("<iiii")
 _MAPPED: Final = struct.Struct("<iiQQQIIQQII")
 _RAW: Final = 28  # where a sample's tracepoint data begin: header, who, size
 
-_WINDOW: Final = 1 << 25  # bytes of a ring that are looked at at a time
+_WINDOW: Final = 1 << 23  # bytes of a ring that are looked at at a time
 _FAULT_ERROR_WRITE: Final = 2  # X86_PF_WRITE
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -176,8 +176,8 @@ class PerfEvents:
             self._close()
             raise NotPermitted(_reason(error)) from None
         self._stop: Final = os.eventfd(0, os.EFD_CLOEXEC)
-        self._thread: Final = threading.Thread(target=self._collect, daemon=True)
-        self._thread.start()
+        self._collector: Final = threading.Thread(target=self._collect, daemon=True)
+        self._collector.start()
 
     def _ring(self, pid: int, cpu: int, size: int, names: Sequence[str]) -> _Ring:
         """A ring, with tracepoints that write to it."""
@@ -232,10 +232,11 @@ class PerfEvents:
         :raises OSError: it could not be kept
         """
         os.eventfd_write(self._stop, 1)
-        self._thread.join()
+        self._collector.join()
         os.close(self._stop)
         spool = Spool([(cpu, calls.file, faults.file) for cpu, calls, faults in self._rings], self._points)
-        self._close()
+        # The kernel waits for a grace period for each tracepoint that nobody uses any more: not at our expense.
+        threading.Thread(target=self._close, daemon=True).start()
         if self._failure is not None:
             raise self._failure
         return spool
@@ -279,7 +280,7 @@ class Spool:
         decoder = _Decoder(timeline, self._points)
         calls = [_Stream(_calls(file, cpu)) for cpu, file, _ in self._files]
         faults = [_Stream(decoder.faults(file, cpu)) for cpu, _, file in self._files]
-        streams: list[_Stream[Any]] = [*calls, *faults]
+        streams: list[_Stream] = [*calls, *faults]
         while any(not stream.over for stream in streams):
             # A window ends where the ring ends that has been read least far.
             end = min(stream.end for stream in streams if not stream.over)
@@ -313,18 +314,15 @@ class _Records:
         return self._records
 
 
-Block = TypeVar("Block", _Records, Faults)
-
-
-class _Stream(Generic[Block]):
-    """The blocks of a ring, taken window by window.
+class _Stream:
+    """The blocks of a ring (_Records or Faults), taken window by window.
 
     end:  up to when all is known; over: there are no more blocks
     """
 
-    def __init__(self, blocks: Iterator[Block]) -> None:
-        self._blocks: Final[Iterator[Block]] = blocks
-        self._held: list[Block] = []
+    def __init__(self, blocks: Iterator[Any]) -> None:
+        self._blocks: Final[Iterator[Any]] = blocks
+        self._held: list[Any] = []
         self.end = 0
         self.over = False
         self._read()
@@ -337,9 +335,9 @@ class _Stream(Generic[Block]):
             self.end = int(block.time[-1])
             self._held.append(block)
 
-    def take(self, end: int) -> list[Block]:
+    def take(self, end: int) -> list[Any]:
         """What happened up to `end`; read on if that is all that was known."""
-        taken: list[Block] = []
+        taken: list[Any] = []
         held, self._held = self._held, []
         for block in held:
             place = int(np.searchsorted(block.time, end, side="right"))

@@ -302,18 +302,19 @@ class Reducer:
 
     # Faults
 
-    def fault(self, tid: int, addr: int, write: bool | None) -> None:
+    def fault(self, tid: int, addr: int, write: bool | None) -> bool:
         """Task `tid` (or the kernel on its behalf) touched `addr`.  Where it is not known whether it wrote
-        (None), it did if it was allowed to."""
+        (None), it did if it was allowed to.  Returns whether its stack grew."""
         process = self._tasks.get(tid)
         if process is None or addr >= TASK_SIZE:
-            return
+            return False
+        grown: bool | None = False
         space = process.space
         range = space.at(addr)
         if range is None:
             grown = space.grow_stack(addr)
             if grown is None:
-                return  # beyond the stack's limit, which the machine does not have
+                return False  # beyond the stack's limit, which the machine does not have
             range = space.at(addr)
         if write is None:
             write = space.allows(addr, True)
@@ -323,22 +324,27 @@ class Reducer:
         if result == 0 and range is not None and self._continues(process.pid, addr, write, range.start):
             assert self.events.last is not None
             self.events.last.length += PAGE_SIZE
-            return
-        self._emit("fault", process, addr=addr, length=PAGE_SIZE, flags=flags, result=result)
+        else:
+            self._emit("fault", process, addr=addr, length=PAGE_SIZE, flags=flags, result=result)
+        return bool(grown)
 
     def faults(self, faults: Faults) -> None:
         """Tasks touched pages, and nothing else happened meanwhile; as `fault` for each of them."""
         while len(faults) > _FEW:
-            faults = self._plain_faults(faults)
+            faults = self._many_faults(faults)
         self._one_by_one(faults)
 
-    def _one_by_one(self, faults: Faults) -> None:
+    def _one_by_one(self, faults: Faults) -> bool:
+        """Whether a stack grew."""
+        grew = False
         for time, cpu, tid, addr, write in faults.rows():
             self.at(time, cpu)
-            self.fault(tid, addr, None if write > 1 else write == 1)
+            grew |= self.fault(tid, addr, None if write > 1 else write == 1)
+        return grew
 
-    def _plain_faults(self, faults: Faults) -> Faults:
-        """Take those up to the first that is out of the ordinary, and that one; returns the rest."""
+    def _many_faults(self, faults: Faults) -> Faults:
+        """Take them, the plain ones (where something is mapped that allows it) by runs and the others one by one, until
+        a stack grows; returns what is left."""
         known = {tid: self._tasks.get(tid) for tid in np.unique(faults.tid).tolist()}
         strangers = [tid for tid, process in known.items() if process is None]
         followed = faults.addr < TASK_SIZE
@@ -364,36 +370,48 @@ class Reducer:
                     (place >= 0) & (addr[mine] < ends[place]) & (prots[place] != 0) & (faults.write[mine] < 2)
                     & (~write[mine] | (prots[place] & PROT_WRITE != 0))
                 )  # fmt: skip
-        odd = np.flatnonzero(~plain)
-        end = int(odd[0]) if len(odd) else nr_faults
-        if end > _FEW:
-            # The first joins the run that came before, if it does; from there on, runs are found at once.
-            self._one_by_one(faults[:1])
-            begins = np.ones(end, dtype=bool)
-            begins[2:] = (
-                (pid[2:end] != pid[1 : end - 1]) | (addr[2:end] != addr[1 : end - 1] + np.uint64(PAGE_SIZE))
-                | (write[2:end] != write[1 : end - 1]) | (start[2:end] == addr[2:end])
+        begins = np.ones(nr_faults, dtype=bool)
+        begins[1:] = (
+            (pid[1:] != pid[:-1]) | (addr[1:] != addr[:-1] + np.uint64(PAGE_SIZE)) | (write[1:] != write[:-1])
+            | (start[1:] == addr[1:])
+        )  # fmt: skip
+        at = 0
+        for odd in [*np.flatnonzero(~plain).tolist(), nr_faults]:
+            if odd - at > _FEW:
+                # The first joins the run that came before, if it does; the last run may go on.
+                self._one_by_one(faults[at : at + 1])
+                first = np.flatnonzero(begins[at + 1 : odd]) + at + 1
+                lead = int(first[0]) if len(first) else odd
+                self._lengthen(lead - at - 1)
+                nr_pages = np.diff(np.append(first, odd))
+                if len(first):
+                    self._add_runs(faults, first[:-1], nr_pages[:-1], pid, addr, write)
+                    self._one_by_one(faults[first[-1] : first[-1] + 1])
+                    self._lengthen(int(nr_pages[-1]) - 1)
+            else:
+                self._one_by_one(faults[at:odd])
+            if self._one_by_one(faults[odd : odd + 1]):
+                return faults[odd + 1 :]
+            at = odd + 1
+        return faults[nr_faults:]
+
+    def _lengthen(self, nr_pages: int) -> None:
+        """The run that was emitted last goes on."""
+        if nr_pages:
+            assert self.events.last is not None
+            self.events.last.length += nr_pages << PAGE_SHIFT
+
+    def _add_runs(
+        self, faults: Faults, first: npt.NDArray[Any], nr_pages: npt.NDArray[Any], pid: npt.NDArray[Any],
+        addr: npt.NDArray[Any], write: npt.NDArray[Any],
+    ) -> None:  # fmt: skip
+        """Runs of faults; `first`: where each of them begins in the columns."""
+        if len(first):
+            self.events.extend(
+                op=np.full(len(first), CODE["fault"]), pid=pid[first], addr=addr[first],
+                length=nr_pages.astype(np.uint64) << np.uint64(PAGE_SHIFT), flags=write[first] * FAULT_WRITE,
+                time=faults.time[first] - self._start, cpu=faults.cpu[first],
             )  # fmt: skip
-            first = np.flatnonzero(begins)[1:]
-            nr_pages = np.diff(np.append(first, end))
-            if self._continues(int(pid[1]), int(addr[1]), bool(write[1]), int(start[1])):
-                assert self.events.last is not None
-                self.events.last.length += int(nr_pages[0]) * PAGE_SIZE
-                first, nr_pages = first[1:], nr_pages[1:]
-            if len(first):  # the last run may go on
-                last, first, pages, nr_pages = first[-1], first[:-1], int(nr_pages[-1]), nr_pages[:-1]
-                self.events.extend(
-                    op=np.full(len(first), CODE["fault"]), pid=pid[first], addr=addr[first],
-                    length=nr_pages.astype(np.uint64) << np.uint64(PAGE_SHIFT), flags=write[first] * FAULT_WRITE,
-                    time=faults.time[first] - self._start, cpu=faults.cpu[first],
-                )  # fmt: skip
-                self._one_by_one(faults[last : last + 1])
-                assert self.events.last is not None
-                self.events.last.length = pages << PAGE_SHIFT
-        else:
-            self._one_by_one(faults[:end])
-        self._one_by_one(faults[end : end + 1])
-        return faults[end + 1 :]
 
     def _continues(self, pid: int, addr: int, write: bool, start: int) -> bool:
         """Whether such a fault belongs to the run that was emitted last."""
