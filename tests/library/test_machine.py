@@ -45,7 +45,8 @@ def test_a_walk_and_a_check_count_nothing() -> None:
     machine, parent, _, addr = forked()
 
     def counted() -> list[dict[str, int]]:
-        return [{name: tally.count for name, tally in design.ledger.tallies.items()} for design in machine.designs]
+        ledgers = [design.ledger for design in machine.machine.designs]
+        return [{name: tally.count for name, tally in ledger.tallies.items()} for ledger in ledgers]
 
     before = counted()
     machine.walk(parent, addr)
@@ -155,8 +156,8 @@ def test_designs_are_given_by_name_class_or_file(tmp_path: Path) -> None:
         "from rmaplab.rmap.page_scan import PageScanRmap\nclass Mine(PageScanRmap):\n    name = 'mine'\n"
     )
     machine = rl.Machine(designs=["anon_vma", PageScanRmap, file])
-    assert [design.name for design in machine.designs] == ["anon_vma", "page_scan", "mine"]
-    assert [design.name for design in rl.Machine(designs=AnonVmaRmap).designs] == ["anon_vma"]
+    assert machine.designs == ["anon_vma", "page_scan", "mine"]
+    assert rl.Machine(designs=AnonVmaRmap).designs == ["anon_vma"]
 
 
 # A history

@@ -198,9 +198,9 @@ class Machine(script.World):
         return [Process(self, pid) for pid in sorted(self.machine.processes)]
 
     @property
-    def designs(self) -> list[ReverseMap]:
-        """The designs that watch, the leader first."""
-        return self.machine.designs
+    def designs(self) -> list[str]:
+        """Names of the designs that watch, the leader first; `machine.designs` are the objects."""
+        return [design.name for design in self.machine.designs]
 
     # What happens
 

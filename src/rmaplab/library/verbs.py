@@ -78,7 +78,7 @@ def compare(
     designs: Design | Sequence[Design] = DEFAULT_DESIGNS,
     *,
     profile: str | Profile = "",
-    costs: str = "",
+    costs: str = "default",
     check: bool = True,
     every: int = 0,
     folios: int = FOLIOS,
@@ -95,7 +95,8 @@ def compare(
     :param source: where the history comes from
     :param designs: by name, file or class; VMAs merge by the rule of the first
     :param profile: the kernel whose rules hold; not given: the recording's
-    :param costs: derive times by this cost profile ("default", a shipped one, or a file of `rmaplab calibrate`)
+    :param costs: the cost profile by which times are derived: "default", a shipped one, or a file of `rmaplab
+        calibrate`; "" derives none
     :param check: walk folios in every design and hold them against the page tables
     :param every: check after every so many events; 0: at 20 moments in all
     :param folios: folios to walk at each check; 0: all

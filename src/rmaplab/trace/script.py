@@ -282,6 +282,9 @@ class Script(World):
             self.names.append(name)
         return self.names.index(name)
 
+    def __repr__(self) -> str:
+        return f"<script of {len(self.events):,} events>"
+
     def history(self, header: Header) -> History:
         """What was written so far."""
         header.names = self.names
