@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml setup.py $(shell find src -name '*.py' -o -name '*.typed' -o -name '*.parquet' -o -path '*/page/*' -o -path '*/templates/*' -o -name '*.c' -o -path '*/data/costs/*')
 
-.PHONY: install demo results test test-verify test-race test-kernel test-programs kernel-long bench docs lint clean
+.PHONY: install demo results test test-verify test-race test-mutation test-kernel test-programs kernel-long bench docs lint clean
 
 install: $(VENV)/installed
 
@@ -24,6 +24,11 @@ test-verify: install
 # Every interleaving of every scenario within its bound (docs/races.md), with both designs that keep their promises.
 test-race: install
 	$(BIN)/rmaplab race --jobs 2
+
+# Which changes of mm/, rmap/ and sync/locks.py does no check notice?  docs/verification.md judges those that survive.
+test-mutation: $(VENV)/tools
+	@$(PIP) install -r requirements-mutation.lock
+	$(BIN)/python scripts/mutation.py --sample 70 --seed 1
 
 # Kernels are fetched as Debian packages into the user's cache; QEMU has to be there.
 test-kernel: $(VENV)/tools

@@ -169,8 +169,9 @@ def test_no_file_needs_itself() -> None:
     TopologicalSorter(arrows).prepare()  # raises CycleError, which names the files
 
 
-def test_development_is_pinned_by_name_and_version_alone() -> None:
-    for line in (ROOT / "requirements-dev.lock").read_text().splitlines():
+@pytest.mark.parametrize("lock", ["requirements-dev.lock", "requirements-mutation.lock"])
+def test_development_is_pinned_by_name_and_version_alone(lock: str) -> None:
+    for line in (ROOT / lock).read_text().splitlines():
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), line
 
 

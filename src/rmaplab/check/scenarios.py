@@ -338,13 +338,13 @@ _PAIRED: Final = (
 # alone, and madvise() takes mmap_lock for reading.  So fork, which holds mmap_lock for writing, meets faults in VMAs
 # that it has not locked yet (vma_start_write() in dup_mmap(), fb49c455323f).
 _THREADS: Final = (
-    ("fork of the child", "copy"),
-    ("fork of the child", "reuse"),
-    ("fork of the child", "swap-in"),
-    ("fork of the child", "fault after madvise"),
-    ("mremap in the child", "copy"),
-    ("munmap in the child", "copy"),
-    ("madvise in the child", "copy"),
+    ("copy", "fork of the child"),
+    ("reuse", "fork of the child"),
+    ("swap-in", "fork of the child"),
+    ("fault after madvise", "fork of the child"),
+    ("copy", "mremap in the child"),
+    ("copy", "munmap in the child"),
+    ("copy", "madvise in the child"),
 )
 
 # Interleavings are tried without a bound, but where a walk looks again after each of many changes: in one address space

@@ -226,7 +226,7 @@ class Compare(Point, frozen=True, kw_only=True, tag="compare"):
                     Row(name, "VMAs", "peak", design.vmas.peak),
                     Row(name, "VMAs", "at the end", design.vmas.at_end),
                 ]
-        wrong = [_sentence(difference) for difference in found.differences if difference.error]
+        wrong = [] if found.holds else [_sentence(d) for d in found.differences if d.error]
         return Outcome(rows, wrong, plan.profile.name, costs.name)
 
 
@@ -364,7 +364,9 @@ class Verify(Point, frozen=True, kw_only=True, tag="verify"):
                 Row(name, "walks", "places that map", walks.useful),
                 Row(name, "walks", "places missed", walks.incomplete),
             ]
-        differences = []
+        if found.holds:  # which it neither does nor does not where nothing was looked at
+            return Outcome(rows, [], plan.profile)
+        differences = [f"no step came to this: {case}" for case in found.without_effect]
         if found.failure is not None:
             script = "; ".join(line(event) for event in found.failure.events)
             differences.append(f"{found.failure.design or 'machine'}: {found.failure.what} ({script})")
