@@ -279,7 +279,7 @@ def test_a_vma_of_no_length_is_seen_at_once() -> None:
     model.map(0, 2)
     vma = model.vma(0)
     with pytest.raises(InvariantError, match="would get the range"):
-        change_range(model.machine, vma, vma.end, vma.end, vma.pgoff)
+        change_range(model.machine, vma, vma.end, vma.end)
 
 
 @pytest.mark.parametrize(("low", "high"), [(2, 0), (0, 2)])
@@ -289,6 +289,6 @@ def test_a_stack_that_moves_has_to_be_covered_from_the_new_place_to_the_old(low:
     model.map(4, 4)
     model.write(4, 4)
     vma = model.vma(4)
-    change_range(model.machine, vma, at(low), at(8 - high), vma.pgoff)
+    change_range(model.machine, vma, at(low), at(8 - high))
     with pytest.raises(InvariantError, match="no walk could find all of them"):
         move_page_tables(model.machine, vma, at(4), vma, at(0), 4 * PAGE, False)

@@ -300,9 +300,9 @@ class KeyTooShort(AnonVmaRmap):
     name = "anon_vma, key that ends a page early after a change of geometry"
 
     def _put_back(self, fields: VmaFields, vma: VMA) -> None:
-        last = vma.pgoff + vma.nr_pages - 1
+        last = vma.anon_pgoff + vma.nr_pages - 1
         for link in reversed(fields.chain):
-            link.anon_vma.insert(link, vma.pgoff, max(vma.pgoff, last - 1), self.visited)
+            link.anon_vma.insert(link, vma.anon_pgoff, max(vma.anon_pgoff, last - 1), self.visited)
 
 
 def _own_anon_vma(design: AnonVmaRmap, vma: VMA) -> AnonVma:

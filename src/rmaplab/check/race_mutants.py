@@ -74,7 +74,7 @@ class LinkedWithoutLock(AnonVmaRmap):
         if self.scheduler is not None:
             self.scheduler.point("insert into the tree", rwsem, True)
         anon_vma.rb_root = tree
-        anon_vma.insert(link, vma.pgoff, vma.pgoff + vma.nr_pages - 1, self.visited)
+        anon_vma.insert(link, vma.anon_pgoff, vma.anon_pgoff + vma.nr_pages - 1, self.visited)
 
 
 class MappedNotAsked(AnonVmaRmap):
@@ -165,7 +165,7 @@ class WalkWithoutLock(AnonVmaRmap):
         node = anon_vma.first_touching(first, first, self.visited)
         while node is not None:
             vma = cast(AnonVmaChain, node).vma
-            yield vma, vma.start + ((first - vma.pgoff) << PAGE_SHIFT)
+            yield vma, vma.start + ((first - vma.anon_pgoff) << PAGE_SHIFT)
             node = anon_vma.next_touching(node, first, first, self.visited)
 
 

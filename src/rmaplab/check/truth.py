@@ -323,7 +323,7 @@ def _entries(machine: Machine, truth: Truth, wrong: list[str]) -> None:
     for i, mm in enumerate(truth.mms):
         above = i << _MM_SHIFT
         for vma in mm.tree.to_list():
-            offset = vma.pgoff - (vma.start >> PAGE_SHIFT)
+            offset = vma.anon_pgoff - (vma.start >> PAGE_SHIFT)
             bounds += (above | vma.start, above | vma.end, offset, vma.prepared)
     vmas = np.array(bounds, dtype=np.int64).reshape(-1, 4)
     keys = (truth.owner << _MM_SHIFT) | truth.addrs

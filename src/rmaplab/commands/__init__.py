@@ -36,6 +36,7 @@ VERBS: Final = (
     Verb("show", "show", "Print one step of a history as text"),
     Verb("kernel setup", "kernel:setup", "Fetch a kernel and its debug information"),
     Verb("kernel compare", "kernel:compare", "Compare the model with a real kernel, step by step"),
+    Verb("kernel native", "kernel:native", "Compare the machine with Linux's own mm/vma.c"),
     Verb("kernel run", "kernel:run", "Run a history in a real kernel"),
     Verb("kernel import", "kernel:import_", "Import a real kernel's state and walk its pages"),
     Verb("kernel userland", "kernel:userland", "Run real programs in a guest and walk their pages"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`rmaplab kernel setup | compare | run | import | userland`: the real kernel as witness.
+"""`rmaplab kernel setup | compare | native | run | import | userland`: the real kernel as witness.
 
 What needs a kernel, QEMU or drgn is imported when it is used.
 """
@@ -15,7 +15,7 @@ import typer
 from rmaplab.commands import options
 from rmaplab.commands.envelope import print_json
 from rmaplab.kernel.errors import KernelUnavailable
-from rmaplab.kernel.versions import DEFAULT, VERSIONS
+from rmaplab.kernel.versions import DEFAULT, NATIVE, VERSIONS
 from rmaplab.output import check_output
 from rmaplab.terminal import say
 from rmaplab.verdict import judge
@@ -145,6 +145,76 @@ def compare(
             print(f"  {count:6} {case}")
         for case in missing:
             print(f"       - {case}")
+    return held
+
+
+def native(
+    history: Annotated[
+        Path | None, typer.Argument(metavar="[F]", help="A history; without one, random ones.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--source", metavar="TREE", help="Linux's sources (default: Debian's of --version).")
+    ] = None,
+    version: Annotated[
+        str, typer.Option("--version", metavar="|".join(NATIVE), help="Which kernel's sources.")
+    ] = NATIVE[0],
+    profile: Annotated[
+        str, typer.Option("--profile", metavar="NAME", help="Rules of the machine (default: of the tree's version).")
+    ] = "",
+    operations: Annotated[int, typer.Option(min=1, metavar="N", help="Random operations.")] = 100_000,
+    seed: options.Seed = 1,
+    save: Save = None,
+    json: options.Json = False,
+) -> bool:
+    """Run a history in Linux's own mm/vma.c, built in user space, and in the machine, and compare the VMAs after each
+    operation.
+
+    \b
+    Example:
+      rmaplab kernel native --source ~/linux --operations 1000000
+    """
+    from rmaplab.kernel.native import build, compare
+    from rmaplab.mm.profile import PROFILES, profile_for
+    from rmaplab.trace.history import read_history
+
+    if save is not None:
+        check_output(save)
+    recorded = None if history is None else read_history(history)
+    if profile and profile not in PROFILES:
+        raise KernelUnavailable(f"there is no profile {profile}: give one of {', '.join(PROFILES)}.")
+    tree = source or build.sources(version, say)
+    release = build.release_of(tree)
+    rules, exact = (PROFILES[profile], True) if profile else profile_for(release)
+    if not exact:
+        say(f"there is no profile for {release}: {rules.name}'s rules are used, the nearest known")
+    library = compare.Library(build.build(tree))
+    events = None if recorded is None else list(recorded)
+    head = None if recorded is None else recorded.header
+    found, done = compare.compare(library, rules, seed, operations, events, head)
+    drift: list[str] = []
+    if found is not None:
+        say("making it shorter")
+        found = compare.minimal(library, rules, found, head, events is None)
+        drift = compare.drift(library, rules, found, seed, operations, events, head)
+        if save is not None:
+            from rmaplab.check.histories import header
+            from rmaplab.trace.history import History, write_history
+
+            write_history(save, History(head or header(), found.events))
+    held = judge(done, found is not None, "no event of this history is about VMAs")
+    inputs = {
+        "history": str(history or "random"), "designs": ["anon_vma"], "profile": rules.name, "kernel": release,
+        "seed": seed,
+    }  # fmt: skip
+    if json:
+        differences = [] if found is None else [msgspec.to_builtins(found) | {"drift": drift}]
+        print_json("kernel native", inputs, held, {"operations": done}, differences)
+    elif found is None:
+        print(f"{release}: {done} operations in mm/vma.c and in profile {rules.name}, no difference.")
+    else:
+        print(compare.explained(found, drift))
+        if save is not None:
+            print(f"The history is in {save}.")
     return held
 
 

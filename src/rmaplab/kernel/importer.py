@@ -165,8 +165,8 @@ class _Importer:
         files: dict[int, File] = {}
         for vma in mm.vmas:
             file = files.setdefault(vma.inode, File(vma.inode, "")) if vma.inode else None
-            # What counts here is where its anonymous pages are: the offset in the file is of no use to a walk.
-            copy = self.machine.new_vma(mine, vma.start, vma.end, vma.anon_pgoff, vma.flags, file)
+            copy = self.machine.new_vma(mine, vma.start, vma.end, vma.pgoff, vma.flags, file)
+            copy.anon_pgoff = vma.anon_pgoff
             mine.tree.insert(copy)
             mine.total_vm += copy.nr_pages
             self.vmas[vma.address] = copy

@@ -166,6 +166,8 @@ class _Comparison:
             where = _place(pid, mine)
             if its.pgoff != mine.pgoff:
                 raise _Found(where, "page offset", its.pgoff, mine.pgoff)
+            if its.anon_pgoff != mine.anon_pgoff:
+                raise _Found(where, "page offset of anonymous pages", its.anon_pgoff, mine.anon_pgoff)
             if its.flags != mine.flags:
                 raise _Found(where, "flags", _flags(its.flags, mine.flags), _flags(mine.flags, its.flags))
             if (its.inode != 0) != (mine.file is not None):

@@ -20,24 +20,28 @@ from rmaplab.mm.vma import PAGE_SHIFT, VMA
 
 
 class Bounds:
-    """[start, end) in bytes, and the page offset of `start`, of a VMA at one moment."""
+    """[start, end) in bytes, and the page offsets of `start` (see VMA), of a VMA at one moment."""
 
-    def __init__(self, start: int, end: int, pgoff: int) -> None:
-        if start >= end or pgoff < 0:
-            raise InvariantError(f"a VMA would get the range {start:#x}-{end:#x} at page offset {pgoff:#x}")
+    def __init__(self, start: int, end: int, pgoff: int, anon_pgoff: int) -> None:
+        if start >= end or pgoff < 0 or anon_pgoff < 0:
+            raise InvariantError(
+                f"a VMA would get the range {start:#x}-{end:#x} at page offset {pgoff:#x}, and {anon_pgoff:#x} for"
+                " anonymous pages"
+            )
         self.start: Final = start
         self.end: Final = end
         self.pgoff: Final = pgoff
+        self.anon_pgoff: Final = anon_pgoff
 
     @property
-    def last_pgoff(self) -> int:
-        """Page offset of the last page."""
-        return self.pgoff + ((self.end - self.start) >> PAGE_SHIFT) - 1
+    def last_anon_pgoff(self) -> int:
+        """Page offset of the last page, if it is anonymous."""
+        return self.anon_pgoff + ((self.end - self.start) >> PAGE_SHIFT) - 1
 
 
 def bounds_of(vma: VMA) -> Bounds:
     """Those that it has now."""
-    return Bounds(vma.start, vma.end, vma.pgoff)
+    return Bounds(vma.start, vma.end, vma.pgoff, vma.anon_pgoff)
 
 
 class GeometryChange:

@@ -173,7 +173,7 @@ def _new_pages(
     system.faults.count += count
     entries = leaf.v[first : first + count]
     old = entries.copy()
-    pgoff = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
+    pgoff = vma.anon_pgoff + ((addr - vma.start) >> PAGE_SHIFT)
     pfns = system.folios.alloc_run(pgoff, count)
     nr_old = int(np.count_nonzero(old))
     # What a file's page is copied from need not be mapped (do_cow_fault()).
@@ -364,7 +364,7 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
         system.pages_copied.count += 1
     else:
         system.pages_zeroed.count += 1
-    pfn = folios.alloc(vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT))
+    pfn = folios.alloc(vma.anon_pgoff + ((addr - vma.start) >> PAGE_SHIFT))
     for design in system.designs:
         design.folio_mapped(vma, addr, pfn, 1)
     folios.mapcount.m[pfn] = 1
@@ -403,7 +403,7 @@ def _new_large(system: System, vma: VMA, addr: int, leaf: Leaf, i: int) -> bool:
     if order < 2:
         return False
     folios = system.folios
-    pfn = folios.alloc_large(vma.pgoff + ((start - vma.start) >> PAGE_SHIFT), order)
+    pfn = folios.alloc_large(vma.anon_pgoff + ((start - vma.start) >> PAGE_SHIFT), order)
     system.nr_large += 1
     system.pages_zeroed.count += nr_pages
     for design in system.designs:

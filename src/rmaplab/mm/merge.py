@@ -18,7 +18,17 @@ from rmaplab.mm.geometry import Bounds, GeometryChange
 from rmaplab.mm.locking import assert_write_locked, start_write
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_SOFTDIRTY, VM_SPECIAL, VMA, File
+from rmaplab.mm.vma import (
+    MM,
+    PAGE_SHIFT,
+    VM_MAYWRITE,
+    VM_SHARED,
+    VM_SOFTDIRTY,
+    VM_SPECIAL,
+    VM_STICKY,
+    VMA,
+    File,
+)
 
 
 class Attributes:
@@ -49,6 +59,25 @@ def attributes_of(vma: VMA) -> Attributes:
     return Attributes(vma.flags, vma.file, vma.policy, vma.uffd, vma.name)
 
 
+def _goes_on(vma: VMA, distance: int, pgoff: int, anon_pgoff: int) -> bool:
+    """Do the page offsets of `vma`, so many pages on, come to these?  Those for anonymous pages are asked about where
+    they are another number and there may be such pages (needs_adjacent_anon_pgoff())."""
+    if vma.pgoff + distance != pgoff:
+        return False
+    copies = vma.file is not None and vma.flags & (VM_SHARED | VM_MAYWRITE) == VM_MAYWRITE
+    return not copies or vma.anon_pgoff + distance == anon_pgoff
+
+
+def _stick(new: Attributes, prev: VMA | None, next: VMA | None) -> None:
+    """Unite the flags that stick, of what is to be one VMA: in those that it is asked to have, and in its own."""
+    for vma in (prev, next):
+        if vma is not None:
+            new.flags |= vma.flags & VM_STICKY
+    for vma in (prev, next):
+        if vma is not None:
+            vma.flags |= new.flags & VM_STICKY
+
+
 def _carry_out(system: System, change: GeometryChange) -> None:
     """Make the change, between vma_prepare() and vma_complete()."""
     vma = change.vmas[0]
@@ -66,6 +95,7 @@ def _carry_out(system: System, change: GeometryChange) -> None:
         changed.start = after.start
         changed.end = after.end
         changed.pgoff = after.pgoff
+        changed.anon_pgoff = after.anon_pgoff
     # To who walks the tree under RCU, one store changes it all (vma_iter_store()).
     system.tree_changes(vma.mm)
     for gone in change.absorbed:
@@ -84,18 +114,20 @@ def _carry_out(system: System, change: GeometryChange) -> None:
         system.free_vma(gone)
 
 
-def change_range(system: System, vma: VMA, start: int, end: int, pgoff: int) -> None:
-    """Give one VMA that is in its tree new bounds (vma_shrink(), expand_downwards())."""
+def change_range(system: System, vma: VMA, start: int, end: int, shift: int = 0) -> None:
+    """Give one VMA that is in its tree new bounds (vma_shrink(), expand_downwards()), and page offsets that are
+    greater by `shift`."""
     start_write(vma)
-    _carry_out(system, GeometryChange(vma, Bounds(start, end, pgoff)))
+    _carry_out(system, GeometryChange(vma, Bounds(start, end, vma.pgoff + shift, vma.anon_pgoff + shift)))
 
 
 def split(system: System, vma: VMA, addr: int, new_below: bool) -> VMA:
     """Cut `vma` at `addr`; the new VMA is the lower part if `new_below`, else the upper.  Returns it."""
-    lower = Bounds(vma.start, addr, vma.pgoff)
-    upper = Bounds(addr, vma.end, vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT))
+    distance = (addr - vma.start) >> PAGE_SHIFT
+    lower = Bounds(vma.start, addr, vma.pgoff, vma.anon_pgoff)
+    upper = Bounds(addr, vma.end, vma.pgoff + distance, vma.anon_pgoff + distance)
     part, rest = (lower, upper) if new_below else (upper, lower)
-    new = system.copy_vma(vma.mm, vma, part.start, part.end, part.pgoff)
+    new = system.copy_vma(vma.mm, vma, part.start, part.end, part.pgoff, part.anon_pgoff)
     if vma.prepared:
         for design in system.designs:
             design.vma_split(vma, new)
@@ -126,13 +158,15 @@ def _join(system: System, vma: VMA, donor: VMA) -> None:
 
 
 def _commit(
-    system: System, vma: VMA, start: int, end: int, pgoff: int, neighbour: VMA | None, removed: list[VMA]
-) -> None:
+    system: System, vma: VMA, start: int, end: int, pgoff: int, anon_pgoff: int, neighbour: VMA | None,
+    removed: list[VMA],
+) -> None:  # fmt: skip
     """Give `vma` its new bounds, up to which `neighbour` grows or shrinks, and drop `removed` (commit_merge())."""
-    change = GeometryChange(vma, Bounds(start, end, pgoff))
+    change = GeometryChange(vma, Bounds(start, end, pgoff, anon_pgoff))
     if neighbour is not None:
         shift = (end - neighbour.start) >> PAGE_SHIFT
-        change.add(neighbour, Bounds(end, neighbour.end, neighbour.pgoff + shift))
+        bounds = Bounds(end, neighbour.end, neighbour.pgoff + shift, neighbour.anon_pgoff + shift)
+        change.add(neighbour, bounds)
     change.absorbed = removed
     _carry_out(system, change)
 
@@ -148,7 +182,9 @@ def merge_existing(system: System, vma: VMA, start: int, end: int, new: Attribut
         return None
     tree = vma.mm.tree
     leader = system.leader
-    pgoff = vma.pgoff + ((start - vma.start) >> PAGE_SHIFT)
+    distance = (start - vma.start) >> PAGE_SHIFT
+    pgoff = vma.pgoff + distance
+    anon_pgoff = vma.anon_pgoff + distance
     nr_pages = (end - start) >> PAGE_SHIFT
 
     prev = tree.before(vma) if left_side else None
@@ -156,7 +192,7 @@ def merge_existing(system: System, vma: VMA, start: int, end: int, new: Attribut
         prev is not None
         and prev.end == start
         and new.match(prev, system.profile)
-        and prev.pgoff + prev.nr_pages == pgoff
+        and _goes_on(prev, prev.nr_pages, pgoff, anon_pgoff)
         and leader.can_merge(vma, prev, False)
     )
     next = tree.after(vma) if right_side else None
@@ -164,7 +200,7 @@ def merge_existing(system: System, vma: VMA, start: int, end: int, new: Attribut
         next is not None
         and next.start == end
         and new.match(next, system.profile)
-        and next.pgoff == pgoff + nr_pages
+        and _goes_on(next, -nr_pages, pgoff, anon_pgoff)
         and leader.can_merge(vma, next, False)
     )
     if merge_left and merge_right:
@@ -180,6 +216,8 @@ def merge_existing(system: System, vma: VMA, start: int, end: int, new: Attribut
         merge_right = False
 
     start_write(vma)
+    if system.profile.sticky_flags:
+        _stick(new, prev if merge_left else None, next if merge_right else None)
     if merge_left:
         assert prev is not None
         start_write(prev)
@@ -187,21 +225,21 @@ def merge_existing(system: System, vma: VMA, start: int, end: int, new: Attribut
             assert next is not None
             start_write(next)
             _join(system, prev, next if next.prepared else vma)
-            _commit(system, prev, prev.start, next.end, prev.pgoff, None, [vma, next])
+            _commit(system, prev, prev.start, next.end, prev.pgoff, prev.anon_pgoff, None, [vma, next])
         elif delete_vma:
             _join(system, prev, vma)
-            _commit(system, prev, prev.start, end, prev.pgoff, None, [vma])
+            _commit(system, prev, prev.start, end, prev.pgoff, prev.anon_pgoff, None, [vma])
         else:
             _join(system, prev, vma)
-            _commit(system, prev, prev.start, end, prev.pgoff, vma, [])
+            _commit(system, prev, prev.start, end, prev.pgoff, prev.anon_pgoff, vma, [])
         return prev
     assert next is not None
     start_write(next)
     _join(system, next, vma)
     if delete_vma:
-        _commit(system, next, start, next.end, next.pgoff - nr_pages, None, [vma])
+        _commit(system, next, start, next.end, pgoff, anon_pgoff, None, [vma])
     else:
-        _commit(system, vma, vma.start, start, vma.pgoff, next, [])
+        _commit(system, vma, vma.start, start, vma.pgoff, vma.anon_pgoff, next, [])
     return next
 
 
@@ -211,6 +249,7 @@ def merge_new(
     start: int,
     end: int,
     pgoff: int,
+    anon_pgoff: int,
     attributes: Attributes,
     source: VMA | None = None,
     copying: bool = False,
@@ -241,14 +280,14 @@ def merge_new(
         prev is not None
         and prev.end == start
         and attributes.match(prev, system.profile)
-        and prev.pgoff + prev.nr_pages == pgoff
+        and _goes_on(prev, prev.nr_pages, pgoff, anon_pgoff)
         and leader.can_merge(source, prev, growing)
     )
     merge_right = (
         next is not None
         and next.start == end
         and attributes.match(next, system.profile)
-        and next.pgoff == pgoff + nr_pages
+        and _goes_on(next, -nr_pages, pgoff, anon_pgoff)
         and leader.can_merge(source, next, growing)
     )
     if merge_left and merge_right:
@@ -258,6 +297,8 @@ def merge_new(
         else:
             merge_right = leader.can_join(prev, next) and not (next.file is not None and next.file.closes)
     donor = source if copying else None
+    if system.profile.sticky_flags:
+        _stick(attributes, prev if merge_left else None, next if merge_right else None)
     if merge_left:
         assert prev is not None
         start_write(prev)
@@ -267,18 +308,18 @@ def merge_new(
             _join(system, prev, next)
             if donor is not None:
                 _join(system, prev, donor)
-            _commit(system, prev, prev.start, next.end, prev.pgoff, None, [next])
+            _commit(system, prev, prev.start, next.end, prev.pgoff, prev.anon_pgoff, None, [next])
         else:
             if donor is not None:
                 _join(system, prev, donor)
-            _commit(system, prev, prev.start, end, prev.pgoff, None, [])
+            _commit(system, prev, prev.start, end, prev.pgoff, prev.anon_pgoff, None, [])
         return prev
     if merge_right:
         assert next is not None
         start_write(next)
         if donor is not None:
             _join(system, next, donor)
-        _commit(system, next, start, next.end, next.pgoff - nr_pages, None, [])
+        _commit(system, next, start, next.end, pgoff, anon_pgoff, None, [])
         return next
     return None
 

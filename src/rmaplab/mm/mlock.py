@@ -142,5 +142,5 @@ def _lock_range(system: System, vma: VMA, start: int, end: int, to_add: int) -> 
     elif not old & VM_LOCKED:
         changed.mm.locked_vm += nr_pages
     start_write(changed)
-    changed.flags = flags
+    changed.flags = new.flags
     return changed.end

@@ -194,11 +194,12 @@ def _map_locked(
 def _region(system: System, mm: MM, start: int, end: int, vm_flags: int, file: File | None, pgoff: int) -> None:
     """Map the empty range (mmap_region())."""
     nr_pages = (end - start) >> PAGE_SHIFT
-    vma = merge_new(system, mm, start, end, pgoff, Attributes(vm_flags, file))
+    anon_pgoff = start >> PAGE_SHIFT if system.profile.anon_pgoff else pgoff
+    vma = merge_new(system, mm, start, end, pgoff, anon_pgoff, Attributes(vm_flags, file))
     if vma is None and file is not None and file.special & ~vm_flags:
         # A driver's mmap handler changed the flags; with the new ones a merge may work.
         vm_flags |= file.special
-        vma = merge_new(system, mm, start, end, pgoff, Attributes(vm_flags, file))
+        vma = merge_new(system, mm, start, end, pgoff, anon_pgoff, Attributes(vm_flags, file))
     if vma is None:
         if file is None and vm_flags & VM_SHARED:
             file = system.shared_memory()
@@ -342,7 +343,7 @@ def _brk_locked(system: System, mm: MM, addr: int) -> int:
     flags = 0x3 | _MAY_ALL | VM_ACCOUNT | mm.def_flags
     pgoff = old_end >> PAGE_SHIFT
     attributes = Attributes(flags, None)
-    vma = merge_new(system, mm, old_end, new_end, pgoff, attributes, expand_only=True)
+    vma = merge_new(system, mm, old_end, new_end, pgoff, pgoff, attributes, expand_only=True)
     if vma is None:
         vma = system.new_vma(mm, old_end, new_end, pgoff, flags, None)
         start_write(vma)
@@ -385,7 +386,7 @@ def grow_down(system: System, vma: VMA, start: int) -> int:
     if vma.flags & VM_LOCKED:
         vma.mm.locked_vm += grow
     # Not even a locked stack is populated by this: only find_extend_vma_locked() does, for get_user_pages().
-    change_range(system, vma, start, vma.end, vma.pgoff - grow)
+    change_range(system, vma, start, vma.end, -grow)
     return 0
 
 

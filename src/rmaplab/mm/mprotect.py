@@ -116,7 +116,7 @@ def _protect_range(system: System, vma: VMA, start: int, end: int, flags: int) -
     if isinstance(changed, int):
         return changed
     start_write(changed)
-    changed.flags = flags
+    changed.flags = new.flags
     change_protection(system, changed, start, end)
     if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and flags & VM_WRITE:
         populate(system, changed.mm, start, end)

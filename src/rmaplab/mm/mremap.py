@@ -138,7 +138,8 @@ def _expand(system: System, vma: VMA, addr: int, end: int) -> int:
     start = vma.end
     pgoff = vma.pgoff + vma.nr_pages
     nr_pages = (end - start) >> PAGE_SHIFT
-    merged = merge_new(system, vma.mm, start, end, pgoff, attributes_of(vma), source=vma)
+    anon_pgoff = vma.anon_pgoff + vma.nr_pages
+    merged = merge_new(system, vma.mm, start, end, pgoff, anon_pgoff, attributes_of(vma), source=vma)
     if merged is None:
         return -ENOMEM
     vma.mm.total_vm += nr_pages
@@ -256,8 +257,10 @@ def _move_vma(system: System, vma: VMA, old_addr: int, old_len: int, new_len: in
         source.flags &= ~(VM_LOCKED | VM_LOCKONFAULT)
         if source.start == old_addr and source.end == old_end:
             system.tell_removed(source)
+            if system.profile.anon_pgoff:
+                source.anon_pgoff = source.start >> PAGE_SHIFT
             if source.file is None and system.profile.dontunmap_apart:
-                source.pgoff = source.start >> PAGE_SHIFT
+                source.pgoff = source.anon_pgoff = source.start >> PAGE_SHIFT
         return new_addr
 
     # What is left of the source on either side keeps VM_ACCOUNT; Linux hides it during the unmapping
@@ -276,18 +279,23 @@ def _copy_vma(
 ) -> tuple[VMA, bool]:
     """The VMA that covers [addr, +length) for pages of `vma`, and whether it was there before
     (copy_vma())."""
-    pgoff = vma.pgoff + ((old_addr - vma.start) >> PAGE_SHIFT)
+    distance = (old_addr - vma.start) >> PAGE_SHIFT
+    pgoff = vma.pgoff + distance
+    anon_pgoff = vma.anon_pgoff + distance
     not_with = None
+    if not vma.prepared and system.profile.anon_pgoff:
+        anon_pgoff = addr >> PAGE_SHIFT
     if vma.file is None and not vma.flags & VM_SHARED and not vma.prepared and system.profile.fresh_pgoff:
-        pgoff = addr >> PAGE_SHIFT
+        pgoff = anon_pgoff = addr >> PAGE_SHIFT
         if keep and system.profile.dontunmap_apart:
             not_with = vma
     merged = merge_new(
-        system, vma.mm, addr, addr + length, pgoff, attributes_of(vma), source=vma, copying=True, not_with=not_with
-    )
+        system, vma.mm, addr, addr + length, pgoff, anon_pgoff, attributes_of(vma), source=vma, copying=True,
+        not_with=not_with,
+    )  # fmt: skip
     if merged is not None:
         return merged, True
-    new = system.copy_vma(vma.mm, vma, addr, addr + length, pgoff)
+    new = system.copy_vma(vma.mm, vma, addr, addr + length, pgoff, anon_pgoff)
     if vma.prepared:
         for design in system.designs:
             design.vma_copied(vma, new)

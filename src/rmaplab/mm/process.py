@@ -88,9 +88,9 @@ def _relocate_down(system: System, vma: VMA, shift: int) -> None:
     """relocate_vma_down(): cover old and new place, move the entries, keep the new place."""
     old_start = vma.start
     old_end = vma.end
-    change_range(system, vma, old_start - shift, old_end, vma.pgoff)
+    change_range(system, vma, old_start - shift, old_end)
     move_page_tables(system, vma, old_start, vma, old_start - shift, old_end - old_start, False)
-    change_range(system, vma, old_start - shift, old_end - shift, vma.pgoff)
+    change_range(system, vma, old_start - shift, old_end - shift)
     system.free_page_tables(vma.mm, vma.end, old_end, False)
 
 
@@ -117,7 +117,7 @@ def fork_address_space(system: System, parent: MM) -> MM:
             child.total_vm -= vma.nr_pages
             run = []
             continue
-        copy = system.copy_vma(child, vma, vma.start, vma.end, vma.pgoff)
+        copy = system.copy_vma(child, vma, vma.start, vma.end, vma.pgoff, vma.anon_pgoff)
         copies.append(copy)
         if vma.prepared and not vma.flags & VM_WIPEONFORK:
             for design in designs:

@@ -73,6 +73,16 @@ class Profile:
     """The source of MREMAP_DONTUNMAP stays a VMA by itself: unprepared, it does not merge with its own target; and once
     unprepared it has a fresh page offset.
     (mm/vma.c copy_vma() and mm/mremap.c move_vma() in 6.12.117, also in 6.1.192; not yet in 6.18.44)"""
+    anon_pgoff: bool = False
+    """A VMA has a page offset for anonymous pages beside that in its file: the virtual one at which it was mapped, or
+    moved to before it was prepared.  VMAs of a file merge, and share a neighbour's anon_vma, only if both go on; and
+    what MREMAP_DONTUNMAP leaves whole gets a fresh one, of a file or not.  (mm/vma.h vma_set_anon_pgoff(), mm/vma.c
+    __mmap_region(), copy_vma(), needs_adjacent_anon_pgoff() and anon_vma_compatible(), mm/mremap.c
+    dontunmap_complete(), since 7.3)"""
+    sticky_flags: bool = False
+    """Flags that a merge does not ask about (VM_SOFTDIRTY) are united in its result; else those of the caller win, or
+    of the VMA that grows.
+    (include/linux/mm.h VMA_STICKY_FLAGS, mm/vma.c vma_merge_existing_range() and vma_expand() in 7.3.4)"""
     fresh_pgoff: bool = True
     """An anonymous VMA that mremap() moves before it was prepared gets the page offset of its new place.
     (mm/vma.c copy_vma(), in all of them; a profile without it is a bug for the checks to find)"""
@@ -170,6 +180,25 @@ _KNOWN: Final = (
         move_many=True,
         dontunmap_apart=False,
         migrated_partly=False,
+        guard_regions=True,
+    ),
+    Profile(
+        "7.3",
+        "7.3.4",
+        {
+            "vm_area_struct": 192,
+            "mm_struct": 1792,
+            "maple_node": 256,
+            "anon_vma": 96,
+            "anon_vma_chain": 64,
+            "cow_context": _cow_context_size(16),
+            "pte_chain": _PTE_CHAIN_SIZE,
+            "anonmm": _ANONMM_SIZE,
+        },
+        relaxed_anon_merge=True,
+        move_many=True,
+        anon_pgoff=True,
+        sticky_flags=True,
         guard_regions=True,
     ),
 )

@@ -54,7 +54,7 @@ def swap_in(system: System, vma: VMA, addr: int, i: int, entry: int, write: bool
     slot = system.swap.get(slot_number)
     if slot is None:
         return AGAIN  # the last entry that referred to it went meanwhile, and that was ours
-    pgoff = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
+    pgoff = vma.anon_pgoff + ((addr - vma.start) >> PAGE_SHIFT)
     direct = slot.cached_pfn == 0
     pfn = _read_swap(system, slot_number, pgoff)
     system.get_folio(pfn)
@@ -110,7 +110,7 @@ def _must_copy(system: System, vma: VMA, pfn: int, pgoff: int) -> bool:
     if flags & FOLIO_KSM:
         if system.as_found:
             return False
-        there = vma.start + ((pgoff - vma.pgoff) << PAGE_SHIFT)
+        there = vma.start + ((pgoff - vma.anon_pgoff) << PAGE_SHIFT)
         found = False
         walk = system.leader.walk(pfn)
         for known, addr in walk:
@@ -181,7 +181,7 @@ def _map_swapped(
         exclusive = exclusive or alone
     if folios.mapcount.m[pfn] == 0 and fresh:
         folios.flags.m[pfn] = FOLIO_ANON
-        folios.index.m[pfn] = vma.pgoff + ((addr - vma.start) >> PAGE_SHIFT)
+        folios.index.m[pfn] = vma.anon_pgoff + ((addr - vma.start) >> PAGE_SHIFT)
         for design in system.designs:
             design.folio_swapped_in(vma, addr, pfn, exclusive)
     flags = PTE_ANON | PTE_YOUNG | (PTE_KSM if ksm else 0) | entry & PTE_SOFT_CLEAN

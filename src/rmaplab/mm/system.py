@@ -23,7 +23,7 @@ from rmaplab.mm.locking import start_write
 from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
-from rmaplab.mm.vma import MM, VMA, File
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File
 from rmaplab.sync.locks import Rcu, RwSemaphore, Scheduler, SpinLock
 from rmaplab.sync.work import Ledger
 
@@ -170,6 +170,8 @@ class System:
     def new_vma(self, mm: MM, start: int, end: int, pgoff: int, flags: int, file: File | None) -> VMA:
         """A VMA that is in no tree yet."""
         vma = VMA(mm, self._next_vma, start, end, pgoff, flags, file)
+        if self.profile.anon_pgoff:
+            vma.anon_pgoff = start >> PAGE_SHIFT
         self._next_vma += 1
         vma.lock = RwSemaphore(self.vma_lock_class, self.scheduler)
         vma.rmap = [None] * len(self.designs)
@@ -178,9 +180,10 @@ class System:
             self.vma_lock_pool.alloc()
         return vma
 
-    def copy_vma(self, mm: MM, vma: VMA, start: int, end: int, pgoff: int) -> VMA:
+    def copy_vma(self, mm: MM, vma: VMA, start: int, end: int, pgoff: int, anon_pgoff: int) -> VMA:
         """A VMA like `vma` but for its place (vm_area_dup()); not prepared, in no tree."""
         new = self.new_vma(mm, start, end, pgoff, vma.flags, vma.file)
+        new.anon_pgoff = anon_pgoff
         new.policy = vma.policy
         new.uffd = vma.uffd
         new.name = vma.name

@@ -71,6 +71,7 @@ class FoundFolio:
             return self.vma
         vma = self.vma
         copy = VMA(self.maker, vma.id, vma.start, vma.end, vma.pgoff, vma.flags, vma.file)
+        copy.anon_pgoff = vma.anon_pgoff
         copy.prepared = True
         copy.rmap = list(vma.rmap)
         return copy

@@ -89,7 +89,7 @@ def _move_one(system: System, target_vma: VMA, target: int, source_vma: VMA, sou
             return _move_one(system, target_vma, target, source_vma, source)
         if entry & PTE_KSM or not entry & PTE_EXCLUSIVE:
             return -EBUSY
-        folios.index.m[pfn] = target_vma.pgoff + ((target - target_vma.start) >> PAGE_SHIFT)
+        folios.index.m[pfn] = target_vma.anon_pgoff + ((target - target_vma.start) >> PAGE_SHIFT)
         for design in system.designs:
             design.folio_moved(target_vma, target, pfn)
         page_table.set(source, 0)

@@ -6,6 +6,9 @@ geometry, faults and the reverse map.  What is done with them is in the other fi
 
 Invariants
 - VMAs of one address space do not overlap, are page aligned, and lie in its tree by start address.
+- `anon_pgoff` is the page offset of `start` for anonymous pages, which their folios have as index.  Since 7.3 it is a
+  number of its own (__vm_anon_pgoff_lo and _hi): the virtual page offset at which the VMA was mapped, of a file mapping
+  as well.  Before, it is `pgoff`.  Where there is no file, the two are equal.
 - `pgoff` is the page offset of `start`: in the file for a file mapping, else the virtual page offset
   that the VMA had when its first page was prepared (start >> 12 until then).
 - `prepared` says that the VMA may hold anonymous pages: Linux's `vma->anon_vma != NULL`.  The reverse
@@ -59,6 +62,7 @@ VM_MERGEABLE: Final = 0x80000000
 VM_DROPPABLE: Final = 1 << 40
 
 VM_ACCESS_FLAGS: Final = VM_READ | VM_WRITE | VM_EXEC
+VM_STICKY: Final = VM_SOFTDIRTY  # VMA_STICKY_FLAGS, as far as the model has them
 VM_SPECIAL: Final = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
 
 
@@ -93,6 +97,7 @@ class VMA(Range):
         self.mm = mm
         self.id: Final = id
         self.pgoff = pgoff
+        self.anon_pgoff = pgoff
         self.file = file
         self.prepared = False
         self.preparing = False  # somebody is telling the designs of its first page

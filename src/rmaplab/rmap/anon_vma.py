@@ -224,7 +224,7 @@ class AnonVmaRmap(ReverseMap):
 
     def _put_back(self, fields: VmaFields, vma: VMA) -> None:
         self._assert_locked(fields)
-        first = vma.pgoff
+        first = vma.anon_pgoff
         last = first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1
         for i in range(len(fields.chain) - 1, -1, -1):
             avc = fields.chain[i]
@@ -304,7 +304,7 @@ class AnonVmaRmap(ReverseMap):
         avc = AnonVmaChain(vma, anon_vma)
         self.chain_pool.alloc()
         fields.chain.append(avc)
-        first = vma.pgoff
+        first = vma.anon_pgoff
         anon_vma.insert(avc, first, first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1, self.visited)
 
     def _clone(self, fields: VmaFields, vma: VMA, source: VmaFields) -> None:
@@ -493,7 +493,7 @@ class AnonVmaRmap(ReverseMap):
         for i, mine in enumerate(made):
             if mine is not None:
                 for vma in found.anon_vmas[i].tree:
-                    mine.insert(links[vma.id, i], vma.pgoff, vma.pgoff + vma.nr_pages - 1, self.visited)
+                    mine.insert(links[vma.id, i], vma.anon_pgoff, vma.anon_pgoff + vma.nr_pages - 1, self.visited)
         for place in found.places:
             own = made[place.own]
             assert own is not None
@@ -609,7 +609,7 @@ class AnonVmaRmap(ReverseMap):
                 self.places.count += 1
                 self.touch("anon_vma_chain", node)
                 vma = cast(AnonVmaChain, node).vma
-                distance = first - vma.pgoff  # negative if the VMA covers only a later part of the folio
+                distance = first - vma.anon_pgoff  # negative if the VMA covers only a later part of the folio
                 yield vma, vma.start + (distance << PAGE_SHIFT if distance > 0 else 0)
                 node = anon_vma.next_touching(node, first, last, self.visited)
         finally:

@@ -98,7 +98,7 @@ class LazySpace:
 
 
 def _offset(vma: VMA) -> int:
-    return (vma.start >> PAGE_SHIFT) - vma.pgoff
+    return (vma.start >> PAGE_SHIFT) - vma.anon_pgoff
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

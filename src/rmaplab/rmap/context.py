@@ -258,7 +258,7 @@ class ContextRmap(ReverseMap):
             above = above.parent
         if above is not top:
             return NOT_BELOW
-        displaced = (vma.start >> PAGE_SHIFT) - vma.pgoff - (self.shift_of(vma) or 0)
+        displaced = (vma.start >> PAGE_SHIFT) - vma.anon_pgoff - (self.shift_of(vma) or 0)
         pgoff = (addr >> PAGE_SHIFT) - displaced
         if displaced and displaced not in context.remaps.offsets(pgoff, pgoff):
             return "the VMA is displaced, and no record says so"

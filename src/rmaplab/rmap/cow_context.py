@@ -84,7 +84,7 @@ class CowContextRmap(ContextRmap):
         shift = 0
         if vma.file is not None:
             neighbours = self._shift_of_neighbour(vma)
-            shift = (vma.start >> PAGE_SHIFT) - vma.pgoff if neighbours is None else neighbours
+            shift = (vma.start >> PAGE_SHIFT) - vma.anon_pgoff if neighbours is None else neighbours
         vma.rmap[self.slot] = shift
         self._record(vma)
 
@@ -167,10 +167,10 @@ class CowContextRmap(ContextRmap):
         """What is to be recorded of `vma` if it is prepared and has these bounds: nothing, unless it is displaced."""
         shift = self.shift_of(vma)
         if shift is not None:
-            first = bounds.pgoff + shift
+            first = bounds.anon_pgoff + shift
             offset = (bounds.start >> PAGE_SHIFT) - first
             if offset != 0:
-                return [(first, bounds.last_pgoff + shift, offset)]
+                return [(first, bounds.last_anon_pgoff + shift, offset)]
         return []
 
     def _record(self, vma: VMA) -> None:
@@ -229,7 +229,7 @@ class CowContextRmap(ContextRmap):
 
     def _where(self, context: CowContext, vma: VMA, addr: int) -> int:
         """What a page at `addr` of `vma`, which is prepared, is to hold."""
-        pgoff = vma.pgoff + cast(int, vma.rmap[self.slot]) + ((addr - vma.start) >> PAGE_SHIFT)
+        pgoff = vma.anon_pgoff + cast(int, vma.rmap[self.slot]) + ((addr - vma.start) >> PAGE_SHIFT)
         return (context.number << _CONTEXT_SHIFT) + _PGOFF_BIAS + pgoff
 
     def anchor_of(self, pfn: int) -> tuple[CowContext | None, int]:
@@ -336,7 +336,7 @@ class CowContextRmap(ContextRmap):
         for vma in self.vmas_at(mm, start, start + (nr_pages << PAGE_SHIFT)):
             self.point("read VMA", vma)
             shift = self.shift_of(vma)
-            if shift is not None and (vma.start >> PAGE_SHIFT) - vma.pgoff - shift == offset:
+            if shift is not None and (vma.start >> PAGE_SHIFT) - vma.anon_pgoff - shift == offset:
                 self.places.count += 1
                 yield vma, start if start > vma.start else vma.start
 
@@ -386,8 +386,8 @@ class CowContextRmap(ContextRmap):
         displaced: list[Displaced] = []
         for vma in mm.tree.to_list():
             shift = self.shift_of(vma)
-            if shift is not None and vma.start >> PAGE_SHIFT != vma.pgoff + shift:
-                first = vma.pgoff + shift
+            if shift is not None and vma.start >> PAGE_SHIFT != vma.anon_pgoff + shift:
+                first = vma.anon_pgoff + shift
                 displaced.append((first, first + vma.nr_pages - 1, (vma.start >> PAGE_SHIFT) - first))
         expected = joined(displaced)
         recorded = joined(self.context_of(mm).remaps.ranges())

@@ -148,7 +148,7 @@ def insert_sorted(values: list[int], new: int) -> list[int]:
 
 def _offset(bounds: Bounds) -> int:
     """Distance in pages from the address that the page offset stands for to where it is."""
-    return (bounds.start >> PAGE_SHIFT) - bounds.pgoff
+    return (bounds.start >> PAGE_SHIFT) - bounds.anon_pgoff
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -194,9 +194,9 @@ class CowContextPrototypeRmap(ContextRmap):
             after = change.after[i]
             offset = _offset(before)
             if change.vmas[i].prepared and offset != 0:
-                self._drop(context, before.pgoff, before.last_pgoff, offset)
+                self._drop(context, before.anon_pgoff, before.last_anon_pgoff, offset)
                 self.point_in(context, "add record", context.remaps, True)
-                context.remaps.add(after.pgoff, after.last_pgoff, offset)
+                context.remaps.add(after.anon_pgoff, after.last_anon_pgoff, offset)
         if change.split_off is not None:
             self._remap(change.split_off, change.before[0].start)
 
@@ -213,8 +213,9 @@ class CowContextPrototypeRmap(ContextRmap):
             context = self.context_of(vma.mm)
             records = self.records_of(context)
             self.point_in(context, "update record", context.remaps, True)
-            if not records.update(now.pgoff, now.last_pgoff, (old_start >> PAGE_SHIFT) - now.pgoff, offset):
-                records.add(now.pgoff, now.last_pgoff, offset)
+            old_offset = (old_start >> PAGE_SHIFT) - now.anon_pgoff
+            if not records.update(now.anon_pgoff, now.last_anon_pgoff, old_offset, offset):
+                records.add(now.anon_pgoff, now.last_anon_pgoff, offset)
 
     # A VMA's end
 
@@ -223,7 +224,7 @@ class CowContextPrototypeRmap(ContextRmap):
         now = bounds_of(vma)
         offset = _offset(now)
         if vma.detached and offset != 0:
-            self._drop(self.context_of(vma.mm), now.pgoff, now.last_pgoff, offset)
+            self._drop(self.context_of(vma.mm), now.anon_pgoff, now.last_anon_pgoff, offset)
 
     # Records
 
@@ -234,7 +235,7 @@ class CowContextPrototypeRmap(ContextRmap):
         if offset != 0:
             context = self.context_of(vma.mm)
             self.point_in(context, "add record", context.remaps, True)
-            context.remaps.add(now.pgoff, now.last_pgoff, offset)
+            context.remaps.add(now.anon_pgoff, now.last_anon_pgoff, offset)
 
     def _drop(self, context: CowContext, first: int, last: int, offset: int) -> None:
         context.lock.lock()
@@ -350,7 +351,7 @@ class CowContextPrototypeRmap(ContextRmap):
         start = (first + offset) << PAGE_SHIFT
         for vma in self.vmas_at(mm, start, start + (nr_pages << PAGE_SHIFT)):
             self.point("read VMA", vma)
-            if (vma.start >> PAGE_SHIFT) - vma.pgoff == offset:
+            if (vma.start >> PAGE_SHIFT) - vma.anon_pgoff == offset:
                 self.places.count += 1
                 yield vma, start if start > vma.start else vma.start
 

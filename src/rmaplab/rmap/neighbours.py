@@ -7,7 +7,7 @@ treat it like a neighbour from which it differs only by what mprotect() can chan
 
 from __future__ import annotations
 
-from rmaplab.mm.vma import PAGE_SHIFT, VM_ACCESS_FLAGS, VM_SOFTDIRTY, VMA
+from rmaplab.mm.vma import VM_ACCESS_FLAGS, VM_SOFTDIRTY, VMA
 
 
 def mergeable_neighbours(vma: VMA) -> list[VMA]:
@@ -30,5 +30,6 @@ def may_merge_later(below: VMA, above: VMA) -> bool:
         and below.policy == above.policy
         and below.file is above.file
         and (below.flags ^ above.flags) & ~(VM_ACCESS_FLAGS | VM_SOFTDIRTY) == 0
-        and above.pgoff == below.pgoff + ((above.start - below.start) >> PAGE_SHIFT)
+        and above.pgoff == below.pgoff + below.nr_pages
+        and above.anon_pgoff == below.anon_pgoff + below.nr_pages
     )

@@ -39,6 +39,7 @@ _OPTIONS: Final = (
 _FEATURES: Final = (
     ("HAVE_ANON_PGOFF", "include/linux/mm_types.h", "__vm_anon_pgoff_lo"),
     ("HAVE_KEEP_SOURCE", "mm/vma.h", "bool keep_source"),
+    ("HAVE_BITMAP_MMAP", "mm/vma.h", "unsigned long len, vma_flags_t vma_flags, unsigned long pgoff"),
     ("HAVE_VMA_STATE_INIT", "mm/vma_init.c", "vma_state_init"),
 )
 # What tools/testing/shared/shared.mk would generate.
@@ -99,7 +100,7 @@ def build(tree: Path) -> Path:
     missing = next((name for name in _NEEDED if not (tree / name).is_file()), None)
     if missing is not None:
         raise KernelUnavailable(
-            f"{tree} has no {missing}: give a tree of Linux's sources from 6.18 on, whose VMA code builds in user space."
+            f"{tree} has no {missing}: give a tree of Linux's sources from 7.2 on, whose VMA code builds in user space."
         )
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:

@@ -12,15 +12,15 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import random
-import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import msgspec
 
 from rmaplab.check.histories import header, shortest
+from rmaplab.kernel.answers import event_line
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.mm import abi
 from rmaplab.mm.errors import HistoryError
@@ -211,7 +211,7 @@ class Comparison:
             fields = design.fields_of(vma)
             own = 0 if fields is None or fields.anon_vma is None else fields.anon_vma.number + 1
             file = 0 if vma.file is None else vma.file.id % 0x8000_0000 + 1
-            expected.extend((vma.start, vma.end, vma.pgoff, vma.pgoff, vma.flags, vma.id + 1, own, file))
+            expected.extend((vma.start, vma.end, vma.pgoff, vma.anon_pgoff, vma.flags, vma.id + 1, own, file))
         self._counts.append(len(vmas))
 
     def settle(self) -> Disagreement | None:
@@ -233,7 +233,7 @@ class Comparison:
 
 
 def random_events(seed: int, processes: int = 5) -> Iterator[Event]:
-    """A random history without end.  What it asks for does not depend on what is there, but for which processes live."""
+    """A random history without end.  What it asks for depends on which processes live, and on nothing else there."""
     rng = random.Random(seed)
     number = rng.randrange
     alive = [1]
@@ -346,22 +346,57 @@ def minimal(library: Library, profile: Profile, found: Disagreement, head: Heade
     return best
 
 
-def explaining(library: Library, profile: Profile, found: Disagreement, head: Header | None = None,
-               ask: bool = True) -> list[str]:  # fmt: skip
-    """Rules of a profile that, each by itself turned over, make the difference go away."""
-    rules = []
-    for field in dataclasses.fields(profile):
-        value = getattr(profile, field.name)
-        if isinstance(value, bool):
-            other = dataclasses.replace(profile, **{field.name: not value})
-            if replay(library, other, found.events, head, ask)[0] is None:
-                rules.append(f"{field.name}={not value}")
-    return rules
+def compare(
+    library: Library, profile: Profile, seed: int, operations: int, events: Sequence[Event] | None = None,
+    head: Header | None = None,
+) -> tuple[Disagreement | None, int]:  # fmt: skip
+    """A history that was written down, or random ones without it."""
+    if events is None:
+        return campaign(library, profile, seed, operations)
+    return replay(library, profile, events, head, ask=False)
+
+
+def drift(
+    library: Library, profile: Profile, found: Disagreement, seed: int, operations: int,
+    events: Sequence[Event] | None = None, head: Header | None = None,
+) -> list[str]:  # fmt: skip
+    """In which rules `profile` is not the tree's: each one turned over makes a shortest difference go away, after
+    which the next is looked for.  Ends with "?" where there is a difference that no single rule explains."""
+    rules: list[str] = []
+    while True:
+        for field in dataclasses.fields(profile):
+            value = getattr(profile, field.name)
+            if isinstance(value, bool) and not any(rule.startswith(field.name) for rule in rules):
+                other = dataclasses.replace(profile, **cast("dict[str, Any]", {field.name: not value}))
+                if replay(library, other, found.events, head, ask=events is None)[0] is None:
+                    rules.append(f"{field.name}={not value}")
+                    profile = other
+                    break
+        else:
+            return [*rules, "?"]
+        again, _ = compare(library, profile, seed, operations, events, head)
+        if again is None:
+            return rules
+        found = minimal(library, profile, again, head, ask=events is None)
+
+
+def explained(found: Disagreement, drift: Sequence[str]) -> str:
+    """A difference on one screen."""
+    asked, got = found.results
+    last = event_line(found.events[-1])
+    lines = [f"After {len(found.events)} events mm/vma.c and the machine differ, at", f"  {last}"]
+    if asked != got:
+        lines.append(f"  result: {got:#x} in mm/vma.c, {asked:#x} in the machine")
+    for name, vmas, others in (("mm/vma.c", found.native, found.machine), ("machine", found.machine, found.native)):
+        known = {str(vma) for vma in others}
+        lines += [f"  {name}:", *(f"  {' ' if str(vma) in known else '!'} {vma}" for vma in vmas)]
+    lines += ["The history:", *(f"  {event_line(event)}" for event in found.events)]
+    rules = [rule for rule in drift if rule != "?"]
+    if rules:
+        also = "more differs still" if "?" in drift else "all asked for would agree"
+        lines.append(f"With {', '.join(rules)} in the profile {also}.")
+    return "\n".join(lines)
 
 
 def _copy(event: Event) -> Event:
     return Event(**{field: getattr(event, field) for field in event.__struct_fields__})
-
-
-def _signed(word: int) -> int:
-    return cast(int, struct.unpack("<q", struct.pack("<Q", word))[0])

@@ -267,6 +267,8 @@ static struct space *new_space(void)
 	struct space *space = calloc(1, sizeof(*space));
 
 	mt_init_flags(&space->mm.mm_mt, MT_FLAGS_ALLOC_RANGE);
+	/* Statistics are not compared: mprotect and fork do not keep them here, and they must not fall below 0. */
+	space->mm.total_vm = space->mm.data_vm = space->mm.exec_vm = space->mm.stack_vm = 1UL << 40;
 	return space;
 }
 
@@ -347,7 +349,11 @@ static long do_mmap(struct mm_struct *mm, unsigned long addr, unsigned long len,
 		vm_flags |= VM_SHARED | VM_MAYSHARE;
 	if (file < 0)
 		pgoff = shared ? 0 : addr >> PAGE_SHIFT;
+#ifdef HAVE_BITMAP_MMAP
 	result = mmap_region(file_of(file), addr, len, legacy_to_vma_flags(vm_flags), pgoff, NULL);
+#else
+	result = mmap_region(file_of(file), addr, len, vm_flags, pgoff, NULL);
+#endif
 	if (result >= 0 && vm_flags & VM_LOCKED)
 		populate(mm, addr, addr + len);
 	return result;
@@ -641,15 +647,16 @@ static long check_resize(struct vm_area_struct *vma, unsigned long addr, unsigne
 static struct vm_area_struct *call_copy_vma(struct vm_area_struct **vma, unsigned long addr, unsigned long to,
 					    unsigned long len, unsigned long flags)
 {
+	unsigned long pgoff = (*vma)->vm_pgoff + ((addr - (*vma)->vm_start) >> PAGE_SHIFT);
 	bool locks;
 
 #ifdef HAVE_ANON_PGOFF
-	return copy_vma(vma, to, len, linear_page_index(*vma, addr), __linear_anon_page_index(*vma, addr), &locks,
+	return copy_vma(vma, to, len, pgoff, __linear_anon_page_index(*vma, addr), &locks,
 			flags & DONTUNMAP);
 #elif defined(HAVE_KEEP_SOURCE)
-	return copy_vma(vma, to, len, linear_page_index(*vma, addr), &locks, flags & DONTUNMAP);
+	return copy_vma(vma, to, len, pgoff, &locks, flags & DONTUNMAP);
 #else
-	return copy_vma(vma, to, len, linear_page_index(*vma, addr), &locks);
+	return copy_vma(vma, to, len, pgoff, &locks);
 #endif
 }
 
@@ -752,8 +759,8 @@ static long remap_many(struct mm_struct *mm, unsigned long addr, unsigned long l
 }
 
 /* `place`: where the mapping goes if the kernel has the choice */
-static long do_mremap(struct mm_struct *mm, unsigned long addr, unsigned long old, unsigned long new,
-		      unsigned long flags, unsigned long to, unsigned long place)
+static long mremap(struct mm_struct *mm, unsigned long addr, unsigned long old, unsigned long new,
+		   unsigned long flags, unsigned long to, unsigned long place)
 {
 	struct vm_area_struct *vma;
 	long error;
@@ -785,18 +792,23 @@ static long do_mremap(struct mm_struct *mm, unsigned long addr, unsigned long ol
 		vma = vma_merge_extend(&vmi, vma, new - old);
 		if (!vma)
 			return -ENOMEM;
-		if (vma->vm_flags & VM_LOCKED) {
+		if (vma->vm_flags & VM_LOCKED)
 			mm->locked_vm += (new - old) >> PAGE_SHIFT;
-			populate(mm, addr + old, addr + new);
-		}
 		return addr;
 	}
 	if (!(flags & MAYMOVE))
 		return -ENOMEM;
-	error = move_vma(mm, vma, addr, old, new, place, flags);
-	if (error >= 0 && vma_lookup(mm, place)->vm_flags & VM_LOCKED)
-		populate(mm, place + old, place + new);
-	return error;
+	return move_vma(mm, vma, addr, old, new, place, flags);
+}
+
+static long do_mremap(struct mm_struct *mm, unsigned long addr, unsigned long old, unsigned long new,
+		      unsigned long flags, unsigned long to, unsigned long place)
+{
+	long result = mremap(mm, addr, old, new, flags, to, place);
+
+	if (result >= 0 && new > old && vma_lookup(mm, result)->vm_flags & VM_LOCKED)
+		populate(mm, result + old, result + new);
+	return result;
 }
 
 /* A touch of each page of a range (handle_mm_fault(), expand_stack()) */
@@ -928,16 +940,21 @@ static long do_operation(const struct operation *op)
 	return EINVAL_;
 }
 
+static unsigned long anon_pgoff(const struct vm_area_struct *vma)
+{
+#ifdef HAVE_ANON_PGOFF
+	return vma_start_anon_pgoff(vma);
+#else
+	return vma->vm_pgoff;
+#endif
+}
+
 static void describe(const struct vm_area_struct *vma, struct expected *out)
 {
 	out->start = vma->vm_start;
 	out->end = vma->vm_end;
 	out->pgoff = vma->vm_pgoff;
-#ifdef HAVE_ANON_PGOFF
-	out->anon_pgoff = vma_start_anon_pgoff(vma);
-#else
-	out->anon_pgoff = vma->vm_pgoff;
-#endif
+	out->anon_pgoff = anon_pgoff(vma);
 	out->flags = vma->vm_flags;
 	out->vma = vma_to_caller[vma->shared.rb_subtree_last];
 	out->anon_vma = vma->anon_vma ? member(vma->anon_vma)->caller : 0;
@@ -999,10 +1016,8 @@ static bool same(struct space *space, const struct expected *expected, long coun
 		if (vma->vm_start != its->start || vma->vm_end != its->end || vma->vm_flags != its->flags ||
 		    vma->vm_pgoff != its->pgoff)
 			return false;
-#ifdef HAVE_ANON_PGOFF
-		if (vma_start_anon_pgoff(vma) != its->anon_pgoff)
+		if (anon_pgoff(vma) != its->anon_pgoff)
 			return false;
-#endif
 		if (!same_vma(vma, its->vma) || !same_anon_vma(vma, its->anon_vma) || !same_file(vma, its->file))
 			return false;
 	}

@@ -20,6 +20,7 @@
 #define __anon_vma_prepare tree_anon_vma_prepare_slow
 #define anon_vma_prepare tree_anon_vma_prepare
 #define vma_supports_mlock tree_vma_supports_mlock
+#define move_page_tables tree_move_page_tables
 #define shmem_zero_setup tree_shmem_zero_setup
 #include "vma_internal.h"
 #undef unlink_anon_vmas
@@ -27,6 +28,7 @@
 #undef __anon_vma_prepare
 #undef anon_vma_prepare
 #undef vma_supports_mlock
+#undef move_page_tables
 #undef shmem_zero_setup
 
 void unlink_anon_vmas(struct vm_area_struct *vma);
@@ -39,7 +41,21 @@ static inline bool vma_supports_mlock(const struct vm_area_struct *vma)
 	return !(vma->vm_flags & (VM_SPECIAL | VM_DROPPABLE | VM_HUGETLB));
 }
 
+static inline unsigned long move_page_tables(struct pagetable_move_control *pmc)
+{
+	return pmc->len_in; /* all of it */
+}
+
 #include "mm/vma.h"
+
+#ifndef HAVE_ANON_PGOFF /* then it is one of mm/internal.h, which is not here */
+static inline void vma_set_range(struct vm_area_struct *vma, unsigned long start, unsigned long end, pgoff_t pgoff)
+{
+	vma->vm_start = start;
+	vma->vm_end = end;
+	vma->vm_pgoff = pgoff;
+}
+#endif
 
 /* Each VMA gets a number of its own; they are made and freed here only. */
 #define vm_area_alloc tree_vm_area_alloc

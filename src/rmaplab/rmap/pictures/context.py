@@ -115,7 +115,7 @@ class ContextPicture(Picture):
         """Which page of the folio a place stands for: a later one if the VMA begins inside the folio."""
         if addr != vma.start or self.design.folios.nr_pages(pfn) == 1:
             return 0
-        return max(0, vma.pgoff + (self.design.shift_of(vma) or 0) - index)
+        return max(0, vma.anon_pgoff + (self.design.shift_of(vma) or 0) - index)
 
     def locks(self) -> dict[int, str]:
         return {
