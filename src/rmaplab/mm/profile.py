@@ -15,7 +15,7 @@ Sizes
 - BTF has the size of a struct; what an object takes in its slab is more (mm/slub.c calculate_sizes(),
   mm/slab_common.c calculate_alignment(); both the same in 6.1 and 6.12 for what follows).  6.18's were read
   from /proc/slabinfo and agree with that reckoning.
-- anon_vma is 96 bytes in all three.  Its cache has a constructor and is SLAB_TYPESAFE_BY_RCU, so the free
+- anon_vma is 96 bytes in 6.x.  Its cache has a constructor and is SLAB_TYPESAFE_BY_RCU, so the free
   pointer goes behind the object: 104.
 - anon_vma_chain, vm_area_struct, vma_lock and maple_node take just their own size.  The per-VMA lock does not
   exist in 6.1, is an object of its own in 6.12 and part of vm_area_struct (cache-line aligned) in 6.18.
@@ -191,9 +191,7 @@ _KNOWN: Final = (
             "maple_node": 256,
             "anon_vma": 96,
             "anon_vma_chain": 64,
-            "cow_context": _cow_context_size(16),
-            "pte_chain": _PTE_CHAIN_SIZE,
-            "anonmm": _ANONMM_SIZE,
+            "maple_tree": 16,
         },
         relaxed_anon_merge=True,
         move_many=True,

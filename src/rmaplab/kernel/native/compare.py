@@ -245,7 +245,7 @@ def random_events(seed: int, processes: int = 5) -> Iterator[Event]:
         )
 
     def page() -> int:
-        return _ARENA + number(_PAGES) * PAGE_SIZE if number(16) else _STACK + (number(16) - 8) * PAGE_SIZE
+        return _ARENA + number(_PAGES) * PAGE_SIZE if number(5) else _STACK + (number(12) - 4) * PAGE_SIZE
 
     yield start()
     while True:
@@ -260,7 +260,8 @@ def random_events(seed: int, processes: int = 5) -> Iterator[Event]:
             flags |= abi.MAP_SHARED if shared else abi.MAP_PRIVATE
             if file < 0:
                 flags |= abi.MAP_ANONYMOUS
-                if not shared and number(24) == 0:
+                # Beside the stack, which alone is not soft-dirty, something that merges with it.
+                if not shared and (addr < _ARENA or number(24) == 0):
                     flags |= abi.MAP_GROWSDOWN
             flags |= (0, 0, 0, 0, 0, 0, abi.MAP_NORESERVE, abi.MAP_LOCKED)[number(8)]
             offset = 0 if file < 0 else (addr - _ARENA & (_PAGES - 1) * PAGE_SIZE) * (number(4) != 0)
