@@ -49,17 +49,17 @@ COSTS = CostProfile(
 )
 
 FIGURES = {
-    ("storm rounds=3 vmas=10 pages=30", "anon_vma", 8, 0): "860e03cba70b",
-    ("storm rounds=3 vmas=40 pages=5", "cow_context", 8, 0): "4ac2cb17acfc",
-    ("zygote apps=8 restarts=6 vmas=30 own_vmas=12", "anon_vma", 16, 0): "740b221d5056",
-    ("zygote apps=4 restarts=4 vmas=12 own_vmas=6", "anon_vma_lazy", 3, 0): "307a76e5695f",
-    ("pressure rounds=3 vmas=8", "anon_vma", 5, 0): "7bc48a0ba4a6",
-    ("pressure rounds=3 vmas=8 pages=32", "cow_context", 6, 4): "a0a43c7e4a9f",
-    ("reclaim processes=5 steps=150 vmas=5 pages=20", "anon_vma", 5, 0): "5192f4cb4435",
-    ("reclaim processes=5 steps=150 vmas=5 pages=20", "pte_chain", 4, 0): "69130aa602b1",
-    ("prefork workers=5 requests=60 vmas=6 lifetime=5", "anonmm", 4, 0): "5e12f8e32db5",
-    ("bgsave pages=600 saves=2 writes=60", "anon_vma", 3, 0): "85f3521005a9",
-    ("remapper buffers=6 moves=60 children=4", "anon_vma", 4, 0): "10aa0062824c",
+    ("storm rounds=3 vmas=10 pages=30", "anon_vma", 8, 0): "601052f76415",
+    ("storm rounds=3 vmas=40 pages=5", "cow_context", 8, 0): "75b120cdb6ec",
+    ("zygote apps=8 restarts=6 vmas=30 own_vmas=12", "anon_vma", 16, 0): "f86cb60a31f8",
+    ("zygote apps=4 restarts=4 vmas=12 own_vmas=6", "anon_vma_lazy", 3, 0): "93db4d993d4e",
+    ("pressure rounds=3 vmas=8", "anon_vma", 5, 0): "01c310a6ebe0",
+    ("pressure rounds=3 vmas=8 pages=32", "cow_context", 6, 4): "53eea77900eb",
+    ("reclaim processes=5 steps=150 vmas=5 pages=20", "anon_vma", 5, 0): "f531a41b1e95",
+    ("reclaim processes=5 steps=150 vmas=5 pages=20", "pte_chain", 4, 0): "425fbaa66a29",
+    ("prefork workers=5 requests=60 vmas=6 lifetime=5", "anonmm", 4, 0): "08342ccc37e8",
+    ("bgsave pages=600 saves=2 writes=60", "anon_vma", 3, 0): "f303585e601c",
+    ("remapper buffers=6 moves=60 children=4", "anon_vma", 4, 0): "c09fc1271737",
 }
 
 

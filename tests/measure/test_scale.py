@@ -20,7 +20,7 @@ from rmaplab.check.truth import Truth, invariants
 from rmaplab.errors import CannotRun
 from rmaplab.measure.cost import CostProfile, counts_of, load_costs
 from rmaplab.measure.scale import Plan, Point, Run, fit
-from rmaplab.measure.scale_report import timeline
+from rmaplab.measure.scale_report import fewer_tasks, timeline
 from rmaplab.measure.sources import cpu_counts, history_for
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
@@ -302,6 +302,29 @@ def test_a_timeline_is_what_perfetto_reads() -> None:
         if pid == 1:  # what one process does, it does one after the other
             spans.sort()
             assert all(before[1] <= after[0] + 1e-6 for before, after in pairwise(spans))
+
+
+def test_cpus_that_can_never_have_a_task_are_named() -> None:
+    points = [ran("storm processes=3 rounds=2 vmas=3", cpus)[1] for cpus in (2, 4, 16)]
+    assert [point.at_once for point in points] == [points[0].at_once] * 3
+    assert fewer_tasks(points) == [cpus for cpus in (2, 4, 16) if cpus > points[0].at_once]
+    assert 16 in fewer_tasks(points) and 2 not in fewer_tasks(points)
+
+
+def test_a_walk_counts_the_references_that_it_takes_to_address_spaces() -> None:
+    """One for each process that it looks into; a tree of anon_vmas needs none."""
+    for design, references in (("cow_context", 3), ("anon_vma", 0)):
+        machine = Machine(PROFILES["6.12"], [DESIGNS[design]])
+        mm = machine.exec(1, 0x7FFFFFFF0000, 4096, 0x7FFFFFFF0000, 0)
+        addr = 0x10000000
+        machine.mmap(mm, addr, 4096, 3, 0x32, None, 0)
+        machine.fault(mm, addr, True)
+        machine.fork(1, 2)
+        machine.fork(1, 3)
+        list(machine.leader.walk(mm.page_table.get(addr) >> 12))
+        counts = counts_of(machine.leader.ledger)
+        assert counts.get("references to mm_structs", 0) == references
+        assert COSTS.cost_of("references to mm_structs") == COSTS.cost_of("lock anon_vma root rwsem")
 
 
 def test_numbers_of_cpus() -> None:

@@ -22,6 +22,7 @@ from rmaplab.measure.scale_report import (
     Inputs,
     Scaling,
     draw,
+    fewer_tasks,
     print_latencies,
     print_lock_report,
     print_scaling,
@@ -113,7 +114,7 @@ def command(
             any(point.differences for point in points),
             "the history has nothing that a task could do",
         ),
-        figures=Figures(points, _laws(names, points), sorted(unpriced)),
+        figures=Figures(points, _laws(names, points), sorted(unpriced), fewer_tasks(points)),
         differences=[Difference(p.design, p.cpus, p.differences) for p in points if p.differences],
     )
     if plot is not None:

@@ -112,6 +112,7 @@ class Deferred(msgspec.Struct, frozen=True):
 class Point(msgspec.Struct, frozen=True):
     """One design on one number of CPUs.
 
+    tasks:       that began in all; at_once: at most at one time, so that no more CPUs have anything to do
     seconds:     virtual time from the first operation to the end of the last task
     operations:  events done by processes and kernel threads
     throughput:  operations a second of virtual time
@@ -126,6 +127,7 @@ class Point(msgspec.Struct, frozen=True):
     design: str
     cpus: int
     tasks: int
+    at_once: int
     operations: int
     seconds: float
     throughput: float
@@ -287,6 +289,7 @@ class Run:
             design=design.name,
             cpus=self._cpus,
             tasks=self._tasks,
+            at_once=time.core.most_tasks,
             operations=self._operations,
             seconds=seconds,
             throughput=self._operations / seconds if seconds else 0.0,

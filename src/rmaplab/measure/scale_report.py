@@ -48,11 +48,16 @@ class Fit(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """All figures.  `unpriced`: kinds of work for which the cost profile has no cost, so that they took no time."""
+    """All figures.
+
+    unpriced:      kinds of work for which the cost profile has no cost, so that they took no time
+    fewer_tasks:   numbers of CPUs that never had as many tasks: the others had nothing to do
+    """
 
     points: list[Point]
     laws: list[Fit]
     unpriced: list[str]
+    fewer_tasks: list[int]
 
 
 class Scaling(msgspec.Struct, frozen=True):
@@ -99,6 +104,12 @@ def print_scaling(scaling: Scaling, console: Console) -> None:
             "" if most is None else f"{most.name} {_share(most, point):.1%}",
         )
     console.print(table)
+    for cpus in scaling.figures.fewer_tasks:
+        most_tasks = max(point.at_once for point in points if point.cpus == cpus)
+        console.print(
+            f"{cpus:,} CPUs have at most {most_tasks:,} tasks at a time: {cpus - most_tasks:,} have nothing to do",
+            soft_wrap=True,
+        )
     for fit in scaling.figures.laws:
         if fit.law is not None:
             law = fit.law
@@ -241,6 +252,14 @@ def timeline(time: VirtualTime) -> bytes:
                 {"name": f"{name}: {what}", "cat": "cpu", "ph": "X", "pid": 2, "tid": cpu, **times, "args": {}}
             )
     return msgspec.json.encode({"displayTimeUnit": "ns", "traceEvents": events})
+
+
+def fewer_tasks(points: Sequence[Point]) -> list[int]:
+    """Numbers of CPUs on which no design ever had as many tasks at one time."""
+    most: dict[int, int] = {}
+    for point in points:
+        most[point.cpus] = max(point.at_once, most.get(point.cpus, 0))
+    return [cpus for cpus, tasks in most.items() if tasks < cpus]
 
 
 def widest(points: Sequence[Point]) -> list[Point]:

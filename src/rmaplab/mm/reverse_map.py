@@ -53,6 +53,23 @@ class AddressSpaces:
         raise NotImplementedError
 
 
+class _CountedSpaces(AddressSpaces):
+    """The same for one design, whose ledger counts the references: a walk pays for two atomic operations each."""
+
+    def __init__(self, spaces: AddressSpaces, ledger: Ledger) -> None:
+        self._spaces: Final = spaces
+        self._ledger: Final = ledger
+
+    def get(self, mm: MM) -> bool:
+        got = self._spaces.get(mm)
+        if got:
+            self._ledger.tally("references to mm_structs").count += 1
+        return got
+
+    def put(self, mm: MM) -> None:
+        self._spaces.put(mm)
+
+
 class Attachment:
     """What a design gets from the machine that it is attached to.
 
@@ -125,8 +142,8 @@ class ReverseMap:
         self.folios: Final = attachment.folios
         self.profile: Final = attachment.profile
         self.scheduler: Final = attachment.scheduler
-        self.spaces: Final = attachment.spaces
         self.ledger: Final = Ledger(self.name)
+        self.spaces: Final[AddressSpaces] = _CountedSpaces(attachment.spaces, self.ledger)
 
     # Address spaces
 

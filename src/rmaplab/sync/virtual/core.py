@@ -26,6 +26,7 @@ class Core:
 
     current: the task that runs, None outside of any
     ended:   when the last task came to its end
+    most_tasks: that were there at one time
     """
 
     def __init__(self, agenda: Agenda, work: Work, cpus: Cpus, figures: Figures) -> None:
@@ -35,12 +36,15 @@ class Core:
         self.figures: Final = figures
         self.current: Task | None = None
         self.ended: i64 = 0
+        self.most_tasks = 0
         self._tasks: Final[list[Task]] = []  # that are not done
         self._beginner: Task | None = None  # whose turn it is, for the first time
         self._hub: Any = None  # the greenlet in which `run` was called
 
     def spawn(self, task: Task, at: i64) -> None:
         self._tasks.append(task)
+        if len(self._tasks) > self.most_tasks:
+            self.most_tasks = len(self._tasks)
         self.agenda.push(at, Alarm(self.cpus, task))
 
     def run(self) -> None:
