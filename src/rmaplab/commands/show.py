@@ -14,6 +14,7 @@ from rmaplab.commands.envelope import print_json
 from rmaplab.commands.explore import LISTED, Asked, PathOfRace, What, film_of, holds, inputs_of
 from rmaplab.explore.parts import Answer, AnyPart, Shot, Step, states
 from rmaplab.mm.errors import HistoryError
+from rmaplab.terminal import printable
 
 
 class Figures(msgspec.Struct, frozen=True, tag_field="of", tag="show"):
@@ -54,7 +55,7 @@ def command(
         figures = Figures(film.steps[number], states(film)[number], film.answers)
         print_json("show", inputs_of(film, seed), not film.differences, figures, film.differences[:LISTED])
     else:
-        print("\n".join(show(film, number)))
+        print("\n".join(map(printable, show(film, number))))
     return holds(film)
 
 

@@ -29,6 +29,7 @@ from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM
 from rmaplab.sync.locks import RwSemaphore, SpinLock
 from rmaplab.sync.work import Ledger
+from rmaplab.terminal import printable
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import History
 from rmaplab.trace.play import Player
@@ -211,7 +212,7 @@ class _Shooting:
             for life in known:
                 life.name = header.processes.get(life.pid, "")
         return Film(
-            title=self.tour.title if self.tour else header.command or "a history",
+            title=self.tour.title if self.tour else printable(header.command) or "a history",
             origin=header.recorder,
             profile=self.machine.profile.name,
             leader=self.machine.leader.name,
