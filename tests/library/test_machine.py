@@ -13,7 +13,7 @@ import rmaplab as rl
 from rmaplab.mm.errors import HistoryError
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.page_scan import PageScanRmap
-from rmaplab.trace.history import read_history, write_history
+from rmaplab.trace.history import read_history
 
 BOTH = ["anon_vma", "cow_context"]
 
@@ -140,6 +140,9 @@ def test_what_cannot_happen_is_refused() -> None:
     ("wrong", "said"),
     [
         ({"profile": "2.4"}, "there is no profile '2.4': give one of "),
+        ({"profile": "anon_vma"}, "designs come after it"),
+        ({"designs": []}, "there is at least one"),
+        ({"designs": ["anon_vma", "anon_vma"]}, "told apart by name"),
         ({"designs": "anonvma"}, "no design is called 'anonvma': give one of anon_vma"),
         ({"designs": ["mine.py"]}, "there is no file 'mine.py'"),
         ({"large_folios": 12}, "0 .off. to 9 is possible"),
@@ -160,6 +163,27 @@ def test_designs_are_given_by_name_class_or_file(tmp_path: Path) -> None:
     assert rl.Machine(designs=AnonVmaRmap).designs == ["anon_vma"]
 
 
+def test_what_no_register_can_hold_is_refused_and_nothing_happens() -> None:
+    machine = rl.Machine()
+    process = machine.spawn()
+    addr = process.mmap(rl.PAGE)
+    for act, said in (
+        (lambda: process.mmap(-rl.PAGE), "mmap: length is -4096"),
+        (lambda: process.write(addr, -1), "fault: length is -1"),
+        (lambda: process.mprotect(addr, rl.PAGE, "r"), "mprotect: prot is 'r'"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(rl.CannotRun, match=said):
+            act()
+    assert len(machine.events) == 2
+
+
+def test_a_process_of_another_machine_is_none_of_this() -> None:
+    machine, parent, _, addr = forked()
+    with pytest.raises(rl.CannotRun, match="of another machine"):
+        rl.Machine().walk(parent, addr)
+    assert machine.walk(parent.pid, addr) == machine.walk(parent, addr)
+
+
 # A history
 
 
@@ -171,7 +195,7 @@ def test_what_was_typed_is_a_history_that_plays_the_same(tmp_path: Path) -> None
     parent.swap_out(addr + 64 * rl.PAGE)
     with pytest.raises(rl.SystemCallError):
         child.write(addr - rl.PAGE, 2 * rl.PAGE)
-    write_history(tmp_path / "typed.parquet", machine.history())
+    machine.history().save(tmp_path / "typed.parquet")
     history = read_history(tmp_path / "typed.parquet")
     assert history == machine.history()
     again = rl.replay(history, BOTH, profile="6.12")

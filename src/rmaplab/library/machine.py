@@ -54,18 +54,21 @@ DEFAULT_DESIGNS: Final = ("anon_vma", "cow_context")
 _UNKNOWN: Final = -errno.EFAULT  # with this result the player asks the machine for everything
 
 
-def designs_of(asked: Design | Sequence[Design], otherwise: Sequence[str] = DEFAULT_DESIGNS) -> list[type[ReverseMap]]:
+def designs_of(asked: Design | Sequence[Design]) -> list[type[ReverseMap]]:
     """The classes of designs given by name, file or class; one, or several.
 
-    :raises CannotRun: there is no such design; the message says what there is
+    :raises CannotRun: there is no such design, none was given, or two have the same name
     """
     several = [asked] if isinstance(asked, str | Path | type) else asked
     found: list[type[ReverseMap]] = []
-    for design in several or otherwise:
+    for design in several:
         try:
             found += [design] if isinstance(design, type) else [load(spec) for spec in specs([str(design)], [])]
         except ValueError as error:
             raise CannotRun(str(error)) from None
+    names = [design.name for design in found]
+    if not names or len({*names}) < len(names):
+        raise CannotRun(f"designs are told apart by name, and there is at least one: [{', '.join(names)}] cannot be")
     return found
 
 
@@ -75,7 +78,7 @@ def profile_of(profile: str | Profile) -> Profile:
     :raises CannotRun: there is none of that name
     """
     if isinstance(profile, str) and profile not in PROFILES:
-        raise CannotRun(f"there is no profile {profile!r}: give one of {', '.join(PROFILES)}")
+        raise CannotRun(f"there is no profile {profile!r}: give one of {', '.join(PROFILES)}; designs come after it")
     return PROFILES[profile] if isinstance(profile, str) else profile
 
 
@@ -210,6 +213,7 @@ class Machine(script.World):
         :raises SystemCallError: the system call failed
         :raises HistoryError: it cannot happen at all (the process has exited)
         """
+        self._see_that_it_can_be(event)
         space = None if event.op == "exec" else self.machine.mm_of(event.pid)
         if event.op == "fault" and space is not None:
             return self._touch(event, space)
@@ -219,6 +223,13 @@ class Machine(script.World):
         if event.result < 0 and space is not None:
             raise SystemCallError(event, space)
         return event.result
+
+    def _see_that_it_can_be(self, event: Event) -> None:
+        """What a register can hold."""
+        for field in ("addr", "length", "prot", "flags", "addr2", "length2", "offset"):
+            value: object = getattr(event, field)
+            if not isinstance(value, int) or not 0 <= value < 1 << 64:
+                raise HistoryError(f"{event.op}: {field} is {value!r}, not a whole number of 64 bits")
 
     def _touch(self, event: Event, space: MM) -> int:
         """A range of pages; it ends at the first that gets a signal, which is an event of its own."""
@@ -275,6 +286,8 @@ class Machine(script.World):
         """
         if not isinstance(process, Process):
             process = self.process(process)
+        if process.machine is not self:
+            raise HistoryError(f"{process!r} is a process of another machine")
         page = process.page(addr)
         if page.pfn < 0:
             raise HistoryError(

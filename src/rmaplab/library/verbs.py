@@ -8,6 +8,7 @@ something was typed.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def workload(name: str, **parameters: object) -> Workload:
 
 
 def record(
-    command: Sequence[str],
+    command: str | Sequence[str],
     output: str | os.PathLike[str],
     *,
     names: bool = False,
@@ -63,14 +64,15 @@ def record(
 ) -> History:
     """Run a command and record the memory history of it and all its children.
 
-    :param command: words, as of `subprocess.run`
+    :param command: its words, or a line that is split as a shell would, without its other powers
     :param output: the file to write (Parquet)
     :param names: keep names of files and processes, and the command line
     :param check: take /proc/PID/maps of each process at its end, too
     :param tool: "perf", "strace", or "auto": perf, and strace where perf is not permitted
     :raises CannotRun: no such command, nothing that may record it, or the file cannot be written
     """
-    return recorder.record(command, output, recorder=tool, check=check, names=names).history
+    words = shlex.split(command) if isinstance(command, str) else command
+    return recorder.record(words, output, recorder=tool, check=check, names=names).history
 
 
 def compare(

@@ -349,6 +349,13 @@ class History:
         ]
         return ", ".join(part for part in parts if part)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a file (Parquet), for the commands and for others.
+
+        :raises CannotWrite: the directory is missing or read-only, or the disk is full
+        """
+        write_history(path, self)
+
     def summary(self) -> dict[str, Any]:
         """What is in it, in figures."""
         columns = self.columns
