@@ -296,10 +296,10 @@ def mark_lazyfree(system: System, mm: MM, start: int, end: int) -> None:
         if leaf is None:
             continue
         base, first, last = mm.page_table.part(number, start, end)
-        for i in np.flatnonzero(leaf.v[first:last]).tolist():
-            if system.nr_large and _mark_large_lazyfree(system, leaf, first + i, last):
+        for i in leaf.present(first, last):
+            if system.nr_large and _mark_large_lazyfree(system, leaf, i, last):
                 continue
-            _mark_lazyfree_at(system, mm, base + ((first + i) << PAGE_SHIFT))
+            _mark_lazyfree_at(system, mm, base + (i << PAGE_SHIFT))
 
 
 def _mark_large_lazyfree(system: System, leaf: Leaf, first: int, last: int) -> bool:

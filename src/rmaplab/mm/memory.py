@@ -460,15 +460,10 @@ def zap(system: System, mm: MM, start: int, end: int) -> bool:
     for number in mm.page_table.numbers(start, end):
         base, first, last = mm.page_table.part(number, start, end)
         leaf = leaves[number]
-        if step:
-            for i in np.flatnonzero(leaf.v[first:last]).tolist():
-                zap_at(system, mm, base + ((first + i) << PAGE_SHIFT))
+        if step or last - first <= _BATCH:
+            for i in leaf.present(first, last):
+                zap_at(system, mm, base + (i << PAGE_SHIFT))
                 zapped = True
-        elif last - first <= _BATCH:
-            for i in range(first, last):
-                if leaf.m[i]:
-                    zap_at(system, mm, base + (i << PAGE_SHIFT))
-                    zapped = True
         else:
             there = _zap_leaf(system, mm, base, leaf, first, last)
             zapped = zapped or len(there) > 0
@@ -560,8 +555,8 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
         base, first, last = source.page_table.part(number, start, end)
         if step:
             target_table.leaf(base)  # copy_pte_range() makes it before it looks for entries
-            for i in np.flatnonzero(leaf.v[first:last]).tolist():
-                _copy_entry(system, source, target, base + ((first + i) << PAGE_SHIFT))
+            for i in leaf.present(first, last):
+                _copy_entry(system, source, target, base + (i << PAGE_SHIFT))
             continue
         leaf.lock.lock()
         if last - first == LEAF_ENTRIES:

@@ -330,8 +330,8 @@ def move_page_tables(system: System, vma: VMA, old: int, new_vma: VMA, new: int,
             first = (old >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
             count = (stop - old) >> PAGE_SHIFT
             if step:
-                for i in np.flatnonzero(leaf.v[first : first + count]).tolist():
-                    at = i << PAGE_SHIFT
+                for i in leaf.present(first, first + count):
+                    at = (i - first) << PAGE_SHIFT
                     _move_entries(system, page_table, old + at, new + at, 1, vma, locking)
             elif leaf.v[first : first + count].any():
                 _move_entries(system, page_table, old, new, count, vma, locking)

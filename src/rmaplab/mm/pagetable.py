@@ -45,6 +45,7 @@ PTE_PRESENT: Final = PTE_ANON | PTE_ZERO | PTE_FILE
 PTE_SHIFT: Final = 12  # of pfn or swap slot
 PTE_FLAGS: Final = 0xFFF
 
+_FEW: Final = 32  # up to so many it is quicker to look at each than to have NumPy look at all
 LEAF_SHIFT: Final = 21  # a leaf spans 2 MiB
 LEAF_ENTRIES: Final = 512
 LEAF_SIZE: Final = 1 << LEAF_SHIFT  # bytes
@@ -58,6 +59,13 @@ class Leaf:
         self.m: Final[memoryview] = v.data
         self.used = used
         self.lock: Final = lock
+
+    def present(self, first: int, last: int) -> list[int]:
+        """Numbers of the entries in [first, last) that are not none, ascending, as they are now."""
+        if last - first <= _FEW:
+            return [i for i in range(first, last) if self.m[i]]
+        found: list[int] = (np.flatnonzero(self.v[first:last]) + first).tolist()
+        return found
 
 
 class PageTable:
