@@ -185,11 +185,11 @@ PROGRAMS: Final = {
     },
 }
 
-# stress-ng's stressors of memory, VMs and processes that need no more than a kernel.
+# stress-ng's stressors of memory, VMs and processes; not forkheavy and resources, which fill the disk.
 STRESSORS: Final = (
-    "bigheap brk clone daemon env exec exit-group fork forkheavy kill madvise malloc mcontend membarrier memfd mincore "
+    "bigheap brk clone daemon env exec exit-group fork kill madvise malloc mcontend membarrier memfd mincore "
     "mlock mlockmany mmap mmapaddr mmapfixed mmapfork mmaphuge mmapmany mprotect mremap msync munmap numa nice "
-    "pageswap pidfd pthread remap resources schedpolicy secretmem session shm shm-sysv spawn stack stackmmap switch "
+    "pageswap pidfd pthread remap schedpolicy secretmem session shm shm-sysv spawn stack stackmmap switch "
     "tmpfs userfaultfd vfork vforkmany vm vm-addr vm-rw vm-segv vm-splice vma wait yield zero zombie"
 ).split()
 

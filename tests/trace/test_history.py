@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A history survives its file, and nothing but a history is read as one."""
 
+import os
 import resource
 import signal
 from pathlib import Path
@@ -201,6 +202,21 @@ def test_a_damaged_header_is_noticed(tmp_path: Path, header: bytes) -> None:
 def test_columns_of_other_types_are_named(tmp_path: Path) -> None:
     assert "addr is double instead of uint64" in refusal(rewritten(tmp_path / "h.parquet", addr=[1.0]))
     assert "time is missing" in refusal(rewritten(tmp_path / "h.parquet", time=None))
+
+
+def test_a_file_without_operations_is_named(tmp_path: Path) -> None:
+    assert "op is missing" in refusal(rewritten(tmp_path / "h.parquet", op=None))
+
+
+def test_names_that_are_not_utf_8_or_not_printable_are_written_escaped(tmp_path: Path) -> None:
+    header = msgspec.structs.replace(
+        HEADER, command="a\x1b[2J", names=["", "b\nc"], processes={10: os.fsdecode(b"d\xff")},
+        files=[FileEntry(0, "file", "e\u0085"), FileEntry(1)], ended="exit 0",
+    )  # fmt: skip
+    write_history(tmp_path / "h.parquet", History(header, [FAULT]))
+    again = read_history(tmp_path / "h.parquet").header
+    assert (again.command, again.names[1], again.processes[10]) == (r"a\x1b[2J", r"b\nc", r"d\udcff")
+    assert again.files[0].name == r"e\x85"
 
 
 def test_missing_values_are_noticed(tmp_path: Path) -> None:

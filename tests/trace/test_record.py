@@ -198,6 +198,31 @@ def test_without_perf_strace_is_taken_and_that_is_said(
         record(["true"], tmp_path / "h")
 
 
+_CONTAINER: Final = ["unshare", "-ipf", "--mount-proc"]
+
+
+@pytest.mark.usefixtures("perf")
+@pytest.mark.parametrize("inside", [False, True], ids=["program", "recorder"])
+def test_in_a_container_each_fork_is_one(tmp_path: Path, inside: bool) -> None:
+    """New PID and IPC namespaces, either for the program or for the recorder, too."""
+    if subprocess.run([*_CONTAINER, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("unshare(1) may not make namespaces here")
+    command = [sys.executable, "-S", str(HERE / "torture.py")]
+    if inside:
+        script = "import sys; from rmaplab.trace.record import record; "
+        script += "record(sys.argv[2:], sys.argv[1], recorder='perf', check=True)"
+        program = [sys.executable, "-c", script, str(tmp_path / "h"), *command]
+        subprocess.run([*_CONTAINER, *program], check=True)
+    else:
+        record([*_CONTAINER, *command], tmp_path / "h", recorder="perf", check=True)
+    history = read_history(tmp_path / "h")
+    counts = Counter(event.op for event in history)
+    assert counts["mark"] == counts["exit"] == counts["fork"] + 1
+    assert history.header.doubts == [] and history.header.pid_namespaces == (0 if inside else 1)
+    player = replayed(history)
+    assert [str(difference) for difference in player.geometry + player.differences] == []
+
+
 # A 32-bit program: ELF header, program header, and xor %eax,%eax; xor %ebx,%ebx; inc %eax; int $0x80: exit(0).
 SMALL: Final = bytes.fromhex(
     "7f454c4601010100000000000000000002000300010000005480040834000000000000000000000034002000010000000000000001000000"

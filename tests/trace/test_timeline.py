@@ -84,12 +84,13 @@ def test_in_a_pid_namespace_a_fork_is_one_fork() -> None:
     timeline.flags_of_new_task(11, 0, 5, 40006, CLONE_VM | CLONE_VFORK)
     timeline.new_task(20, 0, 5, 7, 0)
     timeline.flags_of_new_task(21, 0, 5, 40007, CLONE_NEWPID | 0x11)
+    timeline.enter(25, 7, CALLS["unshare"], [CLONE_NEWPID, 0, 0, 0, 0, 0])
     timeline.gone(30, 0, 6)
     timeline.gone(31, 0, 7)
     assert [(event.op, event.pid, event.pid2, event.flags) for event in events(timeline)] == [
         ("fork", 5, 6, CLONE_VM | CLONE_VFORK), ("fork", 5, 7, 0), ("exit", 6, 0, 0), ("exit", 7, 0, 0),
     ]  # fmt: skip
-    assert timeline.pid_namespaces == 1
+    assert timeline.pid_namespaces == 2
 
 
 def test_a_recording_says_what_it_did_not_follow() -> None:

@@ -78,6 +78,7 @@ CALLS: Final = {
         Call("execve", 59, "exec"),
         Call("execveat", 322, "exec"),
         Call("ptrace", 101, "", ("flags",)),
+        Call("unshare", 272, "", ("flags",)),
         *(Call(name, number, skipped=True) for name, number in _SKIPPED.items()),
     )
 }

@@ -36,6 +36,7 @@ from rmaplab.mm.vma import (
     File,
 )
 from rmaplab.output import write_output
+from rmaplab.terminal import printable
 from rmaplab.trace.calls import CHANGING
 from rmaplab.trace.events import OPS, Event
 
@@ -202,6 +203,20 @@ class Header(msgspec.Struct, kw_only=True):
                     "record with --check to see whether it matters)"
                 )
         return doubts
+
+
+def _printable(header: Header) -> Header:
+    """The header with texts that JSON can have: what a program calls itself or maps need not be UTF-8."""
+    fields = {field: getattr(header, field) for field in header.__struct_fields__}
+    return msgspec.structs.replace(
+        header,
+        **{field: printable(value) for field, value in fields.items() if isinstance(value, str)},
+        names=[printable(name) for name in header.names],
+        processes={pid: printable(name) for pid, name in header.processes.items()},
+        files=[FileEntry(entry.id, entry.kind, printable(entry.name)) for entry in header.files],
+        skipped={printable(name): times for name, times in header.skipped.items()},
+        unfollowed={printable(name): times for name, times in header.unfollowed.items()},
+    )
 
 
 class Rows:
@@ -388,7 +403,7 @@ def write_history(path: str | os.PathLike[str], history: History) -> None:
         column_encoding={"time": "DELTA_BINARY_PACKED"}, store_schema=False,
     ) as writer:  # fmt: skip
         writer.write_table(history.arrow())
-        writer.add_key_value_metadata({"rmaplab": msgspec.json.encode(history.header).decode()})
+        writer.add_key_value_metadata({"rmaplab": msgspec.json.encode(_printable(history.header)).decode()})
     write_output(path, sink.getvalue().to_pybytes())
 
 
@@ -400,7 +415,9 @@ def read_history(path: str | os.PathLike[str]) -> History:
     """
     contents = pa.BufferReader(Path(path).read_bytes())
     try:
-        reader = pq.ParquetFile(contents, read_dictionary=["op"], page_checksum_verification=True)
+        reader = pq.ParquetFile(contents, page_checksum_verification=True)
+        if "op" in reader.schema_arrow.names:
+            reader = pq.ParquetFile(contents, read_dictionary=["op"], page_checksum_verification=True)
         metadata = reader.metadata.metadata or {}
     except KeyError:
         raise HistoryFormatError(

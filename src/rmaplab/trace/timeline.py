@@ -138,6 +138,8 @@ class Timeline:
         self._execs.pop(tid, None)
         if call.name == "ptrace":
             self.pokes += registers[0] in _POKES
+        elif call.name == "unshare":
+            self.pid_namespaces += registers[0] & CLONE_NEWPID != 0
         else:
             self._calls[tid] = _Entered(call, registers, time)
 
