@@ -12,7 +12,7 @@ from rmaplab.check.lockstep import Checker
 from rmaplab.mm.abi import MADV_FREE, MADV_MERGEABLE, MADV_PAGEOUT, MLOCK_ONFAULT
 from rmaplab.mm.folio import FOLIO_LAZYFREE
 from rmaplab.mm.ksm import AS_FOUND
-from rmaplab.mm.pagetable import PTE_SHIFT
+from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_SHIFT
 from rmaplab.rmap import DESIGNS
 
 COMPLETE = tuple(design for name, design in DESIGNS.items() if name != "cow_context_prototype")
@@ -73,3 +73,20 @@ def test_an_entry_that_is_merged_away_is_told_of(watched: Space) -> None:
         assert (watched.machine.mm_of(2).id, at(1)) in places, design.name
         if design.name == "pte_chain":
             assert len(places) == 1
+
+
+def test_all_that_share_a_page_know_that_it_is_ksms(watched: Space) -> None:
+    """Also where the walk comes by a process on the way that has no page table there: 2 was forked before the page was
+    written, and page 24 begins another leaf."""
+    watched.map(22, 4)
+    watched.write(22)
+    watched.advise(22, 4, MADV_MERGEABLE)
+    watched.fork(child=2)
+    watched.write(24)
+    watched.fork(child=3)
+    page = watched.pfn(24)
+    walked = [vma.mm for vma, addr in watched.machine.leader.walk(page)]
+    assert walked == [watched.machine.mm_of(pid) for pid in (1, 2, 3)]
+    assert at(24) >> LEAF_SHIFT not in watched.machine.mm_of(2).page_table.leaves
+    assert merge(watched, 24, 0, AS_FOUND) == 0
+    assert [watched.entry(24, pid) for pid in (1, 3)] == ["ksm", "ksm"]
