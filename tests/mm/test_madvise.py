@@ -3,10 +3,12 @@
 
 import pytest
 
+from mm import space as module
 from mm.space import DISK, FILE, RW, N, R, Space
 from rmaplab.mm import abi
 from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_SHARED
-from rmaplab.mm.folio import FOLIO_LAZYFREE
+from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE
+from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_RAND_READ, VM_SEQ_READ
 
 SHARED = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED
@@ -180,3 +182,26 @@ def test_an_unknown_advice_is_refused(space: Space) -> None:
 def test_advice_about_nothing_is_taken(space: Space) -> None:
     assert space.advise(0, 0, abi.MADV_DONTNEED) == 0
     assert space.advise(0, 1, abi.MADV_DONTNEED) == "ENOMEM"
+
+
+class Busy(Machine):
+    """Somebody else has every folio locked."""
+
+    def trylock_folio(self, head: int) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("machine", [Machine, Busy])
+def test_a_dirty_page_that_somebody_has_locked_is_not_given_up(
+    machine: type[Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only with the folio's lock can it be cleaned (madvise_free_pte_range())."""
+    monkeypatch.setattr(module, "Machine", machine)
+    space = Space()
+    space.map(0, 1)
+    space.write(0)
+    space.machine.folios.set_flag(space.pfn(0), FOLIO_DIRTY)
+    space.advise(0, 1, abi.MADV_FREE)
+    given_up = space.machine.folios.flags.m[space.pfn(0)] & FOLIO_LAZYFREE != 0
+    assert given_up == (machine is Machine)
+    space.close()

@@ -303,3 +303,18 @@ def test_whatever_happens_its_memory_is_accounted_for(seed: int) -> None:
     for pid in list(machine.processes):
         machine.exit(pid)
     assert all(count.objects == 0 for count in machine.designs[1].footprint())
+
+
+def test_a_large_folio_is_exclusive_if_all_of_its_pages_are() -> None:
+    """The child gave up the first page alone: the walk does not end at the parent."""
+    world = World("anon_vma", "cow_context_prototype", large_folios=2)
+    parent = world.start()
+    addr = world.map(parent, pages=4)
+    world.write(parent, addr, 4)
+    page = world.page(parent, addr)
+    assert world.machine.folios.order.m[page] == 2
+    child = world.fork(parent)
+    world.unmap(child, addr)
+    mapcounts = [int(world.machine.folios.mapcount.m[page + i]) for i in range(4)]
+    assert mapcounts == [1, 2, 2, 2]
+    assert {mm for mm, _ in world.finds("cow_context_prototype", page)} == {parent, child}

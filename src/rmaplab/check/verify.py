@@ -202,8 +202,11 @@ def _add_up(total: Counts, more: Counts) -> None:
             total.designs[design] = walks
             continue
         for name in walks.__struct_fields__:
-            mine, theirs = getattr(so_far, name), getattr(walks, name)
-            setattr(so_far, name, max(mine, theirs) if name == "worst" else mine + theirs)
+            if name not in ("worst", "lengths"):
+                setattr(so_far, name, getattr(so_far, name) + getattr(walks, name))
+        so_far.worst = max(so_far.worst, walks.worst)
+        for length, count in walks.lengths.items():
+            so_far.lengths[length] = so_far.lengths.get(length, 0) + count
 
 
 # One history
