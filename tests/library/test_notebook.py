@@ -44,7 +44,8 @@ def shown(notebook: Any) -> list[list[Any]]:
 
 
 def test_the_notebook_shows_what_comes_out() -> None:
-    assert shown(run(NOTEBOOK)) == shown(nbformat.read(NOTEBOOK, as_version=4))
+    stored = shown(nbformat.read(NOTEBOOK, as_version=4))
+    assert shown(run(NOTEBOOK)) == stored, "look at what differs; if it is meant, this file run as a program stores it"
 
 
 if __name__ == "__main__":

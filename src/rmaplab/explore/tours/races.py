@@ -41,7 +41,7 @@ FORK = RaceTour(
             1,
             "",
             "The fork copies the entries of process 2. What it finds is a migration entry, so a migration entry is"
-            " what the child gets. Process 3 now waits for the page, too. A walk that began now would find all"
+            " what the child gets. Process 5 now waits for the page, too. A walk that began now would find all"
             " three (see a1, a2, a3). But ours began before.",
             ask=True,
         ),
@@ -53,11 +53,11 @@ FORK = RaceTour(
         Turn(
             0,
             "",
-            "It visits C1, restores the entry of process 1, and comes to its end. C3 was never visited. Process 3"
+            "It visits C1, restores the entry of process 1, and comes to its end. C3 was never visited. Process 5"
             " waits for a page that has moved long ago. Nobody will wake it: there is no second walk.",
         ),
     ),
-    "C3 was never visited: it appeared behind the walk. Process 3 waits for ever. If a parent comes before its"
+    "C3 was never visited: it appeared behind the walk. Process 5 waits for ever. If a parent comes before its"
     " children this cannot happen: a fork that copies an entry before the walk comes to the parent has linked the"
     " child's context before, so the walk finds it below; one that comes later copies a restored entry. cow_context"
     " visits parents first.",
@@ -100,7 +100,7 @@ MIGRATION = RaceTour(
         Turn(
             1,
             "",
-            "And then process 2 forks, and hands what it has to its child: process 3 waits for the same frame,"
+            "And then process 2 forks, and hands what it has to its child: process 5 waits for the same frame,"
             " which may be somebody else's by now.",
         ),
     ),
