@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from mm.space import Space, at
+from mm.space import PAGE, Space, at
 from rmaplab.check.lockstep import Checker
 from rmaplab.mm.abi import MADV_FREE, MADV_MERGEABLE, MADV_PAGEOUT, MLOCK_ONFAULT
 from rmaplab.mm.folio import FOLIO_LAZYFREE
 from rmaplab.mm.ksm import AS_FOUND
 from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_SHIFT
 from rmaplab.rmap import DESIGNS
+from rmaplab.trace.events import Event
 
 COMPLETE = tuple(design for name, design in DESIGNS.items() if name != "cow_context_prototype")
 
@@ -90,3 +91,23 @@ def test_all_that_share_a_page_know_that_it_is_ksms(watched: Space) -> None:
     assert at(24) >> LEAF_SHIFT not in watched.machine.mm_of(2).page_table.leaves
     assert merge(watched, 24, 0, AS_FOUND) == 0
     assert [watched.entry(24, pid) for pid in (1, 3)] == ["ksm", "ksm"]
+
+
+def test_a_copy_of_what_ksm_had_merged_belongs_to_who_reads_it_from_swap(watched: Space) -> None:
+    """It is no relative of the page in the swap cache, so nobody else can have the copy: walks look nowhere else."""
+    machine = watched.machine
+    watched.do(Event("exec", 5, at(-900), 3 * PAGE, offset=at(-500)))
+    watched.map(20, 1, pid=5)
+    watched.write(20, pid=5)
+    watched.fork(pid=5, child=6)
+    watched.write(20, pid=6)
+    watched.advise(20, 1, MADV_MERGEABLE, pid=6)
+    assert merge(watched, 0, 20, other_pid=6) == 0
+    machine.swap_out(machine.mm_of(1), at(0), 1)
+    assert (watched.entry(0), watched.entry(20, 6)) == ("swap", "swap")
+    watched.read(0)
+    watched.read(20, pid=6)
+    assert watched.entry(20, 6) == "anon" and watched.pfn(20, 6) != watched.pfn(0)
+    for design in machine.designs:
+        if design.name in ("anon_vma", "cow_context"):
+            assert [vma.mm for vma, _ in design.walk(watched.pfn(20, 6))] == [machine.mm_of(6)], design.name

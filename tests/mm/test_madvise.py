@@ -205,3 +205,10 @@ def test_a_dirty_page_that_somebody_has_locked_is_not_given_up(
     given_up = space.machine.folios.flags.m[space.pfn(0)] & FOLIO_LAZYFREE != 0
     assert given_up == (machine is Machine)
     space.close()
+
+
+def test_whatever_is_mapped_may_be_kept_on_fork(space: Space) -> None:
+    """Only to wipe it takes private anonymous memory (madvise_vma_behavior())."""
+    space.map(0, 1, RW, FILE, DISK)
+    assert space.advise(0, 1, abi.MADV_WIPEONFORK) == "EINVAL"
+    assert space.advise(0, 1, abi.MADV_KEEPONFORK) == 0

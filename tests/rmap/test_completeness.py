@@ -353,3 +353,17 @@ def test_cow_context_misses_nothing_while_anon_vma_decides_what_merges(kernel: s
 
     differences, _ = lockstep(machine, history, play, every=5)
     assert [d.what for d in differences if d.is_error] == []
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_a_walk_counts_as_one(name: str) -> None:
+    names = ("anon_vma", name) if name != "anon_vma" else (name,)
+    world = World(*names)
+    parent = world.start()
+    addr = world.map(parent)
+    world.write(parent, addr)
+    world.fork(parent)
+    walks = world.design(name).ledger.tallies["walks"]
+    before = walks.count
+    assert len(world.finds(name, world.page(parent, addr))) == 2
+    assert walks.count == before + 1

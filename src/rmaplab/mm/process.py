@@ -129,7 +129,7 @@ def fork_address_space(system: System, parent: MM) -> MM:
             # that is no store of its own: it copied the whole tree before (__mt_dup()).
             system.tree_changes(child, 0)
             child.tree.insert(copy)
-            if copy.prepared:
+            if vma.prepared and not vma.flags & VM_WIPEONFORK:  # vma_needs_copy() asks for the parent's anon_vma again
                 memory.copy_vmas(system, parent, child, [vma])
         elif copy.prepared:  # vma_needs_copy(): what has no anonymous pages can be faulted in again
             if not run:
