@@ -104,7 +104,7 @@ def test_the_entry_that_is_missed_is_marked_from_its_beginning() -> None:
     first = next(number for number, places in enumerate(marked) if places)
     assert film.steps[first].did == ["takes page-table lock of process 2"]  # of fork: it copies the entry
     assert marked[first:] == [[(3, HOME, DOOMED)]] * (len(marked) - first - 1) + [[(3, HOME, MISSED)]]
-    assert "address 0x10000000 of process 3" in film.steps[-1].wrong
+    assert "address 0x10000000 of process 5" in film.steps[-1].wrong
     assert film.differences == [film.steps[-1].wrong]
 
 
