@@ -79,6 +79,10 @@ class Profile:
     what MREMAP_DONTUNMAP leaves whole gets a fresh one, of a file or not.  (mm/vma.h vma_set_anon_pgoff(), mm/vma.c
     __mmap_region(), copy_vma(), needs_adjacent_anon_pgoff() and anon_vma_compatible(), mm/mremap.c
     dontunmap_complete(), since 7.3)"""
+    clone_reverses: bool = False
+    """anon_vma_clone() makes the new chain from the newest link to the oldest, and so mirrors it; and a fork takes over
+    the first unused anon_vma in that order.  (mm/rmap.c anon_vma_clone() and maybe_reuse_anon_vma(), since 7.0; before,
+    from the oldest)"""
     sticky_flags: bool = False
     """Flags that a merge does not ask about (VM_SOFTDIRTY) are united in its result; else those of the caller win, or
     of the VMA that grows.
@@ -196,6 +200,7 @@ _KNOWN: Final = (
         relaxed_anon_merge=True,
         move_many=True,
         anon_pgoff=True,
+        clone_reverses=True,
         sticky_flags=True,
         guard_regions=True,
     ),

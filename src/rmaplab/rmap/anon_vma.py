@@ -308,7 +308,8 @@ class AnonVmaRmap(ReverseMap):
         anon_vma.insert(avc, first, first + ((vma.end - vma.start) >> PAGE_SHIFT) - 1, self.visited)
 
     def _clone(self, fields: VmaFields, vma: VMA, source: VmaFields) -> None:
-        """anon_vma_clone(): an AVC of `vma` for each of `source`, the oldest first.
+        """anon_vma_clone(): an AVC of `vma` for each of `source`, the oldest first; the newest first, so that the chain
+        is mirrored, where the profile says so.
 
         If `fields` has no anon_vma yet (a fork), it takes over one on the way that no VMA puts pages into
         and that has at most one child.  This bounds the chains of a process whose line of ancestors each
@@ -317,7 +318,7 @@ class AnonVmaRmap(ReverseMap):
         root = source.chain[0].anon_vma
         self._lock(root)
         own = fields.anon_vma
-        for link in source.chain:
+        for link in source.chain[::-1] if self.profile.clone_reverses else source.chain:
             anon_vma = link.anon_vma
             self._link(fields, vma, anon_vma)
             if own is None and is_unused(anon_vma):

@@ -96,7 +96,7 @@ class Library:
 
     def reset(self, profile: Profile) -> None:
         """Begin a new history, with the rules of `profile` for what is above and below mm/vma.c."""
-        flags = (False, profile.move_many, profile.dontunmap_apart, profile.dontunmap_apart)
+        flags = (profile.clone_reverses, profile.move_many, profile.dontunmap_apart, profile.dontunmap_apart)
         self._library.reset(*map(ctypes.c_long, flags))
 
     def run(self, operations: array[int], counts: array[int], expected: array[int]) -> tuple[int, int]:
