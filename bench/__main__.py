@@ -324,11 +324,10 @@ def kernel_rows() -> list[Row]:
     """A step in lockstep with a real kernel, for each that is in the cache."""
     from rmaplab.kernel import lockstep, setup
     from rmaplab.kernel.errors import KernelUnavailable
-    from rmaplab.kernel.versions import VERSIONS
-    from rmaplab.mm.profile import PROFILES
+    from rmaplab.kernel.versions import COMPLETE
 
     rows = []
-    for version in (version for version in VERSIONS if version in PROFILES):
+    for version in COMPLETE:
         try:
             with lockstep.Witness(setup.need(version)) as witness:
                 seconds = []

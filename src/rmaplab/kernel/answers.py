@@ -66,10 +66,13 @@ class _State:
         self.slots: Final = _Names("s")
         self.lines: Final[list[str]] = []
 
-    def vma(self, pid: int, start: int, end: int, pgoff: int, flags: int, chain: list[int], own: int) -> None:
+    def vma(
+        self, pid: int, start: int, end: int, pgoff: int, anon_pgoff: int, flags: int, chain: list[int], own: int
+    ) -> None:
+        anonymous = f" anon {anon_pgoff:#x}" if anon_pgoff != pgoff else ""
         links = " ".join(self.anon_vmas(anon_vma) for anon_vma in chain)
         chains = f" anon {self.anon_vmas(own)} chain {links}" if chain else ""
-        self.lines.append(f"| {pid}: {start:#x}-{end:#x} pgoff {pgoff:#x} flags {flags:#x}{chains}")
+        self.lines.append(f"| {pid}: {start:#x}-{end:#x} pgoff {pgoff:#x}{anonymous} flags {flags:#x}{chains}")
 
     def page(self, addr: int, number: int, values: str, index: int, anon_vma: int, ksm: bool) -> None:
         origin = "of KSM" if ksm else f"index {index:#x} anon_vma {self.anon_vmas(anon_vma)}"
@@ -103,7 +106,7 @@ def of_kernel(snapshot: real.Snapshot, pids: Mapping[int, int]) -> list[str]:
         seen.add(mm.address)
         for vma in filter(belongs, mm.vmas):
             chain = [snapshot.avcs[avc].anon_vma for avc in reversed(vma.chain)]
-            state.vma(pid, vma.start, vma.end, vma.pgoff, vma.flags, chain, vma.anon_vma)
+            state.vma(pid, vma.start, vma.end, vma.pgoff, vma.anon_pgoff, vma.flags, chain, vma.anon_vma)
             named[vma.address] = f"{pid}:{vma.start:#x}"
             for addr in range(vma.start, vma.end, PAGE_SIZE):
                 entry = mm.entries.get(addr)
@@ -141,7 +144,7 @@ def of_model(machine: Machine) -> list[str]:
             fields = cast("VmaFields | None", vma.rmap[design.slot])
             chain = [] if fields is None else [avc.anon_vma.number for avc in fields.chain]
             own = 0 if fields is None or fields.anon_vma is None else fields.anon_vma.number
-            state.vma(pid, vma.start, vma.end, vma.pgoff, vma.flags, chain, own)
+            state.vma(pid, vma.start, vma.end, vma.pgoff, vma.anon_pgoff, vma.flags, chain, own)
             named[vma.id] = f"{pid}:{vma.start:#x}"
             for addr in range(vma.start, vma.end, PAGE_SIZE):
                 entry = mm.page_table.get(addr)

@@ -28,7 +28,7 @@ from rmaplab.kernel.memory import Memory
 from rmaplab.kernel.modules import MODULES, read
 from rmaplab.kernel.setup import Kernel, compile_init, need_drgn
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot
-from rmaplab.mm.abi import MADV_FREE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT
+from rmaplab.mm.abi import MADV_FREE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT, MREMAP_FIXED
 from rmaplab.mm.errors import HistoryError, InvariantError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_ANON, PTE_SHIFT, PTE_SWAP
@@ -282,6 +282,11 @@ def possible(machine: Machine, event: Event) -> bool:
             and mm.tree.at(target.start - 1) is None and mm.tree.at(target.end) is None
             and all(number in mm.page_table.leaves for number in range(event.addr2 >> LEAF_SHIFT, last + 1))
         )  # fmt: skip
+    if event.op == "mremap" and machine.profile.move_many and event.flags & MREMAP_FIXED:
+        # Our files are ramfs's, which searches for addresses itself: then such a VMA moves alone or not at all
+        # (mm/mremap.c vma_multi_allowed()).  File systems of disks do not.
+        vmas = machine.mm_of(event.pid).tree.overlapping(event.addr, event.addr + max(event.length, 1))
+        return len(vmas) < 2 or all(vma.file is None or vma.file.is_shmem for vma in vmas)
     if event.op == "ksm":
         # ksmd has nothing to scan where nothing is mergeable.
         return any(vma.flags & VM_MERGEABLE for mm in machine.mms.values() for vma in mm.tree.to_list())

@@ -187,6 +187,23 @@ _KNOWN: Final = (
         guard_regions=True,
     ),
     Profile(
+        "7.2",
+        "7.2.13",
+        {
+            "vm_area_struct": 192,
+            "mm_struct": 1792,
+            "maple_node": 256,
+            "anon_vma": 96,
+            "anon_vma_chain": 64,
+            "maple_tree": 16,
+        },
+        relaxed_anon_merge=True,
+        move_many=True,
+        clone_reverses=True,
+        sticky_flags=True,
+        guard_regions=True,
+    ),
+    Profile(
         "7.3",
         "7.3.4",
         {
