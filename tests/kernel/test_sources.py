@@ -56,6 +56,13 @@ class TestNoKernel:
         (tmp_path / "dump").write_bytes(b"\x7fELF")
         assert "there is no file" in said(capsys, str(tmp_path / "dump"), "--vmlinux", str(tmp_path / "none"))
 
+    @pytest.mark.parametrize("start", [b"KDUMP   ", b"makedumpfile"])
+    def test_a_compressed_dump_that_drgn_cannot_read(
+        self, start: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "dump").write_bytes(start + bytes(5000))
+        assert "compressed by kdump" in said(capsys, str(tmp_path / "dump"))
+
     @pytest.mark.parametrize("contents", [b"", b"not a dump", b"\x7fELF\x02\x01\x01" + bytes(100), bytes(5000)])
     def test_a_file_that_is_no_dump(
         self, contents: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -612,8 +612,21 @@ def _read(source: str, vmlinux: Path | None) -> State:
     except OSError as error:
         raise KernelUnavailable(_unreadable(source, error)) from None
     except Exception as error:  # drgn raises a plain Exception, too; and damaged memory leads anywhere
+        if _is_compressed(source):
+            raise KernelUnavailable(
+                f"{source} is compressed by kdump, in a way that this drgn cannot read ({_first_line(error)}): give an"
+                " ELF dump (makedumpfile -E, or dump-guest-memory without a format)."
+            ) from None
         raise KernelUnavailable(f"the kernel behind {source} cannot be read: {_first_line(error)}.") from None
     return reading.examined()
+
+
+def _is_compressed(source: str) -> bool:
+    """A dump as makedumpfile writes it, into a file or a pipe."""
+    if not Path(source).is_file():
+        return False
+    with Path(source).open("rb") as file:
+        return file.read(12).startswith((b"KDUMP   ", b"makedumpfile"))
 
 
 def _memory_of(program: Any, source: str, vmlinux: Path | None) -> Memory:
