@@ -7,6 +7,9 @@ import contextlib
 import io
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,10 +107,49 @@ def test_version_says_how_it_was_built() -> None:
     assert rmaplab_apart("--version").stdout.split()[2] in ("(compiled)", "(interpreted)")
 
 
-@pytest.mark.parametrize("command", [verb.name for verb in VERBS])
-def test_each_command_has_help_with_an_example(command: str) -> None:
-    text = rmaplab(*command.split(), "--help").stdout
-    assert f"  rmaplab {command} " in text
+# Examples of a help text that need more than seconds, a kernel, a cluster, or what other examples wrote.
+LONG = (
+    "compare -o make.html", "verify --time", "verify --mutants", "reproduce --all", "--scheduler", "kernel", "results",
+    'race --rmap cow_context "restore / "', "race --random", "make.parquet", "mine.json", "sweep campaign.toml",
+)  # fmt: skip
+
+
+def examples(verb: str) -> list[str]:
+    """The commands that `rmaplab VERB --help` shows, as printed."""
+    return re.findall(r"^    (rmaplab .*)$", rmaplab(*verb.split(), "--help").stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("verb", [verb.name for verb in VERBS])
+def test_help_fits_a_screen_and_shows_an_example(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert any(example.startswith(f"rmaplab {verb} ") for example in examples(verb))
+    done = rmaplab_apart(*verb.split(), "--help", COLUMNS="80").stdout.splitlines()
+    assert len(done) <= 40
+    assert max(map(len, done)) <= 80
+
+
+@pytest.mark.parametrize("verb", [verb.name for verb in VERBS if not verb.name.startswith(("kernel", "calibrate"))])
+def test_examples_work_as_printed(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = Path(__file__).parent.parent / "src/rmaplab/data/recordings/pipeline.parquet"
+    for name in ("sort.parquet", "redis.parquet", "history.parquet"):
+        shutil.copy(shipped, tmp_path / name)
+    (tmp_path / "mine.py").write_text(DESIGN_OF_ONES_OWN)
+    monkeypatch.chdir(tmp_path)
+    for example in examples(verb):
+        if any(long in example for long in LONG):
+            continue
+        arguments = shlex.split(example)[1:]
+        if "record" in arguments:
+            rmaplab_apart(*arguments)
+            continue
+        shown = (verb == "explore" and "race.html" in example) or "cow_context_prototype" in example
+        rmaplab(*arguments, status=1 if shown else 0)
+
+
+def test_an_overview_is_a_screen() -> None:
+    for arguments in (["--help"], ["kernel", "--help"], ["kernel"], []):
+        lines = rmaplab(*arguments).stdout.splitlines()
+        assert len(lines) <= 30
+        assert max(map(len, lines)) <= 80
 
 
 def test_run_lists_the_workloads_and_their_parameters() -> None:
@@ -228,6 +270,13 @@ def test_the_example_is_played_where_nothing_can_record(monkeypatch: pytest.Monk
 
 
 # A design of one's own
+
+DESIGN_OF_ONES_OWN = """
+from rmaplab.rmap.anon_vma import AnonVmaRmap
+
+class Mine(AnonVmaRmap):
+    name = "mine"
+"""
 
 DESIGN = """
 from rmaplab.mm.reverse_map import ReverseMap

@@ -47,39 +47,39 @@ def command(
     ],
     cpus: Annotated[
         list[str] | None,
-        typer.Option(metavar="N,...", help="Numbers of CPUs (default: 1,2,4,8,16); `...` doubles: 1,...,1024."),
+        typer.Option(metavar="N,...", help="CPUs (default: 1,2,4,8,16; 1,...,1024 doubles)."),
     ] = None,
     rmap: options.Designs = None,
     costs: options.Costs = "",
     profile: options.ProfileName = "",
     timing: Annotated[
-        str, typer.Option(metavar="fast|recorded", help="As fast as it goes, or no event before its recorded time.")
+        str, typer.Option(metavar="fast|recorded", help="fast, or no event before its recorded time.")
     ] = "fast",
     large_folios: options.LargeFolios = 0,
     seed: options.Seed = 1,
     lock_report: Annotated[
-        bool, typer.Option("--lock-report", help="Print what `perf lock contention` would, for the most CPUs.")
+        bool, typer.Option("--lock-report", help="Print lock contention, for the most CPUs.")
     ] = False,
     latencies: Annotated[
-        bool, typer.Option("--latencies", help="Print how long each operation took, for the most CPUs.")
+        bool, typer.Option("--latencies", help="Print latencies, for the most CPUs.")
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option(metavar="F", help="Draw throughput over CPUs, as SVG or PNG by F's name.")
+        Path | None, typer.Option(metavar="F", help="Draw throughput over CPUs: F.svg or F.png.")
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="F", help="Write a timeline of the last run, which Perfetto opens (ui.perfetto.dev)."),
+        typer.Option(metavar="F", help="Write a timeline of the last run for Perfetto."),
     ] = None,
     json: options.Json = False,
 ) -> bool:
     """Run a workload as parallel programs on simulated CPUs, once for each design and number of CPUs.
 
-    Time is virtual: it passes by counted work, at what a cost profile says that work costs, and by waiting for
-    locks, CPUs and cache lines.  The same inputs give the same figures on any machine (docs/scaling.md).
+    Time is virtual: it passes by counted work, at the costs of a profile, and by waiting for locks, CPUs and cache
+    lines. The same inputs give the same figures on any machine (docs/scaling.md).
 
     \b
     Examples:
-      rmaplab scale storm --cpus 1,...,64 --lock-report
+      rmaplab scale storm --cpus 1,...,8 --lock-report
       rmaplab scale zygote apps=cpus --rmap cow_context --plot zygote.svg
       rmaplab scale redis.parquet --timing recorded --cpus 2 --trace redis.json
     """
