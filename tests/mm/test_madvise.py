@@ -9,6 +9,7 @@ from rmaplab.mm import abi
 from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_SHARED
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE
 from rmaplab.mm.machine import Machine
+from rmaplab.mm.profile import PROFILES
 from rmaplab.mm.vma import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_RAND_READ, VM_SEQ_READ
 
 SHARED = MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED
@@ -80,6 +81,16 @@ def test_populate_faults_in_for_reading_or_writing(space: Space) -> None:
     assert space.advise(0, 2, abi.MADV_POPULATE_READ) == 0
     assert space.advise(2, 2, abi.MADV_POPULATE_WRITE) == 0
     assert [space.entry(page) for page in range(4)] == ["zero", "zero", "anon", "anon"]
+
+
+@pytest.mark.parametrize("kernel", PROFILES)
+def test_every_kernel_populates_for_reading_or_writing(kernel: str) -> None:
+    space = Space(kernel)
+    space.map(0, 4)
+    assert space.advise(0, 2, abi.MADV_POPULATE_READ) == 0
+    assert space.advise(2, 2, abi.MADV_POPULATE_WRITE) == 0
+    assert [space.entry(page) for page in range(4)] == ["zero", "zero", "anon", "anon"]
+    space.close()
 
 
 def test_populate_respects_rights_and_holes(space: Space) -> None:

@@ -20,6 +20,7 @@ from rmaplab.mm.abi import (
     MCL_ONFAULT,
     MLOCK_ONFAULT,
 )
+from rmaplab.mm.pagetable import PTE_DIRTY
 from rmaplab.mm.vma import (
     TASK_SIZE,
     VM_ACCOUNT,
@@ -112,6 +113,12 @@ def test_populate_faults_everything_in(space: Space) -> None:
     assert [space.entry(page) for page in (4, 5)] == ["zero"] * 2
     space.map(8, 2, N, ANON | MAP_POPULATE)
     assert space.entry(8) == ""
+
+
+def test_populate_does_not_dirty_a_shared_mapping(model: Space) -> None:
+    """It faults for writing only where that breaks copy-on-write (populate_vma_page_range())."""
+    model.map(0, 1, RW, MAP_SHARED | MAP_FIXED | MAP_POPULATE, DISK)
+    assert model.entry(0) == "file" and not model.has(PTE_DIRTY, 0)
 
 
 def test_a_locked_mapping_is_populated(space: Space) -> None:

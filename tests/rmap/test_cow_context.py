@@ -200,3 +200,19 @@ def test_records_say_exactly_which_vmas_are_displaced(seed: int, leader: str) ->
                 for pgoff in range(first, last + 1)
             ]
             assert sorted(recorded) == sorted(displaced)
+
+
+def test_why_a_place_is_missed_tells_a_missing_record_from_all_else() -> None:
+    world = World("cow_context")
+    parent = world.start()
+    home = world.map(parent)
+    world.write(parent, home)
+    design = world.design("cow_context")
+    assert isinstance(design, CowContextRmap)
+    no_record = "the VMA is displaced, and no record says so"
+    assert design.why_missed(world.page(parent, home), world.vma(parent, home), home) != no_record
+    away = world.move(parent, home, 1, LOW + 1000 * PAGE_SIZE)
+    moved = world.vma(parent, away)
+    assert design.why_missed(world.page(parent, away), moved, away) != no_record
+    design.context_of(parent).remaps.clear()
+    assert design.why_missed(world.page(parent, away), moved, away) == no_record
