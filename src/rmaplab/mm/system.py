@@ -62,6 +62,7 @@ class _References(AddressSpaces):
         """One user less; was it the last?"""
         if self.scheduler is not None:
             self.scheduler.point("mm_users", mm.users_word, True)
+        assert mm.users > 0, f"a reference to mm {mm.id} is given back that nobody had (mmput())"
         mm.users -= 1
         return mm.users == 0
 
