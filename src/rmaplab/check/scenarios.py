@@ -172,7 +172,7 @@ class World:
             for mm, addr in places:
                 if (mm.id, addr) not in seen:
                     raise Obligation(
-                        f"found: {_place(mm, addr)} maps page {pfn}, and the walk does not come by", [(mm.id, addr)]
+                        f"found: {_place(mm, addr)} maps page {pfn}, but the walk never visits it", [(mm.id, addr)]
                     )
         said = [sentence for sentence, _ in leaks(machine)]
         miscounted(said, "pages in use", -1, machine.folios.in_use, len(maps.keys() | machine.slot_of.keys()))
