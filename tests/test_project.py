@@ -110,9 +110,11 @@ def test_a_failure_to_compile_is_an_error_where_it_was_asked_for(checkout: Path)
         build(checkout, CC="/bin/false", RMAPLAB_COMPILE="1")
 
 
-def test_compiling_can_be_switched_off(checkout: Path) -> None:
+def test_compiling_can_be_switched_off_and_every_file_is_installed(checkout: Path) -> None:
     wheel, _ = build(checkout, RMAPLAB_COMPILE="0")
     assert not modules(wheel, ".so")
+    files = {file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix not in (".pyc", ".so")}
+    assert {f"rmaplab/{file.relative_to(PACKAGE)}" for file in files} - set(wheel.namelist()) == set()
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=names(SOURCES))
