@@ -93,7 +93,7 @@ def print_text(plan: Plan, found: Verified, saved: Path | None, console: Console
     per_second = found.steps / found.seconds if found.seconds else 0
     console.print(
         f"Played  {found.steps:,} events in {found.histories:,} random histories, seed {plan.seed},"
-        f" profile {plan.profile} ({per_second:,.0f} a second)",
+        f" profile {plan.profile} ({per_second:,.0f} per second)",
         soft_wrap=True,
     )
     counts = found.counts

@@ -25,7 +25,7 @@ def command(
     profile: options.ProfileName = "",
     seed: options.Seed = 1,
     steps: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Events in all (default: 20,000, or what --time allows).")
+        int, typer.Option(min=0, metavar="N", help="Events to play (default: 20,000, or what --time allows).")
     ] = 0,
     seconds: Annotated[
         float, typer.Option("--time", min=0, metavar="SECONDS", help="Start no new history after SECONDS.")

@@ -122,7 +122,7 @@ def print_scaling(scaling: Scaling, console: Console) -> None:
     most_shot = max(points, key=lambda point: point.shootdowns)
     if most_shot.shootdowns:
         console.print(
-            f"TLB shootdowns: at most {most_shot.shootdowns:,}, of {most_shot.interrupts:,} CPUs in all, which took"
+            f"TLB shootdowns: at most {most_shot.shootdowns:,}, of {most_shot.interrupts:,} CPUs, which took"
             f" {most_shot.shooting / most_shot.operations * 1e9:,.0f} ns for each operation"
             f" ({most_shot.design} on {most_shot.cpus} CPUs)",
             soft_wrap=True,
@@ -210,7 +210,7 @@ def draw(path: Path, scaling: Scaling) -> None:
     axes.set_yscale("log")
     axes.set_xticks(every, [f"{int(n)}" for n in every])
     axes.set_xlabel("CPUs")
-    axes.set_ylabel("operations a second of virtual time")
+    axes.set_ylabel("operations per second of virtual time")
     axes.set_title(scaling.inputs.history.name, fontsize=9, wrap=True)
     axes.grid(True, which="both", alpha=0.2)
     axes.legend()
