@@ -325,3 +325,14 @@ def test_mlockall_is_for_what_is_there_or_for_what_comes(model: Space) -> None:
 @pytest.mark.parametrize("flags", [0, MCL_ONFAULT, 8])
 def test_mlockall_refuses(model: Space, flags: int) -> None:
     assert model.do(Event("mlockall", 1, flags=flags)) == "EINVAL"
+
+
+def test_a_heap_counts_as_locked_only_if_it_is() -> None:
+    space = Space()
+    mm = space.machine.mm_of(1)
+    space.do(Event("brk", 1, mm.start_brk + 3 * PAGE))
+    assert mm.brk == mm.start_brk + 3 * PAGE and mm.locked_vm == 0
+    space.do(Event("mlockall", 1, flags=2))  # MCL_FUTURE
+    space.do(Event("brk", 1, mm.start_brk + 5 * PAGE))
+    assert mm.locked_vm == 2
+    space.close()

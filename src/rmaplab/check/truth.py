@@ -40,7 +40,7 @@ from rmaplab.mm.pagetable import (
     Leaf,
 )
 from rmaplab.mm.reverse_map import miscounted
-from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, VM_LOCKED, VMA
+from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, VMA
 
 Place = tuple[VMA, int]
 Bools = npt.NDArray[np.bool_]
@@ -286,7 +286,6 @@ def _rows(machine: Machine, truth: Truth, wrong: list[str]) -> None:
 def _vmas(mm: MM, wrong: list[str]) -> None:
     end = 0
     total = 0
-    locked = 0
     for vma in mm.tree.to_list():
         if vma.start < end:
             wrong.append(f"{vma!r} begins below {end:#x}, where the VMA before it ends")
@@ -296,10 +295,6 @@ def _vmas(mm: MM, wrong: list[str]) -> None:
             wrong.append(f"{vma!r} is in the tree of mm {mm.id}, but belongs elsewhere")
         end = vma.end
         total += (vma.end - vma.start) >> PAGE_SHIFT
-        if vma.flags & VM_LOCKED:
-            locked += (vma.end - vma.start) >> PAGE_SHIFT
-    if locked != mm.locked_vm:
-        wrong.append(f"the locked VMAs of mm {mm.id} have {locked} pages, locked_vm is {mm.locked_vm}")
     if total != mm.total_vm:
         wrong.append(f"the VMAs of mm {mm.id} have {total} pages, total_vm is {mm.total_vm}")
 
