@@ -26,10 +26,8 @@ def test_each_aimed_history_has_answers_of_both_kernels() -> None:
     assert {path.stem for path in FIXTURES if path.parent.name == "6.1"} == set(possible_names(False))
 
 
-# Swap-in through the cache, exclusive by the entry's bit; reuse on write of a large folio; lazyfree in batches.
-LACKING = {
-    "swapped_and_forked", "read_ahead_from_swap", "merged_and_found_nowhere", "large_folio_copied", "large_folio_freed",
-}  # fmt: skip
+# Reuse on write of a large folio; lazyfree in batches.
+LACKING = {"large_folio_copied", "large_folio_freed"}
 
 
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version not in COMPLETE])

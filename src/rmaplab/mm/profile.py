@@ -99,6 +99,11 @@ class Profile:
     swap_in_writable: bool = True
     """A page that is read in for one process alone is mapped writable also where the access was a read.
     (mm/memory.c do_swap_page(); 6.1 asks for FAULT_FLAG_WRITE)"""
+    swap_uncaches: bool = False
+    """Swap-in goes through the swap cache: a page is exclusive only if its entry says so, and leaves the cache as soon
+    as no entry is left, on a read as well, where swap is a synchronous device (as the machine's is).  Before, such a
+    page skips the cache for the last entry that refers to it, and is exclusive then.
+    (mm/memory.c do_swap_page() and should_try_to_free_swap() in 7.2 and 7.3)"""
     clean_writable: bool = True
     """mprotect() that gives the right to write gives it to entries of exclusive pages, clean or dirty.
     (mm/mprotect.c can_change_pte_writable(); 6.1 asks for a dirty entry)"""
@@ -201,6 +206,7 @@ _KNOWN: Final = (
         move_many=True,
         clone_reverses=True,
         sticky_flags=True,
+        swap_uncaches=True,
         guard_regions=True,
     ),
     Profile(
@@ -219,6 +225,7 @@ _KNOWN: Final = (
         anon_pgoff=True,
         clone_reverses=True,
         sticky_flags=True,
+        swap_uncaches=True,
         guard_regions=True,
     ),
 )

@@ -174,11 +174,12 @@ def _map_swapped(
     slot.count -= 1
     alone = not ksm and folios.mapcount.m[pfn] == 0 and system.pins[pfn] == 1
     fresh = not folios.flags.m[pfn] & FOLIO_ANON
-    if slot.count == 0 and (mlocked or (alone and (direct or write))):
-        # should_try_to_free_swap(): no entry wants what is in swap.  The last entry's page does not even get
-        # there when it is read from a synchronous device, as zram or a RAM disk is.
+    uncaches = system.profile.swap_uncaches
+    if slot.count == 0 and (mlocked or uncaches or (alone and (direct or write))):
+        # should_try_to_free_swap(): no entry wants what is in swap.  Before `swap_uncaches`, the last entry's page does
+        # not even get there when it is read from a synchronous device, as zram or a RAM disk is.
         system.uncache(pfn)
-        exclusive = exclusive or alone
+        exclusive = exclusive or (alone and not uncaches)
     if folios.mapcount.m[pfn] == 0 and fresh:
         folios.flags.m[pfn] = FOLIO_ANON
         folios.index.m[pfn] = vma.anon_pgoff + ((addr - vma.start) >> PAGE_SHIFT)
