@@ -273,6 +273,50 @@ def program(examples: Any, name: str) -> Measurement:
     return measure
 
 
+_FAULTS = """
+import ctypes, mmap
+for _ in range(8):
+    pages = mmap.mmap(-1, 1 << 30)
+    pages.madvise(mmap.MADV_NOHUGEPAGE)
+    ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(pages)), 1, 1 << 30)
+    del pages
+"""
+_CALLS = "import mmap\nfor _ in range(100_000): mmap.mmap(-1, 4096, 34).close()"
+_SUBSHELLS = "i=0; while [ $i -lt 5000 ]; do (true); i=$((i+1)); done"
+
+
+def record_rows() -> list[Row]:
+    """What recording a program takes, over the program by itself."""
+
+    def seconds(*command: str) -> Measurement:
+        def measure() -> float:
+            begun = perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            return perf_counter() - begun
+
+        return measure
+
+    with tempfile.TemporaryDirectory() as directory:
+        recorder = [
+            sys.executable, "-m", "rmaplab", "record", "--recorder", "perf", "-o", f"{directory}/h.parquet", "--",
+        ]  # fmt: skip
+        if subprocess.run([*recorder, "true"], check=False, capture_output=True).returncode:
+            progress.print("perf events are not permitted here, so what recording takes is not measured")
+            return []
+        at_once = median(seconds(*recorder, "true")() for _ in range(PAIRS))
+        rows = [at_most("record of a program that ends at once", at_once, "s", 0.5, "rmaplab record -- true, elapsed")]
+        for what, bar, command in (
+            ("2 million faults", 2, [sys.executable, "-S", "-c", _FAULTS]),
+            ("5,000 subshells", 0, ["sh", "-c", _SUBSHELLS]),
+            ("200,000 mmap and munmap", 0, [sys.executable, "-S", "-c", _CALLS]),
+        ):
+            recorded, bare = in_turn(seconds(*recorder, *command), seconds(*command), pairs=3)
+            how = f"rmaplab record ({median(recorded):.3g} s) over the program by itself ({median(bare):.3g} s)"
+            name, value = f"record of {what}: recorded / bare", ratio(recorded, bare)
+            rows.append(at_most(name, value, "times", bar, how) if bar else beside(name, value, "times", how))
+    return rows
+
+
 def replay_rows() -> list[Row]:
     """Replays of the packaged recordings, against the programs themselves where they can be run here."""
     rows = []
@@ -378,6 +422,7 @@ def main() -> int:
     pages = pages_that_fit(1_000_000)
     parts: list[tuple[str, Callable[[], list[Row]]]] = [
         ("replays of recorded programs", replay_rows),
+        ("recording", record_rows),
         ("fork of many VMAs", lambda: fork_rows("fork_vmas", 1000, "1000 VMAs of a page", 1.5, 15)),
         ("fork of many VMAs, two designs", lambda: fork_lockstep_rows(1000)),
         ("fork of many pages", lambda: fork_rows("fork_pages", pages, f"{pages} pages in a VMA", 0.5, 5)),
