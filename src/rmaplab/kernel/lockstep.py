@@ -283,10 +283,12 @@ def possible(machine: Machine, event: Event) -> bool:
             and all(number in mm.page_table.leaves for number in range(event.addr2 >> LEAF_SHIFT, last + 1))
         )  # fmt: skip
     if event.op == "mremap" and machine.profile.move_many and event.flags & MREMAP_FIXED:
-        # Our files are ramfs's, which searches for addresses itself: then such a VMA moves alone or not at all
-        # (mm/mremap.c vma_multi_allowed()).  File systems of disks do not.
-        vmas = machine.mm_of(event.pid).tree.overlapping(event.addr, event.addr + max(event.length, 1))
-        return len(vmas) < 2 or all(vma.file is None or vma.file.is_shmem for vma in vmas)
+        # Our files are ramfs's, which searches for addresses itself: then a VMA moves if it is all of the range, or not
+        # at all (mm/mremap.c vma_multi_allowed()).  File systems of disks do not.
+        end = event.addr + max(event.length, 1)
+        vmas = machine.mm_of(event.pid).tree.overlapping(event.addr, end)
+        alone = len(vmas) == 1 and vmas[0].end >= end
+        return alone or all(vma.file is None or vma.file.is_shmem for vma in vmas)
     if event.op == "ksm":
         # ksmd has nothing to scan where nothing is mergeable.
         return any(vma.flags & VM_MERGEABLE for mm in machine.mms.values() for vma in mm.tree.to_list())
