@@ -1,5 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What all refusals have in common."""
+"""What all refusals have in common; and how a mistake in code reads in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from traceback import extract_tb
+from typing import Final
+
+_PACKAGE: Final = Path(__file__).resolve().parent
 
 
 class CannotRun(Exception):
@@ -8,3 +16,20 @@ class CannotRun(Exception):
     The command line prints it and ends with status 2; any other exception is a mistake in a design or in
     rmaplab, and is shown with its traceback.
     """
+
+
+def in_a_line(error: Exception) -> str:
+    """What `error` says, in one line.
+
+    The rules that rmaplab checks raise exceptions of its own, whose sentences are enough.  One of Python's is a mistake
+    in code: its class, and the function that made it, in a design's own file if it comes from there.
+    """
+    said = (str(error).splitlines() or [""])[0]
+    if type(error).__module__ != "builtins":
+        return said or type(error).__name__
+    frames = extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not Path(frame.filename).resolve().is_relative_to(_PACKAGE)]
+    words = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    for frame in (own or frames)[-1:]:
+        words += f", in {frame.name}(), line {frame.lineno} of {Path(frame.filename).name}"
+    return words

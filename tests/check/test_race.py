@@ -206,6 +206,14 @@ class Wrong(CowContextPrototypeRmap):
 class Namesake(AnonVmaRmap):
     name = "anon_vma"
 """
+MISTAKEN = '''
+
+class Mistaken(AnonVmaRmap):
+    name = "mistaken"
+
+    def mm_gone(self, mm):
+        del self.nothing
+'''
 LOOK = "referenced / exit of the child"
 
 
@@ -235,11 +243,25 @@ def test_a_design_of_ones_own_is_raced_by_file_and_by_module(
 
 def test_a_wrong_design_of_ones_own_is_found_and_can_be_replayed(own: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = command(capsys, "restore / fork of the child", "--rmap", f"{own}:Wrong")
-    assert status == 1 and "wrong: 0 of 1 scenarios hold, 1 are broken" in out
+    assert status == 1 and "wrong: 0 of 1 scenarios hold, 1 is broken" in out
     again = shlex.split(out.partition("again:")[2].splitlines()[0])
     assert again[:2] == ["rmaplab", "race"]
     status, out, _ = command(capsys, *again[2:])
     assert status == 1 and "restored: " in out
+
+
+def test_a_mistake_in_a_design_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mistaken.py"
+    path.write_text(OWN + MISTAKEN)
+    line = path.read_text().splitlines().index("        del self.nothing") + 1
+    _, out, _ = command(capsys, LOOK, "--rmap", f"{path}:Mistaken")
+    assert "AttributeError: " in out and f", in mm_gone(), line {line} of mistaken.py" in out
+
+
+def test_what_was_given_up_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = command(capsys, "restore / fork of the child", "--rmap", "anon_vma", "--limit", "2")
+    assert status == 1 and "0 are broken" in out
+    assert "1 not finished: --limit 2 gave them up" in out
 
 
 def test_two_designs_of_one_name_are_refused(own: str, capsys: pytest.CaptureFixture[str]) -> None:

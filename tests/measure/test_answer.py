@@ -7,6 +7,7 @@ import io
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -14,7 +15,7 @@ from rmaplab.measure import sources
 from rmaplab.measure.answer import Column, columns_of, print_answer
 from rmaplab.measure.comparison import Plan, compare, priced
 from rmaplab.measure.cost import load_costs
-from rmaplab.measure.report import Inputs, Report, print_report
+from rmaplab.measure.report import Inputs, Report, print_report, sameness
 from rmaplab.mm.profile import profile_for
 from rmaplab.rmap import DESIGNS
 from rmaplab.terminal import Grid, bar
@@ -86,6 +87,16 @@ def test_it_says_who_misses_what_and_whether_that_matters(report: Report) -> Non
     selected = " ".join(printed(report_of("anon_vma", "cow_context_prototype", excused=""), 80).split())
     assert "Verdict does not hold" in selected
     assert f"cow_context_prototype misses {missed:,} mappings" in selected
+
+
+def test_it_says_how_the_vmas_of_walks_differ(report: Report) -> None:
+    design = report.figures.designs[1]
+    walks = msgspec.structs.replace(design.walks, additional=1200, additional_mapping=0, missing=3, missing_mapping=2)
+    differs = sameness(msgspec.structs.replace(design, walks=walks))
+    assert differs == (
+        "1,200 VMAs that anon_vma does not (none of them maps the folio),"
+        " and not 3 VMAs that anon_vma visits (of which 2 map the folio)"
+    )
 
 
 def test_it_says_what_was_checked_and_what_not(report: Report) -> None:

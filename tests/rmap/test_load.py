@@ -97,7 +97,14 @@ def test_a_file_that_does_not_run_says_why(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing_of_this_name"):
         load(str(path))
     path.write_text("x = 1\n")
-    with pytest.raises(ValueError, match=r"0 subclasses of ReverseMap \(none\)"):
+    with pytest.raises(ValueError, match=r"no subclass of ReverseMap"):
         load(str(path))
     with pytest.raises(ValueError, match="has no 'Mine'"):
         load(f"{path}:Mine")
+
+
+def test_a_file_may_import_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "first_of_mine.py").write_text(OWN.format(name="First"))
+    path = tmp_path / "second.py"
+    path.write_text("from first_of_mine import First\n\n\nclass Second(First):\n    name = 'second'\n")
+    assert load(str(path)).name == "second"

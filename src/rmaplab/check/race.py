@@ -17,7 +17,7 @@ import msgspec
 
 from rmaplab.check.lock_order import complaints
 from rmaplab.check.scenarios import World, exists, names, preemption_bound, scenario
-from rmaplab.errors import CannotRun
+from rmaplab.errors import CannotRun, in_a_line
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.mm.vma_tree import VMATree
@@ -196,8 +196,7 @@ def explain(failure: Failure) -> Broken:
     """The failure in words."""
     label = Labels(failure.subject)
     timeline = [TimelineStep(step.task, label.step(step)) for step in failure.trace]
-    sentence = str(failure.error) or f"{type(failure.error).__name__} in the code under test"
-    return Broken(sentence.splitlines()[0], write_path(failure.path), timeline)
+    return Broken(in_a_line(failure.error), write_path(failure.path), timeline)
 
 
 class Labels:

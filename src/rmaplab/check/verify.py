@@ -37,6 +37,7 @@ from rmaplab.check import batching
 from rmaplab.check.coverage import ENOUGH, Reached, missing
 from rmaplab.check.histories import Author, header, shortest
 from rmaplab.check.lockstep import Checker, Counts
+from rmaplab.errors import in_a_line
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE
@@ -240,7 +241,7 @@ def run_history(plan: Plan, number: int, steps: int) -> Ran:
         raise
     except Exception as error:  # whatever a design or the machine raises is a finding
         ran.steps = len(events)
-        _found(plan, setup, ran, events, "broken", _told(error), setup.designs[0].name)
+        _found(plan, setup, ran, events, "broken", in_a_line(error), setup.designs[0].name)
         return ran
     if number % 5 == 4 and ran.failure is None:
         ran.compared = len(events)
@@ -267,10 +268,6 @@ def _found(plan: Plan, setup: Setup, ran: Ran, events: list[Event], kind: str, w
         ran.examples.setdefault(key, failure)
     elif ran.failure is None:
         ran.failure = failure
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 # Shortening
@@ -333,7 +330,7 @@ class Search:
         except HistoryError:
             return ""
         except Exception as error:
-            return _told(error) if self._kind == "broken" else ""
+            return in_a_line(error) if self._kind == "broken" else ""
         for found in differences:
             if found.kind == self._kind and found.design in (self._design, ""):
                 return found.what

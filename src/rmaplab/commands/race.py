@@ -214,7 +214,7 @@ def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, 
         failed = [v for v in verdicts if v.broken]
         out.print(
             f"\n{name}: {sum(v.holds for v in verdicts)} of {len(verdicts)} scenarios hold,"
-            f" {len(failed)} are broken,"
+            f" {len(failed)} {'is' if len(failed) == 1 else 'are'} broken,"
             f" {sum(v.interleavings for v in verdicts):,} interleavings tried,"
             f" {sum(v.seconds for v in verdicts):.1f} s of CPU time\n"
         )
@@ -227,6 +227,11 @@ def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, 
             out.print(f"     see it: rmaplab explore {which} -o race.html\n", soft_wrap=True)
         for v in failed[timelines:]:
             out.print(f"{v.scenario}: {v.broken[0].error}", soft_wrap=True)
+        if len(failed) > timelines:
+            out.print(f"\n--timelines {len(failed)} shows how each comes about, and how to see it again\n")
+        left = sum(not v.broken and not v.random and not v.exhausted for v in verdicts)
+        if left:
+            out.print(f"{left} not finished: --limit {inputs.limit} gave them up, and nothing is said about them\n")
     for complaint in wrong:
         out.print(complaint, soft_wrap=True)
     out.print(f"Verdict   {'holds' if holds else 'does not hold'}")

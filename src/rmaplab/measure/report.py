@@ -286,12 +286,17 @@ def print_fact(label: str, text: str, out: Console) -> None:
 
 
 def sameness(design: DesignFigures) -> str:
+    """How the VMAs that its walks visit differ from the reference's, as the end of "it visits …"."""
     walks = design.walks
     if not walks.missing and not walks.additional:
         return f"exactly the VMAs of {REFERENCE}"
     parts = []
     if walks.additional:
-        parts.append(f"{walks.additional:,} more ({walks.additional_mapping:,} of them map the folio)")
+        parts.append(f"{walks.additional:,} VMAs that {REFERENCE} does not ({_mapping(walks.additional_mapping)})")
     if walks.missing:
-        parts.append(f"{walks.missing:,} fewer ({walks.missing_mapping:,} of them map the folio)")
-    return f"not the VMAs of {REFERENCE}: " + " and ".join(parts)
+        parts.append(f"not {walks.missing:,} VMAs that {REFERENCE} visits ({_mapping(walks.missing_mapping)})")
+    return ", and ".join(parts)
+
+
+def _mapping(count: int) -> str:
+    return f"of which {count:,} map the folio" if count else "none of them maps the folio"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -104,6 +105,9 @@ def _from_file(path: Path, attribute: str) -> type[ReverseMap]:
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None  # a .py file always has a loader
     module = importlib.util.module_from_spec(spec)
+    beside = str(path.resolve().parent)  # as for a script: what lies beside it can be imported
+    if beside not in sys.path:
+        sys.path.append(beside)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -118,11 +122,9 @@ def _from_file(path: Path, attribute: str) -> type[ReverseMap]:
         if isinstance(value, type) and issubclass(value, ReverseMap) and value.__module__ == module_name
     ]
     if len(own) != 1:
-        names = ", ".join(value.__name__ for value in own) or "none"
-        raise ValueError(
-            f"{path} has {len(own)} subclasses of ReverseMap ({names}): there must be one,"
-            f" or give {path}:Class"
-        )
+        names = ", ".join(value.__name__ for value in own)
+        has = f"{len(own)} subclasses of ReverseMap ({names})" if own else "no subclass of ReverseMap"
+        raise ValueError(f"{path} has {has}: there must be one, or give {path}:Class")
     return own[0]
 
 
