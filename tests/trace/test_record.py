@@ -198,6 +198,42 @@ def test_without_perf_strace_is_taken_and_that_is_said(
         record(["true"], tmp_path / "h")
 
 
+@pytest.mark.usefixtures("perf")
+def test_a_program_that_wants_to_be_traced_is_told_of(tmp_path: Path) -> None:
+    program = """
+        import ctypes, os, signal, time
+        child = os.fork()
+        if child == 0:
+            ctypes.CDLL(None).ptrace(0, 0, 0, 0)  # PTRACE_TRACEME
+            os.kill(os.getpid(), signal.SIGSTOP)
+            os._exit(0)
+        time.sleep(0.5)
+        os.kill(child, signal.SIGCONT)  # so that the test ends
+        os.waitpid(child, 0)
+    """
+    said: list[str] = []
+    command = [sys.executable, "-S", "-c", textwrap.dedent(program)]
+    assert record(command, tmp_path / "h", recorder="perf", check=True, say=said.append).status == 0
+    assert len(said) == 1 and "has stopped itself" in said[0] and "--check traces it already" in said[0]
+
+
+@pytest.mark.usefixtures("perf")
+def test_a_process_whose_thread_executes_another_program_is_compared_at_its_end(tmp_path: Path) -> None:
+    """The thread takes the number of the process; the first thread ends before."""
+    program = """
+        import os, threading
+        for _ in range(3):
+            threading.Thread(target=lambda: None).start()
+        threading.Thread(target=lambda: os.execv("/bin/sh", ["sh", "-c", "exit 0"])).start()
+        threading.Event().wait()
+    """
+    command = [sys.executable, "-S", "-c", textwrap.dedent(program)]
+    history = record(command, tmp_path / "h", recorder="perf", check=True).history
+    assert [event.op for event in history].count("mark") == 1
+    player = replayed(history)
+    assert player.marks == 1 and player.geometry == []
+
+
 _CONTAINER: Final = ["unshare", "-ipf", "--mount-proc"]
 
 

@@ -162,7 +162,7 @@ def _with_perf(
     header.recorder = "perf"
     for attempt in range(_ATTEMPTS):
         size = buffer << 3 * attempt
-        run, spool = _perf_run(command, size, check)
+        run, spool = _perf_run(command, size, check, say)
         timeline = Timeline()
         reducer = Reducer(names=names, maps=run.maps)
         if spool.size > _WORTH_SAYING:
@@ -190,9 +190,9 @@ class _Run(msgspec.Struct):
     maps: dict[int, list[list[MapsRow]]] = {}
 
 
-def _perf_run(command: Sequence[str], size: int, check: bool) -> tuple[_Run, Spool]:
+def _perf_run(command: Sequence[str], size: int, check: bool, say: Say) -> tuple[_Run, Spool]:
     child = _start_stopped(command)
-    tracer = Tracer()
+    tracer = Tracer(say)
     events: PerfEvents | None = None
     with _Signals(child.pid) as signals:
         try:

@@ -3,7 +3,7 @@
 
 PTRACE_O_TRACEEXIT stops each task early in do_exit() (kernel/exit.c), while its address space is still whole.
 The tracer reads the maps there and lets the task go on; it changes nothing.  A process's address space is
-at its end when its last thread stops, so of several readings the last one counts.
+at its end when its last thread stops, so nothing is read where others have still to come there.
 
 Linux tells a tracer about tasks in the thread that attached, so all of this runs in one thread.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,9 @@ _INTERRUPT: Final = 0x4207
 _LISTEN: Final = 0x4208
 _FORK, _VFORK, _CLONE, _EXIT = 0x2, 0x4, 0x8, 0x40  # PTRACE_O_TRACE*
 _EVENT_EXIT: Final = 6
+_EVENTS_NEW: Final = (1, 2, 3)  # PTRACE_EVENT_FORK, VFORK, CLONE
+_GETEVENTMSG: Final = 0x4201
+_GETSIGINFO: Final = 0x4202
 _EVENT_STOP: Final = 128
 _WALL: Final = 0x40000000  # __WALL: threads, too
 _STOPPING: Final = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
@@ -45,16 +49,36 @@ def _ptrace(request: int, tid: int, data: int = 0) -> bool:
     raise OSError(number, os.strerror(number))
 
 
+def _pid_of(tid: int) -> int:
+    """The process that task `tid` belongs to; itself, if it is gone."""
+    try:
+        status = Path(f"/proc/{tid}/status").read_text(errors="replace")
+    except OSError:
+        return tid
+    return int(status.partition("\nTgid:")[2].split(None, 1)[0])
+
+
+def _is_from_itself(tid: int) -> bool:
+    """Whether the signal that task `tid` is about to get is one that its process sent."""
+    siginfo = (ctypes.c_int * 32)()
+    if _libc.ptrace(_GETSIGINFO, tid, None, ctypes.addressof(siginfo)):
+        return False
+    return siginfo[4] == _pid_of(tid)  # si_pid
+
+
 class Tracer:
     """Follows a process and all its descendants.
 
     maps: /proc/PID/maps at the end of each life of a pid, in order
+    say:  is told in a sentence what may go wrong
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
+        self._say: Final = say
         self.maps: Final[dict[int, list[list[MapsRow]]]] = {}
         self._last: dict[int, list[MapsRow]] = {}  # by pid
         self._tasks: set[int] = set()
+        self._running: dict[int, set[int]] = {}  # by pid: its tasks that have not come to their end
 
     def attach(self, pid: int) -> None:
         """Follow `pid`.
@@ -63,6 +87,7 @@ class Tracer:
         """
         _ptrace(_SEIZE, pid, _FORK | _VFORK | _CLONE | _EXIT)
         self._tasks.add(pid)
+        self._running[pid] = {pid}
 
     def wait(self, pid: int) -> int:
         """Let all of them run until process `pid` has ended; returns its wait status.
@@ -87,17 +112,32 @@ class Tracer:
         number = os.WSTOPSIG(status)
         if event == _EVENT_EXIT:
             self._read_maps(tid)
+        elif event in _EVENTS_NEW:
+            child = ctypes.c_ulong()
+            if _libc.ptrace(_GETEVENTMSG, tid, None, ctypes.addressof(child)) == 0:
+                pid = _pid_of(child.value)
+                if pid == child.value:
+                    self._running[pid] = set()  # nothing is left of who had that number before
+                self._running.setdefault(pid, set()).add(child.value)
+        elif number == signal.SIGSTOP and event == 0 and _is_from_itself(tid):
+            self._say(
+                f"process {tid} has stopped itself: if it waits for a tracer of its own (ptrace), it waits for ever, "
+                "because --check traces it already; Ctrl-C ends it"
+            )
         if event == _EVENT_STOP and number in _STOPPING:
             _ptrace(_LISTEN, tid)
         else:
             _ptrace(_CONT, tid, 0 if event else number)
 
     def _read_maps(self, tid: int) -> None:
+        pid = _pid_of(tid)
+        running = self._running.get(pid, set())
+        running.discard(tid)
+        if any(os.path.exists(f"/proc/{pid}/task/{other}") for other in running):
+            return
         try:
-            status = Path(f"/proc/{tid}/status").read_text(errors="replace")
-            pid = int(status.split("\nTgid:", 1)[1].split(None, 1)[0])
             rows = maps_of(tid)
-        except (OSError, IndexError):
+        except OSError:
             return  # killed while it was stopped
         if rows:
             self._last[pid] = rows
