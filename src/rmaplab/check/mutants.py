@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Bugs, re-introduced: a check that cannot fail is worth nothing.
 
-A `Mutant` is a design from which one rule was taken.  Some of the rules were once missing in Linux (KERNEL.md,
+A `Mutant` is a design without one of its rules.  Some of the rules were once missing in Linux (docs/kernels/rules.md,
 section 6, has the commits); the others are those that a new design would be most likely to miss.  `hunt`
 plays random histories on a machine that the design and its mutant watch, and returns the first thing that
 tells them apart: an entry that the mutant's walk does not find, a VMA that only one of the two visits, or a

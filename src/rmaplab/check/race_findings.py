@@ -47,7 +47,8 @@ class Stage(msgspec.Struct, frozen=True):
     """A design with some causes put right.
 
     cause:  what the next stage puts right
-    listed: what of that the design's author lists as open (KERNEL.md, section 3), by what a scenario's name contains
+    listed: what of that the design's author lists as open (docs/kernels/rules.md, section 3), by what a scenario's
+            name contains
     """
 
     design: type[ReverseMap]

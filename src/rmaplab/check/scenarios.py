@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What may happen to a folio on other CPUs while somebody walks its mappings.
 
-A scenario is a *user* of the reverse map (KERNEL.md section 5: who looks for references, who unmaps, who
-migrates, who restores after migration) against one or two *operations*, each on a CPU of its own.  The world
-is as small as it can be: process 1 has one page at HOME, process 2 was forked from it, unless an operation wants
-it otherwise.  The user begins with a reference to the folio, as if it had isolated it from an LRU list.
+A scenario is a *user* of the reverse map (docs/kernels/rules.md, section 5: a look for references, an unmapping, a
+migration, the restoring half of one) against one or two *operations*, each on a CPU of its own.  The world is as small
+as it can be: process 1 has one page at HOME, and process 2 was forked from it, unless an operation needs another
+start.  The user begins with a reference to the folio, as if it had isolated it from an LRU list.
 
 Obligations, looked at when all CPUs have come to their end
 - restored: no process waits for a migration entry that nobody will replace.

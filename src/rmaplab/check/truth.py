@@ -5,7 +5,7 @@ A reverse map answers "which entries map this folio?".  The page tables know: `T
 their anonymous entries by folio, and is thereby the answer that no design may fall short of.  It shares no
 code with any design.
 
-Completeness (DESIGN.md, "What right means"): each entry that maps a page of a folio, present or under
+Completeness: each entry that maps a page of a folio, present or under
 migration, is among the places of a walk of that folio.  A place (VMA, address) stands for the pages of the
 folio from the first one that the VMA covers to the last, as page_vma_mapped_walk() takes it
 (mm/page_vma_mapped.c, vma_address() in mm/internal.h).

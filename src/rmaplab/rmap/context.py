@@ -33,8 +33,8 @@ from rmaplab.sync.work import LockClass, Pool, Tally
 
 
 def context_size(maple_tree: int) -> int:
-    """Bytes of struct cow_context in a cache of its own, field by field (KERNEL.md, section 3); `maple_tree`: bytes of
-    its remap tree."""
+    """Bytes of struct cow_context in a cache of its own, field by field (docs/kernels/rules.md, section 3).
+    `maple_tree`: bytes of its remap tree."""
     return (
         8  # the mm: struct mm_struct *
         + 8  # the parent: struct cow_context *

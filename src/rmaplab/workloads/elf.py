@@ -5,7 +5,7 @@ For every object the loader reserves the whole span with one read-only MAP_PRIVA
 maps text, constants and data over parts of it with MAP_FIXED, and anonymous memory for .bss at the end;
 relocations write to the data pages, and mprotect then makes the relocated constants (RELRO) read-only,
 which splits the data segment.  The pages that relocations copied are anonymous, yet their VMA's vm_pgoff
-is an offset in the file: the case that KERNEL.md section 3 calls a TODO of the prototype.
+is an offset in the file: a TODO of the prototype (docs/kernels/rules.md, section 3).
 """
 
 from __future__ import annotations

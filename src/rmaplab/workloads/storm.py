@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Processes of one family, or of none, that fork and exit in a loop.
 
-The measurement of KERNEL.md section 7: processes with some hundred faulted VMAs fork and exit in a loop.  Forked from
-one zygote, each of their VMAs belongs to a hierarchy whose root lock all of them need, at each fork and at each exit;
-unrelated, none of them shares anything.
+The measurement in docs/kernels/rules.md, section 7: processes with some hundred faulted VMAs fork and exit in a loop.
+Forked from one zygote, each of their VMAs belongs to a hierarchy whose root lock all of them need, at each fork and at
+each exit; unrelated, none of them shares anything.
 """
 
 from __future__ import annotations
