@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import rmaplab
 from rmaplab.check.histories import header
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.native import build
@@ -23,6 +24,7 @@ from rmaplab.kernel.native.compare import replay as play
 from rmaplab.kernel.versions import NATIVE
 from rmaplab.mm.profile import PROFILES
 from rmaplab.trace.events import FAULT_WRITE, Event
+from rmaplab.trace.history import read_history
 
 OPERATIONS = int(os.environ.get("RMAPLAB_NATIVE_OPERATIONS", "100000"))
 needs_sources = pytest.mark.skipif(
@@ -31,6 +33,7 @@ needs_sources = pytest.mark.skipif(
 PAGE = 4096
 STACK = 0x0F_0000_0000
 PROFILE = PROFILES["7.3"]
+RECORDINGS = Path(rmaplab.__file__).parent / "data" / "recordings"
 
 
 def library(version: str) -> Library:
@@ -94,6 +97,13 @@ class TestAgainstLinux:
         history += [Event("fork", 1, pid2=2), Event("exit", 1), Event("munmap", 2, 0x7F00_0000_0000, PAGE)]
         assert play(linux, PROFILE, history, ask=False) == (None, len(history))
 
+    @pytest.mark.parametrize("name", ["redis", "make", "pool", "postgresql", "pipeline"])
+    def test_recordings_of_real_programs_agree(self, name: str, linux: Library) -> None:
+        recorded = read_history(RECORDINGS / f"{name}.parquet")
+        found, done = play(linux, PROFILE, recorded, recorded.header, ask=False)
+        assert found is None, explained(found, [])
+        assert done > 1000
+
     def test_what_7_2_does_otherwise_is_said_as_a_rule(self) -> None:
         linux = library("7.2")
         assert campaign(linux, PROFILES["7.2"], 1, 5_000)[0] is None
@@ -112,6 +122,11 @@ def test_a_directory_that_is_no_tree_of_linux(tmp_path: Path) -> None:
         build.build(tmp_path)
     with pytest.raises(KernelUnavailable, match=r"is no tree of Linux's sources: its Makefile names no version"):
         build.release_of(tmp_path)
+
+
+def test_a_version_whose_vma_code_stands_in_files_that_are_not_built() -> None:
+    with pytest.raises(KernelUnavailable, match=r"of 6\.12 is not built in user space: --version is one of 7\.3, 7\.2"):
+        build.sources("6.12", print)
 
 
 def test_the_release_of_a_tree_is_what_its_makefile_says(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Final
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.packages import Archive
 from rmaplab.kernel.setup import cache
-from rmaplab.kernel.versions import SUITES, known
+from rmaplab.kernel.versions import NATIVE, SUITES
 
 HERE: Final = Path(__file__).parent
 _NEEDED: Final = ("tools/testing/vma/vma_internal.h", "tools/testing/shared/maple-shim.c", "mm/vma.c", "mm/vma_exec.c")
@@ -55,7 +55,12 @@ def sources(version: str, say: Callable[[str], None]) -> Path:
 
     :raises KernelUnavailable: it cannot be had
     """
-    target = cache() / "sources" / known(version)
+    if version not in NATIVE:
+        raise KernelUnavailable(
+            f"the VMA code of {version} is not built in user space: --version is one of {', '.join(NATIVE)}; or give"
+            " --source."
+        )
+    target = cache() / "sources" / version
     if (target / "mm" / "vma.c").exists():
         return target
     archive = Archive(cache() / "apt", SUITES[version])

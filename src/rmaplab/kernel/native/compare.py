@@ -39,7 +39,7 @@ _ROOM: Final = 4096  # VMAs that are shown
 _WORDS: Final = 8  # of a VMA as it is described
 
 # native.c, enum of operations
-_EXEC, _FORK, _EXIT, _MMAP, _MUNMAP, _MPROTECT, _MADVISE, _MLOCK, _MLOCKALL, _BRK, _MREMAP, _TOUCH = range(12)
+_EXEC, _FORK, _EXIT, _MMAP, _MUNMAP, _MPROTECT, _MADVISE, _MLOCK, _MLOCKALL, _BRK, _MREMAP, _TOUCH, _FILE = range(13)
 
 _ADVICE: Final = (
     abi.MADV_NORMAL, abi.MADV_RANDOM, abi.MADV_SEQUENTIAL, abi.MADV_DONTFORK, abi.MADV_DOFORK, abi.MADV_DONTDUMP,
@@ -124,7 +124,8 @@ class Comparison:
         library.reset(profile)
         self.machine: Final = Machine(profile, [AnonVmaRmap])
         self._design: Final = cast(AnonVmaRmap, self.machine.leader)
-        self._player: Final = Player(self.machine, head or header(), batch=False)
+        head = head or header()
+        self._player: Final = Player(self.machine, head, batch=False)
         self._library: Final = library
         self._ask: Final = ask
         self._spaces: Final[dict[int, int]] = {}  # by mm.id
@@ -135,6 +136,10 @@ class Comparison:
         self._expected = array("Q")
         self._of: list[tuple[int, int]] = []  # of each operation: its event, its space
         self.done = 0  # operations that agreed
+        for entry in head.files:
+            file = entry.open()
+            if file.special or file.closes:
+                self._add(_FILE, 0, (file.id, file.special, file.closes), 0, None)
 
     def do(self, event: Event) -> Disagreement | None:
         """Play one event; what was found in a batch that came to its end by it."""

@@ -213,11 +213,22 @@ struct mapped {
 	struct file file;
 	struct address_space mapping;
 	unsigned int caller;
+	unsigned long special; /* flags that its mmap handler adds */
+	bool closes; /* its vm_operations have a close hook */
 };
+
+static void close_nothing(struct vm_area_struct *vma)
+{
+}
+
+static const struct vm_operations_struct closing_ops = { .close = close_nothing };
 
 static int prepare_file(struct vm_area_desc *desc)
 {
-	desc->vm_ops = &file_ops;
+	struct mapped *mapped = container_of(desc->file, struct mapped, file);
+
+	desc->vm_ops = mapped->closes ? &closing_ops : &file_ops;
+	desc->vma_flags.__vma_flags[0] |= mapped->special;
 	return 0;
 }
 
@@ -887,7 +898,7 @@ static long do_fork(struct space *parent, unsigned int child)
 /* The caller's side */
 
 enum {
-	EXEC, FORK, EXIT, MMAP, MUNMAP, MPROTECT, MADVISE, MLOCK, MLOCKALL, BRK, MREMAP, TOUCH,
+	EXEC, FORK, EXIT, MMAP, MUNMAP, MPROTECT, MADVISE, MLOCK, MLOCKALL, BRK, MREMAP, TOUCH, DESCRIBE_FILE,
 };
 
 struct operation {
@@ -905,6 +916,13 @@ static long do_operation(const struct operation *op)
 	const long *args = op->args;
 	struct mm_struct *mm;
 
+	if (op->what == DESCRIBE_FILE) {
+		struct mapped *mapped = container_of(file_of(args[0]), struct mapped, file);
+
+		mapped->special = args[1];
+		mapped->closes = args[2];
+		return 0;
+	}
 	if (op->what == EXEC) {
 		space = spaces[op->space] = new_space();
 		return do_exec(space, args[0], args[1], args[2], args[3], args[4]);
