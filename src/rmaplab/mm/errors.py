@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What can go wrong outside of Linux's own errors, which are results (negative errno)."""
+"""Errors other than Linux's own, which are results (negative errno)."""
 
 from __future__ import annotations
 

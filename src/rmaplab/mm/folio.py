@@ -3,8 +3,8 @@
 
 Models struct page and struct folio (include/linux/mm_types.h).  A page is a row, its row number the
 page frame number (pfn).  A folio of order n is 2**n consecutive rows that start at a multiple of 2**n; its
-first row is the head.  Every row of a folio carries its own values of `index`, so a folio can be split
-without telling anybody.
+first row is the head.  Every row of a folio has its own `index`, so that a folio can be split without a
+call to the designs.
 
 Invariants
 - `mapcount[pfn]` is the number of present page-table entries that map this very page.

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A change of geometry: start, end or page offset of one VMA, or of two neighbours, become others.
 
-Models struct vma_prepare (mm/vma.h), which vma_prepare() and vma_complete() (mm/vma.c) share.  The machine makes one
-before it changes anything, and tells the designs of it before and after (ReverseMap.geometry_begin(), geometry_end()).
+Models struct vma_prepare (mm/vma.h), which vma_prepare() and vma_complete() (mm/vma.c) share.  The machine creates
+one before it changes anything, and calls the designs before and after (ReverseMap.geometry_begin(), geometry_end()).
 
 Invariants: `before` and `after` never change.  Until geometry_begin() has returned, each VMA has the bounds in
-`before`; when geometry_end() is told, those in `after`.  All VMAs are of one address space.
+`before`; when geometry_end() is called, those in `after`.  All VMAs are of one address space.
 
 Locking: mmap_lock and the locks of all VMAs named here are held for writing, from before the first event to after the
 last one.
@@ -68,7 +68,7 @@ class GeometryChange:
         self.after.append(after)
 
     def concerns_prepared(self) -> bool:
-        """Is one of the VMAs prepared, so that designs are to be told?"""
+        """Is one of the VMAs prepared, so that designs need the event?"""
         for vma in self.vmas:
             if vma.prepared:
                 return True

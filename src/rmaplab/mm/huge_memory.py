@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Large folios are split.
+"""Splitting of large folios.
 
-Models mm/huge_memory.c (split_folio()), with try_to_map_unused_to_zeropage() of mm/migrate.c, and who
-asks for it because a range cuts a folio (mm/madvise.c).
+Models mm/huge_memory.c (split_folio()), with try_to_map_unused_to_zeropage() of mm/migrate.c, and the
+callers that split a folio because a range cuts it (mm/madvise.c).
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Users of the reverse map, part three: kernel samepage merging.
 
-Models mm/ksm.c try_to_merge_two_pages(), stable_tree_append() and break_ksm().  Who wants two pages merged says
-so (there is no scanner).  A KSM page belongs to no VMA: the reverse map knows it by the places where it was
-merged, and by the copies that fork made of those.
+Models mm/ksm.c try_to_merge_two_pages(), stable_tree_append() and break_ksm().  There is no scanner: an event
+requests each merge.  A KSM page belongs to no VMA: the reverse map knows it by the places where it was merged, and by
+the copies that fork made of those.
 
-Linux also takes pages that fork shared.  Its walk does not find what else maps them until ksmd comes by there (or
-ever, if that VMA is not mergeable), and neither would a walk of any other design.  So histories merge only what a
-single entry maps, and a place is remembered while a copy of it that fork made is mapped.  Nor is such a place merged
-with its page again: there is one rmap_item for an address, cmp_and_merge_page() gives up what it knew, the anon_vma
-that leads to the copies included, and try_to_merge_with_ksm_page() takes that of the VMA which is there by then.  If
-that is another one, Linux misses the copies until ksmd comes by them.  What a real kernel's ksmd
-did (rmaplab.kernel) is told with `AS_FOUND`, from when on nothing is nicer than in that kernel, `SPLIT` for the large
-folios that it split on the way, and `FORGET` for what it does with places that no longer hold.
+Linux also takes pages that fork shared.  Its walk does not find their other mappings until ksmd visits these (never, if
+that VMA is not mergeable), and neither would a walk of any other design.  So histories merge only pages that a single
+entry maps, and a place is remembered while a copy of it that fork made is mapped.  Nor is such a place merged with its
+page again: there is one rmap_item for an address, cmp_and_merge_page() drops its contents, including the anon_vma that
+leads to the copies, and try_to_merge_with_ksm_page() takes that of the VMA which is there by then.  If that is another
+one, Linux misses the copies until ksmd visits them.  Events with `AS_FOUND` replay the actions of a real kernel's ksmd
+(rmaplab.kernel); from then on nothing is nicer than in that kernel.  `SPLIT` marks the large folios that it split on
+the way, and `FORGET` its treatment of places that no longer hold.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _maps(mm: MM, addr: int, pfn: int) -> bool:
 
 
 def forget_stale(system: System) -> int:
-    """ksmd came by everywhere, and found that some places do not map their page any more (cmp_and_merge_page(),
+    """ksmd visited every place, and found that some places do not map their page any more (cmp_and_merge_page(),
     remove_trailing_rmap_items()).  Returns 0."""
     for pfn in list(system.ksm_pages):
         for mm, addr in list(system.ksm_pages[pfn]):

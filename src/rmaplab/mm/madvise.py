@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""madvise: what a program says of a range; and prctl(PR_SET_VMA_ANON_NAME), which goes the same way.
+"""madvise: a program's advice about a range; and prctl(PR_SET_VMA_ANON_NAME), which takes the same path.
 
 Models mm/madvise.c: do_madvise(), madvise_walk_vmas(), madvise_vma_behavior(), madvise_free_pte_range().
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Page tables at work: faults, copying at fork, zapping.
 
-Models mm/memory.c: handle_mm_fault() and what it calls, copy_page_range(), unmap_page_range().  Whole leaves are
-handled by NumPy; the result is that of going entry by entry, in ascending order.
+Models mm/memory.c: handle_mm_fault() and its callees, copy_page_range(), unmap_page_range().  Whole leaves are
+handled by NumPy, with the same result as entry by entry, in ascending order.
 
 The exclusivity rule (mm/memory.c do_wp_page(), mm/rmap.c): a page is exclusive from its first mapping until fork
 shares it or KSM takes it.  A write to an exclusive page reuses it.  A write to another page reuses it only if
@@ -70,7 +70,7 @@ _NEW_READ_ONLY_RUN: Final = np.array(_NEW_READ_ONLY, dtype=np.int64)
 
 
 def chunk(system: System) -> int:
-    """How many entries go in one step, 0 for any number (Scheduler.chunk()).  A design that is told of entries takes
+    """How many entries go in one step, 0 for any number (Scheduler.chunk()).  A design that watches entries takes
     locks for each, and others may go on meanwhile."""
     if system.scheduler is None:
         return 0
@@ -442,7 +442,7 @@ def zap_range(system: System, mm: MM, start: int, end: int) -> None:
 
 def unmap_region(system: System, mm: MM, vmas: list[VMA], start: int, end: int) -> None:
     """Remove all entries of [start, end), which was `vmas`, let the designs forget those, and only then free the page
-    tables that no other VMA needs (unmap_region(), free_pgtables()): a walk that could come by a VMA has left by then,
+    tables that no other VMA needs (unmap_region(), free_pgtables()): a walk that could visit a VMA has left by then,
     unless it relies on RCU alone."""
     zapped = zap(system, mm, start, end)
     for vma in vmas:

@@ -4,8 +4,8 @@
 Models mm/vma.c: __split_vma(), vma_merge_existing_range(), vma_merge_new_range(), vma_expand(),
 vma_shrink(), vma_modify(), and vma_prepare()/vma_complete(), which bracket each change of geometry.
 
-A merge needs: the same flags (but VM_SOFTDIRTY), file, policy, userfaultfd context and name; page offsets
-that go on from one to the other; and the leader's consent, because whether two ranges may share a VMA
+A merge needs: the same flags (except VM_SOFTDIRTY), file, policy, userfaultfd context and name; consecutive
+page offsets; and the leader's consent, because whether two ranges may share a VMA
 depends on the reverse map.
 
 Locking: mmap_lock for writing; the per-VMA locks of all VMAs that change.
@@ -96,7 +96,7 @@ def _carry_out(system: System, change: GeometryChange) -> None:
         changed.end = after.end
         changed.pgoff = after.pgoff
         changed.anon_pgoff = after.anon_pgoff
-    # To who walks the tree under RCU, one store changes it all (vma_iter_store()).
+    # A walk of the tree under RCU sees it all change in one store (vma_iter_store()).
     system.tree_changes(vma.mm)
     for gone in change.absorbed:
         tree.remove(gone)

@@ -4,7 +4,7 @@
 Models mm/migrate.c (migrate_folio_unmap(), migrate_folio_move(), remove_migration_ptes()) and mm/rmap.c
 try_to_migrate().  Every entry that maps the folio becomes a migration entry; the folio is copied; every
 migration entry is found again and made to map the copy.  If the first walk leaves the folio mapped, the
-migration is given up and the entries are restored.  There is no second chance for the second walk.
+migration is abandoned and the entries are restored.  There is no second chance for the second walk.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 Models mm/mmap.c (do_mmap(), mmap_region(), __get_unmapped_area(), brk, expand_downwards()) and the munmap
 half of mm/vma.c (vms_gather_munmap_vmas(), vms_complete_munmap_vmas()).
 
-Not modelled, because they decide neither geometry nor the reverse map: resource limits but that of the stack's
-size, and memory commitment (the caller is taken to be privileged and memory plentiful), protection keys,
+Not modelled, because they affect neither geometry nor the reverse map: resource limits other than that of the
+stack's size, memory commitment (the caller counts as privileged, and memory as plentiful), protection keys,
 sealing, the rights with which a file was opened (a file may be mapped in every way).
 """
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""mprotect: other rights for a range.
+"""mprotect: the rights of a range.
 
 Models mm/mprotect.c: do_mprotect_pkey(), mprotect_fixup(), change_protection().
 
-Locking: mmap_lock for writing; the lock of each VMA that changes; of each leaf, while its entries do.
+Locking: mmap_lock for writing; the lock of each VMA that changes; the lock of each leaf while its entries change.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ Invariants
   large folio keeps of it when that entry goes is in folio.py (`exclusive`).
 - PTE_WRITE in an anonymous entry implies PTE_EXCLUSIVE.
 - `used` of a leaf is the number of its entries that are not none.
-- A leaf is there from the first fault or copy that needs it until no VMA is left in its 2 MiB, with entries or without.
+- A leaf exists from the first fault or copy that needs it until no VMA is left in its 2 MiB, with or without entries.
 
-Locking: the page-table lock, one a leaf, for entries.  That a leaf is not freed meanwhile, who looks has to see to:
-by mmap_lock or the VMA's lock, by what keeps the design from letting go of the VMA, or by RCU (unmap_region()).
+Locking: the page-table lock, one per leaf, for entries.  A reader has to keep the leaf from being freed meanwhile: by
+mmap_lock or the VMA's lock, by a lock that the design needs to drop the VMA, or by RCU (unmap_region()).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class PageTable:
 
     def take_out(self, start: int, end: int, floor: int, ceiling: int) -> list[Leaf]:
         """Take out the leaves that touch [start, end) and lie within [floor, ceiling), where no VMA is left
-        (free_pgd_range(), free_pte_range()).  Whoever calls frees them."""
+        (free_pgd_range(), free_pte_range()).  The caller frees them."""
         lowest = -(-floor >> LEAF_SHIFT)
         highest = (ceiling >> LEAF_SHIFT) - 1
         gone = [self.leaves.pop(number) for number in self.numbers(start, end) if lowest <= number <= highest]

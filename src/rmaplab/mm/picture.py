@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a design says what it holds, for who draws it (rmaplab.explore): objects, what leads to what, and names.
+"""Pictures of a design's objects, their links and names, for rmaplab.explore to draw.
 
-`Picture` itself is of a design that nothing is known of but its interface: no objects.  A design that has something to
-show overrides `ReverseMap.picture()`, and returns a subclass.  Objects are called by the numbers that the design gives
+`Picture` itself shows a design of which only the interface is known: no objects.  A design that has something to show
+overrides `ReverseMap.picture()`, and returns a subclass.  Objects are called by the numbers that the design gives
 them (A1, C2); a number that is free may be used again.
 
-Invariant: to look changes nothing, and counts nothing.  A picture may be taken between any two steps of a race, also
-while the design is changing what it holds.
+Invariant: a picture changes nothing, and counts nothing.  It may be taken between any two steps of a race, also in the
+middle of a change by the design.
 """
 
 from __future__ import annotations

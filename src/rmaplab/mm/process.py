@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Address spaces are born, copied and go: execve, fork, exit.
+"""Creation, copying and end of address spaces: execve, fork, exit.
 
 Models kernel/fork.c dup_mmap(), fs/exec.c setup_arg_pages() with relocate_vma_down() of mm/mmap.c, and
 mm/mmap.c exit_mmap().
 
-fork tells the designs of each VMA before its entries are copied, and lists the VMAs whose entries are to be.
-Neighbours go in one run: what lies between two of them has no entries.
+fork calls the designs for each VMA before its entries are copied, and lists the VMAs whose entries to copy.
+Neighbours form one run, since there are no entries between them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Kernel profiles: the rules that differ between kernel versions, and the sizes of objects.
 
-`6.12` is the reference: its sources are what mm/ and rmap/ model.  The others state how they differ.  What
-all of them have in common is no matter of a profile.
+`6.12` is the reference: its sources are what mm/ and rmap/ model.  The others state how they differ.  Rules
+that all of them share are not in a profile.
 
-Where it comes from
+Sources
 - 6.1 and 6.12: the sources of Debian's linux-source-6.1 (6.1.192) and linux-source-6.12 (6.12.117), and the
   BTF in its cloud images of the same versions, for x86-64.
 - 6.18: BTF, /proc/slabinfo and the behaviour of a running 6.18.44 on x86-64: each rule was tried there with
@@ -23,7 +23,7 @@ Sizes
   mask of 8 bytes (up to 64 possible CPUs) in 6.1, 1344 and two of 8 in 6.12; 1472 and three of 32 bytes
   (CONFIG_NR_CPUS=256) in the 6.18 that was looked at.
 - maple_tree is no object of its own, but a part of others (include/linux/maple_tree.h).
-What a design has that no kernel has, the design says itself.
+A design states the sizes of objects that no kernel has.
 """
 
 from __future__ import annotations

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the machine asks of a reverse map.
+"""The interface between the machine and a reverse map.
 
-The machine tells a design every event at the place where Linux tells its own (the kernel function is named with each),
-and asks it questions.  A design sees VMAs, address spaces and folio columns; it never changes them.  What it wants to
-remember it keeps in its slot of `VMA.rmap` and `MM.rmap`, and in columns that it asks `Folios.column` for.
+The machine calls a design for every event, at the place where Linux calls its own reverse map (each method names the
+kernel function), and asks it questions.  A design reads VMAs, address spaces and folio columns, and never changes them.
+It keeps its state in its slot of `VMA.rmap` and `MM.rmap`, and in columns that it requests from `Folios.column`.
 
-Anonymous pages only.  An event about pages names rows of `Folios`; every row of a large folio gets what its folio gets,
-so that a folio can be split silently.
+Events concern anonymous pages only.  An event about pages names rows of `Folios`; every row of a large folio gets the
+value of its folio, so that a folio can be split without a call.
 
-Order is part of the interface: "before" and "after" below are what the proofs of a design rest on.
+Order is part of the interface: the proofs of a design rest on "before" and "after" below.
 
-Locks: what the caller holds, as Linux does, is said with each event.  "mmap_lock" is that of the address space that
-is told of, "VMA lock" the one in the VMA (vm_lock), "leaf lock" the page-table lock of the entries.  Whoever has
-mmap_lock for writing and has called vma_start_write() keeps faults out of the VMA.  A design takes its own locks
-inside these, and must not hold one when it returns, but between the two halves of a pair (geometry_begin(),
-move_lock()) and while a walk is suspended.  Walks come at any time, from other CPUs: nothing that is held here keeps
-them away.  While execve makes an address space nobody else knows it, and its mmap_lock is not taken.
+Locks: each event lists the locks that its caller holds, as in Linux.  "mmap_lock" is that of the address space in
+question, "VMA lock" the one in the VMA (vm_lock), "leaf lock" the page-table lock of the entries.  A task that holds
+mmap_lock for writing and has called vma_start_write() keeps faults out of the VMA.  A design takes its own locks inside
+these, and holds none when it returns, except between the two halves of a pair (geometry_begin(), move_lock()) and while
+a walk is suspended.  Walks start at any time, on other CPUs: no lock listed here prevents them.  While execve creates
+an address space, no other task knows it, and its mmap_lock is not taken.
 
-To be subclassed: `ReverseMap`, every design in rmap/, `Picture`, `IntervalNode`.  Public methods keep their meaning;
-those that begin with an underscore are a file's own business.  Other classes of mm/, rmap/ and sync/ are to be used:
-where they are compiled, an interpreted class cannot inherit from them.
+Subclass `ReverseMap`, every design in rmap/, `Picture`, `IntervalNode`.  Public methods keep their meaning; those that
+begin with an underscore are private to their file.  Other classes of mm/, rmap/ and sync/ are for use only: where they
+are compiled, an interpreted class cannot inherit from them.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from rmaplab.sync.work import Ledger
 
 
 class AddressSpaces:
-    """How a walk keeps an address space that it found without a lock from going away."""
+    """References to address spaces, for a walk that found one without a lock."""
 
     def get(self, mm: MM) -> bool:
         """Take a reference unless the last one is gone (mmget_not_zero())."""
         raise NotImplementedError
 
     def put(self, mm: MM) -> None:
-        """Give it back; what follows if it was the last one happens elsewhere (mmput_async())."""
+        """Drop the reference; if it was the last one, the teardown happens elsewhere (mmput_async())."""
         raise NotImplementedError
 
 
@@ -71,12 +71,12 @@ class _CountedSpaces(AddressSpaces):
 
 
 class Attachment:
-    """What a design gets from the machine that it is attached to.
+    """The parts of the machine that a design gets when it is attached.
 
     slot:      the design's place in VMA.rmap and MM.rmap
     folios:    the machine's folios; read `index` and `order`, ask for columns of your own
     profile:   the kernel's rules and object sizes
-    scheduler: None, or who decides what runs next (pass it to every lock)
+    scheduler: None, or the scheduler that decides what runs next (pass it to every lock)
     spaces:    references to address spaces, for walks that find them without a lock
     """
 
@@ -103,35 +103,35 @@ class ObjectCount:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the objects alone, without what is left of their slabs."""
+        """Bytes of the objects alone, without the free space of their slabs."""
         return self.objects * self.size
 
 
 def miscounted(said: list[str], what: str, number: int, kept: int, found: int) -> None:
-    """Append what is wrong if `kept`, which somebody keeps count of, is not what there is (ReverseMap.audit()).
-    `number`: of the object that is counted for, -1 where there is only one."""
+    """Append a sentence if the count `kept` differs from the number `found` (ReverseMap.audit()).  `number`: that of
+    the object with the count, -1 where there is only one."""
     if kept != found:
         said.append(f"{what}{f' {number}' if number >= 0 else ''}: counted as {kept}, and there are {found}")
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class ReverseMap:
-    """A design.  Subclass it, give it a `name`, and override what it needs to know."""
+    """A design.  Subclass it, give it a `name`, and override the events that it needs."""
 
     name: ClassVar[str] = "unnamed"
     # Bytes of fields that it needs in each vm_area_struct and mm_struct (include/linux/mm_types.h), objects aside.
     vma_fields: ClassVar[int] = 0
     mm_fields: ClassVar[int] = 0
-    watches_entries: ClassVar[bool] = False  # is it to be told of entries? (most designs are not, and pay nothing)
+    watches_entries: ClassVar[bool] = False  # does it get events about entries? (most designs do not, and pay nothing)
 
-    # What it is known to miss, in words; "" if it must be complete.  What such a design misses is a finding, and a
-    # failure only where somebody asked for the design by name.
+    # What it is known to miss, in words; "" if it must be complete.  A miss by such a design is a finding, and a
+    # failure only if the user selected the design by name.
     known_to_miss: ClassVar[str] = ""
-    scans_memory: ClassVar[bool] = False  # is a walk so long that comparisons leave it out unless asked for by name?
+    scans_memory: ClassVar[bool] = False  # are its walks so long that comparisons leave it out unless selected by name?
     drawn_by: ClassVar[str] = ""  # "package.module:Class", a Picture of it (mm/picture.py)
 
-    # What do walks come to under RCU alone, so that it has to be there for a grace period after it is given up?  The
-    # mm_struct, by a pointer that is cleared when its last user goes: mmget_not_zero() looks into it (mmdrop() alone
+    # Objects that a walk may reach under RCU only, so that they are freed a grace period late.  The mm_struct, by a
+    # pointer that is cleared when its last user goes: mmget_not_zero() looks into it (mmdrop() alone
     # frees it at once).  Page tables, where nothing else keeps munmap() from freeing them: anon_vma's walks have left
     # when the VMA is out of the tree (free_pgtables()); tlb_remove_table() waits for RCU only with room for a batch.
     spaces_under_rcu: ClassVar[bool] = False
@@ -148,35 +148,35 @@ class ReverseMap:
     # Address spaces
 
     def mm_created(self, mm: MM) -> None:
-        """A fresh, empty address space (mm_init(), from execve).  Locks: none, nobody else knows it."""
+        """A fresh, empty address space (mm_init(), from execve).  Locks: none, no other task knows it."""
 
     def mm_forked(self, parent: MM, child: MM) -> None:
         """`child` begins as a copy of `parent`; it has no VMAs yet (dup_mmap(), at its start).  Locks: mmap_lock of
-        both for writing.  Faults under a VMA lock of the parent go on: each VMA is locked when it is dealt with."""
+        both for writing.  Faults under a VMA lock of the parent go on: each VMA is locked when fork reaches it."""
 
     def mm_fork_end(self, parent: MM, child: MM) -> None:
         """All VMAs and entries of `parent` are copied (dup_mmap(), at its end, where it calls ksm_fork() and
-        khugepaged_fork()).  Locks: mmap_lock of both and the VMA locks of the parent for writing; next they are given
-        back, and faults go on."""
+        khugepaged_fork()).  Locks: mmap_lock of both and the VMA locks of the parent for writing; they are released
+        next, and faults go on."""
 
     def mm_gone(self, mm: MM) -> None:
-        """The last user of `mm` has gone, and all its VMAs and entries (exit_mmap(), at its end).  Locks: none.
+        """The last user of `mm` is gone, with all its VMAs and entries (exit_mmap(), at its end).  Locks: none.
 
-        Nobody gets a reference to `mm` any more (mmget_not_zero() fails).  But a walk that runs under RCU may have
-        found it before, and looks at its count: what such a walk can still reach stays for a grace period
+        No task can get a reference to `mm` any more (mmget_not_zero() fails).  But a walk under RCU may have found it
+        before, and reads its count: objects that such a walk can still reach stay for a grace period
         (`spaces_under_rcu`, Rcu.call())."""
 
     # VMAs
 
     def vma_prepare(self, vma: VMA) -> None:
         """`vma`, not prepared yet, is about to get its first anonymous page (__anon_vma_prepare()).  Locks: mmap_lock
-        for reading at least, so neighbours stay what they are; other VMAs may be prepared at the same time.  Of two
-        that come for one VMA, the second waits for the first."""
+        for reading at least, so neighbours stay as they are; other VMAs may be prepared at the same time.  Of two
+        tasks that prepare one VMA, the second waits for the first."""
 
     def vma_forked(self, parent: VMA, child: VMA) -> None:
-        """`child` is the copy of the prepared `parent` in a forked address space; told before its entries are copied
-        (anon_vma_fork(), in dup_mmap()).  Not told for VM_WIPEONFORK.  Locks: mmap_lock of both address spaces and the
-        parent's VMA lock for writing."""
+        """`child` is the copy of the prepared `parent` in a forked address space; called before its entries are copied
+        (anon_vma_fork(), in dup_mmap()).  Not called for VM_WIPEONFORK.  Locks: mmap_lock of both address spaces and
+        the parent's VMA lock for writing."""
 
     def vma_split(self, vma: VMA, new: VMA) -> None:
         """The prepared `vma` is about to lose the range of `new`, which has its geometry already and is in no tree
@@ -188,19 +188,19 @@ class ReverseMap:
         (dup_anon_vma()).  A geometry change follows.  Locks: mmap_lock and both VMA locks for writing."""
 
     def geometry_begin(self, change: GeometryChange) -> None:
-        """Bounds of VMAs are about to change (vma_prepare() in mm/vma.c).  Only told if one of them is prepared.
+        """Bounds of VMAs are about to change (vma_prepare() in mm/vma.c).  Only called if one is prepared.
         Locks: mmap_lock and the VMA locks of all VMAs of the change for writing."""
 
     def geometry_end(self, change: GeometryChange) -> None:
         """They have changed (vma_complete()).  Locks: the same."""
 
     def vma_absorbed(self, vma: VMA, gone: VMA) -> None:
-        """The prepared `gone` was merged into `vma`, which covers its range by now (anon_vma_merge()); told after
+        """The prepared `gone` was merged into `vma`, which covers its range by now (anon_vma_merge()); called after
         geometry_end().  Locks: mmap_lock and both VMA locks for writing."""
 
     def vma_copied(self, source: VMA, new: VMA) -> None:
         """`new` is a fresh VMA that pages of the prepared `source` will move to, in no tree yet (anon_vma_clone() in
-        copy_vma()).  If pages move to a VMA that existed, nothing but a geometry change is told.  Locks: mmap_lock and
+        copy_vma()).  If pages move to an existing VMA, there is only a geometry change.  Locks: mmap_lock and
         the VMA lock of `source` for writing."""
 
     def vma_moved(self, source: VMA, target: VMA, source_addr: int, target_addr: int, nr_pages: int) -> None:
@@ -209,13 +209,14 @@ class ReverseMap:
 
     def vma_removed(self, vma: VMA) -> None:
         """The prepared `vma` holds no anonymous pages any more: its entries are gone (unlink_anon_vmas(), from
-        munmap, exit and MREMAP_DONTUNMAP).  Locks: mmap_lock, from munmap() for reading perhaps.  No fault
-        comes any more: `vma` is out of the tree (`vma.detached`), its mm has no users, or its VMA lock is held for
+        munmap, exit and MREMAP_DONTUNMAP).  Locks: mmap_lock, from munmap() for reading perhaps.  There are no more
+        faults: `vma` is out of the tree (`vma.detached`), its mm has no users, or its VMA lock is held for
         writing.  Page tables are freed after this."""
 
     def need_move_locks(self, source: VMA, target: VMA, merged: bool) -> bool:
-        """Might a walk miss entries that move from `source` to `target` meanwhile, so that the design has to be told of
-        each move?  `merged`: `target` was there before (copy_vma()'s need_rmap_locks).  Locks: as vma_moved()."""
+        """Might a walk miss entries that move from `source` to `target` meanwhile, so that the design needs
+        move_lock() around each move?  `merged`: `target` was there before (copy_vma()'s need_rmap_locks).  Locks: as
+        vma_moved()."""
         return False
 
     def move_lock(self, vma: VMA) -> None:
@@ -247,7 +248,7 @@ class ReverseMap:
 
     def folio_moved(self, vma: VMA, addr: int, pfn: int) -> None:
         """UFFDIO_MOVE took the exclusive page `pfn` to `addr` in `vma`; its index changed (folio_move_anon_rmap() in
-        mm/userfaultfd.c).  Told after `index` has its new value.  Locks: both VMA locks or mmap_lock for reading, the
+        mm/userfaultfd.c).  Called after `index` has its new value.  Locks: both VMA locks or mmap_lock for reading, the
         folio lock and both leaf locks; Linux before 7.3 has the lock of the folio's anon_vma for writing, too."""
 
     def folio_migrated(self, old: int, new: int, nr_pages: int) -> None:
@@ -256,7 +257,7 @@ class ReverseMap:
 
     def folio_freed(self, pfn: int, nr_pages: int) -> None:
         """Pages pfn .. pfn+nr_pages-1, one folio, are mapped nowhere any more and free.  Locks: none, nobody has a
-        reference.  A walk that came too late may still have the number: it asks for the mapcount."""
+        reference.  A late walk may still have the number: it checks the mapcount."""
 
     def folios_freed(self, pfns: Int64s) -> None:
         """The same for many folios of order 0."""
@@ -265,36 +266,36 @@ class ReverseMap:
 
     def ksm_added(self, vma: VMA, addr: int, pfn: int) -> None:
         """KSM is about to map its page `pfn` at `addr` in `vma` (stable_tree_append()).  Such a page has no index of
-        its own: a walk goes by these places, and by the copies that forks made of them.  Locks: ksm_thread_mutex, the
-        folio lock, and mmap_lock for reading, which keeps `vma` and what its new pages point to."""
+        its own: a walk visits these places, and the copies that forks made of them.  Locks: ksm_thread_mutex, the
+        folio lock, and mmap_lock for reading, which keeps `vma` and the object that its new pages point to."""
 
     def ksm_removed(self, mm: MM, addr: int, pfn: int) -> None:
         """KSM forgets that place (remove_rmap_item_from_tree(): unmerged, changed, or `mm` gone).  Locks:
         ksm_thread_mutex and the folio lock."""
 
-    # Entries, told to designs with `watches_entries` alone, under the leaf lock.  Of `entries`, which follow each other
-    # from an address on, those with PTE_ANON or PTE_MIGRATION are meant: the page has an entry there, or had.  That an
-    # entry turns from the one into the other, or is protected, is not told.
+    # Entries, reported only to designs with `watches_entries`, under the leaf lock.  `entries` are consecutive from an
+    # address on; those with PTE_ANON or PTE_MIGRATION count: the page has an entry there, or had.  There is no event
+    # when an entry turns from one into the other, or is protected.
 
     def entries_added(self, mm: MM, addr: int, entries: Int64s) -> None:
-        """They are in the page table of `mm` by now (page_add_rmap() of 2.5: faults, swap-in, fork)."""
+        """They are now in the page table of `mm` (page_add_rmap() of 2.5: faults, swap-in, fork)."""
 
     def entries_removed(self, mm: MM, addr: int, entries: Int64s) -> None:
-        """They were there, and are not any more (page_remove_rmap() of 2.5: copy-on-write, swap-out, unmap)."""
+        """They are no longer there (page_remove_rmap() of 2.5: copy-on-write, swap-out, unmap)."""
 
     def entries_moved(self, mm: MM, old: int, new: int, entries: Int64s) -> None:
-        """They were at `old`, and are at `new` now (copy_one_pte() of mm/mremap.c in 2.5).  Locks: both leaf locks."""
+        """They moved from `old` to `new` (copy_one_pte() of mm/mremap.c in 2.5).  Locks: both leaf locks."""
         self.entries_removed(mm, old, entries)
         self.entries_added(mm, new, entries)
 
     # Memory that is there already
 
     def take_over(self, found: TakenOver) -> None:
-        """The machine holds memory of a kernel that ran without this design: come to the state that it would have.
+        """The machine holds memory of a kernel that ran without this design: take the state that it would have.
 
-        As it stands, what led there is told as events: address spaces and forks, then each VMA as if it had been
-        forked from itself, folios as their makers mapped them, the places of KSM, and entries.  Override it
-        if these do not say all, or say what did not happen.
+        By default this calls the events that led there: address spaces and forks, then each VMA as if it had been
+        forked from itself, folios as their makers mapped them, the places of KSM, and entries.  Override it if these
+        are not enough, or include something that did not happen.
         """
         self.take_over_spaces(found)
         for known in found.vmas:
@@ -309,14 +310,14 @@ class ReverseMap:
                     self.entries_added(mm, number << LEAF_SHIFT, leaf.v)
 
     def take_over_spaces(self, found: TakenOver) -> None:
-        """The first part of it."""
+        """Call the events about address spaces and forks alone."""
         for mm, parent in found.spaces:
             if parent is None:
                 self.mm_created(mm)
             else:
                 self.mm_forked(parent, mm)
 
-    # What a walk, or what it may meet, tells the scheduler, where there is one (sync/locks.py)
+    # Announcements to the scheduler, where there is one (sync/locks.py), by walks and by the changes that they may meet
 
     def point(self, what: str, subject: object, write: bool = False) -> None:
         """Scheduler.point()"""
@@ -336,7 +337,7 @@ class ReverseMap:
     # Questions
 
     def keeps_space(self, mm: MM) -> bool:
-        """Does it still refer to the mm_struct, whose last user is gone (mmgrab())?  Then it frees it, some time."""
+        """Does it still refer to the mm_struct, whose last user is gone (mmgrab())?  If so, it frees it later."""
         return False
 
     def related(self, vma: VMA, pfn: int) -> bool:
@@ -347,8 +348,8 @@ class ReverseMap:
 
     def hold(self, pfn: int) -> None:
         """The folio whose first page is `pfn` is about to be unmapped and walked again: keep what the second walk
-        needs, also if all that map it go meanwhile (folio_get_anon_vma() in migrate_folio_unmap()).  Locks: the folio
-        lock. Others may have unmapped it since the caller looked: then there is nothing to keep."""
+        needs, even if all its mappings go meanwhile (folio_get_anon_vma() in migrate_folio_unmap()).  Locks: the folio
+        lock.  Another task may have unmapped it since the caller looked: then there is nothing to keep."""
 
     def unhold(self, pfn: int) -> None:
         """That walk is over (put_anon_vma()).  Locks: the folio lock."""
@@ -358,9 +359,9 @@ class ReverseMap:
 
         Yields (vma, address): the address, in bytes, of the first page of the folio that the VMA covers.  May yield
         places that do not map it; must yield every place that does (rmap_walk()).  Locks: the folio lock, which the
-        caller has with a reference; no other.  At each place the caller takes the leaf lock, and gives it back before
-        it asks for the next; it closes the iterator when it has seen enough, which is where a design gives back what
-        it holds (`finally`).
+        caller holds with a reference; no other.  At each place the caller takes the leaf lock, and releases it before
+        it asks for the next.  It closes the iterator when it has seen enough; there a design releases what it holds
+        (`finally`).
         """
         raise NotImplementedError(f"{self.name} does not say how to walk")
 
@@ -376,10 +377,10 @@ class ReverseMap:
         (are_anon_vmas_compatible())  Only the leader is asked.  Locks: mmap_lock for writing."""
         return True
 
-    # What the design says of itself
+    # Self-description
 
     def footprint(self) -> list[ObjectCount]:
-        """What the design holds, a line a type."""
+        """The objects of the design, one line per type."""
         return [
             ObjectCount(p.name, p.live, p.peak, p.size, p.slab_pages(p.live), p.slab_pages(p.peak))
             for p in self.ledger.pools.values()
@@ -399,12 +400,12 @@ class ReverseMap:
         return "for another reason"
 
     def audit(self, mms: Sequence[MM]) -> list[str]:
-        """Asked while nothing runs, `mms` being all that live: what is wrong with what the design holds and counts, a
-        sentence each.  Its objects are those that VMAs, address spaces, folios and migrations refer to, and each
-        reference is counted: what is allocated beyond that has leaked."""
+        """Errors in the objects and counts of the design, a sentence each, while nothing runs and `mms` are all live
+        address spaces.  Its objects are those that VMAs, address spaces, folios and migrations refer to, and each
+        reference is counted: anything allocated beyond that has leaked."""
         return []
 
     def stray_records(self, mm: MM, peak_vmas: int) -> list[str]:
-        """Where what it remembers of `mm` is not what VMAs and entries say, though no walk need show it: a sentence
-        each.  `peak_vmas`: how many VMAs there were in the machine at most at any moment."""
+        """Differences between the design's records of `mm` and the VMAs and entries, even if no walk shows them: a
+        sentence each.  `peak_vmas`: the greatest number of VMAs in the machine at any moment."""
         return []

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The users' side of a walk: look at every entry that maps a folio, under the lock of its leaf.
+"""The users' side of a walk: a visit to every entry that maps a folio, under the lock of its leaf.
 
 Models rmap_walk() with struct rmap_walk_control (include/linux/rmap.h, mm/rmap.c) and page_vma_mapped_walk()
 (mm/page_vma_mapped.c).  The leading design says where to look; a `Visit` says what to do there and when it has seen
 enough.
 
-Invariants: whoever begins a walk ends it, early or not, so that the design gives back what it holds; each place that is
-looked at is counted, and each at which an entry was found.
+Invariants: the task that begins a walk ends it, early or not, so that the design releases what it holds; each place
+visited is counted, and each at which an entry was found.
 
 Locking: the caller has the folio locked, and a reference to it; the design takes its own locks as it walks; the leaf's
 lock is held around `Visit.entry()`.

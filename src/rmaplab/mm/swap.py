@@ -2,7 +2,7 @@
 """A fault on a swap entry, and the swap cache.
 
 Models do_swap_page() of mm/memory.c, mm/swap_state.c (read_swap_cache_async()) and ksm_might_need_to_copy() of
-mm/ksm.c.  What a slot holds and who refers to it is in system.py.
+mm/ksm.c.  system.py has the contents of slots and the references to them.
 
 Locking: the folio that caches the slot is locked, then the leaf of the page table.
 """
@@ -84,7 +84,7 @@ def _read_swap(system: System, slot_number: int, pgoff: int) -> int:
     slot = system.swap[slot_number]
     if slot.cached_pfn == 0:
         pfn = system.folios.alloc(pgoff)
-        system.folios.flags.m[pfn] = 0  # nobody's yet: whoever maps it first decides
+        system.folios.flags.m[pfn] = 0  # the first mapping decides
         system.cache(slot_number, pfn)
         system.pages_copied.count += 1
     return slot.cached_pfn
@@ -104,7 +104,7 @@ def _must_copy(system: System, vma: VMA, pfn: int, pgoff: int) -> bool:
     offset (ksm_might_need_to_copy())?
 
     KSM's page itself, while it is in the swap cache, Linux maps wherever its entry is by then.  mremap() may have moved
-    that, and then no walk finds the place until ksmd comes by.  As with pages that fork shared (ksm.py), histories do
+    that, and then no walk finds the place until ksmd visits it.  As with pages that fork shared (ksm.py), histories do
     not do that: a place that no walk would find gets a copy."""
     flags: int = system.folios.flags.m[pfn]
     if flags & FOLIO_KSM:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What all of the machine shares: folios, swap, the designs that watch, and the counts of its work.
+"""State that all of the machine shares: folios, swap, the designs that watch, and the counts of its work.
 
-The functions of mm/ take a `System` first, as Linux's have its globals.  `telling` the designs is in one
-place here where an event has more than one call site.
+The functions of mm/ take a `System` first, as Linux's have its globals.  An event with more than one call site
+has one method here that calls the designs.
 
-Invariant: every design in `designs` was told every event since the first; `leader` is one of them, and
+Invariant: every design in `designs` has seen every event since the first; `leader` is one of them, and
 the machine's own users of the reverse map (reclaim, migration) walk with it.
 """
 
@@ -255,7 +255,7 @@ class System:
         if self.scheduler is not None:
             self.scheduler.flush_deferred(if_dirty)
 
-    # What who looks without a lock may see change
+    # Changes that a reader without a lock may see
 
     def tree_changes(self, mm: MM, nr_stores: int = 1) -> None:
         """The tree of `mm` is about to change, by so many stores (mas_store())."""
@@ -421,7 +421,7 @@ class System:
         self.free_folio(head)
 
     def free_folio(self, head: int) -> None:
-        """Free the folio, which nobody can come by any more (free_unref_folios())."""
+        """Free the folio, which no task can reach any more (free_unref_folios())."""
         if self.scheduler is not None:
             self.scheduler.free("page", head)
         nr_pages = self.folios.nr_pages(head)

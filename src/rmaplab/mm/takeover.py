@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a design is told of memory that came to be without it: see ReverseMap.take_over().
+"""Memory that came about without a design, as ReverseMap.take_over() presents it.
 
-A kernel that runs shows what is mapped where, and the graph of its own reverse map (kernel/importer.py).  Which
-faults and forks led there it does not show; what is inferred of that (kernel/ancestry.py) is marked below.
+A running kernel shows its mappings, and the graph of its own reverse map (kernel/importer.py).  It does not show
+which faults and forks led there; inferred facts (kernel/ancestry.py) are marked below.
 
 Invariants: an address space comes after the one that it was forked from; a VMA's chain and a tree name each
 other; folios are those that some entry maps.  All of it is in the machine already, entries and mapcounts too.

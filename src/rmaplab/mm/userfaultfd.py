@@ -2,7 +2,7 @@
 """UFFDIO_MOVE: a page moves to another address of its address space, and its page offset with it.
 
 Models mm/userfaultfd.c move_pages() and what it calls.  Unlike mremap this changes the folio's index, so
-only pages that nobody shares may move.
+only pages that are not shared may move.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Address spaces and virtual memory areas: the data.
 
-Models struct mm_struct and struct vm_area_struct (include/linux/mm_types.h), reduced to what decides
-geometry, faults and the reverse map.  What is done with them is in the other files of mm/.
+Models struct mm_struct and struct vm_area_struct (include/linux/mm_types.h), reduced to the fields that
+decide geometry, faults and the reverse map.  The other files of mm/ have the operations.
 
 Invariants
 - VMAs of one address space do not overlap, are page aligned, and lie in its tree by start address.
@@ -12,7 +12,7 @@ Invariants
 - `pgoff` is the page offset of `start`: in the file for a file mapping, else the virtual page offset
   that the VMA had when its first page was prepared (start >> 12 until then).
 - `prepared` says that the VMA may hold anonymous pages: Linux's `vma->anon_vma != NULL`.  The reverse
-  map was told (`vma_prepare` and the like) before it became true.
+  map was called (`vma_prepare` and the like) before it became true.
 
 Locking: `mmap_lock` for writing to change any of this; a fault holds the VMA's own lock, or `mmap_lock`
 for reading.

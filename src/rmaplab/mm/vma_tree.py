@@ -4,12 +4,12 @@
 Stands for the maple tree (lib/maple_tree.c): find by address, neighbours, ranges, and the highest or
 lowest gap that fits.  The layout is two levels, as in `sortedcontainers`: a list of blocks, each of
 at most 128 VMAs with their start addresses beside them, so that a look-up is two bisections in C and an
-insertion moves at most a block.  Each block knows the largest gap *before* one of its VMAs, worked out
-again only where a VMA came, went or changed since.
+insertion moves at most a block.  Each block knows the largest gap *before* one of its VMAs, recomputed
+only where a VMA was added, removed or changed since.
 
 Invariants
 - `_first[i]` is `_blocks[i].starts[0]`; `starts[j]` is `vmas[j].start`; both ascend; no block is empty.
-- whoever changes the `start` or `end` of a VMA that is in the tree calls `moved()` before anybody looks again.
+- code that changes the `start` or `end` of a VMA in the tree calls `moved()` before the next look-up.
 """
 
 from __future__ import annotations

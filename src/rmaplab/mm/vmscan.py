@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Users of the reverse map, part one: who looks whether a folio is in use, and who swaps it out.
+"""Users of the reverse map, part one: the check whether a folio is in use, and swap-out.
 
-Models mm/rmap.c folio_referenced() and try_to_unmap(), with what mm/vmscan.c shrink_folio_list() does around
-it.  They walk with the leading design and believe it: a mapping that the walk misses leaves the folio
+Models mm/rmap.c folio_referenced() and try_to_unmap(), with their caller, mm/vmscan.c
+shrink_folio_list().  They walk with the leading design and believe it: a mapping that the walk misses leaves the folio
 mapped, and the caller gives up.  A large folio is split before it is swapped out; a kernel that has room for all of it
-in a row in swap splits only what is partly mapped, which leaves the same entries.  One that MADV_FREE gave up is not
-split: its clean pages go until a dirty one is found.
+in a row in swap splits only a partly mapped one, which leaves the same entries.  A folio that MADV_FREE gave up is not
+split: its clean pages are freed up to the first dirty one.
 
 Locking: a user holds a reference to the folio and its lock, and takes the page-table lock at each place.
 """
@@ -33,7 +33,7 @@ from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, VM_LOCKED, VMA
 
 # How a real kernel's reclaim took what MADV_FREE had given up, and was in use again:
-ONCE: Final = 1  # it did not come by a second time
+ONCE: Final = 1  # reclaim did not visit it a second time
 KEPT: Final = 2  # ageing had seen a dirty entry, which may be gone by now, so that nothing was dropped
 _FREED_AT_ONCE: Final = 31  # PAGEVEC_SIZE: folios that are freed together, after TLBs are flushed for all of them
 
@@ -121,7 +121,7 @@ def page_out(system: System, mm: MM, start: int, end: int) -> None:
 
 def swap_out_folio(system: System, head: int, again: bool = True) -> int:
     """Reclaim one folio, to which the caller has a reference that is dropped here (shrink_folio_list()).
-    Returns how many pages became free.  `again`: reclaim comes by a second time, if need be."""
+    Returns how many pages became free.  `again`: reclaim visits it a second time, if need be."""
     folios = system.folios
     if not system.trylock_folio(head):
         system.put_folio(head)
@@ -160,7 +160,7 @@ def _unmap_folio(system: System, pfn: int, again: bool) -> None:
         _try_to_unmap(system, pfn, -1)
         if system.folios.flags.m[pfn] & FOLIO_LAZYFREE or not again:
             return
-        # It was used again, and goes to swap the next time that reclaim comes by.
+        # It was used again, and goes to swap at the next visit of reclaim.
     slot = system.slot_of.get(pfn)
     if slot is None:
         slot = system.alloc_slot(False)

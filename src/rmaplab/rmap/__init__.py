@@ -3,8 +3,8 @@
 
 `DESIGNS` are the ones that come with rmaplab, in the order in which reports list them: those that merge least
 come first.  In lockstep the first should lead, because a design is complete only where no VMAs merge that
-its own rule would keep apart; each can follow those before it.  `load` finds these and any other by a name, a
-module, a file, or an installed entry point.
+its own rule would keep apart; each can follow those before it.  `load` finds these and any other design by name,
+module, file, or installed entry point.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 """Design `anon_vma`: the anonymous reverse map of Linux, after mm/rmap.c and mm/vma.c of 6.12.
 
 A folio points to an *anon_vma*; an anon_vma knows, in an interval tree, every VMA that may map the folios
-that point to it.  What links the two is an *anon_vma_chain* (AVC): one for each pair of a VMA and an
-anon_vma.
+that point to it.  An *anon_vma_chain* (AVC) links the two: one for each pair of a VMA and an anon_vma.
 
     VMA ──▶ AVC ─▶ AVC ─▶ …        the VMA's chain: its own anon_vma last, the root first
              │      │
@@ -17,23 +16,23 @@ Data
   `num_children` (anon_vmas whose parent it is; a root is its own parent) and `num_active_vmas` (VMAs whose
   new pages go to it).
 - `AnonVmaChain`: a node of one anon_vma's tree and a link of one VMA's chain.
-- `VmaFields`: what a VMA has: the anon_vma for its new pages, and its chain.
+- `VmaFields`: the fields of a VMA: the anon_vma for its new pages, and its chain.
 - for each page, the number of the anon_vma that its folio points to.
 
 Invariants
 - A VMA that may map a folio of anon_vma A has an AVC to A.  That is the whole proof of completeness: a child
   gets an AVC for each of its parent's before a single entry is copied, a split or moved VMA for each of its
   source's, and an AVC goes away only when its VMA has no anonymous pages left.
-- The key of an AVC is the range of page offsets of its VMA; so it has to leave the trees while the VMA's
+- The key of an AVC is the range of page offsets of its VMA; so it is in no tree while the VMA's
   start, end or page offset changes.
 - At equal keys a tree keeps the order of insertion: a parent is visited before its children, and the source
   of a move before its destination, unless `need_move_locks` says otherwise.
 - While a folio is mapped, its anon_vma is alive.  An anchor is read for mapped folios only, so numbers of
-  freed anon_vmas are used again without clearing anchors.
+  freed anon_vmas are reused without clearing anchors.
 
 Locking: the rwsem of the *root* covers the trees and counters of the whole hierarchy: for reading while
 walking, for writing while anything in it changes.  Chains are covered by mmap_lock.  A walk gets from the folio to the
-lock under RCU, and asks afterwards whether the folio is mapped still: see `_lock_mapped`.
+lock under RCU, and checks afterwards that the folio is still mapped: see `_lock_mapped`.
 """
 
 from __future__ import annotations
@@ -376,7 +375,7 @@ class AnonVmaRmap(ReverseMap):
             self._free(root)
 
     def _free(self, anon_vma: AnonVma) -> None:
-        """anon_vma_free(): whoever has a pointer may find it used again at once, but not as something else."""
+        """anon_vma_free(): a stale pointer may lead to a reused anon_vma at once, but to nothing else."""
         self.anon_vma_pool.free()
         if self.scheduler is None:
             self._forget(anon_vma.number)

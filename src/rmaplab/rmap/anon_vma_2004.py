@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Design `anon_vma_2004`: one anon_vma for a VMA and all that fork makes of it, as from 2.6.7 to 2.6.33.
 
-What anon_vma was before 5beb49305251 ("mm: change anon_vma linking to fix multi-process server scalability
+anon_vma before 5beb49305251 ("mm: change anon_vma linking to fix multi-process server scalability
 issue", 2.6.34).  There is no chain: a VMA is in the list of one anon_vma, and a forked VMA joins its parent's
-(anon_vma_link()).  So a walk for any page visits the VMAs of all relatives, whoever the page belongs to.
+(anon_vma_link()).  So a walk for any page visits the VMAs of all relatives, whichever process has the page.
 
-It is here to reproduce what was said of it (`rmaplab reproduce anon-vma-chains`), and is not among the designs that
+It serves to reproduce published figures (`rmaplab reproduce anon-vma-chains`), and is not among the designs that
 reports list.  Everything else is anon_vma's; the link of a VMA, which was a list head in the VMA then, is counted as
 an AVC.
 """

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Design `anon_vma_lazy`: no anon_vma until somebody forks, after the series ANON_VMA_LAZY of May 2026.
+"""Design `anon_vma_lazy`: no anon_vma before the first fork, after the series ANON_VMA_LAZY of May 2026.
 
 The series (linux-mm, "mm: introduce ANON_VMA_LAZY for deferred anon_vma creation", 15 patches of 27 May 2026; not
 merged) says of itself: a folio's mapping points to a *root VMA* until an anon_vma is needed; fork gives the parent's
 VMA a regular anon_vma first; the child's VMA is linked with its parent's anon_vmas, but gets none of its own
-(ANON_VMA_TREE_PARENT) until it forks, too; VMAs are kept alive by references.  How it keeps walks complete is not
-said, and reviewers asked.  The rules below that answer this are ours, and marked so.
+(ANON_VMA_TREE_PARENT) until it forks, too; references keep VMAs alive.  It does not say how walks stay complete,
+which reviewers asked.  The rules below that answer this are ours, and marked so.
 
-    VMA ──▶ root VMA ◀── folios that this VMA's process mapped first     before anybody forked: nothing else
+    VMA ──▶ root VMA ◀── folios that this VMA's process mapped first     before the first fork: nothing else
                │
                ▼ once needed
             anon_vma ◀── AVC ── VMA                                      from then on as in anon_vma.py
@@ -16,24 +16,24 @@ A VMA is *lazy* as long as its new pages go to a root VMA.  Its chain then has n
 has what it inherited.
 
 Data
-- `RootVma`: the VMA that folios point to.  Where pages of it are is said by two numbers: its address space, and
-  what to add to a page offset to get an address there.  VMAs that were split from it, merged with it or share it as
+- `RootVma`: the VMA that folios point to.  Two numbers locate its pages: its address space, and the
+  difference between an address there and a page offset.  VMAs that were split from it, merged with it or share it as
   a neighbour have the same two (ours).  It cannot be freed as long as folios may point to it, nor can the mm_struct,
-  into which a walk looks; what is kept of those that are gone is counted as `vm_area_struct, pinned` and
+  into which a walk looks; those that are kept after their end count as `vm_area_struct, pinned` and
   `mm_struct, pinned`.
 - `LazyFields`: a VMA's share (see anon_vma.py), with its root VMA.
 - for each page: the number of an anon_vma, or of a root VMA, which is negative.
 
 Invariants (ours)
 - All entries for a folio that points to a root VMA without an anon_vma are in one address space, at the folio's
-  index plus the root's offset: whatever would change that (fork, a move, KSM) *upgrades* the root first.
-- An upgrade gives the root an anon_vma, and links *every* VMA of that root with it.  From then on the folios that
-  still point to the root are looked for in that anon_vma, for which anon_vma.py argues; no folio is touched.
+  index plus the root's offset: an operation that would change that (fork, a move, KSM) *upgrades* the root first.
+- An upgrade gives the root an anon_vma, and links *every* VMA of that root with it.  From then on walks for
+  folios that still point to the root use that anon_vma, for which anon_vma.py argues; no folio is touched.
 - A root is freed when no VMA has it, no migration holds it, and its anon_vma, if it has one, is freed.
 
 Locking: roots change under mmap_lock for writing, or as anon_vma_prepare() does it.  A walk that starts at a root
 takes no lock (the series promises that): it runs under RCU, looks again where the geometry of the address space
-changed meanwhile (mmap_lock_speculate_retry()), and goes on in the anon_vma if there was an upgrade meanwhile
+changed meanwhile (mmap_lock_speculate_retry()), and continues in the anon_vma if there was an upgrade meanwhile
 (ours).  An upgrade comes before the first entry is copied or moved.
 """
 
@@ -470,7 +470,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         return root.anon_vma
 
     def related(self, vma: VMA, pfn: int) -> bool:
-        # Would the walk come by?  It does if the VMA has the root, or a link to the anon_vma.
+        # Would the walk visit it?  It does if the VMA has the root, or a link to the anon_vma.
         fields = cast(LazyFields, vma.rmap[self.slot])
         number: int = self.anchor.m[pfn]
         anon_vma: AnonVma | None = None

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Design `anonmm`: one object per address space, in the list of those that came from one exec; and a virtual address.
+"""Design `anonmm`: one object per address space, in a list of all that descend from one exec; and a virtual address.
 
 H. Dickins' reverse map of 2003 and 2004 ("rmap 10 add anonmm rmap", on the way to 2.6.7), which anon_vma replaced
 before that was released; the ancestor of CoW contexts.  A page can only be mapped at one address, in the address
 spaces that descend from one exec.  So a page holds that address, and the *anonmm* of the address space that had it
-first; a walk looks at that address in all of the list.
+first; a walk looks at that address in the whole list.
 
-What breaks this is mremap.  A page that one entry maps just gets its new address.  A page that more map was
-copied for the one that moved it ("rmap 11 mremap moves"): a price that the lists of entries did not ask for, and a
-reason for which anon_vma won.  A design cannot make the machine copy; so this one remembers the entry as *odd*, and
-counts the pages that Linux would have copied.  The same list takes the other entries that are not where the page
-says: those that KSM makes, and those that were in swap while a page moved (where 2.6.7 lost track).
+mremap breaks this.  A page that one entry maps just gets its new address.  A page with more mappings was copied
+for the process that moved it ("rmap 11 mremap moves"): a price that lists of entries do not have, and a reason why
+anon_vma won.  A design cannot make the machine copy; so this one remembers the entry as *odd*, and
+counts the pages that Linux would have copied.  The same list has the other entries that are not at the page's
+address: those that KSM makes, and those that were in swap while a page moved (where 2.6.7 lost track).
 
 Data
 - `AnonMM`: the mm (None once it is gone), the head of its list, references (its mm, and each page that points to it;
@@ -25,8 +25,8 @@ Invariants
 
 Locking: the head's spin lock covers the list, and is held for a whole walk: forks and exits of the family wait for it,
 and other walks.  PG_maplock, a bit in each page, covers its address and odd entries, and nests in the page-table lock.
-2.6.7 tries the page-table locks during a walk and passes what it does not get; our users wait for them.  A page
-that moves while a walk waits is missed, which reclaim survives.  There was no migration that could have suffered.
+2.6.7 tries the page-table locks during a walk and skips those that it does not get; our users wait for them.  The
+walk misses a page that moves while it waits, which reclaim survives.  There was no migration to suffer from it.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""CoW contexts: one object per address space, in the tree that forks make.
+"""CoW contexts: one object per address space, in the tree of forks.
 
-What the designs `cow_context_prototype` and `cow_context` share; after mm/cow_context.c of the prototype's
+The part that the designs `cow_context_prototype` and `cow_context` share; after mm/cow_context.c of the prototype's
 branch (mm_init_cow_context(), dup_cow_context(), drop_cow_context(), traverse_contexts()).
 
 Invariants
 - the context of a forked address space is a child of its parent's; one made by exec has no parent.
 - a context is alive as long as its address space, one of its children or a KSM place refers to it.  So all
-  contexts above a living one are there, though their address spaces may be gone (`mm` is None).
-- hence: whoever inherited a page through forks from the address space that first had it is in the subtree
-  of that one's context.
+  contexts above a living one exist, though their address spaces may be gone (`mm` is None).
+- hence: every process that inherited a page through forks is in the subtree of the context of the address
+  space that first had it.
 
 Locking: `lock` of the parent covers its list of children, and `lock` of a context its remap tree.  Both are
 read under RCU: an unlinked context keeps its own links, and is freed after a grace period.  A walk takes a
-reference to each address space while it looks into it, and passes one whose last user is gone.
+reference to each address space while it looks into it, and skips one whose last user is gone.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class CowContext:
         self.refcount = 1
         self.moves: Final = SequenceCount(lock.scheduler)  # odd while entries or VMAs of this mm move
         self.first_child: CowContext | None = None  # the newest
-        self.children: Final = object()  # what who looks at or changes the list of children names to the scheduler
+        self.children: Final = object()  # names the list of children to the scheduler
         self.next_sibling: CowContext | None = None
         self.previous_sibling: CowContext | None = None
 

@@ -2,36 +2,36 @@
 """Design `cow_context`: CoW contexts, with an anonymous page offset for every VMA.
 
 The idea of the prototype (see cow_context_prototype.py): a folio points to the context of the address space
-that first had it, and carries a page offset; whoever inherited the folio is found by looking, in that
-context and all below it, at the address that the page offset stands for.  Only what is *not* at that
-address is recorded.
+that first had it, and carries a page offset.  To find the processes that inherited the folio, a walk looks, in
+that context and all below it, at the address that the page offset stands for.  Only ranges that are *not* at
+that address are recorded.
 
-What is different: a MAP_PRIVATE mapping of a file needs no record either.  Its folios are not indexed by
-offset in the file, but by an *anonymous page offset*, which begins as the address of the VMA, as that of an
-anonymous VMA does, and sticks to the VMA from its first page on.
+The difference: a MAP_PRIVATE mapping of a file needs no record either.  The index of its folios is not the
+offset in the file, but an *anonymous page offset*, which begins as the address of the VMA, as that of an
+anonymous VMA does, and stays with the VMA from its first page on.
 
 Data
 - for each page, one number that holds its context and its anonymous page offset.
 - for each prepared VMA, its *shift*: what to add to vm_pgoff to get the anonymous page offset.  0 for
-  anonymous memory.  It never changes while the VMA is prepared, because whatever changes the VMA's geometry
-  (split, merge, growth, mremap) keeps vm_pgoff in step.
-- for each context, a remap tree: where the VMAs are that are *displaced*, that is, whose address is not what
-  their anonymous page offset says.
+  anonymous memory.  It never changes while the VMA is prepared, because all changes of its geometry (split,
+  merge, growth, mremap) keep vm_pgoff in step.
+- for each context, a remap tree: the places of its *displaced* VMAs, that is, of those whose address is not the
+  one that their anonymous page offset says.
 
 Invariants
 - Index: an entry at address `a` of a prepared VMA, present, swapped out or migrating, is for a page of index
   pgoff(a) + shift.  Fork, split, merge and move keep this true of the entry; a new page gets its index so.
-- Subtree: all who have an entry for a folio are in the subtree of the context that the folio points to.
+- Subtree: all processes with an entry for a folio are in the subtree of the context that the folio points to.
 - Records: the remap tree holds exactly the ranges and displacements of the prepared VMAs that are displaced.
 - Neighbours: VMAs of one address space that could ever be merged by anon_vma's rule have the same shift: a
-  VMA takes over the shift of a neighbour at its first page if mprotect() could make them one.
+  VMA adopts the shift of a neighbour at its first page if mprotect() could merge them.
 
 From these the walk is complete: any entry for the folio is in a context of the subtree (Subtree), at an
 address that is its index plus the displacement of its VMA (Index), which is 0 or recorded (Records).
 
-Locking: nothing is shared between address spaces but the lists of children.  A context's lock covers its
+Locking: address spaces share nothing except the lists of children.  A context's lock covers its
 remap tree, because munmap() removes records with mmap_lock held for reading only.  Walks run under RCU.
-A record is there before entries are at the place that it is for, and goes after they went.
+A record exists before the first entry is at its place, and until the last one is gone.
 """
 
 from __future__ import annotations

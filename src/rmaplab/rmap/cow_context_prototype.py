@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Design `cow_context_prototype`: CoW contexts as the prototype of May 2026 has them.
 
-What mm/cow_context.c of its author's branch project/cow-context *does*, with its hooks in mm/vma.c, mm/rmap.c
-and mm/mremap.c, not what it ought to do.  Where it misses something, so does this; docs/designs/ has the
-list.  The function that a method models is named with it.
+The model of what mm/cow_context.c of its author's branch project/cow-context *does*, with its hooks in mm/vma.c,
+mm/rmap.c and mm/mremap.c, not of what it ought to do.  Where it misses something, so does this; docs/designs/
+has the list.  Each method names the function that it models.
 
 A folio points to the context of the address space that first had it, and its index is vm_pgoff-based, as
-today.  A VMA whose address is what its page offsets say (offset 0) needs nothing.  One that is elsewhere is
-*recorded* in its context: these page offsets are at that offset, too.
+today.  A VMA whose address matches its page offsets (offset 0) needs nothing.  Any other VMA is *recorded* in its
+context: these page offsets are at that offset, too.
 
 Data
 - for each page, the number of a context (folio->cow_context).
 - for each context, a remap tree; its entries hold one offset in place, or a sorted array.
-- nothing for a VMA.  A MAP_PRIVATE file mapping is recorded like a moved one: its page offset is the file's.
+- nothing per VMA.  A MAP_PRIVATE file mapping is recorded like a moved one: its page offset is the file's.
 
-What the walk relies on
+Assumptions of the walk
 - an exclusive folio points to the context of the one process that maps it, and sits at offset 0 there.
   Neither half is true: see `walk`.
 - every VMA that is not at offset 0 and has anonymous pages is recorded.  `RecordTree` and the hooks do not

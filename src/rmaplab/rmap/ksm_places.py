@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where KSM mapped its pages: what a design remembers of it.
+"""Places where KSM mapped its pages, as a design remembers them.
 
-Models the list of struct ksm_rmap_item below a stable node (mm/ksm.c): a page of KSM has no index, so a walk goes by
-the places where it was merged, each with what finds the copies that forks made of it (rmap_item->anon_vma there).
+Models the list of struct ksm_rmap_item below a stable node (mm/ksm.c): a page of KSM has no index, so a walk uses the
+places where it was merged, each with a link to the copies that forks made of it (rmap_item->anon_vma there).
 
 Invariant: of each page, no two places are the same; the newest comes last.
 

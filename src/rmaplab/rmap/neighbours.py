@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which neighbouring VMAs may become one later.
+"""Neighbouring VMAs that may become one later.
 
 Models mm/vma.c, anon_vma_compatible(): when the first page of a VMA is prepared, a design may want to
-treat it like a neighbour from which it differs only by what mprotect() can change back.
+treat it like a neighbour if mprotect() can undo all that differs between them.
 """
 
 from __future__ import annotations

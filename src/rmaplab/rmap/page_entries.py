@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What designs of 2.5 and 2.6 share, which know of each page where it is mapped: a lock in each page, and which page an
-entry is for.
+"""Shared parts of the designs of 2.5 and 2.6 that record for each page where it is mapped: a lock per page, and
+the page of an entry.
 
 Models PG_maplock (include/linux/rmap-locking.h of 2.5).  2.5 had no migration entries: the rule for them is ours.
 

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Design `page_scan`: no reverse map at all.  Look at everything.
+"""Design `page_scan`: no reverse map, but a scan of all page tables.
 
-This is what Linux did up to 2.4 (mm/vmscan.c, swap_out()): to find what maps a page, go through the page
-tables of all processes.  It keeps no state for VMAs or folios, so it cannot be wrong: the other designs
-are checked against it.
+Linux did this up to 2.4 (mm/vmscan.c, swap_out()): to find the mappings of a page, it scanned the page
+tables of all processes.  The design keeps no state for VMAs or folios, so it cannot be wrong: the other
+designs are checked against it.
 
 Data: the address spaces that are alive, and which pages stand in for which during a migration.
 
 Invariant: every entry that maps a page is in the page table of an address space that is alive.
 
-Locking: the page-table locks of what it looks at; none of its own.
+Locking: the page-table locks of the leaves that it reads; none of its own.
 """
 
 from __future__ import annotations

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Design `pte_chain`: each page lists the entries that map it, after mm/rmap.c of 2.5 and of 2.6.0 to 2.6.6.
 
-R. van Riel's reverse map of 2002.  There are no VMAs in it and no page offsets: a page has pointers to the
-page-table entries that map it, and a pointer to an entry says which address space and which address that is.
-page_add_rmap() and page_remove_rmap() are called for each entry that comes and goes.
+R. van Riel's reverse map of 2002.  It uses no VMAs and no page offsets: a page has pointers to the page-table
+entries that map it, and a pointer to an entry determines address space and address.  The kernel calls
+page_add_rmap() and page_remove_rmap() for each entry that is added and removed.
 
 Data
 - a page that one entry maps points to that entry (PageDirect).
-- a page that more map points to a list of *chains*: nodes of one cache line with room for `slots` pointers
-  each.  Only the first node has free slots.  A page that came to have a chain keeps one as long as it is mapped
-  (page_referenced() makes a chain of one entry a pointer again; the model does not, since a design is not
-  told who walks).
+- a page with more mappings points to a list of *chains*: nodes of one cache line with room for `slots` pointers
+  each.  Only the first node has free slots.  A page that has once had a chain keeps one as long as it is mapped
+  (page_referenced() makes a chain of one entry a pointer again; the model does not, since a design does not
+  know which user walks).
 
 Invariant: the list of a page has one pointer for each entry, present or migrating, that maps it, and no other.  So a
-walk is exact: whatever it visits maps the page.
+walk is exact: every place that it visits maps the page.
 
-Locking: a bit lock in each page (PG_maplock) covers its list, and nests in the page-table lock.  Whoever walks has the
-locks the other way round; 2.5 tries the page-table lock, and gives up if it does not get it.  Our users wait
-for it; so a walk lets go of the page while they do, and looks again if an entry was added meanwhile.  With the page's
-lock it lets go of what keeps the entry, its page table and its mm_struct: so it runs under RCU, and mm_structs are
-freed after a grace period.
+Locking: a bit lock in each page (PG_maplock) covers its list, and nests in the page-table lock.  A walk takes the
+locks in the opposite order; 2.5 tries the page-table lock, and gives up if it does not get it.  Our users wait for
+it; so a walk releases the page meanwhile, and looks again if an entry was added since.  Without the page's lock,
+nothing keeps the entry, its page table and its mm_struct: so the walk runs under RCU, and mm_structs are freed after a
+grace period.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class PteChainRmap(ReverseMap):
         self.removed: Final[Tally] = self.ledger.tally("pointers removed")
         self.scanned: Final[Tally] = self.ledger.tally("chain slots looked at")
         self.direct: Final[Column] = attachment.folios.column(np.int64)
-        self.additions: Final[Column] = attachment.folios.column(np.int32)  # ever, for who looks again
+        self.additions: Final[Column] = attachment.folios.column(np.int32)  # ever, for a walk that looks again
         self.chains: Final[dict[int, list[int]]] = {}  # by pfn, the newest pointer last
         self.mms: Final[list[MM | None]] = [None]  # by number
         self.free_numbers: Final[list[int]] = []
@@ -143,7 +143,7 @@ class PteChainRmap(ReverseMap):
             self._remove(int(entries[at[i]]), int(pointers[i]))
 
     def entries_moved(self, mm: MM, old: int, new: int, entries: Int64s) -> None:
-        # 2.5 removes a pointer, and adds one.  Who looks in between finds none, and would not look again.
+        # 2.5 removes a pointer, and adds one.  A walk in between finds none, and would not look again.
         first = (cast(int, mm.rmap[self.slot]) << _MM_SHIFT) + (old >> PAGE_SHIFT)
         distance = (new - old) >> PAGE_SHIFT
         for i in np.flatnonzero((entries & (PTE_ANON | PTE_MIGRATION)) != 0).tolist():

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The remap tree of a CoW context: which page offsets are where else than they say.
+"""The remap tree of a CoW context: page offsets that are not at the address that they say.
 
 A range map from page offsets to sets of *offsets*: the distance, in pages, from the address that a page
 offset stands for to the address at which an address space really has it.  In the kernel it is a maple tree
 (lib/maple_tree.c) whose entries are a single offset, stored in place, or a small array of them.  Here it is
-three parallel lists in order, searched by bisection; what a maple tree would hold is counted.
+three parallel lists in order, searched by bisection; the nodes that a maple tree would have are counted.
 
 Invariants
 - `firsts[i] <= lasts[i] < firsts[i + 1]`; no entry is empty.
