@@ -89,6 +89,10 @@ def test_it_says_who_misses_what_and_whether_that_matters(report: Report) -> Non
     assert f"cow_context_prototype misses {missed:,} mappings" in selected
 
 
+def test_it_says_what_the_figures_are(report: Report) -> None:
+    assert "Figures   ratios to anon_vma; time is derived from counted work, not measured\n" in printed(report, 80)
+
+
 def test_it_says_how_the_vmas_of_walks_differ(report: Report) -> None:
     design = report.figures.designs[1]
     walks = msgspec.structs.replace(design.walks, additional=1200, additional_mapping=0, missing=3, missing_mapping=2)

@@ -2,8 +2,8 @@
 """The answer of a comparison: one screen of 24 lines and 80 columns that says what to do next.
 
 It says whether the history holds; who misses what; what each design costs, as figures, as ratios to the first design
-and as bars; what was recorded and what was checked; and where the rest is.  `columns_of` is what the page (page.py)
-shows, too.
+and as bars; what these figures are; what was recorded and what was checked; and where the rest is.  `columns_of` is
+what the page (page.py) shows, too.
 """
 
 from __future__ import annotations
@@ -91,6 +91,9 @@ def print_answer(report: Report, rest: str, out: Console) -> None:
     out.print()
     _print_columns([design.design for design in figures.designs], columns_of(report), out)
     out.print()
+    explained = _explained(report)
+    if explained:
+        print_fact("Figures", explained, out)
     print_fact("Recorded", recorded(report), out)
     print_fact("Checked", checked(report), out)
     print_fact("More", rest, out)
@@ -98,6 +101,14 @@ def print_answer(report: Report, rest: str, out: Console) -> None:
 
 def _verdict(report: Report) -> str:
     return "holds" if report.holds else "does not hold"
+
+
+def _explained(report: Report) -> str:
+    """What the numbers above are."""
+    parts = [] if len(report.figures.designs) == 1 else [f"ratios to {report.figures.designs[0].design}"]
+    if report.figures.times is not None:
+        parts.append("time is derived from counted work, not measured")
+    return "; ".join(parts)
 
 
 def findings(report: Report) -> list[str]:
