@@ -66,7 +66,7 @@ STICKY = [
 @needs_sources
 class TestAgainstLinux:
     def test_random_histories_agree(self, linux: Library) -> None:
-        found, done = campaign(linux, PROFILE, 1_000_000, OPERATIONS)
+        found, done = campaign(linux, PROFILE, 1_000_000, OPERATIONS, jobs=2)
         assert found is None, explained(minimal(linux, PROFILE, found), [])
         assert done >= OPERATIONS
 

@@ -162,6 +162,7 @@ def native(
         str, typer.Option("--profile", metavar="NAME", help="Rules of the machine (default: of the tree's version).")
     ] = "",
     operations: Annotated[int, typer.Option(min=1, metavar="N", help="Random operations.")] = 100_000,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Processes that run random histories.")] = 1,
     seed: options.Seed = 1,
     save: Save = None,
     json: options.Json = False,
@@ -171,7 +172,7 @@ def native(
 
     \b
     Example:
-      rmaplab kernel native --source ~/linux --operations 1000000
+      rmaplab kernel native --source ~/linux --operations 1000000 --jobs 2
     """
     from rmaplab.kernel.native import build, compare
     from rmaplab.mm.profile import PROFILES, profile_for
@@ -190,7 +191,7 @@ def native(
     library = compare.Library(build.build(tree))
     events = None if recorded is None else list(recorded)
     head = None if recorded is None else recorded.header
-    found, done = compare.compare(library, rules, seed, operations, events, head)
+    found, done = compare.compare(library, rules, seed, operations, events, head, jobs)
     drift: list[str] = []
     if found is not None:
         say("making it shorter")

@@ -14,6 +14,7 @@ import dataclasses
 import random
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -87,6 +88,7 @@ class Library:
     """The compiled mm/vma.c."""
 
     def __init__(self, path: Path) -> None:
+        self.path: Final = path
         try:
             self._library: Final = ctypes.CDLL(str(path))
         except OSError as error:
@@ -316,9 +318,25 @@ def replay(library: Library, profile: Profile, events: Iterable[Event], head: He
     return comparison.settle(), comparison.done
 
 
-def campaign(library: Library, profile: Profile, seed: int, operations: int) -> tuple[Disagreement | None, int]:
-    """Random histories with seeds from `seed` on, until so many operations agreed, or one does not."""
+def campaign(
+    library: Library, profile: Profile, seed: int, operations: int, jobs: int = 1
+) -> tuple[Disagreement | None, int]:
+    """Random histories with seeds from `seed` on, until so many operations agreed, or one does not; in `jobs`
+    processes, each with a history of its own."""
     done = 0
+    if jobs > 1:
+        with ProcessPoolExecutor(jobs) as pool:
+            shares = [
+                pool.submit(_share, library.path, profile, seed + i, min(HISTORY, operations - first))
+                for i, first in enumerate(range(0, operations, HISTORY))
+            ]  # fmt: skip
+            for share in shares:
+                found, agreed = share.result()
+                done += agreed
+                if found is not None:
+                    pool.shutdown(cancel_futures=True)
+                    return found, done
+        return None, done
     while done < operations:
         events = random_events(seed)
         comparison = Comparison(library, profile)
@@ -333,6 +351,10 @@ def campaign(library: Library, profile: Profile, seed: int, operations: int) -> 
             return found, done
         seed += 1
     return None, done
+
+
+def _share(path: Path, profile: Profile, seed: int, operations: int) -> tuple[Disagreement | None, int]:
+    return campaign(Library(path), profile, seed, operations)
 
 
 def minimal(library: Library, profile: Profile, found: Disagreement, head: Header | None = None,
@@ -354,11 +376,11 @@ def minimal(library: Library, profile: Profile, found: Disagreement, head: Heade
 
 def compare(
     library: Library, profile: Profile, seed: int, operations: int, events: Sequence[Event] | None = None,
-    head: Header | None = None,
+    head: Header | None = None, jobs: int = 1,
 ) -> tuple[Disagreement | None, int]:  # fmt: skip
     """A history that was written down, or random ones without it."""
     if events is None:
-        return campaign(library, profile, seed, operations)
+        return campaign(library, profile, seed, operations, jobs)
     return replay(library, profile, events, head, ask=False)
 
 
