@@ -273,7 +273,7 @@ def _sentence(of: Standing) -> str:
         f" level on {of.level}, worse on {of.worse}"
     )
     if of.lowest is not None and of.highest is not None:
-        text += f"; its figure is {of.median:.2f} times {REFERENCE}'s at the median"
+        text += f"; median ratio to {REFERENCE}: {of.median:.2f}"
         if of.lowest != of.highest:
             text += f", from {of.lowest[0]:.2f} ({of.lowest[1]}) to {of.highest[0]:.2f} ({of.highest[1]})"
     return text + "."
