@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What was seen is told in the order in which it took effect; faults as columns are told as faults one by one."""
 
+import errno
 import os
 import random
 
@@ -117,6 +118,19 @@ def test_a_recording_says_what_it_did_not_follow() -> None:
     assert history.evidence.startswith("order inferred, 0 of 2 processes compared with /proc/PID/maps, a tracer")
     assert Header(recorder="perf", lost=3).doubts == ["3 events were lost"]
     assert Header(recorder="perf").doubts == []
+
+
+def test_what_an_mprotect_changed_before_it_failed_is_changed() -> None:
+    """The third page belongs to a file that may not be written."""
+    timeline = started()
+    mapped(timeline, 10)
+    for at, done in ((20, 2), (30, 0)):
+        timeline.enter(at, 5, CALLS["mprotect"], [A, 4 * PAGE, PROT_READ, 0, 0, 0])
+        timeline.lock(at + 1, 5)
+        if done:
+            timeline.mapped(at + 2, 0, 5, A, done * PAGE, PROT_READ, 0, "//anon", "00:00 0 0")
+        timeline.leave(at + 3, 0, 5, 5, CALLS["mprotect"], -errno.EACCES)
+    assert [(event.op, event.length, event.result) for event in events(timeline)][1:] == [("mprotect", 2 * PAGE, 0)]
 
 
 def test_told_in_parts_it_is_the_same() -> None:

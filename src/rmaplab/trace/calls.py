@@ -10,6 +10,7 @@ looks at more.  To follow another call is to add a row, and, if it is an operati
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import msgspec
@@ -36,10 +37,12 @@ class Call(msgspec.Struct, frozen=True):
 
     def registers(self, values: list[int]) -> list[int]:
         """What the parameters are, of what the registers hold: rights, flags and identifiers have 32 bits."""
-        return [
-            value & (0xFFFFFFFF if field in _NARROW else 0xFFFFFFFFFFFFFFFF)
-            for field, value in zip(self.parameters, values, strict=False)
-        ]
+        return [value & mask for mask, value in zip(_masks(self.parameters), values, strict=False)]
+
+
+@cache
+def _masks(parameters: tuple[str, ...]) -> list[int]:
+    return [0xFFFFFFFF if field in _NARROW else 0xFFFFFFFFFFFFFFFF for field in parameters]
 
 
 _NARROW: Final = frozenset(("prot", "flags", "file"))

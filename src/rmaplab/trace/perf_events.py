@@ -361,7 +361,8 @@ def _parts(file: IO[bytes]) -> Iterator[bytearray]:
 def _calls(file: IO[bytes], cpu: int) -> Iterator[_Records]:
     """What a ring of calls held."""
     header, who = _HEADER.unpack_from, _WHO.unpack_from
-    for data in _parts(file):
+    for part in _parts(file):
+        data = bytes(part)
         records: list[_Record] = []
         at, size = 0, len(data)
         while at + 8 <= size:
@@ -370,13 +371,13 @@ def _calls(file: IO[bytes], cpu: int) -> Iterator[_Records]:
                 break
             if kind == _SAMPLE_RECORD:
                 pid, tid, time = who(data, at + 8)
-                records.append((time, cpu, pid, tid, kind, bytes(data[at + _RAW : at + length])))
+                records.append((time, cpu, pid, tid, kind, data[at + _RAW : at + length]))
             else:
                 end = at + length - _WHO.size
                 pid, tid, time = who(data, end)
-                records.append((time, cpu, pid, tid, kind | misc << 16, bytes(data[at + 8 : end])))
+                records.append((time, cpu, pid, tid, kind | misc << 16, data[at + 8 : end]))
             at += length
-        del data[:at]
+        del part[:at]
         if records:
             records.sort(key=lambda record: record[0])
             yield _Records(records)

@@ -508,6 +508,11 @@ class Reducer:
 
     def _call_mprotect(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
         addr, length, prot = registers[:3]
+        if result == -errno.EACCES:
+            # Some file may not be written.  What lies before it was changed, and the kernel told of it.
+            length, result = min(page_align(length), max(known.length, 0)), 0
+            if not length:
+                return
         end = addr + page_align(length)
         if result == 0:
             self._infer(process, addr, length)
