@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Does it matter whether faults come as a batch or one by one?
+"""A check that faults in a batch and one by one come to the same.
 
 The machine handles a run of faults a leaf of the page table at a time (mm/memory.c has no such thing), and the
 player makes one run of many events.  Neither may show: `difference` plays a history once in runs as long as
-they get and once page by page, and compares all that the two machines hold, page numbers included.
+possible and once page by page, and compares the whole state of the two machines, page numbers included.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a run of random histories reached: how often each operation did what it is for.
+"""Coverage of a run of random histories: how often each operation had its effect.
 
 An operation that silently does nothing breaks no invariant: the page tables agree with every walk.  So a run counts
-effects, as the lockstep with a real kernel does (kernel/coverage.py): seen from outside, in what the machine holds
-before and after an event, and in what it counted meanwhile.  A run that is long enough reaches all of `CASES`, or does
+effects, as the lockstep with a real kernel does (kernel/coverage.py): from outside, by the state of the machine
+before and after an event, and by its counts meanwhile.  A run that is long enough reaches all of `CASES`, or does
 not hold.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The shortest history that shows what a design misses.
+"""The shortest history in which a design misses a mapping.
 
 A recording is cut after the event where a walk first missed an entry, reduced to the process that lost the
 page and its ancestors, then to the accesses to that very page, and from what is left events are taken out

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The witness: the kernel that this runs on, doing what the machine does.
+"""The witness: the running kernel, which executes the events of the machine.
 
 `Host` plays the events of a history in real processes (host_driver.py), in a part of their address space
-where nothing else is, and lets one read back what the kernel made of it: the VMAs with flags from
-/proc/PID/smaps, and which frame is mapped where from /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst).
-`compare` holds a machine against it.  Where they differ, the kernel is right, or is another version.
+where nothing else is, and reads back the resulting state of the kernel: the VMAs with flags from
+/proc/PID/smaps, and the mapped frames from /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst).
+`compare` compares a machine with it.  Where they differ, the kernel is right, or is another version.
 
 Needs root (page frame numbers), and no swap: the witness cannot say what reclaim would do.
 """

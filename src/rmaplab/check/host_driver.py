@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What runs inside the witness: does system calls and faults on demand, and forks.
+"""The program inside the witness: system calls and faults on demand, and forks.
 
 Started by host.py as a script of its own, so that its address space is a small one: `host_driver.py SOCKET`.
 Every process of the family has a connection to SOCKET; on each, one line is one order and one line the answer.

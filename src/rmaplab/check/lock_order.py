@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""In which order locks may be taken, and whether they are.
+"""The order in which locks may be taken, and a check of it.
 
 `ORDER` is the part of the comment at the top of mm/rmap.c ("Lock ordering in mm") that has to do with anonymous
-memory, outermost first.  What a design locks stands where anon_vma->rwsem stands: whatever it is, a walk takes it
-with the folio locked and takes page-table locks in it.  The exception is PG_maplock of 2.5, a bit in each page, which
-two rivals have: whoever adds or removes an entry takes it with the page table locked, and nothing is taken in it.
+memory, outermost first.  A design's own locks take the place of anon_vma->rwsem: a walk takes them with the folio
+locked and takes page-table locks inside.  The exception is PG_maplock of 2.5, a bit in each page, which two rivals
+have: code that adds or removes an entry takes it with the page table locked, and no lock is taken inside.
 
-An attempt that does not wait (lock_vma_under_rcu(), folio_trylock()) may be made in any order; what is waited for
-while such a lock is held may not.  The lock of a VMA is only ever waited for by who changes the VMA.
+An attempt that does not wait (lock_vma_under_rcu(), folio_trylock()) may be made in any order; a wait for a lock
+while such a lock is held may not.  Only a task that changes a VMA ever waits for its lock.
 
 `NESTING` are the classes of which one task may hold two: Linux says so to lockdep at the same places.
 """

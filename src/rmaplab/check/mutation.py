@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every re-introduced bug, looked for: what `rmaplab verify --mutants` does.
+"""The search for every re-introduced bug, for `rmaplab verify --mutants`.
 
 A mutant counts as found if random histories, or the interleavings of its scenario, show it within the budget.  The
-same search is then done with the mutation switched off, as far as it had to go with it, and must find nothing.  What
-showed it is made as short as it can be: a script of events, or a timeline of as few preemptions as it takes.
+same search then runs with the mutation switched off, equally far, and must find nothing.  The evidence is made as
+short as possible: a script of events, or a timeline of as few preemptions as it takes.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`rmaplab race`: scenarios under every interleaving, and what a failure looks like.
+"""`rmaplab race`: scenarios under every interleaving, and the form of a failure.
 
 A failure is a path: which CPU takes each step.  Written as text ("0x5 1x12 0x3": five steps of CPU 0, twelve
 of CPU 1, ...) it can be kept, mailed and replayed; shown as a timeline it has a column for each CPU.

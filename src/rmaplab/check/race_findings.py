@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`rmaplab race --report`: which obligations a design breaks, each with a minimal timeline.
 
-One cause may hide another: where a walk ends too early, nothing is learnt about the order in which it goes on.  So a
-design may have *stages* (`STAGES`): itself, then itself with one cause after the other put right, as little as will do.
-What a stage breaks and the one after it does not is what that cause breaks.
+One cause may hide another: where a walk ends too early, nothing is learnt about the order of the rest.  So a design
+may have *stages* (`STAGES`): itself, then itself with one cause after the other fixed, as little as will do.  A cause
+breaks the scenarios that its stage breaks and the next one does not.
 
 A timeline is minimal in how often a CPU is taken away, then in its steps.
 """

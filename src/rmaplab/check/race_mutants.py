@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bugs, re-introduced, that only show when two CPUs are at it: a lock, an order, a retry or a grace period less.
+"""Bugs, re-introduced, that need two CPUs to show: a lock, an order, a retry or a grace period less.
 
 Each is a `Mutant` (check/mutants.py) with the scenario that shows it; `outcome` tries that scenario's interleavings.
 """

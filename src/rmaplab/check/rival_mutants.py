@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bugs, re-introduced, of the designs that came before or beside today's (see mutants.py)."""
+"""Bugs, re-introduced, of the rival designs, older and newer (see mutants.py)."""
 
 from __future__ import annotations
 

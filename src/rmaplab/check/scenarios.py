@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What may happen to a folio on other CPUs while somebody walks its mappings.
+"""Scenarios: operations on a folio on other CPUs during a walk of its mappings.
 
 A scenario is a *user* of the reverse map (docs/kernels/rules.md, section 5: a look for references, an unmapping, a
 migration, the restoring half of one) against one or two *operations*, each on a CPU of its own.  The world is as small
 as it can be: process 1 has one page at HOME, and process 2 was forked from it, unless an operation needs another
 start.  The user begins with a reference to the folio, as if it had isolated it from an LRU list.
 
-Obligations, looked at when all CPUs have come to their end
-- restored: no process waits for a migration entry that nobody will replace.
+Obligations, checked when all CPUs have finished
+- restored: no process waits for a migration entry that no task will replace.
 - counted: each page's mapcount is the number of entries that map it, and no entry maps a free page.  A walk that
   missed a mapping has left the folio mapped, and its caller has given up.
 - found: at rest, the design finds every mapping of every folio.
-- leaked: what is allocated is what can be reached, and reference counts are what refers: a walker that drops the last
-  reference to what it looked at frees it.
-- and all along: no deadlock, no use after free, no lock given back by who does not hold it.
+- leaked: all allocated objects can be reached, and reference counts match the references: a walker that drops the
+  last reference to an object frees it.
+- throughout: no deadlock, no use after free, no release of a lock by a task that does not hold it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     TestMine = Mine.TestCase
 
 Where the author of check/histories.py writes histories by the million, this one is for depth: each rule draws its
-own few arguments, so Hypothesis knows which part of a history is which, reuses what led somewhere, and shrinks a
+own few arguments, so Hypothesis can tell the parts of a history apart, reuses those that led somewhere, and shrinks a
 failure event by event, and each event to the smallest addresses.  The failing history is printed in the words of
 `rmaplab verify`.
 

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the page tables say, against which every design is held.
+"""The mappings in the page tables, with which every design is compared.
 
 A reverse map answers "which entries map this folio?".  The page tables know: `Truth` reads them all, groups
 their anonymous entries by folio, and is thereby the answer that no design may fall short of.  It shares no
 code with any design.
 
-Completeness: each entry that maps a page of a folio, present or under
-migration, is among the places of a walk of that folio.  A place (VMA, address) stands for the pages of the
-folio from the first one that the VMA covers to the last, as page_vma_mapped_walk() takes it
-(mm/page_vma_mapped.c, vma_address() in mm/internal.h).
+Completeness: each entry that maps a page of a folio, present or under migration, is among the places of a walk of
+that folio.  A place (VMA, address) stands for the pages of the folio from the first one that the VMA covers to the
+last, as page_vma_mapped_walk() takes it (mm/page_vma_mapped.c, vma_address() in mm/internal.h).
 
 The machine itself is checked, too (`invariants`): truth read from broken page tables would be none.
 

@@ -5,20 +5,20 @@
     found = verify(plan)
 
 Work comes in *histories* of some hundred events, each written by an `Author` (check/histories.py) while
-a machine plays it.  A history depends on the seed and its own number only, so it makes no difference who
-plays it, or in what order: any number of processes find the same.  From its number follows what kind it is:
+a machine plays it.  A history depends on the seed and its own number only, so it makes no difference
+which process plays it, or in what order: any number of processes find the same.  Its number determines its kind:
 
 - most are watched in lockstep, by `anon_vma`, which leads, `cow_context`, designs that are not in
-  `rmaplab.rmap.DESIGNS`, and one of the others in turn: more designs cost no more, each is seen less;
-- each fourth is watched by one design alone, each in turn: its own rule decides what merges, and its own walks
-  are what reclaim and migration go by;
-- each third has large folios;
-- each fifth is played twice more, with faults in runs and one by one (check/batching.py).
+  `rmaplab.rmap.DESIGNS`, and one of the others in turn: more designs cost no more, and each is seen less;
+- one design alone watches every fourth, each in turn: its own rule decides what merges, and reclaim and migration
+  rely on its own walks;
+- every third has large folios;
+- every fifth is played twice more, with faults in runs and one by one (check/batching.py).
 
-After every `every`-th event, and after the last, a `Checker` holds every design against the page tables.  The
-first history that fails, by number, is cut after the step that failed, made as short as leaving out events can
-make it, and given to who asked; what comes after it by number is not looked at.  A design may be *excused*: what
-it misses is counted, and the first instance kept, but the search goes on.
+After every `every`-th event, and after the last, a `Checker` compares every design with the page tables.  The
+first history that fails, by number, is cut after the failing step, shortened as far as leaving out events allows,
+and returned; histories with higher numbers are ignored.  A design may be *excused*: its misses are counted, and the
+first instance kept, but the search goes on.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `rmaplab verify` found, as one object for programs (`--json`) and as text for people."""
+"""The result of `rmaplab verify`, as one object for programs (`--json`) and as text for people."""
 
 from __future__ import annotations
 

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Walks, held against the truth: which folios to walk again after a step, and what is odd about their walks.
+"""Walks compared with the truth: folios to walk again after a step, and the errors of their walks.
 
-A walk costs more than all else in a check, and a step changes few of them.  `Changes` says which folios a step can
-have given another answer:
+Walks cost more than all else in a check, and a step changes few of them.  `Changes` lists the folios whose walks a
+step can have changed:
 
 - whose entries differ from those of the check before, or whose row does in any column of `Folios`: the designs keep
-  what folios point to in such columns, too;
-- what is mapped, or was visited by its last walk, in an address space that a step named, or that has other VMAs than
-  before: that is where designs were told of VMAs;
+  the targets of folios in such columns, too;
+- those mapped, or visited by their last walk, in an address space that a step named, or that has other VMAs than
+  before: there the designs got events about VMAs;
 - KSM's pages, which have no place of their own;
-- all, where an address space came or went: what designs share between address spaces is made and freed then.
+- all, where an address space was created or freed: designs create and free shared objects then.
 
-Why no error is missed: a walk goes from what the folio points to, through what the design remembers of the VMAs and
-address spaces that it ought to visit, which are those that map the folio.  All that a design is told names the folio,
-or a VMA of an address space that the system call named, or that differs afterwards.  A design with a bug may do
-damage elsewhere, so every now and then a check walks all; and tests/check/test_walks.py holds the one against the
-other, without that net, over random histories, with right designs and with every mutant.  What a walk visits in vain
+Why no error is missed: a walk goes from the folio's target, through the design's records of the VMAs and address
+spaces that it ought to visit, which are those that map the folio.  Every event names the folio, or a VMA of an address
+space that the system call named, or that differs afterwards.  A design with a bug may do
+damage elsewhere, so every now and then a check walks all; and tests/check/test_walks.py compares the two,
+without that net, over random histories, with right designs and with every mutant.  What a walk visits in vain
 (`missing` and `additional`, which are no errors) may change unseen: a folio is not walked again because a VMA appears
 in an address space that does not map it.
 

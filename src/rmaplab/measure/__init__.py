@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Figures: what designs hold and do over a history, and how that is reported."""
+"""Figures: memory and work of designs over a history, and reports of them."""

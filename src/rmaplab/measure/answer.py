@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The answer of a comparison: one screen of 24 lines and 80 columns that says what to do next.
 
-It says whether the history holds; who misses what; what each design costs, as figures, as ratios to the first design
-and as bars; what these figures are; what was recorded and what was checked; and where the rest is.  `columns_of` is
-what the page (page.py) shows, too.
+It says whether the history holds; the mappings that each design misses; its costs, as figures, as ratios to the first
+design and as bars; the meaning of these figures; the extent of recording and checks; and where the rest is.  The page
+(page.py) shows `columns_of`, too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Reads the counts of a machine and its designs, and keeps those of an observer out of them.
 
-A history makes a design do work, and so does a checker that walks every folio.  An `Aside` stands
-around what observers do: it adds up what they made each design do, and sets the counts back.
+A history makes a design do work, and so does a checker that walks every folio.  An `Aside`
+brackets the actions of observers: it adds up the work that they cause in each design, and resets the counts.
 
 Invariant: with or without observers, and however many, the history's own counts are the same.
 """

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Work to time: what each kind of counted work costs on one machine.
+"""Work to time: the cost of each kind of counted work on one machine.
 
-Designs and machine count; nothing there knows a nanosecond.  A `CostProfile` says what one unit of each kind
-takes on one machine's kernel, and `time_of` multiplies.  `rmaplab calibrate` measures such a profile; one
-is shipped in data/costs, and every report that speaks of time names the profile that it used.
+Designs and machine count; nothing there knows a nanosecond.  A `CostProfile` says what one unit of each kind takes on
+one machine's kernel, and `time_of` multiplies.  `rmaplab calibrate` measures such a profile; one is shipped in
+data/costs, and every report that speaks of time names the profile that it used.
 
 Keys
-- a tally's name ("pages zeroed"), `alloc POOL` and `free POOL`, `lock CLASS` (an acquisition and a release
-  that nobody contends, for reading or writing)
-- what only a simulation of several CPUs can count: `HANDOVER`, `CONTEXT_SWITCH`, `WAKE_UP`, `WAKING`, `SHOOTDOWN`,
-  `GRACE_PERIOD`
+- a tally's name ("pages zeroed"), `alloc POOL` and `free POOL`, `lock CLASS` (an uncontended acquisition
+  and release, for reading or writing)
+- costs that only a simulation of several CPUs can count: `HANDOVER`, `CONTEXT_SWITCH`, `WAKE_UP`, `WAKING`,
+  `SHOOTDOWN`, `GRACE_PERIOD`
 
 Invariant: no count is dropped silently.  A key has a measured cost, or it stands in for another by a rule that the
-profile states, or it is a gap, which `time_of` lists with its count.  What other keys cover already (a walk is its
-nodes visited and its locks) has the cost 0, which is stated like any other.
+profile states, or it is a gap, which `time_of` lists with its count.  Work that other keys cover already (a walk is
+its nodes visited and its locks) has the cost 0, which is stated like any other.
 
-All costs are nanoseconds a unit.
+All costs are nanoseconds per unit.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The figures of a run: what was counted, as records that become JSON and tables.
+"""The figures of a run: counts, as records that become JSON and tables.
 
 Each figure is a plain count; bytes and pages are in units of 1 and 4096 bytes.  Nothing here was timed.
 """

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory over a history: what each design holds at a number of moments, and what it costs or saves elsewhere.
+"""Memory over a history: that of each design at a number of moments, and its cost or saving elsewhere.
 
 A design's memory is its own objects, and the fields that it needs in the structures of others: anon_vma has 24 bytes
-in each vm_area_struct that CoW contexts do without, but for 8 (`vma_fields`, `mm_fields` of the design).  Elsewhere is
-what its merge rule decides: with fewer VMAs there are fewer vm_area_structs, per-VMA locks and nodes of maple trees.
+in each vm_area_struct that CoW contexts do without, except for 8 (`vma_fields`, `mm_fields` of the design).  Elsewhere
+is the effect of its merge rule: with fewer VMAs there are fewer vm_area_structs, per-VMA locks and nodes of maple
+trees.
 
 Moments are evenly spread over the history, in events; peaks are the greatest of these.  (Peaks by type of object are
 exact; see figures.py.)  Bytes are those of objects, without what slabs waste.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Says on stderr how far long work has come: a bar on a terminal, a line now and then elsewhere.
+"""Progress of long work on stderr: a bar on a terminal, an occasional line elsewhere.
 
-Nothing is said about work that is done within a second or so, and nothing is ever written to stdout.
+Work that takes a second or less reports nothing, and nothing is ever written to stdout.
 """
 
 from __future__ import annotations

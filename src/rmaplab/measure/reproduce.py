@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What was published about Linux's reverse map, and what the laboratory makes of it.
+"""Published figures about Linux's reverse map, and the laboratory's own.
 
 A reproduction is a small function: it builds the published set-up as a history, counts, and puts each published figure
 beside ours.  Parameters that the source does not give are stated in `how`, and chosen before the result was known:
-none is fitted to it.  Where the two differ, `why` says what we take to be the reason.
+none is fitted to it.  Where the two differ, `why` gives the likely reason.
 
-`bound` is what we ask of a figure: that ours over the published lies between these two, or is exactly it, or that two
-percentages differ by no more than so many points.  A figure without one is shown for what it is.
+`bound` is the requirement on a figure: that ours over the published lies between these two, or is exactly it, or that
+two percentages differ by at most so many points.  A figure without one is shown for what it is.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a workload scales: a history as parallel programs, on simulated CPUs, in virtual time.
+"""Scaling of a workload: a history as parallel programs, on simulated CPUs, in virtual time.
 
 A machine that one design watches is given a scheduler in virtual time (sync/virtual/).  Each strand of the
 history (trace/parallel.py) is a task; each event is an operation with a latency.  Time passes by the counted work of
-the machine and the design, at what a cost profile says that it costs, and by waiting.
+the machine and the design, at the costs of a cost profile, and by waiting.
 
 Every figure follows from the history, the kernel profile, the cost profile, the design, the number of CPUs and the
 version, and from nothing else: the same run gives the same figures to the last digit.

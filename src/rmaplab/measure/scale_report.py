@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `rmaplab scale` prints and draws: tables, the lock report, a plot, a timeline."""
+"""The output of `rmaplab scale`: tables, the lock report, a plot, a timeline."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Histories by what a user calls them: a workload with its parameters, or a file."""
+"""Histories by name: a workload with its parameters, or a file."""
 
 from __future__ import annotations
 

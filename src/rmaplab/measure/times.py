@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The work of a comparison as time: what a cost profile makes of the counts of the machine and of each design.
+"""The work of a comparison as time: the counts of the machine and of each design, priced by a cost profile.
 
-It is the time of one CPU that nobody contends with.  What several CPUs make of it is a matter of virtual time.
+It is the time of one CPU without contention.  Virtual time covers several CPUs.
 """
 
 from __future__ import annotations

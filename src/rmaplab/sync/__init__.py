@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Synchronisation: the seam between what is modelled and who decides what runs next.
+"""Synchronisation: the seam between the model and the scheduler that decides what runs next.
 
 The machine and the designs take locks, enter RCU sections and announce steps only through this
 package.  Without a scheduler (replay, verify) acquiring a lock is counting it; with one, each of

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a checking scheduler raises."""
+"""Errors that a checking scheduler raises."""
 
 from __future__ import annotations
 

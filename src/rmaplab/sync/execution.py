@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One run of a few tasks, step by step: who waits, who may go on, and what must not happen.
+"""One run of a few tasks, step by step: the tasks that wait, those that may go on, and forbidden accesses.
 
 Tasks are ordinary functions that take locks, enter RCU sections and announce their accesses to shared state
 through the `Scheduler` that they were given.  Each of these operations is a *step*: the task announces it and
@@ -9,24 +9,24 @@ lets that task run to its next one.
 Memory model: sequential consistency, plus RCU.  Steps are atomic and happen in one order that all tasks see.
 
 Locks
-- A spin lock is taken by whoever comes when it is free.
+- A task takes a spin lock if it is free.
 - A reader-writer semaphore is fair to writers (kernel/locking/rwsem.c): a writer that finds readers inside
   queues; from then on no reader comes in and no attempt succeeds before the first in the queue has had the lock.
   Linux lets a reader steal the lock past a writer that has only begun to wait; that is the order in which this
   reader came first, and is tried as such.
-- Giving back a spin lock is no step: it can never be too early.  Where somebody may *see* that a lock is held,
-  because he tries it or queues behind it, it is one (rwsems, and classes of locks that are declared `tried`).
+- The release of a spin lock is no step: it can never be too early.  If another task may *see* that a lock is held,
+  because it uses trylock or queues, the release is a step (rwsems, and classes of locks that are declared `tried`).
 
 RCU: `rcu_call` hands an object to a grace period, which may be over as soon as every reader that was inside when it
-began has left.  So only they may still come to the object, and only until they leave: everybody else might come too
-late, and is an error at once.  Nobody has to try when grace periods end, therefore.
+began has left.  So only they may still access the object, and only until they leave: any other access might
+come too late, and is an error at once.  So the ends of grace periods need no exploration.
 
-Freed objects are poisoned: a step on one is an error, whatever the step.  So is relying on a lock (assert_held()) that
-the task does not hold: where all that it covers is one step, no interleaving would show that it is missing.
+Freed objects are poisoned: a step on one is an error, whatever the step.  So is reliance on a lock (assert_held()) that
+the task does not hold: if the lock covers a single step, no interleaving would show that it is missing.
 
 Invariants
-- A step's object is known before the step is taken, so what may conflict with what is known exactly: code that
-  touches shared state without announcing it is outside of what is checked.
+- A step's object is known before the step is taken, so conflicts are known exactly.  Code that touches shared state
+  without announcing it is not checked.
 - The same path (the numbers of the tasks chosen) always gives the same execution.
 """
 

@@ -2,11 +2,11 @@
 """Every interleaving of a few tasks: a stateless model checker.
 
 `explore` runs a scenario (see execution.py for what a step is) again and again, from its beginning, until no order
-that could matter is left.  `wander` tries random orders of what is too large for that, `replay` one given order,
-and `estimate` says how many there are.
+that could matter is left.  `wander` tries random orders of scenarios that are too large for that, `replay` one given
+order, and `estimate` gives the number of orders.
 
-The search goes back and forth along one path; which tasks have to be tried at which of its states is up to a strategy
-(strategy.py): all, or what is left after a reduction.
+The search goes back and forth along one path; a strategy (strategy.py) decides which tasks to try at each of its
+states: all, or those left after a reduction.
 
 Invariant: `_Search.stack[d]` is the state before step d of the current path.
 """

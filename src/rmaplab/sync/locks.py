@@ -2,8 +2,8 @@
 """Locks and RCU, by the names and with the rules that Linux has for them.
 
 Models include/linux/rwsem.h, include/linux/spinlock.h and include/linux/rcupdate.h as their users see
-them.  Each lock belongs to a `LockClass`, which counts.  A lock without a scheduler does nothing but
-count, which is right where one thing runs at a time: nobody could hold it.
+them.  Each lock belongs to a `LockClass`, which counts.  A lock without a scheduler only counts, which
+is right where nothing is concurrent: no other task could hold it.
 """
 
 from __future__ import annotations

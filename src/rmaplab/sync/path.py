@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A path through a scenario: its states, what happened before what on it, and which of its steps race.
+"""A path through a scenario: its states, the happens-before order of its steps, and the steps that race.
 
 Two steps are *dependent* if they are on the same object in modes that do not commute (execution.py).  Of dependent
 steps the earlier happened before the later; two that nothing between them orders race.  Vector clocks say which step

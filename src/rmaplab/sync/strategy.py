@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which orders have to be tried: strategies of the search in interleave.py.
+"""The orders to try: strategies of the search in interleave.py.
 
 Two executions that differ in the order of independent steps only are the same.  Source sets with sleep sets (Abdulla,
 Aronis, Jonsson, Sagonas: source-DPOR, POPL 2014; after Flanagan and Godefroid, POPL 2005) leave out the others: when a

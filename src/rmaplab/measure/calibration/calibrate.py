@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From programs to a cost profile, and from a profile to what it says of programs that it has not seen."""
+"""From programs to a cost profile, and from a profile to predictions of programs that it has not seen."""
 
 from __future__ import annotations
 

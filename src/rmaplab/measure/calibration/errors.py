@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What calibration raises."""
+"""Errors that calibration raises."""
 
 
 from rmaplab.errors import CannotRun

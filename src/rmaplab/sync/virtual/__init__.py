@@ -2,22 +2,22 @@
 """Virtual time: the same code on many simulated CPUs, where time passes only by counted work.
 
 A task is a thread of control with a clock of its own.  Between two calls of the scheduler it did work, which the
-watched ledgers counted; those counts times what a unit costs is how far its clock moves.  Nothing else moves it
-but waiting: for a lock, for a CPU, for a cache line, for a grace period.  A contended lock parks its task (a
+watched ledgers counted; its clock moves by those counts times the cost of a unit.  Nothing else moves it except
+waiting: for a lock, for a CPU, for a cache line, for a grace period.  A contended lock parks its task (a
 greenlet) and another goes on.  What happens depends on costs, seed and code alone, never on the host.
 
-agenda.py     what is to happen when
+agenda.py     events, by time
 task.py       tasks
 prices.py     counted work as time
-cpus.py       CPUs, and who gets one
-figures.py    what was seen
+cpus.py       CPUs, and the tasks that get one
+figures.py    figures of locks and operations
 core.py       the run loop
 lines.py      cache lines
-locks.py      what locks have in common; spin locks and folio locks
+locks.py      the base of all locks; spin locks and folio locks
 rwsem.py      rw_semaphore
 rcu.py        grace periods
 tlb.py        TLBs
-poll.py       waiting for what is no lock
+poll.py       waits by polling
 scheduler.py  VirtualTime, which hands what tasks do to the others
 
 Each file uses only those above it.

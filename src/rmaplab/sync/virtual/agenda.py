@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is to happen when: a heap of events.
+"""The agenda: a heap of events.
 
 Invariant: events happen in the order of their times, those of equal times in the order in which they were announced.
 All times are whole picoseconds.

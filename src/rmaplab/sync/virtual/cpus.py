@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""CPUs, and who gets one (kernel/sched/core.c, fair.c, seen from far away).
+"""CPUs, and the tasks that get one (kernel/sched/core.c, fair.c, seen from far away).
 
 A task has a CPU to itself until it sleeps, or has used up its time slice at the end of an operation while others are
 ready.  It goes to an idle CPU, its last one if possible, else waits its turn.

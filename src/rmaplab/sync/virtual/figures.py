@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Figures: what was seen of locks and operations.
+"""Figures of locks and operations.
 
-Operations have numbers, 0 for what is none; all times are picoseconds.
+Operations have numbers, 0 for none; all times are picoseconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Cache lines: one that several CPUs change (a lock, a reference count) is in one place at a time.
 
-Who changes a line after another CPU did waits for it, and for all who came before.
+A CPU that changes a line after another one did waits for it, and for all earlier requests.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Locks in virtual time: what all have in common, spin locks and folio locks.
+"""Locks in virtual time: the base of all, spin locks and folio locks.
 
-- spinlock_t (kernel/locking/qspinlock.c): first come, first served; who waits keeps its CPU.
-- the folio lock (mm/filemap.c folio_lock()): first come, first served; who waits sleeps.
+- spinlock_t (kernel/locking/qspinlock.c): first come, first served; a waiter keeps its CPU.
+- the folio lock (mm/filemap.c folio_lock()): first come, first served; a waiter sleeps.
 
-What a lock protects moves with it: the nodes of a design's trees that are visited under a lock of that design which
+The protected data moves with the lock: the nodes of a design's trees that are visited under a lock of that design which
 came from another CPU take a hand-over each.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Waiting for what is no lock: a task looks, and looks again after a while that doubles, up to a limit."""
+"""Waits for events other than locks: a task looks, and looks again after a delay that doubles, up to a limit."""
 
 from __future__ import annotations
 

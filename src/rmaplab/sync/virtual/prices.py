@@ -2,7 +2,7 @@
 """Prices: how far counted work moves a clock.
 
 Between two calls of the scheduler a task did work, which the watched ledgers (sync/work.py) counted.  Those counts
-times what a unit costs is the time that it took.
+times the cost of a unit is the time that it took.
 
 Invariant: every unit of work is charged once, to the task that did it or, for what a grace period frees, to `deferred`.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""RCU in virtual time: readers, grace periods, and what waits for their ends (kernel/rcu/tree.c, seen from far away).
+"""RCU in virtual time: readers, grace periods, and objects that wait for them (kernel/rcu/tree.c, seen from far away).
 
 A grace period ends when all sections that had begun before it are over, and not before its usual length has passed.
-What it frees is held until then.
+The objects that it frees are held until then.
 """
 
 from __future__ import annotations

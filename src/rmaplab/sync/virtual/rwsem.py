@@ -5,7 +5,7 @@
 - A writer that finds it taken spins while the owner runs on a CPU, one spinner at a time, the others behind it
   (osq_lock()), and takes it when it becomes free although others sleep in the queue; it gives up on readers after 10 to
   25 us, and on an owner that sleeps.
-- Who sleeps is woken in order, readers together (at most 256), a writer to try again; one that tries in vain after 4 ms
+- Sleepers are woken in order, readers together (at most 256), a writer to try again; one that tries in vain after 4 ms
   gets the next turn by hand-off.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The scheduler in virtual time: what tasks do, handed to the part of the simulation that it concerns."""
+"""The scheduler in virtual time, which dispatches each operation of a task to the part of the simulation concerned."""
 
 from __future__ import annotations
 
