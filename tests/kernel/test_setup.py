@@ -127,7 +127,7 @@ def _leftovers() -> list[str]:
 def test_only_what_is_needed_is_unpacked_and_sizes_come_first(apt: Apt, run: Run) -> None:
     status, out, err = run("setup")
     assert status == 0
-    assert err.splitlines()[0].startswith(f"{RELEASE}: 0 MB to download, at most 750 MB to keep in ")
+    assert err.splitlines()[0].startswith(f"rmaplab: {RELEASE}: 0 MB to download, at most 750 MB to keep in ")
     kernel = setup.need("6.12")
     assert kernel.release == RELEASE and RELEASE in out
     assert kernel.image.read_bytes() == b"image" and kernel.vmlinux.read_bytes() == b"debug information"

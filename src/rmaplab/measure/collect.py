@@ -97,10 +97,12 @@ class _Account:
         self._before_pools = {name: (pool.peak, pool.allocated) for name, pool in ledger.pools.items()}
 
     def close(self) -> None:
-        for name, tally in self._ledger.tallies.items():
+        for name, tally in list(self._ledger.tallies.items()):
             before = self._before_tallies.get(name, 0)
             self._add(name, tally.count - before)
             tally.count = before
+            if name not in self._before_tallies:  # only an observer made the design count this
+                self._ledger.forget(name)
         for name, lock in self._ledger.locks.items():
             writes, reads = self._before_locks.get(name, (0, 0))
             w, r = self._locks.get(name, (0, 0))

@@ -104,7 +104,8 @@ class LockClass:
 
 
 class Ledger:
-    """The counted work of one participant (the machine, or one design); `entries` is how many things it counts."""
+    """The counted work of one participant (the machine, or one design); `entries` grows whenever it comes to count
+    other things than before."""
 
     def __init__(self, owner: str) -> None:
         self.owner: Final = owner
@@ -118,6 +119,11 @@ class Ledger:
             self.tallies[name] = Tally(name)
             self.entries += 1
         return self.tallies[name]
+
+    def forget(self, name: str) -> None:
+        """Drop a tally, whose next count begins a new one."""
+        del self.tallies[name]
+        self.entries += 1
 
     def pool(self, name: str, size: int) -> Pool:
         if name not in self.pools:
