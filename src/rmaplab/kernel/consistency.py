@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What must hold in any kernel's anonymous reverse map, checked in a snapshot.
+"""Invariants of any kernel's anonymous reverse map, checked in a snapshot.
 
 A witness that was misread, or a kernel whose structures are damaged, must not pass for a good one.  The rules
 are those of mm/rmap.c and include/linux/rmap.h, each stated with the message that reports its breach.

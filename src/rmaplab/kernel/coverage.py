@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which cases did a history reach in the kernel?  Seen in its structures, not in the model's code.
+"""The cases that a history reached in the kernel, as seen in its structures, not in the model's code.
 
-VMAs and anon_vmas keep their addresses, so two snapshots tell what became of what: which VMA grew over what in
-a merge, whose anon_vma a first fault or a fork took.
+VMAs and anon_vmas keep their addresses, so two snapshots show the changes: which VMA grew over which in a merge, and
+whose anon_vma a first fault or a fork took.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ program would use; two things need preparation or help:
   wants it and sets the start of its heap (prctl), and what really happened, page offset included, becomes the
   event that the model plays, followed by the move.
 - Nor can it say which pages KSM merges: `ksm` lets ksmd scan everything, and what it merged becomes the events.
-- No program can have a shared page swapped out.  `swap_out` lets reclaim loose on the workers' control group; what
-  it took becomes the events that the model plays, and the folios must then have gone everywhere alike.
-- What is in swap comes back page by page: while one is touched, its worker may have no large folios, since which the
+- No program can have a shared page swapped out.  `swap_out` starts reclaim on the workers' control group; the
+  pages that it took become the events that the model plays, and the folios must then be gone everywhere.
+- Pages come back from swap one by one: while one is touched, its worker may have no large folios, since which the
   kernel would bring back together depends on their places in swap.
 """
 

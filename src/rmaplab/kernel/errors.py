@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What can go wrong between us and a real kernel."""
+"""Errors between rmaplab and a real kernel."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Fixtures: what kernels answered to the aimed histories, as text to review.
+"""Fixtures: answers of kernels to the aimed histories, as text to review.
 
 A file has a comment that names the kernel, a line for each event with its result, and after the last event the
 state as answers.py writes it.  Where execve() puts a stack and mmap() a mapping is a matter of chance (address

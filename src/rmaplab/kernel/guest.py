@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest: a kernel in QEMU, whose processes do what we say.
+"""A guest: a kernel in QEMU, whose processes act on our orders.
 
 The guest's first process (guest/init.c) is a server of system calls behind the second serial port: what
 follows here decides which calls are made, from mounting /proc on.  QEMU's monitor (QMP, on two sockets: one
-for us, one for drgn) stops the guest while it is looked at.  Guest memory is a file that both sides map.
+for us, one for drgn) stops the guest while it is read.  Guest memory is a file that both sides map.
 
 QEMU emulates the processor (TCG) unless told otherwise: /dev/kvm may be there and still not run a kernel.
 """

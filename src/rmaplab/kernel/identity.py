@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which kernel is this, and what do its objects weigh?
+"""The identity of a kernel, and the sizes of its objects.
 
 A kernel says its release itself, and its slab caches say how large an object is in them.  The rules come from
 the profile of its version, or of the nearest known one.

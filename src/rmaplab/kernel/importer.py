@@ -2,22 +2,22 @@
 """A real kernel's state in the model, and every design's walks over it.
 
 `build` turns a snapshot of all processes into a machine: address spaces, VMAs, page tables and folios as they are.
-Then each design is told of it (ReverseMap.take_over()), and comes to the state that it would have had: `anon_vma` to
-the graph as it is, `pte_chain` to the entries as they are.  What the others need and the kernel does not hold is
+Then each design takes it over (ReverseMap.take_over()), and reaches the state that it would have had: `anon_vma` has
+the graph as it is, `pte_chain` the entries as they are.  Facts that the others need and the kernel does not hold are
 inferred:
 
-- who was forked from whom, and who first had a folio: see ancestry.py.
+- the parent of each process, and the first process of each folio: see ancestry.py.
 - where a VMA was at first: its page offset says.  For a private mapping of a file, it is taken to be the address at
   which the oldest VMA of its family is.
 - which anon_vmas would not have been made yet: see anon_vma_lazy.py.
 
-`examine` walks every anonymous page in each design, and holds the places against the page tables.
+`examine` walks every anonymous page in each design, and compares the places with the page tables.
 
-Linux itself does not find all of KSM's: a page that fork shared becomes KSM's for all who map it, but with a place for
-one of them alone until ksmd comes by the others (mm/ksm.c try_to_merge_one_page(), stable_tree_append()).  If that one
-is a child, no walk leads to its parent.  Which entries these are is found in what was read, without any design's help.
+Linux itself does not find all of KSM's: a page that fork shared becomes KSM's for all its mappers, but with a place for
+one of them alone until ksmd visits the others (mm/ksm.c try_to_merge_one_page(), stable_tree_append()).  If that one
+is a child, no walk leads to its parent.  The snapshot shows which entries these are, without any design's help.
 
-A guest that was stopped may stand in the midst of a fork or an exit.  Address spaces that no task has (yet, or any
+A stopped guest may be in the middle of a fork or an exit.  Address spaces that no task has (yet, or any
 more) are found through the VMAs in interval trees, and are part of the state, since their entries are counted.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Is what the kernel holds what the model holds?  Equal up to the names of objects.
+"""Equality of a kernel's state and the model's, up to the names of objects.
 
 Addresses of structures, page frame numbers and swap slots differ between a kernel and the model; everything
 else must not.  Processes correspond by history; from there every other correspondence follows, and each must be

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The model and a real kernel, step by step: the first difference ends it.
 
-`Witness` is one guest with its reader.  `Lockstep` is one history on it: what is asked is done in the guest, what
-happened there is played on the machine, and after each event results and state are compared
+`Witness` is one guest with its reader.  `Lockstep` is one history on it: the guest executes each event, the
+machine plays its effects, and after each event results and state are compared
 (isomorphism.py).  A new Lockstep on the same guest starts from nothing: the workers of the old one exit.
 """
 

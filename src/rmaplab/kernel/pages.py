@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""struct page and struct folio: where they keep what, in each generation that there is.
+"""struct page and struct folio: the places of their fields, in each generation.
 
 Two things changed: what was `compound_head` of a tail page is `compound_info`, whose value may be a mask in place of
 a pointer; and flags, order, index and counts of a folio have moved.  Which holds is decided by the debug information

@@ -3,8 +3,8 @@
 
 Each program of userland.py is run in a guest of its own, which is stopped at each of its moments and read
 (importer.py).  A guest may be stopped while an instruction sequence that belongs together is half done (an anon_vma
-is being unlinked, say): what does not hold then holds a moment later, so the guest is let go on for a few
-milliseconds and read again.  What never holds is reported.
+is being unlinked, say): a rule that is broken then holds a moment later, so the guest runs on for a few
+milliseconds and is read again.  A rule that never holds is reported.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which kernels can be fetched, and from which of Debian's suites.  Help, defaults and messages say what is here."""
+"""Kernels that can be fetched, and their suites of Debian.  Help, defaults and messages derive from this table."""
 
 from __future__ import annotations
 

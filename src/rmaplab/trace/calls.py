@@ -2,10 +2,10 @@
 """The system calls that a recorder follows: one table for all recorders.
 
 A call has as many registers as the kernel saves, but only as many *parameters* as it is defined with
-(SYSCALL_DEFINEn in mm/); what the other registers hold is left over from something else.  So the table names
+(SYSCALL_DEFINEn in mm/); the other registers hold leftovers.  So the table names
 each parameter, by the field of the event that it becomes ("" where it decides nothing here), and no recorder
-looks at more.  To follow another call is to add a row, and, if it is an operation of its own, what
-`Reducer.call` has to know of it.
+looks at more.  To follow another call, add a row, and, if it is an operation of its own, a case in
+`Reducer.call`.
 """
 
 from __future__ import annotations

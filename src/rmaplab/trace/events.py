@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The vocabulary of histories: what can happen to memory, one event a row.
+"""The vocabulary of histories: operations on memory, one event per row.
 
 Recorders, importers, workloads, the random generator and the real kernel's driver all speak it, and
 `rmaplab.trace.play` plays it on a machine.  Addresses and lengths are bytes; results are what the system
-call returned (an address, 0, or a negative errno).  `OPERATIONS` is the one list of what there is: whatever else
-lists operations derives from it, or is held against it by tests/trace/test_events.py.
+call returned (an address, 0, or a negative errno).  `OPERATIONS` is the only list of operations: all other
+lists derive from it, or tests/trace/test_events.py compares them with it.
 """
 
 from __future__ import annotations

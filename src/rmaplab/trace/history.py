@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Histories as files: Parquet, one row an event, and a header that says where it came from.
+"""Histories as files: Parquet with one row per event, and a header that states their origin.
 
 Columns are the fields of `Event`, in that order, under the types in `_TYPES`; `op` is dictionary-encoded
 text.  The header is JSON in the file's key-value metadata, under the key `rmaplab`.  Anything that reads Parquet
@@ -9,7 +9,7 @@ Invariants
 - The same history gives the same bytes (with the same version of pyarrow).
 - A file appears whole or not at all (output.py).
 - What `read_history` returns has only known operations, processes with positive numbers, and files, names
-  and checkpoints that the header lists.  Whether the events are *possible* is for the machine to say.
+  and checkpoints that the header lists.  The machine decides whether the events are *possible*.
 """
 
 from __future__ import annotations

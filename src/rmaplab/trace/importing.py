@@ -2,8 +2,8 @@
 """Histories from the text of tools, made elsewhere.
 
 The text of `perf script` and of `strace -f` holds neither the kernel that it was made on nor whether the
-program was seen to its end; the first can be told, the second is read off the processes: all of them have
-to have exited.
+program was seen to its end; the caller can give the first; the second follows from the processes, all
+of which must have exited.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A history as what it is: programs that ran at the same time.
+"""A history as parallel programs.
 
 A history is one list of events.  Here it is taken apart into *strands*, each a thread of control that does its
 events in their order: one for each process, and one for each kernel thread that uses the reverse map on its own
-account (kswapd, which ages and swaps out; kcompactd, which migrates; ksmd).  What has to wait for what across strands:
+account (kswapd, which ages and swaps out; kcompactd, which migrates; ksmd).  Waits across strands:
 
 - a process begins with the fork that made it; one that no fork made, with the run.
 - a fork waits for an exit of the same parent's children that comes before it, if the parent did nothing between that
   child's fork and its exit (it waited: wait4()), or has done something since.  So a parent that replaces children
   never has many more of them than it had.
-- an exit waits for what its parent did before it: who kills does so at a moment of its own.
-- who calls vfork(2) waits until its child calls execve(2) or exits.
+- an exit waits for its parent's earlier events: a process that kills another chooses the moment.
+- a process that calls vfork(2) waits until its child calls execve(2) or exits.
 - a kernel thread's next event waits for the process whose memory it is about.
 
 All of these follow the order of the list, so nothing waits in a circle.
 
-Set-up: what comes before the first `mark` of a workload, or, if it has none, before its first fork, is done before
-time begins.  A recording has no set-up.
+Set-up: events before the first `mark` of a workload, or, if it has none, before its first fork, happen before time
+begins.  A recording has no set-up.
 """
 
 from __future__ import annotations

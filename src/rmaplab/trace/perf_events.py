@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The kernel's perf events (perf_event_open(2), kernel/events/): what tasks do to memory, from rings to a Timeline.
 
-What is collected, for a process and all its descendants:
+Events collected, for a process and all its descendants:
 
 - exceptions:page_fault_user and page_fault_kernel: every fault, with address and kind; the kernel's own faults on
   user addresses (copy_to_user()) are faults of the process, too;
@@ -13,10 +13,10 @@ What is collected, for a process and all its descendants:
 
 Each CPU has two rings.  One has only faults, so all its records are alike, and a NumPy array of records is what it
 holds; millions of faults are never looked at one by one.  The other has the rest.  While the command runs, a thread
-moves what is in the rings to temporary files that have no name (what is left of them when we are killed is nothing).
-Reading them back goes by windows of time, so memory does not grow with the run.
+moves the contents of the rings to temporary files without a name (so that nothing is left of them when we are killed).
+They are read back in windows of time, so memory does not grow with the run.
 
-Invariant: in a window, each ring's records are there up to its end; a Timeline is told of windows in order.
+Invariant: a window has all records of each ring up to its end; a Timeline gets the windows in order.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `perf script` printed, read into a Timeline.
+"""The output of `perf script`, read into a Timeline.
 
 Such text is made elsewhere (docs/recording.md says how): with the tracepoints that perf_events.py uses, or instead of
-raw_syscalls with syscalls:sys_enter_NAME, and instead of the fault tracepoints with the page-faults event, which tells
+raw_syscalls with syscalls:sys_enter_NAME, and instead of the fault tracepoints with the page-faults event, which has
 the address (perf record -d) but not the kind.
 """
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Run a command, and record the memory history of it and all its children.
 
-The kernel's perf events are asked first: they show every fault.  Where they are not permitted, strace sees the system
-calls, and faults are synthesised (reduce.SYNTHESIS).  Either way the history begins with the command's exec and ends
-when the command has ended; a descendant that lives on then is still there at the end of the history.
+The recorder tries the kernel's perf events first: they show every fault.  Where they are not permitted, strace sees
+the system calls, and faults are synthesised (reduce.SYNTHESIS).  Either way the history begins with the command's
+exec and ends when the command has ended; a descendant that lives on is still alive at the end of the history.
 
-The command is started by a shell that stops itself first, so that the recorder is watching before it runs.
-It has a process group of its own unless it shares a terminal with us, so a signal reaches all of it: the
+A shell that first stops itself starts the command, so that the recorder watches before it runs.  It has a
+process group of its own unless it shares a terminal with us, so a signal reaches all of it: the
 first Ctrl-C is passed on, the second becomes SIGTERM, the third SIGKILL, and the recording is kept.
 """
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """From what a recorder sees to events: threads become processes, calls become operations.
 
-A recorder tells a `Reducer` what it saw in the order in which it took effect: tasks started and gone,
-programs executed, system calls that returned, faults.  The reducer keeps what of that changed memory.
-It follows the processes whose exec it saw, and their descendants; others it does not know, and passes over.
+A recorder calls a `Reducer` for what it saw, in the order in which it took effect: tasks started and gone,
+programs executed, system calls that returned, faults.  The reducer keeps those that changed memory.  It
+follows the processes whose exec it saw, and their descendants; it skips all others.
 
-What it decides
-- A process exits when its last thread does: that is when its address space goes.
+Rules
+- A process exits when its last thread does: its address space is freed then.
 - Calls that failed changed nothing and are dropped; but mprotect, madvise and mlock work their way through a
   range and may fail half-way, so these are kept.
 - A fault that the address space did not allow ended in a signal or in EFAULT, and gets that result.

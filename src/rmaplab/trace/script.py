@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The words in which histories are written, and in which one speaks to a live machine: processes and their verbs.
+"""The vocabulary for writing histories, and for a live machine: processes and their verbs.
 
     >>> script = Script()
     >>> parent = script.spawn()
@@ -11,8 +11,8 @@
     ['exec', 'mmap', 'fault', 'fork', 'fault']
 
 A `Process` is a handle.  Each of its verbs is one operation of trace/events.py, under the name that Linux has for it,
-and makes one event, which its `World` takes: a `Script` writes it down with the result that it has where all goes well,
-and rmaplab/library/machine.py does it and returns what comes out.
+and makes one event, which its `World` takes: a `Script` records it with the result of success,
+and rmaplab/library/machine.py executes it and returns the result.
 
 Addresses and lengths are bytes, as in system calls.  Small histories are easier to read in pages: `in_pages(origin)` is
 the same process with addresses that count pages from `origin`, and lengths in pages.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a recorder has to remember of an address space, to make sense of what it sees.
+"""A recorder's memory of an address space, needed to interpret what it sees.
 
 The machine (mm/) knows how VMAs split and merge; a recorder only needs to tell whether an access was
 allowed, where a range ends, and what a process has mapped that it may write to.  Private ranges that

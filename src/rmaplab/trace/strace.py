@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What strace sees: the text of `strace -f`, turned into a history.
+"""The text of `strace -f`, turned into a history.
 
 strace shows system calls and the ends of tasks, but neither faults nor what exec maps itself: the stack is
 taken to be where an unrandomised one would be, and the rest is inferred (Reducer).  Lines may begin with a
 process number ("1234" or "[pid 1234]", or nothing for the first process), then a time in any of strace's
 forms (-t, -tt, -ttt, -r) or none; a call may be split by `<unfinished ...>` and `resumed`.
 
-When did it happen?  At the line where the call returned, but munmap at the line where it was entered (see
-perf.py), and the making of a task at the latest before that task's first line.
+A call takes effect at the line where it returned, but munmap at the line where it was entered (see timeline.py),
+and the creation of a task at the latest before that task's first line.
 """
 
 from __future__ import annotations

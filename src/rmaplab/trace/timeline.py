@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the kernel's perf events say, put in the order in which it took effect.
+"""The kernel's perf events, in the order in which they took effect.
 
-A source (perf_events.py reads the kernel's ring buffers, perf_text.py what `perf script` printed) says what it saw and
-when: calls entered and left, faults, tasks made and gone, programs executed, and what was mapped.  A fault happens when
-it is seen.  A call takes effect somewhere between its entry and its exit, and meanwhile other threads of its address
-space may do something, or a fork on another CPU copy what they still have.
+A source (perf_events.py reads the kernel's ring buffers, perf_text.py what `perf script` printed) reports what it
+saw and when: calls entered and left, faults, tasks made and gone, programs executed, and what was mapped.  A fault
+happens when it is seen.  A call takes effect somewhere between its entry and its exit, and meanwhile other threads of
+its address space may do something, or a fork on another CPU copy what they still have.
 
-- Known: who changes an address space, or copies it (dup_mmap() in mm/mmap.c), holds its mmap_lock for writing.  The
-  tracepoint mmap_lock:mmap_lock_acquire_returned says when a call got it, which is the order among all of them.
+- Known: a task that changes an address space, or copies it (dup_mmap() in mm/mmap.c), holds its mmap_lock for
+  writing.  The tracepoint mmap_lock:mmap_lock_acquire_returned says when a call got it, which is the order among all
+  of them.
 - Inferred, where there is no such tracepoint: mmap, mprotect and brk tell through the MMAP2 record, which the kernel
   writes while it holds the lock; munmap counts from its entry: what it frees is free for others before it returns;
   mremap counts from its exit, unless another thread got something where it moved from.
