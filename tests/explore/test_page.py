@@ -29,9 +29,9 @@ from rmaplab.explore.tours import RACES, TOURS
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.profile import PROFILES
+from rmaplab.printable import printable
 from rmaplab.rmap import DESIGNS, load
 from rmaplab.sync.interleave import Execution, perform
-from rmaplab.terminal import printable
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import FileEntry, Header, History, read_history
 from rmaplab.trace.play import Player

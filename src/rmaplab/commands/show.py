@@ -14,7 +14,7 @@ from rmaplab.commands.envelope import print_json
 from rmaplab.commands.explore import LISTED, Asked, PathOfRace, What, film_of, holds, inputs_of
 from rmaplab.explore.parts import Answer, AnyPart, Shot, Step, states
 from rmaplab.mm.errors import HistoryError
-from rmaplab.terminal import printable
+from rmaplab.printable import printable
 
 
 class Figures(msgspec.Struct, frozen=True, tag_field="of", tag="show"):

@@ -27,9 +27,9 @@ from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM
+from rmaplab.printable import printable
 from rmaplab.sync.locks import RwSemaphore, SpinLock
 from rmaplab.sync.work import Ledger
-from rmaplab.terminal import printable
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import History
 from rmaplab.trace.play import Player

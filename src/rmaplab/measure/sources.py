@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from rmaplab.errors import CannotRun
-from rmaplab.terminal import printable
+from rmaplab.printable import printable
 from rmaplab.trace.history import Header, History
 from rmaplab.trace.importing import open_history
 from rmaplab.trace.parallel import Parallel, take_apart

@@ -36,7 +36,7 @@ from rmaplab.mm.vma import (
     File,
 )
 from rmaplab.output import write_output
-from rmaplab.terminal import printable
+from rmaplab.printable import printable
 from rmaplab.trace.calls import CHANGING
 from rmaplab.trace.events import OPS, Event
 
