@@ -266,7 +266,7 @@ def test_what_was_given_up_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_two_designs_of_one_name_are_refused(own: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = command(capsys, LOOK, "--rmap", "anon_vma", "--rmap", f"{own}:Namesake")
-    assert (status, out) == (2, "") and "both called 'anon_vma'" in err
+    assert (status, out) == (2, "") and "two of the designs are called 'anon_vma'" in err
 
 
 @pytest.mark.parametrize("path", [" ", "0x1", "0x2 1x2"])
