@@ -419,11 +419,6 @@ def read_history(path: str | os.PathLike[str]) -> History:
         if "op" in reader.schema_arrow.names:
             reader = pq.ParquetFile(contents, read_dictionary=["op"], page_checksum_verification=True)
         metadata = reader.metadata.metadata or {}
-    except KeyError:
-        raise HistoryFormatError(
-            f"{path} is a Parquet file, but not a history: it has no column `op`. "
-            "Give a file that `rmaplab record` wrote."
-        ) from None
     except (pa.ArrowException, OSError):
         raise HistoryFormatError(f"{path} is not a Parquet file, or was cut short. {_REWRITE}") from None
     if b"rmaplab" not in metadata:
