@@ -3,6 +3,7 @@
 
 import mmap
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -255,3 +256,13 @@ for length in (4 << 20, 4096, 4 << 20, (2 << 20) + 4096, (2 << 20) + 4096):
 def test_a_guard_region_prepares_its_vma() -> None:
     seen = vmas("map(4, 4); print(advise(4, 1, 102)); move(4, 4, 100); map(104, 4); show()")
     assert seen == ("0\n100+4 rw-p, 104+4 rw-p" if HOST.guard_regions else "-1\n100+8 rw-p")
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_goes_from_process_to_process(name: str) -> None:
+    again = pickle.loads(pickle.dumps(replace(PROFILES[name], anon_pgoff=True)))
+    assert vars_of(again) == {**vars_of(PROFILES[name]), "anon_pgoff": True}
+
+
+def vars_of(profile: Profile) -> dict[str, object]:
+    return {field.name: getattr(profile, field.name) for field in fields(profile)}

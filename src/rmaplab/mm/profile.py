@@ -29,8 +29,9 @@ A design states the sizes of objects that no kernel has.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Final
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +132,14 @@ class Profile:
     guard_regions: bool = False
     """MADV_GUARD_INSTALL and MADV_GUARD_REMOVE.  Installing prepares an anonymous VMA, so that fork copies its entries.
     (mm/madvise.c, since 6.13)"""
+
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Profile], tuple[dict[str, Any]]]:
+        """How it goes from process to process: a compiled frozen class cannot be set field by field."""
+        return _of_fields, ({field.name: getattr(self, field.name) for field in fields(self)},)
+
+
+def _of_fields(values: dict[str, Any]) -> Profile:
+    return Profile(**values)
 
 
 REFERENCE: Final = "6.12"
