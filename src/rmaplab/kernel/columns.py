@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rmaplab.kernel.memory import PAGE_SIZE, PTE_FRAME, Memory
+from rmaplab.kernel.memory import PAGE_SIZE, PTE_FRAME, BadAddress, Memory
 from rmaplab.kernel.pages import FolioCounts, PageLayout
 from rmaplab.kernel.snapshot import PAGE_SHIFT, Snapshot
 
@@ -258,6 +258,12 @@ class PageReader:
         of_head = own.copy()
         tail = heads != pfns
         of_head[tail] = self._read(heads[tail], layout.dtype)
+        nr_pages = np.zeros(len(pfns), dtype=np.int64)
+        large = tail & (of_head["flags"] & layout.head_flag != 0)
+        nr_pages[large] = 1 << self._read(heads[large] + 1, layout.tail_dtype)["order"].astype(np.int64)
+        wrong = (own["head"] & 1 != 0) & ~((heads < pfns) & (pfns < heads + nr_pages))
+        for row in np.flatnonzero(wrong).tolist():
+            raise BadAddress(f"page {pfns[row]:#x} says that it is a tail of {heads[row]:#x}, which has no such tail")
         anon = of_head["mapping"] & 1 != 0
         pages = Pages(pfns[anon])
         own, of_head = own[anon], of_head[anon]

@@ -428,9 +428,12 @@ class Reader:
         page.mapcount = mapcount + 1
         page.exclusive = flags & layout.anon_exclusive != 0
         page.head = layout.head_of(pfn, info)
-        if page.head != pfn:
+        if info & 1:
             flags, _, mapping, index, _, private = layout.record.at(memory, layout.address(page.head))
             index += pfn - page.head
+            nr_pages = 1 << layout.order(memory, page.head) if flags & layout.head_flag else 0
+            if not page.head < pfn < page.head + nr_pages:
+                raise BadAddress(f"page {pfn:#x} says that it is a tail of {page.head:#x}, which has no such tail")
         page.first_exclusive = flags & layout.anon_exclusive != 0
         if not mapping & _MAPPING_ANON:
             return None
