@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 import rmaplab
-from bench.cases import SMALL
+from bench.cases import PLAIN
 from rmaplab.trace.history import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -216,9 +216,9 @@ def race_rows() -> list[Row]:
         at_least(name, 1 / median(ours), "interleavings/s", 3_000, how),
         beside(f"{name}{INTERPRETED}", 1 / median(slow), "interleavings/s", how),
     ]
-    for number in (0, 1):
-        how = f"all interleavings of “{SMALL[number]}” with anon_vma, over those that reduction leaves: both counted"
-        rows.append(beside(f"race, reduction: {SMALL[number]}", model("race_reduction", number, 1)(), "times", how))
+    for number in range(len(PLAIN)):
+        how = f"all interleavings of “{PLAIN[number]}” with anon_vma, over those that reduction leaves: both counted"
+        rows.append(beside(f"race, reduction: {PLAIN[number]}", model("race_reduction", number, 1)(), "times", how))
     return rows
 
 
