@@ -12,6 +12,9 @@ at side by side.
 A mutant is tried on what is most likely to notice it first: tests of its module, random histories, races, tests of
 its folder, all others that have to do with it.  The first that fails, or takes much longer than without it, kills it.
 What survives is written down as a difference, to be judged: does it change behaviour at all?
+
+A mutant may loop for ever or eat all memory, and its tests start processes of their own.  scripts/bounded.py ends all
+of them: when a stage is over, when the run is interrupted, and when it is killed.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import json
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +40,8 @@ from cosmic_ray.ast import ast_nodes
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator, operator_names
+
+from bounded import Bounded
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 SUBJECTS: Final = ("mm/*.py", "rmap/*.py", "sync/locks.py")
@@ -167,6 +172,7 @@ class Workshop:
 
     def __init__(self, directory: Path) -> None:
         self.directory: Final = directory
+        self.bounded: Final = Bounded()
         self.writes = 0
         for name in COPIED:
             source = ROOT / name
@@ -179,15 +185,7 @@ class Workshop:
         """Did it pass, and how long did it take?"""
         environment = {**os.environ, "PYTHONPATH": str(self.directory / "src"), "PYTHONHASHSEED": "0"}
         begun = time.monotonic()
-        with subprocess.Popen(
-            [sys.executable, *stage[1]], cwd=self.directory, env=environment, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        ) as running:  # fmt: skip
-            try:
-                passed = running.wait(limit) == 0
-            except subprocess.TimeoutExpired:
-                os.killpg(running.pid, 9)
-                passed = False
+        passed = self.bounded.run([sys.executable, *stage[1]], limit, self.directory, environment) == 0
         return passed, time.monotonic() - begun
 
     def write(self, path: str, text: str) -> None:
@@ -236,6 +234,36 @@ def known(output: Path, seed: int) -> list[Fate]:
     return [Fate(Mutant(*fate[0]), *fate[1:]) for fate in told["tried"]]
 
 
+def try_all(
+    chosen: Sequence[Mutant],
+    fates: list[Fate],
+    workshops: Sequence[Workshop],
+    pool: ThreadPoolExecutor,
+    given: argparse.Namespace,
+) -> None:
+    """Add what becomes of each mutant to `fates`, and tell; the output is written after each."""
+    allowed = {} if given.limit else limits(workshops[0], [mutant.path for mutant in chosen])
+    shops: SimpleQueue[Workshop] = SimpleQueue()
+    for shop in workshops:
+        shops.put(shop)
+
+    def try_one(mutant: Mutant) -> Fate:
+        shop = shops.get()
+        try:
+            return shop.try_out(mutant, allowed, given.limit)
+        finally:
+            shops.put(shop)
+
+    for done in as_completed([pool.submit(try_one, mutant) for mutant in chosen]):
+        fate = done.result()
+        fates.append(fate)
+        given.output.write_text(json.dumps({"seed": given.seed, "tried": fates}, indent=1))
+        where = f"{fate.mutant.path}:{fate.mutant.line} {fate.mutant.operator}"
+        print(f"{len(fates):4} {fate.killed_by or 'SURVIVED'}, {fate.seconds:.0f} s: {where}", flush=True)
+        if not fate.killed_by:
+            print(fate.difference, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=80, metavar="N", help="mutants to try")
@@ -254,32 +282,16 @@ def main() -> None:
     given.output.parent.mkdir(parents=True, exist_ok=True)
     fates = known(given.output, given.seed)  # of a run that was interrupted
     chosen = [mutant for mutant in chosen if mutant not in [fate.mutant for fate in fates]]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="rmaplab-mutation-") as scratch:
-        shops: SimpleQueue[Workshop] = SimpleQueue()
-        for number in range(given.jobs):
-            shops.put(Workshop(Path(scratch, str(number))))
-        allowed: dict[str, float] = {}
-        if not given.limit:
-            shop = shops.get()
-            allowed = limits(shop, [mutant.path for mutant in chosen])
-            shops.put(shop)
-
-        def try_one(mutant: Mutant) -> Fate:
-            shop = shops.get()
-            try:
-                return shop.try_out(mutant, allowed, given.limit)
-            finally:
-                shops.put(shop)
-
-        with ThreadPoolExecutor(given.jobs) as pool:
-            for done in as_completed([pool.submit(try_one, mutant) for mutant in chosen]):
-                fate = done.result()
-                fates.append(fate)
-                given.output.write_text(json.dumps({"seed": given.seed, "tried": fates}, indent=1))
-                where = f"{fate.mutant.path}:{fate.mutant.line} {fate.mutant.operator}"
-                print(f"{len(fates):4} {fate.killed_by or 'SURVIVED'}, {fate.seconds:.0f} s: {where}", flush=True)
-                if not fate.killed_by:
-                    print(fate.difference, flush=True)
+        workshops = [Workshop(Path(scratch, str(number))) for number in range(given.jobs)]
+        pool = ThreadPoolExecutor(given.jobs)
+        try:
+            try_all(chosen, fates, workshops, pool, given)
+        finally:  # interrupted, too: what is under way ends, and nothing else begins
+            for shop in workshops:
+                shop.bounded.close()
+            pool.shutdown(cancel_futures=True)
     killed = sum(bool(fate.killed_by) for fate in fates)
     print(f"{killed} of {len(fates)} killed; judge the others: docs/verification.md says how")
 
