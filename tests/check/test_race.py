@@ -214,6 +214,20 @@ class Mistaken(AnonVmaRmap):
     def mm_gone(self, mm):
         del self.nothing
 '''
+UNABLE = """
+
+class Unable(AnonVmaRmap):
+    name = "unable"
+
+    def vma_forked(self, parent, child):
+        del self.nothing
+
+class Unbuilt(AnonVmaRmap):
+    name = "unbuilt"
+
+    def __init__(self, attachment):
+        del self.nothing
+"""
 LOOK = "referenced / exit of the child"
 
 
@@ -256,6 +270,30 @@ def test_a_mistake_in_a_design_is_named_with_its_line(tmp_path: Path, capsys: py
     line = path.read_text().splitlines().index("        del self.nothing") + 1
     _, out, _ = command(capsys, LOOK, "--rmap", f"{path}:Mistaken")
     assert "AttributeError: " in out and f", in mm_gone(), line {line} of mistaken.py" in out
+
+
+@pytest.mark.parametrize("how", [(), ("--random", "5")])
+def test_a_mistake_while_the_scenario_is_set_up_is_a_failure_with_a_timeline(
+    how: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mistaken.py"
+    path.write_text(OWN + UNABLE)
+    status, out, err = command(capsys, LOOK, "--rmap", f"{path}:Unable", *how)
+    assert (status, err) == (1, "") and "unable: 0 of 1 scenarios hold" in out
+    lines = out.splitlines()
+    last = next(number for number, line in enumerate(lines) if "set-up: AttributeError" in line)
+    assert "in vma_forked()" in lines[last]
+    assert lines[last - 2].split(maxsplit=1)[1] == "fork pid=1 pid2=2"
+    assert "see it" not in out
+    again = shlex.split(out.partition("again:")[2].splitlines()[0])
+    assert command(capsys, *again[2:])[0] == 1
+
+
+def test_a_design_that_cannot_be_built_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mistaken.py"
+    path.write_text(OWN + UNABLE)
+    status, out, err = command(capsys, LOOK, "--rmap", f"{path}:Unbuilt")
+    assert (status, out) == (2, "") and "Unbuilt cannot be built: AttributeError" in err and "in __init__()" in err
 
 
 def test_what_was_given_up_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,3 +217,16 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
 def test_a_place_that_cannot_be_written_is_an_error(capsys: pytest.CaptureFixture[str], broken: str) -> None:
     status, _, err = run(capsys, "verify", "--rmap", broken, "--steps", "4000", "--jobs", "1", "-o", "/nowhere/f")
     assert status == 2 and "cannot write" in err
+
+
+def test_a_design_that_raises_is_said_to_with_the_event_that_made_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mistaken.py"
+    path.write_text(BROKEN.replace("self.vma_prepare(new)", "del self.nothing"))
+    status, out, _ = run(
+        capsys, "verify", "--rmap", str(path), "--steps", "4000", "--jobs", "1", "-o", str(tmp_path / "f.parquet")
+    )
+    [last] = [line for line in out.splitlines() if ": raises AttributeError: " in line]
+    assert status == 1 and last.strip().startswith("mremap pid=1 ") and "in vma_copied()" in last
+    assert "result=-" not in last

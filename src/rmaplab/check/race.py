@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from rmaplab.check.finding import line
 from rmaplab.check.lock_order import complaints
 from rmaplab.check.scenarios import World, exists, names, preemption_bound, scenario
 from rmaplab.errors import CannotRun, in_a_line
@@ -42,7 +43,10 @@ class TimelineStep(msgspec.Struct, frozen=True):
 
 
 class Broken(msgspec.Struct, frozen=True):
-    """An obligation that was broken: the sentence, the path that leads there, and its steps."""
+    """An obligation that was broken: the sentence, the path that leads there, and its steps.
+
+    What broke before the CPUs began, while the scenario was set up, has no path; its steps are events of one CPU.
+    """
 
     error: str
     path: str
@@ -194,6 +198,9 @@ def run_path(name: str, design: type[ReverseMap], path: str) -> Broken | None:
 
 def explain(failure: Failure) -> Broken:
     """The failure in words."""
+    if not failure.path and isinstance(failure.subject, World):
+        events = [TimelineStep(0, line(event)) for event in failure.subject.events]
+        return Broken(f"set-up: {in_a_line(failure.error)}", "", events)
     label = Labels(failure.subject)
     timeline = [TimelineStep(step.task, label.step(step)) for step in failure.trace]
     return Broken(in_a_line(failure.error), write_path(failure.path), timeline)

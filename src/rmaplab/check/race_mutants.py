@@ -11,18 +11,19 @@ from typing import Final, cast
 
 from rmaplab.check.mutants import Mutant
 from rmaplab.check.scenarios import AWAY, HOME, World, scenario
-from rmaplab.mm.abi import PROT_EXEC, PROT_READ, PROT_WRITE
+from rmaplab.mm.abi import PROT_EXEC
 from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.locking import lock_of
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, VmaFields
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
 from rmaplab.rmap.context import CowContext
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.sync.interleave import Execution, Outcome, Scenario, explore
 from rmaplab.sync.locks import RwSemaphore
+from rmaplab.trace.script import PAGE, READ_WRITE, Process
 
 # anon_vma
 
@@ -371,20 +372,24 @@ class FaultsDuringFork(Machine):
 # Scenarios of their own
 
 
-def _fork_and_first_fault(world: World, execution: Execution) -> None:
-    world.map(1, AWAY)
-    execution.add("fork", lambda: world.fork(1, 2))
-    execution.add("first fault", lambda: world.write(1, AWAY))
+def _fork(process: Process) -> None:
+    process.fork(pid=2)
 
 
-def _first_faults_of_neighbours(world: World, execution: Execution) -> None:
-    world.map(1, AWAY, 2)
-    world.protect(1, AWAY, PROT_READ | PROT_WRITE | PROT_EXEC)
-    execution.add("first fault below", lambda: world.write(1, AWAY))
-    execution.add("first fault above", lambda: world.write(1, AWAY + PAGE_SIZE))
+def _fork_and_first_fault(process: Process, execution: Execution) -> None:
+    process.mmap(PAGE, at=AWAY)
+    execution.add("fork", lambda: _fork(process))
+    execution.add("first fault", lambda: process.write(AWAY))
 
 
-SCENES: Final[dict[str, Callable[[World, Execution], None]]] = {
+def _first_faults_of_neighbours(process: Process, execution: Execution) -> None:
+    process.mmap(2 * PAGE, at=AWAY)
+    process.mprotect(AWAY, PAGE, READ_WRITE | PROT_EXEC)
+    execution.add("first fault below", lambda: process.write(AWAY))
+    execution.add("first fault above", lambda: process.write(AWAY + PAGE))
+
+
+SCENES: Final[dict[str, Callable[[Process, Execution], None]]] = {
     "fork / first fault in another thread": _fork_and_first_fault,
     "first faults of two neighbours, in two threads": _first_faults_of_neighbours,
 }
@@ -397,12 +402,11 @@ def staged(name: str, design: type[ReverseMap], machine: type[Machine] = Machine
         return scenario(name, design, machine)
 
     def build(execution: Execution) -> Callable[[], None]:
-        world = World(execution, design, machine)
-        world.start(1)
-        world.map(1, HOME)
-        world.write(1, HOME)
-        begin(world, execution)
-        execution.subject = world
+        execution.subject = world = World(execution, design, machine)
+        process = world.spawn(1)
+        process.mmap(PAGE, at=HOME)
+        process.write(HOME)
+        begin(process, execution)
         return world.check
 
     return Scenario(name, build)

@@ -22,34 +22,29 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from rmaplab.check.truth import leaks
-from rmaplab.mm.abi import (
-    MADV_DONTNEED,
-    MADV_MERGEABLE,
-    MAP_ANONYMOUS,
-    MAP_FIXED,
-    MAP_PRIVATE,
-    MREMAP_FIXED,
-    MREMAP_MAYMOVE,
-    PROT_READ,
-    PROT_WRITE,
-)
+from rmaplab.mm.abi import EFAULT, MADV_DONTNEED, MADV_MERGEABLE, MAP_FIXED, PROT_READ
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.migrate import migrate_folio, move, unmap
 from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_ANON, PTE_MIGRATION, PTE_SHIFT, PTE_SWAP
 from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.reverse_map import ReverseMap, miscounted
-from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE
+from rmaplab.mm.vma import MM, PAGE_SHIFT
 from rmaplab.mm.vmscan import referenced_folio, swap_out_folio
 from rmaplab.sync.interleave import Execution, Scenario
+from rmaplab.trace import script
+from rmaplab.trace.events import Event
+from rmaplab.trace.history import Header
+from rmaplab.trace.play import Player
+from rmaplab.trace.script import PAGE, READ_WRITE, Layout, Process
 
 HOME: Final = 0x10000000
 AWAY: Final = 0x20000000
 BEYOND: Final = 0x30000000
-_RW: Final = PROT_READ | PROT_WRITE
-_MOVE: Final = MREMAP_MAYMOVE | MREMAP_FIXED
+_BARE: Final = Layout(stack=0x7FFFFFFF0000, length=PAGE, linked=0x7FFFFFFF0000, heap=0)
 
 
 class Obligation(AssertionError):
@@ -63,44 +58,45 @@ class Obligation(AssertionError):
         self.places: Final = places
 
 
-class World:
-    """The machine of a scenario, and the folio that it is about."""
+class World(script.World):
+    """The machine of a scenario, and the folio that it is about.
+
+    events: all that processes did, in order; at first what makes the world
+    """
 
     def __init__(
         self, execution: Execution | None, design: type[ReverseMap], machine: type[Machine] = Machine
     ) -> None:
+        super().__init__(_BARE, MAP_FIXED)
+        self.events: Final[list[Event]] = []
         self.machine: Final = machine(PROFILES[REFERENCE], [design], scheduler=execution)
         self.head = 0
         self.addr = HOME
+        self._player: Final = Player(self.machine, Header(recorder="race"))
         self._made = 0
+
+    def do(self, event: Event) -> int:
+        self.events.append(event)
+        if event.op == "fault" and event.length == PAGE:
+            # It may fail: another thread may have unmapped the page.
+            event = msgspec.structs.replace(event, result=-EFAULT)
+        return self._player.do(event)
+
+    def number_of_name(self, name: str) -> int:
+        raise NotImplementedError("no scenario gives names to mappings")
+
+    def process(self, pid: int) -> Process:
+        return Process(self, pid)
+
+    def spawn(self, pid: int) -> Process:
+        """A process with nothing mapped."""
+        process = self.process(pid)
+        process.exec()
+        process.munmap(_BARE.stack, _BARE.length)
+        return process
 
     def mm(self, pid: int) -> MM:
         return self.machine.mm_of(pid)
-
-    def start(self, pid: int) -> MM:
-        """A process with nothing mapped."""
-        mm = self.machine.exec(pid, 0x7FFFFFFF0000, PAGE_SIZE, 0x7FFFFFFF0000, 0)
-        self.machine.munmap(mm, 0x7FFFFFFF0000, PAGE_SIZE)
-        return mm
-
-    def map(self, pid: int, addr: int, pages: int = 1) -> None:
-        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
-        self.machine.mmap(self.mm(pid), addr, pages * PAGE_SIZE, _RW, flags, None, 0)
-
-    def write(self, pid: int, addr: int, pages: int = 1) -> None:
-        self.machine.fault_range(self.mm(pid), addr, pages, True)
-
-    def move(self, pid: int, source: int, target: int, pages: int = 1) -> None:
-        self.machine.mremap(self.mm(pid), source, pages * PAGE_SIZE, pages * PAGE_SIZE, _MOVE, target)
-
-    def unmap(self, pid: int, addr: int, pages: int = 1) -> None:
-        self.machine.munmap(self.mm(pid), addr, pages * PAGE_SIZE)
-
-    def fork(self, pid: int, child: int) -> None:
-        self.machine.fork(pid, child)
-
-    def protect(self, pid: int, addr: int, prot: int, pages: int = 1) -> None:
-        self.machine.mprotect(self.mm(pid), addr, pages * PAGE_SIZE, prot)
 
     def isolate(self) -> None:
         """Take a reference to the folio at `addr` of process 1, or of process 2 if 1 has none."""
@@ -186,15 +182,19 @@ def _place(mm: MM, addr: int) -> str:
 
 
 class Operation:
-    """One thing that can happen: `prepare` brings the world about, `body` does it."""
+    """One thing that can happen: `prepare` brings the world about, `body` has process `who` do it."""
 
     def __init__(
-        self, name: str, who: int, prepare: Callable[[World], None], body: Callable[[World], None]
+        self, name: str, who: int, prepare: Callable[[World], None], body: Callable[[Process], object]
     ) -> None:
         self.name: Final = name
-        self.who: Final = who  # the process that does it
+        self.who: Final = who
         self.prepare: Final = prepare
         self.body: Final = body
+
+    def act(self, world: World) -> None:
+        """What runs on its CPU."""
+        self.body(world.process(self.who))
 
 
 def _nothing(world: World) -> None:
@@ -203,113 +203,112 @@ def _nothing(world: World) -> None:
 
 def _swapped_and_back(world: World) -> None:
     """The folio is in swap for process 2, and back for process 1."""
-    world.machine.swap_out(world.mm(1), HOME, 1)
-    world.machine.fault(world.mm(1), HOME, False)
+    world.process(1).swap_out(HOME)
+    world.process(1).read(HOME)
 
 
 def _moved_away(world: World) -> None:
-    world.move(1, HOME, AWAY)
+    world.process(1).mremap(HOME, PAGE, to=AWAY)
     world.addr = AWAY
 
 
 def _second_page_moved_away(world: World) -> None:
     """HOME has two pages, of which the second, which the folio is, was moved away."""
-    world.write(1, HOME + PAGE_SIZE)
-    world.move(1, HOME + PAGE_SIZE, AWAY)
+    world.process(1).write(HOME + PAGE)
+    world.process(1).mremap(HOME + PAGE, PAGE, to=AWAY)
     world.addr = AWAY
 
 
 def _something_away(world: World) -> None:
-    world.map(1, AWAY)
-    world.write(1, AWAY)
+    _first_fault(world.process(1))
 
 
 def _merged_by_ksm(world: World) -> None:
     """Processes 1 and 2 each had a copy of their own, which KSM made one."""
-    world.write(2, HOME)
-    world.write(1, HOME)
-    for pid in (1, 2):
-        world.machine.madvise(world.mm(pid), HOME, PAGE_SIZE, MADV_MERGEABLE)
-    if world.machine.ksm_merge(world.mm(1), HOME, world.mm(2), HOME):
+    one, other = world.process(1), world.process(2)
+    other.write(HOME)
+    one.write(HOME)
+    for process in (one, other):
+        process.madvise(HOME, PAGE, MADV_MERGEABLE)
+    one.ksm(HOME, other, HOME)
+    if (world.mm(1).page_table.get(HOME) ^ world.mm(2).page_table.get(HOME)) >> PTE_SHIFT:
         raise AssertionError("KSM did not merge the pages of the scenario")
 
 
 def _merged_by_ksm_and_forked(world: World) -> None:
     _merged_by_ksm(world)
-    world.machine.fork(1, 3)
+    world.process(1).fork(pid=3)
 
 
 def _never_shared(world: World) -> None:
     """The folio is one that nobody forked yet, with another beside it."""
-    world.map(1, AWAY, 2)
-    world.write(1, AWAY, 2)
+    world.process(1).mmap(2 * PAGE, at=AWAY)
+    world.process(1).write(AWAY, 2 * PAGE)
     world.addr = AWAY
 
 
 def _child_alone(world: World) -> None:
-    world.machine.munmap(world.mm(1), HOME, 2 * PAGE_SIZE)
+    world.process(1).munmap(HOME, 2 * PAGE)
 
 
-def _first_fault(world: World) -> None:
-    world.map(2, AWAY)
-    world.write(2, AWAY)
+def _protected(world: World) -> None:
+    world.process(1).mprotect(HOME, PAGE, PROT_READ)
 
 
-def _two_generations(world: World) -> None:
-    world.machine.fork(1, 3)
-    world.machine.fork(3, 4)
+def _first_fault(process: Process) -> None:
+    process.mmap(PAGE, at=AWAY)
+    process.write(AWAY)
 
 
 def _given_up(world: World) -> None:
     """Process 2 has a prepared VMA at HOME, and no page."""
-    world.machine.madvise(world.mm(2), HOME, 2 * PAGE_SIZE, MADV_DONTNEED)
+    _give_up(world.process(2))
 
 
-def _there_and_back(world: World) -> None:
-    world.move(1, HOME, AWAY)
-    world.move(1, AWAY, HOME)
+def _give_up(process: Process) -> None:
+    process.madvise(HOME, 2 * PAGE, MADV_DONTNEED)
+
+
+def _there_and_back(process: Process) -> None:
+    process.mremap(HOME, PAGE, to=AWAY)
+    process.mremap(AWAY, PAGE, to=HOME)
 
 
 OPERATIONS: Final = {
     operation.name: operation
     for operation in (
         Operation("first fault", 2, _nothing, _first_fault),
-        Operation("first fault beside it", 2, _nothing, lambda w: w.write(2, HOME + PAGE_SIZE)),
-        Operation("copy", 2, _nothing, lambda w: w.write(2, HOME)),
-        Operation("reuse", 2, _child_alone, lambda w: w.write(2, HOME)),
-        Operation("fork", 1, _nothing, lambda w: w.fork(1, 3)),
-        Operation("first fork", 1, _never_shared, lambda w: w.fork(1, 3)),
-        Operation("fork of the child", 2, _nothing, lambda w: w.fork(2, 5)),
-        Operation("fork, and its child forks", 1, _nothing, _two_generations),
-        Operation("exit of the parent", 1, _nothing, lambda w: w.machine.exit(1)),
-        Operation("exit of the child", 2, _nothing, lambda w: w.machine.exit(2)),
-        Operation("munmap", 1, _nothing, lambda w: w.unmap(1, HOME)),
-        Operation("munmap with its page table", 1, _nothing, lambda w: w.unmap(1, HOME, 2)),
-        Operation("munmap before any fork", 1, _never_shared, lambda w: w.unmap(1, AWAY, 2)),
-        Operation("munmap in the child", 2, _nothing, lambda w: w.unmap(2, HOME)),
-        Operation("mprotect that splits", 1, _nothing, lambda w: w.protect(1, HOME, PROT_READ)),
-        Operation(
-            "mprotect that merges",
-            1,
-            lambda w: w.protect(1, HOME, PROT_READ),
-            lambda w: w.protect(1, HOME, _RW),
-        ),
-        Operation("mremap away", 1, _nothing, lambda w: w.move(1, HOME, AWAY)),
-        Operation("mremap back", 1, _moved_away, lambda w: w.move(1, AWAY, HOME)),
+        Operation("first fault beside it", 2, _nothing, lambda p: p.write(HOME + PAGE)),
+        Operation("copy", 2, _nothing, lambda p: p.write(HOME)),
+        Operation("reuse", 2, _child_alone, lambda p: p.write(HOME)),
+        Operation("fork", 1, _nothing, lambda p: p.fork(pid=3)),
+        Operation("first fork", 1, _never_shared, lambda p: p.fork(pid=3)),
+        Operation("fork of the child", 2, _nothing, lambda p: p.fork(pid=5)),
+        Operation("fork, and its child forks", 1, _nothing, lambda p: p.fork(pid=3).fork(pid=4)),
+        Operation("exit of the parent", 1, _nothing, Process.exit),
+        Operation("exit of the child", 2, _nothing, Process.exit),
+        Operation("munmap", 1, _nothing, lambda p: p.munmap(HOME, PAGE)),
+        Operation("munmap with its page table", 1, _nothing, lambda p: p.munmap(HOME, 2 * PAGE)),
+        Operation("munmap before any fork", 1, _never_shared, lambda p: p.munmap(AWAY, 2 * PAGE)),
+        Operation("munmap in the child", 2, _nothing, lambda p: p.munmap(HOME, PAGE)),
+        Operation("mprotect that splits", 1, _nothing, lambda p: p.mprotect(HOME, PAGE, PROT_READ)),
+        Operation("mprotect that merges", 1, _protected, lambda p: p.mprotect(HOME, PAGE, READ_WRITE)),
+        Operation("mremap away", 1, _nothing, lambda p: p.mremap(HOME, PAGE, to=AWAY)),
+        Operation("mremap back", 1, _moved_away, lambda p: p.mremap(AWAY, PAGE, to=HOME)),
         Operation("mremap there and back", 1, _nothing, _there_and_back),
-        Operation("mremap before any fork", 1, _never_shared, lambda w: w.move(1, AWAY, BEYOND)),
-        Operation("mremap onto another", 1, _something_away, lambda w: w.move(1, HOME, AWAY)),
+        Operation("mremap before any fork", 1, _never_shared, lambda p: p.mremap(AWAY, PAGE, to=BEYOND)),
+        Operation("mremap onto another", 1, _something_away, lambda p: p.mremap(HOME, PAGE, to=AWAY)),
         Operation(
-            "mremap that merges", 1, _second_page_moved_away, lambda w: w.move(1, AWAY, HOME + PAGE_SIZE)
+            "mremap that merges", 1, _second_page_moved_away, lambda p: p.mremap(AWAY, PAGE, to=HOME + PAGE)
         ),
-        Operation("mremap in the child", 2, _nothing, lambda w: w.move(2, HOME, AWAY)),
-        Operation("swap-in", 2, _swapped_and_back, lambda w: w.write(2, HOME)),
-        Operation("fault after madvise", 2, _given_up, lambda w: w.write(2, HOME)),
-        Operation("madvise in the child", 2, _nothing, _given_up),
-        Operation("KSM page unshared", 2, _merged_by_ksm, lambda w: w.write(2, HOME)),
-        Operation("KSM page forked", 1, _merged_by_ksm, lambda w: w.fork(1, 3)),
-        Operation("KSM page's exit of a sharer", 2, _merged_by_ksm, lambda w: w.machine.exit(2)),
-        Operation("KSM page's exit of a copy", 3, _merged_by_ksm_and_forked, lambda w: w.machine.exit(3)),
+        Operation("mremap in the child", 2, _nothing, lambda p: p.mremap(HOME, PAGE, to=AWAY)),
+        Operation("swap-in", 2, _swapped_and_back, lambda p: p.write(HOME)),
+        Operation("fault after madvise", 2, _given_up, lambda p: p.write(HOME)),
+        Operation("madvise in the child", 2, _nothing, _give_up),
+        Operation("KSM page unshared", 2, _merged_by_ksm, lambda p: p.write(HOME)),
+        Operation("KSM page forked", 1, _merged_by_ksm, lambda p: p.fork(pid=3)),
+        Operation("KSM page's exit of a sharer", 2, _merged_by_ksm, Process.exit),
+        Operation("KSM page's exit of a copy", 3, _merged_by_ksm_and_forked, Process.exit),
     )
 }
 
@@ -396,19 +395,18 @@ def scenario(name: str, design: type[ReverseMap], machine: type[Machine] = Machi
     operations = [OPERATIONS[part] for part in rest.split(" + ")]
 
     def build(execution: Execution) -> Callable[[], None]:
-        world = World(execution, design, machine)
-        world.start(1)
-        world.map(1, HOME, 2)
-        world.write(1, HOME)
-        world.machine.fork(1, 2)
+        execution.subject = world = World(execution, design, machine)
+        parent = world.spawn(1)
+        parent.mmap(2 * PAGE, at=HOME)
+        parent.write(HOME)
+        parent.fork(pid=2)
         for operation in operations:
             operation.prepare(world)
         world.isolate()
         begin(world)
         execution.add(user, partial(act, world))
         for operation in operations:
-            execution.add(operation.name, partial(operation.body, world))
-        execution.subject = world
+            execution.add(operation.name, partial(operation.act, world))
         return world.check
 
     return Scenario(name, build)

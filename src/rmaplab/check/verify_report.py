@@ -139,8 +139,13 @@ def _print_failure(plan: Plan, found: Verified, failure: Failure, saved: Path | 
     )
     console.print(f"  {failure.kind}: {failure.what}", soft_wrap=True)
     console.print(f"\nThe shortest history found that shows it ({len(failure.events)} of {found.original} events):")
-    for event in failure.events:
+    for event in failure.events[:-1]:
         console.print(f"  {line(event)}", soft_wrap=True)
+    for event in failure.events[-1:]:
+        if failure.kind == "broken":  # it has no result
+            console.print(f"  {line(msgspec.structs.replace(event, result=0))}: raises {failure.what}", soft_wrap=True)
+        else:
+            console.print(f"  {line(event)}", soft_wrap=True)
     if saved is not None:
         console.print(f"\nSaved in {saved}. To see it again:\n  {replay_command(saved, plan, failure)}", soft_wrap=True)
         if not failure.large_folios:

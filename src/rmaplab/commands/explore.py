@@ -172,6 +172,8 @@ def _film_of_race(name: str, asked: Asked) -> Film:
                 " show; give the --path of one"
             )
         path = broken[0].path
+        if not path:
+            raise RaceError(f"{name} with {design.name} has nothing to show: {broken[0].error}")
     return shoot_race(name, design, path)
 
 

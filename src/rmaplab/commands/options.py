@@ -13,10 +13,11 @@ from typing import Annotated
 
 import typer
 
-from rmaplab.errors import CannotRun
+from rmaplab.errors import CannotRun, in_a_line
+from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.rmap import load, specs
+from rmaplab.rmap import DESIGNS, load, specs
 
 Designs = Annotated[
     list[str] | None,
@@ -81,12 +82,18 @@ def listed(given: Sequence[str] | None) -> list[str]:
 def design(spec: str) -> type[ReverseMap]:
     """The design that `spec` names.
 
-    :raises CannotRun: there is none
+    :raises CannotRun: there is none, or it is one of the user's own that no machine can build
     """
     try:
-        return load(spec)
+        found = load(spec)
     except ValueError as error:
         raise CannotRun(str(error)) from None
+    if found not in DESIGNS.values():
+        try:
+            Machine(PROFILES[REFERENCE], [found])
+        except Exception as error:
+            raise CannotRun(f"{spec} cannot be built: {in_a_line(error)}") from None
+    return found
 
 
 def designs(given: Sequence[str] | None, otherwise: Sequence[str]) -> dict[str, str]:

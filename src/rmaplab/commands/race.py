@@ -222,9 +222,13 @@ def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, 
             out.print(f"{v.scenario}: the first interleaving that breaks an obligation")
             for line in timeline(v.broken[0], v.cpus):
                 out.print(line, soft_wrap=True)
-            which = f'"{v.scenario}" --rmap {design} --path "{v.broken[0].path}"'
+            which = f'"{v.scenario}" --rmap {design}'
+            if v.broken[0].path:
+                which += f' --path "{v.broken[0].path}"'
             out.print(f"     again:  rmaplab race {which}", soft_wrap=True)
-            out.print(f"     see it: rmaplab explore {which} -o race.html\n", soft_wrap=True)
+            if v.broken[0].path:  # else it broke before there was anything to see
+                out.print(f"     see it: rmaplab explore {which} -o race.html", soft_wrap=True)
+            out.print()
         for v in failed[timelines:]:
             out.print(f"{v.scenario}: {v.broken[0].error}", soft_wrap=True)
         if len(failed) > timelines:

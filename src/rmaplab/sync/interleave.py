@@ -31,7 +31,8 @@ __all__ = [
 
 class Scenario:
     """What is to be tried: `build` makes the objects and adds the tasks to the execution; the function
-    that it returns is called after the last step, and raises if what it finds is not allowed."""
+    that it returns is called after the last step, and raises if what it finds is not allowed.  If `build` raises, that
+    is a failure whose path has no steps."""
 
     def __init__(self, name: str, build: Callable[[Execution], Callable[[], None]]) -> None:
         self.name: Final = name
@@ -90,9 +91,9 @@ def explore(
         execution = Execution()
         failure: Exception | None = None
         pruned = False
-        check = scenario.build(execution)
-        strategy.begins(len(execution.tasks))
         try:
+            check = scenario.build(execution)
+            strategy.begins(len(execution.tasks))
             execution.start()
             pruned = search.run(execution)
             if not pruned:
@@ -123,9 +124,13 @@ def perform(scenario: Scenario, choose: Callable[[Execution], int]) -> Failure |
     it there.  What `choose` does to the scenario's objects passes by the scheduler.  Returns the failure, if it fails.
     """
     execution = Execution()
-    check = scenario.build(execution)
     taken: list[int] = []
-    error = _error_of(execution.start)
+    error: Exception | None = None
+    try:
+        check = scenario.build(execution)
+        execution.start()
+    except Exception as wrong:
+        error = wrong
     try:
         while error is None:
             number = choose(execution)
@@ -230,9 +235,9 @@ def estimate(scenario: Scenario, walks: int, seed: int) -> float:
     for number in range(walks):
         dice = random.Random(f"{seed}/{number}")
         execution = Execution()
-        scenario.build(execution)
         weight = 1.0
         try:
+            scenario.build(execution)
             execution.start()
             while True:
                 able = [task for task in execution.tasks if execution.enabled(task)]
