@@ -17,8 +17,9 @@
     a machine to type system calls at; its processes are handles with a verb for each call
 `compare`, `replay`, `record`, `workload`, `history`, `check`
     what the commands of the same names do, as objects
-`CannotRun`, `SystemCallError`
-    what can go wrong: a request that makes no sense, and a system call that fails
+`CannotRun`, `HistoryError`, `SystemCallError`
+    what can go wrong: a request that makes no sense, among these an event that cannot happen, and a system call that
+    fails
 `PAGE`
     bytes of a page; `PROT_READ`, `MAP_SHARED`, `MADV_DONTNEED` and all others: as Linux has them (mm/abi.py)
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from rmaplab.measure.result import Comparison as Comparison
     from rmaplab.measure.table import Table as Table
     from rmaplab.mm.abi import *  # noqa: F403
+    from rmaplab.mm.errors import HistoryError as HistoryError
     from rmaplab.trace.history import History as History
     from rmaplab.trace.script import PAGE as PAGE
     from rmaplab.trace.script import Script as Script
@@ -61,6 +63,7 @@ _HOME = {
     "Checked": "library.machine",
     "Comparison": "measure.result",
     "History": "trace.history",
+    "HistoryError": "mm.errors",
     "Machine": "library.machine",
     "PAGE": "trace.script",
     "Page": "library.memory",

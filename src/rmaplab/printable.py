@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Text that comes from elsewhere, as the header of a history or the name of a file, made safe to show."""
+"""Words to print: text from elsewhere (the header of a history, the name of a file) made safe, and counted nouns."""
 
 
 def printable(text: str) -> str:
@@ -9,3 +9,12 @@ def printable(text: str) -> str:
     'a\\x1b[31m\\nb'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def plural(count: int, noun: str) -> str:
+    """`count` and `noun`, in the plural where it has to be.
+
+    >>> plural(1, "process"), plural(1_000, "process"), plural(2, "page")
+    ('1 process', '1,000 processes', '2 pages')
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}{'es' if noun.endswith('s') else 's'}"

@@ -23,7 +23,7 @@ from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.mm.vma_tree import VMATree
 from rmaplab.rmap.context import CowContext
-from rmaplab.sync.execution import ACQUIRE, POINT, QUEUE, TRY
+from rmaplab.sync.execution import ACQUIRE, POINT, QUEUE, TOUCH, TRY
 from rmaplab.sync.interleave import Execution, Failure, Step, estimate, explore, perform, wander
 from rmaplab.sync.locks import RwSemaphore, SequenceCount, SpinLock
 from rmaplab.verdict import judge
@@ -206,6 +206,9 @@ def explain(failure: Failure) -> Broken:
     return Broken(in_a_line(failure.error), write_path(failure.path), timeline)
 
 
+_COUNTERS: Final = frozenset(["mm_users", "sequence count"])  # announced without a verb
+
+
 class Labels:
     """What the objects of a scenario are called.
 
@@ -253,8 +256,10 @@ class Labels:
             if isinstance(step.subject, SpinLock) or step.kind not in (ACQUIRE, QUEUE, TRY):
                 return f"{verb}{name}"
             return f"{verb}{name} for {'writing' if step.write or step.kind == QUEUE else 'reading'}"
-        if name.startswith(words):
-            return f"{'changes' if step.write else 'reads'} {name}"
+        if name.startswith(words) or words in _COUNTERS:
+            return f"{'changes' if step.write else 'reads'} {name or words}"
+        if step.mode == TOUCH:
+            words = f"uses {words}"
         return f"{words}: {name}" if name and name not in words else words
 
     def name(self, subject: object) -> str:

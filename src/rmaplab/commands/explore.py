@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -16,13 +17,16 @@ from rmaplab.check.race import RaceError, run
 from rmaplab.check.scenarios import exists
 from rmaplab.commands import options
 from rmaplab.commands.envelope import print_json
+from rmaplab.errors import CannotRun
 from rmaplab.explore.parts import STEPS, Film, Shot
 from rmaplab.explore.tours import RACES, TOURS
 from rmaplab.measure import sources
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.profile import REFERENCE
 from rmaplab.output import check_output, write_output
+from rmaplab.printable import plural
 from rmaplab.terminal import say
+from rmaplab.workloads import FAMILIES
 
 DESIGNS = ("anon_vma", "cow_context")  # where nothing else was asked for
 
@@ -105,7 +109,7 @@ def command(
         figures = Figures(film.events, film.first, film.last, len(film.steps), len(text.encode()))
         print_json("explore", inputs_of(film, seed), not film.differences, figures, film.differences[:LISTED])
     else:
-        print(f"{output}: {len(film.steps) - 1} steps, {len(text.encode()):,} bytes", file=sys.stderr)
+        print(f"{output}: {plural(len(film.steps) - 1, 'step')}, {len(text.encode()):,} bytes", file=sys.stderr)
     return holds(film)
 
 
@@ -129,6 +133,8 @@ def film_of(asked: Asked) -> Film:
     from rmaplab.explore.film import shoot
 
     tour = TOURS.get(name)
+    if tour is None and not os.path.exists(what[0]) and what[0] not in FAMILIES and "." not in what[0]:
+        raise CannotRun(_unknown(what[0]))
     history = sources.find(what, asked.seed)[0] if tour is None else tour.history()
     kernel = options.profile(asked.profile, history.header.kernel)
     designs = [options.design(spec) for spec in options.designs(asked.rmap, tour.designs if tour else DESIGNS).values()]
@@ -142,6 +148,15 @@ def film_of(asked: Asked) -> Film:
         )
     shot = Shot(shot.first or last, last, shot.steps)
     return shoot(history, designs, kernel, shot=shot, tour=tour, ask=asked.page)
+
+
+def _unknown(name: str) -> str:
+    tours = [*TOURS, *RACES]
+    near = get_close_matches(name, [*tours, *FAMILIES], 1)
+    return (
+        f"{name!r} is no file, tour, workload or race{f'; did you mean {near[0]!r}?' if near else '.'} Tours:"
+        f" {', '.join(tours)}. `rmaplab run --list` has the workloads, `rmaplab race --list` the races."
+    )
 
 
 def _film_of_race(name: str, asked: Asked) -> Film:

@@ -16,6 +16,7 @@ from rmaplab.commands import options
 from rmaplab.commands.envelope import print_json
 from rmaplab.errors import CannotRun
 from rmaplab.output import check_output
+from rmaplab.printable import plural
 from rmaplab.terminal import say
 from rmaplab.trace.record import record
 
@@ -58,8 +59,8 @@ def command(
         print_json("record", inputs, not header.doubts, figures, header.doubts)
     else:
         say(
-            f"recorded {summary['events']:,} events of {summary['processes']:,} processes with {header.recorder}"
-            f" in {output}; {argv[0]} ended with {header.ended}"
+            f"recorded {plural(summary['events'], 'event')} of {plural(summary['processes'], 'process')} with"
+            f" {header.recorder} in {output}; {argv[0]} ended with {header.ended}"
         )
         say(history.evidence)
     if header.doubts:

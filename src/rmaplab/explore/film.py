@@ -27,7 +27,7 @@ from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM
-from rmaplab.printable import printable
+from rmaplab.printable import plural, printable
 from rmaplab.sync.locks import RwSemaphore, SpinLock
 from rmaplab.sync.work import Ledger
 from rmaplab.trace.events import Event
@@ -231,7 +231,7 @@ class _Shooting:
 
     def _begin(self, before: int) -> None:
         told = (
-            f"{words.plural(before, 'event')} came before this window."
+            f"{plural(before, 'event')} came before this window."
             if before
             else "Nothing has happened yet."
         )

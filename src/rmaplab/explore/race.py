@@ -22,7 +22,6 @@ from rmaplab.explore.film import Reel
 from rmaplab.explore.parts import Cpu, Film, State, Step
 from rmaplab.explore.tours.race import RaceTour
 from rmaplab.explore.witness import RCU, Witness
-from rmaplab.explore.words import plural
 from rmaplab.measure.collect import Aside
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_SHIFT
@@ -30,6 +29,7 @@ from rmaplab.mm.picture import Scope
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM
+from rmaplab.printable import plural
 from rmaplab.sync.interleave import Execution, Failure, Scenario, Task, perform, replay
 from rmaplab.sync.locks import Scheduler
 

@@ -25,9 +25,9 @@ from rmaplab.explore.parts import (
     State,
     states,
 )
-from rmaplab.explore.words import plural
 from rmaplab.mm.picture import hexa
 from rmaplab.mm.vma import PAGE_SHIFT
+from rmaplab.printable import plural
 
 NOT_ASKED = (
     "There are too many pages here to have asked for each: this one was not. A narrower window asks for more."

@@ -27,16 +27,13 @@ from rmaplab.explore.parts import (
 )
 from rmaplab.mm import abi
 from rmaplab.mm.vma import PAGE_SHIFT
+from rmaplab.printable import plural
 from rmaplab.trace.events import FAULT_WRITE, Event
 
 _ADVICE: Final = {
     value: name for name, value in vars(abi).items() if name.startswith("MADV_") and isinstance(value, int)
 }
 _UNTOLD: Final = frozenset(["x", "y", "born", "why", "walks", "apart", "areas"])
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
 def amount(length: int) -> str:

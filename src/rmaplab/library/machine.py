@@ -30,7 +30,6 @@ from rmaplab.check.lockstep import Checker, Difference
 from rmaplab.errors import CannotRun
 from rmaplab.explore.camera import maps_folio
 from rmaplab.explore.notebook import Spaces, Structures, look
-from rmaplab.explore.words import plural
 from rmaplab.library.errors import SystemCallError
 from rmaplab.library.memory import Page, Vma
 from rmaplab.library.places import Place, Walk
@@ -41,6 +40,7 @@ from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VMA
+from rmaplab.printable import plural
 from rmaplab.rmap import load, specs
 from rmaplab.trace import script
 from rmaplab.trace.events import FAULT_WRITE, Event

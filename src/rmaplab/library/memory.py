@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from rmaplab.explore.merging import backing, rights
-from rmaplab.explore.words import plural
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_FILE, PTE_MIGRATION, PTE_SHIFT, PTE_SWAP, PTE_WRITE, PTE_ZERO
 from rmaplab.mm.vma import VMA
+from rmaplab.printable import plural
 
 _KINDS: Final = (
     (PTE_ANON, "anonymous page"),

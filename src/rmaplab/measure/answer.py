@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from rich.console import Console
 
 from rmaplab.measure.report import ERROR_KINDS, KINDS, REFERENCE, Report, print_fact, print_text, sameness
+from rmaplab.printable import plural
 from rmaplab.terminal import Grid, bar, has_unicode
 
 _WIDTH: Final = 80  # columns at most: lines that the eye can follow
@@ -82,8 +83,8 @@ def print_answer(report: Report, rest: str, out: Console) -> None:
     source, figures = report.inputs.history, report.figures
     print_fact("History", source.name, out)
     machine = figures.machine
-    peak = f"at peak {machine.vmas.peak:,} VMAs, {machine.pages.peak:,} pages"
-    print_fact("", f"{machine.events:,} events; {peak}; rules of Linux {report.inputs.profile}", out)
+    peak = f"at peak {plural(machine.vmas.peak, 'VMA')}, {plural(machine.pages.peak, 'page')}"
+    print_fact("", f"{plural(machine.events, 'event')}; {peak}; rules of Linux {report.inputs.profile}", out)
     print_fact("Verdict", _verdict(report), out)
     for sentence in findings(report):
         print_fact("", sentence, out)
@@ -128,12 +129,12 @@ def findings(report: Report) -> list[str]:
         since = f", first after event {differences[0].event:,}" if differences else ""
         if differences and not any(d.error for d in differences):
             found.append(
-                f"misses by {design.design} ({missed:,} mappings{since}) affect the exit status only if it is selected"
-                " with --rmap"
+                f"misses by {design.design} ({plural(missed, 'mapping')}{since}) affect the exit status only if it is"
+                " selected with --rmap"
             )
         else:
-            folios = f"{report.figures.checks.folios:,} folios"
-            found.append(f"{design.design} misses {missed:,} mappings of {folios}{since}")
+            folios = plural(report.figures.checks.folios, "folio")
+            found.append(f"{design.design} misses {plural(missed, 'mapping')} of {folios}{since}")
     for design in report.figures.designs:
         if REFERENCE in report.inputs.designs and design.design != REFERENCE:
             if design.walks.walks and not design.walks.incomplete:
@@ -179,7 +180,7 @@ def recorded(report: Report) -> str:
         f"with {source.recorder}" if source.recorder else "",
         f"on Linux {source.kernel}" if source.kernel else "",
         f"faults {source.faults}" if source.faults not in ("", "recorded") else "",
-        f"{source.lost:,} events lost" if source.lost else "",
+        f"{plural(source.lost, 'event')} lost" if source.lost else "",
         f"the command's end: {source.ended}" if source.ended else "",
     )
     return ", ".join(part for part in parts if part) + (f"; {source.evidence}" if source.evidence else "")
@@ -191,19 +192,17 @@ def checked(report: Report) -> str:
     parts = []
     if report.inputs.history.sha256:
         wrong = f"{counted['result']:,} differ" if "result" in counted else "as recorded"
-        parts.append(f"results of {checks.results:,} events {wrong}")
+        parts.append(f"results of {plural(checks.results, 'event')} {wrong}")
         others = max(0, report.figures.machine.mms.made - checks.maps)
-        wrong = f"{counted['geometry']:,} VMAs not" if "geometry" in counted else "all VMAs"
+        wrong = f"{plural(counted['geometry'], 'VMA')} not" if "geometry" in counted else "all VMAs"
         if checks.maps:
             rest = f" ({others:,} not compared)" if others else ""
-            parts.append(f"{checks.maps:,} address spaces{rest}: {wrong} as in /proc/PID/maps")
+            parts.append(f"{plural(checks.maps, 'address space')}{rest}: {wrong} as in /proc/PID/maps")
         else:
             parts.append("no /proc/PID/maps to compare with (record --check)")
     if checks.moments:
         skipped = f" ({checks.skipped:,} mapped but not sampled)" if checks.skipped else ""
-        parts.append(
-            f"{checks.folios:,} folios walked at {checks.moments:,} moments{skipped}"
-        )
+        parts.append(f"{plural(checks.folios, 'folio')} walked at {plural(checks.moments, 'moment')}{skipped}")
     else:
         parts.append("no walks (--check)")
     return "; ".join(parts)

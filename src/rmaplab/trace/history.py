@@ -36,7 +36,7 @@ from rmaplab.mm.vma import (
     File,
 )
 from rmaplab.output import write_output
-from rmaplab.printable import printable
+from rmaplab.printable import plural, printable
 from rmaplab.trace.calls import CHANGING
 from rmaplab.trace.events import OPS, Event
 
@@ -342,8 +342,8 @@ class History:
 
     def __repr__(self) -> str:
         by = f", by {self.header.recorder}" if self.header.recorder else ""
-        count = len(np.unique(self.columns["pid"]))
-        return f"<history of {self.header.command or 'a program'}{by}: {len(self):,} events, {count:,} processes>"
+        size = f"{plural(len(self), 'event')}, {plural(len(np.unique(self.columns['pid'])), 'process')}"
+        return f"<history of {self.header.command or 'a program'}{by}: {size}>"
 
     @property
     def evidence(self) -> str:
@@ -357,9 +357,9 @@ class History:
         nr_processes = int(forked) + len(set(self.columns["pid"][ops == CODE["exec"]].tolist()) - known)
         parts = [
             "order known from mmap_lock" if header.order == "locks" else "order inferred",
-            f"{len(header.checkpoints):,} of {nr_processes:,} processes compared with /proc/PID/maps",
-            f"{header.threads:,} more threads" if header.threads else "",
-            f"{header.pid_namespaces:,} PID namespaces" if header.pid_namespaces else "",
+            f"{len(header.checkpoints):,} of {plural(nr_processes, 'process')} compared with /proc/PID/maps",
+            plural(header.threads, "more thread") if header.threads else "",
+            plural(header.pid_namespaces, "PID namespace") if header.pid_namespaces else "",
             "; ".join(header.doubts) or "all calls followed, nothing lost",
         ]
         return ", ".join(part for part in parts if part)

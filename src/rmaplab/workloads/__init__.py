@@ -65,8 +65,24 @@ def workload(name: str, values: Mapping[str, object]) -> Workload:
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
         parameter = where.rstrip("`")
-        told = f" {parameter}={values[parameter]}" if parameter in values else ""
-        raise WorkloadError(f"{name}{told}: {what[0].lower()}{what[1:].replace('`', '')}") from None
+        if parameter in values:
+            what = f"{parameter}={values[parameter]} has to be {_range(family, parameter)}"
+            meaning = family.parameters.get(parameter, "")
+            what += f" ({meaning})" if meaning else ""
+        raise WorkloadError(f"{name}: {what}") from None
+
+
+def _range(family: type[Workload], parameter: str) -> str:
+    """The values of a parameter, in words."""
+    (field,) = (field for field in msgspec.structs.fields(family) if field.name == parameter)
+    kind = msgspec.inspect.type_info(field.type)
+    if isinstance(kind, msgspec.inspect.Metadata):
+        kind = kind.type
+    if not isinstance(kind, msgspec.inspect.IntType):
+        return "a number"
+    if kind.ge is None or kind.le is None:
+        return "a whole number" if kind.ge is None else f"a whole number of at least {kind.ge}"
+    return f"a whole number from {kind.ge} to {kind.le}"
 
 
 def _hint(wrong: str, right: list[str]) -> str:
