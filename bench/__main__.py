@@ -24,12 +24,11 @@ from time import perf_counter
 from typing import Any
 
 import msgspec
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 import rmaplab
 from bench.cases import PLAIN
+from rmaplab.terminal import Grid, console
 from rmaplab.trace.history import read_history
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -394,12 +393,10 @@ def kernel_rows() -> list[Row]:
     return rows
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[Row]) -> Grid:
     """The compiled model's figures, with those of the interpreted one in a column of their own."""
     slow = {row.name.removesuffix(INTERPRETED): row for row in rows if row.name.endswith(INTERPRETED)}
-    result = Table(title=f"rmaplab {rmaplab.__version__}, {rmaplab.build_info()}", box=SIMPLE)
-    for heading in ("figure", "value", "interpreted", "unit", "bar", "holds"):
-        result.add_column(heading, justify="right" if heading in ("value", "interpreted") else "left")
+    result = Grid("figure", "value", "interpreted", "unit", "bar", "holds", left=("unit", "bar", "holds"))
     for row in rows:
         if not row.name.endswith(INTERPRETED):
             other = f"{slow[row.name].value:.3g}" if row.name in slow else ""
@@ -441,7 +438,8 @@ def main() -> int:
         rows += part()
         # After each part, so that an interrupted run keeps what it measured.
         (ROOT / "build" / "bench.json").write_bytes(msgspec.json.format(msgspec.json.encode(rows)) + b"\n")
-    Console(width=None if sys.stdout.isatty() else 120).print(table(rows))
+    title = f"rmaplab {rmaplab.__version__}, {rmaplab.build_info()}"
+    table(rows).print(console(None if sys.stdout.isatty() else 120), title)
     return 0 if all(row.holds is not False for row in rows) else 1
 
 

@@ -8,13 +8,17 @@ newlines of it are shown, and do not reach the terminal.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Final
 
 from rmaplab.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+_GAP: Final = 3  # columns of a terminal between two of a table
 
 
 def say(sentence: str) -> None:
@@ -37,51 +41,84 @@ def console(width: int | None = None) -> Console:
 
 
 class Grid:
-    """A table of text: a first column, and columns of numbers.  A number is never cut: where the terminal is too
-    narrow, the columns fold into several tables, each with the first column."""
+    """A table of text: a first column, and columns of numbers.
 
-    def __init__(self, *headings: str) -> None:
-        """A heading may have several lines."""
+    Nothing is ever cut.  Where the terminal is too narrow, the columns fold into several tables, each with the first
+    column; where that takes most of the width, its cells stand on lines of their own.
+    """
+
+    def __init__(self, *headings: str, left: Collection[str] = ()) -> None:
+        """A heading may have several lines.  `left`: headings of columns of words, which begin at the left."""
         self.headings: Final = headings
+        self.left: Final = left
         self.rows: Final[list[Sequence[str]]] = []
 
     def add_row(self, *cells: str) -> None:
         self.rows.append((*cells, *[""] * (len(self.headings) - len(cells))))
 
-    def print(self, out: Console, gap: bool = True) -> None:
-        """Print it within the width of `out`, as far as a first column and one of numbers fit into that; with a `gap`
-        between tables."""
+    def print(self, out: Console, title: str = "", gap: bool = True) -> None:
+        """Print it within the width of `out`, as far as its widest column fits into that; with a `gap` between
+        tables."""
+        if title:
+            out.print(title, style="bold")
         widths = [
             max(len(line) for line in (*heading.split("\n"), *(row[i] for row in self.rows)))
             for i, heading in enumerate(self.headings)
         ]
+        stacked = widths[0] > out.width // 2 and widths[0] + sum(_GAP + width for width in widths[1:]) > out.width
+        if stacked:
+            widths[0] = 0
         columns = list(range(1, len(widths)))
         while True:
             fitting = 0
             used = widths[0]
-            while fitting < len(columns) and (not fitting or used + 3 + widths[columns[fitting]] <= out.width):
-                used += 3 + widths[columns[fitting]]
+            while fitting < len(columns) and (not fitting or used + _GAP + widths[columns[fitting]] <= out.width):
+                used += _GAP + widths[columns[fitting]]
                 fitting += 1
-            self._print_columns(columns[:fitting], widths, out)
+            self._print_columns(columns[:fitting], widths, out, stacked)
             columns = columns[fitting:]
             if not columns:
                 return
             if gap:
                 out.print()
 
-    def _print_columns(self, columns: Sequence[int], widths: Sequence[int], out: Console) -> None:
-        def line(first: str, cells: Sequence[str]) -> str:
-            padded = (f"   {cell:>{widths[i]}}" for i, cell in zip(columns, cells, strict=True))
-            return f"{first:{widths[0]}}{''.join(padded)}".rstrip()
+    def _print_columns(self, columns: Sequence[int], widths: Sequence[int], out: Console, stacked: bool) -> None:
+        def print_line(first: str, cells: Sequence[str], style: str = "") -> None:
+            if stacked and first:
+                out.print(first, style=style, soft_wrap=True)
+                first = ""
+            text = f"{first:{widths[0]}}"
+            for i, cell in zip(columns, cells, strict=True):
+                text += f"{'':{_GAP}}{cell:{'<' if self.headings[i] in self.left else '>'}{widths[i]}}"
+            out.print(text.rstrip(), style=style, soft_wrap=True)
 
         names = [self.headings[i].split("\n") for i in (0, *columns)]
         height = max(len(lines) for lines in names)
         for row in zip(*([""] * (height - len(lines)) + lines for lines in names), strict=True):
-            out.print(line(row[0], row[1:]), style="bold", soft_wrap=True)
-        total = widths[0] + sum(3 + widths[i] for i in columns)
+            print_line(row[0], row[1:], "bold")
+        total = widths[0] + sum(_GAP + widths[i] for i in columns)
         out.print(("─" if has_unicode(out) else "-") * total, soft_wrap=True)
         for cells in self.rows:
-            out.print(line(cells[0], [cells[i] for i in columns]), soft_wrap=True)
+            print_line(cells[0], [cells[i] for i in columns])
+
+
+def print_text(text: str, indent: int, out: Console, hang: int = 2) -> None:
+    """Print a paragraph, its first line indented by `indent`, the others by `hang` more."""
+    first, others = " " * indent, " " * (indent + hang)
+    for part in wrap(
+        text, max(40, out.width - 1), initial_indent=first, subsequent_indent=others, break_on_hyphens=False
+    ):
+        out.print(part, soft_wrap=True)
+
+
+def print_fact(label: str, text: str, out: Console) -> None:
+    """Print a paragraph with a word in the margin that says what it is about."""
+    print_text(f"{label:9} {text}", 0, out, hang=10)
+
+
+def print_verdict(holds: bool, out: Console) -> None:
+    """Print the answer, by which a command ends."""
+    print_fact("Verdict", "holds" if holds else "does not hold", out)
 
 
 def has_unicode(out: Console) -> bool:

@@ -86,16 +86,16 @@ def test_an_operation_without_effect_does_not_hold(
     assert found.failure is None and found.counts.folios
     assert found.without_effect == cases and not found.holds
     text = StringIO()
-    verify_report.print_text(Plan(designs=("anon_vma",)), found, None, Console(file=text, width=100))
-    assert cases[0] in text.getvalue() and "Does not hold" in text.getvalue() and "Holds." not in text.getvalue()
+    verify_report.print_report(Plan(designs=("anon_vma",)), found, None, Console(file=text, width=100))
+    assert cases[0] in text.getvalue() and "Verdict   does not hold" in text.getvalue()
 
 
 def test_a_short_run_says_what_it_did_not_reach_and_holds() -> None:
     found = run(steps=100)
     assert found.holds and missing(found.reached)
     text = StringIO()
-    verify_report.print_text(Plan(designs=("anon_vma",)), found, None, Console(file=text, width=100))
-    assert "Not reached in these 100 steps: " in text.getvalue() and "Holds." in text.getvalue()
+    verify_report.print_report(Plan(designs=("anon_vma",)), found, None, Console(file=text, width=100))
+    assert "not reached in these 100 steps: " in text.getvalue() and "Verdict   holds" in text.getvalue()
 
 
 def test_chance_alone_does_not_bring_pages_home_beside_untouched_memory() -> None:

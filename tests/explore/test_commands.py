@@ -135,7 +135,7 @@ def test_what_cannot_be_shown_is_said_in_a_sentence(tmp_path: Path) -> None:
         (("show", path, "--ask", "2:0x1000"), "process 2 has no anonymous page at 0x1000"),
         (("show", path, "--rmap", "nothing"), "no design is called 'nothing'"),
         (("show", path, "--profile", "2.4"), "there is no profile '2.4'"),
-        (("explore", "no-such-tour", "-o", page), "there is no workload 'no-such-tour'"),
+        (("explore", "no-such-tour", "-o", page), "'no-such-tour' is no file, tour, workload or race. Tours: page"),
         (("explore", path, "-o", tmp_path / "missing" / "page.html"), "there is no directory"),
         (("explore", path, "--from", "4", "--to", "2", "-o", page), "events 4 to 2 are no part"),
         (("explore", "restore / frok", "--rmap", "anon_vma", "-o", page), "no scenario called 'restore / frok'"),

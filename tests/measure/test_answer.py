@@ -139,3 +139,12 @@ def test_a_grid_repeats_its_first_column() -> None:
     assert [line.split() for line in raw.getvalue().splitlines() if line and line[0] != "─"] == [
         ["who", "one"], ["me", "1,000,000"], ["who", "two"], ["me", "2,000,000"],
     ]  # fmt: skip
+
+
+def test_a_grid_with_a_long_first_column_has_its_cells_on_lines_of_their_own() -> None:
+    raw = io.StringIO()
+    grid = Grid("scenario", "tried", "verdict", left=("verdict",))
+    grid.add_row("exit of the parent + munmap in the child", "12", "holds")
+    grid.print(Console(file=raw, width=50))
+    assert [line.split() for line in raw.getvalue().splitlines()][-1] == ["12", "holds"]
+    assert "exit of the parent + munmap in the child" in raw.getvalue().splitlines()

@@ -15,9 +15,7 @@ from multiprocessing import get_context
 from typing import Final
 
 import msgspec
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from rmaplab.check.finding import line
 from rmaplab.check.mutants import MUTANTS, Caught, Mutant, play
@@ -25,6 +23,7 @@ from rmaplab.check.race import explain, timeline
 from rmaplab.check.race_mutants import RACED, outcome
 from rmaplab.check.rival_mutants import RIVAL_MUTANTS
 from rmaplab.check.verify import Search
+from rmaplab.terminal import Grid
 
 STEPS: Final = 100_000  # of random histories, at most, until a mutant has to be found
 INTERLEAVINGS: Final = 10_000  # of its scenario, at most
@@ -146,16 +145,11 @@ def look_for_all(
 
 
 def print_table(verdicts: Sequence[Verdict], console: Console) -> None:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("mutant", no_wrap=True)
-    for column in ("re-introduces", "found by"):
-        table.add_column(column)
-    for column in ("after", "CPU s"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = Grid("mutant", "after", "CPU s", "found by", "re-introduces", left=("found by", "re-introduces"))
     for v in verdicts:
         after = f"{v.after:,} {v.unit}" if v.after else "NOT FOUND"
-        table.add_row(v.mutant, v.bug, v.by, after, f"{v.seconds:.1f}")
-    console.print(table)
+        table.add_row(v.mutant, after, f"{v.seconds:.1f}", v.by, v.bug)
+    table.print(console)
     console.print()
     wrong = [v for v in verdicts if not v.holds]
     for v in wrong:

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from rmaplab.check.coverage import ENOUGH, missing
 from rmaplab.check.finding import line
 from rmaplab.check.histories import header
 from rmaplab.check.verify import Failure, Plan, Verified
+from rmaplab.printable import plural
 from rmaplab.rmap import load
+from rmaplab.terminal import Grid, print_fact, print_verdict
 from rmaplab.trace.history import History, write_history
 
 
@@ -88,65 +88,63 @@ def _difference(failure: Failure, error: bool) -> dict[str, Any]:
     return {**msgspec.to_builtins(failure), "error": error, "events": failure.events if error else []}
 
 
-def print_text(plan: Plan, found: Verified, saved: Path | None, console: Console) -> None:
-    """Tables that fit 100 columns, and the failure."""
+def print_report(plan: Plan, found: Verified, saved: Path | None, out: Console) -> None:
+    """What was played and checked, a table of walks, and the failure."""
     per_second = found.steps / found.seconds if found.seconds else 0
-    console.print(
-        f"Played  {found.steps:,} events in {found.histories:,} random histories, seed {plan.seed},"
-        f" profile {plan.profile} ({per_second:,.0f} per second)",
-        soft_wrap=True,
-    )
     counts = found.counts
-    console.print(
-        f"Checked {counts.checks:,} moments: {counts.folios:,} folios walked in each design,"
-        f" {counts.entries:,} page-table entries looked for",
-        soft_wrap=True,
+    print_fact(
+        "Played",
+        f"{plural(found.steps, 'event')} in {found.histories:,} random histories, seed {plan.seed},"
+        f" profile {plan.profile} ({per_second:,.0f} per second)",
+        out,
     )
-    console.print(f"        {found.compared:,} events played once more in runs, and once page by page")
-    console.print()
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("Walks", no_wrap=True)
-    for column in ("walks", "places", "that map", "worst", "incomplete", "stale"):
-        table.add_column(column, justify="right", no_wrap=True)
+    print_fact(
+        "Checked",
+        f"{plural(counts.checks, 'moment')}: {plural(counts.folios, 'folio')} walked in each design, {counts.entries:,}"
+        f" page-table entries looked for; {plural(found.compared, 'event')} played once more in runs, and once page by"
+        " page",
+        out,
+    )
+    out.print()
+    table = Grid("", "walks", "places", "that map", "worst", "incomplete", "stale")
     for name, walks in counts.designs.items():
         figures = (walks.walks, walks.places, walks.useful, walks.worst, walks.incomplete, walks.stale)
         table.add_row(name, *(f"{figure:,}" for figure in figures))
-    console.print(table)
-    console.print()
+    table.print(out)
+    out.print()
+    for key, count in found.excused.items():
+        example = found.examples[key]
+        print_fact("Known", f"{key}, {count:,} times; first in history {example.history}: {example.what}", out)
     if found.excused:
-        console.print("Known to be incomplete, and no failure unless asked for by name:")
-        for key, count in found.excused.items():
-            console.print(f"  {key}, {count:,} times; first in history {found.examples[key].history}:")
-            console.print(f"    {found.examples[key].what}", soft_wrap=True)
-        console.print()
+        print_fact("", "(known to be incomplete, and no failure unless selected with --rmap)", out)
     not_reached = missing(found.reached) if counts.checks else []
     if not_reached:
-        console.print(f"Not reached in these {found.steps:,} steps: {', '.join(not_reached)}", soft_wrap=True)
+        print_fact("Missing", f"not reached in these {found.steps:,} steps: {', '.join(not_reached)}", out)
     if found.without_effect:
-        console.print(f"Does not hold: {ENOUGH:,} steps reach all of that where each operation does what it is for.")
-    if found.failure is None:
-        if not found.without_effect:
-            console.print("Holds.")
-        return
-    _print_failure(plan, found, found.failure, saved, console)
+        print_fact("", f"{ENOUGH:,} steps reach all of that where each operation does what it is for", out)
+    if found.failure is not None:
+        _print_failure(plan, found, found.failure, saved, out)
+    print_verdict(found.failure is None and not found.without_effect, out)
 
 
-def _print_failure(plan: Plan, found: Verified, failure: Failure, saved: Path | None, console: Console) -> None:
-    console.print(
-        f"Does not hold: history {failure.history}, event {found.original - 1}; watched by"
-        f" {', '.join(failure.designs)}"
-        + (f", folios of up to {1 << failure.large_folios} pages" if failure.large_folios else "")
+def _print_failure(plan: Plan, found: Verified, failure: Failure, saved: Path | None, out: Console) -> None:
+    folios = f", folios of up to {1 << failure.large_folios} pages" if failure.large_folios else ""
+    print_fact(
+        "Failure",
+        f"history {failure.history}, event {found.original - 1}; watched by {', '.join(failure.designs)}{folios}",
+        out,
     )
-    console.print(f"  {failure.kind}: {failure.what}", soft_wrap=True)
-    console.print(f"\nThe shortest history found that shows it ({len(failure.events)} of {found.original} events):")
+    print_fact("", f"{failure.kind}: {failure.what}", out)
+    out.print(f"\nThe shortest history found that shows it ({len(failure.events)} of {found.original} events):")
     for event in failure.events[:-1]:
-        console.print(f"  {line(event)}", soft_wrap=True)
+        out.print(f"  {line(event)}", soft_wrap=True)
     for event in failure.events[-1:]:
         if failure.kind == "broken":  # it has no result
-            console.print(f"  {line(msgspec.structs.replace(event, result=0))}: raises {failure.what}", soft_wrap=True)
+            out.print(f"  {line(msgspec.structs.replace(event, result=0))}: raises {failure.what}", soft_wrap=True)
         else:
-            console.print(f"  {line(event)}", soft_wrap=True)
+            out.print(f"  {line(event)}", soft_wrap=True)
     if saved is not None:
-        console.print(f"\nSaved in {saved}. To see it again:\n  {replay_command(saved, plan, failure)}", soft_wrap=True)
+        out.print(f"\nSaved in {saved}. To see it again:\n  {replay_command(saved, plan, failure)}", soft_wrap=True)
         if not failure.large_folios:
-            console.print(f"To see it step by step:\n  {explore_command(saved, plan, failure)}", soft_wrap=True)
+            out.print(f"To see it step by step:\n  {explore_command(saved, plan, failure)}", soft_wrap=True)
+    out.print()

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from rmaplab.commands import options
 from rmaplab.commands.envelope import print_json
@@ -19,7 +17,8 @@ from rmaplab.errors import CannotRun
 from rmaplab.measure.cost import CostProfile, Residual, load_costs, write_costs
 from rmaplab.measure.progress import Meter
 from rmaplab.output import check_output
-from rmaplab.terminal import console
+from rmaplab.printable import plural
+from rmaplab.terminal import Grid, console, print_fact, print_verdict
 from rmaplab.verdict import judge
 
 if TYPE_CHECKING:
@@ -156,52 +155,45 @@ def _measure(given: CostProfile | None, check: bool, programs: Sequence[str], re
 
 
 def _print(told: Told, out: Console) -> None:
-    """The profile and what it predicts, as tables that fit 100 columns."""
+    """The profile, and what it predicts."""
     from rmaplab.measure.calibration.calibrate import EACH, MEDIAN, Prediction
 
     figures, costs = told.figures, told.figures.costs
-    out.print(f"Machine   {told.inputs.machine}", soft_wrap=True)
-    out.print(f"Kernel    {told.inputs.kernel}")
-    out.print(f"Profile   {costs.name}, of {costs.date}, for Linux {costs.kernel}\n")
+    print_fact("Machine", told.inputs.machine, out)
+    print_fact("Kernel", told.inputs.kernel, out)
+    print_fact("Profile", f"{costs.name}, of {costs.date}, for Linux {costs.kernel}", out)
     if not told.inputs.profile:
-        table = _table("cost", "ns per unit", "known from")
+        table = Grid("cost", "ns per unit", "known from", left=("known from",))
         for key, cost in costs.costs.items():
             table.add_row(key, f"{cost:,.1f}", costs.origins.get(key, ""))
-        out.print(table)
+        out.print()
+        table.print(out)
+        out.print()
         fitted = Prediction(figures.fitted)
-        out.print(
-            f"\nThe {len(fitted.rows)} programs that they were fitted to: predicted over measured"
-            f" {fitted.median:.2f} in the median, from {min(r.ratio for r in fitted.rows):.2f}"
-            f" to {max(r.ratio for r in fitted.rows):.2f}",
-            soft_wrap=True,
+        print_fact(
+            "Fitted",
+            f"to {plural(len(fitted.rows), 'program')}: predicted over measured {fitted.median:.2f} in the median, from"
+            f" {min(r.ratio for r in fitted.rows):.2f} to {max(r.ratio for r in fitted.rows):.2f}",
+            out,
         )
         for group in costs.groups:
-            out.print(f"Not told apart: {', '.join(group)}", soft_wrap=True)
-        out.print()
-    if figures.held_out:
-        table = _table("program held out", "measured, us", "predicted, us", "predicted / measured")
-        for row in figures.held_out:
-            table.add_row(row.program, f"{row.measured / 1e3:,.0f}", f"{row.predicted / 1e3:,.0f}", f"{row.ratio:.2f}")
-        out.print(table)
-        out.print()
-    if figures.contention:
-        table = _table("relatives against strangers", "times slower, measured", "predicted", "predicted / measured")
-        for row in figures.contention:
-            table.add_row(row.program, f"{row.measured:.2f}", f"{row.predicted:.2f}", f"{row.ratio:.2f}")
-        out.print(table)
-        out.print()
-    if figures.held_out or figures.contention:
-        for what, found in (("programs", figures.median), ("races", figures.contention_median)):
-            if found is not None:
-                out.print(f"Median    {found:.2f} of {what}, to be between {MEDIAN[0]} and {MEDIAN[1]}")
-        for row in told.differences:
-            out.print(f"Outside   {row.program}: {row.ratio:.2f}, to be between {EACH[0]} and {EACH[1]}")
-        out.print(f"Verdict   {'holds' if told.holds else 'does not hold'}")
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column(first)
-    for other in others:
-        table.add_column(other, justify="left" if other == "known from" else "right", no_wrap=True)
-    return table
+            print_fact("", f"not told apart: {', '.join(group)}", out)
+    table = Grid("program held out", "measured, us", "predicted, us", "predicted / measured")
+    for row in figures.held_out:
+        table.add_row(row.program, f"{row.measured / 1e3:,.0f}", f"{row.predicted / 1e3:,.0f}", f"{row.ratio:.2f}")
+    races = Grid("relatives against strangers", "times slower, measured", "predicted", "predicted / measured")
+    for row in figures.contention:
+        races.add_row(row.program, f"{row.measured:.2f}", f"{row.predicted:.2f}", f"{row.ratio:.2f}")
+    for filled in (table, races):
+        if filled.rows:
+            out.print()
+            filled.print(out)
+    if not table.rows and not races.rows:
+        return
+    out.print()
+    for what, found in (("programs", figures.median), ("races", figures.contention_median)):
+        if found is not None:
+            print_fact("Median", f"{found:.2f} of {what}, to be between {MEDIAN[0]} and {MEDIAN[1]}", out)
+    for row in told.differences:
+        print_fact("Outside", f"{row.program}: {row.ratio:.2f}, to be between {EACH[0]} and {EACH[1]}", out)
+    print_verdict(told.holds, out)

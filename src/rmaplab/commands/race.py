@@ -9,7 +9,6 @@ from typing import Annotated, Final
 
 import msgspec
 import typer
-from rich.table import Table
 
 from rmaplab.check.race import (
     Broken,
@@ -29,8 +28,9 @@ from rmaplab.commands.envelope import print_json
 from rmaplab.measure.progress import Meter
 from rmaplab.mm.profile import REFERENCE
 from rmaplab.output import check_output, write_output
+from rmaplab.printable import plural
 from rmaplab.rmap import load
-from rmaplab.terminal import console
+from rmaplab.terminal import Grid, console, print_text, print_verdict
 from rmaplab.verdict import judge
 
 DESIGNS: Final = ("anon_vma", "cow_context")  # where nothing else was asked for
@@ -193,13 +193,11 @@ def _replay(names: list[str], designs: list[str], path: str) -> bool:
 
 
 def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, timelines: int) -> None:
-    out = console(width=100)
+    out = console()
     for design in inputs.designs:  # as it was given, which need not be its name
         name = load(design).name
         verdicts = [v for v in found if v.design == name]
-        table = Table(box=None, pad_edge=False, title=name, title_justify="left")
-        for heading in ("scenario", "bound", "in all", "tried", "steps", "CPU s", "verdict"):
-            table.add_column(heading, justify="left" if heading in ("scenario", "verdict") else "right")
+        table = Grid("scenario", "bound", "in all", "tried", "steps", "CPU s", "verdict", left=("verdict",))
         for v in verdicts:
             table.add_row(
                 v.scenario,
@@ -210,14 +208,18 @@ def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, 
                 f"{v.seconds:.2f}",
                 _verdict(v),
             )
-        out.print(table)
+        table.print(out, name)
         failed = [v for v in verdicts if v.broken]
-        out.print(
-            f"\n{name}: {sum(v.holds for v in verdicts)} of {len(verdicts)} scenarios hold,"
+        out.print()
+        print_text(
+            f"{name}: {sum(v.holds for v in verdicts)} of {plural(len(verdicts), 'scenario')} hold,"
             f" {len(failed)} {'is' if len(failed) == 1 else 'are'} broken,"
-            f" {sum(v.interleavings for v in verdicts):,} interleavings tried,"
-            f" {sum(v.seconds for v in verdicts):.1f} s of CPU time\n"
+            f" {plural(sum(v.interleavings for v in verdicts), 'interleaving')} tried,"
+            f" {sum(v.seconds for v in verdicts):.1f} s of CPU time",
+            0,
+            out,
         )
+        out.print()
         for v in failed[:timelines]:
             out.print(f"{v.scenario}: the first interleaving that breaks an obligation")
             for line in timeline(v.broken[0], v.cpus):
@@ -238,7 +240,7 @@ def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, 
             out.print(f"{left} not finished: --limit {inputs.limit} gave them up, and nothing is said about them\n")
     for complaint in wrong:
         out.print(complaint, soft_wrap=True)
-    out.print(f"Verdict   {'holds' if holds else 'does not hold'}")
+    print_verdict(holds, out)
 
 
 def _verdict(v: Verdict) -> str:

@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-from textwrap import fill
 from typing import Annotated
 
 import msgspec
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from rmaplab.commands import options
 from rmaplab.commands.envelope import print_json
 from rmaplab.measure.cost import load_costs
 from rmaplab.measure.progress import Meter
 from rmaplab.measure.reproduce import REPRODUCTIONS, Figure, ReproduceError, Reproduction, chosen, reproduce
-from rmaplab.terminal import console
+from rmaplab.terminal import Grid, console, print_fact, print_verdict
 
 
 class Inputs(msgspec.Struct, frozen=True):
@@ -87,8 +84,8 @@ def command(
         out = console()
         for one in found:
             _print(one, out)
-        out.print(f"Costs     {profile.name}, measured on Linux {profile.kernel}")
-        out.print(f"Verdict   {'holds' if holds else 'does not hold'}")
+        print_fact("Costs", f"{profile.name}, measured on Linux {profile.kernel}", out)
+        print_verdict(holds, out)
     return holds
 
 
@@ -112,13 +109,10 @@ def _told(one: Reproduction) -> Told:
 def _print(one: Reproduction, out: Console) -> None:
     out.print(one.name, style="bold")
     for label, text in (("Source", one.source), ("Said", one.said), ("Here", one.how)):
-        _fact(label, text, out)
+        print_fact(label, text, out)
     out.print()
     if one.figures:
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        table.add_column("", no_wrap=True)
-        for heading in ("published", "ours", "ratio", "bound", ""):
-            table.add_column(heading, justify="right", no_wrap=True)
+        table = Grid("", "published", "ours", "ratio", "bound", "verdict")
         for figure in one.figures:
             published = _number(figure.low)
             if figure.low != figure.high:
@@ -131,11 +125,11 @@ def _print(one: Reproduction, out: Console) -> None:
                 _bound(figure.bound),
                 ("holds" if figure.holds else "NOT") if figure.bound else "",
             )
-        out.print(table)
+        table.print(out)
         out.print()
     for what, value in one.shown:
-        _fact("", f"{what}: {value}", out)
-    _fact("Why", one.why, out)
+        print_fact("", f"{what}: {value}", out)
+    print_fact("Why", one.why, out)
     out.print()
 
 
@@ -150,10 +144,3 @@ def _bound(bound: str) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) and abs(value) >= 100 else f"{value:,.4g}"
-
-
-def _fact(label: str, text: str, out: Console) -> None:
-    width = max(40, out.width - 1)
-    out.print(
-        fill(f"{label:9} {text}", width, subsequent_indent=" " * 10, break_on_hyphens=False, initial_indent="")
-    )

@@ -13,12 +13,13 @@ import typer
 from rmaplab.commands import options
 from rmaplab.commands.envelope import print_json
 from rmaplab.measure.progress import Meter
+from rmaplab.printable import plural
 from rmaplab.sweep.campaign import Campaign
 from rmaplab.sweep.errors import SweepError
 from rmaplab.sweep.points import Outcome, Point
 from rmaplab.sweep.spec import Spec, read_spec
 from rmaplab.sweep.workers import Result, on_cluster, on_this_machine
-from rmaplab.terminal import console
+from rmaplab.terminal import console, print_fact, print_verdict
 from rmaplab.verdict import judge
 
 LISTED = 20  # differences in the text
@@ -139,14 +140,16 @@ def _results(left: dict[int, Point], spec: Spec, jobs: int, scheduler: str) -> I
 def _print(told: Told) -> None:
     out = console()
     figures = told.figures
-    out.print(
-        f"Sweep     {told.inputs.name}: {figures.points:,} points, {figures.done:,} done now,"
-        f" {figures.kept:,} kept from before; {figures.rows:,} rows"
+    print_fact(
+        "Sweep",
+        f"{told.inputs.name}: {plural(figures.points, 'point')}, {figures.done:,} done now, {figures.kept:,} kept from"
+        f" before; {plural(figures.rows, 'row')}",
+        out,
     )
     for difference in told.differences[:LISTED]:
-        out.print(f"          {difference.point}: {difference.what}", soft_wrap=True)
+        print_fact("", f"{difference.point}: {difference.what}", out)
     if len(told.differences) > LISTED:
-        out.print(f"          and {len(told.differences) - LISTED:,} more (--json lists all)")
+        print_fact("", f"and {len(told.differences) - LISTED:,} more (--json lists all)", out)
     if figures.failed:
-        out.print(f"          {figures.failed:,} points could not be done; the same command tries them again")
-    out.print(f"Verdict   {'holds' if told.holds else 'does not hold'}")
+        print_fact("", f"{plural(figures.failed, 'point')} could not be done; the same command tries again", out)
+    print_verdict(told.holds, out)

@@ -100,7 +100,7 @@ def command(
             saved=None if saved is None else str(saved),
         )
     else:
-        verify_report.print_text(plan, found, saved, console())
+        verify_report.print_report(plan, found, saved, console())
     return held
 
 

@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 
 from rich.console import Console
 
-from rmaplab.measure.report import ERROR_KINDS, KINDS, REFERENCE, Report, print_fact, print_text, sameness
+from rmaplab.measure.report import ERROR_KINDS, KINDS, REFERENCE, Report, sameness
 from rmaplab.printable import plural
-from rmaplab.terminal import Grid, bar, has_unicode
+from rmaplab.terminal import Grid, bar, has_unicode, print_fact, print_text, print_verdict
 
 _WIDTH: Final = 80  # columns at most: lines that the eye can follow
 _LONGEST_BAR: Final = 10
@@ -85,7 +85,7 @@ def print_answer(report: Report, rest: str, out: Console) -> None:
     machine = figures.machine
     peak = f"at peak {plural(machine.vmas.peak, 'VMA')}, {plural(machine.pages.peak, 'page')}"
     print_fact("", f"{plural(machine.events, 'event')}; {peak}; rules of Linux {report.inputs.profile}", out)
-    print_fact("Verdict", _verdict(report), out)
+    print_verdict(report.holds, out)
     for sentence in findings(report):
         print_fact("", sentence, out)
     _print_errors(report, out)
@@ -98,10 +98,6 @@ def print_answer(report: Report, rest: str, out: Console) -> None:
     print_fact("Recorded", recorded(report), out)
     print_fact("Checked", checked(report), out)
     print_fact("More", rest, out)
-
-
-def _verdict(report: Report) -> str:
-    return "holds" if report.holds else "does not hold"
 
 
 def _explained(report: Report) -> str:

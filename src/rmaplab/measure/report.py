@@ -7,7 +7,6 @@ The same inputs give the same report, byte for byte: it holds no times and no pa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from textwrap import wrap
 
 import msgspec
 from rich.console import Console
@@ -19,7 +18,7 @@ from rmaplab.measure.memory import Memory, curve
 from rmaplab.measure.result import Difference, Figures
 from rmaplab.measure.sources import Source
 from rmaplab.measure.times import Times
-from rmaplab.terminal import Grid, has_unicode
+from rmaplab.terminal import Grid, has_unicode, print_fact, print_text
 
 ERROR_KINDS = (*ERRORS, "broken")
 REFERENCE = "anon_vma"  # whose VMAs the others are compared with
@@ -73,8 +72,7 @@ def print_report(report: Report, out: Console) -> None:
 
 
 def _print(title: str, table: Grid, out: Console) -> None:
-    out.print(title, style="bold")
-    table.print(out)
+    table.print(out, title)
     out.print()
 
 
@@ -270,19 +268,6 @@ def _print_differences(report: Report, out: Console) -> None:
         if total > len(listed):
             print_text(f"and {total - len(listed):,} more", 2, out)
         out.print()
-
-
-def print_text(text: str, indent: int, out: Console, hang: int = 2) -> None:
-    """Print a paragraph, its first line indented by `indent`, the others by `hang` more."""
-    first, others = " " * indent, " " * (indent + hang)
-    for part in wrap(
-        text, out.width - 1, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
-    ):
-        out.print(part)
-
-
-def print_fact(label: str, text: str, out: Console) -> None:
-    print_text(f"{label:9} {text}", 0, out, hang=10)
 
 
 def sameness(design: DesignFigures) -> str:

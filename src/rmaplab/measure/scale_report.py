@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from rmaplab.measure.scale import Law, LockFigures, Point
 from rmaplab.measure.sources import Source
 from rmaplab.output import write_output
+from rmaplab.printable import plural
 from rmaplab.sync.virtual import PICOSECONDS, VirtualTime
+from rmaplab.terminal import Grid, print_fact
+
+_PAIRS = 12  # of a waiter and a holder that are listed
 
 
 class Inputs(msgspec.Struct, frozen=True):
@@ -77,25 +79,25 @@ def span(nanoseconds: float) -> str:
     return f"{nanoseconds:.0f} ns"
 
 
-def print_scaling(scaling: Scaling, console: Console) -> None:
+def print_scaling(scaling: Scaling, out: Console) -> None:
     inputs = scaling.inputs
-    console.print(f"History   {inputs.history.name}", soft_wrap=True)
-    console.print(f"Profile   {inputs.profile}; costs {inputs.costs}; timing {inputs.timing}")
-    table = Table(box=SIMPLE, pad_edge=False)
-    for heading in ("CPUs", "design", "ops/s", "speed-up", "work", "spin", "idle", "waited most for"):
-        left = heading in ("design", "waited most for")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=heading != "waited most for")
+    print_fact("History", inputs.history.name, out)
+    print_fact("Profile", f"{inputs.profile}; costs {inputs.costs}; timing {inputs.timing}", out)
+    out.print()
+    table = Grid(
+        "CPUs, design", "ops/s", "speed-up", "work", "spin", "idle", "waited most for", left=("waited most for",)
+    )
     first: dict[str, Point] = {}
     for point in scaling.figures.points:
         first.setdefault(point.design, point)
     points = sorted(scaling.figures.points, key=lambda point: (point.cpus, inputs.designs.index(point.design)))
+    most_cpus = len(f"{points[-1].cpus:,}")
     for point in points:
         base = first[point.design]
         most = next((lock for lock in point.locks if lock.contended), None)
         used = point.utilisation
         table.add_row(
-            f"{point.cpus:,}",
-            point.design,
+            f"{point.cpus:{most_cpus},} {point.design}",
             f"{point.throughput:,.0f}",
             f"{point.throughput / base.throughput * base.cpus:.2f}",
             f"{used.working:.1%}",
@@ -103,37 +105,37 @@ def print_scaling(scaling: Scaling, console: Console) -> None:
             f"{used.idle:.1%}",
             "" if most is None else f"{most.name} {_share(most, point):.1%}",
         )
-    console.print(table)
+    table.print(out)
+    out.print()
     for cpus in scaling.figures.fewer_tasks:
-        most_tasks = max(point.at_once for point in points if point.cpus == cpus)
-        console.print(
-            f"{cpus:,} CPUs have at most {most_tasks:,} tasks at a time: {cpus - most_tasks:,} have nothing to do",
-            soft_wrap=True,
+        tasks = max(point.at_once for point in points if point.cpus == cpus)
+        print_fact(
+            "Idle", f"{cpus:,} CPUs have at most {plural(tasks, 'task')} at a time: {cpus - tasks:,} have none", out
         )
     for fit in scaling.figures.laws:
         if fit.law is not None:
             law = fit.law
             peak = f", most at {law.peak_cpus:,.0f} CPUs" if law.peak_cpus else ""
-            console.print(
+            print_fact(
+                "Law",
                 f"{fit.design}: {law.rate:,.0f} operations/s on one CPU, contention {law.contention:.4f},"
                 f" coherency {law.coherency:.6f}{peak} (Universal Scalability Law, R2 {law.r_squared:.3f})",
-                soft_wrap=True,
+                out,
             )
     most_shot = max(points, key=lambda point: point.shootdowns)
     if most_shot.shootdowns:
-        console.print(
-            f"TLB shootdowns: at most {most_shot.shootdowns:,}, of {most_shot.interrupts:,} CPUs, which took"
-            f" {most_shot.shooting / most_shot.operations * 1e9:,.0f} ns for each operation"
-            f" ({most_shot.design} on {most_shot.cpus} CPUs)",
-            soft_wrap=True,
+        print_fact(
+            "TLB",
+            f"at most {plural(most_shot.shootdowns, 'shootdown')}, of {most_shot.interrupts:,} CPUs, which took"
+            f" {most_shot.shooting / most_shot.operations * 1e9:,.0f} ns per operation"
+            f" ({most_shot.design} on {plural(most_shot.cpus, 'CPU')})",
+            out,
         )
     if scaling.figures.unpriced:
-        console.print(f"No cost, so no time: {', '.join(scaling.figures.unpriced)}", soft_wrap=True)
+        print_fact("Not timed", f"no cost for: {', '.join(scaling.figures.unpriced)}", out)
     for difference in scaling.differences:
-        console.print(
-            f"{difference.design} on {difference.cpus} CPUs: {difference.events} events had another result",
-            soft_wrap=True,
-        )
+        on = f"{difference.design} on {plural(difference.cpus, 'CPU')}"
+        print_fact("Differs", f"{on}: {plural(difference.events, 'event')} had another result", out)
 
 
 def _share(lock: LockFigures, point: Point) -> float:
@@ -142,47 +144,40 @@ def _share(lock: LockFigures, point: Point) -> float:
     return lock.waited / total if total else 0.0
 
 
-def print_latencies(point: Point, console: Console) -> None:
-    table = Table(box=SIMPLE, title=f"{point.design} on {point.cpus} CPUs: latency by operation")
-    for heading in ("operation", "count", "mean", "p50", "p90", "p99", "max"):
-        table.add_column(heading, justify="left" if heading == "operation" else "right")
+def print_latencies(point: Point, out: Console) -> None:
+    table = Grid("operation", "count", "mean", "p50", "p90", "p99", "max")
     for latency in point.latencies:
         times = (latency.mean, latency.p50, latency.p90, latency.p99, latency.max)
         table.add_row(latency.operation, f"{latency.count:,}", *(span(time) for time in times))
-    console.print(table)
+    out.print()
+    table.print(out, f"{point.design} on {plural(point.cpus, 'CPU')}: latency by operation")
 
 
-def print_lock_report(point: Point, console: Console) -> None:
+def print_lock_report(point: Point, out: Console) -> None:
     """As `perf lock contention` would: a line for each lock class, kind of taking and caller; then who waited for
     whom."""
-    console.print(f"{point.design} on {point.cpus} CPUs")
     merged: dict[tuple[str, str, str], list[float]] = {}
     for entry in point.contention:
         row = merged.setdefault((entry.name, entry.type, entry.waiter), [0, 0.0, 0.0])
         row[0] += entry.count
         row[1] += entry.waited
         row[2] = max(row[2], entry.longest)
-    table = Table(box=SIMPLE)
-    for heading in ("contended", "total wait", "max wait", "avg wait", "type", "caller", "lock"):
-        table.add_column(heading, justify="left" if heading in ("type", "caller", "lock") else "right")
+    waits = Grid("lock", "contended", "total wait", "max wait", "avg wait", "type", "caller", left=("type", "caller"))
     for (name, type_, waiter), (count, waited, longest) in sorted(merged.items(), key=lambda row: -row[1][1]):
-        table.add_row(f"{count:,.0f}", span(waited), span(longest), span(waited / count), type_, waiter, name)
-    console.print(table)
-    if point.contention:
-        who = Table(box=SIMPLE, title="who waited for whom")
-        for heading in ("lock", "waiter", "holder", "waits", "total wait"):
-            who.add_column(heading, justify="right" if heading in ("waits", "total wait") else "left")
-        for entry in point.contention[:12]:
-            who.add_row(entry.name, entry.waiter, entry.holder, f"{entry.count:,}", span(entry.waited))
-        console.print(who)
-    held = Table(box=SIMPLE, title="all locks")
-    for heading in ("lock", "type", "acquired", "contended", "held", "came from another CPU"):
-        held.add_column(heading, justify="left" if heading in ("lock", "type") else "right")
+        waits.add_row(name, f"{count:,.0f}", span(waited), span(longest), span(waited / count), type_, waiter)
+    whom = Grid("lock", "waits", "total wait", "waiter", "holder", left=("waiter", "holder"))
+    for entry in point.contention[:_PAIRS]:
+        whom.add_row(entry.name, f"{entry.count:,}", span(entry.waited), entry.waiter, entry.holder)
+    held = Grid("lock", "acquired", "contended", "held", "came from another CPU", "type", left=("type",))
     for lock in point.locks:
         held.add_row(
-            lock.name, lock.type, f"{lock.acquired:,}", f"{lock.contended:,}", span(lock.held), f"{lock.moved:,}"
+            lock.name, f"{lock.acquired:,}", f"{lock.contended:,}", span(lock.held), f"{lock.moved:,}", lock.type
         )
-    console.print(held)
+    on = f"{point.design} on {plural(point.cpus, 'CPU')}"
+    for title, table in (("contention", waits), ("who waited for whom", whom), ("all locks", held)):
+        if table.rows:
+            out.print()
+            table.print(out, f"{on}: {title}")
 
 
 def draw(path: Path, scaling: Scaling) -> None:
