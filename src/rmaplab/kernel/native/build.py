@@ -24,7 +24,9 @@ from rmaplab.kernel.versions import NATIVE, SUITES
 
 HERE: Final = Path(__file__).parent
 _NEEDED: Final = ("tools/testing/vma/vma_internal.h", "tools/testing/shared/maple-shim.c", "mm/vma.c", "mm/vma_exec.c")
-_PARTS: Final = re.compile(r"[^/]*/(mm/vma[^/]*|lib/|include/|arch/x86/include/|tools/|Makefile$)")
+_PARTS: Final = re.compile(
+    r"[^/]*/(mm/vma[^/]*|lib/|include/|arch/x86/include/|tools/|Documentation/litmus-tests/|Makefile$)"
+)
 _SOURCES: Final = (
     "tools/testing/shared/maple-shim.c", "tools/testing/shared/linux.c", "tools/lib/slab.c", "tools/lib/find_bit.c",
     "tools/lib/bitmap.c", "tools/lib/hweight.c", "tools/lib/vsprintf.c",
