@@ -6,7 +6,8 @@ from __future__ import annotations
 import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Final
@@ -36,6 +37,96 @@ COMPARED: Final = tuple(name for name in STANDARD if not DESIGNS[name].scans_mem
 MORE: Final = "--full prints all tables, --json all figures; -o page.html draws them"
 
 
+@dataclass(frozen=True)
+class Asked:
+    """How a history is to be compared: the options that `compare`, `run`, `replay` and `report` have in common."""
+
+    rmap: options.Designs = None
+    leader: options.Leader = ""
+    profile: options.ProfileName = ""
+    check: options.Check = True
+    every: options.Every = 0
+    folios: options.Folios = FOLIOS
+    large_folios: options.LargeFolios = 0
+    seed: options.Seed = 1
+    costs: options.Costs = ""
+    outputs: options.Outputs = None
+    full: options.Full = False
+    json: options.Json = False
+
+    def compare(
+        self, command: str, what: Sequence[str], find: Callable[[], tuple[History, Source]],
+        otherwise: Sequence[str] = COMPARED,
+    ) -> bool:  # fmt: skip
+        """Compare the designs that were asked for, or those of `otherwise`, print what was found, and write outputs.
+
+        :param what: what a user calls the history, to repeat it
+        :param find: gets the history; called when nothing is wrong with the options
+        """
+        pages = self._outputs(".html")
+        for path in self.outputs or ():
+            if path not in pages and path not in self.histories:
+                raise CannotRun(f"-o {path}: end it in .html for a page, or in .parquet for the history")
+            check_output(path)
+        found = options.designs(self.rmap, otherwise)
+        leader = self.leader or next(iter(found))
+        if leader not in found and leader not in found.values():
+            raise CannotRun(f"the leader {leader!r} is not one of the designs ({', '.join(found)})")
+        first = next(i for i, (name, spec) in enumerate(found.items()) if leader in (name, spec))
+        designs = [options.design(spec) for spec in found.values()]
+        options.profile(self.profile)
+        costs = load_costs(self.costs)
+        history, source = find()
+        plan = Plan(
+            designs, options.profile(self.profile, source.kernel), first, self.every, self.folios, self.check,
+            large_folios=self.large_folios, excused=frozenset() if self.rmap else EXCUSED,
+        )  # fmt: skip
+        with Meter() as meter:
+            figures = priced(compare(history, plan, meter), costs)
+        names = [*found]
+        inputs = Inputs(
+            source, names, names[first], plan.profile.name, self.large_folios, self.seed, self.every, self.folios,
+            costs.name,
+        )  # fmt: skip
+        told = Report(inputs, figures.holds, figures.figures, figures.differences)
+        for path in self.histories:
+            write_history(path, history)
+        if pages:
+            from rmaplab.measure.page import page  # what draws is slow to import
+
+            # To name the prototype makes its misses errors: a command that repeats this names what was named here.
+            named = [] if not self.rmap and tuple(otherwise) == COMPARED else [*found.values()]
+            text = page(told, [self._again(what, named, inputs)])
+            for path in pages:
+                write_output(path, text)
+                say(f"the page is {path}")
+        if self.json:
+            print_json(command, inputs, told.holds, told.figures, told.differences)
+        else:
+            out = console()
+            if self.full:
+                print_report(told, out)
+            print_answer(told, MORE, out)
+        return told.holds
+
+    @property
+    def histories(self) -> list[Path]:
+        """Where the history is to be kept."""
+        return self._outputs(".parquet")
+
+    def _outputs(self, suffix: str) -> list[Path]:
+        return [path for path in self.outputs or () if path.suffix == suffix]
+
+    def _again(self, what: Sequence[str], named: Sequence[str], inputs: Inputs) -> str:
+        """The command that makes the same page."""
+        words: list[object] = ["rmaplab", "compare", *what, "--profile", inputs.profile]
+        words += ["--rmap", ",".join(named)] if named else []
+        words += ["--seed", self.seed, "--every", self.every, "--folios", self.folios]
+        words += ["--large-folios", self.large_folios, "--costs", inputs.costs]
+        words += ["--leader", inputs.leader, "--check" if self.check else "--no-check"]
+        return shlex.join(map(str, [*words, "-o", "page.html"]))
+
+
 def command(
     context: typer.Context,
     what: Annotated[
@@ -45,19 +136,8 @@ def command(
             help="A recording, a workload, or a command to record.",
         ),
     ] = None,
-    rmap: options.Designs = None,
-    leader: options.Leader = "",
-    profile: options.ProfileName = "",
-    check: options.Check = True,
-    every: options.Every = 0,
-    folios: options.Folios = FOLIOS,
-    large_folios: options.LargeFolios = 0,
-    seed: options.Seed = 1,
-    costs: options.Costs = "",
-    outputs: options.Outputs = None,
+    asked: Asked = Asked(),
     names: options.Names = False,
-    full: options.Full = False,
-    json: options.Json = False,
 ) -> bool:
     """Compare designs on one history: memory, work, locks, and whether walks find every mapping.
 
@@ -70,109 +150,10 @@ def command(
     argv: list[str] = context.obj
     if bool(what) == bool(argv):
         raise CannotRun("compare needs one of: a recording, a workload, or -- and a command")
-    asked = Asked(rmap, COMPARED, leader, profile, check, every, folios, large_folios, seed, costs, outputs)
     if what:
-        history, source = sources.find(what, seed)
-        again = [*what]
-    else:
-        history, source = _from_command(argv, asked.histories, names)
-        again = [str(next(iter(asked.histories), "RECORDING"))]
-    return asked.compare("compare", again, history, source, full, json)
-
-
-class Asked:
-    """How a history is to be compared: what `compare`, `run` and `replay` have in common.
-
-    Whatever is wrong with it is said before a command is run.
-    """
-
-    def __init__(
-        self,
-        rmap: Sequence[str] | None,
-        otherwise: Sequence[str],
-        leader: str,
-        profile: str,
-        check: bool,
-        every: int,
-        folios: int,
-        large_folios: int,
-        seed: int,
-        costs: str,
-        outputs: Sequence[Path] | None,
-    ) -> None:
-        self.histories: Final = [path for path in outputs or () if path.suffix == ".parquet"]
-        self._pages: Final = [path for path in outputs or () if path.suffix == ".html"]
-        for path in outputs or ():
-            if path not in self.histories and path not in self._pages:
-                raise CannotRun(f"-o {path}: end it in .html for a page, or in .parquet for the history")
-            check_output(path)
-        found = options.designs(rmap, otherwise)
-        names = list(found)
-        if leader and leader not in found and leader not in found.values():
-            raise CannotRun(f"the leader {leader!r} is not one of the designs ({', '.join(names)})")
-        first = next((i for i, (name, spec) in enumerate(found.items()) if leader in (name, spec)), 0)
-        # To name the prototype makes its misses errors: a command that repeats this names what was named here.
-        self._named: Final = [] if not rmap and tuple(otherwise) == COMPARED else [*found.values()]
-        self._profile: Final = profile
-        self._costs: Final = load_costs(costs)
-        self._seed: Final = seed
-        self._plan: Final = Plan(
-            [options.design(spec) for spec in found.values()],
-            options.profile(profile),
-            first,
-            every,
-            folios,
-            check,
-            large_folios=large_folios,
-            excused=frozenset() if rmap else EXCUSED,
-        )
-
-    def compare(
-        self, command: str, what: Sequence[str], history: History, source: Source, full: bool, json: bool
-    ) -> bool:
-        """Compare, print what was found, and write what was asked for; `what` is what a user calls the history."""
-        plan = self._plan._replace(profile=options.profile(self._profile, source.kernel))
-        with Meter() as meter:
-            found = priced(compare(history, plan, meter), self._costs)
-        names = [design.name for design in plan.designs]
-        inputs = Inputs(
-            source,
-            names,
-            names[plan.leader],
-            plan.profile.name,
-            plan.large_folios,
-            self._seed,
-            plan.every,
-            plan.folios,
-            self._costs.name,
-        )
-        told = Report(inputs, found.holds, found.figures, found.differences)
-        self._write(told, what, history)
-        if json:
-            print_json(command, inputs, told.holds, told.figures, told.differences)
-        else:
-            out = console()
-            if full:
-                print_report(told, out)
-            print_answer(told, MORE, out)
-        return told.holds
-
-
-    def _write(self, told: Report, what: Sequence[str], history: History) -> None:
-        for path in self.histories:
-            write_history(path, history)
-        if self._pages:
-            from rmaplab.measure.page import page  # what draws is slow to import
-
-            words: list[object] = ["rmaplab", "compare", *what, "--profile", told.inputs.profile]
-            words += ["--rmap", ",".join(self._named)] if self._named else []
-            words += ["--seed", self._seed, "--every", self._plan.every, "--folios", self._plan.folios]
-            words += ["--large-folios", self._plan.large_folios, "--costs", told.inputs.costs]
-            words += ["--leader", told.inputs.leader, "--check" if self._plan.check else "--no-check"]
-            text = page(told, [shlex.join(map(str, [*words, "-o", "page.html"]))])
-            for path in self._pages:
-                write_output(path, text)
-                say(f"the page is {path}")
+        return asked.compare("compare", what, lambda: sources.find(what, asked.seed))
+    again = str(next(iter(asked.histories), "RECORDING"))
+    return asked.compare("compare", [again], lambda: _from_command(argv, asked.histories, names))
 
 
 def _from_command(argv: Sequence[str], kept: Sequence[Path], names: bool) -> tuple[History, Source]:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import msgspec
 import typer
@@ -40,12 +41,23 @@ What = Annotated[
         f" for which to look for a failing one, or a guided tour ({', '.join((*TOURS, *RACES))}).",
     ),
 ]
-PathOfRace = Annotated[
-    str,
-    typer.Option(
-        metavar="PATH", help="Of a race: who takes each step, as `rmaplab race` prints it (default: one that fails)."
-    ),
-]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a film is asked for: the options that `explore` and `show` have in common."""
+
+    rmap: options.Designs = None
+    profile: options.ProfileName = ""
+    path: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="Of a race: who takes each step, as `rmaplab race` prints it (default: one that fails).",
+        ),
+    ] = ""
+    seed: options.Seed = 1
+    json: options.Json = False
 
 
 class Inputs(msgspec.Struct, frozen=True):
@@ -72,8 +84,6 @@ def command(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="PAGE", help="The HTML page to write.")
     ],
-    rmap: options.Designs = None,
-    profile: options.ProfileName = "",
     first: Annotated[
         int,
         typer.Option("--from", min=1, metavar="N", help="Begin at event N; what came before is played."),
@@ -85,9 +95,7 @@ def command(
         int,
         typer.Option(min=1, max=2000, metavar="N", help="At most so many; longer histories are folded."),
     ] = STEPS,
-    path: PathOfRace = "",
-    seed: options.Seed = 1,
-    json: options.Json = False,
+    asked: Asked = Asked(),
 ) -> bool:
     """Write one self-contained HTML page that shows a history step by step, in designs side by side.
 
@@ -100,35 +108,25 @@ def command(
     from rmaplab.explore.html import page
 
     check_output(output)
-    film = film_of(Asked(what, rmap, profile, seed, path, Shot(first, last, steps)))
+    film = film_of(what, asked, Shot(first, last, steps))
     if film.cpus and (first, last) != (1, 0):
         raise RaceError("a race is shown from its first step to its last: leave --from and --to out")
     text = page(film)
     write_output(output, text)
-    if json:
+    if asked.json:
         figures = Figures(film.events, film.first, film.last, len(film.steps), len(text.encode()))
-        print_json("explore", inputs_of(film, seed), not film.differences, figures, film.differences[:LISTED])
+        print_json("explore", inputs_of(film, asked.seed), not film.differences, figures, film.differences[:LISTED])
     else:
         print(f"{output}: {plural(len(film.steps) - 1, 'step')}, {len(text.encode()):,} bytes", file=sys.stderr)
     return holds(film)
 
 
-class Asked(NamedTuple):
-    """What a film is asked for."""
-
-    what: Sequence[str]
-    rmap: Sequence[str] | None
-    profile: str
-    seed: int
-    path: str
-    shot: Shot
-    page: tuple[int, int] | None = None
-
-
-def film_of(asked: Asked) -> Film:
-    what = asked.what
+def film_of(what: Sequence[str], asked: Asked, shot: Shot, page: tuple[int, int] | None = None) -> Film:
+    """The film of a history or a race; `page`: (pid, address) that every design is asked for."""
     name = what[0] if len(what) == 1 and not os.path.exists(what[0]) else ""
     if name in RACES or exists(name) or " / " in name or asked.path:
+        if page is not None:
+            raise RaceError("--ask is for histories; in a race the folio that it is about is asked for")
         return _film_of_race(name, asked)
     from rmaplab.explore.film import shoot
 
@@ -140,14 +138,13 @@ def film_of(asked: Asked) -> Film:
     designs = [options.design(spec) for spec in options.designs(asked.rmap, tour.designs if tour else DESIGNS).values()]
     if len(history) == 0:
         raise HistoryError("there is nothing to see in a history without events")
-    shot = asked.shot
     last = shot.last or len(history)
     if not 1 <= (shot.first or last) <= last <= len(history):
         raise HistoryError(
             f"events {shot.first or last} to {last} are no part of this history, which has {len(history):,}"
         )
     shot = Shot(shot.first or last, last, shot.steps)
-    return shoot(history, designs, kernel, shot=shot, tour=tour, ask=asked.page)
+    return shoot(history, designs, kernel, shot=shot, tour=tour, ask=page)
 
 
 def _unknown(name: str) -> str:
@@ -167,8 +164,6 @@ def _film_of_race(name: str, asked: Asked) -> Film:
         raise RaceError(f"there is no scenario called {name!r}; rmaplab race --list prints them all")
     if asked.profile not in ("", REFERENCE):
         raise RaceError(f"races run by the rules of {REFERENCE} alone")
-    if asked.page is not None:
-        raise RaceError("--ask is for histories; in a race the folio that it is about is asked for")
     if tour is not None:
         if asked.rmap or asked.path:
             raise RaceError("a guided tour of a race has its design and its path: leave --rmap and --path out")

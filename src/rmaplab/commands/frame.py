@@ -2,8 +2,9 @@
 """The program `rmaplab`: which verb is meant, and how it ends.
 
 A verb's function does its work and returns whether what it looked at holds (or, as `record` does, the exit status of
-another command); every way to fail becomes one sentence on
-stderr here.  Data goes to stdout, progress to stderr.
+another command); every way to fail becomes one sentence on stderr here.  Data goes to stdout, progress to stderr.
+Its parameters are the command line; options that several verbs have are the fields of a dataclass, of which a verb has
+a parameter: what that has as its default are the defaults of that verb.
 
 Exit status 0: done, and all holds; 1: done, and something does not hold; 2: could not be done; 141: the reader of the
 output has gone before its end (as in `rmaplab compare … | head`), so that nobody takes it for a verdict.
@@ -11,15 +12,17 @@ output has gone before its end (as in `rmaplab compare … | head`), so that nob
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import gc
 import importlib
+import inspect
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final, get_type_hints
 
 from rmaplab.commands import VERBS, Verb
 from rmaplab.errors import CannotRun
@@ -127,15 +130,15 @@ def _parse(verb: Verb, arguments: list[str]) -> Callable[[], int] | None:
     """The call that `arguments` stand for.  What follows "--" is a command, which the verb finds in its context."""
     import typer
 
-    function = function_of(verb)
+    function = _spread(function_of(verb))
     after: list[str] = []
     if "--" in arguments:
         cut = arguments.index("--")
         arguments, after = arguments[:cut], arguments[cut + 1 :]
 
     @functools.wraps(function)
-    def later(*args: object, **named: object) -> Callable[[], int]:
-        return functools.partial(function, *args, **named)  # not within the parser, which has its own ideas of errors
+    def later(**given: object) -> Callable[[], int]:
+        return functools.partial(function, **given)  # not within the parser, which has its own ideas of errors
 
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command()(later)
@@ -144,3 +147,33 @@ def _parse(verb: Verb, arguments: list[str]) -> Callable[[], int] | None:
     except typer.TyperException as error:
         raise CannotRun(f"{error.format_message()} See rmaplab {verb.name} --help.") from None
     return job if callable(job) else None
+
+
+def _spread(function: Callable[..., int]) -> Callable[..., int]:
+    """`function`, with the fields of a dataclass that it takes as parameters in its place."""
+    parameters: list[inspect.Parameter] = []
+    records: dict[str, Any] = {}
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        record = parameter.default
+        if not dataclasses.is_dataclass(record):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        records[parameter.name] = record
+        kinds = get_type_hints(type(record), include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=getattr(record, name), annotation=kinds[name]
+            )
+            for name in (field.name for field in dataclasses.fields(record))
+        ]
+
+    def call(**given: Any) -> int:
+        for name, record in records.items():
+            own = {field.name: given.pop(field.name) for field in dataclasses.fields(record)}
+            given[name] = dataclasses.replace(record, **own)
+        return function(**given)
+
+    call.__doc__ = function.__doc__
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call

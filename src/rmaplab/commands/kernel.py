@@ -6,6 +6,7 @@ What needs a kernel, QEMU or drgn is imported when it is used.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,29 +27,45 @@ if TYPE_CHECKING:
 
 
 Version = Annotated[str, typer.Option("--version", metavar="|".join(VERSIONS), help="Which kernel.")]
-Image = Annotated[Path | None, typer.Option(metavar="FILE", help="A kernel of your own: its bzImage.")]
 Vmlinux = Annotated[Path | None, typer.Option(metavar="FILE", help="The same kernel with debug information.")]
-Modules = Annotated[
-    Path | None, typer.Option(metavar="TREE", help="Its modules, as `make modules_install` or a package leaves them.")
-]
-CommandLine = Annotated[str, typer.Option(metavar="TEXT", help="What to add to the kernel's command line.")]
-Accelerator = Annotated[str, typer.Option(metavar="NAME", help="QEMU's accelerator: tcg or kvm.")]
-LargeFolios = Annotated[
-    int,
-    typer.Option(min=0, max=9, metavar="ORDER", help="Faults may allocate folios of up to 2**ORDER pages (6.8 on)."),
-]
 Save = Annotated[Path | None, typer.Option("--save", metavar="F", help="Where to write the history that differs.")]
 
 
-def _kernel(version: str, image: Path | None, vmlinux: Path | None, modules: Path | None) -> Kernel:
-    from rmaplab.kernel import setup
+@dataclass(frozen=True)
+class Which:
+    """A kernel: one that `kernel setup` fetched, or one of the user's own."""
 
-    setup.need_drgn()
-    if image is None and vmlinux is None:
-        return setup.need(version)
-    if image is None or vmlinux is None:
-        raise KernelUnavailable("a kernel of one's own needs both: --image to boot it, --vmlinux to read it.")
-    return setup.own(image, vmlinux, modules)
+    version: Version = DEFAULT
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="A kernel of your own: its bzImage.")] = None
+    vmlinux: Vmlinux = None
+    modules: Annotated[
+        Path | None,
+        typer.Option(metavar="TREE", help="Its modules, as `make modules_install` or a package leaves them."),
+    ] = None
+
+    def kernel(self) -> Kernel:
+        from rmaplab.kernel import setup
+
+        setup.need_drgn()
+        if self.image is None and self.vmlinux is None:
+            return setup.need(self.version)
+        if self.image is None or self.vmlinux is None:
+            raise KernelUnavailable("a kernel of one's own needs both: --image to boot it, --vmlinux to read it.")
+        return setup.own(self.image, self.vmlinux, self.modules)
+
+
+@dataclass(frozen=True)
+class Guest(Which):
+    """The same, and how it is booted and asked."""
+
+    command_line: Annotated[str, typer.Option(metavar="TEXT", help="What to add to the kernel's command line.")] = ""
+    accelerator: Annotated[str, typer.Option(metavar="NAME", help="QEMU's accelerator: tcg or kvm.")] = "tcg"
+    large_folios: Annotated[
+        int,
+        typer.Option(
+            min=0, max=9, metavar="ORDER", help="Faults may allocate folios of up to 2**ORDER pages (6.8 on)."
+        ),
+    ] = 0
 
 
 def setup(version: Version = DEFAULT) -> bool:
@@ -69,16 +86,10 @@ def compare(
     history: Annotated[
         Path | None, typer.Argument(metavar="[F]", help="A history; without one, random ones.")
     ] = None,
-    version: Version = DEFAULT,
-    image: Image = None,
-    vmlinux: Vmlinux = None,
-    modules: Modules = None,
-    command_line: CommandLine = "",
-    accelerator: Accelerator = "tcg",
+    guest: Guest = Guest(),
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Random steps, after the aimed histories.")] = 3000,
     seed: options.Seed = 1,
     jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Guests that run random histories side by side.")] = 1,
-    large_folios: LargeFolios = 0,
     save: Save = None,
     json: options.Json = False,
 ) -> bool:
@@ -97,21 +108,21 @@ def compare(
     if save is not None:
         check_output(save)
     recorded = None if history is None else read_history(history)
-    kernel = _kernel(version, image, vmlinux, modules)
-    with Witness(kernel, command_line, accelerator) as witness:
+    kernel = guest.kernel()
+    with Witness(kernel, guest.command_line, guest.accelerator) as witness:
         release = witness.profile.release
         for note in witness.notes:
             say(note)
         coverage = Coverage()
         if recorded is not None:
-            found = replay(witness, recorded, None, recorded.header, coverage, large_folios)
+            found = replay(witness, recorded, None, recorded.header, coverage, guest.large_folios)
             done = sum(coverage.steps.values())
         else:
             found = next((bad for _, _, bad in answers(witness, coverage) if bad is not None), None)
             done = 0
             if found is None:
                 found, done = campaign(
-                    kernel, command_line, accelerator, seed, steps, jobs, coverage,
+                    kernel, guest.command_line, guest.accelerator, seed, steps, jobs, coverage,
                     lambda text: say(f"{release}: {text}"),
                 )  # fmt: skip
         if found is not None:
@@ -221,13 +232,7 @@ def native(
 
 def run(
     history: Annotated[Path, typer.Argument(metavar="F", help="A history.")],
-    version: Version = DEFAULT,
-    image: Image = None,
-    vmlinux: Vmlinux = None,
-    modules: Modules = None,
-    command_line: CommandLine = "",
-    accelerator: Accelerator = "tcg",
-    large_folios: LargeFolios = 0,
+    guest: Guest = Guest(),
 ) -> bool:
     """Run a history in a real kernel, and print what the kernel answers and holds after each step.
 
@@ -240,8 +245,8 @@ def run(
     from rmaplab.trace.history import read_history
 
     recorded = read_history(history)
-    with Witness(_kernel(version, image, vmlinux, modules), command_line, accelerator) as witness:
-        lockstep = Lockstep(witness, recorded.header, large_folios=large_folios)
+    with Witness(guest.kernel(), guest.command_line, guest.accelerator) as witness:
+        lockstep = Lockstep(witness, recorded.header, large_folios=guest.large_folios)
         for event in recorded:
             if not lockstep.possible(event):
                 continue
@@ -276,7 +281,7 @@ def import_(
     from rmaplab.kernel.importer import read_guest, read_source
 
     if source == "guest":
-        state = read_guest(_kernel(version, None, None, None), seed, steps)
+        state = read_guest(Which(version).kernel(), seed, steps)
     else:
         state = read_source(source, vmlinux)
     for note in state.notes:
@@ -297,10 +302,7 @@ def userland(
         list[str] | None,
         typer.Argument(metavar="[NAME…]", help="redis, postgresql, apache, compiler; without one, all of them."),
     ] = None,
-    version: Version = DEFAULT,
-    image: Image = None,
-    vmlinux: Vmlinux = None,
-    modules: Modules = None,
+    which: Which = Which(),
     markdown: Annotated[bool, typer.Option("--markdown", help="Print tables for a page.")] = False,
     json: options.Json = False,
 ) -> bool:
@@ -315,7 +317,7 @@ def userland(
     for name in names or ():
         if name not in userland.PROGRAMS:
             raise KernelUnavailable(f"there is no program {name}: give some of {', '.join(userland.PROGRAMS)}.")
-    kernel = _kernel(version, image, vmlinux, modules)
+    kernel = which.kernel()
     moments = []
     for name in names or userland.PROGRAMS:
         moments += survey.survey(userland.PROGRAMS[name], kernel, say)

@@ -9,11 +9,10 @@ from typing import Annotated
 import typer
 
 from rmaplab.commands import options
-from rmaplab.commands.compare import COMPARED, Asked
+from rmaplab.commands.compare import Asked
 from rmaplab.commands.envelope import print_json
 from rmaplab.errors import CannotRun
 from rmaplab.measure import sources
-from rmaplab.measure.comparison import FOLIOS
 from rmaplab.output import check_output, write_output
 from rmaplab.sweep.findings import findings, sentences
 
@@ -51,9 +50,8 @@ def command(
     if markdown is not None:
         raise CannotRun("--markdown is for the results of a sweep, a directory")
     page = output or Path(Path(what[0]).with_suffix(".html").name)
-    asked = Asked(rmap, COMPARED, "", profile, True, 0, FOLIOS, 0, seed, "", [page])
-    history, source = sources.find(what, seed)
-    return asked.compare("report", what, history, source, False, json)
+    asked = Asked(rmap=rmap, profile=profile, seed=seed, outputs=[page], json=json)
+    return asked.compare("report", what, lambda: sources.find(what, seed))
 
 
 def _campaign(directory: Path, output: Path | None, markdown: Path | None, json: bool) -> bool:

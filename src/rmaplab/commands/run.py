@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from rmaplab.commands import options
 from rmaplab.commands.compare import Asked
 from rmaplab.errors import CannotRun
 from rmaplab.measure import sources
-from rmaplab.measure.comparison import FOLIOS
 from rmaplab.workloads import FAMILIES
 
 
@@ -25,18 +23,7 @@ def command(
     list_: Annotated[
         bool, typer.Option("--list", help="Print the workloads, their parameters and defaults.")
     ] = False,
-    rmap: options.Designs = None,
-    leader: options.Leader = "",
-    profile: options.ProfileName = "",
-    check: options.Check = False,
-    every: options.Every = 0,
-    folios: options.Folios = FOLIOS,
-    large_folios: options.LargeFolios = 0,
-    seed: options.Seed = 1,
-    costs: options.Costs = "",
-    outputs: options.Outputs = None,
-    full: options.Full = False,
-    json: options.Json = False,
+    asked: Asked = Asked(check=False),  # noqa: B008 (frozen)
 ) -> bool:
     """Run a built-in workload through designs (default: anon_vma).
 
@@ -49,9 +36,8 @@ def command(
         return True
     if not name:
         raise CannotRun(f"run needs a workload: {', '.join(FAMILIES)} (--list prints their parameters)")
-    asked = Asked(rmap, ["anon_vma"], leader, profile, check, every, folios, large_folios, seed, costs, outputs)
-    history, source = sources.from_workload(name, parameters or [], seed)
-    return asked.compare("run", [name, *(parameters or [])], history, source, full, json)
+    given = parameters or []
+    return asked.compare("run", [name, *given], lambda: sources.from_workload(name, given, asked.seed), ["anon_vma"])
 
 
 def _families() -> str:

@@ -9,9 +9,8 @@ import msgspec
 import typer
 
 from rmaplab.check.race import RaceError
-from rmaplab.commands import options
 from rmaplab.commands.envelope import print_json
-from rmaplab.commands.explore import LISTED, Asked, PathOfRace, What, film_of, holds, inputs_of
+from rmaplab.commands.explore import LISTED, Asked, What, film_of, holds, inputs_of
 from rmaplab.explore.parts import Answer, AnyPart, Shot, Step, states
 from rmaplab.mm.errors import HistoryError
 from rmaplab.printable import printable
@@ -31,11 +30,7 @@ def command(
     ask: Annotated[
         str, typer.Option(metavar="PID:ADDRESS", help="Ask every design who maps the page there.")
     ] = "",
-    rmap: options.Designs = None,
-    profile: options.ProfileName = "",
-    path: PathOfRace = "",
-    seed: options.Seed = 1,
-    json: options.Json = False,
+    asked: Asked = Asked(),  # noqa: B008 (frozen)
 ) -> bool:
     """Print the machine and its designs after event N of a history, and what that event did. In a race, N counts
     the steps of the CPUs.
@@ -47,13 +42,13 @@ def command(
     """
     from rmaplab.explore.text import show
 
-    film = film_of(Asked(what, rmap, profile, seed, path, Shot(at, at, 1), _place(ask)))
+    film = film_of(what, asked, Shot(at, at, 1), _place(ask))
     number = at if film.cpus and at else len(film.steps) - 1
     if number >= len(film.steps):
         raise RaceError(f"step {at} is no part of this race, which has {len(film.steps) - 1}")
-    if json:
+    if asked.json:
         figures = Figures(film.steps[number], states(film)[number], film.answers)
-        print_json("show", inputs_of(film, seed), not film.differences, figures, film.differences[:LISTED])
+        print_json("show", inputs_of(film, asked.seed), not film.differences, figures, film.differences[:LISTED])
     else:
         print("\n".join(map(printable, show(film, number))))
     return holds(film)
