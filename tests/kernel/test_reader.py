@@ -29,19 +29,7 @@ from rmaplab.kernel.versions import VERSIONS
 pytestmark = pytest.mark.skipif(
     not os.environ.get("RMAPLAB_KERNEL"), reason="boots kernels: make test-kernel, or RMAPLAB_KERNEL=1"
 )
-
-
-@pytest.fixture(scope="module", params=VERSIONS)
-def witness(request: pytest.FixtureRequest) -> Iterator[Witness]:
-    try:
-        if setup.installed(request.param) is None:
-            setup.set_up(request.param, print)
-        with Witness(setup.need(request.param)) as witness:
-            yield witness
-    except KernelUnavailable as error:
-        if os.environ.get("RMAPLAB_REQUIRE_KERNEL"):
-            raise
-        pytest.skip(str(error))
+KERNELS = VERSIONS
 
 
 def driver(witness: Witness, name: str) -> Driver:

@@ -45,6 +45,7 @@ from rmaplab.trace.history import History, read_history, write_history
 pytestmark = pytest.mark.skipif(
     not os.environ.get("RMAPLAB_KERNEL"), reason="boots kernels: make test-kernel, or RMAPLAB_KERNEL=1"
 )
+KERNELS = COMPLETE
 
 FIXTURES = Path(__file__).parent / "fixtures"
 STEPS = int(os.environ.get("RMAPLAB_KERNEL_STEPS", "3000"))
@@ -65,19 +66,6 @@ def attempts() -> Iterator[None]:
         if time.monotonic() > end:
             return
         time.sleep(0.5)  # for what a timer frees in the guest, which stands still while it is looked at
-
-
-@pytest.fixture(scope="module", params=COMPLETE)
-def witness(request: pytest.FixtureRequest) -> Iterator[Witness]:
-    try:
-        if setup.installed(request.param) is None:
-            setup.set_up(request.param, print)
-        with Witness(setup.need(request.param)) as witness:
-            yield witness
-    except KernelUnavailable as error:
-        if os.environ.get("RMAPLAB_REQUIRE_KERNEL"):
-            raise
-        pytest.skip(str(error))
 
 
 def test_aimed_histories_have_the_answers_that_are_kept_and_reach_every_case(witness: Witness) -> None:
