@@ -115,8 +115,7 @@ def test_a_script_counts_only_what_is_timed() -> None:
 
 def test_a_child_does_its_work_when_it_is_waited_for() -> None:
     s = Program("family")
-    s.mmap(4, at=0)
-    s.write(0, 4)
+    s.warm(0, 4)
     with s.child():
         s.write(0)
         s.munmap(1, 1)
@@ -151,8 +150,7 @@ def test_the_kernel_reclaims_what_the_model_reclaims() -> None:
         (row,) = rows_of(host, [script], 1, lambda *_: None)
         assert row.counts == counts
         unwanted = Program("reclaim of what is wanted")
-        unwanted.mmap(40, at=0)
-        unwanted.write(0, 40)
+        unwanted.warm(0, 40)
         with unwanted.timed():
             unwanted.reclaim(0, 40)
         with pytest.raises(CalibrationError, match="40 of 40 pages were not reclaimed"):

@@ -95,20 +95,16 @@ def hole_joins_two(p1: Process) -> None:
 @_aimed
 def hole_between_unprepared_and_prepared(p1: Process) -> None:
     p1.mmap(1, at=0)
-    p1.mmap(1, at=2)
-    p1.write(2)
+    p1.warm(2, 1)
     p1.mmap(1, at=1)
     p1.write(0)
 
 
 @_aimed
 def hole_between_two_families(p1: Process) -> None:
-    p1.mmap(1, at=0)
-    p1.write(0)
-    p1.mmap(1, at=2)
-    p1.write(2)
-    p1.mmap(1, at=1)
-    p1.write(1)
+    p1.warm(0, 1)
+    p1.warm(2, 1)
+    p1.warm(1, 1)
 
 
 # Merges within what is mapped
@@ -116,40 +112,35 @@ def hole_between_two_families(p1: Process) -> None:
 
 @_aimed
 def lower_takes_whole(p1: Process) -> None:
-    p1.mmap(4, at=0)
-    p1.write(0, 4)
+    p1.warm(0, 4)
     p1.mprotect(2, 2, abi.PROT_READ)
     p1.mprotect(2, 2, _RW)
 
 
 @_aimed
 def lower_takes_beginning(p1: Process) -> None:
-    p1.mmap(4, at=0)
-    p1.write(0, 4)
+    p1.warm(0, 4)
     p1.mprotect(0, 2, abi.PROT_READ)
     p1.mprotect(2, 1, abi.PROT_READ)
 
 
 @_aimed
 def upper_takes_end(p1: Process) -> None:
-    p1.mmap(4, at=0)
-    p1.write(0, 4)
+    p1.warm(0, 4)
     p1.mprotect(2, 2, abi.PROT_READ)
     p1.mprotect(1, 1, abi.PROT_READ)
 
 
 @_aimed
 def upper_takes_whole(p1: Process) -> None:
-    p1.mmap(4, at=0)
-    p1.write(0, 4)
+    p1.warm(0, 4)
     p1.mprotect(0, 2, abi.PROT_READ)
     p1.mprotect(0, 2, _RW)
 
 
 @_aimed
 def lower_takes_two(p1: Process) -> None:
-    p1.mmap(6, at=0)
-    p1.write(0, 6)
+    p1.warm(0, 6)
     p1.mprotect(2, 2, abi.PROT_READ)
     p1.mprotect(2, 2, _RW)
 
@@ -158,8 +149,7 @@ def lower_takes_two(p1: Process) -> None:
 def lower_takes_two_and_their_chain(p1: Process) -> None:
     p1.mmap(1, at=0)
     p1.mmap(1, at=1, prot=abi.PROT_READ)
-    p1.mmap(1, at=2)
-    p1.write(2)
+    p1.warm(2, 1)
     p1.mprotect(1, 1, _RW)
     p1.write(0)
 
@@ -216,8 +206,7 @@ def neighbour_in_child_is_not_singular(p1: Process) -> None:
 
 @_aimed
 def child_copies(p1: Process) -> None:
-    p1.mmap(3, at=0)
-    p1.write(0, 3)
+    p1.warm(0, 3)
     p2 = p1.fork()
     p2.write(0)
     p1.write(1)
@@ -225,8 +214,7 @@ def child_copies(p1: Process) -> None:
 
 @_aimed
 def last_mapper_takes_over(p1: Process) -> None:
-    p1.mmap(2, at=0)
-    p1.write(0, 2)
+    p1.warm(0, 2)
     p2 = p1.fork()
     p1.exit()
     p2.write(0)
@@ -234,8 +222,7 @@ def last_mapper_takes_over(p1: Process) -> None:
 
 @_aimed
 def fork_exit_fork(p1: Process) -> None:
-    p1.mmap(2, at=0)
-    p1.write(0, 2)
+    p1.warm(0, 2)
     parent = p1
     for generation in range(2, 7):
         child = parent.fork()
@@ -271,8 +258,7 @@ def grandchildren_of_a_root(p1: Process) -> None:
 
 @_aimed
 def not_for_children(p1: Process) -> None:
-    p1.mmap(6, at=0)
-    p1.write(0, 6)
+    p1.warm(0, 6)
     p1.madvise(0, 2, abi.MADV_DONTFORK)
     p1.madvise(4, 2, abi.MADV_WIPEONFORK)
     p2 = p1.fork()
@@ -291,8 +277,7 @@ def shared_address_space(p1: Process) -> None:
 
 @_aimed
 def child_execs(p1: Process) -> None:
-    p1.mmap(2, at=0)
-    p1.write(0, 2)
+    p1.warm(0, 2)
     p2 = p1.fork()
     p2.exec()
     p1.write(0)
@@ -303,8 +288,7 @@ def child_execs(p1: Process) -> None:
 
 @_aimed
 def hole_in_the_middle(p1: Process) -> None:
-    p1.mmap(5, at=0)
-    p1.write(0, 5)
+    p1.warm(0, 5)
     p2 = p1.fork()
     p1.munmap(2, 1)
     p1.write(1)
@@ -313,8 +297,7 @@ def hole_in_the_middle(p1: Process) -> None:
 
 @_aimed
 def mapped_over(p1: Process) -> None:
-    p1.mmap(5, at=0)
-    p1.write(0, 5)
+    p1.warm(0, 5)
     p1.mmap(2, at=1)
     p1.write(1)
 
@@ -324,8 +307,7 @@ def mapped_over(p1: Process) -> None:
 
 @_aimed
 def there_and_back(p1: Process) -> None:
-    p1.mmap(2, at=0)
-    p1.write(0, 2)
+    p1.warm(0, 2)
     p1.mremap(0, 2, to=10)
     p2 = p1.fork()
     p1.mremap(10, 2, to=0)
@@ -341,8 +323,7 @@ def unfaulted_gets_fresh_page_offset(p1: Process) -> None:
 
 @_aimed
 def part_moves_home_beside_the_rest(p1: Process) -> None:
-    p1.mmap(4, at=0)
-    p1.write(0, 4)
+    p1.warm(0, 4)
     p1.mremap(1, 2, to=10)
     p1.mremap(10, 2, to=1)
 
@@ -358,18 +339,15 @@ def moved_beside_unfaulted(p1: Process) -> None:
 
 @_aimed
 def moved_over_another(p1: Process) -> None:
-    p1.mmap(3, at=0)
-    p1.write(0, 3)
-    p1.mmap(3, at=10)
-    p1.write(10, 3)
+    p1.warm(0, 3)
+    p1.warm(10, 3)
     p1.fork()
     p1.mremap(0, 2, to=11)
 
 
 @_aimed
 def grows_and_shrinks(p1: Process) -> None:
-    p1.mmap(2, at=0)
-    p1.write(0, 2)
+    p1.warm(0, 2)
     p1.mremap(0, 2, 4, flags=0)
     p1.write(3)
     p1.mremap(0, 4, 1, flags=0)
@@ -378,8 +356,7 @@ def grows_and_shrinks(p1: Process) -> None:
 
 @_aimed
 def moved_and_left_behind(p1: Process) -> None:
-    p1.mmap(2, at=0)
-    p1.write(0, 2)
+    p1.warm(0, 2)
     p1.mremap(0, 2, to=10, flags=_MOVE | abi.MREMAP_DONTUNMAP)
     p1.write(0)
     p1.mmap(2, at=20)
@@ -442,8 +419,7 @@ def heap(p1: Process) -> None:
 
 @_aimed
 def swapped_and_forked(p1: Process) -> None:
-    p1.mmap(3, at=0)
-    p1.write(0, 3)
+    p1.warm(0, 3)
     p1.madvise(0, 3, abi.MADV_PAGEOUT)
     p1.read(0)
     p2 = p1.fork()
@@ -455,8 +431,7 @@ def swapped_and_forked(p1: Process) -> None:
 
 @_aimed
 def migrated_while_shared(p1: Process) -> None:
-    p1.mmap(3, at=0)
-    p1.write(0, 3)
+    p1.warm(0, 3)
     p2 = p1.fork()
     p2.migrate(0, 3)
     p2.write(0)
@@ -465,8 +440,7 @@ def migrated_while_shared(p1: Process) -> None:
 
 @_aimed
 def dropped(p1: Process) -> None:
-    p1.mmap(4, at=0)
-    p1.write(0, 4)
+    p1.warm(0, 4)
     p2 = p1.fork()
     p1.madvise(0, 2, abi.MADV_DONTNEED)
     p1.madvise(2, 2, abi.MADV_FREE)
@@ -493,8 +467,7 @@ def populated_around_a_hole(p1: Process) -> None:
 
 @_aimed
 def read_ahead_from_swap(p1: Process) -> None:
-    p1.mmap(3, at=0)
-    p1.write(0, 3)
+    p1.warm(0, 3)
     p1.madvise(0, 3, abi.MADV_PAGEOUT)
     p1.madvise(0, 2, abi.MADV_WILLNEED)
     p1.read(0)
@@ -504,8 +477,7 @@ def read_ahead_from_swap(p1: Process) -> None:
 
 @_aimed
 def clean_page_becomes_writable_again(p1: Process) -> None:
-    p1.mmap(2, at=0)
-    p1.write(0, 2)
+    p1.warm(0, 2)
     p1.madvise(0, 1, abi.MADV_PAGEOUT)
     p1.read(0)
     p1.mprotect(0, 2, abi.PROT_READ)
@@ -514,8 +486,7 @@ def clean_page_becomes_writable_again(p1: Process) -> None:
 
 @_aimed
 def freed_while_locked_elsewhere(p1: Process) -> None:
-    p1.mmap(2, at=0)
-    p1.write(0, 2)
+    p1.warm(0, 2)
     p1.mlock(0, 1)
     p2 = p1.fork()
     p2.madvise(0, 2, abi.MADV_FREE)
@@ -541,8 +512,7 @@ def merged(p1: Process) -> None:
 
 @_aimed
 def merged_and_forked(p1: Process) -> None:
-    p1.mmap(8, at=0)
-    p1.write(0, 8)
+    p1.warm(0, 8)
     p1.madvise(0, 8, abi.MADV_MERGEABLE)
     _merge_same(p1)
     p2 = p1.fork()
@@ -554,8 +524,7 @@ def merged_and_forked(p1: Process) -> None:
 
 @_aimed
 def merged_while_shared(p1: Process) -> None:
-    p1.mmap(8, at=0)
-    p1.write(0, 8)
+    p1.warm(0, 8)
     p2 = p1.fork()
     p1.madvise(0, 8, abi.MADV_MERGEABLE)
     _merge_same(p1)
@@ -568,8 +537,7 @@ def merged_while_shared(p1: Process) -> None:
 def merged_across_processes(p1: Process) -> None:
     p2 = _another(p1)
     for process in (p1, p2):
-        process.mmap(2, at=0)
-        process.write(0, 2)
+        process.warm(0, 2)
         process.madvise(0, 2, abi.MADV_MERGEABLE)
     _merge_same(p1)
     p1.exit()
@@ -597,8 +565,7 @@ def merged_and_found_nowhere(p1: Process) -> None:
 
 @_aimed
 def merged_and_given_back(p1: Process) -> None:
-    p1.mmap(12, at=0)
-    p1.write(0, 12)
+    p1.warm(0, 12)
     p1.madvise(0, 12, abi.MADV_MERGEABLE)
     _merge_same(p1)
     p1.madvise(0, 4, abi.MADV_UNMERGEABLE)
@@ -609,8 +576,7 @@ def merged_and_given_back(p1: Process) -> None:
 
 @_aimed
 def merged_and_not_accessible(p1: Process) -> None:
-    p1.mmap(8, at=0)
-    p1.write(0, 8)
+    p1.warm(0, 8)
     p1.madvise(0, 8, abi.MADV_MERGEABLE)
     _merge_same(p1)
     p1.mprotect(0, 2, abi.PROT_NONE)
@@ -791,8 +757,7 @@ def first_page_gone_that_was_exclusive(p1: Process) -> None:
     p1.write(0, 16)
     p1.madvise(0, 1, abi.MADV_DONTNEED)
     p1.uffd_move(33, 5, 1)
-    p1.mmap(16, at=64)
-    p1.write(64, 16)
+    p1.warm(64, 16)
     p1.madvise(64, 1, abi.MADV_DONTNEED)
     p2 = p1.fork()
     p1.uffd_move(37, 69, 1)

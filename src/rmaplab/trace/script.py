@@ -145,6 +145,11 @@ class Process:
         )  # fmt: skip
         return self._place(world.do(event))
 
+    def warm(self, at: int, length: int) -> None:
+        """Map anonymous memory at `at`, and write to all of it."""
+        self.mmap(length, at)
+        self.write(at, length)
+
     def munmap(self, addr: int, length: int) -> int:
         """munmap(2)"""
         return self._do("munmap", addr, length)

@@ -32,7 +32,6 @@ class Aim7(Workload, frozen=True, kw_only=True):
     def tell(self, script: Script) -> None:
         length = self.pages * PAGE
         parent = script.spawn()
-        parent.mmap(length, at=AREA)
-        parent.write(AREA, length)
+        parent.warm(AREA, length)
         for _ in range(self.children):
             parent.fork().write(AREA, length)

@@ -44,8 +44,7 @@ class BgSave(Workload, frozen=True, kw_only=True):
             for _ in range(self.writes // slices):
                 store.write(AREA + random.randrange(self.pages - run + 1) * PAGE, run * PAGE)
 
-        store.mmap(self.pages * PAGE, at=AREA)
-        store.write(AREA, self.pages * PAGE)
+        store.warm(AREA, self.pages * PAGE)
         for save in range(self.saves):
             reader = store.fork()
             upto = 0

@@ -56,8 +56,7 @@ class Prefork(Workload, frozen=True, kw_only=True):
             worker = workers[i]
             worker.read(*somewhere())
             worker.write(*somewhere())
-            worker.mmap(scratch, at=PRIVATE)
-            worker.write(PRIVATE, scratch)
+            worker.warm(PRIVATE, scratch)
             worker.munmap(PRIVATE, scratch)
             if request % 8 == 0:
                 server.write(*somewhere())

@@ -51,8 +51,7 @@ class Remapper(Workload, frozen=True, kw_only=True):
         parent = script.spawn()
         base = AREA
         for i in range(self.buffers):
-            parent.mmap(length, at=base + i * spacing)
-            parent.write(base + i * spacing, length)
+            parent.warm(base + i * spacing, length)
         for growth in range(self.growths):
             target = base
             if growth % 2:  # something is in the way: every other time the buffer has to move

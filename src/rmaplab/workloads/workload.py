@@ -86,8 +86,7 @@ def places(vmas: int, nr_pages: int) -> range:
 def warm(process: Process, areas: Sequence[int], nr_pages: int) -> None:
     """Map `nr_pages` pages at each of `areas`, and write to all of them."""
     for area in areas:
-        process.mmap(nr_pages * PAGE, at=area)
-        process.write(area, nr_pages * PAGE)
+        process.warm(area, nr_pages * PAGE)
 
 
 def family(first: Process, count: int, related: bool, areas: Sequence[int], nr_pages: int) -> list[Process]:

@@ -107,8 +107,7 @@ def first_pages_of_vmas(vmas: int, apart: int) -> Program:
 
 def unmap_pages(pages: int) -> Program:
     s = Program(f"munmap of a VMA with {pages} pages")
-    s.mmap(pages, at=0)
-    s.write(0, pages)
+    s.warm(0, pages)
     with s.timed():
         s.munmap(0, pages)
     return s
@@ -126,9 +125,7 @@ def drop_pages(pages: int) -> Program:
 
 def protect_all(pages: int, touched: int) -> Program:
     s = Program(f"mprotect to and fro of a VMA with {touched} pages")
-    s.mmap(pages, at=0)
-    if touched:
-        s.write(0, touched)
+    many(s, 1, pages, touched=touched)
     with s.timed():
         for _ in range(200 if touched < 100 else 20):
             s.mprotect(0, pages, abi.PROT_READ)
@@ -136,36 +133,30 @@ def protect_all(pages: int, touched: int) -> Program:
     return s
 
 
-def protect_part(touched: int) -> Program:
-    s = Program(f"mprotect that splits a VMA with {touched} pages, and merges it again")
-    s.mmap(64, at=0)
-    if touched:
-        s.write(0, touched)
+def _protect_inside(s: Program) -> Program:
     with s.timed():
         for _ in range(200):
             s.mprotect(8, 8, abi.PROT_READ)
             s.mprotect(8, 8, READ_WRITE)
     return s
+
+
+def protect_part(touched: int) -> Program:
+    s = Program(f"mprotect that splits a VMA with {touched} pages, and merges it again")
+    many(s, 1, 64, touched=touched)
+    return _protect_inside(s)
 
 
 def protect_side(touched: int) -> Program:
     s = Program(f"mprotect that moves the border of two VMAs with {touched} pages")
-    s.mmap(64, at=0)
-    if touched:
-        s.write(0, touched)
+    many(s, 1, 64, touched=touched)
     s.mprotect(0, 8, abi.PROT_READ)
-    with s.timed():
-        for _ in range(200):
-            s.mprotect(8, 8, abi.PROT_READ)
-            s.mprotect(8, 8, READ_WRITE)
-    return s
+    return _protect_inside(s)
 
 
 def move(pages: int, touched: int) -> Program:
     s = Program(f"mremap to and fro of a VMA of {pages} pages, {touched} there")
-    s.mmap(pages, at=0)
-    if touched:
-        s.write(0, touched)
+    many(s, 1, pages, touched=touched)
     with s.timed():
         for _ in range(100 if touched < 100 else 20):
             s.mremap(0, pages, to=AWAY)
@@ -175,9 +166,7 @@ def move(pages: int, touched: int) -> Program:
 
 def grow(touched: int) -> Program:
     s = Program(f"mremap that grows and shrinks in place, {touched} pages there")
-    s.mmap(8, at=0)
-    if touched:
-        s.write(0, touched)
+    many(s, 1, 8, touched=touched)
     with s.timed():
         for _ in range(200):
             s.mremap(0, 8, 16, flags=0)
@@ -223,8 +212,7 @@ def fork_vmas(vmas: int, touched: int, apart: int = 0, how: Callable[[Program], 
 
 def fork_pages(pages: int, how: Callable[[Program], Program] = forks) -> Program:
     s = Program(f"{_name(how)} with {pages} pages in a VMA")
-    s.mmap(pages, at=0)
-    s.write(0, pages)
+    s.warm(0, pages)
     return how(s)
 
 
@@ -261,8 +249,7 @@ def fork_beside(siblings: int, vmas: int, how: Callable[[Program], Program] = fo
 
 def copies(pages: int) -> Program:
     s = Program(f"copy on write of {pages} pages")
-    s.mmap(pages, at=0)
-    s.write(0, pages)
+    s.warm(0, pages)
     with s.child(), s.timed():
         s.write(0, pages)
     s.wait()
@@ -271,8 +258,7 @@ def copies(pages: int) -> Program:
 
 def takes_over(pages: int) -> Program:
     s = Program(f"writes to {pages} pages of which a child that is gone had a share")
-    s.mmap(pages, at=0)
-    s.write(0, pages)
+    s.warm(0, pages)
     for _ in range(3):
         s.fork_and_exit()
         with s.timed():
@@ -296,8 +282,7 @@ def walks(relatives: int, pages: int) -> Program:
     (shrink_folio_list(), try_to_unmap()).  The pages are the first process's, and all but the youngest have copies
     by now: the walk comes to it last."""
     s = Program(f"reclaim of {pages} pages, {relatives + 1} relatives come first")
-    s.mmap(pages, at=0)
-    s.write(0, pages)
+    s.warm(0, pages)
     for _ in range(relatives):
         with s.child(stays=True):
             s.write(0, pages)
@@ -330,8 +315,7 @@ def reclaims_shared(sharing: int, copied: int, pages: int, apart: bool = False) 
     last, so that no walk ends before.  `apart`: each page in a VMA of its own, so that a walk has to look for it."""
     how = ", a VMA for each" if apart else ""
     s = Program(f"reclaim of {pages} pages that {sharing} children share and {copied} have copied{how}")
-    s.mmap(pages + 1, at=0)
-    s.write(0, pages + 1)
+    s.warm(0, pages + 1)
     if apart:
         for i in range(0, pages, 2):
             s.mprotect(i, 1, abi.PROT_READ)
@@ -435,8 +419,7 @@ def realloc() -> Program:
     with s.timed():
         for turn in range(12):
             addr, pages = turn * (1 << 14), 4
-            s.mmap(pages, at=addr)
-            s.write(addr, pages)
+            s.warm(addr, pages)
             while pages < 512:
                 to = addr + (1 << 11)
                 s.mremap(addr, pages, 2 * pages, to=to)
@@ -457,8 +440,7 @@ def server() -> Program:
                 for _ in range(20):
                     s.read(place(random.randrange(40), 16), 3)
                     s.write(place(random.randrange(40), 16) + random.randrange(14), 2)
-                    s.mmap(8, at=AWAY)
-                    s.write(AWAY, 8)
+                    s.warm(AWAY, 8)
                     s.munmap(AWAY, 8)
             s.wait()
     return s
@@ -506,8 +488,7 @@ def collector() -> Program:
     """A garbage collector guards blocks, opens those that are used, and drops others."""
     s = Program("garbage collector")
     random = Random(4)
-    s.mmap(1024, at=0)
-    s.write(0, 1024)
+    s.warm(0, 1024)
     with s.timed():
         for _ in range(4):
             s.mprotect(0, 1024, abi.PROT_READ)
@@ -546,8 +527,7 @@ def zygote() -> Program:
 def cold_memory() -> Program:
     """Pages that their owner does not want are reclaimed in the midst of its relatives."""
     s = Program("reclaim among relatives")
-    s.mmap(512, at=0)
-    s.write(0, 512)
+    s.warm(0, 512)
     for _ in range(6):
         with s.child(stays=True):
             s.write(0, 400)
@@ -563,8 +543,7 @@ def cold_memory() -> Program:
 def shared_cold_memory() -> Program:
     """Memory is short where a server's workers share most of what it had loaded."""
     s = Program("reclaim of what workers share")
-    s.mmap(300, at=0)
-    s.write(0, 300)
+    s.warm(0, 300)
     s.madvise(0, 300, abi.MADV_FREE)
     for worker in range(20):
         with s.child(stays=True):
