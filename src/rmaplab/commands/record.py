@@ -28,7 +28,7 @@ def command(
     ],
     names: options.Names = False,
     recorder: Annotated[
-        str, typer.Option(metavar="perf|strace|auto", help="What watches the command (auto: perf, else strace).")
+        str, typer.Option(metavar="bpf|perf|strace|auto", help="What watches the command (auto: the first permitted).")
     ] = "auto",
     check: Annotated[
         bool, typer.Option("--check", help="Take /proc/PID/maps of each process at its end, too.")

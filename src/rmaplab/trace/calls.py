@@ -15,7 +15,29 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["BY_NUMBER", "CALLS", "CHANGING", "Call"]
+from rmaplab.mm.abi import (
+    MADV_DODUMP,
+    MADV_DOFORK,
+    MADV_DONTDUMP,
+    MADV_DONTFORK,
+    MADV_HUGEPAGE,
+    MADV_KEEPONFORK,
+    MADV_MERGEABLE,
+    MADV_NOHUGEPAGE,
+    MADV_NORMAL,
+    MADV_RANDOM,
+    MADV_SEQUENTIAL,
+    MADV_UNMERGEABLE,
+    MADV_WIPEONFORK,
+)
+
+__all__ = ["BY_NUMBER", "CALLS", "CHANGING", "LOCKING_ADVICE", "Call"]
+
+# Advice that changes VMAs, for which madvise() takes mmap_lock for writing (mm/madvise.c get_lock_mode()).
+LOCKING_ADVICE: Final = frozenset((
+    MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_DONTFORK, MADV_DOFORK, MADV_MERGEABLE, MADV_UNMERGEABLE,
+    MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DODUMP, MADV_WIPEONFORK, MADV_KEEPONFORK,
+))  # fmt: skip
 
 
 class Call(msgspec.Struct, frozen=True):

@@ -12,11 +12,8 @@ Events collected, for a process and all its descendants:
   a stack), FORK, EXIT, LOST.
 
 Each CPU has two rings.  One has only faults, so all its records are alike, and a NumPy array of records is what it
-holds; millions of faults are never looked at one by one.  The other has the rest.  While the command runs, a thread
-moves the contents of the rings to temporary files without a name (so that nothing is left of them when we are killed).
-They are read back in windows of time, so memory does not grow with the run.
-
-Invariant: a window has all records of each ring up to its end; a Timeline gets the windows in order.
+holds; millions of faults are never looked at one by one.  The other has the rest.  bpf_events.py uses the second for
+perf's own records alone, and sees the rest with programs of its own, at a third of the cost, but needs more rights.
 """
 
 from __future__ import annotations
@@ -27,11 +24,9 @@ import fcntl
 import mmap
 import os
 import re
-import select
 import struct
-import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -39,10 +34,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rmaplab.trace.calls import BY_NUMBER
-from rmaplab.trace.reduce import CLONE_THREAD, Faults, Reducer
+from rmaplab.trace.collector import Records, Stream
+from rmaplab.trace.reduce import CLONE_THREAD, Faults
 from rmaplab.trace.timeline import Timeline
 
-__all__ = ["NotPermitted", "PerfEvents", "Spool"]
+__all__ = ["NotPermitted", "PerfEvents", "Tracepoint", "find_tracefs", "online_cpus", "reason"]
 
 _TRACEFS: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 _FAULTS: Final = ("exceptions:page_fault_user", "exceptions:page_fault_kernel")
@@ -57,7 +53,8 @@ _FILTERS: Final = {
 }
 
 _SYS_PERF_EVENT_OPEN: Final = 298
-_TYPE_TRACEPOINT: Final = 2
+_TYPE_SOFTWARE, _TYPE_TRACEPOINT = 1, 2
+_DUMMY: Final = 9  # PERF_COUNT_SW_DUMMY
 _SAMPLE: Final = 1 << 1 | 1 << 2 | 1 << 10  # PERF_SAMPLE_TID, TIME, RAW
 # Bits of perf_event_attr (include/uapi/linux/perf_event.h).
 _INHERIT, _MMAP, _COMM, _TASK, _WATERMARK = 1 << 1, 1 << 8, 1 << 9, 1 << 13, 1 << 14
@@ -79,7 +76,6 @@ _TASKS: Final = struct.Struct("<iiii")
 _MAPPED: Final = struct.Struct("<iiQQQIIQQII")
 _RAW: Final = 28  # where a sample's tracepoint data begin: header, who, size
 
-_WINDOW: Final = 1 << 23  # bytes of a ring that are looked at at a time
 _FAULT_ERROR_WRITE: Final = 2  # X86_PF_WRITE
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -94,6 +90,7 @@ class Tracepoint:
 
     def __init__(self, tracefs: Path, name: str) -> None:
         directory = tracefs / "events" / name.replace(":", "/")
+        self.name: Final = name
         self.number: Final = int((directory / "id").read_text())
         text = (directory / "format").read_text()
         found = re.findall(r"\sfield:[^;]*?(\w+)(?:\[\d+\])?;\s*offset:(\d+);\s*size:(\d+);", text)
@@ -103,7 +100,7 @@ class Tracepoint:
         return self.fields[field][0]
 
 
-def _tracefs() -> Path:
+def find_tracefs() -> Path:
     """Where tracefs is; root may have to mount it.
 
     :raises NotPermitted: nowhere, or it may not be read
@@ -118,28 +115,48 @@ def _tracefs() -> Path:
                        f"mount -o remount,mode=755 {_TRACEFS[0]}")  # fmt: skip
 
 
-class _Ring:
-    """A ring buffer that the kernel writes, and the file that it is emptied into."""
+def perf_event_open(
+    point: Tracepoint | None, pid: int, cpu: int, flags: int = 0, sample: int = 0, wakeup: int = 0
+) -> int:
+    """A descriptor of an event of `pid` (-1: of all) on `cpu`: a tracepoint, or one that never happens.
+
+    flags:  bits of perf_event_attr
+    sample: what a sample has; 0: there are no samples
+    wakeup: bytes in the ring after which the descriptor is readable
+
+    :raises OSError: not permitted
+    """
+    kind, number = (_TYPE_SOFTWARE, _DUMMY) if point is None else (_TYPE_TRACEPOINT, point.number)
+    attr = _ATTR.pack(
+        kind, _ATTR.size, number, 1, sample, 0, flags, wakeup, 0, 0, 0, 0, 0, 0, _CLOCK_MONOTONIC, 0, 0, 0, 0
+    )
+    descriptor: int = _libc.syscall(_SYS_PERF_EVENT_OPEN, attr, pid, cpu, -1, _CLOEXEC)
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return descriptor
+
+
+class PerfRing:
+    """A ring buffer of perf events; a ring of a size, in bytes, belongs to a descriptor."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         rights = mmap.PROT_READ | mmap.PROT_WRITE
         self.descriptor: Final = descriptor
-        self.file: Final[IO[bytes]] = tempfile.TemporaryFile(buffering=0)
         self._size: Final = size
         self._map: Final = mmap.mmap(descriptor, mmap.PAGESIZE + size, mmap.MAP_SHARED, rights)
         self._data: Final = memoryview(self._map)[mmap.PAGESIZE :]
         # data_head and data_tail of struct perf_event_mmap_page: up to where the kernel has written, and we have read.
         self._ends = memoryview(self._map)[1024:1040].cast("Q")
 
-    def drain(self) -> None:
-        """Move all that there is into the file.
+    def drain(self, file: IO[bytes]) -> None:
+        """Move all that there is into `file`.
 
         :raises OSError: the disk is full
         """
         head, tail = self._ends[0], self._ends[1]
         while tail < head:
             start = tail % self._size
-            tail += self.file.write(self._data[start : min(start + head - tail, self._size)])
+            tail += file.write(self._data[start : min(start + head - tail, self._size)])
             self._ends[1] = tail
 
     def close(self) -> None:
@@ -149,107 +166,69 @@ class _Ring:
 
 
 class PerfEvents:
-    """Collects what process `pid` and its descendants do, from now.
+    """What process `pid` and its descendants do, from now, for a Collector.
 
-    size: bytes of each ring, of which there are two a CPU
+    size:     bytes of each ring, of which there are two a CPU
+    timeline: is told what is in them
+    own:      perf's own records only
 
     :raises NotPermitted: this recorder may not run here; the message says why and what to do
     """
 
-    def __init__(self, pid: int, size: int) -> None:
-        tracefs = _tracefs()
-        self._points: Final = {name: Tracepoint(tracefs, name) for name in (*_FAULTS, *_CALLS)}
-        try:
-            self._points[_LOCK] = Tracepoint(tracefs, _LOCK)
-        except OSError:
-            pass  # a kernel older than 5.11: the order is inferred
+    def __init__(self, pid: int, size: int, timeline: Timeline, own: bool = False) -> None:
         self._descriptors: Final[list[int]] = []
-        self._rings: Final[list[tuple[int, _Ring, _Ring]]] = []  # of a CPU: calls, faults
-        self._failure: OSError | None = None
+        self.calls: list[Stream] = []
+        self.faults: list[Stream] = []
+        points: dict[str, Tracepoint] = {}
+        if not own:
+            tracefs = find_tracefs()
+            points |= {name: Tracepoint(tracefs, name) for name in (*_FAULTS, *_CALLS)}
+            try:
+                points[_LOCK] = Tracepoint(tracefs, _LOCK)
+            except OSError:
+                pass  # a kernel older than 5.11: the order is inferred
+        decoder = _Decoder(timeline, points)
         try:
-            for cpu in _online_cpus():
-                calls = [name for name in (*_CALLS, _LOCK) if name in self._points]
-                self._rings.append(
-                    (cpu, self._ring(pid, cpu, size, calls), self._ring(pid, cpu, size, _FAULTS))
-                )
+            for cpu in online_cpus():
+                calls: list[Tracepoint | None] = [points[name] for name in (*_CALLS, _LOCK) if name in points]
+                ring = self._ring(pid, cpu, size, calls or [None], _RECORDS | _SAMPLE_ID_ALL)
+                self.calls.append(Stream(ring, partial(decoder.calls, cpu)))
+                if not own:
+                    ring = self._ring(pid, cpu, size, [points[name] for name in _FAULTS], 0)
+                    self.faults.append(Stream(ring, partial(decoder.faults, cpu)))
         except OSError as error:
-            self._close()
-            raise NotPermitted(_reason(error)) from None
-        self._stop: Final = os.eventfd(0, os.EFD_CLOEXEC)
-        self._collector: Final = threading.Thread(target=self._collect, daemon=True)
-        self._collector.start()
+            self.close()
+            raise NotPermitted(reason(error)) from None
 
-    def _ring(self, pid: int, cpu: int, size: int, names: Sequence[str]) -> _Ring:
-        """A ring, with tracepoints that write to it."""
-        ring: _Ring | None = None
-        for name in names:
-            flags = _INHERIT | _WATERMARK | _USE_CLOCKID
-            if name == "raw_syscalls:sys_enter":
-                flags |= _RECORDS
-            if names is not _FAULTS:
-                flags |= _SAMPLE_ID_ALL
-            point = self._points[name]
-            attr = _ATTR.pack(
-                _TYPE_TRACEPOINT, _ATTR.size, point.number, 1, _SAMPLE, 0, flags, size // 4, 0, 0, 0, 0, 0, 0,
-                _CLOCK_MONOTONIC, 0, 0, 0, 0,
-            )  # fmt: skip
-            descriptor = _libc.syscall(_SYS_PERF_EVENT_OPEN, attr, pid, cpu, -1, _CLOEXEC)
-            if descriptor < 0:
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    def _ring(self, pid: int, cpu: int, size: int, points: Sequence[Tracepoint | None], flags: int) -> PerfRing:
+        """A ring, with events that write to it; `flags`: of the first."""
+        ring: PerfRing | None = None
+        for point in points:
+            flags |= _INHERIT | _WATERMARK | _USE_CLOCKID
+            descriptor = perf_event_open(point, pid, cpu, flags, _SAMPLE, size // 4)
             self._descriptors.append(descriptor)
             if ring is None:
-                ring = _Ring(descriptor, size)
+                ring = PerfRing(descriptor, size)
+                flags &= ~_RECORDS
             else:
                 fcntl.ioctl(descriptor, _SET_OUTPUT, ring.descriptor)
-            if name in _FILTERS:
-                fcntl.ioctl(descriptor, _SET_FILTER, _FILTERS[name].encode() + b"\0")
+            if point is not None and point.name in _FILTERS:
+                fcntl.ioctl(descriptor, _SET_FILTER, _FILTERS[point.name].encode() + b"\0")
         assert ring is not None
         return ring
 
-    def _collect(self) -> None:
-        poll = select.poll()
-        poll.register(self._stop, select.POLLIN)
-        rings = [ring for _, *both in self._rings for ring in both]
-        for ring in rings:
-            poll.register(ring.descriptor, select.POLLIN)
-        while True:
-            ready = poll.poll(200)
-            try:
-                for ring in rings:
-                    ring.drain()
-            except OSError as error:
-                self._failure = error
-                return
-            for descriptor, events in ready:
-                if descriptor == self._stop:
-                    return
-                if events & select.POLLHUP:  # nobody is left to watch
-                    poll.unregister(descriptor)
+    def lost(self) -> int:
+        return 0  # records say so
 
-    def stop(self) -> Spool:
-        """Watch no longer; returns what was seen.
-
-        :raises OSError: it could not be kept
-        """
-        os.eventfd_write(self._stop, 1)
-        self._collector.join()
-        os.close(self._stop)
-        spool = Spool([(cpu, calls.file, faults.file) for cpu, calls, faults in self._rings], self._points)
-        # The kernel waits for a grace period for each tracepoint that nobody uses any more: not at our expense.
-        threading.Thread(target=self._close, daemon=True).start()
-        if self._failure is not None:
-            raise self._failure
-        return spool
-
-    def _close(self) -> None:
-        for _, *both in self._rings:
-            for ring in both:
-                ring.close()
+    def close(self) -> None:
+        for stream in (*self.calls, *self.faults):
+            stream.ring.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
 
 
-def _online_cpus() -> list[int]:
+def online_cpus() -> list[int]:
+    """Numbers of the CPUs that run."""
     cpus: list[int] = []
     for part in Path("/sys/devices/system/cpu/online").read_text().strip().split(","):
         first, _, last = part.partition("-")
@@ -257,130 +236,15 @@ def _online_cpus() -> list[int]:
     return cpus
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """Why perf events cannot be used, and what to do."""
     if error.errno in (errno.EACCES, errno.EPERM):
         return "perf events are not permitted: be root, or have root say sysctl kernel.perf_event_paranoid=-1"
     return f"perf events cannot be used ({error.strerror})"
 
 
-class Spool:
-    """What the rings held: for each CPU a file of records of calls, and one of faults."""
-
-    def __init__(self, files: list[tuple[int, IO[bytes], IO[bytes]]], points: dict[str, Tracepoint]) -> None:
-        self._files: Final = files
-        self._points: Final = points
-
-    @property
-    def size(self) -> int:
-        """Bytes of all records."""
-        return sum(os.fstat(file.fileno()).st_size for _, *both in self._files for file in both)
-
-    def tell(self, timeline: Timeline, reducer: Reducer) -> None:
-        """Have `timeline` put it all in order, and `reducer` take it."""
-        decoder = _Decoder(timeline, self._points)
-        calls = [_Stream(_calls(file, cpu)) for cpu, file, _ in self._files]
-        faults = [_Stream(decoder.faults(file, cpu)) for cpu, _, file in self._files]
-        streams: list[_Stream] = [*calls, *faults]
-        while any(not stream.over for stream in streams):
-            # A window ends where the ring ends that has been read least far.
-            end = min(stream.end for stream in streams if not stream.over)
-            records = [record for stream in calls for block in stream.take(end) for record in block.tolist()]
-            records.sort(key=lambda record: record[0])
-            for record in records:
-                decoder.take(*record)
-            touched = Faults.joined([block for stream in faults for block in stream.take(end)])
-            timeline.touched(touched[np.argsort(touched.time, kind="stable")])
-            timeline.tell(reducer, timeline.settled(end + 1))
-        timeline.tell(reducer)
-
-
-_Record = tuple[int, int, int, int, int, bytes]  # time, cpu, pid, tid, type | misc << 16, contents
-
-
-class _Records:
-    """Records of calls, in the order of time."""
-
-    def __init__(self, records: list[_Record]) -> None:
-        self._records: Final = records
-        self.time: Final = np.array([record[0] for record in records], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, which: slice) -> _Records:
-        return _Records(self._records[which])
-
-    def tolist(self) -> list[_Record]:
-        return self._records
-
-
-class _Stream:
-    """The blocks of a ring (_Records or Faults), taken window by window.
-
-    end:  up to when all is known; over: there are no more blocks
-    """
-
-    def __init__(self, blocks: Iterator[Any]) -> None:
-        self._blocks: Final[Iterator[Any]] = blocks
-        self._held: list[Any] = []
-        self.end = 0
-        self.over = False
-        self._read()
-
-    def _read(self) -> None:
-        block = next(self._blocks, None)
-        if block is None:
-            self.over = True
-        else:
-            self.end = int(block.time[-1])
-            self._held.append(block)
-
-    def take(self, end: int) -> list[Any]:
-        """What happened up to `end`; read on if that is all that was known."""
-        taken: list[Any] = []
-        held, self._held = self._held, []
-        for block in held:
-            place = int(np.searchsorted(block.time, end, side="right"))
-            taken.append(block[:place])
-            if place < len(block):
-                self._held.append(block[place:])
-        if self.end <= end and not self.over:
-            self._read()
-        return taken
-
-
-def _parts(file: IO[bytes]) -> Iterator[bytearray]:
-    """The file part by part; what the taker leaves in a part comes again at the start of the next."""
-    file.seek(0)
-    data = bytearray()
-    while part := file.read(_WINDOW):
-        data += part
-        yield data
-
-
-def _calls(file: IO[bytes], cpu: int) -> Iterator[_Records]:
-    """What a ring of calls held."""
-    header, who = _HEADER.unpack_from, _WHO.unpack_from
-    for part in _parts(file):
-        data = bytes(part)
-        records: list[_Record] = []
-        at, size = 0, len(data)
-        while at + 8 <= size:
-            kind, misc, length = header(data, at)
-            if at + length > size:
-                break
-            if kind == _SAMPLE_RECORD:
-                pid, tid, time = who(data, at + 8)
-                records.append((time, cpu, pid, tid, kind, data[at + _RAW : at + length]))
-            else:
-                end = at + length - _WHO.size
-                pid, tid, time = who(data, end)
-                records.append((time, cpu, pid, tid, kind | misc << 16, data[at + 8 : end]))
-            at += length
-        del part[:at]
-        if records:
-            records.sort(key=lambda record: record[0])
-            yield _Records(records)
+# Time, who takes it, cpu, pid, tid, type | misc << 16, contents.
+_Record = tuple[int, Callable[..., None], int, int, int, int, bytes]
 
 
 class _Decoder:
@@ -388,6 +252,9 @@ class _Decoder:
 
     def __init__(self, timeline: Timeline, points: dict[str, Tracepoint]) -> None:
         self._timeline: Final = timeline
+        self._acts: Final[dict[int, Callable[..., None]]] = {}
+        if not points:
+            return
         fault = points["exceptions:page_fault_user"]
         self._address: Final = _RAW + fault.offset("address")
         self._error_code: Final = _RAW + fault.offset("error_code")
@@ -399,20 +266,36 @@ class _Decoder:
         self._ret: Final = leave.offset("ret")
         self._new_pid: Final = new.offset("pid")
         self._clone_flags: Final = new.offset("clone_flags")
-        self._acts: Final = {
-            enter.number: self._entered,
-            leave.number: self._left,
-            new.number: self._flags,
-        }
+        self._acts.update({enter.number: self._entered, leave.number: self._left, new.number: self._flags})
         if _LOCK in points:
             self._acts[points[_LOCK].number] = self._locked
 
-    def take(self, time: int, cpu: int, pid: int, tid: int, kind: int, data: bytes) -> None:
-        """Tell of a record."""
+    def calls(self, cpu: int, part: bytearray) -> Records:
+        """What a ring of calls held."""
+        header, who = _HEADER.unpack_from, _WHO.unpack_from
+        data = bytes(part)
+        records: list[_Record] = []
+        at, size = 0, len(data)
+        while at + 8 <= size:
+            kind, misc, length = header(data, at)
+            if at + length > size:
+                break
+            if kind == _SAMPLE_RECORD:
+                pid, tid, time = who(data, at + 8)
+                point = data[at + _RAW] | data[at + _RAW + 1] << 8
+                records.append((time, self._acts[point], cpu, pid, tid, 0, data[at + _RAW : at + length]))
+            else:
+                end = at + length - _WHO.size
+                pid, tid, time = who(data, end)
+                records.append((time, self._record, cpu, pid, tid, kind | misc << 16, data[at + 8 : end]))
+            at += length
+        del part[:at]
+        records.sort(key=lambda record: record[0])
+        return Records(records)
+
+    def _record(self, time: int, act: object, cpu: int, pid: int, tid: int, kind: int, data: bytes) -> None:
+        """Tell of one of perf's own records."""
         timeline = self._timeline
-        if kind == _SAMPLE_RECORD:
-            self._acts[data[0] | data[1] << 8](time, cpu, pid, tid, data)
-            return
         kind, misc = kind & 0xFFFF, kind >> 16
         if kind == _MMAP2_RECORD:
             _, _, start, length, offset, major, minor, inode, generation, prot, _ = _MAPPED.unpack_from(data)
@@ -433,51 +316,47 @@ class _Decoder:
         elif kind == _LOST_SAMPLES:
             timeline.lost += struct.unpack_from("<Q", data)[0]
 
-    def _entered(self, time: int, cpu: int, pid: int, tid: int, data: bytes) -> None:
+    def _entered(self, time: int, act: object, cpu: int, pid: int, tid: int, kind: int, data: bytes) -> None:
         call = BY_NUMBER.get(int.from_bytes(data[self._id : self._id + 8], "little"))
         if call is not None:
             self._timeline.enter(time, tid, call, list(struct.unpack_from("<6Q", data, self._args)))
 
-    def _left(self, time: int, cpu: int, pid: int, tid: int, data: bytes) -> None:
+    def _left(self, time: int, act: object, cpu: int, pid: int, tid: int, kind: int, data: bytes) -> None:
         call = BY_NUMBER.get(int.from_bytes(data[self._exit_id : self._exit_id + 8], "little"))
         if call is not None:
             self._timeline.leave(time, cpu, pid, tid, call, struct.unpack_from("<q", data, self._ret)[0])
 
-    def _flags(self, time: int, cpu: int, pid: int, tid: int, data: bytes) -> None:
+    def _flags(self, time: int, act: object, cpu: int, pid: int, tid: int, kind: int, data: bytes) -> None:
         child, flags = (
             struct.unpack_from("<i", data, self._new_pid)[0],
             struct.unpack_from("<Q", data, self._clone_flags)[0],
         )
         self._timeline.flags_of_new_task(time, cpu, tid, child, flags)
 
-    def _locked(self, time: int, cpu: int, pid: int, tid: int, data: bytes) -> None:
+    def _locked(self, time: int, act: object, cpu: int, pid: int, tid: int, kind: int, data: bytes) -> None:
         self._timeline.lock(time, tid)
 
-    def faults(self, file: IO[bytes], cpu: int) -> Iterator[Faults]:
+    def faults(self, cpu: int, data: bytearray) -> Faults | None:
         """What a ring of faults held."""
-        for data in _parts(file):
-            pieces: list[npt.NDArray[np.uint8]] = []
-            at, size = 0, len(data)
-            while at + 8 <= size:
-                kind, _, length = _HEADER.unpack_from(data, at)
-                if at + length > size:
-                    break
-                if kind == _SAMPLE_RECORD:
-                    # As many as are alike: all, unless something was lost in between.
-                    nr_records = (size - at) // length
-                    piece = np.frombuffer(bytes(data[at : at + nr_records * length]), dtype=np.uint8)
-                    piece = piece.reshape(nr_records, length)
-                    other = np.flatnonzero((piece[:, :8] != piece[0, :8]).any(axis=1))
-                    pieces.append(piece[: other[0]] if len(other) else piece)
-                    length *= len(pieces[-1])
-                elif kind in (_LOST, _LOST_SAMPLES):
-                    self._timeline.lost += struct.unpack_from("<Q", data, at + (16 if kind == _LOST else 8))[
-                        0
-                    ]
-                at += length
-            del data[:at]
-            if pieces:
-                yield self._faults_of(np.concatenate(pieces), cpu)
+        pieces: list[npt.NDArray[np.uint8]] = []
+        at, size = 0, len(data)
+        while at + 8 <= size:
+            kind, _, length = _HEADER.unpack_from(data, at)
+            if at + length > size:
+                break
+            if kind == _SAMPLE_RECORD:
+                # As many as are alike: all, unless something was lost in between.
+                nr_records = (size - at) // length
+                piece = np.frombuffer(bytes(data[at : at + nr_records * length]), dtype=np.uint8)
+                piece = piece.reshape(nr_records, length)
+                other = np.flatnonzero((piece[:, :8] != piece[0, :8]).any(axis=1))
+                pieces.append(piece[: other[0]] if len(other) else piece)
+                length *= len(pieces[-1])
+            elif kind in (_LOST, _LOST_SAMPLES):
+                self._timeline.lost += struct.unpack_from("<Q", data, at + (16 if kind == _LOST else 8))[0]
+            at += length
+        del data[:at]
+        return self._faults_of(np.concatenate(pieces), cpu) if pieces else None
 
     def _faults_of(self, records: npt.NDArray[np.uint8], cpu: int) -> Faults:
         def column(offset: int, kind: type[np.generic]) -> npt.NDArray[Any]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Run a command, and record the memory history of it and all its children.
 
-The recorder tries the kernel's perf events first: they show every fault.  Where they are not permitted, strace sees
+The recorder tries BPF programs first, then perf events: both show every fault.  Where neither is permitted, strace sees
 the system calls, and faults are synthesised (reduce.SYNTHESIS).  Either way the history begins with the command's
 exec and ends when the command has ended; a descendant that lives on is still alive at the end of the history.
 
@@ -32,8 +32,10 @@ import msgspec
 from rmaplab.errors import CannotRun
 from rmaplab.mm.abi import MMAP_MIN_ADDR
 from rmaplab.output import check_output
+from rmaplab.trace.bpf_events import BpfEvents
+from rmaplab.trace.collector import Collector, Source
 from rmaplab.trace.history import Header, History, MapsRow, write_history
-from rmaplab.trace.perf_events import NotPermitted, PerfEvents, Spool
+from rmaplab.trace.perf_events import NotPermitted, PerfEvents
 from rmaplab.trace.reduce import Reducer
 from rmaplab.trace.strace import STRACE_OPTIONS, StraceText
 from rmaplab.trace.timeline import Timeline
@@ -42,7 +44,7 @@ from rmaplab.version import __version__
 
 __all__ = ["RecordError", "Recording", "record"]
 
-_WORTH_SAYING: Final = 16 << 20  # bytes of events that it takes a second to read
+_RECORDERS: Final = ("bpf", "perf", "strace")  # in the order in which they are tried
 _ATTEMPTS: Final = 3  # runs, each with a buffer eight times larger, before lost events are accepted
 _TOTAL_BUFFER: Final = 64 << 20  # bytes, of all CPUs
 _UNPRIVILEGED_BUFFER: Final = 256 << 10  # a ring, of which a CPU has two; kernel.perf_event_mlock_kb allows 516 KiB
@@ -77,12 +79,12 @@ def record(
 ) -> Recording:
     """Run `command`, record it, write the history to `output`.
 
-    recorder: "perf", "strace", or "auto": perf, and strace where perf is not permitted
-    check:    take /proc/PID/maps of each process at its end, too (perf only)
+    recorder: "bpf", "perf", "strace", or "auto": the first of these that is permitted
+    check:    take /proc/PID/maps of each process at its end, too (not with strace)
     names:    keep names of files and processes, and the command line
     seconds_unrecorded: how long it runs without, for the header
     say:      is told in sentences what is going on
-    buffer:   bytes that perf has for each CPU, at first (a power of two)
+    buffer:   bytes of each ring buffer, at first (a power of two)
 
     :raises RecordError: no such command, no recorder that may run
     :raises CannotWrite: `output` cannot be written
@@ -123,105 +125,108 @@ def _run(
     say: Say,
     buffer: int | None,
 ) -> Recording:
-    if recorder not in ("auto", "perf", "strace"):
-        raise RecordError(f"there is no recorder {recorder!r}: say perf, strace or auto")
-    why = ""
-    if recorder != "strace":
+    if recorder not in ("auto", *_RECORDERS):
+        raise RecordError(f"there is no recorder {recorder!r}: say {', '.join(_RECORDERS)} or auto")
+    if check and recorder == "strace":
+        raise RecordError("--check needs bpf or perf: strace is the tracer already, and a process can have only one")
+    refusals: dict[str, str] = {}
+    for candidate in _RECORDERS if recorder == "auto" else [recorder]:
+        if candidate == "strace":
+            if check:
+                raise RecordError(f"--check needs perf, which cannot record here: {refusals['perf']}")
+            if refusals:
+                say(f"perf cannot record here ({refusals['perf']}), so strace does, and faults are synthesised")
         try:
-            return _with_perf(command, header, check, names, say, buffer)
+            if candidate == "strace":
+                return _with_strace(command, header, names, say)
+            return _with_events(candidate, command, header, check, names, say, buffer)
         except NotPermitted as error:
-            why = str(error)
-        if recorder == "perf":
-            raise RecordError(f"perf cannot record here: {why}")
-        if check:
-            raise RecordError(f"--check needs perf, which cannot record here: {why}")
-        say(f"perf cannot record here ({why}), so strace does, and faults are synthesised")
-    elif check:
-        raise RecordError("--check needs perf: strace is the tracer already, and a process can have only one")
-    try:
-        return _with_strace(command, header, names, say)
-    except NotPermitted as error:
-        if why:
-            raise RecordError(f"neither perf ({why}) nor strace ({error}) can record here") from None
-        raise RecordError(f"strace cannot record here: {error}") from None
+            refusals[candidate] = str(error)
+    if recorder != "auto":
+        raise RecordError(f"{recorder} cannot record here: {refusals[recorder]}")
+    raise RecordError(f"neither perf ({refusals['perf']}) nor strace ({refusals['strace']}) can record here")
 
 
-# perf
+# The kernel's events
 
 
-def _with_perf(
-    command: Sequence[str], header: Header, check: bool, names: bool, say: Say, buffer: int | None
+def _with_events(
+    recorder: str, command: Sequence[str], header: Header, check: bool, names: bool, say: Say, buffer: int | None
 ) -> Recording:
     if os.uname().machine != "x86_64":
         raise NotPermitted(f"its fault events are read on x86-64 only, and this is {os.uname().machine}")
     if buffer is None:
-        buffer = _UNPRIVILEGED_BUFFER
-        if os.geteuid() == 0:
-            share = max(_TOTAL_BUFFER // (2 * (os.cpu_count() or 1)), _UNPRIVILEGED_BUFFER)
-            buffer = 1 << (share.bit_length() - 1)
-    header.recorder = "perf"
+        nr_rings = 2 if recorder == "bpf" else 2 * (os.cpu_count() or 1)
+        share = max(_TOTAL_BUFFER // nr_rings, _UNPRIVILEGED_BUFFER) if os.geteuid() == 0 else _UNPRIVILEGED_BUFFER
+        buffer = 1 << (share.bit_length() - 1)
+    header.recorder = recorder
     for attempt in range(_ATTEMPTS):
         size = buffer << 3 * attempt
-        run, spool = _perf_run(command, size, check, say)
+        run = _Run()
         timeline = Timeline()
         reducer = Reducer(names=names, maps=run.maps)
-        if spool.size > _WORTH_SAYING:
-            say(f"putting {spool.size >> 20} MiB of events in order")
-        spool.tell(timeline, reducer)
+        run.record(recorder, command, size, check, timeline, reducer, say)
         if not timeline.lost:
             break
-        say(f"perf lost {timeline.lost} events with buffers of {size >> 10} KiB")
+        say(f"{recorder} lost {timeline.lost} events with buffers of {size >> 10} KiB")
         if run.interrupted or attempt == _ATTEMPTS - 1:
             say("the recording has holes, and its header says so")
             break
         say(f"running the command again with {size >> 7} KiB")
     if not len(reducer.events):
-        raise RecordError(f"perf saw nothing of {command[0]!r}: it ended before it was executed")
+        raise RecordError(f"{recorder} saw nothing of {command[0]!r}: it ended before it was executed")
     timeline.vouch(header)
     return _finish(header, reducer, run)
 
 
-class _Run(msgspec.Struct):
-    """How a run of the command went."""
+class _Run:
+    """How a run of the command went; `status`: as waitpid gives it."""
 
-    status: int  # as waitpid gives it
-    seconds: float
-    interrupted: bool
-    maps: dict[int, list[list[MapsRow]]] = {}
+    def __init__(self, status: int = 0, seconds: float = 0.0, interrupted: bool = False) -> None:
+        self.status = status
+        self.seconds = seconds
+        self.interrupted = interrupted
+        self.maps: Final[dict[int, list[list[MapsRow]]]] = {}
 
-
-def _perf_run(command: Sequence[str], size: int, check: bool, say: Say) -> tuple[_Run, Spool]:
-    child = _start_stopped(command)
-    tracer = Tracer(say)
-    events: PerfEvents | None = None
-    with _Signals(child.pid) as signals:
+    def record(
+        self, recorder: str, command: Sequence[str], size: int, check: bool, timeline: Timeline, reducer: Reducer,
+        say: Say,
+    ) -> None:  # fmt: skip
+        """Run it, and have its events collected."""
+        child = _start_stopped(command)
+        tracer = Tracer(say, self.maps)
+        collector: Collector | None = None
+        with _Signals(child.pid) as signals:
+            try:
+                events = BpfEvents if recorder == "bpf" else PerfEvents
+                source: Source = events(child.pid, size, timeline)
+                # The maps that a process has at its end come from another thread, and may come after its end.
+                collector = Collector(source, timeline, reducer, live=not check)
+                if check:
+                    tracer.attach(child.pid)
+            except BaseException as error:
+                signals.send(signal.SIGKILL)
+                child.wait()
+                if collector is not None:
+                    collector.stop()
+                if isinstance(error, OSError):
+                    raise RecordError(
+                        f"--check needs ptrace, which is not permitted here: {error.strerror}"
+                    ) from None
+                raise
+            begun = time.monotonic()
+            os.kill(child.pid, signal.SIGCONT)
+            self.status = tracer.wait(child.pid) if check else os.waitpid(child.pid, 0)[1]
+            self.seconds = time.monotonic() - begun
+        self.interrupted = signals.count > 0
+        child.returncode = os.waitstatus_to_exitcode(self.status)
         try:
-            events = PerfEvents(child.pid, size)
-            if check:
-                tracer.attach(child.pid)
-        except BaseException as error:
-            signals.send(signal.SIGKILL)
-            child.wait()
-            if events is not None:
-                events.stop()
-            if isinstance(error, OSError):
-                raise RecordError(
-                    f"--check needs ptrace, which is not permitted here: {error.strerror}"
-                ) from None
-            raise
-        begun = time.monotonic()
-        os.kill(child.pid, signal.SIGCONT)
-        status = tracer.wait(child.pid) if check else os.waitpid(child.pid, 0)[1]
-        seconds = time.monotonic() - begun
-    child.returncode = os.waitstatus_to_exitcode(status)
-    try:
-        spool = events.stop()
-    except OSError as error:
-        raise RecordError(
-            f"what was seen could not be kept in {tempfile.gettempdir()}: {error.strerror} "
-            "(set TMPDIR to a directory with more room)"
-        ) from None
-    return _Run(status, seconds, signals.count > 0, tracer.maps), spool
+            collector.stop(say)
+        except OSError as error:
+            raise RecordError(
+                f"what was seen could not be kept in {tempfile.gettempdir()}: {error.strerror} "
+                "(set TMPDIR to a directory with more room)"
+            ) from None
 
 
 # strace

@@ -173,7 +173,7 @@ class Reducer:
         self.events: Final = Rows()
         self._names: Final = names
         self._synthesise: Final = synthesise
-        self._maps: Final = maps or {}
+        self._maps: Final = {} if maps is None else maps
         self._tasks: Final[dict[int, Process]] = {}
         self._files: Final[dict[str, FileEntry]] = {}
         self._labels: Final[dict[str, int]] = {}

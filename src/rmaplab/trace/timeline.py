@@ -57,6 +57,15 @@ class _Entered(msgspec.Struct):
     length: int = 0
 
 
+class _Mapped(msgspec.Struct):
+    """What a task mapped, or where it changed rights, since its last call returned."""
+
+    time: int
+    end: int
+    length: int
+    backing: Backing | None
+
+
 class _Segment(msgspec.Struct):
     """Something that exec mapped."""
 
@@ -108,6 +117,7 @@ class Timeline:
     locked: there were events of mmap_lock: the order is known
     pid_namespaces: that were made
     pokes:  how often a tracer wrote into its tracee's memory
+    late:   how often something was known only when what came after it had been told
     """
 
     def __init__(self) -> None:
@@ -115,10 +125,13 @@ class Timeline:
         self.locked = False
         self.pid_namespaces = 0
         self.pokes = 0
+        self.late = 0
+        self._told = 0  # all up to this time
         self._number = 0
         self._seen: list[tuple[int, int, int, int, _Seen]] = []  # time, number, cpu, tid, what
         self._faults: list[Faults] = []
         self._calls: dict[int, _Entered] = {}  # by tid
+        self._mapped: dict[int, _Mapped] = {}  # by tid
         self._execs: dict[int, _Exec] = {}  # by tid
         self._unflagged: dict[int, _Fork] = {}  # by tid of the parent: a fork whose flags are still to come
         self._recent: list[_Placement] = []
@@ -137,12 +150,29 @@ class Timeline:
     def enter(self, time: int, tid: int, call: Call, registers: list[int]) -> None:
         """Task `tid` enters `call`."""
         self._execs.pop(tid, None)
+        self._mapped.pop(tid, None)
+        if not self._is_noted(call, registers):
+            self._calls[tid] = _Entered(call, registers, time)
+
+    def _is_noted(self, call: Call, registers: list[int]) -> bool:
+        """Whether `call` changes no memory of its own, and is only counted."""
         if call.name == "ptrace":
             self.pokes += registers[0] in _POKES
         elif call.name == "unshare":
             self.pid_namespaces += registers[0] & CLONE_NEWPID != 0
         else:
-            self._calls[tid] = _Entered(call, registers, time)
+            return False
+        return True
+
+    def returned(
+        self, time: int, cpu: int, pid: int, tid: int, call: Call, registers: list[int], result: int, locked: int
+    ) -> None:
+        """Task `tid` returns from `call`, of which nothing was said before; `locked`: when it got mmap_lock for
+        writing, 0: never."""
+        self.locked = True
+        if not self._is_noted(call, registers):
+            self._calls[tid] = _Entered(call, registers, time, locked or time, True)
+        self.leave(time, cpu, pid, tid, call, result)
 
     def lock(self, time: int, tid: int) -> None:
         """Task `tid` got an mmap_lock for writing.  Its own comes first: fork takes the child's inside it."""
@@ -155,8 +185,13 @@ class Timeline:
         """Task `tid` of process `pid` returns from `call`."""
         self._execs.pop(tid, None)
         entered = self._calls.pop(tid, None)
+        mapped = self._mapped.pop(tid, None)
         if entered is None or entered.call is not call or call.op in ("exec", "fork"):
             return  # entered before the recording began; or told by records of its own
+        if mapped is not None and (not entered.locked or mapped.time > entered.effect):
+            entered.backing = mapped.backing
+            # Of an mprotect() that fails half-way, how far it came; of the others, what was mapped.
+            entered.length = mapped.end - entered.args[0] if call.op == "mprotect" else mapped.length
         if entered.effect < 0:
             entered.effect = entered.entry if call.name in _FREES_AT_ENTRY else time
         if result >= 0 and call.op in ("mmap", "mremap") and not entered.locked:
@@ -189,6 +224,7 @@ class Timeline:
     def gone(self, time: int, cpu: int, tid: int) -> None:
         """Task `tid` is gone."""
         self._calls.pop(tid, None)
+        self._mapped.pop(tid, None)
         self._execs.pop(tid, None)
         self._unflagged.pop(tid, None)
         self._add(time, cpu, tid, _Gone())
@@ -218,12 +254,9 @@ class Timeline:
             self._add(time, cpu, tid, segment)
             return
         entered = self._calls.get(tid)
-        if entered is not None:
-            if not entered.locked:
-                entered.effect = time
-            entered.backing = backing
-            # Of an mprotect() that fails half-way, how far it came; of the others, what was mapped.
-            entered.length = start + length - entered.args[0] if entered.call.op == "mprotect" else length
+        if entered is not None and not entered.locked:
+            entered.effect = time
+        self._mapped[tid] = _Mapped(time, start + length, length, backing)
 
     # What a reducer is told
 
@@ -238,7 +271,7 @@ class Timeline:
     def vouch(self, header: Header) -> None:
         """Say in `header` what was seen, and what was not."""
         header.lost = self.lost
-        header.order = "locks" if self.locked else "inferred"
+        header.order = "locks" if self.locked and not self.late else "inferred"
         header.pid_namespaces = self.pid_namespaces
         if self.pokes:
             header.unfollowed["a tracer that writes into another program (ptrace)"] = self.pokes
@@ -252,6 +285,7 @@ class Timeline:
         else:
             nr_seen = next((i for i, item in enumerate(self._seen) if item[0] >= until), len(self._seen))
             nr_faults = int(np.searchsorted(faults.time, until))
+            self._told = max(self._told, until)
             seen, self._seen = self._seen[:nr_seen], self._seen[nr_seen:]
             faults, self._faults = faults[:nr_faults], [faults[nr_faults:]]
         at = 0
@@ -283,6 +317,8 @@ class Timeline:
 
     def _add(self, time: int, cpu: int, tid: int, what: _Seen) -> None:
         self._number += 1
+        if time < self._told:
+            self.late += 1
         self._seen.append((time, self._number, cpu, tid, what))
 
     def _place(self, pid: int, entered: _Entered, result: int) -> None:

@@ -73,9 +73,9 @@ class Tracer:
     say:  is told in a sentence what may go wrong
     """
 
-    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, say: Callable[[str], None], maps: dict[int, list[list[MapsRow]]]) -> None:
         self._say: Final = say
-        self.maps: Final[dict[int, list[list[MapsRow]]]] = {}
+        self.maps: Final = maps
         self._last: dict[int, list[MapsRow]] = {}  # by pid
         self._tasks: set[int] = set()
         self._running: dict[int, set[int]] = {}  # by pid: its tasks that have not come to their end

@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What tasks do to memory, seen by BPF programs at the kernel's tracepoints.
+
+A record of perf's costs the recorded program a microsecond, and each event that a task has is made anew at each fork.
+These programs cost a third of that (docs/decisions.md has the figures): they run in all tasks, look the task up in a
+map of those that are followed, and write one small record for a fault, and one for a call, when it returns, with its
+parameters, its result, and when it got mmap_lock for writing.  perf's own records of what was mapped, executed and
+ended still come from perf_events.py.
+
+The programs read nothing of the kernel's but the parameters of tracepoints and pt_regs, so they need no types:
+
+- page_fault_user and page_fault_kernel (arch/x86/include/asm/trace/exceptions.h): address, pt_regs, error code;
+- sys_exit (include/trace/events/syscalls.h): pt_regs, result;
+- mmap_lock_acquire_returned (include/trace/events/mmap_lock.h): mm, its memcg's path before 6.13, write, success;
+- task_newtask (include/trace/events/task.h): a child is followed before it runs;
+- sched_process_exec (include/trace/events/sched.h): a thread that executes a program takes its leader's number;
+- sched_process_exit: nobody is followed beyond its end, since its number may be given again.
+
+Numbers of tasks are the initial PID namespace's.  So these programs are for a recorder that is in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from rmaplab.trace import bpf
+from rmaplab.trace.calls import BY_NUMBER, LOCKING_ADVICE
+from rmaplab.trace.collector import Records, Stream
+from rmaplab.trace.perf_events import (
+    NotPermitted,
+    PerfEvents,
+    Tracepoint,
+    find_tracefs,
+    perf_event_open,
+    reason,
+)
+from rmaplab.trace.reduce import Faults
+from rmaplab.trace.timeline import Timeline
+
+__all__ = ["BpfEvents"]
+
+_INITIAL_NAMESPACE: Final = "pid:[4026531836]"  # PROC_PID_INIT_INO
+_MOST_TASKS: Final = 1 << 16  # at a time
+_SET_BPF: Final = 0x40042408  # PERF_EVENT_IOC_SET_BPF
+_FAULT_ERROR_WRITE: Final = 2  # X86_PF_WRITE
+
+_FAULT: Final = np.dtype([("header", "u8"), ("time", "i8"), ("tid", "i4"), ("pid", "i4"), ("address", "u8"),
+                          ("error", "u4"), ("cpu", "u4")])  # fmt: skip
+# The registers lie as in pt_regs, from r10 to orig_ax; of a task that was made, `number` is -1, `result` its number,
+# and `di` its clone_flags.
+_CALL: Final = np.dtype([("header", "u8"), ("time", "i8"), ("tid", "i4"), ("pid", "i4"), ("result", "i8"),
+                         ("locked", "i8"), ("r10", "u8"), ("r9", "u8"), ("r8", "u8"), ("cpu", "i8"), ("cx", "u8"),
+                         ("dx", "u8"), ("si", "u8"), ("di", "u8"), ("number", "i8")])  # fmt: skip
+_COLUMNS: Final = ("time", "cpu", "pid", "tid", "number", "result", "locked", "di", "si", "dx", "r10", "r8", "r9")
+
+# r7: process and task; r9: what is remembered of a followed task: when it got a lock last, and before that.
+_FOLLOWED: Final = """
+    call get_current_pid_tgid
+    r7 = r0
+    *(u32 *)(r10 - 8) = r0
+    r1 = map followed
+    r2 = r10
+    r2 += -8
+    call map_lookup_elem
+    if r0 == 0 goto out
+    r9 = r0
+"""
+
+
+def _output(size: int) -> str:
+    """The `size` bytes at the end of the stack that is not _FOLLOWED's, with time and task at their start."""
+    return f"""
+    *(u64 *)(r10 - {size}) = r7
+    call ktime_get_ns
+    *(u64 *)(r10 - {size + 8}) = r0
+    r1 = map ring
+    r2 = r10
+    r2 += -{size + 8}
+    r3 = {size}
+    r4 = 1  ; BPF_RB_NO_WAKEUP
+    call ringbuf_output
+    if r0 == 0 goto out
+lost:
+    r1 = 0
+    *(u32 *)(r10 - 8) = r1
+    r1 = map lost
+    r2 = r10
+    r2 += -8
+    call map_lookup_elem
+    if r0 == 0 goto out
+    r1 = 1
+    lock *(u64 *)(r0 + 0) += r1
+out:
+    r0 = 1  ; of a tracepoint that perf uses, too: go on
+    exit
+"""
+
+
+def _fault() -> str:
+    return f"""
+    r6 = r1
+    r8 = *(u64 *)(r6 + 0)
+    r1 = r8
+    r1 >>= 47
+    if r1 != 0 goto out  ; the kernel's own memory
+    {_FOLLOWED}
+    *(u64 *)(r10 - 24) = r8
+    r1 = *(u64 *)(r6 + 16)
+    *(u32 *)(r10 - 16) = r1
+    call get_smp_processor_id
+    *(u32 *)(r10 - 12) = r0
+    {_output(32)}"""
+
+
+def _lock(write: int) -> str:
+    """write: number of that parameter of the tracepoint"""
+    return f"""
+    r2 = *(u64 *)(r1 + {8 * write})
+    r2 &= 255
+    if r2 == 0 goto out
+    r2 = *(u64 *)(r1 + {8 * write + 8})
+    r2 &= 255
+    if r2 == 0 goto out
+    {_FOLLOWED}
+    call ktime_get_ns
+    r1 = *(u64 *)(r9 + 0)
+    *(u64 *)(r9 + 8) = r1
+    *(u64 *)(r9 + 0) = r0
+out:
+    r0 = 1
+    exit"""
+
+
+def _search(numbers: Sequence[int], name: str = "n") -> str:
+    """Goes to `found` if r8 is one of `numbers`, which ascend, and to `out` if not."""
+    if len(numbers) < 4:
+        return "".join(f"if r8 == {number} goto found\n" for number in numbers) + "goto out\n"
+    half = len(numbers) // 2
+    low, high = _search(numbers[:half], f"{name}0"), _search(numbers[half:], f"{name}1")
+    return f"if r8 > {numbers[half - 1]} goto {name}1\n{low}{name}1:\n{high}"
+
+
+def _return() -> str:
+    return f"""
+    r6 = r1
+    r1 = r10
+    r1 += -16
+    r2 = 8
+    r3 = *(u64 *)(r6 + 0)
+    r3 += 120  ; orig_ax
+    call probe_read_kernel
+    r8 = *(u64 *)(r10 - 16)
+    {_search(sorted(BY_NUMBER))}
+found:
+    {_FOLLOWED}
+    r1 = *(u64 *)(r6 + 8)
+    *(u64 *)(r10 - 96) = r1
+    r1 = *(u64 *)(r9 + 0)
+    *(u64 *)(r10 - 88) = r1
+    r1 = 0
+    *(u64 *)(r9 + 0) = r1
+    *(u64 *)(r9 + 8) = r1
+    r1 = r10
+    r1 += -80
+    r2 = 72
+    r3 = *(u64 *)(r6 + 0)
+    r3 += 56  ; r10
+    call probe_read_kernel
+    call get_smp_processor_id
+    *(u64 *)(r10 - 56) = r0
+    {_output(104)}"""
+
+
+def _new_task(pid: int, clone_flags: int) -> str:
+    """pid, clone_flags: where they are in the tracepoint's record"""
+    zeros = "\n".join(f"*(u64 *)(r10 - {offset}) = r1" for offset in range(16, 88, 8))
+    return f"""
+    r6 = r1
+    {_FOLLOWED}
+    r1 = 0
+    {zeros}
+    r8 = *(u32 *)(r6 + {pid})
+    *(u32 *)(r10 - 8) = r8
+    r1 = map followed
+    r2 = r10
+    r2 += -8
+    r3 = r10
+    r3 += -80
+    r4 = 0
+    call map_update_elem
+    if r0 != 0 goto lost
+    *(u64 *)(r10 - 96) = r8
+    r1 = *(u64 *)(r9 + 8)
+    *(u64 *)(r10 - 88) = r1
+    r1 = *(u64 *)(r6 + {clone_flags})
+    *(u64 *)(r10 - 24) = r1
+    call get_smp_processor_id
+    *(u64 *)(r10 - 56) = r0
+    r1 = -1
+    *(u64 *)(r10 - 16) = r1
+    {_output(104)}"""
+
+
+_EXECUTE: Final = """
+    r8 = *(u64 *)(r1 + 8)
+    call get_current_pid_tgid
+    r7 = r0
+    *(u32 *)(r10 - 8) = r7
+    *(u32 *)(r10 - 16) = r8
+    r1 = *(u32 *)(r10 - 8)
+    r2 = *(u32 *)(r10 - 16)
+    if r1 == r2 goto out
+    r1 = map followed
+    r2 = r10
+    r2 += -16
+    call map_lookup_elem
+    if r0 == 0 goto out
+    r1 = 0
+    *(u64 *)(r10 - 32) = r1
+    *(u64 *)(r10 - 24) = r1
+    r1 = map followed
+    r2 = r10
+    r2 += -8
+    r3 = r10
+    r3 += -32
+    r4 = 0
+    call map_update_elem
+    r1 = map followed
+    r2 = r10
+    r2 += -16
+    call map_delete_elem
+out:
+    r0 = 1
+    exit
+"""
+
+# The key of a leader whose threads live on stays: one of them may execute a program, and take its number.
+_END: Final = f"""
+    r6 = *(u64 *)(r1 + 8)
+    r6 &= 255  ; group_dead
+    {_FOLLOWED}
+    if r6 == 0 goto one
+    r8 = r7
+    r8 >>= 32
+    *(u32 *)(r10 - 16) = r8
+    r1 = map followed
+    r2 = r10
+    r2 += -16
+    call map_delete_elem
+one:
+    r8 = r7
+    r8 >>= 32
+    *(u32 *)(r10 - 16) = r8
+    r1 = *(u32 *)(r10 - 8)
+    r2 = *(u32 *)(r10 - 16)
+    if r1 == r2 goto out
+    r1 = map followed
+    r2 = r10
+    r2 += -8
+    call map_delete_elem
+out:
+    r0 = 1
+    exit
+"""
+
+# Before 6.16 it is not told whether the group is dead.  What a thread that executes a program touches on the way is
+# missed then.
+_END_OF_ANY: Final = f"""
+    {_FOLLOWED}
+    r1 = map followed
+    r2 = r10
+    r2 += -8
+    call map_delete_elem
+out:
+    r0 = 1
+    exit
+"""
+
+
+class BpfEvents:
+    """What process `pid` and its descendants do, from now, for a Collector.
+
+    size:     bytes of each ring
+    timeline: is told what is in them
+
+    :raises NotPermitted: this recorder may not run here; the message says why
+    """
+
+    def __init__(self, pid: int, size: int, timeline: Timeline) -> None:
+        if os.readlink("/proc/self/ns/pid") != _INITIAL_NAMESPACE:
+            raise NotPermitted("its numbers of tasks are the initial PID namespace's, and this is another")
+        self._timeline: Final = timeline
+        self._descriptors: list[int] = []
+        rings: list[bpf.BpfRing] = []
+        records = PerfEvents(pid, min(size, 1 << 20), timeline, own=True)
+        try:
+            self._lost: Final = self._keep(bpf.create_map(bpf.ARRAY, 4, 8, 1))
+            followed = self._keep(bpf.create_map(bpf.HASH, 4, 16, _MOST_TASKS, bpf.NO_PREALLOC))
+            bpf.update(followed, pid.to_bytes(4, "little"), bytes(16))
+            rings += [bpf.BpfRing(size, _CALL.itemsize), bpf.BpfRing(size, _FAULT.itemsize)]
+            maps = {"lost": self._lost, "followed": followed, "ring": rings[0].map}
+            self._attach(maps, rings[1].map)
+        except OSError as error:
+            for ring in rings:
+                ring.close()
+            records.close()
+            self._close_descriptors()
+            raise NotPermitted(reason(error)) from None
+        self._records: Final = records
+        self.calls: Final = [*records.calls, Stream(rings[0], self._calls)]
+        self.faults: Final = [Stream(rings[1], self._faults)]
+
+    def _attach(self, maps: dict[str, int], faults: int) -> None:
+        tracefs = find_tracefs()
+        lock = Tracepoint(tracefs, "mmap_lock:mmap_lock_acquire_returned")
+        new, end = Tracepoint(tracefs, "task:task_newtask"), Tracepoint(tracefs, "sched:sched_process_exit")
+        followed = {
+            "sys_exit": _return(),
+            "mmap_lock_acquire_returned": _lock(2 if "memcg_path" in lock.fields else 1),
+            "sched_process_exec": _EXECUTE,
+            "sched_process_exit": _END if "group_dead" in end.fields else _END_OF_ANY,
+        }
+        for name, text in followed.items():
+            self._raw(bpf.assemble(text, maps), name)
+        fault = bpf.assemble(_fault(), {**maps, "ring": faults})
+        self._raw(fault, "page_fault_user", "page_fault_kernel")
+        text = _new_task(new.offset("pid"), new.offset("clone_flags"))
+        program = self._keep(bpf.load(bpf.TRACEPOINT, bpf.assemble(text, maps)))
+        fcntl.ioctl(self._keep(perf_event_open(new, -1, 0)), _SET_BPF, program)
+
+    def _raw(self, code: bytes, *names: str) -> None:
+        program = self._keep(bpf.load(bpf.RAW_TRACEPOINT, code))
+        for name in names:
+            self._keep(bpf.attach_raw_tracepoint(name, program))
+
+    def _keep(self, descriptor: int) -> int:
+        self._descriptors.append(descriptor)
+        return descriptor
+
+    def lost(self) -> int:
+        """Events that did not fit into the rings."""
+        return int.from_bytes(bpf.lookup(self._lost, bytes(4), 8), "little")
+
+    def close(self) -> None:
+        self._records.close()
+        self.calls[-1].ring.close()
+        self.faults[0].ring.close()
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+    def _calls(self, data: bytearray) -> Records | None:
+        size = len(data) // _CALL.itemsize * _CALL.itemsize
+        if not size:
+            return None
+        seen = np.frombuffer(bytes(data[:size]), dtype=_CALL)
+        del data[:size]
+        seen = seen[np.argsort(seen["time"], kind="stable")]
+        columns = [seen[name].tolist() for name in _COLUMNS]
+        return Records(list(zip(columns[0], [self._call] * len(seen), *columns[1:], strict=True)))
+
+    def _call(
+        self, time: int, act: object, cpu: int, pid: int, tid: int, number: int, result: int, locked: int, *args: int
+    ) -> None:
+        """Tell of a call that returned, or of a task that was made."""
+        if number < 0:
+            self._timeline.flags_of_new_task(locked or time, cpu, tid, result, args[0])
+            return
+        call = BY_NUMBER[number]
+        if call.name == "madvise" and args[2] not in LOCKING_ADVICE:
+            locked = 0
+        self._timeline.returned(time, cpu, pid, tid, call, list(args), result, locked)
+
+    def _faults(self, data: bytearray) -> Faults | None:
+        size = len(data) // _FAULT.itemsize * _FAULT.itemsize
+        if not size:
+            return None
+        seen = np.frombuffer(bytes(data[:size]), dtype=_FAULT)
+        del data[:size]
+        seen = seen[np.argsort(seen["time"], kind="stable")]
+        write = (seen["error"] & _FAULT_ERROR_WRITE != 0).astype(np.int8)
+        return Faults(seen["time"], seen["cpu"].astype(np.int16), seen["tid"], seen["address"], write)

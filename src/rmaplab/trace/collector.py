@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the kernel writes into ring buffers, on its way to a Reducer, while the recorded command still runs.
+
+One thread empties the rings into temporary files without a name (so that nothing is left of them when we are killed),
+as fast as it can.  Another reads the files back, block by block, has a Timeline put the blocks in order, and a Reducer
+take them; so memory does not grow with the run, and little is left to do when the command has ended.
+
+Invariant: when a window of time is told, all records of each ring up to its end have been read.  A record may become
+visible in its ring a little after the time that it bears; `_SETTLES` is more than that takes.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import IO, Any, Final, Protocol
+
+import numpy as np
+
+from rmaplab.trace.reduce import Faults, Reducer
+from rmaplab.trace.timeline import Timeline
+
+__all__ = ["Collector", "Records", "Ring", "Source", "Stream"]
+
+_WINDOW: Final = 1 << 23  # bytes of a ring that are looked at at a time
+_SETTLES: Final = 1_000_000_000  # ns
+_DRAIN: Final = 50  # ms between two looks at rings that wake nobody
+_NEVER: Final = 1 << 62
+Say = Callable[[str], None]
+
+
+class Ring(Protocol):
+    """A ring buffer that the kernel writes.  `descriptor`: readable once it has much; -1: look now and then."""
+
+    @property
+    def descriptor(self) -> int: ...
+
+    def drain(self, file: IO[bytes]) -> None:
+        """Move all that there is to `file`.
+
+        :raises OSError: the disk is full
+        """
+
+    def close(self) -> None: ...
+
+
+class Records:
+    """What calls and tasks did, in the order of time: a tuple each, of the time, of who takes it, and of more."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows: Final = rows
+        self.time: Final = np.array([row[0] for row in rows], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: slice) -> Records:
+        return Records(self.rows[which])
+
+
+class Stream:
+    """What came through a ring, in the order of time, window by window.
+
+    decode: makes a block of the start of what was read, and removes that; None: there is no whole record
+    known:  all up to this time has been read
+    """
+
+    def __init__(self, ring: Ring, decode: Callable[[bytearray], Records | Faults | None]) -> None:
+        self.ring: Final = ring
+        self.file: Final[IO[bytes]] = tempfile.TemporaryFile(buffering=0)
+        self.known = 0
+        self.at = 0  # bytes of the file that have been read
+        self._decode: Final = decode
+        self._data: Final = bytearray()
+        self._held: list[Any] = []
+
+    def read(self, until: int) -> None:
+        """Read on, if that is needed to know all up to `until`; the ring was emptied after that."""
+        if self.known >= until:
+            return
+        part = os.pread(self.file.fileno(), _WINDOW, self.at)
+        self.at += len(part)
+        self._data.extend(part)
+        block = self._decode(self._data)
+        if block is not None and len(block):
+            self._held.append(block)
+            self.known = max(self.known, int(block.time[-1]) - _SETTLES)
+        if len(part) < _WINDOW:
+            self.known = until
+
+    def take(self, end: int) -> Iterator[Any]:
+        """What happened up to `end`."""
+        held, self._held = self._held, []
+        for block in held:
+            place = int(np.searchsorted(block.time, end, side="right"))
+            yield block[:place]
+            if place < len(block):
+                self._held.append(block[place:])
+
+
+class Source(Protocol):
+    """Where events come from."""
+
+    @property
+    def calls(self) -> Sequence[Stream]: ...
+
+    @property
+    def faults(self) -> Sequence[Stream]: ...
+
+    def lost(self) -> int:
+        """Events that did not fit into the rings, beside those that a stream told of."""
+
+    def close(self) -> None: ...
+
+
+class Collector:
+    """Collects what `source` sees, from now.
+
+    live: tell the reducer while the command runs; otherwise when it has ended
+    """
+
+    def __init__(self, source: Source, timeline: Timeline, reducer: Reducer, live: bool) -> None:
+        self._source: Final = source
+        self._streams: Final = (*source.calls, *source.faults)
+        self._timeline: Final = timeline
+        self._reducer: Final = reducer
+        self._emptied = 0  # all up to this time is in the files
+        self._failure: BaseException | None = None
+        self._stop: Final = os.eventfd(0, os.EFD_CLOEXEC)
+        self._ended: Final = threading.Event()
+        self._drainer: Final = threading.Thread(target=self._guard, args=(self._drain,), daemon=True)
+        self._teller: Final = threading.Thread(target=self._guard, args=(self._tell_all,), daemon=True)
+        self._drainer.start()
+        if live:
+            self._teller.start()
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # told by stop()
+            self._failure = self._failure or error
+
+    def _drain(self) -> None:
+        poll = select.poll()
+        poll.register(self._stop, select.POLLIN)
+        for stream in self._streams:
+            if stream.ring.descriptor >= 0:
+                poll.register(stream.ring.descriptor, select.POLLIN)
+        stopping = False
+        while not stopping:
+            for descriptor, events in poll.poll(_DRAIN):
+                stopping |= descriptor == self._stop
+                if events & select.POLLHUP:  # nobody is left to watch
+                    poll.unregister(descriptor)
+            now = time.monotonic_ns()
+            for stream in self._streams:
+                stream.ring.drain(stream.file)
+            self._emptied = now - _SETTLES
+        self._emptied = _NEVER
+
+    def _tell_all(self) -> None:
+        while self._emptied < _NEVER and self._failure is None:
+            self._tell_until(self._emptied)
+            self._ended.wait(0.2)
+        self._tell_until(_NEVER)
+        self._timeline.tell(self._reducer)
+
+    def _tell_until(self, until: int) -> None:
+        """Tell all up to `until`, in windows that end where the stream ends that has been read least far."""
+        timeline = self._timeline
+        source = self._source
+        end = 0
+        while end < until and self._failure is None:
+            for stream in self._streams:
+                stream.read(until)
+            end = min(stream.known for stream in self._streams)
+            rows = [row for stream in source.calls for block in stream.take(end) for row in block.rows]
+            rows.sort(key=lambda row: row[0])
+            for row in rows:
+                row[1](*row)
+            touched = Faults.joined(list(chain.from_iterable(stream.take(end) for stream in source.faults)))
+            timeline.touched(touched[np.argsort(touched.time, kind="stable")])
+            timeline.tell(self._reducer, timeline.settled(end + 1))
+
+    def stop(self, say: Say = lambda text: None) -> None:
+        """Watch no longer; returns when the reducer was told everything.
+
+        say: is told how far that is, if it takes long
+
+        :raises OSError: what was seen could not be kept
+        """
+        os.eventfd_write(self._stop, 1)
+        self._drainer.join()
+        os.close(self._stop)
+        self._ended.set()
+        self._timeline.lost += self._source.lost()
+        # The kernel waits for a grace period for each tracepoint that nobody uses any more: not at our expense.
+        threading.Thread(target=self._source.close, daemon=True).start()
+        if not self._teller.ident and self._failure is None:
+            self._teller.start()
+        while self._teller.ident and self._teller.is_alive():
+            self._teller.join(1)
+            size = sum(os.fstat(stream.file.fileno()).st_size for stream in self._streams)
+            done = sum(stream.at for stream in self._streams)
+            if self._teller.is_alive() and size:
+                say(f"putting {size >> 20} MiB of events in order: {done / size:.0%}")
+        if self._failure is not None:
+            raise self._failure
