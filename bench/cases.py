@@ -34,7 +34,7 @@ from rmaplab.mm.abi import (
     PROT_WRITE,
 )
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES, profile_for
+from rmaplab.mm.profile import PROFILES, REFERENCE, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SIZE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
@@ -57,7 +57,7 @@ STACK = 0x7FFC_0000_0000
 
 
 def machine_with_process(designs: list[type[ReverseMap]]) -> tuple[Machine, MM]:
-    machine = Machine(PROFILES["6.12"], designs)
+    machine = Machine(PROFILES[REFERENCE], designs)
     machine.exec(1, STACK, 0x21000, STACK, 0)
     return machine, machine.mm_of(1)
 
@@ -177,7 +177,7 @@ def events(size: int, rounds: int) -> list[float]:
     for _ in range(rounds):
         history = Prefork(requests=size).history()
         todo = list(history)
-        player = Player(Machine(PROFILES["6.12"], LOCKSTEP), history.header)
+        player = Player(Machine(PROFILES[REFERENCE], LOCKSTEP), history.header)
         start = process_time()
         player.play(todo)
         result.append((process_time() - start) / len(todo))
@@ -275,7 +275,7 @@ def locks(cpus: int, rounds: int) -> list[float]:
 def scaled(what: str, cpus: int) -> tuple[float, int]:
     """Processor seconds of a run of `rmaplab scale`, set-up left out, and how many operations it had."""
     header, parallel, _ = history_for(what.split(), cpus, 1)
-    run = Run(header, parallel, ScalePlan(PROFILES["6.12"], load_costs()), AnonVmaRmap, cpus)
+    run = Run(header, parallel, ScalePlan(PROFILES[REFERENCE], load_costs()), AnonVmaRmap, cpus)
     run.set_up()
     start = process_time()
     point = run.go()

@@ -21,7 +21,7 @@ from typing import Any
 from rmaplab.explore.film import shoot
 from rmaplab.explore.html import page
 from rmaplab.mm.abi import PROT_READ
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.trace.history import Header, History
@@ -102,7 +102,7 @@ def million() -> History:
 
 
 def write_page(history: History, path: Path) -> int:
-    film = shoot(history, [AnonVmaRmap, CowContextRmap], PROFILES["6.12"])
+    film = shoot(history, [AnonVmaRmap, CowContextRmap], PROFILES[REFERENCE])
     path.write_text(page(film), encoding="utf-8")
     return path.stat().st_size
 

@@ -2,7 +2,7 @@
 """A laboratory for the anonymous reverse mapping of Linux.
 
     >>> import rmaplab as rl
-    >>> m = rl.Machine("6.12", ["anon_vma", "cow_context"])
+    >>> m = rl.Machine("7.3", ["anon_vma", "cow_context"])
     >>> p = m.spawn()
     >>> a = p.mmap(4 * rl.PAGE)
     >>> p.write(a)

@@ -8,7 +8,7 @@ from rmaplab.check.finding import line, shortest_history
 from rmaplab.check.lockstep import Checker
 from rmaplab.measure.comparison import Plan, compare
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
 from rmaplab.trace.events import Event
@@ -17,7 +17,7 @@ from rmaplab.trace.script import PAGE
 from rmaplab.workloads.remapper import Remapper
 from rmaplab.workloads.workload import AREA
 
-PROFILE = PROFILES["6.12"]
+PROFILE = PROFILES[REFERENCE]
 DESIGNS = [AnonVmaRmap, CowContextPrototypeRmap]
 HISTORY = Remapper(buffers=3, growths=2, moves=10, children=2).history()
 

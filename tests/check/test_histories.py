@@ -12,7 +12,7 @@ from rmaplab.check.lockstep import lockstep
 from rmaplab.check.strategies import histories
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context import CowContextRmap
@@ -22,7 +22,7 @@ from rmaplab.trace.play import Player
 
 
 def errors(history: list[Event], designs: list[type[ReverseMap]], every: int = 1, large_folios: int = 0) -> list[str]:
-    machine = Machine(PROFILES["6.12"], designs, large_folios=large_folios)
+    machine = Machine(PROFILES[REFERENCE], designs, large_folios=large_folios)
     player = Player(machine, header(), batch=False)
     found, _ = lockstep(machine, history, lambda _, event: player.do(event), every)
     return [d.what for d in found if d.is_error]
@@ -51,7 +51,7 @@ def test_histories_meet_what_is_hard() -> None:
     """Folios mapped in several processes, displaced VMAs, copied pages of files, swap, KSM, failures."""
     met: Counter[str] = Counter()
     for seed in (2, 3, 4):
-        machine = Machine(PROFILES["6.12"], [AnonVmaRmap])
+        machine = Machine(PROFILES[REFERENCE], [AnonVmaRmap])
         author = Author(machine, random.Random(seed))
         author.begin()
         for _ in range(500):
@@ -70,7 +70,7 @@ def test_histories_meet_what_is_hard() -> None:
 
 
 def test_an_unknown_operation_is_refused() -> None:
-    machine = Machine(PROFILES["6.12"], [AnonVmaRmap])
+    machine = Machine(PROFILES[REFERENCE], [AnonVmaRmap])
     with pytest.raises(HistoryError, match=r"cannot write \['reboot'\]"):
         Author(machine, random.Random(0), ops=("mmap", "reboot"))
 
@@ -115,7 +115,7 @@ def test_a_design_that_leads_holds(design: type[ReverseMap]) -> None:
 
 @pytest.mark.parametrize("large_folios", [2, 4])
 def test_designs_hold_with_large_folios(large_folios: int) -> None:
-    machine = Machine(PROFILES["6.12"], [AnonVmaRmap, CowContextRmap, PageScanRmap], large_folios=large_folios)
+    machine = Machine(PROFILES[REFERENCE], [AnonVmaRmap, CowContextRmap, PageScanRmap], large_folios=large_folios)
     author = Author(machine, random.Random(21))
     history = [author.begin()] + [author.next() for _ in range(300)]
     assert errors(history, [AnonVmaRmap, CowContextRmap, PageScanRmap], 5, large_folios) == []

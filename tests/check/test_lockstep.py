@@ -11,7 +11,7 @@ from rmaplab.check.truth import Truth, invariants
 from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_FILE, PTE_KSM, PTE_SHIFT, PTE_WRITE, PTE_ZERO
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.rmap.anon_vma import AnonVmaRmap
@@ -58,7 +58,7 @@ class Restless(AnonVmaRmap):
 
 
 def played(*designs: type[ReverseMap], history: list[Event] = SHARED) -> Machine:
-    machine = Machine(PROFILES["6.12"], designs)
+    machine = Machine(PROFILES[REFERENCE], designs)
     player = Player(machine, header(), batch=False)
     for event in history:
         player.do(event)
@@ -126,7 +126,7 @@ def test_a_limit_is_kept_and_what_it_leaves_out_is_counted_and_comes_next() -> N
 
 
 def test_lockstep_checks_every_nth_event_and_the_last() -> None:
-    machine = Machine(PROFILES["6.12"], [AnonVmaRmap, Blind])
+    machine = Machine(PROFILES[REFERENCE], [AnonVmaRmap, Blind])
     player = Player(machine, header(), batch=False)
     differences, counts = lockstep(machine, SHARED, lambda _, event: player.do(event), every=2)
     assert counts.checks == 3
@@ -135,7 +135,7 @@ def test_lockstep_checks_every_nth_event_and_the_last() -> None:
 
 
 def test_lockstep_stops_at_the_first_error_if_told_to() -> None:
-    machine = Machine(PROFILES["6.12"], [AnonVmaRmap, Blind])
+    machine = Machine(PROFILES[REFERENCE], [AnonVmaRmap, Blind])
     player = Player(machine, header(), batch=False)
     differences, counts = lockstep(machine, SHARED, lambda _, event: player.do(event), go_on=False)
     assert counts.checks == 4
@@ -144,7 +144,7 @@ def test_lockstep_stops_at_the_first_error_if_told_to() -> None:
 
 def test_a_large_folio_is_found_by_any_of_its_pages() -> None:
     """Split by munmap in the middle, a folio of 8 pages stays mapped by two VMAs, each from another page."""
-    machine = Machine(PROFILES["6.12"], [AnonVmaRmap, PageScanRmap, CowContextRmap], large_folios=3)
+    machine = Machine(PROFILES[REFERENCE], [AnonVmaRmap, PageScanRmap, CowContextRmap], large_folios=3)
     player = Player(machine, header(), batch=False)
     for event in (
         START,
@@ -161,7 +161,7 @@ def test_a_large_folio_is_found_by_any_of_its_pages() -> None:
 
 
 def test_a_page_of_a_large_folio_and_its_entry_agree_on_whether_it_is_exclusive() -> None:
-    machine = Machine(PROFILES["6.12"], [AnonVmaRmap], large_folios=3)
+    machine = Machine(PROFILES[REFERENCE], [AnonVmaRmap], large_folios=3)
     player = Player(machine, header(), batch=False)
     for event in (START, Event("mmap", 1, BASE, 8 * PAGE, RW, FIXED), Event("fault", 1, BASE, PAGE, flags=FAULT_WRITE)):
         player.do(event)

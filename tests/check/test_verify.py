@@ -16,7 +16,7 @@ from rmaplab.check.verify import Plan, Setup, Verified, run_history, verify
 from rmaplab.commands.frame import main
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_KSM, PTE_SWAP
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap import DESIGNS
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import FAULT_WRITE, Event
@@ -91,7 +91,7 @@ def test_a_page_of_ksm_from_swap_is_not_mapped_where_no_walk_finds_it() -> None:
         Event("mremap", 4, stack + 8192, 4096, length2=4096, flags=3, addr2=away),
         Event("fault", 4, away, 4096),
     ]
-    machine = Machine(PROFILES["6.12"], [DESIGNS["anon_vma"], DESIGNS["cow_context"]])
+    machine = Machine(PROFILES[REFERENCE], [DESIGNS["anon_vma"], DESIGNS["cow_context"]])
     player = Player(machine, header(), batch=False)
     swapped = False
     for event in history:
@@ -152,7 +152,7 @@ def test_runs_of_faults_are_held_against_single_ones() -> None:
         Event("fault", 2, base, 8 << 12, flags=FAULT_WRITE),
     ]
     for machine, differs in ((Machine, ""), (Forgetful, "totals of mm 1")):
-        what = batching.difference(history, header(), lambda: machine(PROFILES["6.12"], [AnonVmaRmap]))  # noqa: B023
+        what = batching.difference(history, header(), lambda: machine(PROFILES[REFERENCE], [AnonVmaRmap]))  # noqa: B023
         assert differs in what and bool(differs) == bool(what)
 
 

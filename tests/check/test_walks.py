@@ -14,7 +14,7 @@ from rmaplab.check.mutants import MUTANTS, Mutant
 from rmaplab.check.truth import Truth
 from rmaplab.check.walks import _picture
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.vma import MM
 from rmaplab.rmap import DESIGNS
 
@@ -67,7 +67,7 @@ def first_difference(
 @pytest.mark.parametrize("every", [1, 7])
 def test_all_designs_show_the_same_errors(large_folios: int, every: int) -> None:
     """The prototype is incomplete by itself: much is seen."""
-    machine = Machine(PROFILES["6.12"], list(DESIGNS.values()), large_folios=large_folios)
+    machine = Machine(PROFILES[REFERENCE], list(DESIGNS.values()), large_folios=large_folios)
     seen, step, which = first_difference(machine, Author(machine, random.Random(every)), "anon_vma", 300, every=every)
     assert seen > 10 and (step, which) == (-1, set())
 
@@ -82,7 +82,7 @@ def test_mutants_show_the_same_errors(mutant: Mutant) -> None:
 
 
 def test_less_is_walked() -> None:
-    machine = Machine(PROFILES["6.12"], [DESIGNS["anon_vma"], DESIGNS["cow_context"]])
+    machine = Machine(PROFILES[REFERENCE], [DESIGNS["anon_vma"], DESIGNS["cow_context"]])
     author = Author(machine, random.Random(1))
     changed = Checker(machine, full=64)
     everything = Checker(machine)

@@ -21,7 +21,7 @@ from rmaplab.mm.abi import PROT_READ
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.picture import Item, Picture, Scope
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import VMA
 from rmaplab.rmap import DESIGNS, load
@@ -37,7 +37,7 @@ BOTH = ("anon_vma", "cow_context")
 
 def film_of(*events: Event, designs: tuple[str, ...] = BOTH, shot: Shot | None = None) -> Film:
     history = History(Header(recorder="a test"), events)
-    return shoot(history, [load(name) for name in designs], PROFILES["6.12"], shot=shot)
+    return shoot(history, [load(name) for name in designs], PROFILES[REFERENCE], shot=shot)
 
 
 def at(film: Film, number: int, key: str) -> object:
@@ -54,15 +54,15 @@ def reasons(film: Film) -> list[str]:
 def test_the_same_history_gives_the_same_page() -> None:
     tour = TOURS["mremap"]
     designs = [load(name) for name in tour.designs]
-    assert page(shoot(tour.history(), designs, PROFILES["6.12"], tour=tour)) == page(
-        shoot(tour.history(), designs, PROFILES["6.12"], tour=tour)
+    assert page(shoot(tour.history(), designs, PROFILES[REFERENCE], tour=tour)) == page(
+        shoot(tour.history(), designs, PROFILES[REFERENCE], tour=tour)
     )
 
 
 def test_being_watched_changes_no_counts() -> None:
     history = workload("reclaim", {"processes": "3", "steps": "60", "vmas": "4", "pages": "8"}).history()
-    film = shoot(history, [load(name) for name in BOTH], PROFILES["6.12"])
-    unwatched = Machine(PROFILES["6.12"], [load(name) for name in BOTH])
+    film = shoot(history, [load(name) for name in BOTH], PROFILES[REFERENCE])
+    unwatched = Machine(PROFILES[REFERENCE], [load(name) for name in BOTH])
     Player(unwatched, history.header).play(history)
     for slot, ledger in enumerate([unwatched.ledger, *(design.ledger for design in unwatched.designs)], -1):
         seen: dict[str, int] = {}
@@ -123,7 +123,7 @@ def test_a_binary_tree_is_drawn_the_right_way_round() -> None:
 def test_what_is_drawn_is_what_a_design_says_it_holds(name: str) -> None:
     """Each anon_vma, AVC and context once, none that is gone, in every design that has such."""
     tour = TOURS[name]
-    film = shoot(tour.history(), [load(name) for name in DESIGNS], PROFILES["6.12"], tour=tour)
+    film = shoot(tour.history(), [load(name) for name in DESIGNS], PROFILES[REFERENCE], tour=tour)
     for state in states(film):
         for slot in range(len(DESIGNS)):
             drawn = Counter(
@@ -206,7 +206,7 @@ def test_many_pages_fold_into_ranges() -> None:
 
 def test_a_long_history_is_shown_in_steps_of_many_events() -> None:
     history = workload("forkchain", {"generations": "300"}).history()
-    film = shoot(history, [load("anon_vma")], PROFILES["6.12"], shot=Shot(steps=50))
+    film = shoot(history, [load("anon_vma")], PROFILES[REFERENCE], shot=Shot(steps=50))
     assert len(film.steps) <= 51
     assert film.steps[-1].events == len(history)
     assert f"Then {film.steps[1].events - 1} events of" in film.steps[1].words
@@ -251,7 +251,7 @@ class Drawn(PageScanRmap):
 
 def test_a_design_of_ones_own_is_drawn_as_it_says() -> None:
     events = [start(1), mmap(1, AREA, 1), write(1, AREA, 1), fork(1, 2)]
-    film = shoot(History(Header(recorder="a test"), events), [load("anon_vma"), Drawn], PROFILES["6.12"])
+    film = shoot(History(Header(recorder="a test"), events), [load("anon_vma"), Drawn], PROFILES[REFERENCE])
     assert film.designs[1].about == SpacesPicture.about
     drawn = {key: part.why for key, part in states(film)[-1].items() if key.startswith("1/") and isinstance(part, Part)}
     assert drawn == {"1/S1": "process 1", "1/S2": "process 2"}
@@ -261,7 +261,7 @@ def test_a_design_of_ones_own_is_drawn_as_it_says() -> None:
 def test_an_unknown_design_is_shown_by_its_walks_and_what_it_holds() -> None:
     history = History(Header(recorder="a test"), [start(1), mmap(1, AREA, 1), write(1, AREA, 1), fork(1, 2)])
     designs: list[type[ReverseMap]] = [load("anon_vma"), Forgetful]
-    film = shoot(history, designs, PROFILES["6.12"])
+    film = shoot(history, designs, PROFILES[REFERENCE])
     state = states(film)[-1]
     assert isinstance(state["1/"], Holding)
     folio = state["f514"]
@@ -275,7 +275,7 @@ def test_an_unknown_design_is_shown_by_its_walks_and_what_it_holds() -> None:
 @pytest.mark.parametrize("name", TOURS)
 def test_every_step_of_a_tour_prints(name: str) -> None:
     tour = TOURS[name]
-    film = shoot(tour.history(), [load(name) for name in tour.designs], PROFILES["6.12"], tour=tour)
+    film = shoot(tour.history(), [load(name) for name in tour.designs], PROFILES[REFERENCE], tour=tour)
     for number, step in enumerate(film.steps):
         lines = list(text.show(film, number))
         assert lines[1] == step.words
@@ -284,7 +284,7 @@ def test_every_step_of_a_tour_prints(name: str) -> None:
 
 
 def test_a_machine_can_be_looked_at_in_a_notebook() -> None:
-    machine = Machine(PROFILES["6.12"], [load(name) for name in BOTH])
+    machine = Machine(PROFILES[REFERENCE], [load(name) for name in BOTH])
     events = [start(1), mmap(1, AREA, 2), write(1, AREA, 2), fork(1, 2)]
     Player(machine, Header(recorder="a test")).play(events)
     counted = {name: tally.count for name, tally in machine.designs[0].ledger.tallies.items()}

@@ -13,7 +13,7 @@ from acts import fork, leave, mmap, start, write
 from rmaplab.explore.film import shoot
 from rmaplab.explore.overview import LIVES, cut, lives
 from rmaplab.explore.parts import Shot
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap import load
 from rmaplab.trace.events import OPS, Event
 from rmaplab.trace.history import Header, History
@@ -95,7 +95,7 @@ def test_a_step_says_who_misses_what(steps: int) -> None:
     """The prototype of CoW contexts never finds pages of the stack, which execve() moved."""
     history = workload("bgsave", {"pages": "64"}).history()
     designs = [load("anon_vma"), load("cow_context_prototype")]
-    film = shoot(history, designs, PROFILES["6.12"], shot=Shot(steps=steps))
+    film = shoot(history, designs, PROFILES[REFERENCE], shot=Shot(steps=steps))
     apart = [one for step in film.steps for one in step.apart]
     assert any(slot == 1 and missed for slot, missed, _ in apart)
     assert not any(slot == 0 and missed for slot, missed, _ in apart)

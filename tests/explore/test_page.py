@@ -28,7 +28,7 @@ from rmaplab.explore.race import by, shoot_race, shoot_tour
 from rmaplab.explore.tours import RACES, TOURS
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.printable import printable
 from rmaplab.rmap import DESIGNS, load
 from rmaplab.sync.interleave import Execution, perform
@@ -100,7 +100,7 @@ def tour_film(name: str) -> Film:
     if name in RACES:
         return shoot_tour(RACES[name], load(RACES[name].design))
     tour = TOURS[name]
-    return shoot(tour.history(), [load(name) for name in tour.designs], PROFILES["6.12"], tour=tour)
+    return shoot(tour.history(), [load(name) for name in tour.designs], PROFILES[REFERENCE], tour=tour)
 
 
 def one(line: str) -> str:
@@ -179,9 +179,9 @@ def test_clicking_a_page_lights_what_the_walk_returns_in_its_order(
     """In every design there is, held against walks made afresh, on a machine that no camera ever looked at."""
     history = TOURS[name].history()
     designs = [load(name) for name in DESIGNS]
-    film = shoot(history, designs, PROFILES["6.12"], tour=TOURS[name])
+    film = shoot(history, designs, PROFILES[REFERENCE], tour=TOURS[name])
     opened = Opened(browser, tmp_path / "tour.html", film)
-    machine = Machine(PROFILES["6.12"], designs)
+    machine = Machine(PROFILES[REFERENCE], designs)
     player = Player(machine, history.header, batch=False)
     asked = 0
     for number, _ in player.steps(history):
@@ -285,7 +285,7 @@ def test_names_in_a_recording_stay_text(browser: Any, tmp_path: Path, name: str)
             write(1, AREA + 0x10000, 1),
         ],
     )
-    film = shoot(history, [load("anon_vma")], PROFILES["6.12"])
+    film = shoot(history, [load("anon_vma")], PROFILES[REFERENCE])
     opened = Opened(browser, tmp_path / "hostile.html", film)
     opened.tab.keyboard.press("End")
     assert opened.tab.text_content("#title") == printable(name)
@@ -420,7 +420,7 @@ def test_reduced_motion_is_respected_and_otherwise_a_walk_takes_its_time(
 
 def test_a_large_history_is_folded_and_opens(browser: Any, tmp_path: Path) -> None:
     history = workload("aim7", {"children": "200", "pages": "600"}).history()
-    film = shoot(history, [load("anon_vma"), load("cow_context")], PROFILES["6.12"])
+    film = shoot(history, [load("anon_vma"), load("cow_context")], PROFILES[REFERENCE])
     assert len(film.steps) <= 201
     opened = Opened(browser, tmp_path / "large.html", film)
     opened.tab.keyboard.press("End")
@@ -437,7 +437,7 @@ RECORDING = Path(str(files("rmaplab"))) / "data" / "recordings" / "pipeline.parq
 @pytest.fixture(scope="module")
 def recorded() -> Film:
     history = read_history(RECORDING)
-    return shoot(history, [load("anon_vma"), load("cow_context_prototype")], PROFILES["6.12"], shot=Shot(steps=80))
+    return shoot(history, [load("anon_vma"), load("cow_context_prototype")], PROFILES[REFERENCE], shot=Shot(steps=80))
 
 
 def test_the_whole_history_leads_to_a_moment_and_to_a_process(browser: Any, tmp_path: Path, recorded: Film) -> None:

@@ -25,7 +25,7 @@ from rmaplab.kernel import modules, setup
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.versions import DEFAULT, VERSIONS
 
-RELEASE = "6.12.999+test-cloud-amd64"
+RELEASE = "7.3.999+test-cloud-amd64"
 IMAGE = f"linux-image-{RELEASE}-unsigned"
 DEBUG = f"linux-image-{RELEASE}-dbg"
 
@@ -44,12 +44,12 @@ def _package(directory: Path, name: str, files: dict[str, bytes]) -> Path:
     tree = directory / name
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "DEBIAN" / "control").write_text(
-        f"Package: {name}\nVersion: 6.12.999-1\nArchitecture: amd64\nMaintainer: nobody <a@b>\nDescription: test\n"
+        f"Package: {name}\nVersion: 7.3.999-1\nArchitecture: amd64\nMaintainer: nobody <a@b>\nDescription: test\n"
     )
     for path, contents in files.items():
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_bytes(contents)
-    made = directory / f"{name}_6.12.999-1_amd64.deb"
+    made = directory / f"{name}_7.3.999-1_amd64.deb"
     subprocess.run(["dpkg-deb", "--build", "-Znone", tree, made], check=True, capture_output=True)
     return made
 
@@ -87,7 +87,7 @@ cp {self.served}/"${{5%%=*}}"_*.deb . || {{ {failed}; }}""")
         shutil.copy(path, self.served)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         (self.index / name).write_text(
-            f"Package: {name}\nVersion: 6.12.999-1\nSize: {path.stat().st_size}\nSHA256: {digest}\n"
+            f"Package: {name}\nVersion: 7.3.999-1\nSize: {path.stat().st_size}\nSHA256: {digest}\n"
         )
 
     def script(self, name: str, text: str) -> None:
@@ -128,7 +128,7 @@ def test_only_what_is_needed_is_unpacked_and_sizes_come_first(apt: Apt, run: Run
     status, out, err = run("setup")
     assert status == 0
     assert err.splitlines()[0].startswith(f"rmaplab: {RELEASE}: 0 MB to download, at most 750 MB to keep in ")
-    kernel = setup.need("6.12")
+    kernel = setup.need("7.3")
     assert kernel.release == RELEASE and RELEASE in out
     assert kernel.image.read_bytes() == b"image" and kernel.vmlinux.read_bytes() == b"debug information"
     assert kernel.modules is not None
@@ -144,19 +144,19 @@ def test_a_second_time_there_is_nothing_to_do(apt: Apt, run: Run) -> None:
 
 
 def test_image_and_modules_are_packages_of_their_own_since_7(apt: Apt, run: Run) -> None:
-    release = "7.3.10+test-cloud-amd64"
+    release = "7.2.10+test-cloud-amd64"
     files = f"usr/lib/modules/{release}"
-    apt.add(f"linux-binary-{release}", {f"{files}/vmlinuz": b"image of 7.3"})
-    apt.add(f"linux-modules-{release}", {f"{files}/kernel/brd.ko.xz": lzma.compress(b"module of 7.3")})
+    apt.add(f"linux-binary-{release}", {f"{files}/vmlinuz": b"image of 7.2"})
+    apt.add(f"linux-modules-{release}", {f"{files}/kernel/brd.ko.xz": lzma.compress(b"module of 7.2")})
     apt.add(f"linux-image-{release}", {})
     apt.add(f"linux-image-{release}-dbg", {f"usr/lib/debug/lib/modules/{release}/vmlinux": b"debug information"})
-    apt.add("linux-image-7.3.9+test-cloud-amd64-dbg", {})
-    apt.add("linux-image-7.3.11+test-cloud-amd64-dbg", {})  # whose image is not there yet
-    assert run("setup", "--version", "7.3")[1].startswith(f"{release} is in ")
-    kernel = setup.need("7.3")
-    assert kernel.image.read_bytes() == b"image of 7.3" and kernel.vmlinux.read_bytes() == b"debug information"
+    apt.add("linux-image-7.2.9+test-cloud-amd64-dbg", {})
+    apt.add("linux-image-7.2.11+test-cloud-amd64-dbg", {})  # whose image is not there yet
+    assert run("setup", "--version", "7.2")[1].startswith(f"{release} is in ")
+    kernel = setup.need("7.2")
+    assert kernel.image.read_bytes() == b"image of 7.2" and kernel.vmlinux.read_bytes() == b"debug information"
     assert kernel.modules is not None
-    assert modules.read(kernel.modules, modules.MODULES) == {"brd": b"module of 7.3"}
+    assert modules.read(kernel.modules, modules.MODULES) == {"brd": b"module of 7.2"}
 
 
 def test_what_can_be_fetched_is_said_from_one_table(apt: Apt, run: Run) -> None:
@@ -202,7 +202,7 @@ def test_without_such_a_package(apt: Apt, run: Run) -> None:
     (apt.index / DEBUG).unlink()
     status, _, err = run("setup")
     assert status == 2
-    assert "none of Debian's packages of kernel 6.12 has image and debug information: give --image" in err
+    assert "none of Debian's packages of kernel 7.3 has image and debug information: give --image" in err
 
 
 def test_without_an_index(apt: Apt, run: Run) -> None:
@@ -212,7 +212,7 @@ def test_without_an_index(apt: Apt, run: Run) -> None:
     apt.script("apt-get", f'[ "$1" = indextargets ] && echo http://mirror.example/debian/ || {fails}')
     status, _, err = run("setup")
     assert status == 2
-    assert "Debian's suites bookworm-security, bookworm-backports (E: no route): give --image" in err
+    assert "Debian's suites trixie-backports, forky, sid (E: no route): give --image" in err
 
 
 def test_a_machine_that_names_no_mirror_of_debian(apt: Apt, run: Run) -> None:
@@ -240,22 +240,22 @@ def test_without_the_network(apt: Apt, run: Run) -> None:
 
 
 def test_what_was_downloaded_before_an_interruption_is_kept(apt: Apt, run: Run) -> None:
-    second = apt.served / f"{DEBUG}_6.12.999-1_amd64.deb"
+    second = apt.served / f"{DEBUG}_7.3.999-1_amd64.deb"
     second.rename(apt.served / "away")
     assert run("setup")[0] == 2
-    assert [path.name for path in (setup.cache() / "downloads").iterdir()] == [f"{IMAGE}_6.12.999-1_amd64.deb"]
+    assert [path.name for path in (setup.cache() / "downloads").iterdir()] == [f"{IMAGE}_7.3.999-1_amd64.deb"]
     (apt.served / "away").rename(second)
     assert run("setup")[0] == 0
 
 
 def test_a_truncated_download_is_not_taken(apt: Apt, run: Run) -> None:
-    path = apt.served / f"{DEBUG}_6.12.999-1_amd64.deb"
+    path = apt.served / f"{DEBUG}_7.3.999-1_amd64.deb"
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     status, _, err = run("setup")
     assert status == 2
     assert f"{DEBUG} has another SHA-256 than apt's index says" in err
-    assert setup.installed("6.12") is None and _leftovers() == []
+    assert setup.installed("7.3") is None and _leftovers() == []
     path.write_bytes(whole)
     assert run("setup")[0] == 0
 
@@ -281,14 +281,14 @@ def test_a_disk_that_fills_up_leaves_nothing_half_written(
         status, _, err = run("setup")
     assert status == 2
     assert "(No space left on device): make room there" in err
-    assert setup.installed("6.12") is None and _leftovers() == []
+    assert setup.installed("7.3") is None and _leftovers() == []
     assert run("setup")[0] == 0
 
 
 def test_a_kernel_that_was_not_fetched(apt: Apt, run: Run) -> None:
     status, _, err = run("compare", "--steps", "1")
     assert status == 2
-    assert "run `rmaplab kernel setup --version 6.12`, or give --image and --vmlinux" in err
+    assert "run `rmaplab kernel setup --version 7.3`, or give --image and --vmlinux" in err
 
 
 def test_a_kernel_of_ones_own_needs_both_files(apt: Apt, run: Run, tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ class TestWithoutCompiler:
         status, out, err = run("setup")
         assert (status, out) == (2, "")
         assert err == "rmaplab: a C compiler is missing, which builds the guest's init: install gcc.\n"
-        assert setup.installed("6.12") is None and not setup.cache().exists()
+        assert setup.installed("7.3") is None and not setup.cache().exists()
 
     @pytest.mark.parametrize("says", ["", "echo fatal error: no such header >&2;"])
     def test_it_does_not_work(self, says: str, tools: Path, apt: Apt, run: Run) -> None:

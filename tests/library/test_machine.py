@@ -11,6 +11,7 @@ import pytest
 
 import rmaplab as rl
 from rmaplab.mm.errors import HistoryError
+from rmaplab.mm.profile import REFERENCE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.page_scan import PageScanRmap
 from rmaplab.trace.history import read_history
@@ -20,7 +21,7 @@ BOTH = ["anon_vma", "cow_context"]
 
 def forked(designs: list[str] | None = None) -> tuple[rl.Machine, rl.Process, rl.Process, int]:
     """A process with a written page of four, and its child, which has copied that page."""
-    machine = rl.Machine("6.12", designs or BOTH)
+    machine = rl.Machine(REFERENCE, designs or BOTH)
     parent = machine.spawn()
     addr = parent.mmap(4 * rl.PAGE)
     parent.write(addr)
@@ -86,7 +87,7 @@ def test_the_zero_page_is_no_anonymous_page() -> None:
 
 
 def test_a_page_of_a_folio_of_many_is_found_by_its_folio() -> None:
-    machine = rl.Machine("6.12", BOTH, large_folios=4)
+    machine = rl.Machine(REFERENCE, BOTH, large_folios=4)
     process = machine.spawn()
     addr = process.mmap(64 * rl.PAGE)
     process.write(addr + 20 * rl.PAGE)
@@ -198,10 +199,10 @@ def test_what_was_typed_is_a_history_that_plays_the_same(tmp_path: Path) -> None
     machine.history().save(tmp_path / "typed.parquet")
     history = read_history(tmp_path / "typed.parquet")
     assert history == machine.history()
-    again = rl.replay(history, BOTH, profile="6.12")
+    again = rl.replay(history, BOTH, profile=REFERENCE)
     assert str(again) == str(machine)
-    assert rl.compare(history, BOTH, profile="6.12").figures.checks.results == len(history)
-    assert rl.compare(history, BOTH, profile="6.12").differences == []
+    assert rl.compare(history, BOTH, profile=REFERENCE).figures.checks.results == len(history)
+    assert rl.compare(history, BOTH, profile=REFERENCE).differences == []
 
 
 def test_replay_stops_where_it_is_told_to_and_goes_on_by_hand() -> None:

@@ -7,7 +7,7 @@ from rmaplab.check.lockstep import Checker, Walks
 from rmaplab.measure.collect import Aside, design_figures, machine_figures
 from rmaplab.measure.figures import Locks
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.play import Player
 from rmaplab.workloads.aim7 import Aim7
@@ -15,7 +15,7 @@ from rmaplab.workloads.aim7 import Aim7
 
 def aim7() -> Machine:
     history = Aim7(children=3, pages=5).history()
-    machine = Machine(PROFILES["6.12"], [AnonVmaRmap])
+    machine = Machine(PROFILES[REFERENCE], [AnonVmaRmap])
     Player(machine, history.header).play(history)
     return machine
 

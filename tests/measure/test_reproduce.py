@@ -24,7 +24,7 @@ from rmaplab.measure.reproduce import (
     zygote_history,
 )
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.anon_vma_2004 import AnonVma2004Rmap
 from rmaplab.trace.events import Event
@@ -52,7 +52,7 @@ def test_since_2010_a_walk_for_a_childs_page_looks_into_that_child(children: int
 @pytest.mark.parametrize("seed", range(3))
 def test_one_anon_vma_a_family_was_complete_too(seed: int) -> None:
     history = random_history(random.Random(seed), 120, [AnonVma2004Rmap])
-    machine = Machine(PROFILES["6.12"], [AnonVma2004Rmap])
+    machine = Machine(PROFILES[REFERENCE], [AnonVma2004Rmap])
     player = Player(machine, header(), batch=False)
 
     def play(_: Machine, event: Event) -> None:

@@ -17,7 +17,7 @@ import pytest
 from rmaplab.measure.cost import REQUIRED, CostProfile
 from rmaplab.measure.scale import Plan, Run
 from rmaplab.measure.sources import history_for
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap import DESIGNS
 
 KEYS = (
@@ -51,9 +51,9 @@ COSTS = CostProfile(
 FIGURES = {
     ("storm rounds=3 vmas=10 pages=30", "anon_vma", 8, 0): "601052f76415",
     ("storm rounds=3 vmas=40 pages=5", "cow_context", 8, 0): "75b120cdb6ec",
-    ("zygote apps=8 restarts=6 vmas=30 own_vmas=12", "anon_vma", 16, 0): "f86cb60a31f8",
+    ("zygote apps=8 restarts=6 vmas=30 own_vmas=12", "anon_vma", 16, 0): "60993d4e4f9f",
     ("zygote apps=4 restarts=4 vmas=12 own_vmas=6", "anon_vma_lazy", 3, 0): "93db4d993d4e",
-    ("pressure rounds=3 vmas=8", "anon_vma", 5, 0): "01c310a6ebe0",
+    ("pressure rounds=3 vmas=8", "anon_vma", 5, 0): "ce6a0fe6488d",
     ("pressure rounds=3 vmas=8 pages=32", "cow_context", 6, 4): "53eea77900eb",
     ("reclaim processes=5 steps=150 vmas=5 pages=20", "anon_vma", 5, 0): "f531a41b1e95",
     ("reclaim processes=5 steps=150 vmas=5 pages=20", "pte_chain", 4, 0): "425fbaa66a29",
@@ -65,7 +65,7 @@ FIGURES = {
 
 def figures(what: str, design: str, cpus: int, large_folios: int) -> str:
     header, parallel, _ = history_for(what.split(), cpus, 1)
-    plan = Plan(PROFILES["6.12"], COSTS, large_folios=large_folios, trace=True)
+    plan = Plan(PROFILES[REFERENCE], COSTS, large_folios=large_folios, trace=True)
     run = Run(header, parallel, plan, DESIGNS[design], cpus)
     point = {key: value for key, value in msgspec.to_builtins(run.go()).items() if value}
     ledgers = (run.machine.ledger, run.machine.leader.ledger)

@@ -23,7 +23,7 @@ from rmaplab.measure.scale import Plan, Point, Run, fit
 from rmaplab.measure.scale_report import fewer_tasks, timeline
 from rmaplab.measure.sources import cpu_counts, history_for
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap import DESIGNS
 from rmaplab.sync.virtual.prices import (
     CONTEXT_SWITCH,
@@ -45,7 +45,7 @@ BOTH = ("anon_vma", "cow_context")
 
 def ran(what: str, cpus: int, design: str = "anon_vma", costs: CostProfile = COSTS, **how: Any) -> tuple[Run, Point]:
     header, parallel, _ = history_for(what.split(), cpus, 1)
-    plan = Plan(PROFILES["6.12"], costs)._replace(**how)
+    plan = Plan(PROFILES[REFERENCE], costs)._replace(**how)
     run = Run(header, parallel, plan, DESIGNS[design], cpus)
     return run, run.go()
 
@@ -101,7 +101,7 @@ def test_large_folios_are_no_obstacle(design: str, order: int) -> None:
 
 def sequential(what: str, design: str) -> Machine:
     header, parallel, _ = history_for(what.split(), 1, 1)
-    machine = Machine(PROFILES["6.12"], [DESIGNS[design]])
+    machine = Machine(PROFILES[REFERENCE], [DESIGNS[design]])
     player = Player(machine, header)
     for event in parallel.set_up:
         player.do(event)
@@ -242,8 +242,8 @@ def test_a_recording_is_played_on_cpus_with_its_own_timing_or_as_fast_as_it_goes
     header, parallel, _ = history_for([path], 4, 1)
     last = max(step.event.time for strand in all_strands(parallel) for step in strand.steps)
     assert parallel.set_up == []
-    fast = Run(header, parallel, Plan(PROFILES["6.12"], COSTS), DESIGNS["anon_vma"], 4).go()
-    slow = Run(header, parallel, Plan(PROFILES["6.12"], COSTS, "recorded"), DESIGNS["anon_vma"], 4).go()
+    fast = Run(header, parallel, Plan(PROFILES[REFERENCE], COSTS), DESIGNS["anon_vma"], 4).go()
+    slow = Run(header, parallel, Plan(PROFILES[REFERENCE], COSTS, "recorded"), DESIGNS["anon_vma"], 4).go()
     assert fast.operations == slow.operations == parallel.nr_steps
     assert slow.seconds * 1e9 >= last > fast.seconds * 1e9
 
@@ -314,7 +314,7 @@ def test_cpus_that_can_never_have_a_task_are_named() -> None:
 def test_a_walk_counts_the_references_that_it_takes_to_address_spaces() -> None:
     """One for each process that it looks into; a tree of anon_vmas needs none."""
     for design, references in (("cow_context", 3), ("anon_vma", 0)):
-        machine = Machine(PROFILES["6.12"], [DESIGNS[design]])
+        machine = Machine(PROFILES[REFERENCE], [DESIGNS[design]])
         mm = machine.exec(1, 0x7FFFFFFF0000, 4096, 0x7FFFFFFF0000, 0)
         addr = 0x10000000
         machine.mmap(mm, addr, 4096, 3, 0x32, None, 0)

@@ -14,12 +14,12 @@ from rmaplab.measure.comparison import Plan, compare, priced
 from rmaplab.measure.cost import CostProfile, load_costs, time_of, write_costs
 from rmaplab.measure.result import Comparison
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap import DESIGNS
 from rmaplab.trace.play import Player
 from rmaplab.workloads import workload
 
-PLAN = Plan([DESIGNS["anon_vma"], DESIGNS["cow_context"]], PROFILES["6.12"], alone=False)
+PLAN = Plan([DESIGNS["anon_vma"], DESIGNS["cow_context"]], PROFILES[REFERENCE], alone=False)
 HISTORY = workload("forkchain", {"generations": "5"}).history()
 
 

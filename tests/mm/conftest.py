@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`space`: a machine for statements about Linux; each test that uses it runs twice, once with the reference
-profile and once side by side with the running kernel, where that can be had."""
+"""`space`: a machine for statements about Linux; each test that uses it runs with the rules of 7.3 and of
+6.12, and side by side with the running kernel, where that can be had."""
 
 from collections.abc import Iterator
 
@@ -10,10 +10,10 @@ from mm.space import Space
 from rmaplab.check.host import HostUnavailable
 
 
-@pytest.fixture(params=["6.12", "running kernel"])
+@pytest.fixture(params=["7.3", "6.12", "running kernel"])
 def space(request: pytest.FixtureRequest) -> Iterator[Space]:
     try:
-        space = Space() if request.param == "6.12" else Space(witness=True)
+        space = Space(witness=True) if request.param == "running kernel" else Space(request.param)
     except HostUnavailable as why:
         pytest.skip(str(why))
     yield space

@@ -43,7 +43,7 @@ from rmaplab.mm.pagetable import (
     PTE_SWAP,
     PTE_ZERO,
 )
-from rmaplab.mm.profile import PROFILES, profile_for
+from rmaplab.mm.profile import PROFILES, REFERENCE, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import VMA
 from rmaplab.rmap.anon_vma import AnonVmaRmap
@@ -64,7 +64,7 @@ class Space:
 
     def __init__(
         self,
-        kernel: str = "6.12",
+        kernel: str = REFERENCE,
         witness: bool = False,
         designs: tuple[type[ReverseMap], ...] = (AnonVmaRmap,),
         large_folios: int = 0,

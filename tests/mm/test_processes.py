@@ -7,7 +7,7 @@ from mm.space import ANON, DISK, FILE, PAGE, RW, R, Space, at
 from rmaplab.mm.abi import CLONE_VFORK, CLONE_VM, MAP_ANONYMOUS, MAP_FIXED, MAP_LOCKED, MAP_SHARED
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.vma import VM_LOCKED
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import Event
@@ -100,7 +100,7 @@ def test_exit_frees_everything(model: Space) -> None:
 
 
 def test_a_new_program_has_a_stack_that_moved_and_kept_its_page_offset() -> None:
-    machine = Machine(PROFILES["6.12"], [AnonVmaRmap])
+    machine = Machine(PROFILES[REFERENCE], [AnonVmaRmap])
     mm = machine.exec(1, 0x7FFC_6F8D_3000, 0x21000, 0x7FFF_FFFD_E000, 0x5555_5555_9000)
     (stack,) = mm.tree
     assert (stack.start, stack.end) == (0x7FFC_6F8D_3000, 0x7FFC_6F8F_4000)
@@ -130,8 +130,8 @@ def test_what_cannot_have_happened_is_refused_with_a_sentence(model: Space, impo
 
 def test_a_machine_needs_a_design() -> None:
     with pytest.raises(HistoryError, match="at least one design"):
-        Machine(PROFILES["6.12"], [])
+        Machine(PROFILES[REFERENCE], [])
     with pytest.raises(HistoryError, match="leader 1 is not one of the 1 designs"):
-        Machine(PROFILES["6.12"], [AnonVmaRmap], leader=1)
+        Machine(PROFILES[REFERENCE], [AnonVmaRmap], leader=1)
     with pytest.raises(HistoryError, match=r"0 \(off\) to 9"):
-        Machine(PROFILES["6.12"], [AnonVmaRmap], large_folios=10)
+        Machine(PROFILES[REFERENCE], [AnonVmaRmap], large_folios=10)

@@ -12,7 +12,7 @@ from rmap.world import LOW, World
 from rmaplab.check.histories import header, random_history
 from rmaplab.mm.abi import PROT_READ
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.vma import MM, PAGE_SIZE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context import CowContextRmap
@@ -181,7 +181,7 @@ def test_vmas_below_their_own_page_offset_have_negative_displacements(world: Wor
 @pytest.mark.parametrize("seed", range(4))
 def test_records_say_exactly_which_vmas_are_displaced(seed: int, leader: str) -> None:
     designs = [CowContextRmap, AnonVmaRmap] if leader == "cow_context" else [AnonVmaRmap, CowContextRmap]
-    machine = Machine(PROFILES["6.12"], designs)
+    machine = Machine(PROFILES[REFERENCE], designs)
     watched = cast(CowContextRmap, next(d for d in machine.designs if d.name == "cow_context"))
     player = Player(machine, header(), batch=False)
     for event in random_history(random.Random(seed), 150, designs):
@@ -191,7 +191,7 @@ def test_records_say_exactly_which_vmas_are_displaced(seed: int, leader: str) ->
             for vma in mm.tree:
                 shift = watched.shift_of(vma)
                 if shift is not None:
-                    first = vma.pgoff + shift
+                    first = vma.anon_pgoff + shift
                     offset = (vma.start >> 12) - first
                     displaced |= {(first + i, offset) for i in range(vma.nr_pages) if offset}
             recorded = [

@@ -14,7 +14,7 @@ from rmaplab.mm.geometry import GeometryChange
 from rmaplab.mm.locking import lock_of
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import LEAF_SHIFT
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.rmap.page_scan import PageScanRmap
 from rmaplab.sync.locks import Scheduler
@@ -160,7 +160,7 @@ def test_the_caller_holds_the_locks_that_the_interface_names(kernel: str) -> Non
 def test_a_fork_is_told_from_its_beginning_to_its_end() -> None:
     TOLD.clear()
     world = World("anon_vma")
-    world.machine = Machine(PROFILES["6.12"], [Guarded], scheduler=Holds())
+    world.machine = Machine(PROFILES[REFERENCE], [Guarded], scheduler=Holds())
     mm = world.start()
     world.write(mm, world.map(mm))
     TOLD.clear()

@@ -9,7 +9,7 @@ import pytest
 
 from rmap.world import World
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import DESIGNS, EXCUSED, STANDARD, load, specs
 from rmaplab.rmap.anon_vma import AnonVmaRmap
@@ -58,7 +58,7 @@ def test_a_design_is_found_in_a_file_and_runs_on_the_machine(tmp_path: Path) -> 
     path.write_text(OWN.format(name="Mine"))
     mine = load(str(path))
     assert mine.name == "Mine" and issubclass(mine, ReverseMap)
-    machine = Machine(PROFILES["6.12"], [AnonVmaRmap, mine])
+    machine = Machine(PROFILES[REFERENCE], [AnonVmaRmap, mine])
     world = World("anon_vma")
     world.machine = machine
     mm = world.start()

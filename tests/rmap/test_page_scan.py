@@ -12,7 +12,7 @@ from rmap.world import LOW, World
 from rmaplab.check.histories import header, random_history
 from rmaplab.check.truth import Truth
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap.page_scan import PageScanRmap
 from rmaplab.trace.play import Player
 
@@ -43,7 +43,7 @@ def test_a_walk_looks_at_every_leaf_of_every_process() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_place_of_every_walk_maps_the_folio(seed: int) -> None:
-    machine = Machine(PROFILES["6.12"], [PageScanRmap], large_folios=3)
+    machine = Machine(PROFILES[REFERENCE], [PageScanRmap], large_folios=3)
     player = Player(machine, header(), batch=False)
     for event in random_history(random.Random(seed), 120, [PageScanRmap]):
         player.do(event)

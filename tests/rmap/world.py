@@ -23,7 +23,7 @@ from rmaplab.mm.abi import (
 )
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_SHIFT
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA, File
 from rmaplab.rmap import DESIGNS
@@ -37,7 +37,7 @@ Places = set[tuple[MM, int]]
 class World:
     """A machine with named designs, and short words for what happens on it."""
 
-    def __init__(self, *names: str, kernel: str = "6.12", large_folios: int = 0) -> None:
+    def __init__(self, *names: str, kernel: str = REFERENCE, large_folios: int = 0) -> None:
         designs = [DESIGNS[name] for name in names]
         self.machine = Machine(PROFILES[kernel], designs, large_folios=large_folios)
         self.file = File(1, "/file")

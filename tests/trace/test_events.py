@@ -10,7 +10,7 @@ from rmaplab.check import histories
 from rmaplab.explore import words
 from rmaplab.kernel.driver import Driver
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.calls import CALLS
 from rmaplab.trace.events import OPERATIONS, OPS, Event
@@ -49,7 +49,7 @@ def test_registers_beyond_the_parameters_are_no_arguments() -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_operation_is_played_and_told(op: str) -> None:
-    player = Player(Machine(PROFILES["6.12"], [AnonVmaRmap]), Header(recorder="by hand"))
+    player = Player(Machine(PROFILES[REFERENCE], [AnonVmaRmap]), Header(recorder="by hand"))
     assert callable(getattr(player, f"_{op}"))
     assert not words.tell(Event(op, 1)).startswith(f"Process 1 does {op}")
 

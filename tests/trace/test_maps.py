@@ -7,7 +7,7 @@ import pytest
 
 from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.history import FileEntry, MapsRow
 from rmaplab.trace.maps import MapsDifference, compare_maps, maps_of, parse_maps
@@ -46,7 +46,7 @@ def test_this_process_has_a_stack() -> None:
 
 
 def test_an_address_space_is_compared() -> None:
-    machine = Machine(PROFILES["6.12"], [AnonVmaRmap])
+    machine = Machine(PROFILES[REFERENCE], [AnonVmaRmap])
     machine.exec(1, 0x7FFFFFFDE000, 0x21000, 0x7FFFFFFDE000, 0)
     mm = machine.mm_of(1)
     fixed = MAP_FIXED | MAP_PRIVATE

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rmaplab.check.truth import Truth
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.trace.play import Player
@@ -95,7 +95,7 @@ any_workload = st.one_of(*WORKLOADS.values())
 
 def played(workload: Workload, batch: bool = True, large_folios: int = 0) -> tuple[Machine, Player]:
     history = workload.history()
-    machine = Machine(PROFILES["6.12"], [AnonVmaRmap, CowContextRmap], large_folios=large_folios)
+    machine = Machine(PROFILES[REFERENCE], [AnonVmaRmap, CowContextRmap], large_folios=large_folios)
     player = Player(machine, history.header, batch=batch)
     player.play(history)
     return machine, player

@@ -27,7 +27,7 @@ from rmaplab.mm import abi
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_EXCLUSIVE
-from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import (
     PAGE_SHIFT,
@@ -464,7 +464,7 @@ def random_history(
     designs: Sequence[type[ReverseMap]] = (AnonVmaRmap,),
     ops: Sequence[str] = OPERATIONS,
     pages: int = 48,
-    kernel: str = "6.12",
+    kernel: str = REFERENCE,
 ) -> list[Event]:
     """A history of `steps` events, whose results are those of a machine led by the first of `designs`."""
     author = Author(Machine(PROFILES[kernel], designs), rng, ops, pages)
@@ -472,7 +472,7 @@ def random_history(
 
 
 def settle(
-    events: Sequence[Event], designs: Sequence[type[ReverseMap]] = (AnonVmaRmap,), kernel: str = "6.12"
+    events: Sequence[Event], designs: Sequence[type[ReverseMap]] = (AnonVmaRmap,), kernel: str = REFERENCE
 ) -> list[Event]:
     """`events` with the results that they have now, without those that have become impossible.
 

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from rmaplab.check.histories import OPERATIONS, random_history
+from rmaplab.mm.profile import REFERENCE
 from rmaplab.trace.events import Event
 
 
 def histories(
-    steps: int = 40, ops: Sequence[str] = OPERATIONS, pages: int = 24, kernel: str = "6.12"
+    steps: int = 40, ops: Sequence[str] = OPERATIONS, pages: int = 24, kernel: str = REFERENCE
 ) -> SearchStrategy[list[Event]]:
     """Histories of up to `steps` events (see check/histories.py)."""
     return st.builds(

@@ -63,7 +63,7 @@ def cache() -> Path:
 
 
 def installed(version: str) -> Kernel | None:
-    """The newest kernel of `version` ("6.12") in the cache."""
+    """The newest kernel of `version` ("7.3") in the cache."""
     found = [path for path in cache().glob(f"{version}.*") if (path / "vmlinux").exists()]
     return _kept(max(found, key=lambda path: _ordering(path.name))) if found else None
 

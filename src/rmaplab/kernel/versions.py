@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from rmaplab.kernel.errors import KernelUnavailable
+from rmaplab.mm.profile import REFERENCE
 
 _MOVING: Final = ("trixie-backports", "forky", "sid")
 
@@ -19,7 +20,7 @@ SUITES: Final = {
 VERSIONS: Final = tuple(SUITES)
 COMPLETE: Final = ("6.12", "6.1")  # of whose rules the machine lacks none that lockstep has met
 NATIVE: Final = ("7.3", "7.2")  # whose linux-source packages have a mm/vma.c that builds in user space as one of these
-DEFAULT: Final = "6.12"  # whose rules the model's reference profile has
+DEFAULT: Final = REFERENCE
 
 
 def known(version: str) -> str:

@@ -2,7 +2,7 @@
 """A machine to type system calls at.
 
     >>> import rmaplab as rl
-    >>> m = rl.Machine("6.12", ["anon_vma", "cow_context"])
+    >>> m = rl.Machine("7.3", ["anon_vma", "cow_context"])
     >>> p = m.spawn()
     >>> a = p.mmap(4 * rl.PAGE)
     >>> p.write(a)
@@ -156,7 +156,7 @@ class Checked:
 class Machine(script.World):
     """A machine with no process yet, and designs that watch it.
 
-    :param profile: the kernel whose rules hold: "6.12", or a Profile
+    :param profile: the kernel whose rules hold: "7.3", or a Profile
     :param designs: names ("anon_vma"), files ("mine.py"), "package.module:Class", or classes; one or several.  VMAs
         merge by the rule of the first.
     :param large_folios: highest order of folios that faults may allocate, 0 to 9

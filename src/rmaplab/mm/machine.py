@@ -4,7 +4,7 @@
     >>> from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
     >>> from rmaplab.mm.profile import PROFILES
     >>> from rmaplab.rmap.anon_vma import AnonVmaRmap
-    >>> machine = Machine(PROFILES["6.12"], [AnonVmaRmap])
+    >>> machine = Machine(PROFILES["7.3"], [AnonVmaRmap])
     >>> mm = machine.exec(1, 0x7FFC00000000, 0x21000, 0x7FFFFFFDE000, 0x555555560000)
     >>> addr = machine.mmap(mm, 0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)
     >>> machine.fault(mm, addr, True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Kernel profiles: the rules that differ between kernel versions, and the sizes of objects.
 
-`6.12` is the reference: its sources are what mm/ and rmap/ model.  The others state how they differ.  Rules
-that all of them share are not in a profile.
+`7.3` is the reference: the kernel that is meant where none is named.  A rule that a profile does not state is that of
+6.12.  Rules that all of them share are not in a profile.
 
 Sources
 - 6.1 and 6.12: the sources of Debian's linux-source-6.1 (6.1.192) and linux-source-6.12 (6.12.117), and the
@@ -36,7 +36,7 @@ from typing import Any, Final
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """One kernel.  A rule is one field here; a kernel that has another rule than the reference says so in `PROFILES`.
+    """One kernel.  A rule is one field, with 6.12's as its default; a kernel that has another says so in `PROFILES`.
     A profile for sizes measured elsewhere is `dataclasses.replace(profile, release=..., sizes=...)`."""
 
     name: str
@@ -142,7 +142,7 @@ def _of_fields(values: dict[str, Any]) -> Profile:
     return Profile(**values)
 
 
-REFERENCE: Final = "6.12"
+REFERENCE: Final = "7.3"
 
 _KNOWN: Final = (
     Profile(

@@ -6,7 +6,7 @@ by the workload and mapped with MAP_FIXED_NOREPLACE, so a history says the same 
 
 Invariants
 - The same parameters and the same seed give the same events.
-- Every event's result is what Linux 6.12 returns: a replay that differs is a bug of the machine.
+- Every event's result is what Linux returns: a replay that differs is a bug of the machine.
 """
 
 from __future__ import annotations

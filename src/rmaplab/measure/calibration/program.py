@@ -7,7 +7,7 @@
     0
     >>> with program.timed():
     ...     program.write(0, 4)
-    >>> program.counts(PROFILES["6.12"])["pages zeroed"]
+    >>> program.counts(PROFILES["7.3"])["pages zeroed"]
     4
 
 Its words are those of trace/script.py.  Both do the same, in the same order, at the same addresses.  All processes run
