@@ -144,19 +144,19 @@ def test_a_second_time_there_is_nothing_to_do(apt: Apt, run: Run) -> None:
 
 
 def test_image_and_modules_are_packages_of_their_own_since_7(apt: Apt, run: Run) -> None:
-    release = "7.2.10+test-cloud-amd64"
+    release = "7.3.1000+test-cloud-amd64"
     files = f"usr/lib/modules/{release}"
-    apt.add(f"linux-binary-{release}", {f"{files}/vmlinuz": b"image of 7.2"})
-    apt.add(f"linux-modules-{release}", {f"{files}/kernel/brd.ko.xz": lzma.compress(b"module of 7.2")})
+    apt.add(f"linux-binary-{release}", {f"{files}/vmlinuz": b"image of 7.3"})
+    apt.add(f"linux-modules-{release}", {f"{files}/kernel/brd.ko.xz": lzma.compress(b"module of 7.3")})
     apt.add(f"linux-image-{release}", {})
     apt.add(f"linux-image-{release}-dbg", {f"usr/lib/debug/lib/modules/{release}/vmlinux": b"debug information"})
-    apt.add("linux-image-7.2.9+test-cloud-amd64-dbg", {})
-    apt.add("linux-image-7.2.11+test-cloud-amd64-dbg", {})  # whose image is not there yet
-    assert run("setup", "--version", "7.2")[1].startswith(f"{release} is in ")
-    kernel = setup.need("7.2")
-    assert kernel.image.read_bytes() == b"image of 7.2" and kernel.vmlinux.read_bytes() == b"debug information"
+    apt.add("linux-image-7.3.998+test-cloud-amd64-dbg", {})
+    apt.add("linux-image-7.3.1001+test-cloud-amd64-dbg", {})  # whose image is not there yet
+    assert run("setup", "--version", "7.3")[1].startswith(f"{release} is in ")
+    kernel = setup.need("7.3")
+    assert kernel.image.read_bytes() == b"image of 7.3" and kernel.vmlinux.read_bytes() == b"debug information"
     assert kernel.modules is not None
-    assert modules.read(kernel.modules, modules.MODULES) == {"brd": b"module of 7.2"}
+    assert modules.read(kernel.modules, modules.MODULES) == {"brd": b"module of 7.3"}
 
 
 def test_what_can_be_fetched_is_said_from_one_table(apt: Apt, run: Run) -> None:
