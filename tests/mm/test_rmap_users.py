@@ -138,8 +138,8 @@ def test_a_page_that_somebody_locked_elsewhere_stays_mapped_there(shared: Space)
 @pytest.mark.parametrize("kernel", ["6.12", "7.3"])
 @pytest.mark.parametrize("locked", [False, True])
 def test_a_page_that_somebody_locked_gives_its_swap_back_to_whoever_reads_it_last(kernel: str, locked: bool) -> None:
-    """mm/memory.c should_try_to_free_swap(): VM_LOCKED here, or a folio that is mlocked, wherever; since 7.2 each, where
-    swap is a synchronous device."""
+    """mm/memory.c should_try_to_free_swap(): VM_LOCKED here, or a folio that is mlocked, wherever; and since 7.2 always
+    where swap is a synchronous device."""
     space = Space(kernel)
     space.map(0, 2)
     space.write(0, 2)
