@@ -59,15 +59,15 @@ class Guarded(PageScanRmap):
     def told(self, event: str, *spaces: MM, vmas: tuple[VMA, ...] = (), write: bool = True) -> None:
         holds = self.lockers()
         for mm in spaces:
-            if mm.start_stack == 0:
-                continue  # execve() is making it, and nobody else knows it
             assert holds.writes(mm.mmap_lock) or (not write and holds.has(mm.mmap_lock)), f"{event}: mmap_lock"
         for vma in vmas:
             assert holds.writes(lock_of(vma)), f"{event}: VMA lock"
         TOLD.append(event)
 
     def of_pages(self, event: str, vma: VMA, addr: int, nr_pages: int) -> None:
-        assert self.lockers().writes(vma.mm.page_table.leaf(addr).lock), f"{event}: leaf lock"
+        holds = self.lockers()
+        assert holds.writes(vma.mm.page_table.leaf(addr).lock), f"{event}: leaf lock"
+        assert holds.has(vma.mm.mmap_lock) or holds.has(lock_of(vma)), f"{event}: mmap_lock or VMA lock"
         assert addr >> LEAF_SHIFT == (addr + (nr_pages << 12) - 1) >> LEAF_SHIFT
         TOLD.append(event)
 
@@ -89,7 +89,7 @@ class Guarded(PageScanRmap):
         assert mm.users == 0 and not mm.page_table.leaves and not self.lockers().has(mm.mmap_lock)
 
     def vma_prepare(self, vma: VMA) -> None:
-        self.told("vma_prepare")
+        self.told("vma_prepare", vma.mm, write=False)
         assert not vma.prepared and vma.mm.tree.at(vma.start) is vma
 
     def vma_forked(self, parent: VMA, child: VMA) -> None:

@@ -16,7 +16,7 @@ from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.locking import lock_of
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_STACK_INCOMPLETE_SETUP, VMA
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, VmaFields
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
 from rmaplab.rmap.context import CowContext
@@ -338,6 +338,16 @@ class ReferenceIgnored(Machine):
             self.pins[head] = held
 
 
+class TemporaryStacksMigrated(Machine):
+    """Migration does not leave alone the stack that an exec under way has still to move."""
+
+    def begin_exec(self, stack_start: int, stack_len: int, stack_offset: int) -> MM:
+        mm = super().begin_exec(stack_start, stack_len, stack_offset)
+        for vma in mm.tree.to_list():
+            vma.flags &= ~VM_STACK_INCOMPLETE_SETUP
+        return mm
+
+
 class FaultsDuringFork(Machine):
     """fork leaves the VMAs of the parent unlocked, and a fault under such a lock may prepare its VMA.
 
@@ -482,6 +492,8 @@ RACED: Final = (
            machine=TablesFreedFirst),
     _raced("a reference keeps a page", AnonVmaRmap, AnonVmaRmap, "unmap / munmap + exit of the child",
            machine=ReferenceIgnored),
+    _raced("migration leaves temporary stacks alone", AnonVmaRmap, AnonVmaRmap, "migrate / exec", "a8bef8ff6ea1",
+           TemporaryStacksMigrated),
     _raced("the record comes before the entries", CowContextRmap, RecordedLate, "restore / mremap away"),
     _raced("a page table is freed after a grace period", AnonVmaLazyRmap, LazyTablesFreedAtOnce,
            "unmap / munmap before any fork"),

@@ -45,6 +45,7 @@ HOME: Final = 0x10000000
 AWAY: Final = 0x20000000
 BEYOND: Final = 0x30000000
 _BARE: Final = Layout(stack=0x7FFFFFFF0000, length=PAGE, linked=0x7FFFFFFF0000, heap=0)
+_MOVED: Final = _BARE._replace(stack=0x7FFC6F8D3000)
 
 
 class Obligation(AssertionError):
@@ -72,6 +73,7 @@ class World(script.World):
         self.machine: Final = machine(PROFILES[REFERENCE], [design], scheduler=execution)
         self.head = 0
         self.addr = HOME
+        self.program: MM | None = None  # that process 3 is about to execute; the folio is of its stack
         self._player: Final = Player(self.machine, Header(recorder="race"))
         self._made = 0
 
@@ -99,14 +101,13 @@ class World(script.World):
         return self.machine.mm_of(pid)
 
     def isolate(self) -> None:
-        """Take a reference to the folio at `addr` of process 1, or of process 2 if 1 has none."""
-        for pid in (1, 2):
-            if pid in self.machine.processes:
-                entry = self.mm(pid).page_table.get(self.addr)
-                if entry & PTE_ANON:
-                    self.head = entry >> PTE_SHIFT
-                    self.machine.get_folio(self.head)
-                    return
+        """Take a reference to the folio at `addr` of the program, or of process 1, or of process 2 if 1 has none."""
+        for mm in (self.program, self.mm(1), self.mm(2)):
+            entry = 0 if mm is None else mm.page_table.get(self.addr)
+            if entry & PTE_ANON:
+                self.head = entry >> PTE_SHIFT
+                self.machine.get_folio(self.head)
+                return
         raise AssertionError("the scenario has no folio to look for")
 
     # What users do, each in one task
@@ -274,6 +275,18 @@ def _there_and_back(process: Process) -> None:
     process.mremap(AWAY, PAGE, to=HOME)
 
 
+def _arguments_copied(world: World) -> None:
+    """A program has its arguments on a stack that has still to move to its place."""
+    world.program = world.machine.begin_exec(_MOVED.stack, _MOVED.length, _MOVED.linked)
+    world.addr = _MOVED.linked
+
+
+def _execute(process: Process) -> None:
+    world = process.world
+    assert isinstance(world, World) and world.program is not None
+    world.machine.end_exec(process.pid, world.program, _MOVED.stack, _MOVED.length, _MOVED.heap)
+
+
 OPERATIONS: Final = {
     operation.name: operation
     for operation in (
@@ -305,6 +318,7 @@ OPERATIONS: Final = {
         Operation("swap-in", 2, _swapped_and_back, lambda p: p.write(HOME)),
         Operation("fault after madvise", 2, _given_up, lambda p: p.write(HOME)),
         Operation("madvise in the child", 2, _nothing, _give_up),
+        Operation("exec", 3, _arguments_copied, _execute),
         Operation("KSM page unshared", 2, _merged_by_ksm, lambda p: p.write(HOME)),
         Operation("KSM page forked", 1, _merged_by_ksm, lambda p: p.fork(pid=3)),
         Operation("KSM page's exit of a sharer", 2, _merged_by_ksm, Process.exit),
@@ -354,13 +368,13 @@ _SERIALISED: Final = ("anon_vma",)  # designs whose lock keeps their walks apart
 
 
 def names() -> list[str]:
-    """All scenarios: "user / operation" and "user / operation + operation".  The machine does not migrate KSM's
-    pages, so there is nothing to restore."""
+    """All scenarios: "user / operation" and "user / operation + operation".  Neither KSM's pages nor those of a stack
+    that exec moves are migrated, so there is nothing to restore."""
     alone = [
         f"{user} / {operation}"
         for user in USERS
         for operation in OPERATIONS
-        if not (user == "restore" and operation.startswith("KSM"))
+        if not (user == "restore" and operation.startswith(("KSM", "exec")))
     ]
     pairs = [f"{user} / {one} + {other}" for user in USERS for one in _PAIRED[0] for other in _PAIRED[1]]
     threads = [f"{user} / {one} + {other}" for user in USERS for one, other in _THREADS]

@@ -102,8 +102,19 @@ class Machine(System):
 
         :raises HistoryError: that stack cannot be
         """
-        mm = process.new_address_space(self, stack_start, stack_len, stack_offset, start_brk)
+        mm = self.begin_exec(stack_start, stack_len, stack_offset)
+        self.end_exec(pid, mm, stack_start, stack_len, start_brk)
+        return mm
+
+    def begin_exec(self, stack_start: int, stack_len: int, stack_offset: int) -> MM:
+        """The first part of exec(): nobody's address space, with the arguments on a stack that has still to move."""
+        mm = process.new_address_space(self, stack_start, stack_len, stack_offset)
         self.mms[mm.id] = mm
+        return mm
+
+    def end_exec(self, pid: int, mm: MM, stack_start: int, stack_len: int, start_brk: int) -> None:
+        """The second: the stack gets to its place, and `mm` is the address space of `pid`."""
+        process.set_up_stack(self, mm, stack_start, stack_len, start_brk)
         known = self.processes.get(pid)
         if known is None:
             self.processes[pid] = Process(pid, mm, 0)
@@ -111,7 +122,6 @@ class Machine(System):
             old = known.mm
             known.mm = mm
             self._drop(old)
-        return mm
 
     def fork(self, pid: int, child_pid: int, flags: int = 0) -> MM:
         """fork(2): `child_pid` begins with a copy of `pid`'s address space, or with CLONE_VM in `flags` with that

@@ -145,13 +145,14 @@ def madvise(system: System, mm: MM, start: int, length: int, advice: int) -> int
         return -EINVAL
     if end == start:
         return 0
-    if populating and not system.profile.populates_past_holes:
-        return populate_advised(system, mm, start, end, advice == MADV_POPULATE_WRITE)
     if flag_advice:
         mm.mmap_lock.down_write()
     else:
         mm.mmap_lock.down_read()
-    error = _walk_vmas(system, mm, start, end, advice)
+    if populating and not system.profile.populates_past_holes:
+        error = populate_advised(system, mm, start, end, advice == MADV_POPULATE_WRITE)
+    else:
+        error = _walk_vmas(system, mm, start, end, advice)
     if flag_advice:
         write_unlock(mm)
     else:

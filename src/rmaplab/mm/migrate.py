@@ -23,7 +23,7 @@ from rmaplab.mm.pagetable import (
 )
 from rmaplab.mm.rmap_walk import Visit, rmap_walk
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, VMA
+from rmaplab.mm.vma import MM, VM_GROWSDOWN, VM_STACK_INCOMPLETE_SETUP, VMA
 from rmaplab.mm.vmscan import isolate
 
 
@@ -61,6 +61,11 @@ def migrate_folio(system: System, head: int) -> int:
 
 class _Unmap(Visit):
     """try_to_migrate_one()"""
+
+    def skips(self, vma: VMA) -> bool:
+        """Entries of a stack that exec moves may be where no walk looks: a migration entry there would stay for ever
+        (invalid_migration_vma(), vma_is_temporary_stack())."""
+        return vma.flags & VM_STACK_INCOMPLETE_SETUP == VM_STACK_INCOMPLETE_SETUP and vma.flags & VM_GROWSDOWN != 0
 
     def entry(self, vma: VMA, addr: int, leaf: Leaf, i: int, entry: int) -> bool:
         system = self.system

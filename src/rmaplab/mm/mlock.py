@@ -28,6 +28,7 @@ from rmaplab.mm.vma import (
     MM,
     PAGE_MASK,
     PAGE_SHIFT,
+    TASK_SIZE,
     VM_DROPPABLE,
     VM_LOCKED,
     VM_LOCKONFAULT,
@@ -51,7 +52,7 @@ def mlock(system: System, mm: MM, start: int, length: int, flags: int) -> int:
     write_unlock(mm)
     if error:
         return error
-    error = populate(system, mm, start, end)
+    error = populate(system, mm, start, end, ignore_errors=False)
     return -ENOMEM if error == -EFAULT else error
 
 
@@ -85,8 +86,7 @@ def mlockall(system: System, mm: MM, flags: int) -> int:
         _lock_all(system, mm, to_add)
     write_unlock(mm)
     if flags & MCL_CURRENT:
-        for vma in mm.tree.to_list():
-            populate(system, mm, vma.start, vma.end)
+        populate(system, mm, 0, TASK_SIZE)
     return 0
 
 

@@ -121,11 +121,11 @@ def mmap(
 
     mm.mmap_lock.down_write()
     result = _map_locked(system, mm, addr, length, prot, flags, file, pgoff, at)
+    vma = mm.tree.at(result) if result >= 0 else None
+    populating = flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE or (vma is not None and vma.flags & VM_LOCKED)
     write_unlock(mm)
-    if result >= 0:
-        vma = mm.tree.at(result)
-        if flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE or (vma is not None and vma.flags & VM_LOCKED):
-            populate(system, mm, result, result + length)
+    if result >= 0 and populating:
+        populate(system, mm, result, result + length)
     return result
 
 
@@ -313,8 +313,12 @@ def unmap_locked(system: System, mm: MM, start: int, end: int, vmas: list[VMA], 
 def brk(system: System, mm: MM, addr: int) -> int:
     """brk(2): the new end of the heap, or the old one if it cannot be changed."""
     mm.mmap_lock.down_write()
+    old = mm.brk
     result = _brk_locked(system, mm, addr)
+    locked = mm.def_flags & VM_LOCKED
     write_unlock(mm)
+    if locked:
+        populate(system, mm, page_align(old), page_align(result))
     return result
 
 
@@ -355,8 +359,6 @@ def _brk_locked(system: System, mm: MM, addr: int) -> int:
         mm.locked_vm += nr_pages
     vma.flags |= VM_SOFTDIRTY
     mm.brk = addr
-    if mm.def_flags & VM_LOCKED:
-        populate(system, mm, old_end, new_end)
     return addr
 
 

@@ -21,7 +21,7 @@ from rmaplab.mm.abi import (
     PROT_SEM,
     PROT_WRITE,
 )
-from rmaplab.mm.gup import populate
+from rmaplab.mm.gup import populate_vma
 from rmaplab.mm.locking import start_write, write_unlock
 from rmaplab.mm.merge import attributes_of, modify
 from rmaplab.mm.mmap import page_align
@@ -119,7 +119,7 @@ def _protect_range(system: System, vma: VMA, start: int, end: int, flags: int) -
     changed.flags = new.flags
     change_protection(system, changed, start, end)
     if old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and flags & VM_WRITE:
-        populate(system, changed.mm, start, end)
+        populate_vma(system, changed, start, end)
     return changed.end
 
 

@@ -71,11 +71,11 @@ def mremap(
             return error
     mm.mmap_lock.down_write()
     result = _mremap_locked(system, mm, addr, old_len, new_len, flags, new_addr, at)
+    vma = mm.tree.at(result) if result >= 0 and new_len > old_len else None
+    locked = vma is not None and vma.flags & VM_LOCKED != 0
     write_unlock(mm)
-    if result >= 0 and new_len > old_len:
-        vma = mm.tree.at(result)
-        if vma is not None and vma.flags & VM_LOCKED:
-            populate(system, mm, result + old_len, result + new_len)
+    if locked:
+        populate(system, mm, result + old_len, result + new_len)
     return result
 
 

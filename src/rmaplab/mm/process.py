@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Creation, copying and end of address spaces: execve, fork, exit.
 
-Models kernel/fork.c dup_mmap(), fs/exec.c setup_arg_pages() with relocate_vma_down() of mm/mmap.c, and
-mm/mmap.c exit_mmap().
+Models kernel/fork.c dup_mmap(), fs/exec.c bprm_mm_init() and setup_arg_pages() with relocate_vma_down() of mm/mmap.c,
+and mm/mmap.c exit_mmap().
 
 fork calls the designs for each VMA before its entries are copied, and lists the VMAs whose entries to copy.
 Neighbours form one run, since there are no entries between them.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from rmaplab.mm import memory
 from rmaplab.mm.errors import HistoryError
-from rmaplab.mm.locking import end_write, write_unlock
+from rmaplab.mm.locking import write_unlock
 from rmaplab.mm.merge import change_range
 from rmaplab.mm.mmap import grow_down
 from rmaplab.mm.mremap import move_page_tables
@@ -33,6 +33,7 @@ from rmaplab.mm.vma import (
     VM_MAYWRITE,
     VM_NOHUGEPAGE,
     VM_READ,
+    VM_STACK_INCOMPLETE_SETUP,
     VM_WIPEONFORK,
     VM_WRITE,
     VMA,
@@ -43,15 +44,9 @@ _STACK_FLAGS = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_G
 _ARGUMENT_PAGES = 2  # pages of arguments and environment that a small program is started with
 
 
-def new_address_space(
-    system: System, stack_start: int, stack_len: int, stack_offset: int, start_brk: int
-) -> MM:
-    """The address space of a program that was just exec'd, with its stack and nothing else.
-
-    The stack begins below `stack_offset + stack_len`, gets its arguments, moves down until it ends at
-    `stack_start + stack_len`, and grows to its length: from then on its page offset is not its address.
-    All arguments are byte addresses or lengths.
-    """
+def new_address_space(system: System, stack_start: int, stack_len: int, stack_offset: int) -> MM:
+    """The address space of a program that is being exec'd, with a temporary stack that holds its arguments and ends at
+    `stack_offset + stack_len` (bprm_mm_init(), copy_strings()).  See set_up_stack()."""
     end = stack_start + stack_len
     old_end = stack_offset + stack_len
     for what, value in (("start", stack_start), ("length", stack_len), ("page offset", stack_offset)):
@@ -67,21 +62,37 @@ def new_address_space(
         design.mm_created(mm)
     arguments = min(_ARGUMENT_PAGES << PAGE_SHIFT, stack_len)
     start = old_end - arguments
-    stack = system.new_vma(mm, start, old_end, start >> PAGE_SHIFT, _STACK_FLAGS, None)
+    stack = system.new_vma(mm, start, old_end, start >> PAGE_SHIFT, _STACK_FLAGS | VM_STACK_INCOMPLETE_SETUP, None)
+    mm.mmap_lock.down_write()
     mm.tree.insert(stack)
+    write_unlock(mm)
+    mm.mmap_lock.down_read()  # get_arg_page()
     memory.fault_vma(system, stack, start, arguments >> PAGE_SHIFT, True)
+    mm.mmap_lock.up_read()
+    return mm
+
+
+def set_up_stack(system: System, mm: MM, stack_start: int, stack_len: int, start_brk: int) -> None:
+    """The stack moves down until it ends at `stack_start + stack_len`, and grows to its length: from then on its page
+    offset is not its address (setup_arg_pages()).  Until it has moved, migration leaves it alone: entries move without
+    the locks that its walks rely on.
+    """
+    mm.mmap_lock.down_write()
+    stack = mm.tree.to_list()[0]
+    old_end = stack.end
+    end = stack_start + stack_len
     if old_end != end:
         _relocate_down(system, stack, old_end - end)
+    stack.flags &= ~VM_STACK_INCOMPLETE_SETUP
     if stack.start > stack_start:
         error = grow_down(system, stack, stack_start)
         if error:
             raise HistoryError(f"exec: the stack cannot grow down to {stack_start:#x}")
-    end_write(mm)
+    write_unlock(mm)
     mm.total_vm = stack_len >> PAGE_SHIFT
     mm.start_stack = end
     mm.start_brk = start_brk
     mm.brk = start_brk
-    return mm
 
 
 def _relocate_down(system: System, vma: VMA, shift: int) -> None:

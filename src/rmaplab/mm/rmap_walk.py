@@ -30,6 +30,10 @@ class Visit:
         self.head = head
         self.nr_pages = system.folios.nr_pages(head)
 
+    def skips(self, vma: VMA) -> bool:
+        """Is the VMA none of its business (rmap_walk_control.invalid_vma)?"""
+        return False
+
     def wants(self, entry: int) -> bool:
         """Does the entry map a page of the folio (check_pte())?"""
         return entry & PTE_ANON != 0 and self.head <= entry >> PTE_SHIFT < self.head + self.nr_pages
@@ -51,6 +55,8 @@ def rmap_walk(visit: Visit) -> int:
     found = 0
     for vma, first in walk:
         system.walk_places.count += 1
+        if visit.skips(vma):
+            continue
         hits = 0
         over = False
         for addr in range(first, min(vma.end, first + (visit.nr_pages << PAGE_SHIFT)), PAGE_SIZE):

@@ -46,6 +46,7 @@ VM_LOCKED: Final = 0x2000
 VM_IO: Final = 0x4000
 VM_SEQ_READ: Final = 0x8000
 VM_RAND_READ: Final = 0x10000
+VM_STACK_INCOMPLETE_SETUP: Final = VM_SEQ_READ | VM_RAND_READ  # of a stack that exec has still to move
 VM_DONTCOPY: Final = 0x20000
 VM_DONTEXPAND: Final = 0x40000
 VM_LOCKONFAULT: Final = 0x80000
