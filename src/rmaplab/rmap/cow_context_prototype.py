@@ -20,8 +20,11 @@ Assumptions of the walk
 - every VMA that is not at offset 0 and has anonymous pages is recorded.  `RecordTree` and the hooks do not
   quite keep this.
 
-Locking: records change under mmap_lock, and those of munmap(), which holds it for reading only, under a
-spin lock; a context's list of children has another.  The walk runs under RCU and takes none.
+Locking: records are added and changed under mmap_lock, which remaps and forks assert to be held for writing, and
+removed under a spin lock besides, since munmap() holds mmap_lock for reading only; a context's list of children has
+another.  The walk runs under RCU and takes none.  A fault that prepares a VMA of a file adds its record, too, with
+mmap_lock held for reading at most: only the maple tree's own lock around each store is between two of them,
+so of two records that touch the same entry one may get lost.
 """
 
 from __future__ import annotations
@@ -180,6 +183,7 @@ class CowContextPrototypeRmap(ContextRmap):
 
     def vma_forked(self, parent: VMA, child: VMA) -> None:
         # cow_context_do_fork()
+        child.mm.mmap_lock.assert_held_write()
         self._record(child)
         if parent.file is not None:
             self._record(parent)
@@ -207,6 +211,7 @@ class CowContextPrototypeRmap(ContextRmap):
     def _remap(self, vma: VMA, old_start: int) -> None:
         """cow_context_do_remap(): `vma`, which is where it is now, was at `old_start`.  One that is home
         again is not to be recorded, and its old record left to whoever unmaps the source."""
+        vma.mm.mmap_lock.assert_held_write()
         now = bounds_of(vma)
         offset = _offset(now)
         if offset != 0:
@@ -229,7 +234,7 @@ class CowContextPrototypeRmap(ContextRmap):
     # Records
 
     def _record(self, vma: VMA) -> None:
-        """add_new_remap() for a VMA that has, or is about to have, anonymous pages."""
+        """add_new_remap() for a VMA that has, or is about to have, anonymous pages.  It takes no lock of its own."""
         now = bounds_of(vma)
         offset = _offset(now)
         if offset != 0:
