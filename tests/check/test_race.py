@@ -299,7 +299,7 @@ def test_a_design_that_cannot_be_built_is_refused(tmp_path: Path, capsys: pytest
 def test_what_was_given_up_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = command(capsys, "restore / fork of the child", "--rmap", "anon_vma", "--limit", "2")
     assert status == 1 and "0 are broken" in out
-    assert "1 not finished: --limit 2 gave them up" in out
+    assert "1 not finished: --limit 2 abandoned them" in out
 
 
 def test_two_designs_of_one_name_are_refused(own: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,7 +130,7 @@ def test_what_cannot_be_shown_is_said_in_a_sentence(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     for arguments, sentence in (
         (("show", path, "--at", "9"), "events 9 to 9 are no part of this history, which has 5"),
-        (("show", path, "--ask", "here"), "'here' is no page: say PID:ADDRESS"),
+        (("show", path, "--ask", "here"), "'here' is not a page: say PID:ADDRESS"),
         (("show", path, "--ask", "7:0x1000"), "there is no process 7"),
         (("show", path, "--ask", "2:0x1000"), "process 2 has no anonymous page at 0x1000"),
         (("show", path, "--rmap", "nothing"), "no design is called 'nothing'"),
@@ -141,7 +141,7 @@ def test_what_cannot_be_shown_is_said_in_a_sentence(tmp_path: Path) -> None:
         (("explore", "restore / frok", "--rmap", "anon_vma", "-o", page), "no scenario called 'restore / frok'"),
         (("explore", "restore / fork", "-o", page), "a race is one design's: name it with --rmap"),
         (("show", "restore / fork", "--rmap", "anon_vma", "--path", "0x99"), "the path does not fit restore / fork"),
-        (("show", "race-fork", "--at", "99"), "step 99 is no part of this race, which has 7"),
+        (("show", "race-fork", "--at", "99"), "this race has 7 steps, and no step 99"),
         (("show", "race-fork", "--rmap", "anon_vma"), "has its design and its path"),
         (("explore", "race-fork", "--from", "2", "-o", page), "leave --from and --to out"),
     ):

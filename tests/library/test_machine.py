@@ -142,8 +142,8 @@ def test_what_cannot_happen_is_refused() -> None:
     [
         ({"profile": "2.4"}, "there is no profile '2.4': give one of "),
         ({"profile": "anon_vma"}, "designs come after it"),
-        ({"designs": []}, "there is at least one"),
-        ({"designs": ["anon_vma", "anon_vma"]}, "told apart by name"),
+        ({"designs": []}, "at least one design"),
+        ({"designs": ["anon_vma", "anon_vma"]}, "each name once, not \\[anon_vma, anon_vma"),
         ({"designs": "anonvma"}, "no design is called 'anonvma': give one of anon_vma"),
         ({"designs": ["mine.py"]}, "there is no file 'mine.py'"),
         ({"large_folios": 12}, "0 .off. to 9 is possible"),

@@ -136,7 +136,7 @@ def test_what_is_not_done_is_said(campaign: Path, tmp_path: Path) -> None:
         kept.unlink()
     (tmp_path / "out" / "results.parquet").unlink()
     done = report(tmp_path, "out")
-    assert done.returncode == 2 and "nothing is done in out yet" in done.stderr
+    assert done.returncode == 2 and "no point in out is done yet" in done.stderr
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.25, "0.25"), (12.0, "12"), (1234.5, "1,234"), (0.123456, "0.123")])

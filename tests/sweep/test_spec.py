@@ -98,7 +98,7 @@ def test_the_key_depends_on_the_contents_of_files(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("", "has no point"),
-        ("name = 3", "name has to be text"),
+        ("name = 3", "`name` has to be text"),
         ("[[compare]", "is not TOML"),
         ("[[melt]]\nx = 1", "no 'melt' to sweep over"),
         ("[compare]\nhistory = 'aim7'", "two brackets"),
@@ -112,7 +112,7 @@ def test_the_key_depends_on_the_contents_of_files(tmp_path: Path) -> None:
         ("[[compare]]\nhistory = 'aim7'\ndesigns = ['anon']", "no design is called"),
         ("[[compare]]\nhistory = 'aim7'\ndesigns = []", "needs designs"),
         ("[[compare]]\nhistory = 'aim7'\ndesigns = ['anon_vma']\nprofile = '5.4'", "no profile '5.4'"),
-        ("[[compare]]\nhistory = 'aim7'\ndesigns = ['anon_vma']\nfiles = {}", "files is no parameter"),
+        ("[[compare]]\nhistory = 'aim7'\ndesigns = ['anon_vma']\nfiles = {}", "files is not a parameter"),
         ("[[verify]]\nsteps = 0\ndesigns = ['anon_vma']", "needs steps"),
         ("[[race]]\nscenario = 'lunch'\ndesign = 'anon_vma'", "no scenario's name contains"),
         ("[[verify]]\nsteps = 5\ndesigns = ['anon_vma']\nseed = '1..999999'", "more than"),

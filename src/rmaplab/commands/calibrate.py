@@ -39,7 +39,7 @@ class Figures(msgspec.Struct, frozen=True):
     """What was measured.
 
     costs:  the profile
-    fitted: programs of the fit (none where a profile was given), held_out: those that it has not seen; nanoseconds
+    fitted: programs of the fit (none where a profile was given), held_out: the others; nanoseconds
     median: of predicted over measured, of those held out; None where nothing was checked
     contention: how many times slower relatives are than strangers in races; median of these
     """
@@ -53,7 +53,7 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 class Told(msgspec.Struct, frozen=True):
-    """What was measured, and whether it predicts what it has not seen."""
+    """What was measured, and whether it predicts the programs that were held out."""
 
     inputs: Inputs
     holds: bool
@@ -67,7 +67,7 @@ def command(
     ] = None,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Predict programs that were held out of the fit, and hold them to bounds."),
+        typer.Option("--check", help="Predict programs that were held out of the fit, and judge by bounds."),
     ] = False,
     costs: Annotated[
         str,
@@ -84,12 +84,11 @@ def command(
     ] = 5,
     json: options.Json = False,
 ) -> bool:
-    """Measure what work costs on this machine's kernel: small programs, on the kernel and in the model.
+    """Measure what work costs in this machine's kernel, by small programs.
 
-    Each program is a history. The model says what it makes Linux do, the kernel how long that takes; costs are
-    fitted to both. --check asks the costs for programs that they have not seen: predicted over measured has to be
-    between 0.8 and 1.25 in the median, and between 0.5 and 2 for each. Takes a minute, a C compiler, and a machine
-    that has little else to do.
+    The model counts the work of each program, the kernel runs it, and costs are fitted to both. --check predicts
+    programs that the fit has not seen: predicted over measured has to be between 0.8 and 1.25 in the median, and
+    between 0.5 and 2 for each. Needs a minute, a C compiler, and a machine without other load.
 
     \b
     Examples:

@@ -31,8 +31,8 @@ from rmaplab.terminal import console, say
 from rmaplab.trace.history import History, write_history
 from rmaplab.trace.record import RecordError, record
 
-# What `compare` compares, unless told otherwise.  page_scan looks at every page table for every walk, which
-# takes as long as it sounds, and could only agree with the page tables that all are checked against anyway.
+# What `compare` compares by default.  page_scan reads every page table for every walk, which takes long, and could only
+# agree with the page tables against which all designs are checked anyway.
 COMPARED: Final = tuple(name for name in STANDARD if not DESIGNS[name].scans_memory)
 MORE: Final = "--full prints all tables, --json all figures; -o page.html draws them"
 

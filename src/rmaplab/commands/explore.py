@@ -86,14 +86,14 @@ def command(
     ],
     first: Annotated[
         int,
-        typer.Option("--from", min=1, metavar="N", help="Begin at event N; what came before is played."),
+        typer.Option("--from", min=1, metavar="N", help="Begin at event N; earlier events are played, not shown."),
     ] = 1,
     last: Annotated[
         int, typer.Option("--to", min=0, metavar="N", help="End at event N (0: the last).")
     ] = 0,
     steps: Annotated[
         int,
-        typer.Option(min=1, max=2000, metavar="N", help="At most so many; longer histories are folded."),
+        typer.Option(min=1, max=2000, metavar="N", help="At most N steps; longer histories are folded."),
     ] = STEPS,
     asked: Asked = Asked(),
 ) -> bool:

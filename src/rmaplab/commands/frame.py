@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> int:
         return _refuse(f"{where}{error.strerror or error}")
     except MemoryError:
         return _refuse("there is not enough memory for a history of this size")
-    except Exception:  # a mistake in a design of one's own, or in rmaplab: its author wants to see where
+    except Exception:  # a mistake in a user's design, or in rmaplab: its author needs to see where
         import traceback
 
         traceback.print_exc()
@@ -127,7 +127,7 @@ def function_of(verb: Verb) -> Callable[..., int]:
 
 
 def _parse(verb: Verb, arguments: list[str]) -> Callable[[], int] | None:
-    """The call that `arguments` stand for.  What follows "--" is a command, which the verb finds in its context."""
+    """The call that `arguments` describe.  The words after "--" are a command, which the verb finds in its context."""
     import typer
 
     function = _spread(function_of(verb))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Options that several commands share, and what is made of them.
+"""Options that several commands share, and what they name.
 
 Lists are given alike everywhere: `--rmap anon_vma,cow_context`, or the option repeated, or both.
 """
@@ -53,7 +53,7 @@ Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")]
 Costs = Annotated[
     str, typer.Option(metavar="NAME|F", help="Cost profile: a shipped one, or a file of `rmaplab calibrate`.")
 ]
-Jobs = Annotated[int, typer.Option(min=0, metavar="N", help="Processes that work (0: one per CPU).")]
+Jobs = Annotated[int, typer.Option(min=0, metavar="N", help="Worker processes (0: one per CPU).")]
 Full = Annotated[bool, typer.Option("--full", help="Print all figures as tables, too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Names = Annotated[bool, typer.Option("--names", help="Keep names of files and processes, and the command line.")]

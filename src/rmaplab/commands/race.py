@@ -60,7 +60,7 @@ class Differences(msgspec.Struct, frozen=True):
 def command(
     scenarios: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SCENARIO]...", help="Only those whose names contain this."),
+        typer.Argument(metavar="[SCENARIO]...", help="Only scenarios whose names contain this."),
     ] = None,
     rmap: options.Designs = None,
     preemptions: Annotated[
@@ -68,11 +68,11 @@ def command(
         typer.Option(
             min=-1,
             metavar="N",
-            help="Take a CPU away at most N times (default: each scenario's own bound, mostly none).",
+            help="Preempt at most N times (default: each scenario's own bound, mostly none).",
         ),
     ] = -1,
     limit: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Give a scenario up after N interleavings (0: never).")
+        int, typer.Option(min=0, metavar="N", help="Abandon a scenario after N interleavings (0: never).")
     ] = 0,
     random: Annotated[
         int,
@@ -81,7 +81,7 @@ def command(
     seed: options.Seed = 1,
     timelines: Annotated[
         int,
-        typer.Option(min=0, metavar="N", help="Show the timelines of at most N failures of a design."),
+        typer.Option(min=0, metavar="N", help="Show the timelines of at most N failures per design."),
     ] = 1,
     jobs: options.Jobs = 1,
     path: Annotated[str, typer.Option(metavar="PATH", help="Replay this path of one scenario exactly.")] = "",
@@ -237,7 +237,7 @@ def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, 
             out.print(f"\n--timelines {len(failed)} shows how each comes about, and how to see it again\n")
         left = sum(not v.broken and not v.random and not v.exhausted for v in verdicts)
         if left:
-            out.print(f"{left} not finished: --limit {inputs.limit} gave them up, and nothing is said about them\n")
+            out.print(f"{left} not finished: --limit {inputs.limit} abandoned them, so there is no verdict on them\n")
     for complaint in wrong:
         out.print(complaint, soft_wrap=True)
     print_verdict(holds, out)

@@ -28,7 +28,7 @@ def command(
     what: What,
     at: Annotated[int, typer.Option(min=0, metavar="N", help="After event N (0: the last).")] = 0,
     ask: Annotated[
-        str, typer.Option(metavar="PID:ADDRESS", help="Ask every design who maps the page there.")
+        str, typer.Option(metavar="PID:ADDRESS", help="Ask every design which entries map that page.")
     ] = "",
     asked: Asked = Asked(),  # noqa: B008 (frozen)
 ) -> bool:
@@ -45,7 +45,7 @@ def command(
     film = film_of(what, asked, Shot(at, at, 1), _place(ask))
     number = at if film.cpus and at else len(film.steps) - 1
     if number >= len(film.steps):
-        raise RaceError(f"step {at} is no part of this race, which has {len(film.steps) - 1}")
+        raise RaceError(f"this race has {len(film.steps) - 1} steps, and no step {at}")
     if asked.json:
         figures = Figures(film.steps[number], states(film)[number], film.answers)
         print_json("show", inputs_of(film, asked.seed), not film.differences, figures, film.differences[:LISTED])
@@ -61,4 +61,4 @@ def _place(ask: str) -> tuple[int, int] | None:
     try:
         return int(pid), int(addr, 0) & ~0xFFF
     except ValueError:
-        raise HistoryError(f"{ask!r} is no page: say PID:ADDRESS, as in 2:0x7f0000000000") from None
+        raise HistoryError(f"{ask!r} is not a page: say PID:ADDRESS, as in 2:0x7f0000000000") from None

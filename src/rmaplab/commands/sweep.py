@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`rmaplab sweep`: a table of parameters, worked off on all cores or on a cluster."""
+"""`rmaplab sweep`: a table of parameters, run on all cores or on a cluster."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LISTED = 20  # differences in the text
 
 
 class Inputs(msgspec.Struct, frozen=True):
-    """What the result depends on; each point has its history, designs, profile and seed."""
+    """What the result depends on; each point names its history, designs, profile and seed."""
 
     spec: str
     name: str
@@ -34,7 +34,7 @@ class Inputs(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """How much was done: points in all, done now, kept from before, and not done; rows of the table."""
+    """Points: all, done now, kept from before, and failed; rows of the table."""
 
     points: int
     done: int
@@ -44,7 +44,7 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """What does not hold, or could not be done, and the point where."""
+    """What does not hold, or could not be done, and the point."""
 
     point: str
     what: str
@@ -60,18 +60,18 @@ class Told(msgspec.Struct, frozen=True):
 
 
 def command(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="What to do: a TOML file (docs/sweeps.md).")],
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="The campaign: a TOML file (docs/sweeps.md).")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Where results are kept (default: SPEC without .toml)."),
     ] = None,
     jobs: options.Jobs = 0,
     scheduler: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="A Dask scheduler, whose workers work instead.")
+        str, typer.Option(metavar="ADDRESS", help="A Dask scheduler, whose workers do the points instead.")
     ] = "",
     json: options.Json = False,
 ) -> bool:
-    """Run the points that SPEC stands for, and keep the results in DIR.
+    """Run all points of SPEC, and keep the results in DIR.
 
     The same command continues a sweep that was interrupted or killed, and writes the same table
     (DIR/results.parquet), byte for byte.
@@ -82,7 +82,7 @@ def command(
       rmaplab sweep campaign.toml -o results --scheduler tcp://127.0.0.1:8786
     """
     what = read_spec(spec)
-    told = _work_off(what, spec, Campaign(output or spec.with_suffix("")), jobs, scheduler)
+    told = _do(what, spec, Campaign(output or spec.with_suffix("")), jobs, scheduler)
     if json:
         print_json("sweep", told.inputs, told.holds, told.figures, told.differences)
     else:
@@ -90,7 +90,7 @@ def command(
     return told.holds
 
 
-def _work_off(spec: Spec, path: Path, campaign: Campaign, jobs: int, scheduler: str) -> Told:
+def _do(spec: Spec, path: Path, campaign: Campaign, jobs: int, scheduler: str) -> Told:
     outcomes: dict[int, Outcome] = {}
     failed: dict[int, str] = {}
     with campaign.begun(spec):
@@ -127,7 +127,7 @@ def _work_off(spec: Spec, path: Path, campaign: Campaign, jobs: int, scheduler: 
         rows=sum(len(outcome.rows) for outcome in outcomes.values()),
     )
     inputs = Inputs(str(path), spec.name, len(spec.points))
-    held = judge(len(outcomes), bool(differences), f"{path} stands for no point")
+    held = judge(len(outcomes), bool(differences), f"{path} has no point")
     return Told(inputs, held, figures, differences)
 
 

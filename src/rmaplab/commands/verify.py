@@ -34,7 +34,7 @@ def command(
         int, typer.Option(min=0, metavar="N", help="Check after every N events (0: never, which gives no verdict).")
     ] = 1,
     pages: Annotated[
-        int, typer.Option(min=0, max=2000, metavar="N", help="Pages that a history is about (0: various).")
+        int, typer.Option(min=0, max=2000, metavar="N", help="Pages of a history (0: various).")
     ] = 0,
     large_folios: Annotated[
         int, typer.Option(min=0, max=9, metavar="ORDER", help="Highest order of folios (0: various).")
@@ -50,7 +50,7 @@ def command(
         ),
     ] = None,
     mutants: Annotated[
-        bool, typer.Option("--mutants", help="Look for bugs that were put in on purpose: each has to be found.")
+        bool, typer.Option("--mutants", help="Search for each re-introduced bug: all have to be found.")
     ] = False,
     json: options.Json = False,
 ) -> bool:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Takes a picture of a machine: everything in it, as parts by key.
 
-What is too much to look at is folded: processes beyond a dozen into their parent's count, VMAs of an address
+What does not fit is folded: processes beyond a dozen into their parent's count, VMAs of an address
 space and pages of a VMA into runs, places of a walk into a number.  The processes and the VMA
 that an operation touched are never folded.
 
-Invariant: a picture says nothing but what is so.  What is folded is counted, and a cell of many pages answers
-for its first one.
+Invariant: a picture says only what is true.  What is folded is counted, and a cell of many pages describes its
+first one.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ _FLAGS: Final = (
 
 
 class Camera:
-    """Looks at `machine`.  If its scheduler is a `Witness`, locks are told one by one, else by class.
+    """Looks at `machine`.  If its scheduler is a `Witness`, it names locks one by one, else by class.
 
-    answers:   what walks found, each kind once
+    answers:   results of walks, equal ones once
     names:     what to call locks, by id(), that neither a design's view nor the machine has a name for
     doomed:    (mm id, address) of entries that a walk misses, with the page that they are for; marked wherever they
                are for it, once `came_true` as missed
@@ -346,7 +346,7 @@ class Camera:
     # Locks
 
     def moved(self) -> None:
-        """Something happened since the last picture: what locks there are must be found out again."""
+        """Something happened since the last picture: look for the locks again."""
         self._lock_names.clear()
 
     def lock_name(self, lock: object) -> str:
@@ -367,7 +367,7 @@ class Camera:
 
 
 def maps_folio(machine: Machine, vma: VMA, addr: int, head: int) -> bool:
-    """Is a page of the folio mapped at this place of a walk?  It stands for all pages of the folio from there on."""
+    """Is a page of the folio mapped at this place of a walk, which covers all pages of the folio from there on?"""
     nr_pages = machine.folios.nr_pages(head)
     for at in range(addr, min(addr + (nr_pages << PAGE_SHIFT), vma.end), 1 << PAGE_SHIFT):
         entry = vma.mm.page_table.get(at)
@@ -398,7 +398,7 @@ def _some(pids: Iterable[int], count: int) -> list[int]:
 
 
 def _mapped(mm: MM) -> int:
-    """Pages that the page table of an address space has something for."""
+    """Pages for which the page table of an address space has an entry."""
     return sum(leaf.used for leaf in mm.page_table.leaves.values())
 
 
@@ -421,7 +421,7 @@ def _entries(vma: VMA) -> tuple[Int64s, Int64s]:
 
 
 def _why(vma: VMA) -> str:
-    """What a reader may wonder about."""
+    """How its page offset relates to its address."""
     home = vma.pgoff << PAGE_SHIFT
     if vma.file is not None:
         told = f"Its page offset counts pages of the file, from page {hexa(vma.pgoff)}."

@@ -2,11 +2,11 @@
 """A history as a film: plays it, and takes a picture after each step.
 
 A long history is shown through a *window* of events, or as a whole in steps that begin where something happens
-(explore/overview.py); what lies before the window is played all the same.
+(explore/overview.py); events before the window are played, too.
 
 Invariants
 - the same history, designs and window give the same film, byte for byte.
-- the work and the locks of a step are the history's own: what the camera makes designs do is left out.
+- the work and the locks of a step are the history's own: those of the camera's walks are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rmaplab.trace.events import Event
 from rmaplab.trace.history import History
 from rmaplab.trace.play import Player
 
-NOTES: Final = 60  # a step
+NOTES: Final = 60  # per step
 
 Played = Iterator[tuple[int, Event]]
 
@@ -51,7 +51,7 @@ def shoot(
 ) -> Film:
     """The film of `history`, watched by `designs`.
 
-    tour: says what to tell at each event
+    tour: has the words for each event
     ask:  (pid, address) of a page to ask for at the last step
     """
     shooting = _Shooting(history, designs, profile, leader, tour, shot or Shot())
@@ -112,7 +112,7 @@ class Reel:
         self.steps.append(step)
 
     def _apart(self, state: State) -> list[tuple[int, int, int]]:
-        """Where the designs' walks differ: who misses mappings that another finds, and who visits more places."""
+        """Where walks of the designs differ: which miss mappings that another finds, and which visit more places."""
         slots = range(len(self.camera.pictures))
         missed = [0 for _ in slots]
         visited = [0 for _ in slots]
@@ -138,8 +138,7 @@ class Reel:
         return [Counts(ledger) for ledger in self._ledgers]
 
     def efforts(self, before: list[Counts], taken: Sequence[tuple[object, bool]] | None) -> list[Effort]:
-        """What each participant did since `before`; `taken` are the locks, one by one, where they were
-        watched."""
+        """The work of each participant since `before`; `taken`: locks one by one, where they were watched."""
         efforts = []
         for slot, (ledger, old) in enumerate(zip(self._ledgers, before, strict=True), MACHINE):
             now = Counts(ledger)
@@ -185,11 +184,11 @@ class _Shooting:
         self.first: Final = max(1, min(shot.first, self.last))
         self.ends: Final = cut(history, self.first, self.last, shot.steps)
         # A witness sees every lock by itself, and makes the machine do everything page by page: where a step
-        # stands for many events, nobody would read it.
+        # covers many events, nobody would read it.
         single = len(self.ends) == self.last - self.first + 1
         self.witness: Final = Witness() if single else None
         self.machine: Final = Machine(profile, designs, leader, self.witness)
-        # Told one by one, every event has a sentence; otherwise a run of faults is one step.
+        # In a tour every event has a sentence; otherwise a run of faults is one step.
         self.player: Final = Player(self.machine, history.header, batch=tour is None)
         detail = FINE if single else COARSE
         self.reel: Final = Reel(self.machine, Camera(self.machine, history.header.processes, detail))
@@ -282,7 +281,7 @@ class _Shooting:
             self.reel.take(step, [*busy, done[0].pid2], done[-1].addr)
 
     def _told(self, done: list[Event]) -> str:
-        """What a step of many events is: the first in full if it matters, the others by operation."""
+        """A step of many events in words: the first in full if it matters, the others by operation."""
         if len(done) == 1:
             return words.tell(done[0], self.history.header.names)
         if weight(done[0].op) < TELLING:
@@ -292,7 +291,7 @@ class _Shooting:
 
 
 class Counts:
-    """What a ledger says at one moment: work, and locks taken by class and mode."""
+    """A ledger at one moment: work, and locks taken by class and mode."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.work: Final = {name: tally.count for name, tally in ledger.tallies.items()}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where the objects of a design are drawn: forests laid out by igraph (Reingold and Tilford's algorithm).
 
-A unit is the distance between two neighbours.  What is no tree (records, chains) is a list, of which `x` only
-says the order.
+A unit is the distance between two neighbours.  Other objects (records, chains) are a list, in the
+order of `x`.
 
 Invariant: of two objects below one, the one that comes first is drawn further left; a left child of a binary
 tree is drawn left of its parent, and a right one right of it, even if it has no sibling.
@@ -19,9 +19,9 @@ from rmaplab.mm.picture import MANY, more
 
 
 def fold(parts: dict[str, Part], mms: set[int]) -> dict[str, Part]:
-    """Leave out of each large drawing what belongs to no shown address space, and say how many those are.
+    """Fold in each large drawing the objects of address spaces that are not shown, into their number.
 
-    What lies between a shown object and the top of its drawing stays.
+    Objects between a shown one and the top of its drawing stay.
     """
     groups: dict[str, list[str]] = {}
     for key, part in parts.items():
@@ -57,7 +57,7 @@ def fold(parts: dict[str, Part], mms: set[int]) -> dict[str, Part]:
 
 
 def place(parts: Mapping[str, Part]) -> None:
-    """Give each part its place in its drawing."""
+    """Set the position of each part in its drawing."""
     groups: dict[str, dict[str, Part]] = {}
     for key, part in parts.items():
         groups.setdefault(part.group, {})[key] = part

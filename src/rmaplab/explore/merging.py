@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Why two adjacent VMAs are not one.
+"""Why two adjacent VMAs are not merged.
 
-Asks the conditions of mm/merge.py again, each by itself, and says which do not hold.  A merge is only ever
-tried when something changes (a mapping, its rights, its place): two VMAs of which nothing is wrong stay apart
-until then, and that is an answer, too.
+Evaluates the conditions of mm/merge.py one by one, and says which do not hold.  A merge is tried only when something
+changes (a mapping, its rights, its place): two VMAs that could merge stay apart until then, which is an answer, too.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def backing(vma: VMA) -> str:
 
 
 def why_apart(machine: Machine, pictures: list[Picture], prev: VMA, next: VMA) -> list[str]:
-    """Reasons why `prev` and `next`, which starts where `prev` ends, are two, each with its rule."""
+    """Reasons why `prev` and `next`, which starts where `prev` ends, are not merged, each with its rule."""
     reasons: list[str] = []
     differing = (prev.flags ^ next.flags) & ~VM_SOFTDIRTY
     if differing & VM_ACCESS_FLAGS:

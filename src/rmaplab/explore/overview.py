@@ -26,11 +26,11 @@ _MATTERS: Final = {"exec": 5, "fork": 5, "exit": 5, "mremap": 4, "swap_out": 4, 
 _WEIGHT: Final = np.array([_MATTERS.get(op, 0 if op in ("fault", "mark") else 3) for op in OPS], dtype=np.int8)
 _ANOTHER_PROCESS: Final = 2
 _ANOTHER_OPERATION: Final = 1
-TELLING: Final = 4  # an event that matters so much is told in words where it begins a step
+TELLING: Final = 4  # events of this weight are described in words where they begin a step
 
 
 def weight(op: str) -> int:
-    """How much an operation matters to who looks at the whole: 0 (a fault) to 5 (a birth)."""
+    """The weight of an operation in the overview: 0 (a fault) to 5 (a birth)."""
     return int(_WEIGHT[OPS.index(op)])
 
 
@@ -90,7 +90,7 @@ class _Process(NamedTuple):
 
 def lives(history: History, first: int, last: int) -> tuple[list[Life], int]:
     """The processes that live between events `first` and `last`, each after its parent and before its parent's younger
-    children; and how many more there are.  Those with most events are shown, and who begot them.
+    children; and how many more there are.  Those with most events are shown, with their ancestors.
     """
     columns = history.columns
     op, pid, pid2 = columns["op"], columns["pid"], columns["pid2"]

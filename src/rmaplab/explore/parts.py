@@ -3,11 +3,12 @@
 
 Keys name parts across all steps: "p7" a process by pid, "m3" an address space, "V12" a VMA, "f513" a folio by
 the pfn of its first page, "c0" a CPU of a race, "+7" the children of process 7 that are folded into one; and for
-the design in slot 0 "0/…", where the rest is the design's own business, with "0/" for what it holds in all.
+the design in slot 0 "0/…", where the rest is the design's own business, with "0/" for its totals.
 
 Invariants
 - a key that vanishes and comes back is another object, though its number may be used again.
-- parts are compared by value; `x`, `y` and `born` are no part of what an object *is*, and no news if they change.
+- parts are compared by value; `x`, `y` and `born` do not belong to an object's identity, and their changes are not
+  reported.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rmaplab.mm.picture import Item
 
 MACHINE: Final = -1  # the slot of what belongs to no design
 
-STEPS: Final = 200  # of a film, where nothing else was asked for
+STEPS: Final = 200  # of a film, by default
 
 # Marks of a cell.
 WRITABLE: Final = 1
@@ -45,7 +46,7 @@ class Space(msgspec.Struct, tag="space", tag_field="is"):
 
     pids:  who runs in it; nobody while a fork makes it, and while it is taken down
     areas: ids of its VMAs by address; -n stands for n VMAs that are folded
-    pages: that its page table has something for
+    pages: pages for which its page table has an entry
     """
 
     id: int
@@ -56,7 +57,7 @@ class Space(msgspec.Struct, tag="space", tag_field="is"):
 
 
 class Folded(msgspec.Struct, tag="folded", tag_field="is"):
-    """Children of one process that are not shown: how many, with how many VMAs and mapped pages in all."""
+    """Children of one process that are not shown: their number, VMAs and mapped pages."""
 
     parent: int
     processes: int
@@ -88,10 +89,10 @@ class Area(msgspec.Struct, tag="area", tag_field="is"):
     """A VMA.
 
     pgoff:  page offset of its start (see mm/vma.py)
-    cells:  what its page table has; not mapped pages have none
+    cells:  what its page table has; unmapped pages have none
     more:   cells that are folded: the pages in them
-    apart:  why it is not one with the VMA that ends where it starts, if there is such a one
-    why:    what made it, or how it differs from what one would expect
+    apart:  why it is not merged with the VMA that ends where it starts, if there is one
+    why:    how it was made, or what is unusual about it
     """
 
     id: int
@@ -143,13 +144,13 @@ class Place(msgspec.Struct, array_like=True):
 
 
 class Answer(msgspec.Struct):
-    """What a design answers when asked for a folio; folios side by side share one.
+    """What a design answers when asked for a folio; adjacent folios share one.
 
     held:  locks and sections that the walk holds at its places
     trail: keys of the design's objects that it looked at, in order
     work:  what it counted
     more:  further places, and how many of them map the folio
-    waits: in a race: what others hold that it would have to wait for
+    waits: in a race: locks of other CPUs for which it would have to wait
     """
 
     places: list[Place]
@@ -167,9 +168,9 @@ class Part(msgspec.Struct, tag="part", tag_field="is"):
     group: the drawing that it belongs to; "id|title"
     kind:  its type, in the kernel's words
     facts: what it holds
-    above: key of what it hangs under in its drawing; side: "l" or "r" in a binary tree
+    above: key of its parent in its drawing; side: "l" or "r" in a binary tree
     area:  id of the VMA that it is for; mm: id of the address space; 0 if neither
-    count: objects that this one stands for, where some are folded
+    count: objects that this one represents, where some are folded
     """
 
     group: str
@@ -195,18 +196,18 @@ def part_of(item: Item) -> Part:
 
 
 class Holding(msgspec.Struct, tag="holding", tag_field="is"):
-    """What a design holds in all: (type, objects, bytes)."""
+    """Totals of what a design holds: (type, objects, bytes)."""
 
     objects: list[tuple[str, int, int]]
     born: int = 0
 
 
 class Cpu(msgspec.Struct, tag="cpu", tag_field="is"):
-    """What runs on a CPU, in a race.
+    """A CPU in a race.
 
     holds: locks and sections, the oldest first
     next:  what it is about to do, "" at its end
-    waits: whether it cannot go on now
+    waits: whether it has to wait now
     """
 
     number: int
@@ -247,7 +248,7 @@ class Step(msgspec.Struct, omit_defaults=True):
     apart:  designs that do not find what others find, or visit more: (slot, mappings missed, places visited), over the
             folios that are asked for
     cpu:    in a race: which one took the step; did: what it did, operation by operation
-    wrong:  in a race: the obligation that turns out to be broken here
+    wrong:  in a race: the obligation that this step breaks
     put, gone: parts that are new or changed, and keys that went
     """
 
@@ -269,7 +270,7 @@ class Step(msgspec.Struct, omit_defaults=True):
 
 
 class Shot:
-    """What of a history is to be seen: events `first` to `last` (counted from 1), in at most `steps` steps."""
+    """The part of a history to show: events `first` to `last` (counted from 1), in at most `steps` steps."""
 
     def __init__(self, first: int = 1, last: int = 0, steps: int = STEPS) -> None:
         self.first: Final = first
@@ -296,7 +297,7 @@ class DesignLine(msgspec.Struct):
 
 
 class Film(msgspec.Struct):
-    """A history as pictures: what the page is made from.
+    """A history as pictures, from which the page is made.
 
     differences: results that the machine does not reproduce, a sentence each
     lives:       of a history: its processes, each after its parent; more_lives: how many are not among them

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A race as a film: one execution of a scenario of `rmaplab race`, with a picture after each operation.
 
-The execution is run twice, the same both times: once to see what comes of it, then, with the camera beside it, to
-take pictures in which the entry that is going to be missed is marked from its beginning.
+The execution is run twice, the same both times: first to learn the outcome, then with the camera, which
+marks the entry that will be missed in all pictures.
 
-Invariant: taking a picture is no step.  What the camera makes designs do between two steps passes by the
-checker, takes no lock, and counts nothing.
+Invariant: taking a picture is no step.  Walks of the camera between two steps bypass the checker, take no lock,
+and count nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from rmaplab.sync.locks import Scheduler
 
 _MM: Final = re.compile(r"\bmm (\d+)")
 
-Part = tuple[int, str, bool]  # steps of the execution, what a tour says to them, whether it asks for the folio
+Part = tuple[int, str, bool]  # steps of the execution, what a tour says about them, whether it asks for the folio
 
 
 def shoot_race(name: str, design: type[ReverseMap], path: str) -> Film:
@@ -62,7 +62,7 @@ def shoot_tour(tour: RaceTour, design: type[ReverseMap]) -> Film:
 
 
 def follow(tour: RaceTour, design: type[ReverseMap]) -> tuple[list[int], list[Part]]:
-    """The path on which each turn of the tour does what it says; whoever is left comes to its end with the last one.
+    """The path on which each turn of the tour does what it says; the last one ends when all CPUs have.
     Raises RaceError if a turn cannot be."""
     choices: list[int] = []
     parts: list[Part] = []
@@ -99,7 +99,7 @@ def follow(tour: RaceTour, design: type[ReverseMap]) -> tuple[list[int], list[Pa
 
 
 def by(plan: Callable[[Execution], Iterator[int]]) -> Callable[[Execution], int]:
-    """Has `perform` follow a plan that is written as a generator."""
+    """A chooser for `perform` that follows a plan, which is a generator."""
     running: list[Iterator[int]] = []
 
     def choose(execution: Execution) -> int:
@@ -117,7 +117,7 @@ def world_of(execution: Execution | Failure) -> World:
 
 
 def learn(labels: Labels, execution: Execution) -> Labels:
-    """Have what is there now named as the drawings name it."""
+    """Name all that exists now as the drawings do."""
     machine = world_of(execution).machine
     labels.learn(world_of(execution))
     for mm in unowned(machine):
@@ -137,10 +137,10 @@ def unowned(machine: Machine) -> list[MM]:
 
 
 class Watched(Witness):
-    """The scheduler of a machine in a race: passes on to the checker what CPUs do, and writes down what the camera
-    makes designs do between their steps.
+    """The scheduler of a machine in a race: forwards what CPUs do to the checker, and records what walks of the
+    camera do between their steps.
 
-    made: all address spaces that there ever were; a machine knows those of processes only
+    made: all address spaces, also those that are gone; a machine knows only those of processes
     """
 
     def __init__(self, execution: Execution, made: list[MM]) -> None:
@@ -150,7 +150,7 @@ class Watched(Witness):
         self.acquired: Final[list[tuple[object, bool]]] = []  # by CPUs
 
     def _runs(self) -> bool:
-        """Does a CPU run?  Otherwise it is the camera."""
+        """Does a CPU run, and not the camera?"""
         return self.execution.current is not None
 
     def acquire(self, lock: object, write: bool) -> None:
@@ -236,7 +236,7 @@ def watched(machine: Machine) -> Watched:
 
 
 def holders(execution: Execution, lock: object, write: bool) -> list[Task]:
-    """Who would have to give `lock` back first."""
+    """The tasks that have to release `lock` first."""
     return [
         task
         for task in execution.tasks
@@ -245,7 +245,7 @@ def holders(execution: Execution, lock: object, write: bool) -> list[Task]:
 
 
 def watching(machine: type[Machine]) -> type[Machine]:
-    """`machine`, with what the camera makes it do kept from the checker."""
+    """`machine`, with walks of the camera hidden from the checker."""
 
     class Watching(machine):  # type: ignore[valid-type, misc]
         def __init__(
@@ -317,7 +317,7 @@ class _Shooting:
         return staged(self.name, self.design, machine)
 
     def _film(self, execution: Execution) -> Iterator[int]:
-        """Goes along the path and takes a picture after each part of it."""
+        """Follow the path, and take a picture after each part of it."""
         machine = world_of(execution).machine
         acquired = watched(machine).acquired
         camera = Camera(machine, {}, FINE)
@@ -349,7 +349,7 @@ class _Shooting:
                 step.ask = f"f{machine.folios.head.m[world_of(execution).head]}"
 
     def _step(self, choices: list[int], did: list[str]) -> Step:
-        """A step that stands for these of the execution."""
+        """One step for several of the execution."""
         if len(set(choices)) != 1:
             did = [f"CPU {cpu}: {words}" for cpu, words in zip(choices, did, strict=True)]
             return Step(0, "end", 0, "All CPUs come to their end.", did=did)

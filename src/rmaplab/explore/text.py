@@ -75,7 +75,7 @@ def cpus(state: State) -> Iterator[str]:
 
 
 def cpu_line(cpu: Cpu) -> str:
-    """What a CPU holds and is about to do."""
+    """What a CPU holds, and its next step."""
     holds = f"holds {', '.join(cpu.holds)}; " if cpu.holds else ""
     if not cpu.next:
         return f"{holds}has come to its end"
@@ -132,7 +132,7 @@ def area_line(area: Area) -> str:
 
 
 def offset_line(area: Area) -> str:
-    """What is odd about the page offset of a VMA, "" if nothing is."""
+    """What is unusual about the page offset of a VMA; "" if nothing is."""
     if not area.prepared:
         return "not known to the reverse map yet"
     return "" if area.pgoff << PAGE_SHIFT == area.start else f"page offset {hexa(area.pgoff)}"
@@ -163,7 +163,7 @@ def all_cells(area: Area) -> list[Cell]:
 
 
 def face(cell: Cell, state: State) -> str:
-    """What is written on a cell."""
+    """The text on a cell."""
     many = "" if cell.count == 1 else f"+{cell.count - 1:,}"
     match cell.kind:
         case "":
@@ -248,7 +248,7 @@ def holding_line(holding: Holding) -> str:
 
 
 def answers(film: Film, state: State, folio: Folio) -> Iterator[str]:
-    """Who maps a folio, asked of each design."""
+    """The walk of each design for a folio."""
     yield folio_line(film, folio)
     if not folio.walks:
         yield f"  {NOT_ASKED}"
@@ -261,7 +261,7 @@ def answers(film: Film, state: State, folio: Folio) -> Iterator[str]:
 
 
 def folio_line(film: Film, folio: Folio) -> str:
-    """What is known of a folio before anybody walks."""
+    """A folio before any walk."""
     size = "" if folio.pages == 1 else f", {plural(folio.pages, 'page')}"
     flags = f" ({folio.flags})" if folio.flags else ""
     anchors = [

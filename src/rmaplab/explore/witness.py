@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sees which locks are taken and what is looked at, in the place of a scheduler.
+"""A scheduler that records which locks are taken and what is accessed.
 
-One thing runs at a time here, so nothing is ever decided: the witness only writes down.
+One task runs at a time, so there is nothing to decide.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ RCU = "RCU read section"
 
 
 class Witness(Scheduler):
-    """Writes down locks and steps while `listening`.
+    """Records locks and steps while `listening`.
 
     taken:  (lock, exclusively) in the order of acquisition
     held:   locks and RCU sections held now, the oldest first
-    points: what was stepped on, in order
+    points: subjects of steps, in order
     waits:  (lock, who holds it) for locks that could not have been taken; nobody else runs, so none
     """
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Operations and changes in words.
 
-One sentence an event, as one would tell it: who does what, where, and how it ended.
+One sentence per event: who does what, where, and with which result.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _what(event: Event, names: Sequence[str]) -> str:
 
 
 def tell_many(events: Sequence[Event]) -> str:
-    """Several events that one step stands for, by operation and by who did most."""
+    """Several events of one step: their number by operation, and the most active process."""
     counts = Counter(event.op for event in events).most_common()
     pids = [pid for pid, _ in Counter(event.pid for event in events).most_common()]
     who = f"process {pids[0]}" if len(pids) == 1 else f"{len(pids):,} processes, {pids[0]} most"
@@ -128,7 +128,7 @@ def tell_many(events: Sequence[Event]) -> str:
 
 
 def title(key: str, part: AnyPart) -> str:
-    """What to call a part in a sentence."""
+    """The name of a part in a sentence."""
     if isinstance(part, Process):
         return f"process {part.pid}"
     if isinstance(part, Space):
@@ -155,7 +155,7 @@ def title(key: str, part: AnyPart) -> str:
 
 
 def notes(before: State, after: State, whole: Callable[[str], bool]) -> list[Note]:
-    """What was born, changed and freed between two states, in words.
+    """What was created, changed and freed between two states, in words.
 
     whole: whether all objects of the sort that a key belongs to are in both states.  Of others nobody can tell
            here whether they were born or only came into view.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""System calls that fail, for who types them one by one.
+"""System calls that fail.
 
-A history holds a negative errno, as the machine returns it.  Whoever types a system call means it to succeed, so a
-process handle raises: `errno` as in any OSError, and a sentence that looks at the address space for the reason.
+A history holds a negative errno, as the machine returns it.  A person who types a system call expects it to succeed, so
+a process handle raises: `errno` as in any OSError, and a sentence that looks at the address space for the reason.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def designs_of(asked: Design | Sequence[Design]) -> list[type[ReverseMap]]:
             raise CannotRun(str(error)) from None
     names = [design.name for design in found]
     if not names or len({*names}) < len(names):
-        raise CannotRun(f"designs are told apart by name, and there is at least one: [{', '.join(names)}] cannot be")
+        raise CannotRun(f"give at least one design, and each name once, not [{', '.join(names)}]")
     return found
 
 
@@ -162,7 +162,7 @@ class Machine(script.World):
     :param large_folios: highest order of folios that faults may allocate, 0 to 9
     :raises CannotRun: there is no such profile or design
 
-    machine: what is underneath (mm/machine.py), for who wants to look closer
+    machine: the machine underneath (mm/machine.py)
     events:  all that happened
     """
 
@@ -225,7 +225,7 @@ class Machine(script.World):
         return event.result
 
     def _see_that_it_can_be(self, event: Event) -> None:
-        """What a register can hold."""
+        """Refuse arguments that no register can hold."""
         for field in ("addr", "length", "prot", "flags", "addr2", "length2", "offset"):
             value: object = getattr(event, field)
             if not isinstance(value, int) or not 0 <= value < 1 << 64:

@@ -49,7 +49,7 @@ class Page(NamedTuple):
     """What a page-table entry has.
 
     kind:     "anonymous page", "the zero page", "swapped out", "not touched yet", …
-    writable: by whoever writes there, without a fault
+    writable: a write needs no fault
     pfn:      number of the frame of an anonymous page, -1 for all others; head: of its folio's first page
     nr_pages: of its folio
     pgoff:    page offset by which the reverse map finds it

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Campaigns: a table of parameters, worked off on all cores or on a cluster, and the report on it.
+"""Campaigns: a table of parameters, run on all cores or on a cluster, and the report on it.
 
     spec.py      a TOML file -> points
     points.py    what one point is, and what comes of it: rows of figures

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A directory in which a campaign's results are kept, point by point.
 
-    DIR/campaign.json      what is to be done: name and points
-    DIR/points/KEY.json    a point that is done, with what came of it
+    DIR/campaign.json      the plan: name and points
+    DIR/points/KEY.json    a point that is done, with its result
     DIR/results.parquet    all rows, once every point is done
-    DIR/lock               who is at it
+    DIR/lock               held by the sweep that runs
 
 Invariants
 - A file is there complete or not at all: it is written beside its place and moved there.
-- What is in DIR depends on the specification alone: not on who worked, on what was killed meanwhile, or in which
-  order points were done.  So a campaign that was killed and started again ends with the same bytes.
+- What is in DIR depends on the specification alone: not on the workers, on those that were killed, or on the
+  order in which points were done.  So a campaign that was killed and started again ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _SCHEMA: Final = pa.schema(
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is to be done."""
+    """The points to do."""
 
     name: str
     version: str
@@ -78,7 +78,7 @@ class Campaign:
 
     @contextmanager
     def begun(self, spec: Spec) -> Iterator[None]:
-        """Nobody else works here meanwhile.  :raises SweepError: somebody else does already"""
+        """Hold the lock of the directory, and write the plan.  :raises SweepError: another sweep holds it"""
         self._points.mkdir(parents=True, exist_ok=True)
         with open(self.directory / "lock", "a") as lock:
             try:
@@ -105,7 +105,7 @@ class Campaign:
             raise SweepError(f"{self.directory}/campaign.json was not written by rmaplab sweep: {error}") from None
 
     def outcome(self, point: Point, made_by: str = "") -> Outcome | None:
-        """What came of a point with that version of rmaplab; None if it is not done."""
+        """The result of a point with that version of rmaplab; None if it is not done."""
         path = self._path(point, made_by)
         try:
             done = msgspec.json.decode(path.read_bytes(), type=Done)

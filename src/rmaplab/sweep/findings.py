@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the rows of a campaign say: per measure and history a figure for each design, who wins, and where.
+"""What the rows of a campaign say: per measure and history a figure for each design, and which one is best.
 
-A *measure* is something that one would choose a design by.  Figures of several seeds become their median.  The
-designs are compared with `anon_vma`, what Linux has; a design wins or loses where it is off by more than `TIE`.
+A *measure* is a criterion for choosing a design.  Figures of several seeds become their median.  The
+designs are compared with `anon_vma`, what Linux has; a design wins or loses where it differs by more than `TIE`.
 
-Invariant: every figure knows the points that it is from.
+Invariant: every figure names the points from which it comes.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Figures = Mapping[tuple[str, str], float]  # by group and name of a figure
 
 
 class Measure(NamedTuple):
-    """Something to choose a design by.
+    """A criterion for choosing a design.
 
-    name, unit, what: how it is called, what it counts in, and what it is, in a sentence
+    name, unit, what: its name, its unit, and a sentence about it
     higher: more is better
     of:     its value from the figures of one point and design; None where they have none
     """
@@ -142,25 +142,25 @@ def _complete(of: Callable[[Figures], float | None]) -> Callable[[Figures], floa
 
 
 MEASURES: Final = (
-    Measure("memory", "KiB", "slab pages of its own objects, at most at any time", False, _figure("memory", "peak")),
+    Measure("memory", "KiB", "peak of slab pages of its own objects", False, _figure("memory", "peak")),
     Measure("exclusive locks", "", "taken for the history", False, _figure("work", "exclusive locks")),
     Measure("shared locks", "", "taken for the history", False, _figure("work", "shared locks")),
-    Measure("walk", "places", "visited in a walk, on average", False,
+    Measure("walk", "places", "visited per walk, on average", False,
             _complete(_share("walks", "places", "walks", "walks"))),
     Measure("longest walk", "places", "visited in the longest walk", False,
             _complete(_figure("walks", "places in the longest"))),
-    Measure("missed", "places", "that map the folio and that walks did not visit", False,
+    Measure("missed", "places", "mappings that walks missed", False,
             _figure("walks", "places missed")),
-    Measure("time", "ms", "of the reverse map's own work for the history, where nobody contends", False,
+    Measure("time", "ms", "of the reverse map's own work for the history, uncontended", False,
             _figure("time", "history")),
-    Measure("time of a walk", "ns", "on average, where nobody contends, with what it is for: the folio taken, and"
-            " the page table of each place", False,
+    Measure("time of a walk", "ns", "average, uncontended, with its purpose: taking the folio, and the page table of"
+            " each place", False,
             _complete(_share("time", "walks and visits", "walks", "walks", 1e6))),
-    Measure("to find the places", "ns", "of that, on average: the design's own work; most of it by costs that stand in"
-            " for others, so the weakest of these figures", False,
+    Measure("to find the places", "ns", "the design's own share of that, on average; mostly by stand-in costs, so the"
+            " weakest of these figures", False,
             _complete(_share("time", "walks", "walks", "walks", 1e6))),
     Measure("throughput", "operations/s", "in virtual time", True, _figure("scale", "throughput")),
-    Measure("VMAs", "", "at most, where the design decides what may merge", False, _figure("VMAs", "peak")),
+    Measure("VMAs", "", "peak, by the merge rule of the design", False, _figure("VMAs", "peak")),
 )  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def findings(directory: Path) -> Findings:
         differences += [Differing(number, point.title(), what) for what in outcome.differences]
         points.append(told_of(number, point, outcome, plan.version) | {"title": point.title()})
     if not points:
-        raise SweepError(f"nothing is done in {directory} yet: `rmaplab sweep` does it")
+        raise SweepError(f"no point in {directory} is done yet: run `rmaplab sweep`")
     return Findings(plan, points, tables(rows), differences, undone)
 
 
@@ -261,7 +261,7 @@ def standings(found: Findings) -> list[Standing]:
 
 
 def sentences(found: Findings) -> list[str]:
-    """What the proposal does to each measure, in words."""
+    """The proposal in each measure, in words."""
     return [_sentence(standing) for standing in standings(found) if standing.design == PROPOSAL]
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One point of a campaign: a command with all that its result depends on, and the rows that come of it.
+"""One point of a campaign: a command with all that its result depends on, and the rows that result.
 
 Invariants
-- A point's rows depend on the point, the files that it names and rmaplab's version, and on nothing else: not on
-  who works it off, when, or beside what.  So they are worth keeping, and two runs give the same table.
-- A file is named in the point by path and by SHA-256: `Files` finds its contents wherever the point is worked off.
+- A point's rows depend on the point, the files that it names and rmaplab's version, and on nothing else: not
+  on the machine that computes it, the time, or other load.  So they can be kept, and two runs give the same table.
+- A file is named in the point by path and by SHA-256: `Files` finds its contents on the machine that computes the
+  point.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ _DEPENDS_ON: Final = ("sync", "mm", "rmap", "trace", "workloads", "check", "meas
 
 @cache
 def version() -> str:
-    """rmaplab's version, and the beginning of the SHA-256 of all sources that figures depend on: between two
-    versions, too, what was worked out by other code is not taken for the same."""
+    """rmaplab's version, and the beginning of the SHA-256 of all sources that figures depend on: results of
+    other code are not taken for the same, also between two versions."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
     for path in [*(path for name in _DEPENDS_ON for path in sorted(package.glob(f"{name}/**/*.py"))), Path(__file__)]:
@@ -54,7 +55,7 @@ Files = Callable[[str], str]  # from a file's name in the specification to a pat
 class Row(msgspec.Struct, frozen=True):
     """One figure.
 
-    design: whose it is ("": of all, or of the machine)
+    design: the design that it is about ("": all, or the machine)
     group:  what kind: "memory", "locks", "work", "walks", "walk work", "VMAs", "time", "scale", "checks"
     """
 
@@ -66,7 +67,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of a point: its figures, and what did not hold, a sentence each.
+    """The result of a point: its figures, and what does not hold, a sentence each.
 
     profile: the kernel whose rules applied
     costs:   the cost profile that turned counts into time ("" where no figure is a time)
@@ -98,11 +99,11 @@ class Point(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return hashlib.sha256(text).hexdigest()[:20]
 
     def title(self) -> str:
-        """The point in a few words, for progress and errors."""
+        """The point in a few words."""
         raise NotImplementedError
 
     def history_name(self) -> str:
-        """What the figures are about."""
+        """The history, without directories."""
         return ""
 
     def nr_cpus(self) -> int:
@@ -114,11 +115,11 @@ class Point(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return []
 
     def expand(self) -> list[Point]:
-        """The point, or what it stands for."""
+        """The points that it specifies: itself, or several."""
         return [self]
 
     def check(self, files: Files) -> None:
-        """Raise what `run` would raise because the point makes no sense."""
+        """Raise what `run` would raise for a point that makes no sense."""
         if self.profile and self.profile not in PROFILES:
             raise SweepError(f"there is no profile {self.profile!r} (there are {', '.join(PROFILES)})")
 
@@ -140,7 +141,7 @@ def _words(history: str, files: Files) -> list[str]:
     """A history as the command line has it; only its first word may be a file."""
     words = history.split()
     if not words:
-        raise SweepError("a history is a workload with its parameters, or a file: here is an empty one")
+        raise SweepError("a history is a workload with its parameters, or a file, and this one is empty")
     return [files(words[0]), *words[1:]]
 
 

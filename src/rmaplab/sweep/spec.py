@@ -62,7 +62,7 @@ def read_spec(path: Path) -> Spec:
         raise SweepError(f"{path} is not TOML: {error}") from None
     name = table.pop("name", path.stem)
     if not isinstance(name, str):
-        raise SweepError(f"{path}: name has to be text")
+        raise SweepError(f"{path}: `name` has to be text")
     spec = Spec(name, [], path.parent)
     for command, runs in table.items():
         if command not in KINDS:
@@ -92,7 +92,7 @@ def _points(command: str, run: dict[str, Any]) -> Iterator[Point]:
     kind = KINDS[command]
     axes = [_axis(kind, key, value) for key, value in run.items()]
     if prod(len(axis) for axis in axes) > MAX_POINTS:
-        raise SweepError(f"it stands for more than {MAX_POINTS:,} points")
+        raise SweepError(f"it makes more than {MAX_POINTS:,} points")
     for values in product(*axes):
         point = msgspec.convert(dict(zip(run, values, strict=True)), kind)
         yield from point.expand()
@@ -101,7 +101,7 @@ def _points(command: str, run: dict[str, Any]) -> Iterator[Point]:
 def _axis(kind: type[Point], key: str, value: Any) -> Sequence[Any]:
     """The values that a parameter takes."""
     if key == "files":
-        raise SweepError("files is no parameter: it is worked out")
+        raise SweepError("files is not a parameter: it is computed")
     if isinstance(value, str):
         numbers = _RANGE.fullmatch(value)
         if numbers and kind.__annotations__.get(key, Point.__annotations__.get(key)) == "int":

@@ -100,7 +100,7 @@ def _finished(begun: dict[Future[Outcome | str], int], left: dict[int, Point]) -
 
 
 def on_cluster(points: dict[int, Point], find: Callable[[str], str], address: str) -> Iterator[Result]:
-    """Work `points` off on the workers of the Dask scheduler at `address`.
+    """Do `points` on the workers of the Dask scheduler at `address`.
 
     :raises SweepError: there is no such scheduler, or dask.distributed is not installed
     """
@@ -129,15 +129,15 @@ def on_cluster(points: dict[int, Point], find: Callable[[str], str], address: st
             try:
                 result = future.result()
             except KilledWorker as error:
-                result = f"worker after worker died while they worked on it: {error}"
+                result = f"several workers died while they computed it: {error}"
             except Exception as error:
-                result = f"it got lost on the cluster: {type(error).__name__}: {error}"
+                result = f"it was lost on the cluster: {type(error).__name__}: {error}"
             yield numbers.pop(future), result
             future.release()
 
 
 def work_far_away(point: Point, contents: dict[str, bytes], wanted: str) -> Outcome | str:
-    """Do one point where none of its files are."""
+    """Do one point on a machine that has none of its files."""
     return work(point, {name: _file(name, content) for name, content in contents.items()}, wanted)
 
 

@@ -21,7 +21,7 @@ class BgSave(Workload, frozen=True, kw_only=True):
         "pages": "pages of the parent's data",
         "saves": "readers forked, one after the other",
         "writes": "short runs of pages that the parent writes during each save, and again after it",
-        "run": "pages a run",
+        "run": "pages per run",
         "last": "percent of the last save after which the history ends (100: the reader has exited)",
     }
 

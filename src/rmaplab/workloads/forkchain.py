@@ -17,9 +17,9 @@ class ForkChain(Workload, frozen=True, kw_only=True):
     """Each generation writes some of its pages, forks one child, and exits; the last one stays."""
 
     parameters: ClassVar[dict[str, str]] = {
-        "generations": "processes in all",
+        "generations": "processes, one after the other",
         "vmas": "VMAs of the first process, one page apart",
-        "pages": "pages a VMA, all written by the first process",
+        "pages": "pages per VMA, all written by the first process",
         "writes": "pages of each VMA that each later generation writes",
     }
 

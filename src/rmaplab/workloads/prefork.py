@@ -22,7 +22,7 @@ class Prefork(Workload, frozen=True, kw_only=True):
         "requests": "requests served by all workers together",
         "lifetime": "requests after which a worker is replaced",
         "vmas": "VMAs of the server, one page apart, all faulted",
-        "pages": "pages a VMA",
+        "pages": "pages per VMA",
         "scratch": "pages that a request maps, writes and unmaps",
     }
 

@@ -23,7 +23,7 @@ class Pressure(Workload, frozen=True, kw_only=True):
         "related": "1: forked from the zygote whose pages are reclaimed; 0: each made its memory itself",
         "rounds": "apps that each launcher forks, one after the other",
         "vmas": "VMAs of the zygote, one page apart, all faulted",
-        "pages": "pages a VMA",
+        "pages": "pages per VMA",
         "writes": "VMAs that an app writes to",
         "unmaps": "VMAs that an app unmaps before it exits",
         "scans": "acts of reclaim and compaction for each app",

@@ -21,7 +21,7 @@ class Reclaim(Workload, frozen=True, kw_only=True):
         "processes": "processes that run at the same time, all forked from the first",
         "steps": "acts; a third of them is the reclaimer's",
         "vmas": "VMAs of the first process, one page apart, all faulted",
-        "pages": "pages a VMA",
+        "pages": "pages per VMA",
         "scan": "pages that the reclaimer looks at in one act",
         "moved": "percent of the VMAs that the first process moved away before it forked",
     }

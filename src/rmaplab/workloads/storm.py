@@ -22,7 +22,7 @@ class Storm(Workload, frozen=True, kw_only=True):
         "related": "1: they were forked from one zygote; 0: each made its memory itself",
         "rounds": "children that each of them forks, one after the other",
         "vmas": "VMAs of each, one page apart, all faulted",
-        "pages": "pages a VMA",
+        "pages": "pages per VMA",
         "writes": "VMAs of which a child writes one page before it exits",
     }
 

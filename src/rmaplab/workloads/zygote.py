@@ -23,7 +23,7 @@ class Zygote(Workload, frozen=True, kw_only=True):
         "apps": "apps that run at the same time",
         "restarts": "apps killed and started again",
         "vmas": "VMAs of the zygote, one page apart, all faulted",
-        "pages": "pages a VMA of the zygote",
+        "pages": "pages per VMA of the zygote",
         "copies": "percent of the zygote's VMAs that an app writes to",
         "own_vmas": "VMAs that an app maps for itself",
         "own_pages": "pages of each",
