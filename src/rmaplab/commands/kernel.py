@@ -7,6 +7,7 @@ What needs a kernel, QEMU or drgn is imported when it is used.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -186,6 +187,7 @@ def native(
       rmaplab kernel native --source ~/linux --operations 1000000 --jobs 2
     """
     from rmaplab.kernel.native import build, compare
+    from rmaplab.measure.progress import Meter
     from rmaplab.mm.profile import PROFILES, profile_for
     from rmaplab.trace.history import read_history
 
@@ -202,7 +204,9 @@ def native(
     library = compare.Library(build.build(tree))
     events = None if recorded is None else list(recorded)
     head = None if recorded is None else recorded.header
-    found, done = compare.compare(library, rules, seed, operations, events, head, jobs)
+    with Meter() as meter:
+        progress = partial(meter.tell, of="operations")
+        found, done = compare.compare(library, rules, seed, operations, events, head, jobs, progress)
     drift: list[str] = []
     if found is not None:
         say("making it shorter")

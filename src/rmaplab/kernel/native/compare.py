@@ -13,8 +13,10 @@ import ctypes
 import dataclasses
 import random
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -54,6 +56,13 @@ _ARGUMENTS: Final = 2 * PAGE_SIZE  # of a program that is started (mm/process.py
 _ARENA: Final = 0x10_0000_0000
 _STACK: Final = 0x0F_0000_0000
 _PAGES: Final = 48
+
+
+Progress = Callable[[str, int, int], None]  # what is being done, operations done, of how many
+
+
+def _quiet(what: str, done: int, total: int) -> None:
+    """Nobody watches."""
 
 
 class Vma(msgspec.Struct, frozen=True):
@@ -319,42 +328,31 @@ def replay(library: Library, profile: Profile, events: Iterable[Event], head: He
 
 
 def campaign(
-    library: Library, profile: Profile, seed: int, operations: int, jobs: int = 1
+    library: Library, profile: Profile, seed: int, operations: int, jobs: int = 1, progress: Progress = _quiet
 ) -> tuple[Disagreement | None, int]:
-    """Random histories with seeds from `seed` on, until so many operations agreed, or one does not; in `jobs`
-    processes, each with a history of its own."""
+    """Random histories with seeds from `seed` on, until so many operations were asked for, or one disagrees; in `jobs`
+    processes, each with a history of its own.  Second, how many operations agreed."""
     done = 0
-    if jobs > 1:
-        with ProcessPoolExecutor(jobs) as pool:
-            shares = [
-                pool.submit(_share, library.path, profile, seed + i, min(HISTORY, operations - first))
-                for i, first in enumerate(range(0, operations, HISTORY))
-            ]  # fmt: skip
-            for share in shares:
-                found, agreed = share.result()
-                done += agreed
-                if found is not None:
-                    pool.shutdown(cancel_futures=True)
-                    return found, done
-        return None, done
-    while done < operations:
-        events = random_events(seed)
-        comparison = Comparison(library, profile)
-        found = None
-        for _ in range(min(HISTORY, operations - done)):
-            found = comparison.do(next(events))
+    with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+        ways = [
+            (library.path, profile, seed + i, min(HISTORY, operations - first))
+            for i, first in enumerate(range(0, operations, HISTORY))
+        ]
+        played = map(_share, ways) if pool is None else pool.map(_share, ways)
+        for i, (found, agreed) in enumerate(played):
+            done += agreed
             if found is not None:
-                break
-        found = found or comparison.settle()
-        done += comparison.done
-        if found is not None:
-            return found, done
-        seed += 1
+                if pool is not None:
+                    pool.shutdown(cancel_futures=True)
+                return found, done
+            progress(f"seed {seed + i}", done, operations)
     return None, done
 
 
-def _share(path: Path, profile: Profile, seed: int, operations: int) -> tuple[Disagreement | None, int]:
-    return campaign(Library(path), profile, seed, operations)
+def _share(way: tuple[Path, Profile, int, int]) -> tuple[Disagreement | None, int]:
+    """One random history."""
+    path, profile, seed, operations = way
+    return replay(Library(path), profile, islice(random_events(seed), operations))
 
 
 def minimal(library: Library, profile: Profile, found: Disagreement, head: Header | None = None,
@@ -376,11 +374,11 @@ def minimal(library: Library, profile: Profile, found: Disagreement, head: Heade
 
 def compare(
     library: Library, profile: Profile, seed: int, operations: int, events: Sequence[Event] | None = None,
-    head: Header | None = None, jobs: int = 1,
+    head: Header | None = None, jobs: int = 1, progress: Progress = _quiet,
 ) -> tuple[Disagreement | None, int]:  # fmt: skip
     """A history that was written down, or random ones without it."""
     if events is None:
-        return campaign(library, profile, seed, operations, jobs)
+        return campaign(library, profile, seed, operations, jobs, progress)
     return replay(library, profile, events, head, ask=False)
 
 
