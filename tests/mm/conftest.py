@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from mm.host import HostUnavailable
 from mm.space import Space
-from rmaplab.check.host import HostUnavailable
 
 
 @pytest.fixture(params=["7.3", "6.12", "running kernel"])

@@ -10,7 +10,7 @@ an errno.  `vmas` is a picture of the arena: "0-4 rw, 6-8 r".
     space.protect(2, 2, R)
     assert space.vmas() == "0-2 rw, 2-4 r"
 
-Witnessed, it does everything in real processes, too (rmaplab/check/host.py), and fails where results, VMAs or
+Witnessed, it does everything in real processes, too (host.py), and fails where results, VMAs or
 pages differ: what a test says of Linux, the running kernel has then said itself.
 """
 
@@ -19,8 +19,8 @@ from __future__ import annotations
 import errno
 import os
 
+from mm.host import ARENA_PAGES, Host, HostUnavailable, compare
 from rmaplab.check.histories import ARENA, header
-from rmaplab.check.host import ARENA_PAGES, Host, HostUnavailable, compare
 from rmaplab.check.truth import Truth, invariants
 from rmaplab.mm.abi import (
     MAP_ANONYMOUS,

@@ -2,7 +2,7 @@
 """The machine against the kernel that this runs on, event by event.
 
 Both do the same random events; after each one the result, the VMAs with their flags, and the pages with who
-shares them have to be the same (rmaplab/check/host.py).
+shares them have to be the same (host.py).
 """
 
 import os
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from mm.host import ADVICE, PLAYABLE, Host, HostUnavailable, compare
 from rmaplab.check.histories import ARENA, Author, header
-from rmaplab.check.host import ADVICE, PLAYABLE, Host, HostUnavailable, compare
 from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, Profile, profile_for
