@@ -130,3 +130,22 @@ def test_a_name_is_for_anonymous_memory_and_stops_at_a_file(model: Space) -> Non
     machine = model.machine
     assert machine.set_name(machine.mm_of(1), at(0), 4 * PAGE, "heap") == -abi.EBADF
     assert [model.vma(page).name for page in range(4)] == ["heap", "heap", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "pages"),
+    [
+        (1, PAGE - 1, [1]), (1, PAGE, [1, 2]), (PAGE - 1, 1, [1]), (PAGE - 1, 2, [1, 2]), (0, 1, [1]),
+        (8, 2 * PAGE, [1, 2, 3]),
+    ],
+)
+@pytest.mark.parametrize("op", ["mlock", "munlock"])
+def test_each_page_that_a_range_touches_is_locked(
+    space: Space, op: str, start: int, length: int, pages: list[int]
+) -> None:
+    """mm/mlock.c do_mlock(): from the page of the first byte to that of the last."""
+    space.map(0, 5)
+    if op == "munlock":
+        space.lock(0, 5)
+    assert space.do(Event(op, 1, at(1) + start, length)) == 0
+    assert [page for page in range(5) if bool(space.vma(page).flags & VM_LOCKED) is (op == "mlock")] == pages

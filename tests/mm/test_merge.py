@@ -17,6 +17,7 @@ from rmaplab.mm.abi import (
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.merge import change_range
 from rmaplab.mm.mremap import move_page_tables
+from rmaplab.mm.vma import VM_ACCOUNT, VM_SOFTDIRTY
 from rmaplab.trace.events import Event
 
 # A new range between two VMAs (vma_merge_new_range())
@@ -292,3 +293,31 @@ def test_a_stack_that_moves_has_to_be_covered_from_the_new_place_to_the_old(low:
     change_range(model.machine, vma, at(low), at(8 - high))
     with pytest.raises(InvariantError, match="no walk could find all of them"):
         move_page_tables(model.machine, vma, at(4), vma, at(0), 4 * PAGE, False)
+
+
+# Flags that stick
+
+
+@pytest.mark.parametrize(("kernel", "dirty"), [("6.18", False), ("7.3", True)])
+@pytest.mark.parametrize("changed", [0, 4])
+def test_of_two_vmas_that_become_one_soft_dirty_sticks(kernel: str, dirty: bool, changed: int) -> None:
+    """VM_SOFTDIRTY never kept VMAs apart; 7.3 unites it (VMA_STICKY_FLAGS, vma_merge_existing_range()), where the flags
+    that the caller asked for won before."""
+    space = Space(kernel)
+    space.map(0, 4, R if changed == 0 else RW)
+    space.map(4, 4, R if changed == 4 else RW)
+    space.vma(changed).flags &= ~VM_SOFTDIRTY  # /proc/PID/clear_refs
+    space.protect(changed, 4, RW)
+    assert space.vmas() == "0-8 rw"
+    assert (space.vma(0).flags & VM_SOFTDIRTY != 0) is dirty
+    space.close()
+
+
+def test_what_was_never_accounted_stays_so_without_the_right_to_write(space: Space) -> None:
+    """mm/mprotect.c mprotect_fixup() accounts for private memory when it becomes writable.  Memory that was not, and of
+    which the rights change, merges with such memory."""
+    space.map(0, 4, R)
+    space.map(4, 4, N)
+    space.protect(0, 4, N)
+    assert space.vmas() == "0-8"
+    assert not space.vma(0).flags & VM_ACCOUNT

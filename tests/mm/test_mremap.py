@@ -310,3 +310,15 @@ def test_a_failed_move_has_unmapped_its_target_in_6_12(space: Space) -> None:
     space.map(10, 4, R, ANON)
     assert space.remap(0, 3, 4, MREMAP_MAYMOVE | MREMAP_FIXED, 10) == "EFAULT"
     assert space.vmas() == ("0-2 rw" if space.kernel == "6.12" else "0-2 rw, 10-14 r")
+
+
+def test_of_many_none_is_moved_after_one_that_cannot_be() -> None:
+    """mm/mremap.c remap_move(): an error ends it, and leaves the rest where it was."""
+    space = Space("6.18")
+    space.map(0, 1, R)
+    space.map(1, 1)
+    below = space.machine.mmap_min_addr - PAGE
+    event = Event("mremap", 1, at(0), 2 * PAGE, flags=MREMAP_MAYMOVE | MREMAP_FIXED, length2=2 * PAGE, addr2=below)
+    assert space.do(event) == "EINVAL"
+    assert space.vmas() == "0-1 r, 1-2 rw"
+    space.close()

@@ -511,3 +511,15 @@ def test_zeroes_are_kept_for_all_to_whom_a_walk_comes_after_a_locked_vma(locked:
     split_folio(machine, machine.folios.head.m[space.pfn(5)])
     assert [pid for pid in (1, 2) if space.entry(5, pid) == "zero"] == zeroes
     space.close()
+
+
+def test_pages_that_a_split_finds_clean_go_without_swap() -> None:
+    """mm/huge_memory.c __split_folio_to_order(): what a folio says of itself holds for its pages; only an entry that is
+    dirty makes it dirty."""
+    space = a_large_space()
+    space.advise(0, 8, MADV_FREE)
+    split_folio(space.machine, space.pfn(0))
+    assert large(space, 1) == 1
+    swap_out(space, 0, 8)
+    assert "swap" not in [space.entry(page) for page in range(8)]
+    space.close()

@@ -132,3 +132,14 @@ def test_it_lets_the_same_vmas_merge(kernel: str) -> None:
             world.machine.mremap(space, addr + 64 * PAGE_SIZE, PAGE_SIZE, PAGE_SIZE, 3, addr)
         seen.append([[(vma.start, vma.end) for vma in space.tree] for space in (mm, child)])
     assert seen[0] == seen[1]
+
+
+def test_an_mm_struct_that_no_root_keeps_any_more_has_leaked() -> None:
+    world = World("anon_vma_lazy")
+    design = lazy(world)
+    parent = world.start()
+    world.write(parent, world.map(parent))
+    mms = list(world.machine.mms.values())
+    assert design.audit(mms) == []
+    design.kept_pool.alloc()
+    assert design.audit(mms) == ["mm_structs kept by roots: counted as 1, and there are 0"]
