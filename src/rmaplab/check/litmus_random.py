@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
-CYCLE_LOCATIONS: Final = ("x", "y", "z")
+_LOCATIONS: Final = ("x", "y", "z", "v")
 _LOADS: Final = (
     "READ_ONCE(*{0})", "READ_ONCE(*{0})", "rcu_dereference(*{0})", "atomic_read({0})", "smp_load_acquire({0})",
 )  # fmt: skip
@@ -31,9 +31,17 @@ _ATOMICS: Final = (
     "{2} = atomic_fetch_add{1}(2, {0});", "atomic_inc({0});", "atomic_add(2, {0});", "atomic_dec({0});",
 )  # fmt: skip
 _ORDERS: Final = ("", "_relaxed", "_acquire", "_release")
-_LINKS: Final = (
-    "", "mb", "mb", "rmb", "wmb", "address", "data", "control", "rcu", "grace", "grace", "lock", "before-atomic",
-    "after-atomic", "unlock-lock", "after-unlock-lock", "after-spinlock", "inside",
+# What may order two accesses, by whether they are loads
+_POINTED: Final = {
+    (True, True): ("rmb", "address"),
+    (True, False): ("data", "control", "address"),
+    (False, True): ("mb", "grace"),
+    (False, False): ("wmb", "wmb", "mb"),
+}
+_READERS: Final = ("rcu", "rcu", "grace")
+_ANY: Final = (
+    "", "mb", "rcu", "grace", "lock", "before-atomic", "after-atomic", "unlock-lock", "after-unlock-lock",
+    "after-spinlock", "inside",
 )  # fmt: skip
 
 
@@ -64,9 +72,9 @@ class _Process:
 def generate(seed: int) -> str:
     """The text of the test with that number."""
     dice = random.Random(f"litmus/{seed}")
-    if seed % 2 == 0:
-        return _cycle(dice, f"cycle-{seed}")
-    return _medley(dice, f"medley-{seed}")
+    if seed % 3 == 0:
+        return _medley(dice, f"medley-{seed}")
+    return _cycle(dice, f"cycle-{seed}", readers=seed % 12 == 1)
 
 
 def _text(name: str, processes: list[_Process], locations: list[str], condition: list[str]) -> str:
@@ -98,21 +106,20 @@ def _store(dice: random.Random, process: _Process, location: str, value: str, pl
 # Cycles
 
 
-def _cycle(dice: random.Random, name: str) -> str:
-    count = dice.choice((2, 2, 2, 3))
+def _cycle(dice: random.Random, name: str, readers: bool) -> str:
+    """`readers`: with nothing but RCU sections and grace periods between accesses"""
+    count = dice.choice((2, 3, 3, 4) if readers else (2, 2, 2, 3))
     # The edge from each process to the next, on a location of its own: rf, fr or co
     edges = [dice.choice(("rf", "rf", "fr", "fr", "co")) for _ in range(count)]
-    values = dict.fromkeys(CYCLE_LOCATIONS[:count], 0)
+    values = dict.fromkeys(_LOCATIONS[:count], 0)
     processes = [_Process(number) for number in range(count)]
     condition = []
     for number, process in enumerate(processes):
-        into, out = CYCLE_LOCATIONS[number - 1 if number else count - 1], CYCLE_LOCATIONS[number]
+        into, out = _LOCATIONS[number - 1 if number else count - 1], _LOCATIONS[number]
         first = edges[number - 1] == "rf"  # is the first access a load?
         second = edges[number] == "fr"
-        link = dice.choice(_LINKS)
-        if link in ("address", "data", "control") and (not first or (link == "data" and second)):
-            link = "mb"
-        plain = dice.random() < 0.5
+        link = dice.choice(_READERS if readers else (*_ANY, *_POINTED[first, second] * 6))
+        plain = readers or dice.random() < 0.6
         wrapped = _opens(dice, process, link)
         register = ""
         if first:
@@ -192,7 +199,7 @@ def _link(dice: random.Random, process: _Process, link: str) -> None:
 
 
 def _medley(dice: random.Random, name: str) -> str:
-    locations = list(CYCLE_LOCATIONS[: dice.choice((2, 2, 3))])
+    locations = list(_LOCATIONS[: dice.choice((2, 2, 3))])
     atomics = dict.fromkeys(locations, 0)
     processes = [_Process(number) for number in range(dice.choice((2, 2, 3)))]
     for process in processes:

@@ -93,7 +93,9 @@ Program: TypeAlias = Generator[Operation, Value | None, None]
 class Memory(Protocol):
     """A memory model that tries everything it allows."""
 
-    nothing: After  # what a constant depends on
+    @property
+    def nothing(self) -> After:
+        """What a constant depends on."""
 
     def explore(
         self,

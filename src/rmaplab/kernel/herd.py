@@ -55,9 +55,9 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Herd(msgspec.Struct, frozen=True):
-    """An unpacked herd7."""
+    """A herd7 that runs here: the words that start it."""
 
-    root: Path
+    command: list[str]
 
     def ask(
         self, tests: Sequence[Path], model: Path, *, without_load_buffering: bool = False
@@ -84,12 +84,7 @@ class Herd(msgspec.Struct, frozen=True):
         return answers
 
     def _run(self, folder: Path, tests: Sequence[Path]) -> str:
-        libraries = ":".join(str(self.root / name) for name in ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"))
-        command = [
-            str(self.root / _LOADER), "--library-path", libraries, str(self.root / "usr/bin/herd7"),
-            "-set-libdir", str(self.root / "usr/share/herdtools7/herd"), "-conf", "linux-kernel.cfg",
-            *(str(path.resolve()) for path in tests),
-        ]  # fmt: skip
+        command = [*self.command, "-conf", "linux-kernel.cfg", *(str(path.resolve()) for path in tests)]
         run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         complaints = [line for line in run.stderr.splitlines() if line.strip()]
         if run.returncode or complaints:
@@ -106,7 +101,8 @@ def parse(text: str) -> dict[str, Answer]:
             raise CannotRun(f"herd7 has no answer for {part.split()[0]}.")
         states = re.search(r"^States \d+\n(.*?)^(?:Ok|No)$", part, re.MULTILINE | re.DOTALL)
         lines = states[1].splitlines() if states is not None else []
-        answers[found[1]] = Answer(found[2], int(found[3]), int(found[4]), sorted(_state(line) for line in lines))
+        outcomes = sorted(map(_state, lines), key=str)
+        answers[found[1]] = Answer(found[2], int(found[3]), int(found[4]), outcomes)
     return answers
 
 
@@ -117,19 +113,39 @@ def _state(line: str) -> list[tuple[str, int | str]]:
 
 
 def installed() -> Herd | None:
-    """herd7, if the cache has it."""
+    """herd7, if PATH or the cache has it."""
+    program = shutil.which("herd7")
+    if program is not None:
+        return Herd([program])
     root = cache() / "herd"
-    return Herd(root) if (root / "usr/bin/herd7").exists() else None
+    if not (root / "usr/bin/herd7").exists():
+        return None
+    return Herd([
+        str(root / _LOADER), "--library-path", str(root / "usr/lib/x86_64-linux-gnu"), str(root / "usr/bin/herd7"),
+        "-set-libdir", str(root / "usr/share/herdtools7/herd"),
+    ])  # fmt: skip
 
 
 def set_up(say: Callable[[str], None]) -> Herd:
-    """herd7, fetched if the cache lacks it.
+    """herd7, fetched if it is not here.
 
     :raises KernelUnavailable: it cannot be had
     """
     there = installed()
-    if there is not None:
-        return there
+    if there is None:
+        try:
+            _fetch(say)
+        except KernelUnavailable as error:
+            reason = str(error).split(": ")[0].rstrip(".")
+            raise KernelUnavailable(
+                f"herd7 cannot be fetched ({reason}): install herdtools7 so that herd7 is in PATH, or try again."
+            ) from None
+        there = installed()
+        assert there is not None
+    return there
+
+
+def _fetch(say: Callable[[str], None]) -> None:
     archive = Archive(cache() / "apt", SUITES[VERSION])
     target = cache() / "herd"
     partial = target.with_name(".herd.partial")
@@ -141,13 +157,9 @@ def set_up(say: Callable[[str], None]) -> Herd:
             path.unlink()
         partial.rename(target)
     except OSError as error:
-        raise KernelUnavailable(
-            f"cannot write to {cache()} ({error.strerror or error}): make room there, or let XDG_CACHE_HOME name"
-            " another directory."
-        ) from None
+        raise KernelUnavailable(f"cannot write to {cache()} ({error.strerror or error})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Herd(target)
 
 
 def _unpack(package: Path, target: Path) -> None:

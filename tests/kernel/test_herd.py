@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""herd7: fetched, read, and of the same opinion as the fixture (make test-kernel); the kernel's own litmus tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import litmus_answers
+from rmaplab.check import litmus
+from rmaplab.check.lkmm import RULES, Lkmm
+from rmaplab.errors import CannotRun
+from rmaplab.kernel import herd
+from rmaplab.kernel.errors import KernelUnavailable
+from rmaplab.kernel.setup import cache
+
+TREE = cache() / "sources" / herd.VERSION
+needs_herd = pytest.mark.skipif(
+    not os.environ.get("RMAPLAB_KERNEL"), reason="needs herd7 and kernel sources: make test-kernel, or RMAPLAB_KERNEL=1"
+)
+SAID = """\
+Test a Allowed
+States 2
+1:r0=x; [x]=-1;
+1:r0=0; [x]=1;
+Ok
+Witnesses
+Positive: 1 Negative: 3
+Condition exists (1:r0=x)
+Observation a Sometimes 1 3
+Time a 0.00
+Hash=0
+
+Test b Allowed
+States 0
+No
+Witnesses
+Positive: 0 Negative: 0
+Condition exists (x=1)
+Observation b Never 0 0
+Time b 0.00
+Hash=1
+"""
+
+
+def kernel_tests() -> list[Path]:
+    try:
+        if not os.environ.get("RMAPLAB_KERNEL") and not TREE.exists():
+            pytest.skip(f"needs the kernel's litmus tests, which are not in {TREE}: make test-kernel fetches them")
+        return herd.kernel_tests(print)
+    except KernelUnavailable as error:
+        if os.environ.get("RMAPLAB_REQUIRE_KERNEL"):
+            raise
+        pytest.skip(str(error))
+
+
+def test_what_herd_prints_is_read() -> None:
+    answers = herd.parse(SAID)
+    assert answers["a"] == herd.Answer("Sometimes", 1, 3, [[("1:r0", "x"), ("x", -1)], [("1:r0", 0), ("x", 1)]])
+    assert answers["b"] == herd.Answer("Never", 0, 0, [])
+
+
+def test_a_test_without_an_answer_is_said() -> None:
+    with pytest.raises(CannotRun, match=r"herd7 has no answer for a\."):
+        herd.parse(SAID.replace("Observation a", "Nothing"))
+
+
+def test_herd_that_cannot_be_fetched_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(KernelUnavailable, match=r"herd7 cannot be fetched \(.*apt-get is not here\): install"):
+        herd.set_up(print)
+    assert not herd.installed()
+
+
+def test_the_kernels_own_tests_have_the_outcomes_that_herd_says() -> None:
+    known = litmus_answers.load()
+    paths = kernel_tests()
+    assert len(paths) == 47
+    for path in paths:
+        asked = litmus.read(path)
+        found = litmus.run(asked, Lkmm())
+        answer = known[asked.name]
+        assert answer.without_load_buffering <= found <= answer.outcomes, asked.name
+        met, unmet = litmus.holds(asked, found)
+        if asked.name != "LB+poonceonces":  # the one that needs load buffering
+            assert ("Never" if not met else "Sometimes" if unmet else "Always") == answer.verdict, asked.name
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ("control", "data")])
+def test_the_kernels_own_tests_need_each_rule_but_two(rule: str) -> None:
+    known = litmus_answers.load()
+    assert any(
+        not litmus.run(asked, Lkmm([rule])) <= known[asked.name].outcomes for asked in map(litmus.read, kernel_tests())
+    )
+
+
+@needs_herd
+def test_herd_says_what_the_fixture_says() -> None:
+    try:
+        asked = litmus_answers.ask()
+    except KernelUnavailable as error:
+        if os.environ.get("RMAPLAB_REQUIRE_KERNEL"):
+            raise
+        pytest.skip(str(error))
+    assert asked == litmus_answers.load()
