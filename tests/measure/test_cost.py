@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmaplab.measure.cost import REQUIRED, CostError, CostProfile, counts_of, load_costs, time_of, write_costs
+from rmaplab.measure.cost import (
+    REQUIRED,
+    CostError,
+    CostProfile,
+    add_counts,
+    counts_of,
+    load_costs,
+    price,
+    write_costs,
+)
 from rmaplab.sync.locks import RwSemaphore
 from rmaplab.sync.work import Ledger
 
@@ -38,7 +47,7 @@ def test_pools_locks_and_tallies_are_priced_by_their_keys() -> None:
     lock.down_write()
     assert counts_of(ledger) == {"nodes": 7, "alloc thing": 3, "free thing": 1, "lock root": 2}
     costs = {"nodes": 2.0, "alloc thing": 10.0, "free thing": 5.0, "lock root": 20.0}
-    time = time_of(msgspec.structs.replace(a_profile(), costs={**a_profile().costs, **costs}), ledger)
+    time = price(msgspec.structs.replace(a_profile(), costs={**a_profile().costs, **costs}), counts_of(ledger))
     assert time.ns == 7 * 2 + 3 * 10 + 5 + 2 * 20
     assert list(time.parts) == ["lock root", "alloc thing", "nodes", "free thing"]
     assert time.gaps == {}
@@ -48,7 +57,7 @@ def test_what_has_no_cost_is_a_gap_and_never_silent() -> None:
     ledger = Ledger("design")
     ledger.tally("bells rung").count = 7
     ledger.tally("whistles blown").count = 0
-    time = time_of(a_profile(), ledger)
+    time = price(a_profile(), counts_of(ledger))
     assert (time.ns, time.gaps) == (0.0, {"bells rung": 7})
 
 
@@ -73,7 +82,7 @@ def test_time_is_the_sum_of_its_parts_over_all_ledgers(works: list[dict[str, int
         for key, count in work.items():
             ledger.tally(key).count = count
         ledgers.append(ledger)
-    time = time_of(profile, *ledgers)
+    time = price(profile, add_counts(map(counts_of, ledgers)))
     assert time.ns == pytest.approx(sum(costs.get(k, 0) * n for w in works for k, n in w.items()))
     assert set(time.gaps) == {k for w in works for k, n in w.items() if n and k not in costs}
 

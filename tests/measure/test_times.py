@@ -11,7 +11,7 @@ import pytest
 
 from rmaplab.commands.frame import run as _main
 from rmaplab.measure.comparison import Plan, compare, priced
-from rmaplab.measure.cost import CostProfile, load_costs, time_of, write_costs
+from rmaplab.measure.cost import CostProfile, counts_of, load_costs, price, write_costs
 from rmaplab.measure.result import Comparison
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE
@@ -37,10 +37,10 @@ def test_the_time_of_a_history_is_that_of_its_ledgers() -> None:
     assert times is not None
     machine = Machine(PLAN.profile, PLAN.designs)
     Player(machine, HISTORY.header).play(HISTORY)
-    assert times.machine.ns == pytest.approx(time_of(costs, machine.ledger).ns)
+    assert times.machine.ns == pytest.approx(price(costs, counts_of(machine.ledger)).ns)
     for design, its in zip(machine.designs, times.designs, strict=True):
         assert its.design == design.name
-        assert its.history.ns == pytest.approx(time_of(costs, design.ledger).ns)
+        assert its.history.ns == pytest.approx(price(costs, counts_of(design.ledger)).ns)
         assert its.walks.ns > 0
         assert its.whole_walks > its.walks.ns
         assert math.fsum(its.history.parts.values()) == pytest.approx(its.history.ns)

@@ -9,7 +9,6 @@ histories   random histories that are hard on a reverse map (strategies: the sam
 verify      thousands of random histories on all CPUs, and the shortest that fails (batching: in runs, one by one)
 mutants     designs and machines that lack one rule each (race_mutants: those that only a race shows)
 mutation    a search for each of them, which finds nothing without it
-host        the running kernel, which executes the events of the machine
 
 The package is a verb of the library, too: `rmaplab.check(machine)` is `machine.check()`.
 """

@@ -25,6 +25,8 @@ from rmaplab.verdict import judge
 if TYPE_CHECKING:
     from rmaplab.kernel.lockstep import Disagreement
     from rmaplab.kernel.setup import Kernel
+    from rmaplab.trace.events import Event
+    from rmaplab.trace.history import History
 
 
 Version = Annotated[str, typer.Option("--version", metavar="|".join(VERSIONS), help="Which kernel.")]
@@ -104,7 +106,7 @@ def compare(
     from rmaplab.kernel.coverage import Coverage
     from rmaplab.kernel.fixtures import answers
     from rmaplab.kernel.lockstep import Witness, minimal, replay
-    from rmaplab.trace.history import History, read_history, write_history
+    from rmaplab.trace.history import read_history
 
     if save is not None:
         check_output(save)
@@ -129,16 +131,9 @@ def compare(
         if found is not None:
             say("making it shorter")
             found = minimal(witness, found, head=None if recorded is None else recorded.header)
-    inputs = {
-        "history": str(history or "random"), "designs": ["anon_vma"], "profile": witness.profile.name,
-        "kernel": release, "seed": seed,
-    }  # fmt: skip
+    inputs = _inputs(str(history or "random"), ["anon_vma"], witness.profile.name, release, seed)
     if found is not None and save is not None:
-        from rmaplab.check.histories import header
-
-        head = header() if recorded is None else recorded.header
-        head.kernel = release
-        write_history(save, History(head, found.requested))
+        _save(save, recorded, found.requested, release)
     held = judge(done, found is not None, "a guest cannot be asked any event of this history")
     missing = coverage.missing(witness.has_large_folios)
     figures = {"steps": done, "reached": dict(coverage.reached), "not reached": missing}
@@ -213,15 +208,9 @@ def native(
         found = compare.minimal(library, rules, found, head, events is None)
         drift = compare.drift(library, rules, found, seed, operations, events, head)
         if save is not None:
-            from rmaplab.check.histories import header
-            from rmaplab.trace.history import History, write_history
-
-            write_history(save, History(head or header(), found.events))
+            _save(save, recorded, found.events, release)
     held = judge(done, found is not None, "no event of this history is about VMAs")
-    inputs = {
-        "history": str(history or "random"), "designs": ["anon_vma"], "profile": rules.name, "kernel": release,
-        "seed": seed,
-    }  # fmt: skip
+    inputs = _inputs(str(history or "random"), ["anon_vma"], rules.name, release, seed)
     if json:
         differences = [] if found is None else [msgspec.to_builtins(found) | {"drift": drift}]
         print_json("kernel native", inputs, held, {"operations": done}, differences)
@@ -290,10 +279,7 @@ def import_(
         state = read_source(source, vmlinux)
     for note in state.notes:
         say(note)
-    inputs = {
-        "history": source, "designs": [finding.design for finding in state.findings],
-        "profile": state.profile, "kernel": state.release, "seed": seed,
-    }  # fmt: skip
+    inputs = _inputs(source, [finding.design for finding in state.findings], state.profile, state.release, seed)
     if json:
         print_json("kernel import", inputs, state.holds, msgspec.to_builtins(state), list(state.problems))
     else:
@@ -328,16 +314,31 @@ def userland(
     failed = not all(moment.state.holds for moment in moments)
     holds = judge(len(moments), failed, "no program came to a moment at which it could be read")
     first = moments[0].state
-    inputs = {
-        "history": list(names or userland.PROGRAMS), "designs": [finding.design for finding in first.findings],
-        "profile": first.profile, "kernel": first.release, "seed": None,
-    }  # fmt: skip
+    designs = [finding.design for finding in first.findings]
+    inputs = _inputs(list(names or userland.PROGRAMS), designs, first.profile, first.release, None)
     if json:
         wrong = [f"{moment.program}, {moment.what}: {text}" for moment in moments for text in moment.state.problems]
         print_json("kernel userland", inputs, holds, msgspec.to_builtins(moments), wrong)
     else:
         print(survey.markdown(moments) if markdown else survey.text(moments))
     return holds
+
+
+def _inputs(
+    history: str | list[str], designs: list[str], profile: str, release: str, seed: int | None
+) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {"history": history, "designs": designs, "profile": profile, "kernel": release, "seed": seed}
+
+
+def _save(path: Path, recorded: History | None, events: list[Event], release: str) -> None:
+    """Write the history that differs, with the header of the recording, if it is one."""
+    from rmaplab.check.histories import header
+    from rmaplab.trace.history import History, write_history
+
+    head = header() if recorded is None else recorded.header
+    head.kernel = release
+    write_history(path, History(head, events))
 
 
 def explained(found: Disagreement) -> str:

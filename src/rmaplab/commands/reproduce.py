@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -22,31 +22,6 @@ class Inputs(msgspec.Struct, frozen=True):
 
     reproductions: list[str]
     costs: str
-
-
-class Beside(msgspec.Struct, frozen=True):
-    """A published figure, ours, and ours over it."""
-
-    what: str
-    published: list[float]
-    ours: float
-    unit: str
-    ratio: float
-    bound: str
-    holds: bool
-
-
-class Told(msgspec.Struct, frozen=True):
-    """A reproduction as `--json` has it."""
-
-    name: str
-    source: str
-    said: str
-    how: str
-    figures: list[Beside]
-    shown: dict[str, str]
-    why: str
-    holds: bool
 
 
 def command(
@@ -79,7 +54,7 @@ def command(
     holds = all(one.holds for one in found)
     if json:
         wrong = [_beside(figure) for one in found for figure in one.figures if not figure.holds]
-        print_json("reproduce", Inputs(wanted, profile.name), holds, [_told(one) for one in found], wrong)
+        print_json("reproduce", Inputs(wanted, profile.name), holds, [_as_json(one) for one in found], wrong)
     else:
         out = console()
         for one in found:
@@ -89,21 +64,21 @@ def command(
     return holds
 
 
-def _beside(figure: Figure) -> Beside:
-    return Beside(
-        figure.what,
-        [figure.low] if figure.low == figure.high else [figure.low, figure.high],
-        figure.ours,
-        figure.unit,
-        figure.ratio,
-        figure.bound,
-        figure.holds,
-    )
-
-
-def _told(one: Reproduction) -> Told:
+def _as_json(one: Reproduction) -> dict[str, Any]:
+    """A reproduction as `--json` has it."""
     figures = [_beside(figure) for figure in one.figures]
-    return Told(one.name, one.source, one.said, one.how, figures, dict(one.shown), one.why, one.holds)
+    return {
+        "name": one.name, "source": one.source, "said": one.said, "how": one.how, "figures": figures,
+        "shown": dict(one.shown), "why": one.why, "holds": one.holds,
+    }  # fmt: skip
+
+
+def _beside(figure: Figure) -> dict[str, Any]:
+    """A published figure, ours, and ours over it."""
+    return {
+        "what": figure.what, "published": sorted({figure.low, figure.high}), "ours": figure.ours, "unit": figure.unit,
+        "ratio": figure.ratio, "bound": figure.bound, "holds": figure.holds,
+    }  # fmt: skip
 
 
 def _print(one: Reproduction, out: Console) -> None:

@@ -2,7 +2,7 @@
 """Work to time: the cost of each kind of counted work on one machine.
 
 Designs and machine count; nothing there knows a nanosecond.  A `CostProfile` says what one unit of each kind takes on
-one machine's kernel, and `time_of` multiplies.  `rmaplab calibrate` measures such a profile; one is shipped in
+one machine's kernel, and `price` multiplies.  `rmaplab calibrate` measures such a profile; one is shipped in
 data/costs, and every report that speaks of time names the profile that it used.
 
 Keys
@@ -12,7 +12,7 @@ Keys
   `SHOOTDOWN`, `GRACE_PERIOD`
 
 Invariant: no count is dropped silently.  A key has a measured cost, or it stands in for another by a rule that the
-profile states, or it is a gap, which `time_of` lists with its count.  Work that other keys cover already (a walk is
+profile states, or it is a gap, which `price` lists with its count.  Work that other keys cover already (a walk is
 its nodes visited and its locks) has the cost 0, which is stated like any other.
 
 All costs are nanoseconds per unit.
@@ -166,11 +166,6 @@ def price(costs: CostProfile, counts: Mapping[str, int]) -> Time:
             gaps[key] = count
     dearest = dict(sorted(((k, ns) for k, ns in parts.items() if ns), key=lambda part: -part[1]))
     return Time(math.fsum(dearest.values()), dearest, gaps)
-
-
-def time_of(costs: CostProfile, *ledgers: Ledger) -> Time:
-    """The work that the ledgers counted, as time on one CPU that nobody contends with."""
-    return price(costs, add_counts(counts_of(ledger) for ledger in ledgers))
 
 
 def load_costs(name_or_path: str = "") -> CostProfile:
