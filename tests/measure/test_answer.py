@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,9 @@ from rmaplab.measure.comparison import Plan, compare, priced
 from rmaplab.measure.cost import load_costs
 from rmaplab.measure.report import Inputs, Report, print_report, sameness
 from rmaplab.mm.profile import profile_for
+from rmaplab.mm.vma import VMA
 from rmaplab.rmap import DESIGNS
+from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.terminal import Grid, bar
 
 RECORDINGS = Path(sources.__file__).parent.parent / "data" / "recordings"
@@ -148,3 +151,22 @@ def test_a_grid_with_a_long_first_column_has_its_cells_on_lines_of_their_own() -
     grid.print(Console(file=raw, width=50))
     assert [line.split() for line in raw.getvalue().splitlines()][-1] == ["12", "holds"]
     assert "exit of the parent + munmap in the child" in raw.getvalue().splitlines()
+
+
+class Counts(AnonVmaRmap):
+    """Does work of a kind that no cost profile knows."""
+
+    name = "counts"
+
+    def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        self.ledger.tally("VMAs looked at").count += 1
+        yield from super().walk(pfn)
+
+
+def test_it_says_what_has_no_cost() -> None:
+    history, source = sources.from_file(str(RECORDINGS / "pipeline.parquet"))
+    plan = Plan([DESIGNS["anon_vma"], Counts], profile_for(source.kernel)[0])
+    found = priced(compare(history, plan, quiet), load_costs(""))
+    inputs = Inputs(source, ["anon_vma", "counts"], "anon_vma", plan.profile.name, 0, 1, 0, 500, "default")
+    text = " ".join(printed(Report(inputs, found.holds, found.figures, found.differences), 80).split())
+    assert "time of counts is without what no cost is known for: VMAs looked at" in text

@@ -105,6 +105,10 @@ def _explained(report: Report) -> str:
     parts = [] if len(report.figures.designs) == 1 else [f"ratios to {report.figures.designs[0].design}"]
     if report.figures.times is not None:
         parts.append("time is derived from counted work, not measured")
+        for design in report.figures.times.designs:
+            gaps = sorted(design.history.gaps | design.walks.gaps)
+            if gaps:
+                parts.append(f"time of {design.design} is without what no cost is known for: {', '.join(gaps)}")
     return "; ".join(parts)
 
 
