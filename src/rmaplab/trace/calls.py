@@ -10,10 +10,7 @@ looks at more.  To follow another call, add a row, and, if it is an operation of
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Final
-
-import msgspec
 
 from rmaplab.mm.abi import (
     MADV_DODUMP,
@@ -40,7 +37,10 @@ LOCKING_ADVICE: Final = frozenset((
 ))  # fmt: skip
 
 
-class Call(msgspec.Struct, frozen=True):
+_NARROW: Final = frozenset(("prot", "flags", "file"))
+
+
+class Call:
     """A system call.
 
     number:      on x86-64 (arch/x86/entry/syscalls/syscall_64.tbl)
@@ -50,24 +50,28 @@ class Call(msgspec.Struct, frozen=True):
     skipped:     may change VMAs, and has no operation: it is counted
     """
 
-    name: str
-    number: int
-    op: str = ""
-    parameters: tuple[str, ...] = ()
-    half_way: bool = False
-    skipped: bool = False
+    def __init__(
+        self,
+        name: str,
+        number: int,
+        op: str = "",
+        parameters: tuple[str, ...] = (),
+        half_way: bool = False,
+        skipped: bool = False,
+    ) -> None:
+        self.name: Final = name
+        self.number: Final = number
+        self.op: Final = op
+        self.parameters: Final = parameters
+        self.half_way: Final = half_way
+        self.skipped: Final = skipped
+        self._masks: Final = [0xFFFFFFFF if field in _NARROW else -1 for field in parameters]
 
     def registers(self, values: list[int]) -> list[int]:
         """What the parameters are, of what the registers hold: rights, flags and identifiers have 32 bits."""
-        return [value & mask for mask, value in zip(_masks(self.parameters), values, strict=False)]
+        return [value & mask for mask, value in zip(self._masks, values, strict=False)]
 
 
-@cache
-def _masks(parameters: tuple[str, ...]) -> list[int]:
-    return [0xFFFFFFFF if field in _NARROW else 0xFFFFFFFFFFFFFFFF for field in parameters]
-
-
-_NARROW: Final = frozenset(("prot", "flags", "file"))
 _RANGE: Final = ("addr", "length")
 _SKIPPED: Final = {
     "io_setup": 206, "io_destroy": 207, "remap_file_pages": 216, "mbind": 237, "migrate_pages": 256,

@@ -11,6 +11,7 @@ visible in its ring a little after the time that it bears; `_SETTLES` is more th
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import tempfile
@@ -131,6 +132,9 @@ class Collector:
         self._reducer: Final = reducer
         self._emptied = 0  # all up to this time is in the files
         self._failure: BaseException | None = None
+        # Millions of small objects without cycles would be looked at again and again.
+        self._collects_garbage: Final = gc.isenabled()
+        gc.disable()
         self._stop: Final = os.eventfd(0, os.EFD_CLOEXEC)
         self._ended: Final = threading.Event()
         self._drainer: Final = threading.Thread(target=self._guard, args=(self._drain,), daemon=True)
@@ -197,6 +201,13 @@ class Collector:
         os.eventfd_write(self._stop, 1)
         self._drainer.join()
         os.close(self._stop)
+        try:
+            self._finish(say)
+        finally:
+            if self._collects_garbage:
+                gc.enable()
+
+    def _finish(self, say: Say) -> None:
         self._ended.set()
         self._timeline.lost += self._source.lost()
         # The kernel waits for a grace period for each tracepoint that nobody uses any more: not at our expense.

@@ -281,12 +281,10 @@ class Rows:
 def _columns_of(rows: list[Event]) -> dict[str, Column]:
     """:raises ValueError: a value is outside of its column's range"""
     columns: dict[str, Column] = {}
-    for name, kind in _TYPES.items():
-        values: list[Any] = [getattr(row, name) for row in rows]
+    by_field = list(zip(*map(msgspec.structs.astuple, rows), strict=True)) or [()] * len(_TYPES)
+    for (name, kind), values in zip(_TYPES.items(), by_field, strict=True):
         try:
-            if name == "op":
-                values = [CODE[op] for op in values]
-            columns[name] = np.array(values, dtype=kind)
+            columns[name] = np.array([CODE[op] for op in values] if name == "op" else values, dtype=kind)
         except (KeyError, OverflowError) as error:
             raise ValueError(f"an event's {name} cannot be held in a history ({error})") from None
     return columns

@@ -138,12 +138,13 @@ class Faults:
         return list(zip(*(column.tolist() for column in self._columns()), strict=True))
 
 
-class Particulars(msgspec.Struct, frozen=True):
+class Particulars:
     """What a recorder knows of a call beside its registers and its result; as in Reducer.call."""
 
-    backing: Backing | None
-    length: int
-    label: str
+    def __init__(self, backing: Backing | None, length: int, label: str) -> None:
+        self.backing: Final = backing
+        self.length: Final = length
+        self.label: Final = label
 
 
 class Process:
@@ -637,10 +638,18 @@ class Reducer:
             self._files[backing.key] = entry
         return entry.id
 
-    def _emit(self, op: str, process: Process, **fields: int) -> None:
+    def _emit(
+        self, op: str, process: Process, addr: int = 0, length: int = 0, prot: int = 0, flags: int = 0, addr2: int = 0,
+        length2: int = 0, file: int = -1, offset: int = 0, pid2: int = 0, result: int = 0,
+    ) -> None:  # fmt: skip
         if self._start < 0:
             self._start = self._time
-        self.events.append(Event(op, process.pid, **fields, time=self._time - self._start, cpu=self._cpu))
+        time = self._time - self._start
+        self.events.append(
+            Event(
+                op, process.pid, addr, length, prot, flags, addr2, length2, file, offset, pid2, result, time, self._cpu
+            )
+        )
 
     def finish(self, header: Header) -> History:
         """The history of what was told, under `header`."""

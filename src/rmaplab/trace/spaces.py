@@ -13,7 +13,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import Final
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -24,15 +23,22 @@ from rmaplab.mm.vma import PAGE_MASK, PAGE_SIZE
 STACK_LIMIT: Final = 8 << 20
 
 
-class Range(msgspec.Struct):
+class Range:
     """[start, end), mapped with `prot`."""
 
-    start: int
-    end: int
-    prot: int
-    private: bool
-    grows_down: bool = False
-    dont_fork: bool = False
+    def __init__(
+        self, start: int, end: int, prot: int, private: bool, grows_down: bool = False, dont_fork: bool = False
+    ) -> None:
+        self.start = start
+        self.end = end
+        self.prot = prot
+        self.private = private
+        self.grows_down = grows_down
+        self.dont_fork = dont_fork
+
+    def of(self, start: int, end: int) -> Range:
+        """The same from `start` to `end`."""
+        return Range(start, end, self.prot, self.private, self.grows_down, self.dont_fork)
 
 
 class Space:
@@ -48,7 +54,7 @@ class Space:
     def copy(self) -> Space:
         """The address space of a forked child."""
         child = Space(-1)
-        child.ranges = [msgspec.structs.replace(range) for range in self.ranges if not range.dont_fork]
+        child.ranges = [range.of(range.start, range.end) for range in self.ranges if not range.dont_fork]
         child._starts = [range.start for range in child.ranges]
         child.brk = self.brk
         child.start_brk = self.start_brk
@@ -123,7 +129,7 @@ class Space:
     def _cut(self, addr: int) -> None:
         range = self.at(addr)
         if range is not None and range.start < addr:
-            upper = msgspec.structs.replace(range, start=addr)
+            upper = range.of(addr, range.end)
             range.end = addr
             i = bisect_right(self._starts, addr)
             self.ranges.insert(i, upper)
@@ -133,10 +139,7 @@ class Space:
         """mremap(): what lies at `old` goes to `new`, where it grows or is cut off.  Only what does not change
         its length may be several ranges, and the gaps in it stay gaps.  With `keep` the old ranges stay, too."""
         moved = self.pieces(old, old + old_length) if old_length else self.within(old, old + 1)
-        copies = [
-            msgspec.structs.replace(range, start=max(range.start, old) - old + new, end=range.end - old + new)
-            for range in moved
-        ]
+        copies = [range.of(max(range.start, old) - old + new, range.end - old + new) for range in moved]
         if not keep:
             self.remove(old, old + max(old_length, new_length if old == new else 0))
         for i, range in enumerate(copies):

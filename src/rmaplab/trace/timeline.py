@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -41,73 +40,78 @@ __all__ = ["Timeline"]
 CLONE_NEWPID: Final = 0x20000000
 
 _POKES: Final = (4, 5)  # PTRACE_POKETEXT, PTRACE_POKEDATA
+_OWN_RECORDS: Final = ("exec", "fork")  # told by records of their own
 _FREES_AT_ENTRY: Final = frozenset(("munmap", "shmdt"))
 _STACK: Final = (0x7FFFFFFDE000, 0x21000, 0x7FFFFFFDE000)  # of an exec that did not tell
 
 
-class _Entered(msgspec.Struct):
+class _Entered:
     """A call that has not returned.  `effect`: when it is known to have happened; `locked`: from the lock."""
 
-    call: Call
-    args: list[int]
-    entry: int
-    effect: int = -1
-    locked: bool = False
-    backing: Backing | None = None
-    length: int = 0
+    def __init__(self, call: Call, args: list[int], entry: int) -> None:
+        self.call: Final = call
+        self.args: Final = args
+        self.entry: Final = entry
+        self.effect = -1
+        self.locked = False
 
 
-class _Mapped(msgspec.Struct):
+class _Mapped:
     """What a task mapped, or where it changed rights, since its last call returned."""
 
-    time: int
-    end: int
-    length: int
-    backing: Backing | None
+    def __init__(self, time: int, start: int, length: int, prot: int, offset: int, backing: Backing | None) -> None:
+        self.time: Final = time
+        self.start: Final = start
+        self.length = length
+        self.prot: Final = prot
+        self.offset: Final = offset
+        self.backing: Final = backing
 
 
-class _Segment(msgspec.Struct):
-    """Something that exec mapped."""
+class _Exec:
+    """An exec, from its point of no return to the new program's first step, and what it mapped."""
 
-    start: int
-    length: int
-    prot: int
-    offset: int
-    backing: Backing | None
-
-
-class _Exec(msgspec.Struct):
-    """An exec, from its point of no return to the new program's first step."""
-
-    pid: int
-    stack: tuple[int, int, int] = _STACK
-    segments: list[_Segment] = []
+    def __init__(self, pid: int) -> None:
+        self.pid: Final = pid
+        self.stack = _STACK
+        self.segments: Final[list[_Mapped]] = []
 
 
-class _Fork(msgspec.Struct):
-    child: int
-    flags: int
+class _Fork:
+    def __init__(self, child: int, flags: int) -> None:
+        self.child: Final = child
+        self.flags = flags
 
 
-class _Placement(msgspec.Struct):
+class _Placement:
     """Where a call of process `pid` got memory."""
 
-    pid: int
-    effect: int
-    start: int
-    end: int
+    def __init__(self, pid: int, effect: int, start: int, end: int) -> None:
+        self.pid: Final = pid
+        self.effect: Final = effect
+        self.start: Final = start
+        self.end: Final = end
 
 
-class _Returned(msgspec.Struct):
-    entered: _Entered
-    result: int
+class _Returned:
+    """A call that returned; `mapped`: by it, where that is known."""
+
+    def __init__(self, call: Call, args: list[int], result: int, mapped: _Mapped | None) -> None:
+        self.call: Final = call
+        self.args: Final = args
+        self.result: Final = result
+        self.backing: Final = None if mapped is None else mapped.backing
+        # Of an mprotect() that fails half-way, how far it came; of the others, what was mapped.
+        self.length = 0
+        if mapped is not None:
+            self.length = mapped.length + (mapped.start - args[0] if call.op == "mprotect" else 0)
 
 
-class _Gone(msgspec.Struct):
+class _Gone:
     pass
 
 
-_Seen = _Exec | _Segment | _Fork | _Returned | _Gone | str  # str: a new name
+_Seen = _Exec | _Mapped | _Fork | _Returned | _Gone | str  # str: a new name
 
 
 class Timeline:
@@ -156,6 +160,8 @@ class Timeline:
 
     def _is_noted(self, call: Call, registers: list[int]) -> bool:
         """Whether `call` changes no memory of its own, and is only counted."""
+        if call.op:
+            return False
         if call.name == "ptrace":
             self.pokes += registers[0] in _POKES
         elif call.name == "unshare":
@@ -170,9 +176,13 @@ class Timeline:
         """Task `tid` returns from `call`, of which nothing was said before; `locked`: when it got mmap_lock for
         writing, 0: never."""
         self.locked = True
-        if not self._is_noted(call, registers):
-            self._calls[tid] = _Entered(call, registers, time, locked or time, True)
-        self.leave(time, cpu, pid, tid, call, result)
+        self._execs.pop(tid, None)
+        mapped = self._mapped.pop(tid, None)
+        if call.op in _OWN_RECORDS or self._is_noted(call, registers):
+            return
+        if mapped is not None and not 0 < locked < mapped.time:
+            mapped = None  # of something else
+        self._add(locked or time, cpu, tid, _Returned(call, registers, result, mapped))
 
     def lock(self, time: int, tid: int) -> None:
         """Task `tid` got an mmap_lock for writing.  Its own comes first: fork takes the child's inside it."""
@@ -186,17 +196,16 @@ class Timeline:
         self._execs.pop(tid, None)
         entered = self._calls.pop(tid, None)
         mapped = self._mapped.pop(tid, None)
-        if entered is None or entered.call is not call or call.op in ("exec", "fork"):
-            return  # entered before the recording began; or told by records of its own
-        if mapped is not None and (not entered.locked or mapped.time > entered.effect):
-            entered.backing = mapped.backing
-            # Of an mprotect() that fails half-way, how far it came; of the others, what was mapped.
-            entered.length = mapped.end - entered.args[0] if call.op == "mprotect" else mapped.length
+        if entered is None or entered.call is not call or call.op in _OWN_RECORDS:
+            return  # entered before the recording began
+        if mapped is not None and entered.locked and mapped.time < entered.effect:
+            mapped = None
+        returned = _Returned(call, entered.args, result, mapped)
         if entered.effect < 0:
             entered.effect = entered.entry if call.name in _FREES_AT_ENTRY else time
         if result >= 0 and call.op in ("mmap", "mremap") and not entered.locked:
-            self._place(pid, entered, result)
-        self._add(entered.effect, cpu, tid, _Returned(entered, result))
+            self._place(pid, entered, result, returned.length)
+        self._add(entered.effect, cpu, tid, returned)
 
     def new_task(self, time: int, cpu: int, tid: int, child: int, flags: int) -> None:
         """Task `tid` makes the task `child`, by perf's FORK record."""
@@ -247,7 +256,7 @@ class Timeline:
             if path == "[stack]":
                 executing.stack = (start, length, offset)
                 return
-            segment = _Segment(start, length, prot, offset, backing)
+            segment = _Mapped(time, start, length, prot, offset, backing)
             for earlier in executing.segments:
                 _trim(earlier, segment)
             executing.segments.append(segment)
@@ -256,7 +265,7 @@ class Timeline:
         entered = self._calls.get(tid)
         if entered is not None and not entered.locked:
             entered.effect = time
-        self._mapped[tid] = _Mapped(time, start + length, length, backing)
+        self._mapped[tid] = _Mapped(time, start, length, prot, offset, backing)
 
     # What a reducer is told
 
@@ -278,7 +287,7 @@ class Timeline:
 
     def tell(self, reducer: Reducer, until: int | None = None) -> None:
         """Tell `reducer` what took effect before `until`, or all of it, in that order."""
-        self._seen.sort(key=lambda seen: seen[:2])
+        self._seen.sort()  # no two have the same number
         faults = Faults.joined(self._faults)
         if until is None:
             seen, self._seen, self._faults = self._seen, [], []
@@ -300,10 +309,8 @@ class Timeline:
 
     def _tell(self, reducer: Reducer, tid: int, what: _Seen) -> None:
         if isinstance(what, _Returned):
-            entered = what.entered
-            name, backing, length = entered.call.name, entered.backing, entered.length
-            reducer.call(tid, name, entered.args, what.result, backing, length)
-        elif isinstance(what, _Segment):
+            reducer.call(tid, what.call.name, what.args, what.result, what.backing, what.length)
+        elif isinstance(what, _Mapped):
             if what.length > 0:
                 reducer.mapped_by_exec(tid, what.start, what.length, what.prot, what.offset, what.backing)
         elif isinstance(what, _Exec):
@@ -321,7 +328,7 @@ class Timeline:
             self.late += 1
         self._seen.append((time, self._number, cpu, tid, what))
 
-    def _place(self, pid: int, entered: _Entered, result: int) -> None:
+    def _place(self, pid: int, entered: _Entered, result: int, length: int) -> None:
         """Order is inferred: what another thread got where this mremap moved from came later."""
         start = entered.args[0]
         if entered.call.op == "mremap":
@@ -332,13 +339,13 @@ class Timeline:
                     and other.start < end and start < other.end
                 ):  # fmt: skip
                     entered.effect = other.effect - 1
-        length = page_align(entered.args[2] if entered.call.op == "mremap" else entered.length)
+        length = page_align(entered.args[2] if entered.call.op == "mremap" else length)
         self._recent.append(_Placement(pid, entered.effect, result, result + length))
         if len(self._recent) > 128:
             del self._recent[:64]
 
 
-def _trim(first: _Segment, next: _Segment) -> None:
+def _trim(first: _Mapped, next: _Mapped) -> None:
     """The loader maps the first segment of a file as long as all of them, to find a place, and unmaps what
     is too much (fs/binfmt_elf.c elf_load()); perf tells only the former.  The file's headers say how long it is.
     Where they cannot be read, the next segment shows where it ends: right there, or, if there is a hole, in the page
