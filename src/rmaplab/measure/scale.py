@@ -415,28 +415,19 @@ class Law(msgspec.Struct, frozen=True):
 def fit(cpus: Sequence[int], throughputs: Sequence[float]) -> Law | None:
     """The law that comes closest, with neither coefficient negative; None for fewer than three points.
 
-    N / X is linear in 1, N - 1 and N (N - 1), so this is linear least squares, relative to what was seen.  A
-    coefficient that would be negative is 0, and the others are fitted again.
+    N / X is linear in 1, N - 1 and N (N - 1): non-negative least squares, relative to what was seen.
     """
+    from scipy.optimize import nnls  # slow to import
+
     if len(cpus) < 3 or min(throughputs) <= 0:
         return None
     n = np.array(cpus, dtype=np.float64)
     x = np.array(throughputs, dtype=np.float64)
     columns = np.stack([np.ones_like(n), n - 1, n * (n - 1)], axis=1) * (x / n)[:, None]
-    best: tuple[float, list[float]] | None = None
-    for used in ((0, 1, 2), (0, 1), (0, 2), (0,)):
-        found, *_ = np.linalg.lstsq(columns[:, used], np.ones_like(n), rcond=None)
-        if found[0] <= 0 or min(found) < 0:
-            continue
-        values = [0.0, 0.0, 0.0]
-        for column, value in zip(used, found, strict=True):
-            values[column] = float(value) if value > 1e-9 * found[0] else 0.0  # less is rounding
-        error = float(((columns @ values - 1) ** 2).sum())
-        if best is None or error < best[0] - 1e-15:
-            best = (error, values)
-    if best is None:
+    found, _ = nnls(columns, np.ones_like(n))
+    if found[0] <= 0:
         return None
-    a, b, c = best[1]
+    a, b, c = (float(value) if value > 1e-9 * found[0] else 0.0 for value in found)  # less is rounding
     law = Law(1 / a, b / a, c / a, 0.0, 0.0)
     if law.coherency > 0:
         peak = float(np.sqrt(max(0.0, 1 - law.contention) / law.coherency))
