@@ -157,7 +157,7 @@ def test_run_lists_the_workloads_and_their_parameters() -> None:
     text = rmaplab("run", "--list").stdout
     for name, family in FAMILIES.items():
         assert name in text
-        for parameter in family.parameters:
+        for parameter in family.parameters():
             assert parameter in text
 
 

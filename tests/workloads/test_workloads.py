@@ -154,7 +154,7 @@ def state(machine: Machine) -> dict[str, Any]:
 def test_each_has_a_strategy_and_a_sentence_on_each_parameter() -> None:
     assert WORKLOADS.keys() == FAMILIES.keys()
     for family in FAMILIES.values():
-        assert [*family.parameters] == [name for name in family.__struct_fields__ if name != "seed"]
+        assert [*family.parameters()] == [name for name in family.__struct_fields__ if name != "seed"]
 
 
 @given(any_workload)

@@ -46,6 +46,6 @@ def _families() -> str:
     for name, family in FAMILIES.items():
         lines.append(f"{name}: {(family.__doc__ or '').splitlines()[0]}")
         default = family()
-        for parameter, what in family.parameters.items():
+        for parameter, what in family.parameters().items():
             lines.append(f"  {f'{parameter}={getattr(default, parameter)}':20} {what}")
     return "\n".join(lines)

@@ -67,7 +67,7 @@ def workload(name: str, values: Mapping[str, object]) -> Workload:
         parameter = where.rstrip("`")
         if parameter in values:
             what = f"{parameter}={values[parameter]} has to be {_range(family, parameter)}"
-            meaning = family.parameters.get(parameter, "")
+            meaning = family.parameters().get(parameter, "")
             what += f" ({meaning})" if meaning else ""
         raise WorkloadError(f"{name}: {what}") from None
 
@@ -78,8 +78,9 @@ def _range(family: type[Workload], parameter: str) -> str:
     kind = msgspec.inspect.type_info(field.type)
     if isinstance(kind, msgspec.inspect.Metadata):
         kind = kind.type
-    if not isinstance(kind, msgspec.inspect.IntType):
-        return "a number"
+    if isinstance(kind, msgspec.inspect.LiteralType):
+        return f"one of {', '.join(map(str, kind.values))}"
+    assert isinstance(kind, msgspec.inspect.IntType)
     if kind.ge is None or kind.le is None:
         return "a whole number" if kind.ge is None else f"a whole number of at least {kind.ge}"
     return f"a whole number from {kind.ge} to {kind.le}"

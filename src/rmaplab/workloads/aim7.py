@@ -9,22 +9,17 @@ pages, at most 1/N of all, still lead to all N.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated
 
 from rmaplab.trace.script import PAGE, Script
-from rmaplab.workloads.workload import AREA, Pages, Processes, Workload
+from rmaplab.workloads.workload import AREA, Pages, Processes, Workload, says
 
 
 class Aim7(Workload, frozen=True, kw_only=True):
     """A parent writes all its pages and forks children, which write all of them, too."""
 
-    parameters: ClassVar[dict[str, str]] = {
-        "children": "children that copy everything",
-        "pages": "pages of the one VMA",
-    }
-
-    children: Processes = 1000
-    pages: Pages = 1000
+    children: Annotated[Processes, says("children that copy everything")] = 1000
+    pages: Annotated[Pages, says("pages of the one VMA")] = 1000
 
     def span(self) -> int:
         return self.pages * PAGE

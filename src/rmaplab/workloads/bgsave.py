@@ -8,28 +8,24 @@ while the child lives.  After the child's exit the parent takes back, by reuse, 
 from __future__ import annotations
 
 from random import Random
-from typing import ClassVar
+from typing import Annotated
 
 from rmaplab.trace.script import PAGE, Script
-from rmaplab.workloads.workload import AREA, Count, Pages, Percent, Processes, Workload
+from rmaplab.workloads.workload import AREA, Count, Pages, Percent, Processes, Workload, says
 
 
 class BgSave(Workload, frozen=True, kw_only=True):
     """A large parent forks a reader and goes on writing; the reader exits; again."""
 
-    parameters: ClassVar[dict[str, str]] = {
-        "pages": "pages of the parent's data",
-        "saves": "readers forked, one after the other",
-        "writes": "short runs of pages that the parent writes during each save, and again after it",
-        "run": "pages per run",
-        "last": "percent of the last save after which the history ends (100: the reader has exited)",
-    }
-
-    pages: Pages = 200_000
-    saves: Processes = 5
-    writes: Count = 1000
-    run: Pages = 4
-    last: Percent = 50
+    pages: Annotated[Pages, says("pages of the parent's data")] = 200_000
+    saves: Annotated[Processes, says("readers forked, one after the other")] = 5
+    writes: Annotated[
+        Count, says("short runs of pages that the parent writes during each save, and again after it")
+    ] = 1000
+    run: Annotated[Pages, says("pages per run")] = 4
+    last: Annotated[
+        Percent, says("percent of the last save after which the history ends (100: the reader has exited)")
+    ] = 50
 
     def span(self) -> int:
         return self.pages * PAGE

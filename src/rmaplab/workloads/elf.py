@@ -10,11 +10,11 @@ is an offset in the file: a TODO of the prototype (docs/kernels/rules.md, sectio
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import Annotated, Final
 
 from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_EXEC, PROT_READ
 from rmaplab.trace.script import PAGE, READ_WRITE, SMALL_PROGRAM, Process, Script
-from rmaplab.workloads.workload import AREA, Count, Pages, Processes, Workload
+from rmaplab.workloads.workload import AREA, Count, Pages, Processes, Workload, says
 
 _RESERVE: Final = MAP_PRIVATE
 _OVER: Final = MAP_PRIVATE | MAP_FIXED
@@ -24,27 +24,15 @@ _HEADERS: Final = 1  # pages of ELF headers, notes and symbols, mapped read-only
 class Elf(Workload, frozen=True, kw_only=True):
     """A shell forks and executes programs; each maps its libraries, relocates, protects, and works."""
 
-    parameters: ClassVar[dict[str, str]] = {
-        "processes": "programs started, one after the other",
-        "alive": "programs that are left running at the same time; older ones exit",
-        "libraries": "shared objects that each maps",
-        "text": "pages of code of each object",
-        "constants": "pages of read-only data of each object",
-        "relro": "pages that relocations write and mprotect then makes read-only",
-        "data": "pages of writable data, all written",
-        "bss": "pages of .bss, all written",
-        "heap": "pages of heap that the program writes",
-    }
-
-    processes: Processes = 150
-    alive: Processes = 50
-    libraries: Pages = 20
-    text: Pages = 64
-    constants: Pages = 16
-    relro: Pages = 4
-    data: Pages = 4
-    bss: Pages = 2
-    heap: Count = 32
+    processes: Annotated[Processes, says("programs started, one after the other")] = 150
+    alive: Annotated[Processes, says("programs that are left running at the same time; older ones exit")] = 50
+    libraries: Annotated[Pages, says("shared objects that each maps")] = 20
+    text: Annotated[Pages, says("pages of code of each object")] = 64
+    constants: Annotated[Pages, says("pages of read-only data of each object")] = 16
+    relro: Annotated[Pages, says("pages that relocations write and mprotect then makes read-only")] = 4
+    data: Annotated[Pages, says("pages of writable data, all written")] = 4
+    bss: Annotated[Pages, says("pages of .bss, all written")] = 2
+    heap: Annotated[Count, says("pages of heap that the program writes")] = 32
 
     def span(self) -> int:
         return self.libraries * self._object_pages() * PAGE

@@ -7,26 +7,19 @@ bound.  Since then a child takes over an ancestor's anon_vma that has nobody lef
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated
 
 from rmaplab.trace.script import PAGE, Script
-from rmaplab.workloads.workload import Pages, Processes, Workload, places, warm
+from rmaplab.workloads.workload import Pages, Processes, Workload, places, says, warm
 
 
 class ForkChain(Workload, frozen=True, kw_only=True):
     """Each generation writes some of its pages, forks one child, and exits; the last one stays."""
 
-    parameters: ClassVar[dict[str, str]] = {
-        "generations": "processes, one after the other",
-        "vmas": "VMAs of the first process, one page apart",
-        "pages": "pages per VMA, all written by the first process",
-        "writes": "pages of each VMA that each later generation writes",
-    }
-
-    generations: Processes = 500
-    vmas: Pages = 20
-    pages: Pages = 16
-    writes: Pages = 2
+    generations: Annotated[Processes, says("processes, one after the other")] = 500
+    vmas: Annotated[Pages, says("VMAs of the first process, one page apart")] = 20
+    pages: Annotated[Pages, says("pages per VMA, all written by the first process")] = 16
+    writes: Annotated[Pages, says("pages of each VMA that each later generation writes")] = 2
 
     def span(self) -> int:
         return self.vmas * (self.pages + 1) * PAGE

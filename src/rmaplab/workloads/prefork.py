@@ -8,30 +8,21 @@ VMA belong to different generations; workers are replaced after a number of requ
 from __future__ import annotations
 
 from random import Random
-from typing import ClassVar
+from typing import Annotated
 
 from rmaplab.trace.script import PAGE, Script
-from rmaplab.workloads.workload import PRIVATE, Count, Pages, Processes, Workload, places, warm
+from rmaplab.workloads.workload import PRIVATE, Count, Pages, Processes, Workload, places, says, warm
 
 
 class Prefork(Workload, frozen=True, kw_only=True):
     """Workers copy pages while their parent goes on, and are replaced now and then."""
 
-    parameters: ClassVar[dict[str, str]] = {
-        "workers": "workers that run at the same time",
-        "requests": "requests served by all workers together",
-        "lifetime": "requests after which a worker is replaced",
-        "vmas": "VMAs of the server, one page apart, all faulted",
-        "pages": "pages per VMA",
-        "scratch": "pages that a request maps, writes and unmaps",
-    }
-
-    workers: Processes = 32
-    requests: Count = 4000
-    lifetime: Processes = 100
-    vmas: Pages = 50
-    pages: Pages = 64
-    scratch: Pages = 8
+    workers: Annotated[Processes, says("workers that run at the same time")] = 32
+    requests: Annotated[Count, says("requests served by all workers together")] = 4000
+    lifetime: Annotated[Processes, says("requests after which a worker is replaced")] = 100
+    vmas: Annotated[Pages, says("VMAs of the server, one page apart, all faulted")] = 50
+    pages: Annotated[Pages, says("pages per VMA")] = 64
+    scratch: Annotated[Pages, says("pages that a request maps, writes and unmaps")] = 8
 
     def span(self) -> int:
         return self.vmas * (self.pages + 1) * PAGE

@@ -9,36 +9,28 @@ an app needs, or takes none, depending on the design.  Apps that are unrelated h
 from __future__ import annotations
 
 from random import Random
-from typing import ClassVar
+from typing import Annotated
 
 from rmaplab.trace.script import PAGE, Script
-from rmaplab.workloads.workload import Count, Flag, Pages, PerCpu, Workload, family, places, warm
+from rmaplab.workloads.workload import Count, Flag, Pages, PerCpu, Workload, family, places, says, warm
 
 
 class Pressure(Workload, frozen=True, kw_only=True):
     """Reclaim and compaction walk the pages of a zygote while its apps fork, write, unmap and exit."""
 
-    parameters: ClassVar[dict[str, str]] = {
-        "processes": "app launchers that run at the same time (0: one for each CPU, 2 where nobody counts CPUs)",
-        "related": "1: forked from the zygote whose pages are reclaimed; 0: each made its memory itself",
-        "rounds": "apps that each launcher forks, one after the other",
-        "vmas": "VMAs of the zygote, one page apart, all faulted",
-        "pages": "pages per VMA",
-        "writes": "VMAs that an app writes to",
-        "unmaps": "VMAs that an app unmaps before it exits",
-        "scans": "acts of reclaim and compaction for each app",
-        "scan": "pages that each act is about",
-    }
-
-    processes: PerCpu = 0
-    related: Flag = 1
-    rounds: Count = 10
-    vmas: Pages = 50
-    pages: Pages = 16
-    writes: Count = 8
-    unmaps: Count = 4
-    scans: Count = 4
-    scan: Pages = 8
+    processes: Annotated[
+        PerCpu, says("app launchers that run at the same time (0: one for each CPU, 2 where nobody counts CPUs)")
+    ] = 0
+    related: Annotated[
+        Flag, says("1: forked from the zygote whose pages are reclaimed; 0: each made its memory itself")
+    ] = 1
+    rounds: Annotated[Count, says("apps that each launcher forks, one after the other")] = 10
+    vmas: Annotated[Pages, says("VMAs of the zygote, one page apart, all faulted")] = 50
+    pages: Annotated[Pages, says("pages per VMA")] = 16
+    writes: Annotated[Count, says("VMAs that an app writes to")] = 8
+    unmaps: Annotated[Count, says("VMAs that an app unmaps before it exits")] = 4
+    scans: Annotated[Count, says("acts of reclaim and compaction for each app")] = 4
+    scan: Annotated[Pages, says("pages that each act is about")] = 8
 
     def span(self) -> int:
         return self.vmas * (self.pages + 1) * PAGE

@@ -8,30 +8,21 @@ and migrates others; later faults bring them back, also those that several proce
 from __future__ import annotations
 
 from random import Random
-from typing import ClassVar
+from typing import Annotated
 
 from rmaplab.trace.script import PAGE, Script
-from rmaplab.workloads.workload import AWAY, Count, Pages, Percent, Processes, Workload, places, warm
+from rmaplab.workloads.workload import AWAY, Count, Pages, Percent, Processes, Workload, places, says, warm
 
 
 class Reclaim(Workload, frozen=True, kw_only=True):
     """Walks by a reclaimer (referenced, swap_out, migrate) among faults, forks, moves and exits."""
 
-    parameters: ClassVar[dict[str, str]] = {
-        "processes": "processes that run at the same time, all forked from the first",
-        "steps": "acts; a third of them is the reclaimer's",
-        "vmas": "VMAs of the first process, one page apart, all faulted",
-        "pages": "pages per VMA",
-        "scan": "pages that the reclaimer looks at in one act",
-        "moved": "percent of the VMAs that the first process moved away before it forked",
-    }
-
-    processes: Processes = 16
-    steps: Count = 3000
-    vmas: Pages = 32
-    pages: Pages = 64
-    scan: Pages = 16
-    moved: Percent = 25
+    processes: Annotated[Processes, says("processes that run at the same time, all forked from the first")] = 16
+    steps: Annotated[Count, says("acts; a third of them is the reclaimer's")] = 3000
+    vmas: Annotated[Pages, says("VMAs of the first process, one page apart, all faulted")] = 32
+    pages: Annotated[Pages, says("pages per VMA")] = 64
+    scan: Annotated[Pages, says("pages that the reclaimer looks at in one act")] = 16
+    moved: Annotated[Percent, says("percent of the VMAs that the first process moved away before it forked")] = 25
 
     def span(self) -> int:
         return self.vmas * (self.pages + 1) * PAGE

@@ -11,31 +11,22 @@ A part is a quarter of a buffer, so that it never spans two VMAs, whatever has m
 from __future__ import annotations
 
 from random import Random
-from typing import ClassVar
+from typing import Annotated
 
 from rmaplab.mm.abi import MREMAP_MAYMOVE
 from rmaplab.trace.script import PAGE, Process, Script
-from rmaplab.workloads.workload import AREA, AWAY, PRIVATE, Count, Pages, Percent, Processes, Workload
+from rmaplab.workloads.workload import AREA, AWAY, PRIVATE, Count, Pages, Percent, Processes, Workload, says
 
 
 class Remapper(Workload, frozen=True, kw_only=True):
     """Buffers grow by mremap, in place and by moving; then parts of them go away and come home."""
 
-    parameters: ClassVar[dict[str, str]] = {
-        "buffers": "buffers of the first process",
-        "pages": "pages of a buffer at first, rounded up to a multiple of four",
-        "growths": "times that each buffer doubles",
-        "moves": "moves of a part, away or home",
-        "home": "percent of moves that bring a part home, if one is away",
-        "children": "children forked among the moves; all processes take turns with moves",
-    }
-
-    buffers: Processes = 64
-    pages: Pages = 16
-    growths: Count = 4
-    moves: Count = 4000
-    home: Percent = 50
-    children: Count = 16
+    buffers: Annotated[Processes, says("buffers of the first process")] = 64
+    pages: Annotated[Pages, says("pages of a buffer at first, rounded up to a multiple of four")] = 16
+    growths: Annotated[Count, says("times that each buffer doubles")] = 4
+    moves: Annotated[Count, says("moves of a part, away or home")] = 4000
+    home: Annotated[Percent, says("percent of moves that bring a part home, if one is away")] = 50
+    children: Annotated[Count, says("children forked among the moves; all processes take turns with moves")] = 16
 
     def span(self) -> int:
         return self.buffers * self._spacing()

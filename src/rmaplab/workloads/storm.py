@@ -8,30 +8,23 @@ each exit; unrelated, none of them shares anything.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated
 
 from rmaplab.trace.script import PAGE, Script
-from rmaplab.workloads.workload import Count, Flag, Pages, PerCpu, Workload, family, places, warm
+from rmaplab.workloads.workload import Count, Flag, Pages, PerCpu, Workload, family, places, says, warm
 
 
 class Storm(Workload, frozen=True, kw_only=True):
     """Processes fork children that write a little and exit, over and over."""
 
-    parameters: ClassVar[dict[str, str]] = {
-        "processes": "processes that fork, all at the same time (0: one for each CPU, 2 where nobody counts CPUs)",
-        "related": "1: they were forked from one zygote; 0: each made its memory itself",
-        "rounds": "children that each of them forks, one after the other",
-        "vmas": "VMAs of each, one page apart, all faulted",
-        "pages": "pages per VMA",
-        "writes": "VMAs of which a child writes one page before it exits",
-    }
-
-    processes: PerCpu = 0
-    related: Flag = 1
-    rounds: Count = 10
-    vmas: Pages = 100
-    pages: Pages = 4
-    writes: Count = 10
+    processes: Annotated[
+        PerCpu, says("processes that fork, all at the same time (0: one for each CPU, 2 where nobody counts CPUs)")
+    ] = 0
+    related: Annotated[Flag, says("1: they were forked from one zygote; 0: each made its memory itself")] = 1
+    rounds: Annotated[Count, says("children that each of them forks, one after the other")] = 10
+    vmas: Annotated[Pages, says("VMAs of each, one page apart, all faulted")] = 100
+    pages: Annotated[Pages, says("pages per VMA")] = 4
+    writes: Annotated[Count, says("VMAs of which a child writes one page before it exits")] = 10
 
     def span(self) -> int:
         return self.vmas * (self.pages + 1) * PAGE

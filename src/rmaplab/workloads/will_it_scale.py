@@ -8,30 +8,34 @@ so they ought to scale; forked from one parent, they share what the parent had f
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 from rmaplab.trace.script import PAGE, SMALL_PROGRAM, Script
-from rmaplab.workloads.workload import PRIVATE, Count, Flag, Pages, PerCpu, Workload, family, places, warm
+from rmaplab.workloads.workload import (
+    PRIVATE,
+    Count,
+    Flag,
+    Pages,
+    PerCpu,
+    Workload,
+    family,
+    places,
+    says,
+    warm,
+)
 
 
 class WillItScale(Workload, frozen=True, kw_only=True):
     """One small loop in each process: page_fault1, mmap1, brk1 or fork1."""
 
-    parameters: ClassVar[dict[str, str]] = {
-        "case": "page_fault1, mmap1, brk1 or fork1",
-        "processes": "processes that loop (0: one for each CPU, 2 where nobody counts CPUs)",
-        "related": "1: they were forked from one parent; 0: each was started by itself",
-        "rounds": "times that each goes round",
-        "pages": "pages of the mapping that page_fault1 and mmap1 make",
-        "vmas": "VMAs that each process has besides, one page apart, all faulted",
-    }
-
-    case: Literal["page_fault1", "mmap1", "brk1", "fork1"] = "page_fault1"
-    processes: PerCpu = 0
-    related: Flag = 1
-    rounds: Count = 50
-    pages: Pages = 512
-    vmas: Count = 20
+    case: Annotated[
+        Literal["page_fault1", "mmap1", "brk1", "fork1"], says("what each process does")
+    ] = "page_fault1"
+    processes: Annotated[PerCpu, says("processes that loop (0: one for each CPU, 2 where nobody counts CPUs)")] = 0
+    related: Annotated[Flag, says("1: they were forked from one parent; 0: each was started by itself")] = 1
+    rounds: Annotated[Count, says("times that each goes round")] = 50
+    pages: Annotated[Pages, says("pages of the mapping that page_fault1 and mmap1 make")] = 512
+    vmas: Annotated[Count, says("VMAs that each process has besides, one page apart, all faulted")] = 20
 
     def span(self) -> int:
         return self.vmas * 2 * PAGE

@@ -12,7 +12,7 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -37,10 +37,14 @@ Flag = Annotated[int, msgspec.Meta(ge=0, le=1)]
 PerCpu = Annotated[int, msgspec.Meta(ge=0, le=MAX_PROCESSES, title="per CPU")]  # 0: one for each CPU
 
 
-class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A family of histories; its fields are the parameters, the class docstring says what happens."""
+def says(what: str) -> msgspec.Meta:
+    """What a parameter is, in a few words."""
+    return msgspec.Meta(description=what)
 
-    parameters: ClassVar[dict[str, str]] = {}  # a sentence on each field
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A family of histories; its fields are the parameters (`says`: what each is), the class docstring says what
+    happens."""
 
     seed: int = 1
 
@@ -57,6 +61,16 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def files(self) -> list[str]:
         """Names of the files that are mapped; an event's `file` counts into them."""
         return []
+
+    @classmethod
+    def parameters(cls) -> dict[str, str]:
+        """What each parameter is, in a few words; all have a `seed` besides."""
+        kinds = {field.name: msgspec.inspect.type_info(field.type) for field in msgspec.structs.fields(cls)}
+        return {
+            name: (kind.extra_json_schema or {})["description"]
+            for name, kind in kinds.items()
+            if isinstance(kind, msgspec.inspect.Metadata)
+        }
 
     def history(self) -> History:
         """The history, with a header that says which workload it is."""

@@ -9,33 +9,23 @@ had faulted becomes a hierarchy that spans all apps: the case of the topic's ref
 from __future__ import annotations
 
 from random import Random
-from typing import ClassVar
+from typing import Annotated
 
 from rmaplab.mm.abi import PROT_READ
 from rmaplab.trace.script import PAGE, Process, Script
-from rmaplab.workloads.workload import PRIVATE, Count, Pages, Percent, Processes, Workload, places, warm
+from rmaplab.workloads.workload import PRIVATE, Count, Pages, Percent, Processes, Workload, places, says, warm
 
 
 class Zygote(Workload, frozen=True, kw_only=True):
     """Apps forked from a warmed parent; each copies a part, then works in private memory."""
 
-    parameters: ClassVar[dict[str, str]] = {
-        "apps": "apps that run at the same time",
-        "restarts": "apps killed and started again",
-        "vmas": "VMAs of the zygote, one page apart, all faulted",
-        "pages": "pages per VMA of the zygote",
-        "copies": "percent of the zygote's VMAs that an app writes to",
-        "own_vmas": "VMAs that an app maps for itself",
-        "own_pages": "pages of each",
-    }
-
-    apps: Processes = 24
-    restarts: Count = 12
-    vmas: Pages = 400
-    pages: Pages = 8
-    copies: Percent = 40
-    own_vmas: Count = 60
-    own_pages: Pages = 16
+    apps: Annotated[Processes, says("apps that run at the same time")] = 24
+    restarts: Annotated[Count, says("apps killed and started again")] = 12
+    vmas: Annotated[Pages, says("VMAs of the zygote, one page apart, all faulted")] = 400
+    pages: Annotated[Pages, says("pages per VMA of the zygote")] = 8
+    copies: Annotated[Percent, says("percent of the zygote's VMAs that an app writes to")] = 40
+    own_vmas: Annotated[Count, says("VMAs that an app maps for itself")] = 60
+    own_pages: Annotated[Pages, says("pages of each")] = 16
 
     def span(self) -> int:
         return max(self.vmas * (self.pages + 1), self.own_vmas * (self.own_pages + 1)) * PAGE
