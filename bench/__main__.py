@@ -367,10 +367,10 @@ def kernel_rows() -> list[Row]:
     """A step in lockstep with a real kernel, for each that is in the cache."""
     from rmaplab.kernel import lockstep, setup
     from rmaplab.kernel.errors import KernelUnavailable
-    from rmaplab.kernel.versions import COMPLETE
+    from rmaplab.kernel.versions import VERSIONS
 
     rows = []
-    for version in COMPLETE:
+    for version in VERSIONS:
         try:
             with lockstep.Witness(setup.need(version)) as witness:
                 seconds = []

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`witness`: a kernel that has booted, one for each of the module's `KERNELS`."""
+"""`witness`: a kernel that has booted, one for each of the module's `KERNELS`, or of those that a test is marked with.
+"""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from rmaplab.kernel.lockstep import Witness
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "witness" in metafunc.fixturenames:
-        metafunc.parametrize("witness", metafunc.module.KERNELS, indirect=True, scope="module")
+        marked = metafunc.definition.get_closest_marker("kernels")
+        kernels = metafunc.module.KERNELS if marked is None else marked.args
+        metafunc.parametrize("witness", kernels, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The model against kernels that run (make test-kernel).
 
-RMAPLAB_KERNEL_STEPS: random steps on 6.12 (default 3000); a third of them on 6.1
+RMAPLAB_KERNEL_STEPS: random steps on 7.3 (default 3000); at most 500 of them on each other kernel
 RMAPLAB_KERNEL_SEED:  seed of the first random history
 RMAPLAB_REQUIRE_KERNEL=1: a kernel that is not there is a failure, not a reason to skip
 """
@@ -20,22 +20,20 @@ import pytest
 from rmaplab.check import mutants
 from rmaplab.check.histories import header
 from rmaplab.commands.kernel import explained
-from rmaplab.kernel import setup
 from rmaplab.kernel.aimed import LARGE_FOLIOS, history
 from rmaplab.kernel.answers import event_line
 from rmaplab.kernel.consistency import problems
 from rmaplab.kernel.coverage import Coverage
-from rmaplab.kernel.errors import KernelUnavailable
-from rmaplab.kernel.fixtures import answer, answers, possible_names, without_chance
+from rmaplab.kernel.fixtures import answers, possible_names, without_chance
 from rmaplab.kernel.guest import KSM
 from rmaplab.kernel.identity import sizes_of
 from rmaplab.kernel.importer import UNPLACED, Reading, everyone
 from rmaplab.kernel.isomorphism import belongs
 from rmaplab.kernel.lockstep import Lockstep, Random, Witness, minimal, random_histories, replay
 from rmaplab.kernel.snapshot import Reader
-from rmaplab.kernel.versions import COMPLETE, VERSIONS
+from rmaplab.kernel.versions import VERSIONS
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES, Profile
+from rmaplab.mm.profile import PROFILES, REFERENCE, Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.sync.work import slab_order
@@ -45,7 +43,7 @@ from rmaplab.trace.history import History, read_history, write_history
 pytestmark = pytest.mark.skipif(
     not os.environ.get("RMAPLAB_KERNEL"), reason="boots kernels: make test-kernel, or RMAPLAB_KERNEL=1"
 )
-KERNELS = COMPLETE
+KERNELS = VERSIONS
 
 FIXTURES = Path(__file__).parent / "fixtures"
 STEPS = int(os.environ.get("RMAPLAB_KERNEL_STEPS", "3000"))
@@ -71,8 +69,10 @@ def attempts() -> Iterator[None]:
 def test_aimed_histories_have_the_answers_that_are_kept_and_reach_every_case(witness: Witness) -> None:
     coverage = Coverage()
     for name, text, disagreement in answers(witness, coverage):
-        assert disagreement is None, f"{name}: {disagreement.difference}"
         path = FIXTURES / witness.profile.name / f"{name}.txt"
+        if disagreement is not None and not path.exists():
+            continue  # a rule that the machine lacks: tests/kernel/test_answers.py says which
+        assert disagreement is None, f"{name}: {disagreement.difference}"
         known = without_chance(path.read_text()) if path.exists() else ""
         if os.environ.get("RMAPLAB_KERNEL_WRITE") and known != without_chance(text):
             path.write_text(text)
@@ -82,30 +82,8 @@ def test_aimed_histories_have_the_answers_that_are_kept_and_reach_every_case(wit
     assert coverage.missing(witness.has_large_folios) == []
 
 
-@pytest.mark.parametrize("version", [version for version in VERSIONS if version not in COMPLETE])
-def test_a_newer_kernel_answers_as_it_did_where_the_machine_has_its_rules(version: str) -> None:
-    """tests/kernel/test_answers.py says which rules are lacking; only large folios meet them in random histories."""
-    try:
-        if setup.installed(version) is None:
-            setup.set_up(version, print)
-        with Witness(setup.need(version)) as witness:
-            assert witness.notes == []
-            for path in sorted((FIXTURES / version).glob("*.txt")):
-                text, disagreement = answer(witness, path.stem)
-                assert disagreement is None, f"{path.stem}: {disagreement.difference}"
-                assert without_chance(text) == without_chance(path.read_text()), path.stem
-            history = Random(witness, SEED)
-            for found in history.steps(min(STEPS, 500)):
-                assert found is None, f"{found.difference}\n{found.event}"
-            history.end()
-    except KernelUnavailable as error:
-        if os.environ.get("RMAPLAB_REQUIRE_KERNEL"):
-            raise
-        pytest.skip(str(error))
-
-
 def test_random_histories_agree(witness: Witness) -> None:
-    steps = STEPS if witness.profile.name == "6.12" else STEPS // 3
+    steps = STEPS if witness.profile.name == REFERENCE else min(STEPS, 500)
     started = time.monotonic()
     found, done = random_histories(witness, SEED, steps, print)
     assert found is None, f"{found.difference}\n{found.event}"
@@ -128,8 +106,8 @@ class StalePgoff(Machine):
         super().__init__(replace(profile, fresh_pgoff=False), *arguments, **named)
 
 
-# Not here: MovedIntoUnprepared, since no merge of 6.12 or 6.1 brings its case about; MapcountLate, since what is
-# mapped nowhere and not freed cannot be seen from page tables.
+# Not here: MapcountLate, since what is mapped nowhere and not freed cannot be seen from page tables.
+@pytest.mark.kernels("7.3", "6.12", "6.1")
 @pytest.mark.parametrize(
     "broken",
     [
@@ -140,8 +118,6 @@ class StalePgoff(Machine):
     ],
 )  # fmt: skip
 def test_a_bug_that_is_put_back_is_found(witness: Witness, broken: type[ReverseMap] | type[Machine]) -> None:
-    if broken is StalePgoff and witness.profile.name != "6.12":
-        pytest.skip("the profile without the rule is one of 6.12")
     design = broken if issubclass(broken, ReverseMap) else AnonVmaRmap
     machine = broken if issubclass(broken, Machine) else Machine
     for name in possible_names(witness.has_large_folios):

@@ -27,7 +27,7 @@ from rmaplab.kernel.lockstep import Lockstep, Witness, attach
 from rmaplab.kernel.memory import Memory
 from rmaplab.kernel.snapshot import Reader
 from rmaplab.kernel.userland import PROGRAMS, running
-from rmaplab.kernel.versions import COMPLETE
+from rmaplab.kernel.versions import VERSIONS
 from rmaplab.rmap import EXCUSED
 
 needs_kernel = pytest.mark.skipif(
@@ -97,7 +97,7 @@ class TestNoKernel:
             thread.join()
 
 
-@pytest.fixture(scope="module", params=COMPLETE)
+@pytest.fixture(scope="module", params=VERSIONS)
 def witness(request: pytest.FixtureRequest) -> Iterator[Witness]:
     """A guest in which five generations live: chains of five links, and pages that they share."""
     try:
@@ -152,14 +152,14 @@ class TestSources:
             assert summary(read_source(path, vmlinux))
             assert other.guest.monitor("query-status")["running"]
             with pytest.raises(KernelUnavailable):
-                read_source(path, next(setup.need(v).vmlinux for v in COMPLETE if v != witness.profile.name))
+                read_source(path, next(setup.need(v).vmlinux for v in VERSIONS if v != witness.profile.name))
             assert other.guest.monitor("query-status")["running"]  # also after a failure
 
     def test_a_dump_without_its_vmlinux_is_said_to_be_that(
         self, witness: Witness, dump: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert "--vmlinux" in said(capsys, str(dump))
-        other = next(version for version in COMPLETE if version != witness.profile.name)
+        other = next(version for version in VERSIONS if version != witness.profile.name)
         assert "not the vmlinux" in said(capsys, str(dump), "--vmlinux", str(setup.need(other).vmlinux))
 
     @pytest.mark.parametrize("size", [100, 2000, 1 << 20, 64 << 20])
@@ -235,7 +235,7 @@ PLACES: dict[str, Callable[[Reading, Memory], tuple[int, int]]] = {
 
 
 @needs_kernel
-@pytest.mark.parametrize("version", COMPLETE)
+@pytest.mark.parametrize("version", VERSIONS)
 def test_redis_is_taken_over_while_it_saves_and_a_damage_in_it_is_found(version: str) -> None:
     try:
         kernel = setup.set_up(version, print)

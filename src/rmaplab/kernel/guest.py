@@ -390,7 +390,10 @@ class Guest:
             self.poke(0, _MODULE_PARAMETERS.get(name, b"") + b"\0")
             result = self.syscall(0, "finit_module", descriptor, self.scratch, 0)
             if result:
-                raise GuestError(f"the guest cannot load module {name}: {os.strerror(-result)}")
+                raise KernelUnavailable(
+                    f"the guest's kernel does not take {name}.ko ({os.strerror(-result)}): give --modules the tree of"
+                    " the very kernel that --image boots."
+                )
             self.syscall(0, "close", descriptor)
         self.write_file("/cgroup/cgroup.subtree_control", "+memory")
         self.syscall(0, "mkdir", self.poke(0, f"{GROUP}\0".encode()), 0o755)

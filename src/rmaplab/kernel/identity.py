@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
+from rmaplab.kernel.memory import has_symbol
 from rmaplab.mm.profile import Profile, profile_for
 
 # Object of a profile -> symbol that points to its struct kmem_cache.
@@ -29,10 +30,8 @@ def sizes_of(program: Any) -> dict[str, int]:
     """Bytes that an object takes in a slab, by type."""
     sizes = {}
     for name, symbol in _CACHES.items():
-        try:
+        if has_symbol(program, symbol):  # no "vma_lock" before per-VMA locks, nor since they are part of the VMA
             sizes[name] = int(program[symbol].size)
-        except KeyError:
-            continue  # before per-VMA locks, or since they are part of the VMA
     return sizes
 
 

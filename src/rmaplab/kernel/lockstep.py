@@ -24,7 +24,7 @@ from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.guest import THP, Guest
 from rmaplab.kernel.identity import profile_of
 from rmaplab.kernel.isomorphism import Difference, belongs, difference
-from rmaplab.kernel.memory import Memory
+from rmaplab.kernel.memory import Memory, symbol
 from rmaplab.kernel.modules import MODULES, read
 from rmaplab.kernel.setup import Kernel, compile_init, need_drgn
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot
@@ -78,7 +78,7 @@ class Witness:
         self.reader = Reader(self.memory, belongs)
         self._tasks: dict[int, int] = {}
         self.has_large_folios = self.guest.has_file(f"{THP}/hugepages-16kB/enabled")  # since 6.8
-        self._scans: int = self.memory.program["ksm_scan"].seqnr.address_of_().value_()
+        self._scans: int = symbol(self.memory.program, "ksm_scan").seqnr.address_of_().value_()
 
     def __enter__(self) -> Witness:
         return self

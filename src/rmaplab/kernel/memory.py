@@ -114,7 +114,7 @@ class Record:
     """
 
     def __init__(self, program: Any, type_name: str, *names: str) -> None:
-        kind = program.type(type_name)
+        kind = structure(program, type_name)
         self.size: Final[int] = kind.size
         self.offset: Final[dict[str, int]] = {}
         self.code: Final[dict[str, str]] = {}  # of module struct
@@ -140,9 +140,34 @@ class Record:
         return values if self._sorted else tuple(values[i] for i in self._order)
 
 
+def structure(program: Any, type_name: str) -> Any:
+    """A drgn.Type.  :raises KernelUnavailable: the kernel has none of that name"""
+    try:
+        return program.type(type_name)
+    except LookupError:
+        raise KernelUnavailable(f"this kernel has no {type_name}: it cannot be read.") from None
+
+
+def has_symbol(program: Any, name: str) -> bool:
+    """Whether there is a variable or function of that name."""
+    try:
+        program[name]
+    except KeyError:
+        return False
+    return True
+
+
+def symbol(program: Any, *names: str) -> Any:
+    """The first of `names` that is a symbol.  :raises KernelUnavailable: none is"""
+    for name in names:
+        if has_symbol(program, name):
+            return program[name]
+    raise KernelUnavailable(f"this kernel has no {' or '.join(names)}: it cannot be read.")
+
+
 def has_field(program: Any, type_name: str, name: str) -> bool:
     """Whether a structure has a field."""
-    return bool(program.type(type_name).has_member(name))
+    return bool(structure(program, type_name).has_member(name))
 
 
 def one_of(program: Any, type_name: str, *names: str) -> str:

@@ -2,7 +2,8 @@
 """Kernel modules: found by name in a tree, as `make modules_install` or a package leaves it, and decompressed.
 
 A module's file is NAME.ko, or that compressed by xz, zstd or gzip (kernel/module/decompress.c); "-" in a file's name
-is "_" in the module's.  What is not found is taken to be built in: the guest says if it is not (guest.py).
+is "_" in the module's.  Below lib/debug is debug information by the same names.  What is not found is taken to be built
+in: the guest says if it is not (guest.py).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def read(tree: Path, names: Iterable[str]) -> dict[str, bytes]:
     paths: dict[str, tuple[Path, str]] = {}
     for path in sorted(tree.rglob("*.ko*")):
         stem, dot, suffix = path.name.partition(".ko")
-        if dot + suffix in _PLAIN:
+        if dot + suffix in _PLAIN and "/lib/debug/" not in f"/{path.relative_to(tree)}":
             paths.setdefault(stem.replace("-", "_"), (path, dot + suffix))
     ordered: dict[str, bytes] = {}
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rmaplab.kernel.memory import Memory, Record, has_field, one_of
+from rmaplab.kernel.memory import Memory, Record, has_field, one_of, symbol
 
 Int64s = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -71,7 +71,7 @@ class PageLayout:
         self.head_flag: Final = _flag(program, "PG_head")
         self.double_map: Final = _flag(program, "PG_double_map")
         # zero_pfn is a function where there is a page for each colour.
-        self.zero_pfn: Final[int] = program[_symbol(program, "zero_page_pfn", "zero_pfn")].value_()
+        self.zero_pfn: Final[int] = symbol(program, "zero_page_pfn", "zero_pfn").value_()
         # In the first tail page: the order in the lowest byte of a word, and how often the folio is mapped.
         self._order: Final = one_of(program, "struct folio", "_folio_order", "_flags_1")
         self._whole: Final = one_of(program, "struct folio", "_entire_mapcount", "_total_mapcount")
@@ -144,14 +144,3 @@ def _flag(program: Any, name: str) -> int:
         return 1 << int(program.constant(name).value_())
     except LookupError:
         return 0  # PG_double_map went in 6.2
-
-
-def _symbol(program: Any, *names: str) -> str:
-    """The first of `names` that is a symbol."""
-    for name in names[:-1]:
-        try:
-            program[name]
-            return name
-        except KeyError:
-            continue
-    return names[-1]

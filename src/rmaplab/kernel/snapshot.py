@@ -15,7 +15,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from rmaplab.kernel.memory import PTE_FRAME, BadAddress, Memory, Record, has_field
+from rmaplab.kernel.memory import (
+    PTE_FRAME,
+    BadAddress,
+    Memory,
+    Record,
+    has_field,
+    has_symbol,
+    structure,
+    symbol,
+)
 from rmaplab.kernel.pages import FolioCounts, PageLayout
 
 PAGE_SHIFT: Final = 12
@@ -218,8 +227,8 @@ class Reader:
         )  # fmt: skip
         self._node: Final = _maple_shapes(program)
         self.pages: Final = PageLayout(memory)
-        self._ksm: Final = _KsmReader(program) if _has(program, "ksm_mm_head") else None
-        self._special_ops: Final[int] = program["special_mapping_vmops"].address_of_().value_()
+        self._ksm: Final = _KsmReader(program) if has_symbol(program, "ksm_mm_head") else None
+        self._special_ops: Final[int] = symbol(program, "special_mapping_vmops").address_of_().value_()
 
     def offset(self, structure: str, field: str) -> int:
         """Where a field is: of "vma", "avc", "anon_vma", or (by the names of pages.FIELDS) of "page"."""
@@ -493,14 +502,6 @@ class _KsmReader:
         return holds
 
 
-def _has(program: Any, symbol: str) -> bool:
-    try:
-        program[symbol]
-    except KeyError:
-        return False
-    return True
-
-
 def _offset(program: Any, type_name: str, path: str) -> int:
     return Record(program, type_name, path).offset[path]
 
@@ -509,19 +510,21 @@ def _maple_shapes(program: Any) -> dict[int, tuple[Record, int, int]]:
     """By enum maple_type: how to read a node, its number of pivots, and of slots."""
     shapes: dict[int, tuple[Record, int, int]] = {}
     for kind, name in ((1, "maple_range_64"), (2, "maple_range_64"), (3, "maple_arange_64")):
-        node = program.type(f"struct {name}")
-        pivots, slots = node.member("pivot"), node.member("slot")
-        record = _Words(program, f"struct {name}", (pivots, slots))
-        shapes[kind] = (record, pivots.type.length, slots.type.length)
+        record = _Words(program, f"struct {name}", "pivot", "slot")
+        nr_pivots, nr_slots = record.lengths
+        shapes[kind] = (record, nr_pivots, nr_slots)
     return shapes
 
 
 class _Words(Record):
     """Arrays of words of a structure, one after the other."""
 
-    def __init__(self, program: Any, type_name: str, arrays: tuple[Any, ...]) -> None:
-        super().__init__(program, type_name)
-        self._ranges: Final = [(a.bit_offset // 64, a.bit_offset // 64 + a.type.length) for a in arrays]
+    def __init__(self, program: Any, type_name: str, *names: str) -> None:
+        super().__init__(program, type_name, *names)
+        kind = structure(program, type_name)
+        self.lengths: Final = [int(kind.member(name).type.length) for name in names]
+        firsts = [self.offset[name] // 8 for name in names]
+        self._ranges: Final = [(at, at + length) for at, length in zip(firsts, self.lengths, strict=True)]
         self._nr_words: Final = self.size // 8
 
     def at(self, memory: Memory, address: int) -> tuple[int, ...]:

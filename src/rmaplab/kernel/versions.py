@@ -18,7 +18,6 @@ SUITES: Final = {
     "6.1": ("bookworm-security", "bookworm"),
 }
 VERSIONS: Final = tuple(SUITES)
-COMPLETE: Final = ("6.12", "6.1")  # of whose rules the machine lacks none that lockstep has met
 NATIVE: Final = ("7.3", "7.2")  # whose linux-source packages have a mm/vma.c that builds in user space as one of these
 DEFAULT: Final = REFERENCE
 
