@@ -15,7 +15,6 @@ from rmaplab.check.truth import Truth
 from rmaplab.check.walks import _picture
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE
-from rmaplab.mm.vma import MM
 from rmaplab.rmap import DESIGNS
 
 NEVER = 10**9  # checks: that a check walks everything once in a while is left out here
@@ -25,7 +24,7 @@ Errors = set[tuple[object, ...]]
 class Blinkered(Checker):
     """Takes every address space to be as it was."""
 
-    def _chosen(self, truth: Truth) -> tuple[Sequence[int], Sequence[MM]]:
+    def _chosen(self, truth: Truth) -> Sequence[int]:
         assert self._changes is not None
         self._changes._named.clear()
         self._changes._vmas = {mm.id: _picture(mm) for mm in truth.mms}

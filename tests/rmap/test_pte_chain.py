@@ -38,8 +38,7 @@ def test_a_chain_has_seven_entries_a_node(children: int, nodes: int) -> None:
     world = World("pte_chain")
     family(world, children, 5)
     assert chains(world).pool.live == 5 * nodes
-    for mm in world.machine.mms.values():
-        assert chains(world).stray_records(mm, world.machine.vma_pool.peak) == []
+    assert chains(world).audit(list(world.machine.mms.values()), world.machine.vma_pool.peak) == []
 
 
 def test_fork_adds_a_pointer_for_each_entry_that_it_copies() -> None:

@@ -31,7 +31,7 @@ def one_by_one(events: Sequence[Event]) -> Iterator[Event]:
 
 
 def state_of(machine: Machine) -> dict[str, object]:
-    """Everything that a machine and its designs hold, by what it is."""
+    """All state of a machine and its designs, by name."""
     folios = machine.folios
     live = folios.live()
     state: dict[str, object] = {
@@ -62,7 +62,7 @@ def state_of(machine: Machine) -> dict[str, object]:
 
 
 def difference(events: Sequence[Event], header: Header, machine: Callable[[], Machine]) -> str:
-    """What differs after `events`, in a sentence; empty if nothing does.  `machine` makes a new one."""
+    """The first difference after `events`, in a sentence; empty if there is none.  `machine` makes a new machine."""
     batched = Player(machine(), header)
     batched.play(events)
     single = Player(machine(), header, batch=False)

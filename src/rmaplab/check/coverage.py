@@ -48,7 +48,7 @@ _POPULATE: Final = (abi.MADV_POPULATE_READ, abi.MADV_POPULATE_WRITE)
 
 
 def missing(reached: dict[str, int]) -> list[str]:
-    """The cases that were not."""
+    """The cases that were not reached."""
     cases = [f"{op}: {what}" for op, effects in CASES.items() for what in effects]
     return [case for case in cases if not reached.get(case)]
 
@@ -91,7 +91,7 @@ class Reached:
                 self._beside = _unprepared_beside(mm, event)
 
     def end(self, event: Event) -> None:
-        """It has been played."""
+        """`event` was played."""
         if event.result >= 0:
             for what in self._effects(event, self._before, _Figures(self._machine)):
                 self._count(f"{event.op}: {what}")

@@ -45,7 +45,7 @@ def shortest_history(history: History, difference: Difference, machine: Callable
 
 
 class _Search:
-    """Plays candidates, until the budget is used up."""
+    """Plays candidates until it has used up its budget."""
 
     def __init__(self, header: Header, machine: Callable[[], Machine], wanted: Difference) -> None:
         self._header: Final = header
@@ -119,7 +119,7 @@ def _page_only(events: list[Event], addr: int) -> list[Event]:
 
 
 def line(event: Event) -> str:
-    """An event in a line, for people."""
+    """The event as one line of text."""
     words = [event.op, f"pid={event.pid}"]
     for name in event.__struct_fields__[2:]:
         value = getattr(event, name)

@@ -81,7 +81,7 @@ _T = TypeVar("_T")
 
 
 class Dice:
-    """Random numbers, as quickly as they come: choosing is most of what an author does.
+    """Random numbers at little cost: choices take most of an author's time.
 
     rng: whose `random` decides, and nothing else of it
     """

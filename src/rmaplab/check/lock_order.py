@@ -44,7 +44,7 @@ def _level(lock: str) -> int:
 
 
 def out_of_order(pairs: Iterable[Pair]) -> list[Pair]:
-    """Of (held, taken), those that the order forbids."""
+    """The pairs (held, taken) that the order forbids."""
     return sorted(
         {
             (held, taken)
@@ -82,7 +82,7 @@ def _leads_back(after: dict[str, set[str]], path: list[str], seen: set[str]) -> 
 
 
 def complaints(pairs: Sequence[Pair]) -> list[str]:
-    """What is wrong with the order in which locks were taken, in sentences."""
+    """Violations of the lock order and cycles in it, a sentence each."""
     said = [
         f"{taken} is taken while another {taken} is held, and nothing orders the two"
         if held == taken

@@ -11,9 +11,8 @@ One check asks every design for a walk of every mapped folio and reports
 - `stale`:      a walk visits a VMA that is not there any more, or an address outside it;
 - `missing`:    the reference design visits a VMA that this one does not;
 - `additional`: this design visits a VMA that the reference does not;
-- `record`:     the design's own records are not what the VMAs say;
 - `invariant`:  the machine itself is broken, so that no answer could be trusted;
-- `leak`:       an object that nothing refers to, or a count that is wrong (ReverseMap.audit()).
+- `leak`:       what a design keeps is more or less than what VMAs, folios and entries call for (ReverseMap.audit()).
 All but `missing` and `additional` are errors.  These two are differences in policy, and say whether the
 place maps the folio.  A difference that was there at the last check already is counted, and not listed again.
 """
@@ -32,8 +31,8 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.trace.events import OPERATIONS, Event
 
-Kind = Literal["incomplete", "stale", "missing", "additional", "record", "invariant", "leak"]
-ERRORS: frozenset[Kind] = frozenset(("incomplete", "stale", "record", "invariant", "leak"))
+Kind = Literal["incomplete", "stale", "missing", "additional", "invariant", "leak"]
+ERRORS: frozenset[Kind] = frozenset(("incomplete", "stale", "invariant", "leak"))
 
 _OF_PAGES: Final = frozenset(operation.name for operation in OPERATIONS if operation.of_pages)
 
@@ -41,7 +40,7 @@ _Key = tuple[object, ...]  # what makes two findings one difference
 
 
 class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing that does not hold, with the place where it shows.
+    """One error or difference in policy, and the place that shows it.
 
     kind:   see the module's text
     step:   the step of the history after which it was found; `event` is that step
@@ -68,12 +67,12 @@ class Difference(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_error(self) -> bool:
-        """Whether somebody's page would be lost; the alternative is a difference in what is visited."""
+        """Whether it is an error; otherwise it is a difference in policy."""
         return self.kind in ERRORS
 
 
 class Walks(msgspec.Struct):
-    """What the checked walks of one design added up to.
+    """Totals of the checked walks of one design.
 
     walks:     how many
     places:    that they visited
@@ -103,7 +102,7 @@ class Counts(msgspec.Struct):
     checks:  moments at which the machine was checked
     folios:  folios that were walked, over all checks; `skipped` is how many were not (see Checker's `limit`)
     entries: page-table entries compared with walks
-    invariants, records, leaks: of these that did not hold
+    invariants, leaks: of these that did not hold
     """
 
     checks: int = 0
@@ -111,13 +110,12 @@ class Counts(msgspec.Struct):
     skipped: int = 0
     entries: int = 0
     invariants: int = 0
-    records: int = 0
     leaks: int = 0
     designs: dict[str, Walks] = {}
 
 
 class Checker:
-    """Holds the designs of a machine against its page tables and against each other.
+    """Compares the designs of a machine with its page tables and with each other.
 
     reference: name of the design that sameness compares with; no comparison where it does not watch
     limit:     walk at most so many folios a check (0: all of them), other ones at each check; what was
@@ -137,7 +135,6 @@ class Checker:
         self._changes = Changes(machine, self._walker, full) if full > 1 else None
         self._shown: dict[int, list[_Key]] = {}  # by folio: the differences that its last walks showed
         self._known: dict[_Key, int] = {}  # how many folios show it
-        self._strays: dict[int, list[tuple[str, str]]] = {}  # by mm: what is wrong with records, and in which design
         self._said: set[_Key] = set()  # differences of the last check that no folio shows
 
     def note(self, event: Event) -> None:
@@ -147,17 +144,16 @@ class Checker:
             self._changes.name(event.pid2)
 
     def check(self, step: int, event: Event | None = None, last: bool = False) -> list[Difference]:
-        """Everything that does not hold now and was not listed by the check before.  Leaks are looked for where all
-        folios are walked, and at the `last` check."""
+        """All differences that exist now and that the previous check did not list.  Designs are audited where all
+        folios are due, and at the `last` check."""
         report = _Report(self.machine, step, event, self.reference.name if self.reference else "")
         truth = Truth(self.machine)
         self.counts.checks += 1
         for sentence in invariants(self.machine, truth):
             self.counts.invariants += 1
             report.add_sentence("invariant", sentence)
-        chosen, mms = self._chosen(truth)
-        self._look_at_records(truth, mms, report)
-        if last or (not self.limit and mms is truth.mms):
+        chosen = self._chosen(truth)
+        if last or self._changes is None or self._changes.everything:
             for sentence, name in leaks(self.machine):
                 self.counts.leaks += 1
                 report.add_sentence("leak", sentence, name)
@@ -166,33 +162,19 @@ class Checker:
         self._walk(truth, chosen, report)
         return [found.difference(report) for key, found in report.found.items() if key not in known]
 
-    def _chosen(self, truth: Truth) -> tuple[Sequence[int], Sequence[MM]]:
-        """Numbers of the folios to walk, and the address spaces whose records to look at."""
+    def _chosen(self, truth: Truth) -> Sequence[int]:
+        """Numbers of the folios to walk."""
         total = len(truth)
         if self._changes is not None:
             self._changes.look(truth)
-            return self._changes.folios, self._changes.mms
+            return self._changes.folios
         if not self.limit or total <= self.limit:
-            return range(total), truth.mms
+            return range(total)
         self.counts.skipped += total - self.limit
         stride = -(-total // self.limit)
         chosen = range(self.counts.checks % stride, total, stride)
         self.counts.skipped += self.limit - len(chosen)
-        return chosen, truth.mms
-
-    def _look_at_records(self, truth: Truth, mms: Sequence[MM], report: _Report) -> None:
-        before = self._strays
-        self._strays = {mm.id: before[mm.id] for mm in truth.mms if mm.id in before}
-        for mm in mms:
-            self._strays[mm.id] = [
-                (sentence, name)
-                for name, design in zip(self._names, self.machine.designs, strict=True)
-                for sentence in design.stray_records(mm, self.machine.vma_pool.peak)
-            ]
-        for strays in self._strays.values():
-            for sentence, name in strays:
-                self.counts.records += 1
-                report.add_sentence("record", sentence, name)
+        return chosen
 
     def _walk(self, truth: Truth, chosen: Sequence[int], report: _Report) -> None:
         walker = self._walker
@@ -249,7 +231,7 @@ class Checker:
 
 
 class _Found:
-    """One difference in the making: the first folio that shows it, and how many more do."""
+    """A difference that grows: the first folio that shows it, and the number of others."""
 
     def __init__(self, kind: Kind, design: str, vma: VMA, addr: int, folio: MappedFolio, maps: bool) -> None:
         self.kind = kind
@@ -292,7 +274,7 @@ class _Found:
 
 
 class _Sentence:
-    """A difference that has no folio to show it."""
+    """A difference that no folio shows."""
 
     def __init__(self, kind: Kind, sentence: str, design: str) -> None:
         self.kind = kind
@@ -304,7 +286,7 @@ class _Sentence:
 
 
 class _Report:
-    """The differences of one check, like ones put together."""
+    """The differences of one check, equal ones merged."""
 
     def __init__(self, machine: Machine, step: int, event: Event | None, reference: str) -> None:
         self.machine = machine

@@ -63,7 +63,7 @@ class Mutant(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Of the class that is not as it should be."""
+        """The name of the class that breaks the rule."""
         return (self.mutated if self.machine is Machine else self.machine).__name__
 
     @property
@@ -74,7 +74,7 @@ class Mutant(msgspec.Struct, frozen=True):
         return self.mutated.name
 
     def switched_off(self) -> Mutant:
-        """The same with the rule in place: nothing may be found."""
+        """The same search with the rule in place, which must find nothing."""
 
         class Unchanged(self.original):  # type: ignore[name-defined, misc]
             name = "unchanged"
@@ -98,7 +98,7 @@ class Mutant(msgspec.Struct, frozen=True):
 
 
 class Caught(msgspec.Struct):
-    """What a random history shows of a mutant: nothing if `what` is empty."""
+    """A random history, and how it shows the mutant; `what` is empty if it does not."""
 
     events: list[Event]
     differences: list[Difference] = []
@@ -479,7 +479,7 @@ MUTANTS: Final = (
         ops=("mprotect", "fault", "fork", "exit"), pages=3, processes=4,
     ),
     Mutant(
-        "fork takes over an unused anon_vma", AnonVmaRmap, NeverTakenOver, "record", "7a3ef208e662",
+        "fork takes over an unused anon_vma", AnonVmaRmap, NeverTakenOver, "leak", "7a3ef208e662",
         ops=("fault", "fork", "exit"), processes=2,
     ),
     Mutant(
@@ -496,12 +496,12 @@ MUTANTS: Final = (
     Mutant("a family refers to its root", AnonVmaRmap, RootKept, "leak"),
     Mutant("a KSM place refers to its anon_vma", AnonVmaRmap, KsmPlaceKept, "leak"),
     Mutant("mremap records the remap", CowContextRmap, RemapNotRecorded, "incomplete"),
-    Mutant("coming home drops the record", CowContextRmap, HomecomingNotNoticed, "record"),
+    Mutant("coming home drops the record", CowContextRmap, HomecomingNotNoticed, "leak"),
     Mutant("fork records what is displaced", CowContextRmap, ChildNotRecorded, "incomplete"),
     Mutant("fork links the child's context", CowContextRmap, ContextNotLinked, "incomplete"),
     Mutant("a split keeps both halves recorded", CowContextRmap, SplitNotRecorded, "incomplete"),
     Mutant("a shared page from swap belongs to the oldest", CowContextRmap, SharedSwapEntryOwned, "incomplete"),
-    Mutant("records end where the VMA ends", CowContextRmap, RecordTooShort, "record"),
+    Mutant("records end where the VMA ends", CowContextRmap, RecordTooShort, "leak"),
     Mutant("an address space puts its context", CowContextRmap, ContextKept, "leak"),
     Mutant("mremap records the remap", CowContextPrototypeRmap, PrototypeRemapNotRecorded, "missing"),
     Mutant("coming home drops the record", CowContextPrototypeRmap, PrototypeHomecomingNotNoticed, "additional"),

@@ -33,7 +33,7 @@ ALL: Final[tuple[Mutant, ...]] = (*MUTANTS, *RIVAL_MUTANTS, *RACED)
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What came of looking for one mutant.
+    """The result of the search for one mutant.
 
     bug:     what it is that is wrong; rule: what should be done instead
     by:      "verify" or "race", with the scenario

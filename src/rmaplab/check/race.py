@@ -54,7 +54,7 @@ class Broken(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What came of one scenario with one design.
+    """The result of one scenario with one design.
 
     orders:        interleavings that there are without reduction and bound, estimated from a few random ones
     interleavings: executions run to their end
@@ -139,7 +139,7 @@ def run(
 
 
 def lock_complaints(verdicts: Sequence[Verdict]) -> list[str]:
-    """What is wrong with the order in which locks were taken, over all scenarios of each design."""
+    """Violations of the lock order, over all scenarios of each design, a sentence each."""
     said: list[str] = []
     for design in dict.fromkeys(v.design for v in verdicts):
         pairs = {pair for v in verdicts if v.design == design for pair in v.lock_order}
@@ -158,7 +158,10 @@ def write_path(path: Sequence[int]) -> str:
 
 
 def read_path(text: str) -> list[int]:
-    """What `write_path` wrote.  Raises RaceError for anything else."""
+    """The path that `write_path` wrote as `text`.
+
+    :raises RaceError: it wrote no such text
+    """
     path: list[int] = []
     for word in text.split():
         task, times, count = word.partition("x")
@@ -197,7 +200,7 @@ def run_path(name: str, design: type[ReverseMap], path: str) -> Broken | None:
 
 
 def explain(failure: Failure) -> Broken:
-    """The failure in words."""
+    """Describe the failure."""
     if not failure.path and isinstance(failure.subject, World):
         events = [TimelineStep(0, line(event)) for event in failure.subject.events]
         return Broken(f"set-up: {in_a_line(failure.error)}", "", events)
@@ -210,7 +213,7 @@ _COUNTERS: Final = frozenset(["mm_users", "sequence count"])  # announced withou
 
 
 class Labels:
-    """What the objects of a scenario are called.
+    """Names for the objects of a scenario.
 
     names: by id(), of objects that are kept from going away
     """
@@ -221,7 +224,7 @@ class Labels:
         self.learn(world)
 
     def learn(self, world: object) -> None:
-        """Name what there is now; what has gone keeps its name."""
+        """Name the objects that exist now; objects that are gone keep their names."""
         if isinstance(world, World):
             for pid, process in world.machine.processes.items():
                 self.add_mm(process.mm, f"process {pid}")
@@ -248,7 +251,7 @@ class Labels:
                 self.add(state.moves, f"sequence count of the context of {owner}")
 
     def step(self, step: Step) -> str:
-        """What the step does, and to what."""
+        """Describe the step: its operation and its object."""
         name = self.name(step.subject)
         words = step.words()
         if isinstance(step.subject, RwSemaphore | SpinLock) and step.kind != POINT:
@@ -313,6 +316,7 @@ def _wrap(words: str, room: int) -> tuple[str, str]:
 
 
 def collect_often() -> None:
-    """An execution leaves a machine behind, full of circles: to keep many takes longer than to look for them."""
+    """Run the garbage collector often: each execution leaves a machine full of reference cycles, and keeping many
+    costs more than collecting."""
     gc.freeze()
     gc.set_threshold(2_000, 10, 100)

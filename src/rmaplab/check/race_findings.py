@@ -57,7 +57,7 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 def look(name: str, design: type[ReverseMap]) -> Finding | None:
-    """What breaks in the scenario of that name with the fewest preemptions, and the fewest steps among these."""
+    """The failure of the scenario that takes the fewest preemptions, and of these the fewest steps."""
     what = scenario(name, design)
     for bound in _BOUNDS:
         found = explore(what, limit=_LIMIT, preemptions=bound, stop_at_first=False).failures
@@ -71,7 +71,8 @@ def look(name: str, design: type[ReverseMap]) -> Finding | None:
 
 
 def obligation(broken: Broken) -> str:
-    """The word that begins the sentence (check/scenarios.py), "safe" for what may never happen anywhere."""
+    """The obligation that the sentence begins with (check/scenarios.py), "safe" if it breaks a rule that holds
+    throughout."""
     word = broken.error.partition(":")[0]
     return word if word in ("restored", "counted", "found", "leaked") else "safe"
 

@@ -118,7 +118,7 @@ class NotFreedByWalk(AnonVmaRmap):
 
 
 def _has_pages(mm: MM) -> bool:
-    """Are there entries in the page table of `mm`, whose leaves are locked for the look?"""
+    """Does the page table of `mm` have entries?  Locks each leaf to read it."""
     found = False
     for leaf in mm.page_table.leaves.values():
         leaf.lock.lock()
@@ -194,7 +194,7 @@ class GeometryWithoutLock(AnonVmaRmap):
 
 
 def _put_last(design: AnonVmaRmap, vma: VMA) -> None:
-    """Out of the trees, and in again."""
+    """Remove the VMA from its trees and insert it again."""
     unchanged = GeometryChange(vma, bounds_of(vma))
     design.geometry_begin(unchanged)
     design.geometry_end(unchanged)
@@ -224,7 +224,7 @@ class ChildrenFirst(CowContextRmap):
 
 
 class LinkedWithPages(CowContextRmap):
-    """As ForkedWithoutPages above."""
+    """The same as ForkedWithoutPages above."""
 
     name = "cow_context, child's context not linked where its parent had no pages when fork began"
 
@@ -406,7 +406,10 @@ SCENES: Final[dict[str, Callable[[Process, Execution], None]]] = {
 
 
 def staged(name: str, design: type[ReverseMap], machine: type[Machine] = Machine) -> Scenario:
-    """The scenario of that name, also of those above.  Raises KeyError if there is none."""
+    """The scenario of that name, SCENES included.
+
+    :raises KeyError: there is none
+    """
     begin = SCENES.get(name)
     if begin is None:
         return scenario(name, design, machine)

@@ -62,7 +62,7 @@ class Obligation(AssertionError):
 class World(script.World):
     """The machine of a scenario, and the folio that it is about.
 
-    events: all that processes did, in order; at first what makes the world
+    events: all operations of processes, in order; the first ones set the world up
     """
 
     def __init__(
@@ -183,7 +183,7 @@ def _place(mm: MM, addr: int) -> str:
 
 
 class Operation:
-    """One thing that can happen: `prepare` brings the world about, `body` has process `who` do it."""
+    """An operation of process `who`: `prepare` sets the world up for it, `body` performs it."""
 
     def __init__(
         self, name: str, who: int, prepare: Callable[[World], None], body: Callable[[Process], object]
@@ -194,12 +194,12 @@ class Operation:
         self.body: Final = body
 
     def act(self, world: World) -> None:
-        """What runs on its CPU."""
+        """The task that runs on its CPU."""
         self.body(world.process(self.who))
 
 
 def _nothing(world: World) -> None:
-    """The world is as it should be."""
+    """The operation needs no preparation."""
 
 
 def _swapped_and_back(world: World) -> None:
@@ -392,7 +392,7 @@ def exists(name: str) -> bool:
 
 
 def preemption_bound(name: str, design: str = "") -> int:
-    """How often a CPU may be taken away in the scenario of that name; -1: as often as one likes."""
+    """The bound on preemptions in the scenario of that name; -1: none."""
     user, _, rest = name.partition(" / ")
     if design in _SERIALISED or user == "referenced":
         return -1
@@ -403,7 +403,10 @@ def preemption_bound(name: str, design: str = "") -> int:
 
 
 def scenario(name: str, design: type[ReverseMap], machine: type[Machine] = Machine) -> Scenario:
-    """The scenario of that name, for one design.  Raises KeyError if there is none."""
+    """The scenario of that name, for one design.
+
+    :raises KeyError: there is none
+    """
     user, _, rest = name.partition(" / ")
     begin, act = USERS[user]
     operations = [OPERATIONS[part] for part in rest.split(" + ")]

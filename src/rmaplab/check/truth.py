@@ -64,7 +64,7 @@ class MappedFolio:
         self.entries: Final = entries
 
     def unseen(self, places: Sequence[Place]) -> list[tuple[MM, int, int]]:
-        """The entries that no place of a walk accounts for."""
+        """The entries that no place of the walk covers."""
         if self.nr_pages == 1:
             seen = {vma.mm.id << _MM_SHIFT | addr for vma, addr in places}
             return [entry for entry in self.entries if entry[0].id << _MM_SHIFT | entry[1] not in seen]
@@ -187,7 +187,7 @@ def entry_name(entry: int) -> str:
 
 
 def invariants(machine: Machine, truth: Truth) -> list[str]:
-    """What is wrong with the machine itself, a sentence each."""
+    """Violated invariants of the machine, a sentence each."""
     wrong: list[str] = []
     _rows(machine, truth, wrong)
     for mm in truth.mms:
@@ -199,8 +199,8 @@ def invariants(machine: Machine, truth: Truth) -> list[str]:
 
 
 def leaks(machine: Machine) -> list[tuple[str, str]]:
-    """What somebody holds that nothing refers to any more, or counts wrongly, while nothing runs: a sentence, and the
-    name of the design whose it is, "" for the machine's."""
+    """Objects that leaked and counts that are wrong, while nothing runs: a sentence each, with the name of the
+    design that owns them, "" for the machine's own."""
     said: list[str] = []
     mms = [machine.mms[id] for id in sorted(machine.mms)]
     vmas = 0
@@ -217,19 +217,19 @@ def leaks(machine: Machine) -> list[tuple[str, str]]:
     miscounted(said, "folios that somebody refers to besides those that map them", -1, len(machine.pins), 0)
     found = [(sentence, "") for sentence in said]
     for design in machine.designs:
-        for sentence in design.audit(mms):
+        for sentence in design.audit(mms, machine.vma_pool.peak):
             found.append((f"{design.name}: {sentence}", design.name))
     return found
 
 
 def _some(bad: Bools) -> list[int]:
-    """Numbers of the first few that are bad."""
+    """Positions of the first few that are true."""
     found: list[int] = bad.nonzero()[0][:5].tolist()
     return found
 
 
 def _rows(machine: Machine, truth: Truth, wrong: list[str]) -> None:
-    """The rows of the folio columns, held against the entries that map them."""
+    """Compare the rows of the folio columns with the entries that map them."""
     folios = machine.folios
     entries = truth.entries[truth.anon]
     pfns = entries >> PTE_SHIFT
@@ -309,7 +309,7 @@ def _leaves(truth: Truth, wrong: list[str]) -> None:
 
 
 def _entries(machine: Machine, truth: Truth, wrong: list[str]) -> None:
-    """Each entry, held against the VMA at its address and the page it maps."""
+    """Compare each entry with the VMA at its address and the page that it maps."""
     entries = truth.entries
     if len(entries) == 0:
         return

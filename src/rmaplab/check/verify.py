@@ -57,7 +57,7 @@ Told = Callable[[str, int, int], None]  # what is being done, events done, event
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to verify.
+    """The parameters of a verification.
 
     designs: as `rmaplab.rmap.load` takes them
     steps:   events in all (0: as many as fit in `seconds`)
@@ -135,7 +135,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Ran(msgspec.Struct):
-    """What one history came to."""
+    """The result of one history."""
 
     number: int
     steps: int = 0
@@ -148,7 +148,7 @@ class Ran(msgspec.Struct):
 
 
 class Verified(msgspec.Struct):
-    """What all histories came to.
+    """The result of all histories.
 
     reached:  how often an operation had an effect, by case (check/coverage.py)
     excused:  how often an excused design missed something, by "design: kind"; `examples` has the first
@@ -178,7 +178,7 @@ class Verified(msgspec.Struct):
 
     @property
     def without_effect(self) -> list[str]:
-        """What no operation came to though the run was long enough: it does nothing, and nobody would notice."""
+        """Cases that a run of sufficient length did not reach: an operation silently does nothing."""
         return missing(self.reached) if self.steps >= ENOUGH and self.counts.checks else []
 
     def add(self, ran: Ran) -> None:
@@ -195,7 +195,7 @@ class Verified(msgspec.Struct):
 
 
 def _add_up(total: Counts, more: Counts) -> None:
-    for name in ("checks", "folios", "skipped", "entries", "invariants", "records", "leaks"):
+    for name in ("checks", "folios", "skipped", "entries", "invariants", "leaks"):
         setattr(total, name, getattr(total, name) + getattr(more, name))
     for design, walks in more.designs.items():
         so_far = total.designs.get(design)
@@ -274,7 +274,7 @@ def _found(plan: Plan, setup: Setup, ran: Ran, events: list[Event], kind: str, w
 
 
 class Search:
-    """Looks for a shorter history on which the same goes wrong.
+    """Searches for a shorter history that shows the same failure.
 
     machine: makes a new one, watched by the designs that matter
     kind, design: what the shorter history has to show
@@ -292,7 +292,7 @@ class Search:
         self._budget = budget
 
     def shortest(self, events: Sequence[Event]) -> list[Event]:
-        """`events` without all that can be left out."""
+        """`events` without those that the failure does not need."""
         return shortest(events, self.fails, self.again)
 
     def again(self, events: list[Event]) -> list[Event]:
@@ -314,12 +314,12 @@ class Search:
         return settled
 
     def fails(self, events: list[Event]) -> bool:
-        """Does the same go wrong after the last of `events`, or with it?"""
+        """Do `events` show the failure, at the last of them?"""
         self._budget -= len(events)
         return self._budget >= 0 and self.shown(events) != ""
 
     def shown(self, events: list[Event]) -> str:
-        """What goes wrong, in a sentence; empty if nothing of the kind does."""
+        """The failure that `events` show, in a sentence; empty if they show none of this kind."""
         if self._kind == "batched":
             return batching.difference(events, header(), self._machine)
         player = Player(self._machine(), header(), batch=False)
@@ -376,7 +376,7 @@ def verify(plan: Plan, told: Told = lambda what, done, total: None) -> Verified:
 
 
 def _left(plan: Plan, number: int, begun: float) -> int:
-    """How many events history `number` may have; 0 if there is none any more."""
+    """The number of events that history `number` may have; 0 ends the run."""
     if plan.seconds and time.monotonic() - begun >= plan.seconds:
         return 0
     return min(plan.length, max(0, plan.steps - number * plan.length)) if plan.steps else plan.length

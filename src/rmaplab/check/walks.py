@@ -95,7 +95,7 @@ class Walker:
         return odd
 
     def _is_fine(self, folio: MappedFolio, places: list[Place], tally: Tally) -> bool:
-        """Count the walk; is it complete, and no place of it stale?"""
+        """Count the walk.  Is it complete, and none of its places stale?"""
         head = folio.head
         stale = False
         useful = 0
@@ -126,7 +126,7 @@ class Walker:
 
 
 def is_stale(place: Place) -> bool:
-    """Is the place one that is not there any more?"""
+    """Does the place no longer exist?"""
     vma, addr = place
     return vma.detached or not vma.mm.alive or not vma.start <= addr < vma.end
 
@@ -136,11 +136,11 @@ def _same_vmas(places: list[Place], expected: list[Place]) -> bool:
 
 
 class Changes:
-    """What has to be looked at again, and everything at each `full`-th look.  Remembers what the machine was like
-    at the last one.
+    """The folios to walk again, and all of them at each `full`-th check.  Remembers the state of the machine at the
+    previous check.
 
-    folios: numbers of the folios in the `Truth` that was looked at
-    mms:    address spaces in which designs may have been told of VMAs
+    folios:     numbers of the folios in the `Truth` that was looked at
+    everything: whether these are all
     """
 
     def __init__(self, machine: Machine, walker: Walker, full: int) -> None:
@@ -154,16 +154,16 @@ class Changes:
         self._checks = 0
         self._came_or_went = False
         self.folios: list[int] = []
-        self.mms: list[MM] = []
+        self.everything = True
 
     def name(self, pid: int) -> None:
-        """Designs may have been told something of the VMAs of this process."""
+        """An event may have concerned VMAs of this process."""
         process = self._machine.processes.get(pid)
         if process is not None:
             self._named.add(process.mm.id)
 
     def look(self, truth: Truth) -> None:
-        """Find out what a step since the last call can have changed."""
+        """Determine what steps since the last call can have changed."""
         touched = self._touched(truth)
         changed = self._rows()
         changed |= set(self._machine.ksm_pages)
@@ -183,12 +183,11 @@ class Changes:
             changed.add(was)
         self._entries = now
         self._checks += 1
-        if self._checks % self._full and not self._came_or_went:
-            self.folios = [i for i, head in enumerate(truth.heads) if head in changed]
-            self.mms = [mm for mm in truth.mms if mm.id in touched]
-        else:
+        self.everything = self._came_or_went or not self._checks % self._full
+        if self.everything:
             self.folios = list(range(len(truth)))
-            self.mms = truth.mms
+        else:
+            self.folios = [i for i, head in enumerate(truth.heads) if head in changed]
 
     def _touched(self, truth: Truth) -> set[int]:
         """Address spaces that were named, or have other VMAs."""
@@ -222,7 +221,7 @@ class Changes:
 
 
 def _picture(mm: MM) -> list[int]:
-    """All of the VMAs that decides about walks."""
+    """The attributes of all VMAs that walks depend on."""
     picture: list[int] = []
     for vma in mm.tree.to_list():
         picture += (vma.id, vma.start, vma.end, vma.pgoff, vma.prepared)

@@ -239,8 +239,7 @@ def _print_vmas(designs: Sequence[DesignFigures], out: Console) -> None:
 
 KINDS = {
     "invariant": "The machine itself is broken",
-    "leak": "Objects that nothing refers to, or counts that are wrong",
-    "record": "Records that are not what the VMAs say",
+    "leak": "What a design keeps and nothing calls for, or counts that are wrong",
     "broken": "The machine cannot go on with what this design, leading it, answers",
     "recording": "The recording cannot be vouched for",
     "result": "Results of system calls that differ from the recorded ones",

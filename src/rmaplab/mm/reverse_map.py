@@ -399,13 +399,12 @@ class ReverseMap:
         """Why a walk for the folio whose first page is `pfn` missed the entry at `addr` of `vma`, in words."""
         return "for another reason"
 
-    def audit(self, mms: Sequence[MM]) -> list[str]:
-        """Errors in the objects and counts of the design, a sentence each, while nothing runs and `mms` are all live
-        address spaces.  Its objects are those that VMAs, address spaces, folios and migrations refer to, and each
-        reference is counted: anything allocated beyond that has leaked."""
-        return []
+    def audit(self, mms: Sequence[MM], peak_vmas: int) -> list[str]:
+        """Errors in what the design keeps, a sentence each, even if no walk shows them; called while nothing runs.  Its
+        objects are those that VMAs, address spaces, folios and migrations refer to, each reference is counted, and what
+        it records is what VMAs and entries say: anything beyond that has leaked.
 
-    def stray_records(self, mm: MM, peak_vmas: int) -> list[str]:
-        """Differences between the design's records of `mm` and the VMAs and entries, even if no walk shows them: a
-        sentence each.  `peak_vmas`: the greatest number of VMAs in the machine at any moment."""
+        :param mms: all live address spaces
+        :param peak_vmas: the greatest number of VMAs in the machine at any moment
+        """
         return []

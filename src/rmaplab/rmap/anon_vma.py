@@ -641,8 +641,14 @@ class AnonVmaRmap(ReverseMap):
 
     # Counting again
 
-    def audit(self, mms: Sequence[MM]) -> list[str]:
-        """Every anon_vma is reached from a VMA, a place of KSM, a migration, or as the root of one that is."""
+    def audit(self, mms: Sequence[MM], peak_vmas: int) -> list[str]:
+        """Every anon_vma is reached from a VMA, a place of KSM, a migration, or as the root of one that is.
+
+        Chains are bounded by what was ever there at once.  An anon_vma is only made in a fork that finds none in the
+        chain to take over, so all above the newest had, at that moment, a VMA that puts pages into them or a second
+        child, which has a VMA somewhere below it: two links for each VMA, at most.
+        """
+        said: list[str] = []
         links = 0
         reached: dict[int, AnonVma] = {}
         linked: dict[int, int] = {}  # by number: AVCs, of which one reference speaks for all
@@ -657,6 +663,10 @@ class AnonVmaRmap(ReverseMap):
                 if own is not None:
                     active[own.number] = active.get(own.number, 0) + 1
                 links += len(fields.chain)
+                if len(fields.chain) > 2 * peak_vmas:
+                    said.append(
+                        f"{vma!r} has {len(fields.chain)} links, of which {2 * peak_vmas} could be needed at most"
+                    )
                 for avc in fields.chain:
                     number = avc.anon_vma.number
                     reached[number] = avc.anon_vma
@@ -675,7 +685,6 @@ class AnonVmaRmap(ReverseMap):
         for number in linked:
             parent = reached[number].parent
             children[parent.number] = children.get(parent.number, 0) + 1
-        said: list[str] = []
         miscounted(said, "anon_vma_chains in use", -1, self.chain_pool.live, links)
         miscounted(said, "anon_vmas in use", -1, self.anon_vma_pool.live, len(reached))
         for number, anon_vma in reached.items():
@@ -718,17 +727,6 @@ class AnonVmaRmap(ReverseMap):
         return len(fields.chain) == 1
 
     # What the design says of itself
-
-    def stray_records(self, mm: MM, peak_vmas: int) -> list[str]:
-        # Chains are bounded by what was ever there at once.  An anon_vma is only made in a fork that finds none in the
-        # chain to take over, so all above the newest had, at that moment, a VMA that puts pages into them or a second
-        # child, which has a VMA somewhere below it: two links for each VMA, at most.
-        bound = 2 * peak_vmas
-        for vma in mm.tree.to_list():
-            fields = self.fields_of(vma)
-            if fields is not None and len(fields.chain) > bound:
-                return [f"{vma!r} has {len(fields.chain)} links, of which {bound} could be needed at most"]
-        return []
 
 
 def _rwsem(anon_vma: AnonVma) -> RwSemaphore:

@@ -485,9 +485,9 @@ class AnonVmaLazyRmap(AnonVmaRmap):
 
     # Counting again
 
-    def audit(self, mms: Sequence[MM]) -> list[str]:
+    def audit(self, mms: Sequence[MM], peak_vmas: int) -> list[str]:
         """Besides, every root VMA is one that a VMA, a migration or an anon_vma refers to."""
-        said = super().audit(mms)
+        said = super().audit(mms, peak_vmas)
         vmas: dict[int, int] = {}
         for mm in mms:
             for vma in mm.tree.to_list():

@@ -299,7 +299,7 @@ class AnonMMRmap(ReverseMap):
 
     # Counting again
 
-    def audit(self, mms: Sequence[MM]) -> list[str]:
+    def audit(self, mms: Sequence[MM], peak_vmas: int) -> list[str]:
         """Every anonmm is one that its address space, a page or a migration refers to; a head, also the others."""
         said: list[str] = []
         reached: dict[int, AnonMM] = {}

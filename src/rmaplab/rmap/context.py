@@ -176,7 +176,7 @@ class ContextRmap(ReverseMap):
 
     # Counting again
 
-    def audit(self, mms: Sequence[MM]) -> list[str]:
+    def audit(self, mms: Sequence[MM], peak_vmas: int) -> list[str]:
         """Every context is reached from an address space, a place of KSM or a migration, or from one below it."""
         references: dict[int, int] = {}
         reached: dict[int, CowContext] = {}

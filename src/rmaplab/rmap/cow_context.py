@@ -36,7 +36,7 @@ A record exists before the first entry is at its place, and until the last one i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, cast
 
 import numpy as np
@@ -381,8 +381,15 @@ class CowContextRmap(ContextRmap):
 
     # What the design says of itself
 
-    def stray_records(self, mm: MM, peak_vmas: int) -> list[str]:
-        # A record too many costs a look-up in each walk and memory, but no walk shows it: no VMA is where it says.
+    def audit(self, mms: Sequence[MM], peak_vmas: int) -> list[str]:
+        """Besides, exactly what is displaced is recorded.  A record too many costs a look-up in each walk and memory,
+        but no walk shows it: no VMA is where it says."""
+        said = super().audit(mms, peak_vmas)
+        for mm in mms:
+            said += self._stray_records(mm)
+        return said
+
+    def _stray_records(self, mm: MM) -> list[str]:
         displaced: list[Displaced] = []
         for vma in mm.tree.to_list():
             shift = self.shift_of(vma)

@@ -24,7 +24,7 @@ grace period.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, cast
 
 import numpy as np
@@ -32,7 +32,7 @@ from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
-from rmaplab.mm.reverse_map import Attachment, ReverseMap
+from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.numbers import take_number
 from rmaplab.rmap.page_entries import PageLocks, page_of
@@ -317,20 +317,19 @@ class PteChainRmap(ReverseMap):
 
     # What the design says of itself
 
-    def stray_records(self, mm: MM, peak_vmas: int) -> list[str]:
-        # One pointer for each entry, and no more nodes than it takes to hold them.
-        number = cast(int, mm.rmap[self.slot])
-        pointers = int(np.count_nonzero(self.direct.v >> _MM_SHIFT == number))
+    def audit(self, mms: Sequence[MM], peak_vmas: int) -> list[str]:
+        """One pointer for each entry, and no more nodes than it takes to hold them."""
+        said: list[str] = []
         nodes = 0
+        direct = self.direct.v >> _MM_SHIFT
+        pointers: dict[int, int] = {}
         for chain in self.chains.values():
             nodes += -(-len(chain) // self.slots)
             for pointer in chain:
-                if pointer >> _MM_SHIFT == number:
-                    pointers += 1
-        wrong: list[str] = []
-        entries = len(mm.page_table.anon_entries()[0])
-        if pointers != entries:
-            wrong.append(f"{pointers} pointers to entries of mm {mm.id} are listed, and it has {entries} entries")
-        if self.pool.live != nodes:
-            wrong.append(f"{self.pool.live} nodes of chains are in use, and {nodes} would do")
-        return wrong
+                pointers[pointer >> _MM_SHIFT] = pointers.get(pointer >> _MM_SHIFT, 0) + 1
+        for mm in mms:
+            number = cast(int, mm.rmap[self.slot])
+            listed = int(np.count_nonzero(direct == number)) + pointers.get(number, 0)
+            miscounted(said, "pointers to entries of mm", mm.id, listed, len(mm.page_table.anon_entries()[0]))
+        miscounted(said, "nodes of chains in use", -1, self.pool.live, nodes)
+        return said
