@@ -21,8 +21,8 @@ def test_the_model_says_what_the_kernel_said(path: Path) -> None:
     assert model_differs(path) == []
 
 
-# Of 7.3 and 7.2: reuse on write of a large folio; lazyfree in batches.
-LACKING = {"large_folio_copied", "large_folio_freed"}
+# Of 7.3 and 7.2: lazyfree in batches.
+LACKING = {"large_folio_freed"}
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -22,6 +22,7 @@ import msgspec
 from rmaplab.check.histories import OPERATIONS, Author
 from rmaplab.check.lockstep import Checker, Difference
 from rmaplab.mm.errors import HistoryError
+from rmaplab.mm.folio import Int64s
 from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import LEAF_SHIFT
@@ -460,8 +461,17 @@ class VmaKept(Machine):
 class MapcountLate(Machine):
     """Who drops the last mapping is told the count of before."""
 
-    def drop_mapcount(self, pfn: int) -> int:
-        return super().drop_mapcount(pfn) + 1
+    def drop_mapcount(self, mm: MM, pfn: int) -> int:
+        return super().drop_mapcount(mm, pfn) + 1
+
+
+class ChildNotCounted(Machine):
+    """Fork does not count the child among those that map a large folio."""
+
+    def add_mapcounts(self, mm: MM, pfns: Int64s, repeated: bool) -> None:
+        super().add_mapcounts(mm, pfns, repeated)
+        for head, count in self.large_among(pfns):
+            self.mm_ids[head].sub(mm.id, count)
 
 
 MUTANTS: Final = (
@@ -514,4 +524,6 @@ MUTANTS: Final = (
     Mutant("a page table goes with its VMAs", AnonVmaRmap, AnonVmaRmap, "invariant", machine=TablesKept, leads=True),
     Mutant("a VMA that is gone is freed", AnonVmaRmap, AnonVmaRmap, "leak", machine=VmaKept, leads=True),
     Mutant("the last mapping frees", AnonVmaRmap, AnonVmaRmap, "invariant", machine=MapcountLate, leads=True),
+    Mutant("a large folio counts who maps it", AnonVmaRmap, AnonVmaRmap, "invariant", machine=ChildNotCounted,
+           leads=True, large_folios=4),
 )

@@ -16,6 +16,7 @@ Both are read in full each time, by NumPy, which takes as long for a few pages a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -272,6 +273,7 @@ def _rows(machine: Machine, truth: Truth, wrong: list[str]) -> None:
             wrong.append(
                 f"page {pfns[i]} of a large folio and the entry that maps it do not agree on whether it is exclusive"
             )
+    _mm_ids(machine, wrong)
     for i in _some(entries & (PTE_WRITE | PTE_EXCLUSIVE) == PTE_WRITE):
         wrong.append(f"page {pfns[i]} is mapped writable by an entry that is not exclusive")
     of_ksm = entries & PTE_KSM != 0
@@ -280,6 +282,27 @@ def _rows(machine: Machine, truth: Truth, wrong: list[str]) -> None:
         wrong.append(f"page {pfns[i]} and an entry that maps it do not agree on whether it belongs to KSM")
     for i in _some(in_ksm & exclusive):
         wrong.append(f"page {pfns[i]} belongs to KSM, but an entry says that it is exclusive")
+
+
+def _mm_ids(machine: Machine, wrong: list[str]) -> None:
+    """What large folios remember of who maps them (mm/mm_ids.py)."""
+    folios = machine.folios
+    if not machine.mm_ids:
+        return
+    mapped: dict[int, Counter[int]] = {head: Counter() for head in machine.mm_ids}
+    for mm in machine.mms.values():
+        for leaf in mm.page_table.leaves.values():
+            for head, count in machine.large_among(leaf.v[leaf.v & PTE_ANON != 0] >> PTE_SHIFT):
+                mapped[head][mm.id] += count
+    for head, ids in machine.mm_ids.items():
+        by_mm = mapped[head]
+        if ids.mapcount != folios.total_mapcount(head):
+            wrong.append(f"large folio {head} counts {ids.mapcount} mappings, it has {folios.total_mapcount(head)}")
+        for number, count in ids.slots():
+            if count > by_mm[number]:
+                wrong.append(f"large folio {head} counts {count} mappings by mm {number}, it has {by_mm[number]}")
+        if not ids.shared and len(by_mm) > 1:
+            wrong.append(f"large folio {head} takes itself for one's alone, and {len(by_mm)} address spaces map it")
 
 
 def _vmas(mm: MM, wrong: list[str]) -> None:

@@ -906,3 +906,55 @@ def large_folio_freed_while_shared(p1: Process) -> None:
     p1.madvise(0, 32, abi.MADV_PAGEOUT)
     p2.exit()
     p1.madvise(0, 32, abi.MADV_PAGEOUT)
+
+
+@_aimed_large
+def large_folio_of_three(p1: Process) -> None:
+    p1.mmap(16, at=0)
+    p1.write(0)
+    p2 = p1.fork()
+    p3 = p1.fork()  # finds no slot free
+    p2.munmap(0, 16)
+    p1.write(1)
+    p3.munmap(0, 8)
+    p1.munmap(8, 8)  # nobody that is counted has all that is left
+    p1.write(2)
+    p3.exit()
+    p1.write(3)
+
+
+@_aimed_large
+def large_folio_inherited(p1: Process) -> None:
+    p1.mmap(16, at=0)
+    p1.write(0)
+    p2 = p1.fork()
+    p1.munmap(0, 15)
+    p2.write(0)
+    p1.exit()
+    p2.write(1, 3)
+    p2.fork()
+    p2.write(1)
+
+
+@_aimed_large
+def large_folio_left_to_its_last_page(p1: Process) -> None:
+    p1.mmap(16, at=0)
+    p1.write(0)
+    p2 = p1.fork()
+    p2.exit()
+    p1.munmap(0, 14)
+    p1.write(14)
+    p1.munmap(14, 1)
+    p1.write(15)
+
+
+@_aimed_large
+def large_folio_cut_while_shared(p1: Process) -> None:
+    p1.mmap(16, at=0)
+    p1.write(0)
+    p2 = p1.fork()
+    p1.munmap(0, 8)
+    p2.munmap(8, 8)
+    p1.madvise(8, 4, abi.MADV_PAGEOUT)
+    p1.madvise(8, 4, abi.MADV_FREE)
+    p1.madvise(8, 8, abi.MADV_COLD)

@@ -302,6 +302,8 @@ class _Importer:
         flags = PTE_ANON | entries.writable[low:high] * PTE_WRITE | entries.exclusive[low:high] * PTE_EXCLUSIVE
         flags[anon] |= self.columns.pages.ksm[entries.page[low:high][anon]] * PTE_KSM
         value[anon] = (self.pfns[entries.page[low:high][anon]] << PTE_SHIFT) | flags[anon]
+        for head, count in self.machine.large_among(self.pfns[entries.page[low:high][anon]]):
+            self.machine.large_mapped(mine, head, count)  # who is not counted any more but took a slot is not known
         for at in np.flatnonzero(kind == rows.SWAP).tolist():
             slot = self._slot(int(entries.number[low + at]))
             value[at] = slot << PTE_SHIFT | PTE_SWAP | (PTE_EXCLUSIVE if entries.exclusive[low + at] else 0)

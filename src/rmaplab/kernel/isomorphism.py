@@ -12,8 +12,8 @@ one to one:
 Compared are, of a VMA: range, page offset, flags, file, own anon_vma, the chain in its order; of an anon_vma:
 root, parent, refcount, child and active counts, and the VMAs in its interval tree in their order; of an entry:
 kind, page or slot, whether it is writable; of a page: mapcount, exclusivity, index, anon_vma, KSM, the folio's
-order, the page's place in it, and whether its first page is exclusive, mapped or not; of a swap slot: whether its
-entries are exclusive.
+order, the page's place in it, whether its first page is exclusive, mapped or not, and which address spaces it counts;
+of a swap slot: whether its entries are exclusive.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ class _Comparison:
         self._design = cast(AnonVmaRmap, machine.leader)
         self._snapshot = snapshot
         self._tally = Tally("")
+        self._mm_ids: Final = {mm.id: address for address, mm in snapshot.mms.items()}
         self._mms = _OneToOne("address space")
         self._files = _OneToOne("file")
         self._anon_vmas = _OneToOne("anon_vma")
@@ -265,6 +266,7 @@ class _Comparison:
         first = folios.exclusive.m[folios.head.m[pfn]]
         if page.order and page.first_exclusive != first:
             raise _Found(where, "first page of the folio is exclusive", page.first_exclusive, first)
+        self._compare_mappers(where, page, folios.head.m[pfn])
         cached = folios.head.m[pfn] in self._machine.slot_of
         if page.swapcache != cached:
             raise _Found(where, "folio is in the swap cache", page.swapcache, cached)
@@ -283,6 +285,17 @@ class _Comparison:
                 f"{page.anon_vma:#x}, the model's {anon_vma}", f"{self._design.anchor.m[pfn]}",
             )  # fmt: skip
 
+
+    def _compare_mappers(self, where: str, page: real.Page, head: int) -> None:
+        """Which address spaces a large folio counts, and whether it takes itself for shared."""
+        mine, counts = self._machine.mm_ids.get(head), page.counts
+        if mine is None or counts is None:
+            return
+        slots = [(self._mms.to_model.get(self._mm_ids.get(id, 0), 0), count) for id, count in counts.slots]
+        if slots != mine.slots():
+            raise _Found(where, "address spaces that the folio counts, and how often", slots, mine.slots())
+        if counts.shared != mine.shared:
+            raise _Found(where, "folio may be mapped by several", counts.shared, mine.shared)
 
     def _compare_places(self, where: str, page: int, pfn: int) -> None:
         """Where KSM remembers to have mapped its page.  Either side may remember places that do not map it any

@@ -56,6 +56,7 @@ def split_folio(system: System, head: int, in_place: bool = True) -> None:
             folios.set_flag(head, FOLIO_DIRTY)
             break
     folios.split(head)
+    system.mm_ids.pop(head, None)
     mlocked: set[int] = set()
     for vma, addr in where:
         entry = vma.mm.page_table.get(addr)
@@ -69,18 +70,20 @@ def split_folio(system: System, head: int, in_place: bool = True) -> None:
             leaf.lock.assert_held()
             leaf.m[addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)] = PTE_ZERO | PTE_YOUNG
             system.tell_entry_removed(vma.mm, addr, entry)
-            system.drop_mapcount(pfn)
+            system.drop_mapcount(vma.mm, pfn)
             leaf.lock.unlock()
     for pfn in range(head, head + nr_pages):
         folios.flags.m[pfn] &= ~(FOLIO_WRITTEN | FOLIO_PARTLY) & 0xFF
         system.try_free(pfn)
 
 
-def split_cut(system: System, mm: MM, start: int, end: int) -> None:
+def split_cut(system: System, mm: MM, start: int, end: int) -> set[int]:
     """Split the large folios of which [start, end) maps some pages and not all, unless others seem to map them,
-    too (madvise_cold_or_pageout_pte_range(), madvise_free_pte_range())."""
+    too (madvise_cold_or_pageout_pte_range(), madvise_free_pte_range()).  Returns the first pages of those that it left,
+    which are skipped."""
+    left: set[int] = set()
     if not system.nr_large:
-        return
+        return left
     folios = system.folios
     addr = start
     while addr < end:
@@ -98,13 +101,20 @@ def split_cut(system: System, mm: MM, start: int, end: int) -> None:
                 break
             run += 1
             addr += PAGE_SIZE
-        if run < nr_pages and not _seems_shared(system, head):
+        if run == nr_pages:
+            continue
+        if _seems_shared(system, head):
+            left.add(head)
+        else:
             split_folio(system, head)
+    return left
 
 
 def _seems_shared(system: System, head: int) -> bool:
-    """folio_likely_mapped_shared()"""
+    """folio_maybe_mapped_shared(), before it folio_likely_mapped_shared()"""
     mapcount = system.mapcount(head)
     if mapcount <= 1:
         return False
+    if system.profile.mm_ids:
+        return system.mm_ids[head].shared
     return mapcount > system.folios.nr_pages(head) or system.folios.mapcount.m[head] > 1

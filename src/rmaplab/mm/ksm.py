@@ -91,7 +91,7 @@ def merge_pages(system: System, mm: MM, addr: int, other_mm: MM, other_addr: int
     system.flush_entry(other_mm)
     system.tell_entry_removed(other_mm, other_addr, other)
     system.tell_entry_added(other_mm, other_addr, entry)
-    system.release_page(other_pfn)
+    system.release_page(other_mm, other_pfn)
     return 0
 
 

@@ -236,7 +236,6 @@ def _advise_range(system: System, vma: VMA, start: int, end: int, advice: int) -
     elif advice == MADV_PAGEOUT:
         if vma.flags & (VM_LOCKED | VM_PFNMAP | VM_HUGETLB):
             return -EINVAL
-        split_cut(system, mm, start, end)
         vmscan.page_out(system, mm, start, end)
     elif advice == MADV_WILLNEED:
         if vma.file is None:

@@ -7,7 +7,8 @@ handled by NumPy, with the same result as entry by entry, in ascending order.
 The exclusivity rule (mm/memory.c do_wp_page(), mm/rmap.c): a page is exclusive from its first mapping until fork
 shares it or KSM takes it.  A write to an exclusive page reuses it.  A write to another page reuses it only if
 it is a small folio, not KSM's, and this entry is the last that refers to it, in swap included; the folio
-then moves to this VMA.  Everything else copies.
+then moves to this VMA.  A page of a large folio that one address space alone maps is reused as well (`mm_ids`), and the
+folio stays where it is.  Everything else copies.
 
 Locking: page-table lock of the leaf around each change of entries; the fault path holds the VMA's lock.
 """
@@ -198,7 +199,7 @@ def _new_pages(
     if copied and nr_old:
         shared = old[(old & PTE_ANON) != 0]
         if len(shared):
-            system.release_pages(shared >> PTE_SHIFT, False)
+            system.release_pages(vma.mm, shared >> PTE_SHIFT, False)
 
 
 def _lock_run(
@@ -333,7 +334,9 @@ def _write_protected(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, en
 def _can_reuse(system: System, vma: VMA, pfn: int, entry: int) -> bool:
     """wp_can_reuse_anon_folio(); takes the folio over if so."""
     folios = system.folios
-    if entry & PTE_KSM or folios.order.m[pfn] != 0 or system.mapcount(pfn) != 1:
+    if folios.order.m[pfn] > 0:
+        return system.profile.mm_ids and _can_reuse_large(system, pfn)
+    if entry & PTE_KSM or system.mapcount(pfn) != 1:
         return False
     if pfn in system.pins or not system.trylock_folio(pfn):
         return False
@@ -347,6 +350,16 @@ def _can_reuse(system: System, vma: VMA, pfn: int, entry: int) -> bool:
             design.folio_reused(vma, pfn, 1)
     system.unlock_folio(pfn)
     return alone
+
+
+def _can_reuse_large(system: System, pfn: int) -> bool:
+    """__wp_can_reuse_large_anon_folio(): one page of a folio that this address space alone maps, and nobody else holds,
+    becomes exclusive; of a single page that is left, a copy lets the folio go."""
+    head: int = system.folios.head.m[pfn]
+    if system.mapcount(head) <= 1 or system.mm_ids[head].shared or head in system.pins:
+        return False
+    system.folios.exclusive.m[pfn] = True
+    return True
 
 
 def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int) -> bool:
@@ -377,7 +390,7 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
         system.flush_tlb(vma.mm)  # ptep_clear_flush() in wp_page_copy()
         if old & PTE_ANON:
             system.tell_entry_removed(vma.mm, addr, old)
-            left = system.drop_mapcount(old >> PTE_SHIFT)
+            left = system.drop_mapcount(vma.mm, old >> PTE_SHIFT)
     system.tell_entry_added(vma.mm, addr, leaf.m[i])
     leaf.lock.unlock()
     if left == 0:
@@ -409,6 +422,7 @@ def _new_large(system: System, vma: VMA, addr: int, leaf: Leaf, i: int) -> bool:
     for design in system.designs:
         design.folio_mapped(vma, start, pfn, nr_pages)
     folios.mapcount.v[pfn : pfn + nr_pages] = 1
+    system.large_mapped(vma.mm, pfn, nr_pages)
     folios.exclusive.v[pfn : pfn + nr_pages] = True
     flags = _NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY
     leaf.lock.assert_held()
@@ -469,10 +483,10 @@ def zap(system: System, mm: MM, start: int, end: int) -> bool:
             zapped = zapped or len(there) > 0
             removed.append(there)
             if len(removed) == together:
-                _release_entries(system, removed)
+                _release_entries(system, mm, removed)
                 removed = []
     if removed:
-        _release_entries(system, removed)
+        _release_entries(system, mm, removed)
     return zapped
 
 
@@ -491,7 +505,7 @@ def zap_at(system: System, mm: MM, addr: int) -> None:
         leaf.used -= 1
         system.tell_entry_removed(mm, addr, entry)
         if entry & PTE_ANON:
-            left = system.drop_mapcount(entry >> PTE_SHIFT)
+            left = system.drop_mapcount(mm, entry >> PTE_SHIFT)
     leaf.lock.unlock()
     if left == 0:
         system.try_free(system.folios.head.m[entry >> PTE_SHIFT])
@@ -514,14 +528,14 @@ def _zap_leaf(system: System, mm: MM, base: int, leaf: Leaf, first: int, last: i
     return there
 
 
-def _release_entries(system: System, removed: list[Int64s]) -> None:
+def _release_entries(system: System, mm: MM, removed: list[Int64s]) -> None:
     """What entries that are gone mapped, or kept in swap, has one user less each."""
     entries = removed[0] if len(removed) == 1 else np.concatenate(removed)
     system.entries_zapped.count += len(entries)
     anon = entries[(entries & PTE_ANON) != 0]
     if len(anon):
         ksm = bool(system.ksm_pages) and bool((anon & PTE_KSM).any())
-        system.release_pages(anon >> PTE_SHIFT, ksm)
+        system.release_pages(mm, anon >> PTE_SHIFT, ksm)
     if system.swap and len(anon) != len(entries):
         for entry in entries[(entries & PTE_SWAP) != 0]:
             system.put_slot(int(entry) >> PTE_SHIFT)
@@ -567,7 +581,7 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
             if last - first <= _FEW and not system.entry_watchers:
                 few = _copy_few(leaf, target_table, base, first, last)
                 leaf.lock.unlock()
-                _share_few(system, few)
+                _share_few(system, target, few)
                 continue
             copy = leaf.v[first:last]
             np.bitwise_and(copy, _SHARED_LEAF, copy)
@@ -579,10 +593,10 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
         leaf.lock.unlock()
         copied.append(copy)
         if len(copied) == together:
-            _share_entries(system, copied)
+            _share_entries(system, target, copied)
             copied = []
     if copied:
-        _share_entries(system, copied)
+        _share_entries(system, target, copied)
 
 
 def _copy_few(leaf: Leaf, target_table: PageTable, base: int, first: int, last: int) -> list[int]:
@@ -602,31 +616,30 @@ def _copy_few(leaf: Leaf, target_table: PageTable, base: int, first: int, last: 
     return found
 
 
-def _share_few(system: System, entries: list[int]) -> None:
+def _share_few(system: System, target: MM, entries: list[int]) -> None:
     """_share_entries() of a few, none of which is none."""
     system.entries_copied.count += len(entries)
     mapcount = system.folios.mapcount.m
     exclusive = system.folios.exclusive.m if system.nr_large else None
     for entry in entries:
         if entry & PTE_ANON:
-            mapcount[entry >> PTE_SHIFT] += 1
-            if exclusive is not None:
+            if exclusive is None:
+                mapcount[entry >> PTE_SHIFT] += 1
+            else:
+                system.add_mapcount(target, entry >> PTE_SHIFT)
                 exclusive[entry >> PTE_SHIFT] = False
         elif entry & PTE_SWAP:
             system.swap[entry >> PTE_SHIFT].count += 1
 
 
-def _share_entries(system: System, copied: list[Int64s]) -> None:
+def _share_entries(system: System, target: MM, copied: list[Int64s]) -> None:
     """What entries that were copied map, or keep in swap, has one user more each."""
     entries = copied[0] if len(copied) == 1 else np.concatenate(copied)
     entries = entries[entries != 0]
     system.entries_copied.count += len(entries)
     anon = entries[(entries & PTE_ANON) != 0] >> PTE_SHIFT
     if len(anon):
-        if system.ksm_pages:
-            np.add.at(system.folios.mapcount.v, anon, 1)
-        else:
-            system.folios.mapcount.v[anon] += 1
+        system.add_mapcounts(target, anon, bool(system.ksm_pages))
         if system.nr_large:
             system.folios.exclusive.v[anon] = False
     if system.swap and len(anon) != len(entries):
@@ -645,8 +658,7 @@ def _copy_entry(system: System, source: MM, target: MM, addr: int) -> None:
             entry &= _SHARED
             system.entries_copied.count += 1
             if entry & PTE_ANON:
-                system.mapcount_grows(entry >> PTE_SHIFT)
-                system.folios.mapcount.m[entry >> PTE_SHIFT] += 1
+                system.add_mapcount(target, entry >> PTE_SHIFT)
                 system.folios.exclusive.m[entry >> PTE_SHIFT] = False
             elif entry & PTE_SWAP:
                 system.swap[entry >> PTE_SHIFT].count += 1

@@ -74,7 +74,7 @@ class _Unmap(Visit):
         if entry & PTE_DIRTY:
             system.folios.set_flag(self.head, FOLIO_DIRTY)
         system.flush_entry(vma.mm)  # at once, under all locks: kcompactd and move_pages(2) defer nothing
-        system.drop_mapcount(entry >> PTE_SHIFT)
+        system.drop_mapcount(vma.mm, entry >> PTE_SHIFT)
         system.folios.exclusive.m[entry >> PTE_SHIFT] = False  # the entry keeps it
         return False
 
@@ -128,8 +128,7 @@ class _Restore(Visit):
     def entry(self, vma: VMA, addr: int, leaf: Leaf, i: int, entry: int) -> bool:
         system = self.system
         pfn = (entry >> PTE_SHIFT) + self.head - self.old
-        system.mapcount_grows(pfn)
-        system.folios.mapcount.m[pfn] += 1
+        system.add_mapcount(vma.mm, pfn)
         system.folios.exclusive.m[pfn] = entry & PTE_EXCLUSIVE != 0
         leaf.lock.assert_held()
         leaf.m[i] = pfn << PTE_SHIFT | entry & PTE_FLAGS & ~PTE_MIGRATION | PTE_ANON

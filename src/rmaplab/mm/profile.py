@@ -105,6 +105,12 @@ class Profile:
     as no entry is left, on a read as well, where swap is a synchronous device (as the machine's is).  Before, such a
     page skips the cache for the last entry that refers to it, and is exclusive then.
     (mm/memory.c do_swap_page() and should_try_to_free_swap() in 7.2 and 7.3)"""
+    mm_ids: bool = False
+    """A large folio remembers two address spaces that map it (mm/mm_ids.py).  If it seems to be one's alone, a write to
+    a page of it that is not exclusive makes it so and copies nothing; the folio stays with the anon_vma that it has.
+    And MADV_COLD, _PAGEOUT and _FREE of a part split it.  Before, such a write copies, and what seems shared is
+    estimated.  (include/linux/rmap.h, mm/memory.c __wp_can_reuse_large_anon_folio(), include/linux/mm.h
+    folio_maybe_mapped_shared(), since 6.15)"""
     clean_writable: bool = True
     """mprotect() that gives the right to write gives it to entries of exclusive pages, clean or dirty.
     (mm/mprotect.c can_change_pte_writable(); 6.1 asks for a dirty entry)"""
@@ -216,6 +222,7 @@ _KNOWN: Final = (
         clone_reverses=True,
         sticky_flags=True,
         swap_uncaches=True,
+        mm_ids=True,
         guard_regions=True,
     ),
     Profile(
@@ -235,6 +242,7 @@ _KNOWN: Final = (
         clone_reverses=True,
         sticky_flags=True,
         swap_uncaches=True,
+        mm_ids=True,
         guard_regions=True,
     ),
 )

@@ -20,6 +20,7 @@ from rmaplab.mm.abi import MMAP_MIN_ADDR
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.folio import FOLIO_DIRTY, Folios, Int64s
 from rmaplab.mm.locking import start_write
+from rmaplab.mm.mm_ids import MmIds
 from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
@@ -117,6 +118,7 @@ class System:
         self.nr_large = 0  # large folios allocated ever: 0 keeps the fast paths fast
         self.swap: Final[dict[int, SwapSlot]] = {}
         self.slot_of: Final[dict[int, int]] = {}  # pfn in the swap cache -> slot
+        self.mm_ids: Final[dict[int, MmIds]] = {}  # of large folios, by first page, where the profile has them
         self.ksm_pages: Final[dict[int, list[tuple[MM, int]]]] = {}  # by pfn: where KSM mapped it, the newest last
         self.as_found = False  # KSM has merged as a real kernel's ksmd did (mm/ksm.py), and need not be complete
         self.pins: Final[dict[int, int]] = {}  # references to folios that are no mappings, by first page
@@ -369,31 +371,70 @@ class System:
 
     # Pages
 
-    def release_page(self, pfn: int) -> None:
-        """One entry that mapped `pfn` is gone: the folio may be free now (folio_remove_rmap_pte())."""
+    def large_mapped(self, mm: MM, head: int, count: int) -> None:
+        """`count` more entries of `mm` map the large folio (folio_add_large_mapcount())."""
+        if self.profile.mm_ids:
+            ids = self.mm_ids.get(head)
+            if ids is None:
+                self.mm_ids[head] = ids = MmIds()
+            ids.add(mm.id, count)
+
+    def large_among(self, pfns: Int64s) -> list[tuple[int, int]]:
+        """The large folios among the folios of these pages, by first page, and how many of the pages are theirs."""
+        heads, counts = np.unique(self.folios.head.v[pfns[self.folios.order.v[pfns] > 0]], return_counts=True)
+        return list(zip(heads.tolist(), counts.tolist(), strict=True))
+
+    def add_mapcount(self, mm: MM, pfn: int) -> None:
+        """One more entry of `mm` maps `pfn` (folio_dup_anon_rmap_pte(), folio_add_anon_rmap_pte())."""
         folios = self.folios
-        if self.drop_mapcount(pfn) == 0:
+        self.mapcount_grows(pfn)
+        folios.mapcount.m[pfn] += 1
+        if folios.order.m[pfn] > 0:
+            self.large_mapped(mm, folios.head.m[pfn], 1)
+
+    def add_mapcounts(self, mm: MM, pfns: Int64s, repeated: bool) -> None:
+        """One more entry of `mm` maps each of these pages; `repeated` if a page may be among them twice (KSM)."""
+        folios = self.folios
+        if repeated:
+            np.add.at(folios.mapcount.v, pfns, 1)
+        else:
+            folios.mapcount.v[pfns] += 1
+        if self.nr_large:
+            for head, count in self.large_among(pfns):
+                self.large_mapped(mm, head, count)
+
+    def release_page(self, mm: MM, pfn: int) -> None:
+        """One entry of `mm` that mapped `pfn` is gone: the folio may be free now (folio_remove_rmap_pte())."""
+        folios = self.folios
+        if self.drop_mapcount(mm, pfn) == 0:
             self.try_free(folios.head.m[pfn])
 
-    def drop_mapcount(self, pfn: int) -> int:
-        """One entry that mapped `pfn` is gone; returns how many are left.  If none, try_free() is next, when
+    def drop_mapcount(self, mm: MM, pfn: int) -> int:
+        """One entry of `mm` that mapped `pfn` is gone; returns how many are left.  If none, try_free() is next, when
         no page-table lock is held."""
         self.mapcount_changes(pfn)
         mapcount = self.folios.mapcount.m
         count: int = mapcount[pfn] - 1
         mapcount[pfn] = count
+        if self.mm_ids:
+            ids = self.mm_ids.get(self.folios.head.m[pfn])
+            if ids is not None:
+                ids.sub(mm.id, 1)
         return count
 
-    def release_pages(self, pfns: Int64s, repeated: bool) -> None:
+    def release_pages(self, mm: MM, pfns: Int64s, repeated: bool) -> None:
         """The same for many pages; `repeated` if a page may be among them twice (KSM)."""
         folios = self.folios
         mapcount = folios.mapcount.v
         if repeated:
             for pfn in pfns:
-                self.release_page(int(pfn))
+                self.release_page(mm, int(pfn))
             return
         counts = mapcount[pfns] - 1
         mapcount[pfns] = counts
+        if self.mm_ids:
+            for large, count in self.large_among(pfns):
+                self.mm_ids[large].sub(mm.id, count)
         unmapped = pfns[counts == 0]
         if len(unmapped) == 0:
             return
@@ -429,6 +470,8 @@ class System:
         for design in self.designs:
             design.folio_freed(head, nr_pages)
         self.ksm_pages.pop(head, None)
+        if nr_pages > 1:
+            self.mm_ids.pop(head, None)
         self.folios.free(head, self.scheduler is None or self.scheduler.reuses())
 
     # Swap

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE, FOLIO_REFERENCED, Int64s
-from rmaplab.mm.huge_memory import partly_mapped, split_folio
+from rmaplab.mm.huge_memory import partly_mapped, split_cut, split_folio
 from rmaplab.mm.pagetable import (
     PTE_ANON,
     PTE_DIRTY,
@@ -110,9 +110,10 @@ def swap_out(system: System, mm: MM, start: int, end: int, how: int = 0) -> int:
 
 def page_out(system: System, mm: MM, start: int, end: int) -> None:
     """MADV_PAGEOUT: reclaim what only this range maps (madvise_cold_or_pageout_pte_range())."""
+    cut = split_cut(system, mm, start, end)
     folios = system.folios
     for head in isolate(system, mm, start, end):
-        if system.mapcount(head) == folios.nr_pages(head) and folios.mapcount.m[head] == 1:
+        if head not in cut and system.mapcount(head) == folios.nr_pages(head) and folios.mapcount.m[head] == 1:
             swap_out_folio(system, head, False)
         else:
             system.put_folio(head)
@@ -203,7 +204,7 @@ class _Unmap(Visit):
             leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & (PTE_EXCLUSIVE | PTE_SOFT_CLEAN)
         system.flush_later(vma.mm, entry)
         system.tell_entry_removed(vma.mm, addr, entry)
-        return system.drop_mapcount(entry >> PTE_SHIFT) == 0 and system.folios.total_mapcount(head) == 0
+        return system.drop_mapcount(vma.mm, entry >> PTE_SHIFT) == 0 and system.folios.total_mapcount(head) == 0
 
 
 def _try_to_unmap(system: System, head: int, slot: int) -> bool:
