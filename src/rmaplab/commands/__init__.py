@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The commands of `rmaplab`, one module a verb.
+"""The commands of `rmaplab`, one module per verb.
 
 `VERBS` is all that start-up needs: a verb's module is imported when the verb is used.  The function of a verb is
 `command` of its module, unless the table names another; its parameters are the command line, its docstring the help,

@@ -87,7 +87,7 @@ def _print(one: Reproduction, out: Console) -> None:
         print_fact(label, text, out)
     out.print()
     if one.figures:
-        table = Grid("", "published", "ours", "ratio", "bound", "verdict")
+        table = Grid("", "published", "ours", "ratio", "bound", "verdict", left=("verdict",))
         for figure in one.figures:
             published = _number(figure.low)
             if figure.low != figure.high:

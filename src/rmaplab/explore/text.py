@@ -277,7 +277,7 @@ def folio_line(film: Film, folio: Folio) -> str:
 
 
 def walk_lines(film: Film, state: State, folio: Folio, slot: int) -> Iterator[str]:
-    """The walk of a design, a line a place, in its order."""
+    """The walk of a design, a line per place, in its order."""
     number, base = folio.walks[slot]
     for place in film.answers[number].places:
         page = base + place.page

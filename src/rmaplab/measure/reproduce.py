@@ -161,7 +161,7 @@ def _anon_vma_chains(costs: CostProfile, progress: Progress) -> Reproduction:
         said="1000 children with 1000 pages each in one VMA, all copied: a walk for any page looks into 1000"
         " processes; with a chain per process, into 1 for a page of a child, and into N for at most 1/N of the pages.",
         how="One VMA of 1000 pages, written; 1000 forks; each child writes all of it. A page of each child and all"
-        " pages of the parent are walked, once with one anon_vma a family (rmap/anon_vma_2004.py) and once with"
+        " pages of the parent are walked, once with one anon_vma per family (rmap/anon_vma_2004.py) and once with"
         " today's.",
         figures=[
             Figure("before, a child's page", 1000, 1000, before_child, "children", "exact"),
@@ -232,7 +232,7 @@ def _vma_write_locks(costs: CostProfile, progress: Progress) -> Reproduction:
         figures=figures,
         why=f"The work is the same: 10 000 locks more. The profile says that one takes {each:.1f} ns, and measured it"
         " in a loop over locks that are in the cache. In a fork the first touch of each VMA's lock, and the store of"
-        " its sequence number, dirty a cache line that nothing else had dirtied: 5 % of this fork would be 14 ns a"
+        " its sequence number, dirty a cache line that nothing else had dirtied: 5 % of this fork would be 14 ns per"
         " VMA. The cost model has no cache misses of its own, so it can only give this lower bound.",
         shown=shown,
     )
@@ -397,7 +397,7 @@ def _fork_exit(costs: CostProfile, progress: Progress) -> Reproduction:
         said="Processes with 500 faulted VMAs fork and exit in a loop. Two unrelated ones: 0.9 to 1.1 ms per fork and"
         " exit each, two forked from one parent: 2.3 to 2.6 ms. Four: 2.1 against 6.1 to 6.5 ms.",
         how="The workload storm (500 VMAs of one page, children that write nothing, 10 rounds) on 2 simulated CPUs"
-        " with anon_vma, timed by the cost profile. Pages a VMA and what children do are not in the source.",
+        " with anon_vma, timed by the cost profile. Pages per VMA and what children do are not in the source.",
         figures=[
             Figure("2 unrelated", 0.9, 1.1, each[2, 0], "ms", bound),
             Figure("2 related", 2.3, 2.6, each[2, 1], "ms", bound),
@@ -406,11 +406,11 @@ def _fork_exit(costs: CostProfile, progress: Progress) -> Reproduction:
             Figure("2: related over unrelated", 2.45, 2.45, each[2, 1] / each[2, 0], "times", bound),
             Figure("4: related over unrelated", 3.0, 3.0, each[4, 1] / each[4, 0], "times", bound),
         ],
-        why="Who shares a hierarchy waits for its root locks, and has the trees below them in another CPU's cache."
-        " What a lock protects comes over with it, a hand-over for each node that is visited: a rule of the simulation"
-        " (sync/virtual/) that was put in when a first version without it came to half of the slow-down that was"
-        " measured; its cost is that of the profile. What is left is the uncontended fork and exit, which the profile"
-        " puts a fifth lower than what was measured.",
+        why="Processes that share a hierarchy wait for its root locks, and find the trees below them in another CPU's"
+        " cache. The simulation (sync/virtual/) charges a hand-over for each visited node whose lock came from another"
+        " CPU. That rule was added when a first version without it reached half of the measured slow-down; its cost is"
+        " the profile's. The rest is the uncontended fork and exit, for which the profile gives a fifth less than was"
+        " measured.",
     )
 
 
@@ -425,7 +425,7 @@ def _zygote_reclaim(costs: CostProfile, progress: Progress) -> Reproduction:
         point = Run(history.header, parallel, Plan(PROFILES["6.18"], costs), design, 4).go(progress)
         name = point.design
         own = [lock for lock in point.contention if lock.name not in _OF_THE_MACHINE]
-        shown.append((f"{name}: operations a second", f"{point.throughput:,.0f}"))
+        shown.append((f"{name}: operations per second", f"{point.throughput:,.0f}"))
         shown.append((f"{name}: waited for the design's locks", f"{sum(c.waited for c in own) / 1e3:,.0f} us"))
         for contention in own[:3]:
             shown.append(

@@ -115,7 +115,7 @@ class Point(msgspec.Struct, frozen=True):
     tasks:       that began in all; at_once: at most at one time, so that no more CPUs have anything to do
     seconds:     virtual time from the first operation to the end of the last task
     operations:  events done by processes and kernel threads
-    throughput:  operations a second of virtual time
+    throughput:  operations per second of virtual time
     work:        seconds of counted work, by all; deferred: of that, what grace periods did
     shootdowns:  flushes for which other CPUs were interrupted; interrupts: how many CPUs in all; shooting: seconds that
         this took of those who flushed

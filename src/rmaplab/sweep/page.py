@@ -65,7 +65,7 @@ def _content(found: Findings, plots: bool) -> dict[str, Any]:
 def plot(table: Table) -> str:
     """The table as a picture, a data: URL; "" if there is nothing to draw.
 
-    Over the number of CPUs where that varies, a panel a history; else each design's figure over the reference's.
+    Over the number of CPUs where that varies, a panel per history; else each design's figure over the reference's.
     """
     if any(line.cpus for line in table.lines):
         draw, rows = _draw_scaling, len({line.history for line in table.lines})
