@@ -20,7 +20,7 @@ from rmaplab.mm.abi import (
     MCL_ONFAULT,
     MLOCK_ONFAULT,
 )
-from rmaplab.mm.pagetable import PTE_DIRTY
+from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_DIRTY
 from rmaplab.mm.vma import (
     TASK_SIZE,
     VM_ACCOUNT,
@@ -34,7 +34,7 @@ from rmaplab.mm.vma import (
     VM_PFNMAP,
     File,
 )
-from rmaplab.trace.events import Event
+from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import Header
 from rmaplab.trace.play import Player
 
@@ -335,4 +335,17 @@ def test_a_heap_counts_as_locked_only_if_it_is() -> None:
     space.do(Event("mlockall", 1, flags=2))  # MCL_FUTURE
     space.do(Event("brk", 1, mm.start_brk + 5 * PAGE))
     assert mm.locked_vm == 2
+    space.close()
+
+
+@pytest.mark.parametrize("addr", [0x10000, TASK_SIZE - PAGE], ids=["lowest", "highest"])
+def test_the_first_and_the_last_page_table_go_with_their_only_vma(addr: int) -> None:
+    """mm/memory.c free_pgtables(): where no VMA is below or above, nothing there needs the table."""
+    space = Space()
+    space.do(Event("mmap", 1, addr, PAGE, RW, ANON))
+    space.do(Event("fault", 1, addr, PAGE, flags=FAULT_WRITE))
+    leaves = space.machine.mm_of(1).page_table.leaves
+    assert addr >> LEAF_SHIFT in leaves
+    space.do(Event("munmap", 1, addr, PAGE))
+    assert addr >> LEAF_SHIFT not in leaves
     space.close()

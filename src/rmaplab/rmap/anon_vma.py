@@ -558,36 +558,31 @@ class AnonVmaRmap(ReverseMap):
         A folio that is mapped after the lock was taken had its anon_vma alive all the time, and what maps it
         cannot leave the tree before the lock is given back.  Until then RCU keeps the anon_vma an anon_vma; to
         sleep for the lock takes a reference, which keeps the root as well.
+
+        The folio is locked, so no reuse gives it to another anon_vma meanwhile (folio_move_anon_rmap()).  Before 7.3
+        Linux walks folios that are not locked, too, and looks again; the machine has no such walk.
         """
-        while True:
-            self.rcu.read_lock()
-            number: int = self.anchor.m[pfn]
-            anon_vma = self.anon_vmas[number]
-            if anon_vma is None or not self.is_mapped(pfn):
-                self.rcu.read_unlock()
-                return None
-            rwsem = _rwsem(anon_vma)
-            if rwsem.try_down_read():
-                self.touch("anon_vma", anon_vma.root)  # the lock is a part of it
-                mapped = self.is_mapped(pfn)
-                if not mapped:
-                    rwsem.up_read()
-                self.rcu.read_unlock()
-                if not mapped:
-                    return None
-            else:
-                got = self._get(anon_vma)
-                mapped = got and self.is_mapped(pfn)
-                self.rcu.read_unlock()
-                if not mapped:
-                    if got:
-                        self._put(anon_vma)
-                    return None
-                if not self._lock_referenced(anon_vma):
-                    return None
-            if self.anchor.m[pfn] == number:
-                return anon_vma
-            rwsem.up_read()  # folio_move_anon_rmap() came between
+        self.rcu.read_lock()
+        anon_vma = self.anon_vmas[self.anchor.m[pfn]]
+        if anon_vma is None or not self.is_mapped(pfn):
+            self.rcu.read_unlock()
+            return None
+        rwsem = _rwsem(anon_vma)
+        if rwsem.try_down_read():
+            self.touch("anon_vma", anon_vma.root)  # the lock is a part of it
+            mapped = self.is_mapped(pfn)
+            if not mapped:
+                rwsem.up_read()
+            self.rcu.read_unlock()
+            return anon_vma if mapped else None
+        got = self._get(anon_vma)
+        mapped = got and self.is_mapped(pfn)
+        self.rcu.read_unlock()
+        if not mapped:
+            if got:
+                self._put(anon_vma)
+            return None
+        return anon_vma if self._lock_referenced(anon_vma) else None
 
     def _lock_referenced(self, anon_vma: AnonVma) -> bool:
         """Lock it for reading, and drop the reference that kept it until then.  False: that was the last one."""

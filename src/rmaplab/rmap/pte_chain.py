@@ -74,7 +74,7 @@ class PteChainRmap(ReverseMap):
         self.chains: Final[dict[int, list[int]]] = {}  # by pfn, the newest pointer last
         self.mms: Final[list[MM | None]] = [None]  # by number
         self.free_numbers: Final[list[int]] = []
-        self.replaced: Final[dict[int, int]] = {}  # during a migration: page -> the page that has its list now
+        self.replaced: Final[dict[int, int]] = {}  # since a migration: page -> the page that has its list now
         self.locks: Final = PageLocks(self.lock_class, self.scheduler)
 
     # An address space
@@ -249,7 +249,8 @@ class PteChainRmap(ReverseMap):
 
     def folio_freed(self, pfn: int, nr_pages: int) -> None:
         for page in range(pfn, pfn + nr_pages):
-            self.replaced.pop(page, 0)
+            if self.scheduler is None:  # else munmap() may still have an entry for it, which the walk did not find
+                self.replaced.pop(page, 0)
             if self.direct.m[page]:  # of migration entries that go later
                 self.direct.m[page] = 0
                 self.pool.free(-(-len(self.chains.pop(page, [])) // self.slots))
