@@ -100,6 +100,8 @@ def test_outcomes_are_those_of_herd(seed: int) -> None:
     found = run(asked, Lkmm())
     assert found <= known.outcomes, "what herd7 calls impossible is not seen"
     assert known.without_load_buffering <= found, "what it calls possible is seen, but for load buffering"
+    in_turn = run(asked, Lkmm(overtaking=False))
+    assert known.without_overtaking <= in_turn <= found
 
 
 # No generated test needs cumulativity, and two of the kernel's do.

@@ -62,6 +62,7 @@ RULES: Final = (
     "acquire", "address", "atomicity", "coherence", "control", "cumulativity", "data", "full fence", "lock", "rcu",
     "release", "rmb", "unlock-lock", "wmb",
 )  # fmt: skip
+_OVERTAKING: Final = "overtaking"
 
 
 class _Store:
@@ -307,6 +308,8 @@ class _State:
         for other, (where, _) in self.place.items():
             if where == location and other // _EVENTS == number:
                 before |= 1 << other
+        if _OVERTAKING in self.without:
+            before |= thread.all & ~thread.stores
         store.known = thread.release
         if release and "release" not in self.without:
             before |= thread.all
@@ -455,16 +458,17 @@ class _State:
 class Lkmm:
     """The memory model (operations.Memory).
 
-    without: rules (RULES) that are left out
+    without:    rules (RULES) that are left out
+    overtaking: may a store execute before an earlier load of its thread, as LKMM has it?
     """
 
     nothing: Final = 0
 
-    def __init__(self, without: Sequence[str] = ()) -> None:
+    def __init__(self, without: Sequence[str] = (), *, overtaking: bool = True) -> None:
         unknown = set(without) - set(RULES)
         if unknown:
             raise ValueError(f"there is no rule {sorted(unknown)[0]!r}: there are {', '.join(RULES)}")
-        self.without: Final = frozenset(without)
+        self.without: Final = frozenset(without) | (frozenset() if overtaking else frozenset([_OVERTAKING]))
         self.states = 0  # in the last exploration
 
     def explore(

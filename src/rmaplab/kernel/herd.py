@@ -5,8 +5,10 @@ herd7 tries every execution of a litmus test against the axioms in tools/memory-
 from Debian's package herdtools7, which needs the C library of its own suite: both are unpacked side by side in the
 user's cache, and nothing is installed.  The model comes from the cached tree of linux-source (native/build.py).
 
-`without_load_buffering` adds one axiom: program order and reads-from have no cycle together.  No model that runs
-programs step by step can show what this excludes, whatever it lets each load return.
+Two stricter models say what a model of ours may leave out.  NO_LOAD_BUFFERING adds one axiom: program order and
+reads-from have no cycle together.  No model that runs programs step by step can show what this excludes, whatever it
+lets each load return.  NO_OVERTAKING orders each store after all earlier loads of its process: that is what stays of
+LKMM if stores execute in their turn, and dependencies of stores need not be known.
 """
 
 from __future__ import annotations
@@ -35,7 +37,11 @@ _KEPT: Final = re.compile(
     r".*/(bin/herd7|share/herdtools7/herd/.*|ld-linux-x86-64\.so\.2|lib(?:c|m)\.so\.6|libgmp\.so\..*)"
 )
 _LOADER: Final = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+LKMM: Final = ""
+NO_LOAD_BUFFERING: Final = "no load buffering"
+NO_OVERTAKING: Final = "no overtaking"
 _AXIOM: Final = "\nacyclic po | rf as no-load-buffering\n"
+_ORDER: Final = ("let ppo = ", "let ppo = ([R] ; po ; [W]) | ")
 _TOGETHER: Final = 100  # tests a run of herd7
 
 
@@ -59,12 +65,11 @@ class Herd(msgspec.Struct, frozen=True):
 
     command: list[str]
 
-    def ask(
-        self, tests: Sequence[Path], model: Path, *, without_load_buffering: bool = False
-    ) -> dict[str, Answer]:
+    def ask(self, tests: Sequence[Path], model: Path, variant: str = LKMM) -> dict[str, Answer]:
         """What it says of each test, by the test's own name.
 
-        model: a folder as tools/memory-model is
+        model:   a folder as tools/memory-model is
+        variant: LKMM, NO_LOAD_BUFFERING or NO_OVERTAKING
 
         :raises CannotRun: it refuses a test, or does not run here
         """
@@ -73,9 +78,14 @@ class Herd(msgspec.Struct, frozen=True):
             folder = Path(scratch)
             for path in [*model.glob("*.cat"), *(model / f"linux-kernel.{kind}" for kind in ("bell", "cfg", "def"))]:
                 shutil.copyfile(path, folder / path.name)
-            if without_load_buffering:
-                with (folder / "linux-kernel.cat").open("a") as cat:
-                    cat.write(_AXIOM)
+            cat = folder / "linux-kernel.cat"
+            if variant == NO_LOAD_BUFFERING:
+                cat.write_text(cat.read_text() + _AXIOM)
+            elif variant == NO_OVERTAKING:
+                text = cat.read_text()
+                if text.count(_ORDER[0]) != 1:
+                    raise CannotRun(f"{model / cat.name} does not say once what ppo is: it is no model of 7.3.")
+                cat.write_text(text.replace(*_ORDER))
             for first in range(0, len(tests), _TOGETHER):
                 asked = tests[first : first + _TOGETHER]
                 answers.update(parse(self._run(folder, asked)))
