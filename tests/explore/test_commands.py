@@ -129,7 +129,7 @@ def test_what_cannot_be_shown_is_said_in_a_sentence(tmp_path: Path) -> None:
     path = recording(tmp_path / "r.parquet")
     page = tmp_path / "page.html"
     for arguments, sentence in (
-        (("show", path, "--at", "9"), "events 9 to 9 are no part of this history, which has 5"),
+        (("show", path, "--at", "9"), "this history has 5 events, and none from 9 to 9"),
         (("show", path, "--ask", "here"), "'here' is not a page: say PID:ADDRESS"),
         (("show", path, "--ask", "7:0x1000"), "there is no process 7"),
         (("show", path, "--ask", "2:0x1000"), "process 2 has no anonymous page at 0x1000"),
@@ -137,7 +137,7 @@ def test_what_cannot_be_shown_is_said_in_a_sentence(tmp_path: Path) -> None:
         (("show", path, "--profile", "2.4"), "there is no profile '2.4'"),
         (("explore", "no-such-tour", "-o", page), "'no-such-tour' is no file, tour, workload or race. Tours: page"),
         (("explore", path, "-o", tmp_path / "missing" / "page.html"), "there is no directory"),
-        (("explore", path, "--from", "4", "--to", "2", "-o", page), "events 4 to 2 are no part"),
+        (("explore", path, "--from", "4", "--to", "2", "-o", page), "and none from 4 to 2"),
         (("explore", "restore / frok", "--rmap", "anon_vma", "-o", page), "no scenario called 'restore / frok'"),
         (("explore", "restore / fork", "-o", page), "a race is one design's: name it with --rmap"),
         (("show", "restore / fork", "--rmap", "anon_vma", "--path", "0x99"), "the path does not fit restore / fork"),

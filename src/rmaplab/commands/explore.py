@@ -139,12 +139,10 @@ def film_of(what: Sequence[str], asked: Asked, shot: Shot, page: tuple[int, int]
     if len(history) == 0:
         raise HistoryError("there is nothing to see in a history without events")
     last = shot.last or len(history)
-    if not 1 <= (shot.first or last) <= last <= len(history):
-        raise HistoryError(
-            f"events {shot.first or last} to {last} are no part of this history, which has {len(history):,}"
-        )
-    shot = Shot(shot.first or last, last, shot.steps)
-    return shoot(history, designs, kernel, shot=shot, tour=tour, ask=page)
+    first = shot.first or last
+    if not 1 <= first <= last <= len(history):
+        raise HistoryError(f"this history has {plural(len(history), 'event')}, and none from {first} to {last}")
+    return shoot(history, designs, kernel, shot=Shot(first, last, shot.steps), tour=tour, ask=page)
 
 
 def _unknown(name: str) -> str:

@@ -15,6 +15,7 @@ from rmaplab.errors import CannotRun
 from rmaplab.measure import sources
 from rmaplab.output import check_output, write_output
 from rmaplab.sweep.findings import findings, sentences
+from rmaplab.workloads import FAMILIES
 
 
 def command(
@@ -47,6 +48,8 @@ def command(
     """
     if len(what) == 1 and Path(what[0]).is_dir():
         return _campaign(Path(what[0]), output, markdown, json)
+    if what[0] not in FAMILIES and not Path(what[0]).exists():
+        raise CannotRun(f"{what[0]} is no directory of `rmaplab sweep`, no recording and no workload (run --list)")
     if markdown is not None:
         raise CannotRun("--markdown is for the results of a sweep, a directory")
     page = output or Path(Path(what[0]).with_suffix(".html").name)
