@@ -25,7 +25,8 @@ from rmaplab.mm.vma_tree import VMATree
 from rmaplab.rmap.context import CowContext
 from rmaplab.sync.execution import ACQUIRE, POINT, QUEUE, TOUCH, TRY
 from rmaplab.sync.interleave import Execution, Failure, Step, estimate, explore, perform, wander
-from rmaplab.sync.locks import RwSemaphore, SequenceCount, SpinLock
+from rmaplab.sync.locks import RwSemaphore, SpinLock
+from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.verdict import judge
 
 _PROBES = 40  # random interleavings that the number of all of them is estimated from

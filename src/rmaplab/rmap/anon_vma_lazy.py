@@ -52,7 +52,7 @@ from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, VmaFields, is_unused
 from rmaplab.rmap.neighbours import mergeable_neighbours
 from rmaplab.rmap.numbers import take_number
-from rmaplab.sync.locks import SequenceCount
+from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.sync.work import Pool, Tally
 
 
@@ -130,7 +130,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
     # An address space
 
     def mm_created(self, mm: MM) -> None:
-        mm.rmap[self.slot] = LazySpace(SequenceCount(self.scheduler))
+        mm.rmap[self.slot] = LazySpace(SequenceCount(self.scheduler, "changes"))
 
     def mm_forked(self, parent: MM, child: MM) -> None:
         self.mm_created(child)

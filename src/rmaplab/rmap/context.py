@@ -28,7 +28,8 @@ from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
 from rmaplab.rmap.numbers import take_number
 from rmaplab.rmap.remap_tree import RemapMemory, RemapTree
-from rmaplab.sync.locks import Rcu, SequenceCount, SpinLock
+from rmaplab.sync.locks import Rcu, SpinLock
+from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.sync.work import LockClass, Pool, Tally
 
 
@@ -63,7 +64,7 @@ class CowContext:
         self.lock: Final = lock
         self.remaps: Final = remaps
         self.refcount = 1
-        self.moves: Final = SequenceCount(lock.scheduler)  # odd while entries or VMAs of this mm move
+        self.moves: Final = SequenceCount(lock.scheduler, "moves")  # odd while entries or VMAs of this mm move
         self.first_child: CowContext | None = None  # the newest
         self.children: Final = object()  # names the list of children to the scheduler
         self.next_sibling: CowContext | None = None

@@ -7,7 +7,8 @@ these operations is handed to the scheduler first, which may park the caller.  N
 what a VMA or a folio is.
 """
 
-from rmaplab.sync.locks import Lock, Rcu, RwSemaphore, Scheduler, SequenceCount, SpinLock, Word
+from rmaplab.sync.locks import Lock, Rcu, RwSemaphore, Scheduler, SpinLock, Word
+from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.sync.work import Ledger, LockClass, Pool, Tally
 
 __all__ = [

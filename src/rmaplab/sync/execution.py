@@ -39,6 +39,11 @@ import greenlet
 
 from rmaplab.sync.errors import Finding
 from rmaplab.sync.locks import Lock, RwSemaphore, Scheduler
+from rmaplab.sync.memory import Location, look
+from rmaplab.sync.order import FULL, OF_PAGE
+
+NEWEST: Final = [0]
+_PAGES: Final = 1 << 40  # numbers that stand for a page's word in a column, where others stand for its mapcount
 
 # What a step does
 POINT: Final = 0
@@ -108,6 +113,9 @@ class Step:
         self.also: Final = also
         self.also_mode: Final = ADD if kind == CALL else TOUCH
         self.inside: Final = inside
+        self.location: Location | None = None  # of a load that may return an old value (weak.py)
+        self.order = 0
+        self.note = ""  # what it found, if that was old
 
     @property
     def write(self) -> bool:
@@ -133,7 +141,7 @@ class Step:
         return self.mode if self.key == key else self.also_mode
 
     def words(self) -> str:
-        return f"{_VERBS[self.kind]} {self.what}".strip()
+        return f"{_VERBS[self.kind]} {self.what}{self.note}".strip()
 
 
 class Freed:
@@ -324,6 +332,22 @@ class Execution(Scheduler):
         if task is not None:
             self._announce(task, POINT, what, subject, WRITE if write else READ, whole)
 
+    def load(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> object:
+        task = self.current
+        if task is not None:
+            self._announce_at(task, what, subject, field, index, READ, whole)
+        return look(subject, field, index) if field else subject
+
+    def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
+        task = self.current
+        if task is not None:
+            self._announce_at(task, what, subject, field, index, WRITE, whole)
+
+    def update(self, what: str, subject: object, field: str, index: int, order: int) -> None:
+        task = self.current
+        if task is not None:
+            self._announce_at(task, what, subject, field, index, WRITE if order == FULL else ADD, None)
+
     def increment(self, what: str, subject: object) -> None:
         task = self.current
         if task is not None:
@@ -367,6 +391,20 @@ class Execution(Scheduler):
         self.current = None
         self.hub.switch()
         self.current = task
+
+    def _announce_at(
+        self, task: Task, what: str, subject: object, field: str, index: int, mode: int, whole: object
+    ) -> None:
+        """A step on a location: here all of the object, but of a column each page for itself."""
+        if field == OF_PAGE:
+            self._announce(task, POINT, what, _PAGES + index, mode)
+        else:
+            self._announce(task, POINT, what, subject, mode, whole)
+
+    def ages(self, task: Task, clock: list[int]) -> list[int]:
+        """How old the value may be that the task's next step loads: 0 is the newest.  `clock`: for each task, how many
+        steps of the path came before the task's next, none if that is not known."""
+        return NEWEST
 
     def enabled(self, task: Task) -> bool:
         step = task.pending
@@ -417,8 +455,8 @@ class Execution(Scheduler):
             if task.rcu_depth:
                 raise Finding(f"{task.name} ends within an RCU section")
 
-    def step(self, task: Task) -> None:
-        """Perform what `task` announced, and let it run to its next step."""
+    def step(self, task: Task, age: int = 0) -> None:
+        """Perform what `task` announced, and let it run to its next step; a load may return an old value (`ages`)."""
         step = task.pending
         assert step is not None
         kind = step.kind
@@ -447,8 +485,13 @@ class Execution(Scheduler):
         elif kind == CALL:
             readers = [reader.number for reader in self.tasks if reader.rcu_depth > 0]
             self.freed[step.key] = Freed(step.what, task.name, readers, True)
+        if step.location is not None:
+            self._perform(task, step, age)
         # A section's depth changes in the task itself, just after it resumes: nothing runs in between.
         self._resume(task)
+
+    def _perform(self, task: Task, step: Step, age: int) -> None:
+        """Access the location of a step."""
 
     def _look(self, task: Task, step: Step) -> None:
         """Is the object still there?"""

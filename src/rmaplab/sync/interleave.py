@@ -68,6 +68,9 @@ class Outcome:
         self.lock_order: set[tuple[str, str]] = set()
 
 
+AGE: Final = 256  # a step of a path: the number of its task, and that times how old a value it loads
+
+
 def explore(
     scenario: Scenario,
     *,
@@ -75,12 +78,14 @@ def explore(
     limit: int = 0,
     preemptions: int = -1,
     stop_at_first: bool = True,
+    begin: Callable[[], Execution] = Execution,
 ) -> Outcome:
     """Run `scenario` in every order that can matter (`reduce` False: in every order).
 
     limit:         give up after so many executions (0: never)
     preemptions:   try only orders that take the CPU away from a task that could go on at most so often
     stop_at_first: stop at the first failure
+    begin:         makes an execution, which has the memory model
     """
     outcome = Outcome()
     strategy: Strategy = All()
@@ -88,7 +93,7 @@ def explore(
         strategy = SourceSets() if preemptions < 0 else WithinBound()
     search = _Search(strategy, preemptions)
     while True:
-        execution = Execution()
+        execution = begin()
         failure: Exception | None = None
         pruned = False
         try:
@@ -119,11 +124,14 @@ def explore(
             return outcome
 
 
-def perform(scenario: Scenario, choose: Callable[[Execution], int]) -> Failure | None:
-    """Run `scenario` once.  Before each step `choose` looks at the execution and says which task goes on; -1 ends
-    it there.  What `choose` does to the scenario's objects passes by the scheduler.  Returns the failure, if it fails.
+def perform(
+    scenario: Scenario, choose: Callable[[Execution], int], begin: Callable[[], Execution] = Execution
+) -> Failure | None:
+    """Run `scenario` once.  Before each step `choose` looks at the execution and says which task goes on (and how old
+    the value is that it loads: AGE); -1 ends it there.  What `choose` does to the scenario's objects passes by the
+    scheduler.  Returns the failure, if it fails.
     """
-    execution = Execution()
+    execution = begin()
     taken: list[int] = []
     error: Exception | None = None
     try:
@@ -133,15 +141,22 @@ def perform(scenario: Scenario, choose: Callable[[Execution], int]) -> Failure |
         error = wrong
     try:
         while error is None:
-            number = choose(execution)
-            if number < 0:
+            taking = choose(execution)
+            if taking < 0:
                 break
+            age, number = divmod(taking, AGE)
             if number >= len(execution.tasks) or not execution.enabled(execution.tasks[number]):
                 raise ValueError(
                     f"the path does not fit {scenario.name}: after {len(taken)} steps, task {number} cannot go on"
                 )
-            taken.append(number)
-            error = _error_of(partial(execution.step, execution.tasks[number]))
+            task = execution.tasks[number]
+            if age not in execution.ages(task, []):
+                raise ValueError(
+                    f"the path does not fit {scenario.name}: after {len(taken)} steps, task {number} cannot load a value that"
+                    f" is {age} stores old"
+                )
+            taken.append(taking)
+            error = _error_of(partial(execution.step, task, age))
         if error is None:
             error = _error_of(partial(_come_to_rest, execution, check))
         return None if error is None else Failure(error, taken, execution)
@@ -166,14 +181,22 @@ def _error_of(act: Callable[[], None]) -> Exception | None:
     return None
 
 
-def replay(scenario: Scenario, path: Sequence[int]) -> Failure | None:
+def replay(
+    scenario: Scenario, path: Sequence[int], begin: Callable[[], Execution] = Execution
+) -> Failure | None:
     """Run exactly the path of a failure (or of anything else).  Returns the failure, if it fails."""
     rest = iter(path)
-    return perform(scenario, lambda execution: next(rest, -1))
+    return perform(scenario, lambda execution: next(rest, -1), begin)
 
 
 def wander(
-    scenario: Scenario, count: int, seed: int, *, changes: int = 3, stop_at_first: bool = True
+    scenario: Scenario,
+    count: int,
+    seed: int,
+    *,
+    changes: int = 3,
+    stop_at_first: bool = True,
+    begin: Callable[[], Execution] = Execution,
 ) -> Outcome:
     """Run `scenario` in `count` random orders: every task has a random priority, who has the highest goes on, and
     `changes` times, at random steps, the running one gets the lowest (PCT: Burckhardt et al., ASPLOS 2010; a bug
@@ -183,7 +206,7 @@ def wander(
     longest = 1
     for number in range(count):
         walk = _Walk(random.Random(f"{seed}/{number}"), changes if number % 2 == 0 else -1, longest)
-        failure = perform(scenario, walk.choose)
+        failure = perform(scenario, walk.choose, begin)
         longest = max(longest, walk.steps)
         outcome.executions += 1
         outcome.steps += walk.steps
@@ -212,8 +235,11 @@ class _Walk:
         if not able:
             return -1
         self.steps += 1
-        if self.uniform:
-            return self.dice.choice(able)
+        number = self.dice.choice(able) if self.uniform else self._by_priority(execution, able)
+        ages = execution.ages(execution.tasks[number], [])
+        return number + AGE * (ages[0] if len(ages) == 1 else self.dice.choice(ages))
+
+    def _by_priority(self, execution: Execution, able: list[int]) -> int:
         while len(self.priorities) < len(execution.tasks):
             self.priorities.append(1.0 + self.dice.random())
         for _ in range(self.turns.count(self.steps - 1)):
@@ -261,8 +287,8 @@ class _Search:
         self.stack: Final[list[Node]] = []
 
     def path(self, length: int) -> list[int]:
-        """The tasks of the first `length` steps of the last run."""
-        return [node.chosen for node in self.stack[:length]]
+        """The first `length` steps of the last run: tasks, and how old the values are that they load (AGE)."""
+        return [node.chosen + AGE * node.ages[node.age] for node in self.stack[:length]]
 
     def run(self, execution: Execution) -> bool:
         """Follow the path, then go on to the end; True if the execution was given up."""
@@ -295,8 +321,10 @@ class _Search:
                 if switches > preemptions:
                     del stack[depth + 1 :]
                     return True
+            if not node.ages:
+                node.ages = execution.ages(tasks[number], strategy.clock_of(number))
             try:
-                execution.step(tasks[number])
+                execution.step(tasks[number], node.ages[node.age])
             finally:  # also of a step that breaks something: another order may break something else
                 if depth < len(execution.trace):
                     strategy.took(stack, execution, depth)
@@ -308,6 +336,12 @@ class _Search:
         stack = self.stack
         while stack:
             node = stack[-1]
+            if node.age + 1 < len(node.ages):
+                node.age += 1
+                self.strategy.back_to(len(stack) - 1)
+                return True
+            node.ages = []
+            node.age = 0
             if node.chosen >= 0:
                 node.done.append(node.chosen)
                 self.strategy.left(node)

@@ -64,6 +64,33 @@ class Scheduler:
         """The same, for a part of the object `whole`, with which it is freed."""
         self.point(what, subject, write)
 
+    def load(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> object:
+        """The caller reads what others may change meanwhile (order.py); `whole`: what the subject is freed with, None:
+        it is freed itself."""
+        self.point(what, subject)
+        if field == "m":
+            return subject.m[index]  # type: ignore[attr-defined]
+        if field == "rmap":
+            return subject.rmap[index]  # type: ignore[attr-defined]
+        return getattr(subject, field) if field else subject
+
+    def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
+        """The caller is about to change what others may read meanwhile."""
+        self.point(what, subject, True)
+
+    def update(self, what: str, subject: object, field: str, index: int, order: int) -> None:
+        """The caller is about to change a number atomically (Documentation/atomic_t.txt)."""
+        self.point(what, subject, True)
+
+    def initialised(self, what: str, subject: object, fields: str) -> None:
+        """The fields of a fresh object have their first values."""
+
+    def fence(self, what: str, kind: int) -> None:
+        """smp_mb(), smp_rmb(), smp_wmb()"""
+
+    def depends(self, what: str, subject: object) -> None:
+        """What the caller loaded last, under the name `what`, led it to `subject`."""
+
     def increment(self, what: str, subject: object) -> None:
         """The caller is about to change a count, without looking at what comes of it."""
         self.point(what, subject, True)
@@ -79,6 +106,11 @@ class Scheduler:
         """The caller cannot go on until `ready()`, which looks at `subject`."""
         if not ready():
             raise RuntimeError(f"waiting for {what}, and nobody else runs who could bring it about")
+
+    def wait_load(self, what: str, subject: object, field: str, ready: Callable[[], bool]) -> object:
+        """The caller goes on with the value of a field once it is one that is `ready()`."""
+        self.wait(what, subject, ready)
+        return getattr(subject, field)
 
     def flush(self, space: CpuMask, freed_tables: bool = False) -> None:
         """Entries of an address space were taken away or lost rights: no TLB may have them afterwards."""
@@ -218,37 +250,3 @@ class Rcu:
             self.scheduler.rcu_call(what, subject, then)
         elif then is not None:
             then()
-
-
-class SequenceCount:
-    """A sequence counter (seqcount_t): writers, who are serialised by something else, make it odd while
-    they change what it covers; a reader that saw it odd, or changed, has to read again."""
-
-    def __init__(self, scheduler: Scheduler | None) -> None:
-        self.scheduler: Final = scheduler
-        self.sequence = 0
-
-    def read_begin(self) -> int:
-        """The count to compare with later, once no writer is at it."""
-        if self.scheduler is not None:
-            self.scheduler.wait("sequence count to be even", self, self.is_even)
-        return self.sequence
-
-    def is_even(self) -> bool:
-        return self.sequence & 1 == 0
-
-    def read_retry(self, begun: int) -> bool:
-        """Did anything change since `begun`?"""
-        if self.scheduler is not None:
-            self.scheduler.point("sequence count", self)
-        return self.sequence != begun
-
-    def write_begin(self) -> None:
-        if self.scheduler is not None:
-            self.scheduler.point("sequence count", self, True)
-        self.sequence += 1
-
-    def write_end(self) -> None:
-        if self.scheduler is not None:
-            self.scheduler.point("sequence count", self, True)
-        self.sequence += 1

@@ -34,6 +34,7 @@ class Node:
     """A state on the current path: who could go on, who has to be tried, who was.
 
     steps: what each task announced; sleep: steps with which nothing is left to try from here
+    ages:  of the chosen one, how old the values may be that it loads (none: not asked yet); `age`: which is tried
     """
 
     def __init__(self, steps: list[Step | None], enabled: list[bool], sleep: list[Step]) -> None:
@@ -43,6 +44,8 @@ class Node:
         self.backtrack: Final[list[int]] = []
         self.done: Final[list[int]] = []
         self.chosen = -1
+        self.ages: list[int] = []
+        self.age = 0
 
     def choose(self, last: int) -> None:
         """Have the task that went on `last` go on if that can be, else the first that can."""

@@ -35,6 +35,10 @@ class Strategy:
         """The last of `stack` is new, and what goes on there is chosen."""
         raise NotImplementedError
 
+    def clock_of(self, task: int) -> list[int]:
+        """For each task, how many steps of the path happened before the next of this one; none if that is not known."""
+        return []
+
     def took(self, stack: list[Node], execution: Execution, depth: int) -> None:
         """The step of `depth` was taken, be it again."""
 
@@ -68,6 +72,9 @@ class _Reduction(Strategy):
     def reached(self, stack: list[Node]) -> None:
         node = stack[-1]
         node.backtrack.append(node.chosen)
+
+    def clock_of(self, task: int) -> list[int]:
+        return self.past.clock_of(task)
 
     def back_to(self, depth: int) -> None:
         self.past.forget(depth)

@@ -11,7 +11,8 @@ from random import Random
 import pytest
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.locks import Rcu, RwSemaphore, SequenceCount, SpinLock, Word
+from rmaplab.sync.locks import Rcu, RwSemaphore, SpinLock, Word
+from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.sync.virtual import PICOSECONDS
 from rmaplab.sync.work import Ledger, LockClass
 from sync.virtual.simulation import US, holding, on, one_after_another, queue
@@ -19,7 +20,7 @@ from sync.virtual.simulation import US, holding, on, one_after_another, queue
 
 def test_a_reader_of_a_sequence_count_spins_until_it_is_even() -> None:
     time = on(2)
-    count = SequenceCount(time)
+    count = SequenceCount(time, "")
     seen: list[int] = []
 
     def writer() -> None:

@@ -8,7 +8,8 @@ from typing import Final, cast
 
 from mypy_extensions import i64
 
-from rmaplab.sync.locks import CpuMask, Lock, RwSemaphore, Scheduler, SequenceCount, Word
+from rmaplab.sync.locks import CpuMask, Lock, RwSemaphore, Scheduler, Word
+from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.sync.virtual.agenda import Agenda
 from rmaplab.sync.virtual.core import Core
 from rmaplab.sync.virtual.cpus import SLICE, Call, Cpus

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Weak memory: what a load may return when CPUs reorder.
+
+After the view-based operational model of Kang and others (A promising semantics for relaxed-memory concurrency,
+POPL 2017), without promises.  A *location* keeps every value that was stored to it, oldest first, each a *message*.
+A *view* says, for each location, the oldest message that may still be returned.  A task has one; a load returns any
+message that it allows.  Views move with messages:
+
+- a store with release semantics leaves the view of its task in its message; after smp_wmb() any store leaves what the
+  task had stored before that; a load with acquire semantics takes over the view that it finds;
+- other loads keep what they find aside, until smp_rmb() or smp_mb();
+- what is reached through a pointer that was loaded with READ_ONCE() or rcu_dereference() is as new as the message of the
+  pointer says (an address dependency), and nothing else is;
+- smp_mb() and atomics that return a value also order all of their kind among each other;
+- locks hand over the view of whoever released them; a grace period hands over that of who asked for it, to each reader
+  that it does not wait for (the guarantee of RCU in tools/memory-model/Documentation/explanation.txt).
+
+What this leaves out: load buffering, that is, a store that others see before an earlier load of its own task is done,
+for which the kernel's model demands a dependency or a fence.  A store that could come before another in the order of
+a location though it is made later (2+2W) is refused instead: two tasks that store to one location without a lock or an
+atomic between them race, and that is said (Finding).  A dependency is told by the object that is reached, whichever way
+a task came to it.
+
+Invariants: a location's last message is what the object holds; the message of a plain store to a fresh object is
+preceded by one that says UNINITIALISED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from rmaplab.sync.errors import Finding
+from rmaplab.sync.order import ACQUIRE, ALL, FULL, OF_DESIGN, OF_PAGE, ONCE, READS, RELEASE, WHOLE
+
+View = dict[int, int]
+
+
+class _Uninitialised:
+    def __repr__(self) -> str:
+        return "what was there before it was initialised"
+
+
+UNINITIALISED: Final = _Uninitialised()
+
+
+class Message:
+    """A value that was stored: by whom (task, -1 before the tasks began), at which step, under which name, and the view
+    that it hands over."""
+
+    def __init__(self, value: object, task: int, step: int, what: str, view: View) -> None:
+        self.value = value
+        self.task: Final = task
+        self.step: Final = step
+        self.what: Final = what
+        self.view: Final = view
+
+
+class Location:
+    """One word of an object that is read or changed without a common lock."""
+
+    def __init__(self, number: int, subject: object, field: str, index: int) -> None:
+        self.number: Final = number
+        self.subject: Final = subject
+        self.field: Final = field
+        self.index: Final = index
+        self.messages: Final[list[Message]] = []
+
+    def now(self) -> object:
+        """What the object holds, as a message keeps it."""
+        if self.field != WHOLE:
+            return look(self.subject, self.field, self.index)
+        return self.subject.frozen()  # type: ignore[attr-defined]
+
+
+class TaskView:
+    """What a task knows.
+
+    now:   of each location, the oldest message that it may still load
+    aside: what loads found that were not ordered; smp_rmb() and smp_mb() take it over
+    own:   what it stored, and what those messages hand over
+    later: what each store that it makes from now on hands over
+    through: by the number of an object, what came with pointers to it
+    """
+
+    def __init__(self) -> None:
+        self.now: Final[View] = {}
+        self.aside: Final[View] = {}
+        self.own: Final[View] = {}
+        self.later: Final[View] = {}
+        self.through: Final[dict[int, View]] = {}
+        self.last: View = {}  # what came with the last load
+
+
+def look(subject: object, field: str, index: int) -> object:
+    """The value of a location: an attribute, or an element of a column of pages."""
+    if field == OF_PAGE:
+        return subject.m[index]  # type: ignore[attr-defined]
+    if field == OF_DESIGN:
+        return subject.rmap[index]  # type: ignore[attr-defined]
+    return getattr(subject, field)
+
+
+def join(into: View, other: Mapping[int, int]) -> None:
+    """Let `into` know what `other` knows."""
+    for location, oldest in other.items():
+        if into.get(location, 0) < oldest:
+            into[location] = oldest
+
+
+class Memory:
+    """All locations, and what each task knows of them.
+
+    weakened: names of orderings that are taken away
+    used:     names of orderings that were met, with what they are
+    """
+
+    def __init__(self, weakened: frozenset[str]) -> None:
+        self.weakened: Final = weakened
+        self.used: Final[dict[str, str]] = {}
+        self.tasks: Final[list[TaskView]] = []
+        self.fences: Final[View] = {}  # what all smp_mb() handed over
+        self.locks: Final[dict[int, View]] = {}
+        self._locations: Final[dict[tuple[int, str, int], Location]] = {}
+
+    def location(self, subject: object, key: int, field: str, index: int) -> Location:
+        """That of the object with this number; its first message is what it holds now."""
+        at = (key, field, index)
+        found = self._locations.get(at)
+        if found is None:
+            found = Location(len(self._locations), subject, field, index)
+            found.messages.append(Message(found.now(), -1, -1, "", {}))
+            self._locations[at] = found
+        return found
+
+    # Loads
+
+    def oldest(self, task: int, location: Location, key: int, what: str) -> int:
+        """The number of the oldest message that the task may load from a location of object `key`."""
+        view = self.tasks[task]
+        oldest = view.now.get(location.number, 0)
+        through = view.through.get(key)
+        if through is not None:
+            oldest = max(oldest, through.get(location.number, 0))
+        return oldest
+
+    def load(
+        self, task: int, location: Location, key: int, number: int, order: int, what: str, pointee: int
+    ) -> None:
+        """The task loads message `number`; `pointee`: the object that it points to, -1: none."""
+        view = self.tasks[task]
+        message = location.messages[number]
+        if view.now.get(location.number, 0) < number:
+            view.now[location.number] = number
+        if order == ACQUIRE:
+            self.used[what] = "smp_load_acquire()"
+        elif order == ONCE and pointee >= 0:
+            self.used[what] = "address dependency"
+        weak = what in self.weakened
+        if order == ACQUIRE and not weak:
+            join(view.now, message.view)
+        else:
+            join(view.aside, message.view)
+        last: View = {}
+        if order >= ONCE and not weak:
+            join(last, message.view)
+            before = view.through.get(key)
+            if before is not None:
+                join(last, before)
+        view.last = last
+        if pointee >= 0:
+            self.lead(task, pointee)
+
+    def lead(self, task: int, pointee: int) -> None:
+        """The last load led the task to this object."""
+        view = self.tasks[task]
+        join(view.through.setdefault(pointee, {}), view.last)
+
+    # Stores
+
+    def store(self, task: int, location: Location, order: int, what: str, step: int, name: str) -> Message:
+        """The task stores; the value is to be filled in.
+
+        :raises Finding: another task stored there, and nothing orders the two
+        """
+        newest = len(location.messages) - 1
+        view = self.tasks[task]
+        if view.now.get(location.number, 0) < newest:
+            other = location.messages[newest]
+            raise Finding(f"{name} and another task store to the same place, and nothing orders them: {other.what}, {what}")
+        if order == RELEASE:
+            self.used[what] = "smp_store_release()"
+        return self._append(task, location, order == RELEASE and what not in self.weakened, what, step)
+
+    def update(self, task: int, location: Location, order: int, what: str, step: int) -> Message:
+        """The task changes the newest value atomically; the new one is to be filled in."""
+        view = self.tasks[task]
+        full = order == FULL and what not in self.weakened
+        if order == FULL:
+            self.used[what] = "fully ordered atomic"
+        if full:
+            self._mb(view)
+        newest = location.messages[-1]
+        join(view.now if full else view.aside, newest.view)
+        message = self._append(task, location, full, what, step)
+        join(message.view, newest.view)  # a release sequence goes on through atomics
+        if full:
+            self._mb(view)
+        return message
+
+    def _append(self, task: int, location: Location, release: bool, what: str, step: int) -> Message:
+        view = self.tasks[task]
+        number = len(location.messages)
+        handed: View = {}
+        join(handed, view.now if release else view.later)
+        handed[location.number] = number
+        view.now[location.number] = number
+        message = Message(None, task, step, what, handed)
+        location.messages.append(message)
+        join(view.own, handed)
+        return message
+
+    def initialise(self, task: int, location: Location, what: str, step: int) -> None:
+        """The location is one of a fresh object, and the task has just stored its first value."""
+        del location.messages[:]
+        location.messages.append(Message(UNINITIALISED, task, step, what, {}))
+        self._append(task, location, False, what, step).value = location.now()
+
+    # Fences, locks, grace periods
+
+    def fence(self, task: int, kind: int, what: str) -> None:
+        self.used[what] = "smp_mb()" if kind == ALL else "smp_rmb()" if kind == READS else "smp_wmb()"
+        if what in self.weakened:
+            return
+        view = self.tasks[task]
+        if kind == ALL:
+            self._mb(view)
+        elif kind == READS:
+            join(view.now, view.aside)
+        else:
+            join(view.later, view.own)
+
+    def _mb(self, view: TaskView) -> None:
+        join(view.now, view.aside)
+        join(view.now, self.fences)
+        join(self.fences, view.now)
+        join(view.later, view.now)
+
+    def acquire(self, task: int, lock: int) -> None:
+        """The task took a lock."""
+        handed = self.locks.get(lock)
+        if handed is not None:
+            join(self.tasks[task].now, handed)
+
+    def release(self, task: int, lock: int) -> None:
+        """The task gives a lock back."""
+        join(self.locks.setdefault(lock, {}), self.tasks[task].now)
+
+    def take_over(self, task: int, view: View) -> None:
+        """What `view` knows happened before all that the task does from now on."""
+        join(self.tasks[task].now, view)

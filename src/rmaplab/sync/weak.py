@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One run of a few tasks on CPUs that reorder: an execution whose loads may return old values.
+
+What is announced through order.py, locks and RCU follow memory.py.  Each location is an object of its own to the search,
+so tasks that access different fields of one object do not race.  All else (points, waits, counts that are announced as
+such) is as under sequential consistency: the newest value, and no view is handed over.
+
+A reader that enters an RCU section either takes over what the grace periods that were asked for before hand over,
+or they wait for it: the guarantee of RCU in LKMM, with every grace period as early or as late as it may be.
+
+Invariants
+- A load that nothing ordered after the newest store need not return an old value: in another order of the steps, which
+  is tried, it comes before that store (`ages`).
+- A location that changes without an announcement is a mistake of the program that is checked, and said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from rmaplab.sync.errors import Finding
+from rmaplab.sync.execution import CALL, ENTER, POINT, READ, WAIT, WRITE, Execution, Step, Task
+from rmaplab.sync.memory import UNINITIALISED, Location, Memory, Message, TaskView, View, join, look
+from rmaplab.sync.order import WHOLE
+
+
+class WeakExecution(Execution):
+    """`weakened`: names of orderings that are taken away."""
+
+    def __init__(self, weakened: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self.memory: Final = Memory(weakened)
+        self.calls: Final[list[tuple[View, int, int]]] = []  # grace periods: what they hand over, who asked, at which step
+        self.called: Final[list[int]] = []  # and the number of what each frees
+        self._unfilled: Final[list[tuple[Location, Message]]] = []
+        self._identities: Final[dict[tuple[int, str, int], int]] = {}
+        self._loaded: object = None
+
+    def add(self, name: str, body: Callable[[], None]) -> None:
+        super().add(name, body)
+        self.memory.tasks.append(TaskView())
+
+    # Locations
+
+    def load(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> object:
+        task = self.current
+        if task is None:
+            return look(subject, field, index) if field else subject
+        self._announce_location(task, POINT, what, subject, field, index, READ, order, whole)
+        return self._loaded
+
+    def wait_load(self, what: str, subject: object, field: str, ready: Callable[[], bool]) -> object:
+        task = self.current
+        if task is None:
+            return getattr(subject, field)
+        task.ready = ready
+        self._announce_location(task, WAIT, what, subject, field, 0, READ, 1, None)
+        task.ready = None
+        return self._loaded
+
+    def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
+        task = self.current
+        if task is not None:
+            self._announce_location(task, POINT, what, subject, field, index, WRITE, order, whole)
+
+    def update(self, what: str, subject: object, field: str, index: int, order: int) -> None:
+        task = self.current
+        if task is not None:
+            self._announce_location(task, POINT, what, subject, field, index, WRITE, order + 16, None)
+
+    def initialised(self, what: str, subject: object, fields: str) -> None:
+        task = self.current
+        if task is not None:
+            for field in fields.split():
+                location = self.memory.location(subject, self._key(subject), field, 0)
+                self.memory.initialise(task.number, location, what, len(self.trace) - 1)
+
+    def fence(self, what: str, kind: int) -> None:
+        task = self.current
+        if task is not None:
+            self.memory.fence(task.number, kind, what)
+
+    def depends(self, what: str, subject: object) -> None:
+        task = self.current
+        if task is not None:
+            self.memory.lead(task.number, self._key(subject))
+
+    def _announce_location(
+        self,
+        task: Task,
+        kind: int,
+        what: str,
+        subject: object,
+        field: str,
+        index: int,
+        mode: int,
+        order: int,
+        whole: object,
+    ) -> None:
+        key = self._key(subject)
+        also = key if whole is None else self._key(whole)
+        identity = (key, field, index)
+        own = self._identities.get(identity)
+        if own is None:
+            own = self._key(identity)
+            self._identities[identity] = own
+        step = Step(task.number, kind, what, subject, own, mode, also, task.rcu_depth > 0)
+        step.location = self.memory.location(subject, key, field, index)
+        step.order = order
+        task.pending = step
+        self.current = None
+        self.hub.switch()
+        self.current = task
+
+    def ages(self, task: Task, clock: list[int]) -> list[int]:
+        step = task.pending
+        if step is None:
+            return [0]
+        if step.kind == ENTER:
+            return self._grace_periods(task, clock)
+        location = step.location
+        if location is None or step.mode != READ:
+            return [0]
+        newest = len(location.messages) - 1
+        message = location.messages[newest]
+        if clock and message.task >= 0 and clock[message.task] <= message.step:
+            return [0]
+        oldest = self.memory.oldest(task.number, location, self._key(step.subject), step.what)
+        ages = list(range(newest - oldest + 1))
+        if step.kind == WAIT:  # of a sequence count, only those that do not make it wait
+            return [age for age in ages if not self._is_odd(location.messages[newest - age].value)]
+        return ages
+
+    def _is_odd(self, value: object) -> bool:
+        return isinstance(value, int) and value & 1 == 1
+
+    def _perform(self, task: Task, step: Step, age: int) -> None:
+        location = step.location
+        assert location is not None
+        memory = self.memory
+        if location.field != WHOLE and location.messages[-1].value != location.now():
+            raise RuntimeError(f"{step.what}: {location.field} of {step.subject!r} changed, and nobody announced it")
+        if step.mode == READ:
+            number = len(location.messages) - 1 - age
+            message = location.messages[number]
+            value = message.value
+            if value is UNINITIALISED:
+                raise Finding(
+                    f"{task.name} reads {location.field} before it is initialised ({step.what}): {self._who(message)} wrote it"
+                    f" ({message.what}), and nothing orders that before the pointer that led here"
+                )
+            pointee = -1
+            if value is not None and not isinstance(value, (int, str)):
+                pointee = self._key(value)
+            memory.load(task.number, location, self._key(step.subject), number, step.order, step.what, pointee)
+            self._loaded = step.subject if location.field == WHOLE and age == 0 else value
+            if age:
+                next = location.messages[number + 1]
+                step.note = (
+                    f" (old: {self._who(next)} changed it at step {next.step + 1}, {next.what};"
+                    " an acquire, a dependency or smp_rmb() after what told of that would forbid it)"
+                )
+            return
+        number = len(self.trace) - 1
+        if step.order >= 16:
+            new = memory.update(task.number, location, step.order - 16, step.what, number)
+        else:
+            new = memory.store(task.number, location, step.order, step.what, number, task.name)
+        self._unfilled.append((location, new))
+
+    def _who(self, message: Message) -> str:
+        return self.tasks[message.task].name if message.task >= 0 else "the scenario"
+
+    def _resume(self, task: Task) -> None:
+        try:
+            super()._resume(task)
+        finally:
+            for location, message in self._unfilled:
+                message.value = location.now()
+            self._unfilled.clear()
+
+    # Locks
+
+    def acquire(self, lock: object, write: bool) -> None:
+        super().acquire(lock, write)
+        task = self.current
+        if task is not None:
+            self.memory.acquire(task.number, self._key(lock))
+
+    def try_acquire(self, lock: object, write: bool) -> bool:
+        taken = super().try_acquire(lock, write)
+        task = self.current
+        if taken and task is not None:
+            self.memory.acquire(task.number, self._key(lock))
+        return taken
+
+    def release(self, lock: object, write: bool) -> None:
+        super().release(lock, write)
+        task = self.current
+        if task is not None:
+            self.memory.release(task.number, self._key(lock))
+
+    def downgrade(self, lock: object) -> None:
+        super().downgrade(lock)
+        task = self.current
+        if task is not None:
+            self.memory.release(task.number, self._key(lock))
+
+    # Grace periods
+
+    def _grace_periods(self, task: Task, clock: list[int]) -> list[int]:
+        """How many of the grace periods, the latest first, may wait for a section that the task enters now."""
+        newest = len(self.calls)
+        if not newest or (clock and clock[self.calls[-1][1]] <= self.calls[-1][2]):
+            return [0]
+        view = self.memory.tasks[task.number].now
+        ages = [0]
+        for age in range(1, newest + 1):
+            handed = self.calls[newest - age][0]
+            if all(view.get(location, 0) >= oldest for location, oldest in handed.items()):
+                break  # the task knows all that came before it: no older one is worth a try
+            ages.append(age)
+        return ages
+
+    def step(self, task: Task, age: int = 0) -> None:
+        step = task.pending
+        if step is not None and step.kind == ENTER:
+            known = len(self.calls) - age
+            view = self.memory.tasks[task.number].now
+            for number, (handed, _, _) in enumerate(self.calls):
+                if number < known:
+                    join(view, handed)
+                else:
+                    self.freed[self.called[number]].readers.append(task.number)
+        elif step is not None and step.kind == CALL:
+            handed = dict(self.memory.tasks[task.number].now)
+            self.calls.append((handed, task.number, len(self.trace)))
+            self.called.append(step.key)
+        super().step(task, age)
