@@ -32,8 +32,8 @@ ZAPPED = "    left = 1\n    if entry:\n"
 DROPPED: dict[str, tuple[str, str, str, str, str, str]] = {
     "a record is made without the context's lock": (
         "rmap/cow_context.py",
-        '            context.lock.lock()\n            self.point_in(context, "add record"',
-        '            self.point_in(context, "add record"',
+        '            context.lock.lock()\n            self.records_change(context, "add record"',
+        '            self.records_change(context, "add record"',
         "cow_context",
         "referenced / mremap away",
         "cow_context lock",

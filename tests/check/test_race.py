@@ -103,7 +103,7 @@ def test_a_lazy_walk_needs_the_mm_struct_of_its_root(user: str) -> None:
     name = f"{user} / exit of the parent + exit of the child"
     assert run(name, load("anon_vma_lazy")).holds
     [broken] = run(name, SpaceNotKept).broken
-    assert broken.error.startswith(f"use after free: {user} mm_users after exit of the ")
+    assert broken.error.startswith(f"use after free: {user} mm_users, mmget_not_zero() after exit of the ")
     assert broken.error.endswith("freed that mm_struct")
 
 
@@ -279,7 +279,7 @@ def test_a_mistake_while_the_scenario_is_set_up_is_a_failure_with_a_timeline(
     path = tmp_path / "mistaken.py"
     path.write_text(OWN + UNABLE)
     status, out, err = command(capsys, LOOK, "--rmap", f"{path}:Unable", *how)
-    assert (status, err) == (1, "") and "unable: 0 of 1 scenarios hold" in out
+    assert (status, err) == (1, "") and "unable: 0 of 1 scenario holds" in out
     lines = out.splitlines()
     last = next(number for number, line in enumerate(lines) if "set-up: AttributeError" in line)
     assert "in vma_forked()" in lines[last]

@@ -8,8 +8,9 @@ of CPU 1, ...) it can be kept, mailed and replayed; shown as a timeline it has a
 from __future__ import annotations
 
 import gc
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Final
 
@@ -24,11 +25,13 @@ from rmaplab.mm.vma import MM, VMA
 from rmaplab.mm.vma_tree import VMATree
 from rmaplab.rmap.context import CowContext
 from rmaplab.sync.execution import ACQUIRE, POINT, QUEUE, TOUCH, TRY
-from rmaplab.sync.interleave import Execution, Failure, Step, estimate, explore, perform, wander
+from rmaplab.sync.interleave import AGE, Execution, Failure, Step, estimate, explore, perform, wander
 from rmaplab.sync.locks import RwSemaphore, SpinLock
 from rmaplab.sync.seqcount import SequenceCount
+from rmaplab.sync.weak import WeakExecution
 from rmaplab.verdict import judge
 
+_PART: Final = re.compile(r"(?P<task>\d{1,2})(~(?P<age>\d{1,2}))?x(?P<count>\d{1,6})", re.ASCII)
 _PROBES = 40  # random interleavings that the number of all of them is estimated from
 
 
@@ -41,6 +44,30 @@ class TimelineStep(msgspec.Struct, frozen=True):
 
     cpu: int
     what: str
+
+
+class Model:
+    """A memory model that executions follow.
+
+    weakened: names of orderings that are taken away (weak memory only)
+    used:     orderings that were met so far, and what each is in the kernel
+    """
+
+    def __init__(self, name: str, weakened: Iterable[str] = ()) -> None:
+        self.name: Final = name
+        self.weak: Final = name == "weak"
+        self.weakened: Final = frozenset(weakened)
+        self.used: Final[dict[str, str]] = {}
+
+    def begin(self) -> Execution:
+        if not self.weak:
+            return Execution()
+        execution = WeakExecution(self.weakened)
+        execution.memory.used = self.used
+        return execution
+
+
+SEQUENTIAL: Final = Model("sc")
 
 
 class Broken(msgspec.Struct, frozen=True):
@@ -63,6 +90,8 @@ class Verdict(msgspec.Struct, frozen=True):
     exhausted:     nothing is left to try within the bound
     random:        this many random interleavings were tried instead
     preemptions:   the bound: how often a CPU may be taken away; -1: as often as one likes
+    memory:        the model: sc, sequential consistency, or weak, loads of old values
+    orderings:     those that were met under weak memory, and what each is in the kernel
     cpus:          what runs on each
     lock_order:    pairs of lock classes: who held one took the other
     seconds:       of CPU time
@@ -70,6 +99,8 @@ class Verdict(msgspec.Struct, frozen=True):
 
     scenario: str
     design: str
+    memory: str
+    orderings: dict[str, str]
     cpus: list[str]
     preemptions: int
     orders: float
@@ -110,21 +141,29 @@ def run(
     every_failure: bool = False,
     random: int = 0,
     seed: int = 0,
+    memory: Model = SEQUENTIAL,
 ) -> Verdict:
     """Try the interleavings of one scenario, or with `random` that many random ones."""
     begun = time.process_time()
-    bound = preemption_bound(name, design.name) if preemptions is None else preemptions
+    bound = preemption_bound(name, design.name, memory.weak) if preemptions is None else preemptions
     what = scenario(name, design)
     if random:
         bound = -1
-        outcome = wander(what, random, seed, stop_at_first=not every_failure)
+        outcome = wander(what, random, seed, stop_at_first=not every_failure, begin=memory.begin)
     else:
         outcome = explore(
-            what, reduce=reduce, limit=limit, preemptions=bound, stop_at_first=not every_failure
+            what,
+            reduce=reduce,
+            limit=limit,
+            preemptions=bound,
+            stop_at_first=not every_failure,
+            begin=memory.begin,
         )
     return Verdict(
         scenario=name,
         design=design.name,
+        memory=memory.name,
+        orderings=dict(sorted(memory.used.items())),
         cpus=cpus(name),
         preemptions=bound,
         orders=estimate(what, _PROBES, seed),
@@ -154,8 +193,9 @@ def cpus(name: str) -> list[str]:
 
 
 def write_path(path: Sequence[int]) -> str:
-    """[0, 0, 1] as "0x2 1x1"."""
-    return " ".join(f"{task}x{len(list(steps))}" for task, steps in groupby(path))
+    """[0, 0, 1] as "0x2 1x1"; a step that loads a value two stores old is "1~2x1"."""
+    counted = [(*divmod(taken, AGE), len(list(steps))) for taken, steps in groupby(path)]
+    return " ".join(f"{task}~{age}x{count}" if age else f"{task}x{count}" for age, task, count in counted)
 
 
 def read_path(text: str) -> list[int]:
@@ -165,14 +205,14 @@ def read_path(text: str) -> list[int]:
     """
     path: list[int] = []
     for word in text.split():
-        task, times, count = word.partition("x")
-        if times != "x" or not task.isdecimal() or not count.isdecimal() or not 0 < int(count) <= 100_000:
+        part = _PART.fullmatch(word)
+        if part is None or not 0 < int(part["count"]) <= 100_000:
             raise RaceError(f"{word!r} is no part of a path: one looks like 0x5 1x12, CPU times steps")
-        path += [int(task)] * int(count)
+        path += [int(part["task"]) + AGE * int(part["age"] or 0)] * int(part["count"])
     return path
 
 
-def run_path(name: str, design: type[ReverseMap], path: str) -> Broken | None:
+def run_path(name: str, design: type[ReverseMap], path: str, memory: Model = SEQUENTIAL) -> Broken | None:
     """Replay a path exactly.  Returns what it breaks, None if it breaks nothing.
 
     :raises RaceError: the path does not fit the scenario
@@ -189,7 +229,7 @@ def run_path(name: str, design: type[ReverseMap], path: str) -> Broken | None:
         return number
 
     try:
-        failure = perform(what, choose)
+        failure = perform(what, choose, memory.begin)
     except ValueError as error:
         raise RaceError(str(error)) from error
     judge(
@@ -246,7 +286,7 @@ class Labels:
             self.add(vma.lock, f"lock of VMA {vma.start:#x} of {owner}")
         for state in mm.rmap:
             if isinstance(state, CowContext):
-                for part in (state, state.children, state.remaps):
+                for part in (state, state.remaps):
                     self.add(part, f"context of {owner}")
                 self.add(state.lock, f"lock of the context of {owner}")
                 self.add(state.moves, f"sequence count of the context of {owner}")
@@ -260,8 +300,9 @@ class Labels:
             if isinstance(step.subject, SpinLock) or step.kind not in (ACQUIRE, QUEUE, TRY):
                 return f"{verb}{name}"
             return f"{verb}{name} for {'writing' if step.write or step.kind == QUEUE else 'reading'}"
-        if name.startswith(words) or words in _COUNTERS:
-            return f"{'changes' if step.write else 'reads'} {name or words}"
+        thing, comma, how = words.partition(", ")
+        if name.startswith(thing) or thing in _COUNTERS:
+            return f"{'changes' if step.write else 'reads'} {name or thing}{comma}{how}"
         if step.mode == TOUCH:
             words = f"uses {words}"
         return f"{words}: {name}" if name and name not in words else words

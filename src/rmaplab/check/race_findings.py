@@ -96,12 +96,10 @@ class ParentsFirst(NoEarlyEnd):
 
     def _children_first(self, top: CowContext) -> Iterator[CowContext]:
         yield top
-        self.point_in(top, "first child", top.children)
-        child = top.first_child
+        child = self.first_child(top)
         while child is not None:
             yield from self._children_first(child)
-            self.point_in(top, "next sibling", top.children)
-            child = child.next_sibling
+            child = self.next_sibling(child)
 
 
 class LooksAgain(ParentsFirst):
@@ -144,7 +142,7 @@ class LooksAgain(ParentsFirst):
                     while again:
                         begun = context.moves.read_begin()
                         yield from self._at(mm, first, nr_pages, 0)
-                        self.point_in(context, "read records", context.remaps)
+                        self.records(context)
                         for offset in self.records_of(context).collect(first, first + nr_pages - 1):
                             yield from self._at(mm, first, nr_pages, offset)
                         again = context.moves.read_retry(begun)

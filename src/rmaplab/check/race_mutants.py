@@ -16,7 +16,7 @@ from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.locking import lock_of
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_STACK_INCOMPLETE_SETUP, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_STACK_INCOMPLETE_SETUP, VMA, tree_of
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, VmaFields
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
 from rmaplab.rmap.context import CowContext
@@ -214,12 +214,10 @@ class ChildrenFirst(CowContextRmap):
     name = "cow_context, children visited before their parent"
 
     def _parents_first(self, top: CowContext) -> Iterator[CowContext]:
-        self.point_in(top, "first child", top.children)
-        child = top.first_child
+        child = self.first_child(top)
         while child is not None:
             yield from self._parents_first(child)
-            self.point_in(top, "next sibling", top.children)
-            child = child.next_sibling
+            child = self.next_sibling(child)
         yield top
 
 
@@ -372,8 +370,7 @@ class FaultsDuringFork(Machine):
             self.scheduler.point(what, subject, write)
 
     def _lock_vma(self, mm: MM, addr: int, write: bool) -> VMA | None:
-        self._point("look up VMA", mm.tree, False)
-        vma = mm.tree.at(addr)
+        vma = tree_of(self.scheduler, mm).at(addr)
         if vma is None or not lock_of(vma).try_down_read():
             return None
         return vma

@@ -364,6 +364,7 @@ _THREADS: Final = (
 # whose entries move twice, ...  There a CPU is taken away at most so many times.
 _MOVES_TWICE: Final = ("mremap there and back", 3)
 _MOVES_IN_A_PAIR: Final = 2  # ... and where entries move under a migration, while another operation is at it, too
+_PAIRS_UNDER_WEAK_MEMORY: Final = 2
 _SERIALISED: Final = ("anon_vma",)  # designs whose lock keeps their walks apart from all that: no bound is needed
 
 
@@ -391,12 +392,14 @@ def exists(name: str) -> bool:
     return not any("exit" in word and doers.count(OPERATIONS[word].who) > 1 for word in words)
 
 
-def preemption_bound(name: str, design: str = "") -> int:
+def preemption_bound(name: str, design: str = "", weak: bool = False) -> int:
     """The bound on preemptions in the scenario of that name; -1: none."""
     user, _, rest = name.partition(" / ")
+    one, _, other = rest.partition(" + ")
+    if weak and other:
+        return _PAIRS_UNDER_WEAK_MEMORY
     if design in _SERIALISED or user == "referenced":
         return -1
-    one, _, other = rest.partition(" + ")
     if one == _MOVES_TWICE[0]:
         return _MOVES_TWICE[1]
     return _MOVES_IN_A_PAIR if user != "unmap" and other and "mremap" in rest else -1

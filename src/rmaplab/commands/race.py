@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Final
@@ -12,6 +13,7 @@ import typer
 
 from rmaplab.check.race import (
     Broken,
+    Model,
     RaceError,
     Verdict,
     chosen,
@@ -36,6 +38,13 @@ from rmaplab.verdict import judge
 DESIGNS: Final = ("anon_vma", "cow_context")  # where nothing else was asked for
 
 
+class Memory(StrEnum):
+    """Memory models."""
+
+    sc = "sc"
+    weak = "weak"
+
+
 class Inputs(msgspec.Struct, frozen=True):
     """What the verdicts depend on.  `preemptions` None: each scenario's own bound."""
 
@@ -47,6 +56,7 @@ class Inputs(msgspec.Struct, frozen=True):
     random: int
     seed: int
     path: str
+    memory: str
 
 
 class Differences(msgspec.Struct, frozen=True):
@@ -84,6 +94,10 @@ def command(
         typer.Option(min=0, metavar="N", help="Show the timelines of at most N failures per design."),
     ] = 1,
     jobs: options.Jobs = 1,
+    memory: Annotated[
+        Memory,
+        typer.Option(help="What a load may return: sc, the newest value; weak, what CPUs that reorder may return."),
+    ] = Memory.sc,
     path: Annotated[str, typer.Option(metavar="PATH", help="Replay this path of one scenario exactly.")] = "",
     show_names: Annotated[bool, typer.Option("--list", help="Print the names of all scenarios.")] = False,
     report: Annotated[
@@ -96,7 +110,7 @@ def command(
 
     A scenario is "USER / OPERATION": a walk that looks for references, unmaps, migrates or restores after migration,
     while other CPUs fault, fork, exit, unmap, protect or move. docs/races.md lists the obligations. Memory model:
-    sequential consistency plus RCU.
+    sequential consistency plus RCU, or with --memory weak what CPUs that reorder may do.
 
     \b
     Examples:
@@ -112,12 +126,12 @@ def command(
     designs = list(options.designs(rmap, DESIGNS).values())
     jobs = options.cpus_to_use(jobs)
     if path:
-        return _replay(names, designs, path)
+        return _replay(names, designs, path, Model(memory.value))
     if report is not None:
         check_output(report)
         return _report(scenarios or [], names, designs, jobs, report)
     bound = preemptions if preemptions >= 0 else None
-    inputs = Inputs(names, designs, REFERENCE, bound, limit, random, seed, path)
+    inputs = Inputs(names, designs, REFERENCE, bound, limit, random, seed, path, memory.value)
     verdicts = _try_all(inputs, jobs)
     wrong = lock_complaints(verdicts)
     holds = judge(len(verdicts), not all(v.holds for v in verdicts) or bool(wrong), "no scenario was tried")
@@ -138,6 +152,7 @@ def _one(work: tuple[int, str, str, Inputs]) -> tuple[int, Verdict]:
         preemptions=given.preemptions,
         random=given.random,
         seed=given.seed,
+        memory=Model(given.memory),
     )
     return number, verdict
 
@@ -179,12 +194,12 @@ def _report(patterns: list[str], names: list[str], designs: list[str], jobs: int
     return not found[0]
 
 
-def _replay(names: list[str], designs: list[str], path: str) -> bool:
+def _replay(names: list[str], designs: list[str], path: str, memory: Model) -> bool:
     if len(names) != 1 or len(designs) != 1:
         raise RaceError(
             f"a path belongs to one scenario and one design, and here are {len(names)} and {len(designs)}: name them"
         )
-    broken = run_path(names[0], load(designs[0]), path)
+    broken = run_path(names[0], load(designs[0]), path, memory)
     if broken is None:
         print(f"{names[0]}, {designs[0]}: this path breaks nothing")
         return True
@@ -212,7 +227,8 @@ def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, 
         failed = [v for v in verdicts if v.broken]
         out.print()
         print_text(
-            f"{name}: {sum(v.holds for v in verdicts)} of {plural(len(verdicts), 'scenario')} hold,"
+            f"{name}: {sum(v.holds for v in verdicts)} of {plural(len(verdicts), 'scenario')}"
+            f" {'holds' if len(verdicts) == 1 else 'hold'},"
             f" {len(failed)} {'is' if len(failed) == 1 else 'are'} broken,"
             f" {plural(sum(v.interleavings for v in verdicts), 'interleaving')} tried,"
             f" {sum(v.seconds for v in verdicts):.1f} s of CPU time",
@@ -227,6 +243,8 @@ def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, 
             which = f'"{v.scenario}" --rmap {design}'
             if v.broken[0].path:
                 which += f' --path "{v.broken[0].path}"'
+            if inputs.memory != "sc":
+                which += f" --memory {inputs.memory}"
             out.print(f"     again:  rmaplab race {which}", soft_wrap=True)
             if v.broken[0].path:  # else it broke before there was anything to see
                 out.print(f"     see it: rmaplab explore {which} -o race.html", soft_wrap=True)

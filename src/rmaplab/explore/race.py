@@ -215,6 +215,35 @@ class Watched(Witness):
         else:
             super().point_in(whole, what, subject, write)
 
+    def load(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> object:
+        if self._runs():
+            return self.execution.load(what, subject, field, index, order, whole)
+        return super().load(what, subject, field, index, order, whole)
+
+    def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
+        if self._runs():
+            self.execution.store(what, subject, field, index, order, whole)
+        else:
+            super().store(what, subject, field, index, order, whole)
+
+    def update(self, what: str, subject: object, field: str, index: int, order: int) -> None:
+        if self._runs():
+            self.execution.update(what, subject, field, index, order)
+        else:
+            super().update(what, subject, field, index, order)
+
+    def initialised(self, what: str, subject: object, fields: str) -> None:
+        self.execution.initialised(what, subject, fields)
+
+    def fence(self, what: str, kind: int) -> None:
+        self.execution.fence(what, kind)
+
+    def depends(self, what: str, subject: object) -> None:
+        self.execution.depends(what, subject)
+
+    def wait_load(self, what: str, subject: object, field: str, ready: Callable[[], bool]) -> object:
+        return self.execution.wait_load(what, subject, field, ready)
+
     def increment(self, what: str, subject: object) -> None:
         self.execution.increment(what, subject)
 

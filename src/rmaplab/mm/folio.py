@@ -19,10 +19,13 @@ Locking: a row is changed under the page-table lock of an entry that maps it, or
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
+
+from rmaplab.sync.locks import Scheduler
+from rmaplab.sync.order import OF_PAGE, read_once
 
 FOLIO_ANON: Final = 1
 FOLIO_KSM: Final = 2
@@ -246,3 +249,10 @@ class Folios:
     def nbytes_per_page(self) -> int:
         """Bytes that one page takes in all columns, the designs' among them, and in the free stack."""
         return sum(column.v.itemsize for column in self.columns) + self._free.itemsize
+
+
+def folio_mapcount(scheduler: Scheduler | None, folios: Folios, head: int) -> int:
+    """Entries that map the folio, for who holds no lock that keeps it (atomic_read(); a large folio's are as now)."""
+    if scheduler is None or folios.order.m[head]:
+        return folios.total_mapcount(head)
+    return cast(int, read_once(scheduler, "read mapcount", folios.mapcount, OF_PAGE, 0, head))

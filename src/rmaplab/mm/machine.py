@@ -40,7 +40,7 @@ from rmaplab.mm.locking import lock_of, write_downgrade
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VMA, File
+from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VMA, File, tree_of
 from rmaplab.sync.locks import Scheduler
 
 
@@ -135,7 +135,7 @@ class Machine(System):
         self.syscalls.count += 1
         if flags & CLONE_VM:
             mm = parent.mm
-            mm.users += 1
+            mm.users_word.count += 1
         else:
             mm = process.fork_address_space(self, parent.mm)
             self.mms[mm.id] = mm
@@ -292,9 +292,7 @@ class Machine(System):
         """The VMA at `addr`, locked for a fault, unless it takes mmap_lock (lock_vma_under_rcu()): there is
         no VMA, it is changing, or it would have to be prepared, for which its neighbours must stay."""
         self.rcu.read_lock()
-        if self.scheduler is not None:
-            self.scheduler.point("look up VMA", mm.tree)
-        vma = mm.tree.at(addr)
+        vma = tree_of(self.scheduler, mm).at(addr)
         if vma is not None:
             if not lock_of(vma).try_down_read():
                 vma = None

@@ -18,7 +18,7 @@ from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.abi import MMAP_MIN_ADDR
 from rmaplab.mm.errors import HistoryError
-from rmaplab.mm.folio import FOLIO_DIRTY, Folios, Int64s
+from rmaplab.mm.folio import FOLIO_DIRTY, Folios, Int64s, folio_mapcount
 from rmaplab.mm.locking import start_write
 from rmaplab.mm.mm_ids import MmIds
 from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, PageTable
@@ -26,6 +26,7 @@ from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File
 from rmaplab.sync.locks import Rcu, RwSemaphore, Scheduler, SpinLock
+from rmaplab.sync.order import OF_PAGE, WHOLE, atomic, atomic_relaxed, smp_store_release, write_once
 from rmaplab.sync.work import Ledger
 
 _CEILING: Final = 1 << 47  # above all VMAs (USER_PGTABLES_CEILING)
@@ -52,19 +53,17 @@ class _References(AddressSpaces):
         self.late: list[MM] = []
 
     def get(self, mm: MM) -> bool:
-        if self.scheduler is not None:
-            self.scheduler.point("mm_users", mm.users_word, True)
+        atomic(self.scheduler, "mm_users, mmget_not_zero()", mm.users_word, "count")
         if mm.users == 0:
             return False
-        mm.users += 1
+        mm.users_word.count += 1
         return True
 
     def drop(self, mm: MM) -> bool:
         """One user less; was it the last?"""
-        if self.scheduler is not None:
-            self.scheduler.point("mm_users", mm.users_word, True)
+        atomic(self.scheduler, "mm_users, mmput()", mm.users_word, "count")
         assert mm.users > 0, f"a reference to mm {mm.id} is given back that nobody had (mmput())"
-        mm.users -= 1
+        mm.users_word.count -= 1
         return mm.users == 0
 
     def put(self, mm: MM) -> None:
@@ -262,29 +261,23 @@ class System:
     def tree_changes(self, mm: MM, nr_stores: int = 1) -> None:
         """The tree of `mm` is about to change, by so many stores (mas_store())."""
         self.vma_tree_changes.count += nr_stores
-        if self.scheduler is not None:
-            self.scheduler.point("change VMA tree", mm.tree, True)
+        smp_store_release(self.scheduler, "change VMA tree", mm.tree, WHOLE, 0, mm.users_word)
 
     def vma_changes(self, vma: VMA) -> None:
         """The bounds of `vma`, or whether it is in its tree, are about to change."""
-        if self.scheduler is not None:
-            self.scheduler.point("change VMA", vma, True)
+        write_once(self.scheduler, "change VMA", vma, WHOLE)
 
     def mapcount_changes(self, pfn: int) -> None:
         """The number of entries that map `pfn` is about to change."""
-        if self.scheduler is not None:
-            self.scheduler.point("change mapcount", pfn, True)
+        atomic(self.scheduler, "change mapcount", self.folios.mapcount, OF_PAGE, pfn)
 
     def mapcount_grows(self, pfn: int) -> None:
         """One more entry is about to map `pfn`, whatever others do."""
-        if self.scheduler is not None:
-            self.scheduler.increment("change mapcount", pfn)
+        atomic_relaxed(self.scheduler, "change mapcount", self.folios.mapcount, OF_PAGE, pfn)
 
     def mapcount(self, head: int) -> int:
         """Entries that map the folio, for who holds no lock that keeps it (folio_mapcount())."""
-        if self.scheduler is not None:
-            self.scheduler.point("read mapcount", head)
-        return self.folios.total_mapcount(head)
+        return folio_mapcount(self.scheduler, self.folios, head)
 
     # Folio lock and reference, as far as the users of the reverse map need them
 

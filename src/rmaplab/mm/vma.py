@@ -20,11 +20,12 @@ for reading.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 from rmaplab.mm.pagetable import PageTable
 from rmaplab.mm.vma_tree import Range, VMATree
-from rmaplab.sync.locks import CpuMask, RwSemaphore, Word
+from rmaplab.sync.locks import CpuMask, RwSemaphore, Scheduler, Word
+from rmaplab.sync.order import WHOLE, read_once
 
 PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 4096
@@ -115,6 +116,14 @@ class VMA(Range):
         """How many pages it spans (vma_pages())."""
         return (self.end - self.start) >> PAGE_SHIFT
 
+    def frozen(self) -> VMA:
+        """What one sees who reads it without a lock now: a copy that stays as it is."""
+        then = VMA(self.mm, self.id, self.start, self.end, self.pgoff, self.flags, self.file)
+        then.anon_pgoff = self.anon_pgoff
+        then.prepared = self.prepared
+        then.detached = self.detached
+        return then
+
     def __repr__(self) -> str:
         return (
             f"<VMA mm {self.mm.id} {self.start:#x}-{self.end:#x} pgoff {self.pgoff:#x}"
@@ -130,10 +139,10 @@ class MM:
         self.mmap_lock: Final = mmap_lock
         self.page_table: Final = page_table
         self.tree: Final[VMATree[VMA]] = VMATree(VM_GROWSDOWN)
-        self.users_word: Final = Word()  # what who changes `users` names to the scheduler
+        self.users_word: Final = Word()  # mm_users: processes that run in it, and walks that look into it
+        self.users_word.count = 1
         self.cpumask: Final = CpuMask()
         self.rmap: list[object | None] = []  # one slot a design
-        self.users = 1  # processes that run in it, and walks that look into it (mm_users)
         self.write_locked: list[VMA] = []  # VMAs whose locks go with mmap_lock (vma_start_write())
         self.alive = True  # false once exit_mmap() has run
         self.mmap_base = 0x7FFFF7FFF000  # top-down placement starts here
@@ -145,5 +154,21 @@ class MM:
         self.total_vm = 0  # pages
         self.locked_vm = 0  # pages
 
+    @property
+    def users(self) -> int:
+        """mm_users"""
+        return self.users_word.count
+
     def __repr__(self) -> str:
         return f"<MM {self.id}: {len(self.tree)} VMAs>"
+
+
+def tree_of(scheduler: Scheduler | None, mm: MM) -> VMATree[VMA]:
+    """The tree of `mm` for who looks something up under RCU: it may be an old one (mas_find() and the like, which
+    dereference each node)."""
+    return cast("VMATree[VMA]", read_once(scheduler, "look up VMA", mm.tree, WHOLE, mm.tree, 0, mm.users_word))
+
+
+def seen(scheduler: Scheduler | None, vma: VMA) -> VMA:
+    """`vma` as it is, or was, for who holds no lock that keeps it."""
+    return cast(VMA, read_once(scheduler, "read VMA", vma, WHOLE, vma))

@@ -74,6 +74,13 @@ class VMATree(Generic[R]):
             self._first.append(starts[0])
             self._blocks.append(_Block(starts, part))
 
+    def frozen(self) -> VMATree[R]:
+        """A copy that stays as it is: what a reader under RCU sees who came before a change."""
+        copy: VMATree[R] = VMATree(self._guarded)
+        if self._size:
+            copy.fill(self.to_list())
+        return copy
+
     def at(self, addr: int) -> R | None:
         """The VMA that contains `addr`."""
         vma = self.last_from(addr)

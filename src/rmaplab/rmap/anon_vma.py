@@ -44,7 +44,7 @@ from typing import Final, cast
 import numpy as np
 from mypy_extensions import mypyc_attr
 
-from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
+from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s, folio_mapcount
 from rmaplab.mm.geometry import GeometryChange
 from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
 from rmaplab.mm.takeover import FoundVma, TakenOver
@@ -54,6 +54,17 @@ from rmaplab.rmap.ksm_places import KsmPlace, KsmPlaces
 from rmaplab.rmap.neighbours import mergeable_neighbours
 from rmaplab.rmap.numbers import take_number
 from rmaplab.sync.locks import Rcu, RwSemaphore
+from rmaplab.sync.order import (
+    OF_DESIGN,
+    OF_PAGE,
+    atomic,
+    atomic_relaxed,
+    depends,
+    initialised,
+    read_once,
+    smp_store_release,
+    write_once,
+)
 from rmaplab.sync.work import LockClass, Pool, Tally
 
 _LAST_PGOFF: Final = (1 << 62) - 1
@@ -126,6 +137,7 @@ class AnonVmaRmap(ReverseMap):
             anon_vma = self._new_root_anon_vma()
         fields = VmaFields(anon_vma)
         self._lock(anon_vma)
+        smp_store_release(self.scheduler, "publish vma->anon_vma", vma, OF_DESIGN, self.slot)
         vma.rmap[self.slot] = fields
         self._link(fields, vma, anon_vma)
         anon_vma.num_active_vmas += 1
@@ -142,8 +154,13 @@ class AnonVmaRmap(ReverseMap):
     def _shareable(self, vma: VMA) -> AnonVma | None:
         """reusable_anon_vma(): only that of a VMA with a single link.  One that was inherited would bring
         its parent's pages along, for which the other VMA has no AVC."""
-        fields = self.fields_of(vma)
+        fields = cast(
+            "VmaFields | None",
+            read_once(self.scheduler, "neighbour's vma->anon_vma", vma, OF_DESIGN, vma.rmap[self.slot], self.slot),
+        )
         if fields is not None and self._never_forked(fields):
+            if fields.anon_vma is not None:
+                depends(self.scheduler, "neighbour's vma->anon_vma", fields.anon_vma)
             return fields.anon_vma
         return None
 
@@ -337,6 +354,7 @@ class AnonVmaRmap(ReverseMap):
         anon_vma = self._new_anon_vma()
         anon_vma.rwsem = RwSemaphore(self.lock_class, self.scheduler)
         anon_vma.num_children = 1  # itself
+        initialised(self.scheduler, "anon_vma_alloc()", anon_vma, "root refcount")
         return anon_vma
 
     def _new_child_anon_vma(self, parent: AnonVma) -> AnonVma:
@@ -345,12 +363,14 @@ class AnonVmaRmap(ReverseMap):
         anon_vma.root = root
         anon_vma.rwsem = root.rwsem
         anon_vma.parent = parent
+        initialised(self.scheduler, "anon_vma_alloc()", anon_vma, "root refcount")
+        atomic_relaxed(self.scheduler, "get_anon_vma()", root, "refcount")
         root.refcount += 1  # the lock lives in the root
         return anon_vma
 
     def _get(self, anon_vma: AnonVma) -> bool:
         """Refer to it, unless nobody does any more (atomic_inc_not_zero())."""
-        self.point("change refcount", anon_vma, True)
+        atomic(self.scheduler, "atomic_inc_not_zero() of anon_vma", anon_vma, "refcount")
         if anon_vma.refcount == 0:
             return False
         anon_vma.refcount += 1
@@ -363,7 +383,7 @@ class AnonVmaRmap(ReverseMap):
 
     def _drop(self, anon_vma: AnonVma) -> bool:
         """One reference less; True if it was the last."""
-        self.point("change refcount", anon_vma, True)
+        atomic(self.scheduler, "put_anon_vma()", anon_vma, "refcount")
         anon_vma.refcount -= 1
         return anon_vma.refcount == 0
 
@@ -392,7 +412,8 @@ class AnonVmaRmap(ReverseMap):
             _rwsem(fields.chain[0].anon_vma).assert_held_write()
 
     def _lock(self, anon_vma: AnonVma) -> None:
-        _rwsem(anon_vma).down_write()
+        """anon_vma_lock_write()"""
+        self._root_rwsem(anon_vma).down_write()
 
     def _unlock(self, anon_vma: AnonVma) -> None:
         _rwsem(anon_vma).up_write()
@@ -411,13 +432,13 @@ class AnonVmaRmap(ReverseMap):
         anon_vma = self._own(vma)
         if not exclusive:
             anon_vma = anon_vma.root
-        self.anchor.m[pfn] = anon_vma.number
+        self._point(pfn, 1, anon_vma)
 
     def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
         self._point(pfn, nr_pages, self._own(vma))
 
     def folio_moved(self, vma: VMA, addr: int, pfn: int) -> None:
-        self.anchor.m[pfn] = self._own(vma).number
+        self._point(pfn, 1, self._own(vma))
 
     def folio_migrated(self, old: int, new: int, nr_pages: int) -> None:
         anchor = self.anchor.v
@@ -438,6 +459,8 @@ class AnonVmaRmap(ReverseMap):
         return anon_vma
 
     def _point(self, pfn: int, nr_pages: int, anon_vma: AnonVma) -> None:
+        """Let folio->mapping lead to it (__folio_set_anon(), folio_move_anon_rmap())."""
+        write_once(self.scheduler, "set folio->mapping", self.anchor, OF_PAGE, pfn)
         if nr_pages == 1:
             self.anchor.m[pfn] = anon_vma.number
         else:
@@ -447,6 +470,7 @@ class AnonVmaRmap(ReverseMap):
 
     def ksm_added(self, vma: VMA, addr: int, pfn: int) -> None:
         anon_vma = self._own(vma)
+        atomic_relaxed(self.scheduler, "get_anon_vma()", anon_vma, "refcount")
         anon_vma.refcount += 1  # the place may outlive the VMA
         self.ksm.add(pfn, KsmPlace(vma.mm, addr, anon_vma))
 
@@ -515,7 +539,7 @@ class AnonVmaRmap(ReverseMap):
     def hold(self, pfn: int) -> None:
         """folio_get_anon_vma().  Nothing is held if what mapped the folio has gone since the caller looked."""
         self.rcu.read_lock()
-        anon_vma = self.anon_vmas[self.anchor.m[pfn]]
+        anon_vma = self._mapping(pfn)
         got = anon_vma is not None and self.is_mapped(pfn) and self._get(anon_vma)
         mapped = got and self.is_mapped(pfn)
         self.rcu.read_unlock()
@@ -535,8 +559,7 @@ class AnonVmaRmap(ReverseMap):
         if flags & FOLIO_KSM:
             yield from self._walk_ksm(pfn)
             return
-        number: int = self.anchor.m[pfn]
-        anon_vma = self.anon_vmas[number]
+        anon_vma = self._mapping(pfn)
         if anon_vma is not None and self.held and anon_vma in self.held.values():
             _rwsem(anon_vma).down_read()  # the folio need not be mapped: see rmap_walk_anon_lock()
         else:
@@ -548,8 +571,20 @@ class AnonVmaRmap(ReverseMap):
         """folio_mapped()"""
         if self.scheduler is None:
             return True  # nobody could have unmapped it since the caller looked
-        self.scheduler.point("read mapcount", pfn)
-        return self.folios.total_mapcount(pfn) != 0
+        return folio_mapcount(self.scheduler, self.folios, pfn) != 0
+
+    def _mapping(self, pfn: int) -> AnonVma | None:
+        """READ_ONCE(folio->mapping)"""
+        number = read_once(self.scheduler, "folio->mapping", self.anchor, OF_PAGE, self.anchor.m[pfn], pfn)
+        anon_vma = self.anon_vmas[cast(int, number)]
+        if anon_vma is not None:
+            depends(self.scheduler, "folio->mapping", anon_vma)
+        return anon_vma
+
+    def _root_rwsem(self, anon_vma: AnonVma) -> RwSemaphore:
+        """That of READ_ONCE(anon_vma->root)"""
+        root = cast(AnonVma, read_once(self.scheduler, "anon_vma->root", anon_vma, "root", anon_vma.root))
+        return _rwsem(root)
 
     def _lock_mapped(self, pfn: int) -> AnonVma | None:
         """folio_lock_anon_vma_read(): the anon_vma of a folio, its root locked for reading, or None if nothing maps the
@@ -563,11 +598,11 @@ class AnonVmaRmap(ReverseMap):
         Linux walks folios that are not locked, too, and looks again; the machine has no such walk.
         """
         self.rcu.read_lock()
-        anon_vma = self.anon_vmas[self.anchor.m[pfn]]
+        anon_vma = self._mapping(pfn)
         if anon_vma is None or not self.is_mapped(pfn):
             self.rcu.read_unlock()
             return None
-        rwsem = _rwsem(anon_vma)
+        rwsem = self._root_rwsem(anon_vma)
         if rwsem.try_down_read():
             self.touch("anon_vma", anon_vma.root)  # the lock is a part of it
             mapped = self.is_mapped(pfn)

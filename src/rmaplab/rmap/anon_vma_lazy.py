@@ -48,10 +48,11 @@ from rmaplab.mm.folio import FOLIO_KSM, Int64s
 from rmaplab.mm.geometry import GeometryChange
 from rmaplab.mm.reverse_map import Attachment, miscounted
 from rmaplab.mm.takeover import FoundVma, TakenOver
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, seen, tree_of
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, VmaFields, is_unused
 from rmaplab.rmap.neighbours import mergeable_neighbours
 from rmaplab.rmap.numbers import take_number
+from rmaplab.sync.order import read_once, smp_store_release, write_once
 from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.sync.work import Pool, Tally
 
@@ -199,7 +200,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         self._unlock(anon_vma)
         self.roots_of.setdefault(anon_vma.number, []).append(root)
         root.pins += 1
-        self.point("write vma->anon_vma", root, True)
+        smp_store_release(self.scheduler, "write vma->anon_vma", root, "anon_vma")
         root.anon_vma = anon_vma
 
     def _anon_vma_for(self, fields: LazyFields) -> AnonVma:
@@ -295,7 +296,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
     def _free(self, anon_vma: AnonVma) -> None:
         roots = self.roots_of.pop(anon_vma.number, [])
         for root in roots:  # before the grace period that it is there for begins
-            self.point("clear vma->anon_vma", root, True)
+            write_once(self.scheduler, "clear vma->anon_vma", root, "anon_vma")
             root.anon_vma = None
         super()._free(anon_vma)
         for root in roots:
@@ -457,17 +458,16 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         start = (first + root.offset) << PAGE_SHIFT
         end = start + (self.folios.nr_pages(pfn) << PAGE_SHIFT)
         self.look_ups.count += 1
-        self.point_in(root.mm.users_word, "look up VMA", root.mm.tree)
-        for vma in root.mm.tree.overlapping(start, end):
+        for vma in tree_of(self.scheduler, root.mm).overlapping(start, end):
             fields = self._lazy(vma)
-            self.point("read VMA", vma, False)
+            seen(self.scheduler, vma)
             if fields is not None and fields.root is root:
                 self.places.count += 1
                 yield vma, start if start > vma.start else vma.start
 
     def _anon_vma_of(self, root: RootVma) -> AnonVma | None:
-        self.point("read vma->anon_vma", root, False)
-        return root.anon_vma
+        anon_vma = read_once(self.scheduler, "read vma->anon_vma", root, "anon_vma", root.anon_vma)
+        return cast("AnonVma | None", anon_vma)
 
     def related(self, vma: VMA, pfn: int) -> bool:
         # Would the walk visit it?  It does if the VMA has the root, or a link to the anon_vma.

@@ -25,10 +25,11 @@ from typing import Final, cast
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, tree_of
 from rmaplab.rmap.numbers import take_number
 from rmaplab.rmap.remap_tree import RemapMemory, RemapTree
 from rmaplab.sync.locks import Rcu, SpinLock
+from rmaplab.sync.order import WHOLE, initialised, read_once, smp_store_release, write_once
 from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.sync.work import LockClass, Pool, Tally
 
@@ -66,7 +67,6 @@ class CowContext:
         self.refcount = 1
         self.moves: Final = SequenceCount(lock.scheduler, "moves")  # odd while entries or VMAs of this mm move
         self.first_child: CowContext | None = None  # the newest
-        self.children: Final = object()  # names the list of children to the scheduler
         self.next_sibling: CowContext | None = None
         self.previous_sibling: CowContext | None = None
 
@@ -121,7 +121,8 @@ class ContextRmap(ReverseMap):
         context.next_sibling = first
         if first is not None:
             first.previous_sibling = context
-        self.point_in(above, "link child context", above.children, True)
+        initialised(self.scheduler, "new context", context, "mm first_child next_sibling")
+        smp_store_release(self.scheduler, "link child context", above, "first_child")
         above.lock.assert_held()
         above.first_child = context
         above.lock.unlock()
@@ -129,7 +130,7 @@ class ContextRmap(ReverseMap):
 
     def mm_gone(self, mm: MM) -> None:
         context = self.context_of(mm)
-        self.point("clear context's mm", context, True)
+        write_once(self.scheduler, "clear context's mm", context, "mm")
         context.mm = None
         self.put(context)
 
@@ -164,13 +165,14 @@ class ContextRmap(ReverseMap):
         self.free_numbers.append(context.number)
 
     def _unlink(self, context: CowContext, above: CowContext) -> None:
-        self.point_in(above, "unlink child context", above.children, True)
         above.lock.assert_held()
         before = context.previous_sibling
         after = context.next_sibling
         if before is None:
+            write_once(self.scheduler, "unlink child context", above, "first_child")
             above.first_child = after
         else:
+            write_once(self.scheduler, "unlink child context", before, "next_sibling")
             before.next_sibling = after
         if after is not None:
             after.previous_sibling = before
@@ -219,8 +221,7 @@ class ContextRmap(ReverseMap):
         """The address space of `context`, with a reference to it (`spaces.put()` gives it back); None if it is gone or
         going."""
         self.visited.count += 1
-        self.point("visit context", context)
-        mm = context.mm
+        mm = cast("MM | None", read_once(self.scheduler, "visit context", context, "mm", context.mm))
         if mm is not None and self.spaces.get(mm):
             return mm
         return None
@@ -239,6 +240,25 @@ class ContextRmap(ReverseMap):
         """The context that page `pfn` points to, and the page offset by which it is found there."""
         raise NotImplementedError
 
+    def first_child(self, context: CowContext) -> CowContext | None:
+        """The newest child, for who walks under RCU."""
+        child = read_once(self.scheduler, "first child", context, "first_child", context.first_child)
+        return cast("CowContext | None", child)
+
+    def next_sibling(self, context: CowContext) -> CowContext | None:
+        """The next older child of the same parent, for who walks under RCU."""
+        child = read_once(self.scheduler, "next sibling", context, "next_sibling", context.next_sibling)
+        return cast("CowContext | None", child)
+
+    def records(self, context: CowContext) -> RemapTree:
+        """The remap tree, for who walks under RCU."""
+        tree = read_once(self.scheduler, "read records", context.remaps, WHOLE, context.remaps, 0, context)
+        return cast(RemapTree, tree)
+
+    def records_change(self, context: CowContext, what: str) -> None:
+        """The remap tree is about to change, under its lock."""
+        smp_store_release(self.scheduler, what, context.remaps, WHOLE, 0, context)
+
     def shift_of(self, vma: VMA) -> int | None:
         """What to add to vm_pgoff for such a page offset; None if `vma` cannot have pages."""
         raise NotImplementedError
@@ -246,8 +266,7 @@ class ContextRmap(ReverseMap):
     def vmas_at(self, mm: MM, start: int, end: int) -> list[VMA]:
         """The VMAs of `mm` that touch [start, end)."""
         self.look_ups.count += 1
-        self.point_in(mm.users_word, "look up VMA", mm.tree)
-        return mm.tree.overlapping(start, end)
+        return tree_of(self.scheduler, mm).overlapping(start, end)
 
     # What the design says of itself
 

@@ -42,14 +42,15 @@ from typing import Final, cast
 import numpy as np
 from mypy_extensions import mypyc_attr
 
-from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
+from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s, folio_mapcount
 from rmaplab.mm.geometry import Bounds, GeometryChange, bounds_of
 from rmaplab.mm.reverse_map import Attachment
 from rmaplab.mm.takeover import TakenOver
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, seen
 from rmaplab.rmap.context import ContextRmap, CowContext
 from rmaplab.rmap.ksm_places import KsmPlace, KsmPlaces
 from rmaplab.rmap.neighbours import mergeable_neighbours
+from rmaplab.sync.order import OF_DESIGN, OF_PAGE, depends, read_once, write_once
 
 # What a page holds: number of the context << 40 | anonymous page offset + 2**39.  The bias is there because
 # the page offset of a VMA that was moved up and then grew down may be negative.
@@ -85,8 +86,12 @@ class CowContextRmap(ContextRmap):
         if vma.file is not None:
             neighbours = self._shift_of_neighbour(vma)
             shift = (vma.start >> PAGE_SHIFT) - vma.anon_pgoff if neighbours is None else neighbours
-        vma.rmap[self.slot] = shift
+        self._set_shift(vma, shift)
         self._record(vma)
+
+    def _set_shift(self, vma: VMA, shift: int | None) -> None:
+        write_once(self.scheduler, "set shift of VMA", vma, OF_DESIGN, self.slot)
+        vma.rmap[self.slot] = shift
 
     def _shift_of_neighbour(self, vma: VMA) -> int | None:
         for neighbour in mergeable_neighbours(vma):
@@ -98,18 +103,18 @@ class CowContextRmap(ContextRmap):
     # Fork
 
     def vma_forked(self, parent: VMA, child: VMA) -> None:
-        child.rmap[self.slot] = parent.rmap[self.slot]
+        self._set_shift(child, self.shift_of(parent))
         self._record(child)
 
     # Split, merge, move: geometry
 
     def vma_split(self, vma: VMA, new: VMA) -> None:
         # The record of `vma` covers both.
-        new.rmap[self.slot] = vma.rmap[self.slot]
+        self._set_shift(new, self.shift_of(vma))
 
     def vma_joined(self, vma: VMA, donor: VMA) -> None:
         # `vma` has no pages yet, so it may as well be indexed as if it were part of `donor`.
-        vma.rmap[self.slot] = donor.rmap[self.slot]
+        self._set_shift(vma, self.shift_of(donor))
 
     def need_move_locks(self, source: VMA, target: VMA, merged: bool) -> bool:
         return True
@@ -148,10 +153,10 @@ class CowContextRmap(ContextRmap):
 
     def vma_absorbed(self, vma: VMA, gone: VMA) -> None:
         # `vma` covers the range by now, with a record of its own that says the same.
-        gone.rmap[self.slot] = None
+        self._set_shift(gone, None)
 
     def vma_copied(self, source: VMA, new: VMA) -> None:
-        new.rmap[self.slot] = source.rmap[self.slot]
+        self._set_shift(new, self.shift_of(source))
         self._record(new)
 
     # A VMA's end
@@ -159,7 +164,7 @@ class CowContextRmap(ContextRmap):
     def vma_removed(self, vma: VMA) -> None:
         for first, last, offset in self._displaced(vma, bounds_of(vma)):
             self._forget(self.context_of(vma.mm), first, last, offset)
-        vma.rmap[self.slot] = None
+        self._set_shift(vma, None)
 
     # Records
 
@@ -177,14 +182,14 @@ class CowContextRmap(ContextRmap):
         context = self.context_of(vma.mm)
         for first, last, offset in self._displaced(vma, bounds_of(vma)):
             context.lock.lock()
-            self.point_in(context, "add record", context.remaps, True)
+            self.records_change(context, "add record")
             context.lock.assert_held()
             context.remaps.add(first, last, offset)
             context.lock.unlock()
 
     def _forget(self, context: CowContext, first: int, last: int, offset: int) -> None:
         context.lock.lock()
-        self.point_in(context, "remove record", context.remaps, True)
+        self.records_change(context, "remove record")
         context.lock.assert_held()
         context.remaps.remove(first, last, offset)
         context.lock.unlock()
@@ -193,6 +198,7 @@ class CowContextRmap(ContextRmap):
 
     def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
         where = self._where(self.context_of(vma.mm), vma, addr)
+        self._set(pfn)
         if nr_pages == 1:
             self.where.m[pfn] = where
         else:
@@ -208,10 +214,12 @@ class CowContextRmap(ContextRmap):
         context = self.context_of(vma.mm)
         if not exclusive:
             context = context.top()
+        self._set(pfn)
         self.where.m[pfn] = self._where(context, vma, addr)
 
     def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
         number = self.context_of(vma.mm).number
+        self._set(pfn)
         if nr_pages == 1:
             held: int = self.where.m[pfn]
             self.where.m[pfn] = held & _PGOFF_MASK | number << _CONTEXT_SHIFT
@@ -221,7 +229,12 @@ class CowContextRmap(ContextRmap):
         where |= number << _CONTEXT_SHIFT
 
     def folio_moved(self, vma: VMA, addr: int, pfn: int) -> None:
+        self._set(pfn)
         self.where.m[pfn] = self._where(self.context_of(vma.mm), vma, addr)
+
+    def _set(self, pfn: int) -> None:
+        """What `pfn` holds is about to change (WRITE_ONCE(folio->mapping))."""
+        write_once(self.scheduler, "set folio->mapping", self.where, OF_PAGE, pfn)
 
     def folio_migrated(self, old: int, new: int, nr_pages: int) -> None:
         where = self.where.v
@@ -235,6 +248,19 @@ class CowContextRmap(ContextRmap):
     def anchor_of(self, pfn: int) -> tuple[CowContext | None, int]:
         where: int = self.where.m[pfn]
         return self.contexts[where >> _CONTEXT_SHIFT], (where & _PGOFF_MASK) - _PGOFF_BIAS
+
+    def _anchor_seen(self, pfn: int) -> tuple[CowContext | None, int]:
+        """The same, for who walks under RCU (READ_ONCE(folio->mapping))."""
+        where = cast(int, read_once(self.scheduler, "folio->mapping", self.where, OF_PAGE, self.where.m[pfn], pfn))
+        context = self.contexts[where >> _CONTEXT_SHIFT]
+        if context is not None:
+            depends(self.scheduler, "folio->mapping", context)
+        return context, (where & _PGOFF_MASK) - _PGOFF_BIAS
+
+    def _shift_seen(self, vma: VMA) -> int | None:
+        """The shift, for who walks under RCU; None if the VMA had no pages then."""
+        shift = read_once(self.scheduler, "shift of VMA", vma, OF_DESIGN, vma.rmap[self.slot], self.slot)
+        return cast("int | None", shift)
 
     # KSM
 
@@ -274,16 +300,14 @@ class CowContextRmap(ContextRmap):
         at = top
         while True:
             yield at
-            self.point_in(at, "first child", at.children)
-            child = at.first_child
+            child = self.first_child(at)
             if child is not None:
                 at = child
                 continue
             while at is not top:
                 above = at.parent
                 assert above is not None  # `at` is below `top`
-                self.point_in(above, "next sibling", above.children)
-                sibling = at.next_sibling
+                sibling = self.next_sibling(at)
                 if sibling is not None:
                     at = sibling
                     break
@@ -299,7 +323,7 @@ class CowContextRmap(ContextRmap):
             return
         self.rcu.read_lock()
         try:
-            top, first = self.anchor_of(pfn)
+            top, first = self._anchor_seen(pfn)
             if top is None or not self.stays(pfn, top):
                 return
             nr_pages = self.folios.nr_pages(pfn)
@@ -312,8 +336,7 @@ class CowContextRmap(ContextRmap):
                     while again:
                         begun = context.moves.read_begin()
                         yield from self._at(mm, first, nr_pages, 0)
-                        self.point_in(context, "read records", context.remaps)
-                        for offset in context.remaps.offsets(first, first + nr_pages - 1):
+                        for offset in self.records(context).offsets(first, first + nr_pages - 1):
                             yield from self._at(mm, first, nr_pages, offset)
                         again = context.moves.read_retry(begun)
                 finally:
@@ -327,18 +350,17 @@ class CowContextRmap(ContextRmap):
         (folio_get_anon_vma()), unless a migration holds it."""
         if top in self.held.values():
             return True
-        self.point("read mapcount", pfn)
-        return self.folios.total_mapcount(pfn) != 0
+        return folio_mapcount(self.scheduler, self.folios, pfn) != 0
 
     def _at(self, mm: MM, first: int, nr_pages: int, offset: int) -> Iterator[tuple[VMA, int]]:
         """The VMAs that have page offsets from `first` on with this displacement."""
         start = (first + offset) << PAGE_SHIFT
         for vma in self.vmas_at(mm, start, start + (nr_pages << PAGE_SHIFT)):
-            self.point("read VMA", vma)
-            shift = self.shift_of(vma)
-            if shift is not None and (vma.start >> PAGE_SHIFT) - vma.anon_pgoff - shift == offset:
+            then = seen(self.scheduler, vma)
+            shift = self._shift_seen(vma)
+            if shift is not None and (then.start >> PAGE_SHIFT) - then.anon_pgoff - shift == offset:
                 self.places.count += 1
-                yield vma, start if start > vma.start else vma.start
+                yield vma, start if start > then.start else then.start
 
     def _walk_ksm(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         """Each place in its own address space first, then the same address in those forked from it: a KSM

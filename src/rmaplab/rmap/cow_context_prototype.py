@@ -35,10 +35,10 @@ from typing import Final, cast
 import numpy as np
 from mypy_extensions import mypyc_attr
 
-from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
+from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s, folio_mapcount
 from rmaplab.mm.geometry import Bounds, GeometryChange, bounds_of
 from rmaplab.mm.reverse_map import Attachment
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, seen
 from rmaplab.rmap.context import NOT_BELOW, ContextRmap, CowContext
 from rmaplab.rmap.remap_tree import Offsets, RemapTree
 
@@ -199,7 +199,7 @@ class CowContextPrototypeRmap(ContextRmap):
             offset = _offset(before)
             if change.vmas[i].prepared and offset != 0:
                 self._drop(context, before.anon_pgoff, before.last_anon_pgoff, offset)
-                self.point_in(context, "add record", context.remaps, True)
+                self.records_change(context, "add record")
                 context.remaps.add(after.anon_pgoff, after.last_anon_pgoff, offset)
         if change.split_off is not None:
             self._remap(change.split_off, change.before[0].start)
@@ -217,7 +217,7 @@ class CowContextPrototypeRmap(ContextRmap):
         if offset != 0:
             context = self.context_of(vma.mm)
             records = self.records_of(context)
-            self.point_in(context, "update record", context.remaps, True)
+            self.records_change(context, "update record")
             old_offset = (old_start >> PAGE_SHIFT) - now.anon_pgoff
             if not records.update(now.anon_pgoff, now.last_anon_pgoff, old_offset, offset):
                 records.add(now.anon_pgoff, now.last_anon_pgoff, offset)
@@ -239,12 +239,12 @@ class CowContextPrototypeRmap(ContextRmap):
         offset = _offset(now)
         if offset != 0:
             context = self.context_of(vma.mm)
-            self.point_in(context, "add record", context.remaps, True)
+            self.records_change(context, "add record")
             context.remaps.add(now.anon_pgoff, now.last_anon_pgoff, offset)
 
     def _drop(self, context: CowContext, first: int, last: int, offset: int) -> None:
         context.lock.lock()
-        self.point_in(context, "remove record", context.remaps, True)
+        self.records_change(context, "remove record")
         context.lock.assert_held()
         context.remaps.remove(first, last, offset)
         context.lock.unlock()
@@ -301,7 +301,7 @@ class CowContextPrototypeRmap(ContextRmap):
                     yield from self._at(mm, first, nr_pages, 0)
                     if was_exclusive and self._exclusive(pfn, nr_pages):
                         return
-                    self.point_in(context, "read records", context.remaps)
+                    self.records(context)
                     for offset in self.records_of(context).collect(first, first + nr_pages - 1):
                         yield from self._at(mm, first, nr_pages, offset)
                 finally:
@@ -316,9 +316,7 @@ class CowContextPrototypeRmap(ContextRmap):
         at = self._lowest_first(top)
         while at is not top:
             yield at
-            parent = at if at.parent is None else at.parent
-            self.point_in(parent, "next sibling", parent.children)
-            sibling = at.next_sibling
+            sibling = self.next_sibling(at)
             if sibling is not None:
                 at = self._lowest_first(sibling)
             else:
@@ -328,12 +326,10 @@ class CowContextPrototypeRmap(ContextRmap):
 
     def _lowest_first(self, context: CowContext) -> CowContext:
         """Down along first children."""
-        self.point_in(context, "first child", context.children)
-        child = context.first_child
+        child = self.first_child(context)
         while child is not None:
             context = child
-            self.point_in(context, "first child", context.children)
-            child = context.first_child
+            child = self.first_child(context)
         return context
 
     def anchor_of(self, pfn: int) -> tuple[CowContext | None, int]:
@@ -345,20 +341,18 @@ class CowContextPrototypeRmap(ContextRmap):
     def _exclusive(self, pfn: int, nr_pages: int) -> bool:
         """!folio_maybe_mapped_shared().  For a large folio Linux counts by process; here it is one whose
         pages are all mapped once, which only differs where two processes kept a part each."""
-        self.point("read mapcount", pfn)
         if nr_pages == 1:
-            mapcount: int = self.folios.mapcount.m[pfn]
-            return mapcount <= 1
+            return folio_mapcount(self.scheduler, self.folios, pfn) <= 1
         return int(self.folios.mapcount.v[pfn : pfn + nr_pages].max()) <= 1
 
     def _at(self, mm: MM, first: int, nr_pages: int, offset: int) -> Iterator[tuple[VMA, int]]:
         """walk_context_remap(): the VMAs there whose own offset is this one, prepared or not."""
         start = (first + offset) << PAGE_SHIFT
         for vma in self.vmas_at(mm, start, start + (nr_pages << PAGE_SHIFT)):
-            self.point("read VMA", vma)
-            if (vma.start >> PAGE_SHIFT) - vma.anon_pgoff == offset:
+            then = seen(self.scheduler, vma)
+            if (then.start >> PAGE_SHIFT) - then.anon_pgoff == offset:
                 self.places.count += 1
-                yield vma, start if start > vma.start else vma.start
+                yield vma, start if start > then.start else then.start
 
     # What the design says of itself
 

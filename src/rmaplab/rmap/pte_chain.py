@@ -33,7 +33,7 @@ from mypy_extensions import mypyc_attr
 from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, tree_of
 from rmaplab.rmap.numbers import take_number
 from rmaplab.rmap.page_entries import PageLocks, page_of
 from rmaplab.sync.locks import Rcu
@@ -306,8 +306,7 @@ class PteChainRmap(ReverseMap):
         if mm is None:
             return  # gone, and its entries with it
         addr = (pointer & _PAGE_MASK) << PAGE_SHIFT
-        self.point_in(mm.users_word, "look up VMA", mm.tree)
-        vma = mm.tree.at(addr)
+        vma = tree_of(self.scheduler, mm).at(addr)
         if vma is not None:  # else munmap() is at it
             first = addr - (page << PAGE_SHIFT)
             place = (vma, first if first > vma.start else vma.start)

@@ -118,6 +118,15 @@ class RemapTree:
         found.sort()
         return found
 
+    def frozen(self) -> RemapTree:
+        """A copy that stays as it is: what a reader under RCU sees who came before a change."""
+        copy = RemapTree(self.memory)
+        copy.firsts.extend(self.firsts)
+        copy.lasts.extend(self.lasts)
+        copy.entries.extend(self.entries)
+        copy.depth = self.depth
+        return copy
+
     def clear(self) -> None:
         """The context is freed."""
         while self.firsts:

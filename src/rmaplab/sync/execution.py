@@ -40,10 +40,10 @@ import greenlet
 from rmaplab.sync.errors import Finding
 from rmaplab.sync.locks import Lock, RwSemaphore, Scheduler
 from rmaplab.sync.memory import Location, look
-from rmaplab.sync.order import FULL, OF_PAGE
+from rmaplab.sync.order import FULL, OF_PAGE, ONCE
 
 NEWEST: Final = [0]
-_PAGES: Final = 1 << 40  # numbers that stand for a page's word in a column, where others stand for its mapcount
+UPDATE: Final = 16  # added to the order of an atomic
 
 # What a step does
 POINT: Final = 0
@@ -192,6 +192,7 @@ class Execution(Scheduler):
         self.current: Task | None = None
         self.keys: dict[int, int] = {}  # id of an object -> its number
         self.kept: list[object] = []  # keeps those ids from being used again
+        self._fields: dict[tuple[int, str, int], int] = {}  # an object's number and a field -> its number
         self.locks: dict[int, LockState] = {}
         self.freed: dict[int, Freed] = {}  # by the number of the object
         self.rcu: Final = object()
@@ -335,18 +336,33 @@ class Execution(Scheduler):
     def load(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> object:
         task = self.current
         if task is not None:
-            self._announce_at(task, what, subject, field, index, READ, whole)
+            self._announce_location(task, POINT, what, subject, field, index, READ, order, whole)
+            return self.loaded(subject, field, index)
+        return look(subject, field, index) if field else subject
+
+    def loaded(self, subject: object, field: str, index: int) -> object:
+        """What the load that was announced returns."""
         return look(subject, field, index) if field else subject
 
     def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
         task = self.current
         if task is not None:
-            self._announce_at(task, what, subject, field, index, WRITE, whole)
+            self._announce_location(task, POINT, what, subject, field, index, WRITE, order, whole)
 
     def update(self, what: str, subject: object, field: str, index: int, order: int) -> None:
         task = self.current
         if task is not None:
-            self._announce_at(task, what, subject, field, index, WRITE if order == FULL else ADD, None)
+            mode = WRITE if order == FULL else ADD
+            self._announce_location(task, POINT, what, subject, field, index, mode, order + UPDATE, None)
+
+    def wait_load(self, what: str, subject: object, field: str, ready: Callable[[], bool]) -> object:
+        task = self.current
+        if task is None:
+            return getattr(subject, field)
+        task.ready = ready
+        self._announce_location(task, WAIT, what, subject, field, 0, READ, ONCE, None)
+        task.ready = None
+        return self.loaded(subject, field, 0)
 
     def increment(self, what: str, subject: object) -> None:
         task = self.current
@@ -392,14 +408,37 @@ class Execution(Scheduler):
         self.hub.switch()
         self.current = task
 
-    def _announce_at(
-        self, task: Task, what: str, subject: object, field: str, index: int, mode: int, whole: object
+    def _announce_location(
+        self,
+        task: Task,
+        kind: int,
+        what: str,
+        subject: object,
+        field: str,
+        index: int,
+        mode: int,
+        order: int,
+        whole: object,
     ) -> None:
-        """A step on a location: here all of the object, but of a column each page for itself."""
-        if field == OF_PAGE:
-            self._announce(task, POINT, what, _PAGES + index, mode)
-        else:
-            self._announce(task, POINT, what, subject, mode, whole)
+        """A step on one field: an object of its own, which is freed with `whole` or the subject, a page's with it."""
+        key = self._key(subject)
+        also = self._key(index) if field == OF_PAGE else key if whole is None else self._key(whole)
+        identity = (key, field, index)
+        own = self._fields.get(identity)
+        if own is None:
+            own = self._key(identity)
+            self._fields[identity] = own
+        shown = index if field == OF_PAGE else subject
+        step = Step(task.number, kind, what, shown, own, mode, also, task.rcu_depth > 0)
+        step.order = order
+        self.locate(step, subject, key, field, index)
+        task.pending = step
+        self.current = None
+        self.hub.switch()
+        self.current = task
+
+    def locate(self, step: Step, subject: object, key: int, field: str, index: int) -> None:
+        """`step` is about a field of the object that has the number `key`."""
 
     def ages(self, task: Task, clock: list[int]) -> list[int]:
         """How old the value may be that the task's next step loads: 0 is the newest.  `clock`: for each task, how many

@@ -152,8 +152,8 @@ def perform(
             task = execution.tasks[number]
             if age not in execution.ages(task, []):
                 raise ValueError(
-                    f"the path does not fit {scenario.name}: after {len(taken)} steps, task {number} cannot load a value that"
-                    f" is {age} stores old"
+                    f"the path does not fit {scenario.name}: after {len(taken)} steps, task {number} cannot load a"
+                    f" value that is {age} stores old"
                 )
             taken.append(taking)
             error = _error_of(partial(execution.step, task, age))

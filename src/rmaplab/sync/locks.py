@@ -67,7 +67,7 @@ class Scheduler:
     def load(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> object:
         """The caller reads what others may change meanwhile (order.py); `whole`: what the subject is freed with, None:
         it is freed itself."""
-        self.point(what, subject)
+        self._point_at(what, subject, field, index, whole, False)
         if field == "m":
             return subject.m[index]  # type: ignore[attr-defined]
         if field == "rmap":
@@ -76,11 +76,19 @@ class Scheduler:
 
     def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
         """The caller is about to change what others may read meanwhile."""
-        self.point(what, subject, True)
+        self._point_at(what, subject, field, index, whole, True)
+
+    def _point_at(self, what: str, subject: object, field: str, index: int, whole: object, write: bool) -> None:
+        if field == "m":
+            self.point(what, index, write)
+        elif whole is None:
+            self.point(what, subject, write)
+        else:
+            self.point_in(whole, what, subject, write)
 
     def update(self, what: str, subject: object, field: str, index: int, order: int) -> None:
         """The caller is about to change a number atomically (Documentation/atomic_t.txt)."""
-        self.point(what, subject, True)
+        self._point_at(what, subject, field, index, None, True)
 
     def initialised(self, what: str, subject: object, fields: str) -> None:
         """The fields of a fresh object have their first values."""
@@ -136,12 +144,13 @@ class CpuMask:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Word:
-    """A word of memory that several CPUs change, one after the other: a reference count, say.  `cpu` is the CPU whose
+    """A word of memory that several CPUs change, one after the other: a reference `count`.  `cpu` is the CPU whose
     cache has it (-1: none), `line_free` when a scheduler in virtual time lets the next CPU have it."""
 
     def __init__(self) -> None:
         self.cpu = -1
         self.line_free: i64 = 0
+        self.count = 0
 
 
 class Lock:

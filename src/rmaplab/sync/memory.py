@@ -9,8 +9,8 @@ message that it allows.  Views move with messages:
 - a store with release semantics leaves the view of its task in its message; after smp_wmb() any store leaves what the
   task had stored before that; a load with acquire semantics takes over the view that it finds;
 - other loads keep what they find aside, until smp_rmb() or smp_mb();
-- what is reached through a pointer that was loaded with READ_ONCE() or rcu_dereference() is as new as the message of the
-  pointer says (an address dependency), and nothing else is;
+- what is reached through a pointer that was loaded with READ_ONCE() or rcu_dereference() is as new as the message of
+  the pointer says (an address dependency), and nothing else is;
 - smp_mb() and atomics that return a value also order all of their kind among each other;
 - locks hand over the view of whoever released them; a grace period hands over that of who asked for it, to each reader
   that it does not wait for (the guarantee of RCU in tools/memory-model/Documentation/explanation.txt).
@@ -117,7 +117,7 @@ class Memory:
 
     def __init__(self, weakened: frozenset[str]) -> None:
         self.weakened: Final = weakened
-        self.used: Final[dict[str, str]] = {}
+        self.used: dict[str, str] = {}
         self.tasks: Final[list[TaskView]] = []
         self.fences: Final[View] = {}  # what all smp_mb() handed over
         self.locks: Final[dict[int, View]] = {}
@@ -187,7 +187,9 @@ class Memory:
         view = self.tasks[task]
         if view.now.get(location.number, 0) < newest:
             other = location.messages[newest]
-            raise Finding(f"{name} and another task store to the same place, and nothing orders them: {other.what}, {what}")
+            raise Finding(
+                f"{name} and another task store to the same place, and nothing orders them: {other.what}, {what}"
+            )
         if order == RELEASE:
             self.used[what] = "smp_store_release()"
         return self._append(task, location, order == RELEASE and what not in self.weakened, what, step)

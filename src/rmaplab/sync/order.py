@@ -2,11 +2,12 @@
 """Accesses to what others read or change without a common lock, by the kernel's names for how they are ordered.
 
 Models include/asm-generic/rwonce.h, include/asm-generic/barrier.h, include/linux/rcupdate.h and the orders of
-Documentation/atomic_t.txt.  Each access names itself (`what`) and its location: the attribute `field` of `subject`
-(element `index` of it if that is OF_PAGE or OF_DESIGN), which is freed with `whole`, or itself.  Those of one name are one *ordering*, which `race --barriers` takes away.
+Documentation/atomic_t.txt.  Each access names itself (`what`) and its location: the attribute `field`
+of `subject` (element `index` of it if that is OF_PAGE or OF_DESIGN), which is freed with `whole`, or itself.  Those of
+one name are one *ordering*, which `race --barriers` takes away.
 
-A function that loads is given the value as it is, which is the answer where nobody else runs; one that stores comes just
-before the statement that does, and is told nothing, since a scheduler looks there afterwards.
+A function that loads is given the value as it is, which is the answer where nobody else runs.  One that stores comes
+just before the statement that does, and is told nothing: a scheduler looks there afterwards.
 
 Invariant: code between two announcements runs as one step (execution.py), so a store and its announcement are one.
 """
@@ -38,21 +39,39 @@ WHOLE: Final = ""
 
 
 def read_once(
-    scheduler: Scheduler | None, what: str, subject: object, field: str, value: object, index: int = 0, whole: object = None
+    scheduler: Scheduler | None,
+    what: str,
+    subject: object,
+    field: str,
+    value: object,
+    index: int = 0,
+    whole: object = None,
 ) -> object:
     """READ_ONCE(); of a pointer it is rcu_dereference(), which is the same on all CPUs that Linux has."""
     return value if scheduler is None else scheduler.load(what, subject, field, index, ONCE, whole)
 
 
 def read_plain(
-    scheduler: Scheduler | None, what: str, subject: object, field: str, value: object, index: int = 0, whole: object = None
+    scheduler: Scheduler | None,
+    what: str,
+    subject: object,
+    field: str,
+    value: object,
+    index: int = 0,
+    whole: object = None,
 ) -> object:
     """A load that is not marked."""
     return value if scheduler is None else scheduler.load(what, subject, field, index, PLAIN, whole)
 
 
 def smp_load_acquire(
-    scheduler: Scheduler | None, what: str, subject: object, field: str, value: object, index: int = 0, whole: object = None
+    scheduler: Scheduler | None,
+    what: str,
+    subject: object,
+    field: str,
+    value: object,
+    index: int = 0,
+    whole: object = None,
 ) -> object:
     """smp_load_acquire()"""
     return value if scheduler is None else scheduler.load(what, subject, field, index, ACQUIRE, whole)
@@ -74,16 +93,16 @@ def smp_store_release(
         scheduler.store(what, subject, field, index, RELEASE, whole)
 
 
-def atomic(scheduler: Scheduler | None, what: str, subject: object, field: str) -> None:
+def atomic(scheduler: Scheduler | None, what: str, subject: object, field: str, index: int = 0) -> None:
     """An atomic that returns a value, or decides by it, changes a number in the next statement: fully ordered."""
     if scheduler is not None:
-        scheduler.update(what, subject, field, 0, FULL)
+        scheduler.update(what, subject, field, index, FULL)
 
 
-def atomic_relaxed(scheduler: Scheduler | None, what: str, subject: object, field: str) -> None:
+def atomic_relaxed(scheduler: Scheduler | None, what: str, subject: object, field: str, index: int = 0) -> None:
     """One that does not (atomic_inc(), refcount_inc())."""
     if scheduler is not None:
-        scheduler.update(what, subject, field, 0, ONCE)
+        scheduler.update(what, subject, field, index, ONCE)
 
 
 def depends(scheduler: Scheduler | None, what: str, subject: object) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One run of a few tasks on CPUs that reorder: an execution whose loads may return old values.
 
-What is announced through order.py, locks and RCU follow memory.py.  Each location is an object of its own to the search,
-so tasks that access different fields of one object do not race.  All else (points, waits, counts that are announced as
-such) is as under sequential consistency: the newest value, and no view is handed over.
+What is announced through order.py, locks and RCU follow memory.py.  Each location is an object of its own to the
+search, so tasks that access different fields of one object do not race.  All else (points, waits, counts that are
+announced as such) is as under sequential consistency: the newest value, and no view is handed over.
 
 A reader that enters an RCU section either takes over what the grace periods that were asked for before hand over,
 or they wait for it: the guarantee of RCU in LKMM, with every grace period as early or as late as it may be.
@@ -20,8 +20,8 @@ from collections.abc import Callable
 from typing import Final
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.execution import CALL, ENTER, POINT, READ, WAIT, WRITE, Execution, Step, Task
-from rmaplab.sync.memory import UNINITIALISED, Location, Memory, Message, TaskView, View, join, look
+from rmaplab.sync.execution import CALL, ENTER, READ, UPDATE, WAIT, Execution, Step, Task
+from rmaplab.sync.memory import UNINITIALISED, Location, Memory, Message, TaskView, View, join
 from rmaplab.sync.order import WHOLE
 
 
@@ -31,10 +31,9 @@ class WeakExecution(Execution):
     def __init__(self, weakened: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self.memory: Final = Memory(weakened)
-        self.calls: Final[list[tuple[View, int, int]]] = []  # grace periods: what they hand over, who asked, at which step
+        self.calls: Final[list[tuple[View, int, int]]] = []  # grace periods: what each hands over, who asked, and when
         self.called: Final[list[int]] = []  # and the number of what each frees
         self._unfilled: Final[list[tuple[Location, Message]]] = []
-        self._identities: Final[dict[tuple[int, str, int], int]] = {}
         self._loaded: object = None
 
     def add(self, name: str, body: Callable[[], None]) -> None:
@@ -43,31 +42,11 @@ class WeakExecution(Execution):
 
     # Locations
 
-    def load(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> object:
-        task = self.current
-        if task is None:
-            return look(subject, field, index) if field else subject
-        self._announce_location(task, POINT, what, subject, field, index, READ, order, whole)
+    def loaded(self, subject: object, field: str, index: int) -> object:
         return self._loaded
 
-    def wait_load(self, what: str, subject: object, field: str, ready: Callable[[], bool]) -> object:
-        task = self.current
-        if task is None:
-            return getattr(subject, field)
-        task.ready = ready
-        self._announce_location(task, WAIT, what, subject, field, 0, READ, 1, None)
-        task.ready = None
-        return self._loaded
-
-    def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
-        task = self.current
-        if task is not None:
-            self._announce_location(task, POINT, what, subject, field, index, WRITE, order, whole)
-
-    def update(self, what: str, subject: object, field: str, index: int, order: int) -> None:
-        task = self.current
-        if task is not None:
-            self._announce_location(task, POINT, what, subject, field, index, WRITE, order + 16, None)
+    def locate(self, step: Step, subject: object, key: int, field: str, index: int) -> None:
+        step.location = self.memory.location(subject, key, field, index)
 
     def initialised(self, what: str, subject: object, fields: str) -> None:
         task = self.current
@@ -86,33 +65,6 @@ class WeakExecution(Execution):
         if task is not None:
             self.memory.lead(task.number, self._key(subject))
 
-    def _announce_location(
-        self,
-        task: Task,
-        kind: int,
-        what: str,
-        subject: object,
-        field: str,
-        index: int,
-        mode: int,
-        order: int,
-        whole: object,
-    ) -> None:
-        key = self._key(subject)
-        also = key if whole is None else self._key(whole)
-        identity = (key, field, index)
-        own = self._identities.get(identity)
-        if own is None:
-            own = self._key(identity)
-            self._identities[identity] = own
-        step = Step(task.number, kind, what, subject, own, mode, also, task.rcu_depth > 0)
-        step.location = self.memory.location(subject, key, field, index)
-        step.order = order
-        task.pending = step
-        self.current = None
-        self.hub.switch()
-        self.current = task
-
     def ages(self, task: Task, clock: list[int]) -> list[int]:
         step = task.pending
         if step is None:
@@ -126,7 +78,7 @@ class WeakExecution(Execution):
         message = location.messages[newest]
         if clock and message.task >= 0 and clock[message.task] <= message.step:
             return [0]
-        oldest = self.memory.oldest(task.number, location, self._key(step.subject), step.what)
+        oldest = self.memory.oldest(task.number, location, self._key(location.subject), step.what)
         ages = list(range(newest - oldest + 1))
         if step.kind == WAIT:  # of a sequence count, only those that do not make it wait
             return [age for age in ages if not self._is_odd(location.messages[newest - age].value)]
@@ -147,14 +99,14 @@ class WeakExecution(Execution):
             value = message.value
             if value is UNINITIALISED:
                 raise Finding(
-                    f"{task.name} reads {location.field} before it is initialised ({step.what}): {self._who(message)} wrote it"
-                    f" ({message.what}), and nothing orders that before the pointer that led here"
+                    f"{task.name} reads {location.field} before it is initialised ({step.what}): {self._who(message)}"
+                    f" wrote it ({message.what}), and nothing orders that before the pointer that led here"
                 )
             pointee = -1
             if value is not None and not isinstance(value, (int, str)):
                 pointee = self._key(value)
-            memory.load(task.number, location, self._key(step.subject), number, step.order, step.what, pointee)
-            self._loaded = step.subject if location.field == WHOLE and age == 0 else value
+            memory.load(task.number, location, self._key(location.subject), number, step.order, step.what, pointee)
+            self._loaded = location.subject if location.field == WHOLE and age == 0 else value
             if age:
                 next = location.messages[number + 1]
                 step.note = (
@@ -163,8 +115,8 @@ class WeakExecution(Execution):
                 )
             return
         number = len(self.trace) - 1
-        if step.order >= 16:
-            new = memory.update(task.number, location, step.order - 16, step.what, number)
+        if step.order >= UPDATE:
+            new = memory.update(task.number, location, step.order - UPDATE, step.what, number)
         else:
             new = memory.store(task.number, location, step.order, step.what, number, task.name)
         self._unfilled.append((location, new))

@@ -335,9 +335,9 @@ FIRST_FAULTS = RaceTour(
         ),
         Turn(
             0,
-            "takes page-table lock",
-            "It has made A2 and set it in the VMA. All that is left is to insert V3 into the tree of A2. To"
-            " insert is to read the tree and to write it.",
+            "neighbour's vma->anon_vma",
+            "Its neighbour has none, so it has made A2 and set it in the VMA. All that is left is to insert V3 into the"
+            " tree of A2. To insert is to read the tree and to write it.",
         ),
         Turn(
             1,
