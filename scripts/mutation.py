@@ -161,7 +161,7 @@ def stages(path: str) -> list[Stage]:
         ("verify", [*verify, "--steps", "1500", "--seed", "5"]),
         ("tests of rmap", [*_PYTEST, "tests/rmap", "tests/check/test_ksm_histories.py"]),
         ("tests of mm", [*_PYTEST, "tests/mm", "-k", "not running"]),  # without a running kernel beside it
-        ("verify, other rules", [*verify, "--steps", "6000", "--seed", "6", "--profile", "6.18"]),
+        ("verify, other rules", [*verify, "--steps", "6000", "--seed", "6", "--profile", "6.12"]),
         (f"race of {' and '.join(raced)}", [*_RACES, *raced]),
         ("the rest", [*_PYTEST, *_REST]),
     ]

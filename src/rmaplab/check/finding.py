@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from rmaplab.check.histories import shortest
+from rmaplab.check.histories import settle, shortest
 from rmaplab.check.lockstep import Checker, Difference
 from rmaplab.mm.errors import HistoryError, InvariantError
 from rmaplab.mm.machine import Machine
@@ -59,20 +59,9 @@ class _Search:
         return slimmer if self.fails(slimmer) else events
 
     def again(self, events: list[Event]) -> list[Event]:
-        """`events` with the results that they have now, without those that have become impossible."""
-        player = self._player()
-        settled = []
-        for event in events:
-            copy = msgspec.structs.replace(event)
-            try:
-                copy.result = player.do(copy)
-            except HistoryError:
-                continue
-            except InvariantError:
-                break
-            settled.append(copy)
+        """`events` as they go without those that were left out."""
         self._budget -= len(events)
-        return settled
+        return settle(events, self._player())
 
     def fails(self, events: list[Event]) -> bool:
         """Does the design miss an entry at the same address, in whatever process, after the last of `events`?"""

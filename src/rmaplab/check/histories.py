@@ -23,6 +23,8 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 from typing import Final, TypeVar
 
+import msgspec
+
 from rmaplab.mm import abi
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
@@ -471,31 +473,32 @@ def random_history(
     return [author.begin()] + [author.next() for _ in range(steps - 1)]
 
 
-def settle(
-    events: Sequence[Event], designs: Sequence[type[ReverseMap]] = (AnonVmaRmap,), kernel: str = REFERENCE
-) -> list[Event]:
-    """`events` with the results that they have now, without those that have become impossible.
+def settle(events: Sequence[Event], player: Player) -> list[Event]:
+    """`events` with the results that `player` gives them, without those that have become impossible, up to one at which
+    the machine or a design raises.
 
     For histories from which something was taken out: a shorter counter-example, say.
     """
-    player = Player(Machine(PROFILES[kernel], designs), header(), batch=False)
     settled: list[Event] = []
     for event in events:
-        copy = Event(**{field: getattr(event, field) for field in event.__struct_fields__})
+        copy = msgspec.structs.replace(event)
         try:
             copy.result = player.do(copy)
         except HistoryError:
             continue
+        except Exception:
+            settled.append(copy)
+            break
         settled.append(copy)
     return settled
 
 
 def shortest(
-    events: Sequence[Event], fails: Callable[[list[Event]], bool], again: Callable[[list[Event]], list[Event]] = settle
+    events: Sequence[Event], fails: Callable[[list[Event]], bool], again: Callable[[list[Event]], list[Event]]
 ) -> list[Event]:
     """A history as short as leaving out events can make it, for which `fails` still holds.
 
-    `again` gives what is left its results.  No single event of the answer can be left out.
+    `again` gives what is left its results (settle()).  No single event of the answer can be left out.
     """
     best = list(events)
     chunk = len(best)

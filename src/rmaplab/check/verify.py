@@ -35,7 +35,7 @@ import msgspec
 
 from rmaplab.check import batching
 from rmaplab.check.coverage import ENOUGH, Reached, missing
-from rmaplab.check.histories import Author, header, shortest
+from rmaplab.check.histories import Author, header, settle, shortest
 from rmaplab.check.lockstep import Checker, Counts
 from rmaplab.errors import in_a_line
 from rmaplab.mm.errors import HistoryError
@@ -296,22 +296,9 @@ class Search:
         return shortest(events, self.fails, self.again)
 
     def again(self, events: list[Event]) -> list[Event]:
-        """`events` with the results that they have now, without those that have become impossible, up to
-        one that breaks the machine."""
+        """`events` as they go without those that were left out."""
         self._budget -= len(events)
-        player = Player(self._machine(), header(), batch=False)
-        settled: list[Event] = []
-        for event in events:
-            copy = msgspec.structs.replace(event)
-            try:
-                copy.result = player.do(copy)
-            except HistoryError:
-                continue
-            except Exception:
-                settled.append(copy)
-                break
-            settled.append(copy)
-        return settled
+        return settle(events, Player(self._machine(), header(), batch=False))
 
     def fails(self, events: list[Event]) -> bool:
         """Do `events` show the failure, at the last of them?"""
