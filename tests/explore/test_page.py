@@ -23,13 +23,26 @@ from rmaplab.check.scenarios import scenario
 from rmaplab.explore import text
 from rmaplab.explore.film import shoot
 from rmaplab.explore.html import page
-from rmaplab.explore.parts import Area, Cell, Film, Folio, Shot, Space, State, states
+from rmaplab.explore.parts import (
+    DOOMED,
+    EXCLUSIVE,
+    KSM,
+    MISSED,
+    Area,
+    Cell,
+    Film,
+    Folio,
+    Shot,
+    Space,
+    State,
+    states,
+)
 from rmaplab.explore.race import by, shoot_race, shoot_tour
 from rmaplab.explore.tours import RACES, TOURS
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.profile import PROFILES, REFERENCE
-from rmaplab.printable import printable
+from rmaplab.printable import plural, printable
 from rmaplab.rmap import DESIGNS, load
 from rmaplab.sync.interleave import Execution, perform
 from rmaplab.trace.events import Event
@@ -52,6 +65,22 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None and "RMAPLAB_REQUIRE_BROWSER" not in os.environ,
     reason="NOT TESTED: the page, because there is no Chromium (apt-get install chromium)",
 )
+
+
+def face_in_words(cell: Cell, state: State) -> str:
+    """What a cell says to a reader of the screen."""
+    which = f"page {cell.page}" if cell.count == 1 else f"pages {cell.page} to {cell.page + cell.count - 1}"
+    plain = {"": "not mapped", "more": "folded", "Z": "the zero page", "F": "page cache"}.get(cell.kind)
+    if plain:
+        return f"{which}: {plain}"
+    if cell.kind == "S":
+        return f"{which}: in swap slot {cell.pfn}"
+    folio = state.get(f"f{cell.head}")
+    shared = f", mapped {plural(folio.mapcount, 'time')}" if isinstance(folio, Folio) else ""
+    how = ", merged by KSM" if cell.marks & KSM else ", exclusive" if cell.marks & EXCLUSIVE else ""
+    migrating = " under migration" if cell.kind == "M" else ""
+    missed = ", missed" if cell.marks & MISSED else ", will be missed" if cell.marks & DOOMED else ""
+    return f"{which}: folio {cell.pfn}{migrating}{shared}{how}{', writable' if cell.marks & 1 else ''}{missed}"
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +164,7 @@ def test_a_tour_steps_through_and_says_what_the_text_says(browser: Any, tmp_path
         assert seen["areas"] == [text.area_line(area) for area in areas]
         assert seen["faces"] == [text.face(cell, state) for cell in cells]
         assert [label.removesuffix("; ask who maps it") for label in seen["labels"]] == [
-            text.face_in_words(cell, state) for cell in cells
+            face_in_words(cell, state) for cell in cells
         ]
         for slot, design in enumerate(film.designs):
             told = [line.strip() for line in text.structures(state, slot, design)]

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 
 from rmaplab.explore.parts import (
     DOOMED,
-    EXCLUSIVE,
     KSM,
     MACHINE,
     MISSED,
@@ -181,22 +180,6 @@ def face(cell: Cell, state: State) -> str:
     migrating = "→" if cell.kind == "M" else ""
     missed = " missed" if cell.marks & MISSED else " will be missed" if cell.marks & DOOMED else ""
     return f"{migrating}{cell.pfn}{many}{' ksm' if cell.marks & KSM else ''}{shared}{missed}"
-
-
-def face_in_words(cell: Cell, state: State) -> str:
-    """The same in a few words."""
-    which = f"page {cell.page}" if cell.count == 1 else f"pages {cell.page} to {cell.page + cell.count - 1}"
-    plain = {"": "not mapped", "more": "folded", "Z": "the zero page", "F": "page cache"}.get(cell.kind)
-    if plain:
-        return f"{which}: {plain}"
-    if cell.kind == "S":
-        return f"{which}: in swap slot {cell.pfn}"
-    folio = state.get(f"f{cell.head}")
-    shared = f", mapped {plural(folio.mapcount, 'time')}" if isinstance(folio, Folio) else ""
-    how = ", merged by KSM" if cell.marks & KSM else ", exclusive" if cell.marks & EXCLUSIVE else ""
-    migrating = " under migration" if cell.kind == "M" else ""
-    missed = ", missed" if cell.marks & MISSED else ", will be missed" if cell.marks & DOOMED else ""
-    return f"{which}: folio {cell.pfn}{migrating}{shared}{how}{', writable' if cell.marks & 1 else ''}{missed}"
 
 
 # Designs
