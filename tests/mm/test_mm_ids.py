@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from mm.space import Space
-from rmaplab.mm.abi import MADV_COLD
+from rmaplab.mm.abi import MADV_COLD, MADV_FREE, MADV_PAGEOUT
 from rmaplab.mm.mm_ids import MmIds
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 
@@ -93,4 +93,16 @@ def test_advice_to_a_part_asks_who_maps_the_folio(kernel: str, order: int) -> No
     space.unmap(4, 4, pid=2)
     space.advise(4, 2, MADV_COLD)  # 8 entries, the first page in one: before 6.15 that passes for one's alone
     assert space.machine.folios.order.m[space.pfn(6)] == order
+    space.close()
+
+
+@pytest.mark.parametrize(("kernel", "left"), [("6.12", [2, 3, 4, 5, 6, 7]), ("7.3", [0, 1, 2, 3, 4, 5, 6, 7])])
+def test_what_was_freed_goes_in_batches_since_7_2(kernel: str, left: list[int]) -> None:
+    space = Space(kernel, large_folios=3)
+    space.map(0, 8)
+    space.write(0, 8)
+    space.advise(0, 8, MADV_FREE)
+    space.write(2)
+    space.advise(0, 8, MADV_PAGEOUT)
+    assert [page for page in range(8) if space.entry(page) != ""] == left
     space.close()

@@ -19,6 +19,7 @@ from rmaplab.mm.abi import (
 from rmaplab.mm.huge_memory import split_folio
 from rmaplab.mm.ksm import AS_FOUND
 from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_WRITE
+from rmaplab.mm.profile import REFERENCE
 from rmaplab.mm.vmscan import KEPT, ONCE
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.trace.events import Event
@@ -383,8 +384,8 @@ def large(space: Space, page: int, pid: int = 1) -> int:
     return space.machine.folios.nr_pages(space.pfn(page, pid))
 
 
-def a_large_space() -> Space:
-    space = Space(large_folios=3)
+def a_large_space(kernel: str = REFERENCE) -> Space:
+    space = Space(kernel, large_folios=3)
     space.map(0, 16)
     space.write(1)
     return space
@@ -479,7 +480,7 @@ def test_a_large_folio_that_was_freed_goes_without_swap() -> None:
 
 
 def test_reclaim_drops_freed_pages_up_to_one_that_was_written_to_since() -> None:
-    space = a_large_space()
+    space = a_large_space("6.12")
     space.advise(0, 8, MADV_FREE)
     space.write(2)
     assert space.machine.swap_out(space.machine.mm_of(1), at(0), 1, ONCE) == 0

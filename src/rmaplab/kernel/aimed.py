@@ -107,6 +107,22 @@ def hole_between_two_families(p1: Process) -> None:
     p1.warm(1, 1)
 
 
+# Flags
+
+
+@_aimed
+def mapped_as_a_stack(p1: Process) -> None:
+    p1.mmap(2, at=0, flags=_ANON | abi.MAP_STACK)
+
+
+@_aimed
+def unprepared_gives_back_what_it_reserved(p1: Process) -> None:
+    p1.mmap(4, at=0)
+    p1.mprotect(0, 1, abi.PROT_READ)
+    p1.write(2)
+    p1.mprotect(2, 1, abi.PROT_READ)
+
+
 # Merges within what is mapped
 
 
@@ -343,6 +359,18 @@ def moved_over_another(p1: Process) -> None:
     p1.warm(10, 3)
     p1.fork()
     p1.mremap(0, 2, to=11)
+
+
+@_aimed
+def many_moved_at_once(p1: Process) -> None:
+    p1.mmap(8, at=0)
+    p1.write(0, 8)
+    p1.mprotect(2, 2, abi.PROT_READ)
+    p1.munmap(5, 1)
+    p1.mmap(1, at=25)  # stays in the gap of what comes there
+    p1.mremap(0, 8, to=20)
+    p1.mmap(2, at=41)
+    p1.mremap(40, 4, to=60)
 
 
 @_aimed
@@ -958,3 +986,29 @@ def large_folio_cut_while_shared(p1: Process) -> None:
     p1.madvise(8, 4, abi.MADV_PAGEOUT)
     p1.madvise(8, 4, abi.MADV_FREE)
     p1.madvise(8, 8, abi.MADV_COLD)
+
+
+@_aimed_large
+def large_folio_freed_in_batches(p1: Process) -> None:
+    p1.mmap(16, at=0)
+    p1.write(0, 16)
+    p1.fork().exit()
+    p1.write(0, 8)
+    p1.write(12)
+    p1.madvise(0, 16, abi.MADV_FREE)
+    p1.write(12)  # the third batch of four
+    p1.madvise(0, 16, abi.MADV_PAGEOUT)
+
+
+@_aimed_large
+def large_folio_made_dirty_by_mprotect(p1: Process) -> None:
+    p1.mmap(16, at=0)
+    p1.write(0, 16)
+    p1.fork().exit()
+    p1.write(0, 8)
+    p1.write(12)
+    p1.madvise(0, 16, abi.MADV_FREE)
+    p1.write(12)
+    p1.mprotect(0, 16, abi.PROT_READ)
+    p1.mprotect(0, 16, _RW)
+    p1.madvise(0, 16, abi.MADV_PAGEOUT)

@@ -19,7 +19,7 @@ from rmaplab.kernel.answers import event_line, of_kernel, of_model, parse_event
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.lockstep import Disagreement, Lockstep, Witness
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import profile_for
+from rmaplab.mm.profile import Profile, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import Event
@@ -64,10 +64,13 @@ def without_chance(text: str) -> str:
     return _CHANCE.sub("0x7…", text.partition("\n")[2])
 
 
-def model_differs(path: Path, design: type[ReverseMap] = AnonVmaRmap) -> list[str]:
-    """Where the model does not say what the file says: lines of either, marked - (file) and + (model)."""
+def model_differs(
+    path: Path, design: type[ReverseMap] = AnonVmaRmap, profile: Profile | None = None
+) -> list[str]:
+    """Where the model does not say what the file says: lines of either, marked - (file) and + (model).  `profile`: in
+    place of that of the kernel's release."""
     release, order, events, expected = read(path)
-    machine = Machine(profile_for(release)[0], [design], large_folios=order)
+    machine = Machine(profile or profile_for(release)[0], [design], large_folios=order)
     player = Player(machine, header(), batch=False)
     in_exec = False
     for event in events:

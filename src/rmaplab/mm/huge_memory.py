@@ -15,19 +15,18 @@ from rmaplab.mm.folio import (
 from rmaplab.mm.locking import lock_new_leaf
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
-    LEAF_SIZE,
     PTE_ANON,
     PTE_DIRTY,
     PTE_SHIFT,
     PTE_YOUNG,
     PTE_ZERO,
+    Leaf,
 )
 from rmaplab.mm.rmap_walk import Visit, places
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
     MM,
     PAGE_SHIFT,
-    PAGE_SIZE,
     VM_LOCKED,
 )
 
@@ -85,29 +84,40 @@ def split_cut(system: System, mm: MM, start: int, end: int) -> set[int]:
     if not system.nr_large:
         return left
     folios = system.folios
-    addr = start
-    while addr < end:
-        entry = mm.page_table.get(addr)
-        addr += PAGE_SIZE
-        pfn = entry >> PTE_SHIFT
-        if not entry & PTE_ANON or folios.order.m[pfn] == 0:
-            continue
-        head: int = folios.head.m[pfn]
-        nr_pages = folios.nr_pages(head)
-        run = 1  # pages of the folio that lie here one after the other, in one leaf (folio_pte_batch())
-        while addr < end and addr & (LEAF_SIZE - 1) and pfn + run < head + nr_pages:
-            entry = mm.page_table.get(addr)
-            if not entry & PTE_ANON or entry >> PTE_SHIFT != pfn + run:
-                break
-            run += 1
-            addr += PAGE_SIZE
-        if run == nr_pages:
-            continue
-        if _seems_shared(system, head):
-            left.add(head)
-        else:
-            split_folio(system, head)
+    for number in mm.page_table.numbers(start, end):
+        _, i, last = mm.page_table.part(number, start, end)
+        leaf = mm.page_table.leaves[number]
+        while i < last:
+            entry: int = leaf.m[i]
+            head: int = folios.head.m[entry >> PTE_SHIFT] if entry & PTE_ANON else 0
+            if head == 0 or folios.order.m[head] == 0:
+                i += 1
+                continue
+            run = batch(system, leaf, i, last)
+            i += run
+            if run == folios.nr_pages(head):
+                continue
+            if _seems_shared(system, head):
+                left.add(head)
+            else:
+                split_folio(system, head)
     return left
+
+
+def batch(system: System, leaf: Leaf, first: int, last: int, respect: int = 0) -> int:
+    """How many entries of `leaf`, from number `first` on and before `last`, map pages of one folio one after the other,
+    and are alike in the flags `respect` (folio_pte_batch_flags())."""
+    entry: int = leaf.m[first]
+    pfn = entry >> PTE_SHIFT
+    head: int = system.folios.head.m[pfn]
+    end = min(last, first + head + system.folios.nr_pages(head) - pfn)
+    i = first + 1
+    while i < end:
+        other: int = leaf.m[i]
+        if not other & PTE_ANON or other >> PTE_SHIFT != pfn + i - first or (entry ^ other) & respect:
+            break
+        i += 1
+    return i - first
 
 
 def _seems_shared(system: System, head: int) -> bool:

@@ -22,6 +22,7 @@ from rmaplab.mm.abi import (
     PROT_WRITE,
 )
 from rmaplab.mm.gup import populate_vma
+from rmaplab.mm.huge_memory import batch
 from rmaplab.mm.locking import start_write, write_unlock
 from rmaplab.mm.merge import attributes_of, modify
 from rmaplab.mm.mmap import page_align
@@ -31,6 +32,8 @@ from rmaplab.mm.pagetable import (
     PTE_EXCLUSIVE,
     PTE_SOFT_CLEAN,
     PTE_WRITE,
+    PTE_YOUNG,
+    Leaf,
 )
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
@@ -141,6 +144,8 @@ def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
         used = int(np.count_nonzero(entries))
         system.entries_protected.count += used
         protected += used
+        if system.nr_large and system.profile.batches:
+            _merge_dirty(system, leaf, first, last)
         if writable:
             # can_change_pte_writable(): a write to an exclusive page would reuse it anyway.
             all_of = PTE_ANON | PTE_EXCLUSIVE | (0 if system.profile.clean_writable else PTE_DIRTY)
@@ -151,3 +156,14 @@ def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
         leaf.lock.unlock()
     if protected:
         system.flush_tlb(vma.mm)
+
+
+def _merge_dirty(system: System, leaf: Leaf, first: int, last: int) -> None:
+    """Of entries of a large folio that are handled as one, all are dirty if one is (modify_prot_start_ptes())."""
+    i = first
+    while i < last:
+        run = batch(system, leaf, i, last, PTE_WRITE | PTE_SOFT_CLEAN) if leaf.m[i] & PTE_ANON else 1
+        for flag in (PTE_DIRTY, PTE_YOUNG):
+            if run > 1 and (leaf.v[i : i + run] & flag).any():
+                leaf.v[i : i + run] |= flag
+        i += run

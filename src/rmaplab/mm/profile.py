@@ -111,6 +111,11 @@ class Profile:
     And MADV_COLD, _PAGEOUT and _FREE of a part split it.  Before, such a write copies, and what seems shared is
     estimated.  (include/linux/rmap.h, mm/memory.c __wp_can_reuse_large_anon_folio(), include/linux/mm.h
     folio_maybe_mapped_shared(), since 6.15)"""
+    batches: bool = False
+    """Entries that map a large folio one after the other, alike in whether they are writable and soft-dirty, are
+    handled as one.  mprotect() makes all dirty if one is; reclaim drops all of what MADV_FREE gave up, or, if one is
+    dirty, none and leaves all dirty.  Before, entry by entry.  Extra references no longer make such a folio swap-backed
+    again.  (mm/mprotect.c change_pte_range(), mm/rmap.c folio_unmap_pte_batch() and try_to_unmap_one())"""
     clean_writable: bool = True
     """mprotect() that gives the right to write gives it to entries of exclusive pages, clean or dirty.
     (mm/mprotect.c can_change_pte_writable(); 6.1 asks for a dirty entry)"""
@@ -223,6 +228,7 @@ _KNOWN: Final = (
         sticky_flags=True,
         swap_uncaches=True,
         mm_ids=True,
+        batches=True,
         guard_regions=True,
     ),
     Profile(
@@ -243,6 +249,7 @@ _KNOWN: Final = (
         sticky_flags=True,
         swap_uncaches=True,
         mm_ids=True,
+        batches=True,
         guard_regions=True,
     ),
 )

@@ -5,7 +5,7 @@ Models mm/rmap.c folio_referenced() and try_to_unmap(), with their caller, mm/vm
 shrink_folio_list().  They walk with the leading design and believe it: a mapping that the walk misses leaves the folio
 mapped, and the caller gives up.  A large folio is split before it is swapped out; a kernel that has room for all of it
 in a row in swap splits only a partly mapped one, which leaves the same entries.  A folio that MADV_FREE gave up is not
-split: its clean pages are freed up to the first dirty one.
+split: its clean pages are freed up to the first dirty one, or the first batch that has one (`batches`).
 
 Locking: a user holds a reference to the folio and its lock, and takes the page-table lock at each place.
 """
@@ -17,20 +17,22 @@ from typing import Final
 import numpy as np
 
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE, FOLIO_REFERENCED, Int64s
-from rmaplab.mm.huge_memory import partly_mapped, split_cut, split_folio
+from rmaplab.mm.huge_memory import batch, partly_mapped, split_cut, split_folio
 from rmaplab.mm.pagetable import (
+    LEAF_ENTRIES,
     PTE_ANON,
     PTE_DIRTY,
     PTE_EXCLUSIVE,
     PTE_SHIFT,
     PTE_SOFT_CLEAN,
     PTE_SWAP,
+    PTE_WRITE,
     PTE_YOUNG,
     Leaf,
 )
 from rmaplab.mm.rmap_walk import Visit, rmap_walk
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, VM_LOCKED, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_LOCKED, VMA
 
 # How a real kernel's reclaim took what MADV_FREE had given up, and was in use again:
 ONCE: Final = 1  # reclaim did not visit it a second time
@@ -185,26 +187,50 @@ class _Unmap(Visit):
 
     def entry(self, vma: VMA, addr: int, leaf: Leaf, i: int, entry: int) -> bool:
         system = self.system
-        head = self.head
         slot = self.slot
         if vma.flags & VM_LOCKED:
             self.locked = True  # the folio goes to the unevictable list
             return True
         if slot < 0:
-            if entry & PTE_DIRTY or system.folios.flags.m[head] & FOLIO_DIRTY:
-                system.folios.set_flag(head, FOLIO_DIRTY)
-                system.folios.clear_flag(head, FOLIO_LAZYFREE)  # used again: swap-backed again
-                return True
-            leaf.lock.assert_held()
-            leaf.m[i] = 0
-            leaf.used -= 1
-        else:
-            system.swap[slot].count += 1
-            leaf.lock.assert_held()
-            leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & (PTE_EXCLUSIVE | PTE_SOFT_CLEAN)
+            return self._free(vma, addr, leaf, i)
+        system.swap[slot].count += 1
+        leaf.lock.assert_held()
+        leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & (PTE_EXCLUSIVE | PTE_SOFT_CLEAN)
+        return self._gone(vma, addr, entry)
+
+    def _free(self, vma: VMA, addr: int, leaf: Leaf, first: int) -> bool:
+        """What MADV_FREE gave up goes, unless it is in use again (ttu_anon_lazyfree_folio())."""
+        system = self.system
+        head = self.head
+        last = first + 1
+        if system.profile.batches:
+            last = min(LEAF_ENTRIES, first + ((vma.end - addr) >> PAGE_SHIFT))
+            last = first + batch(system, leaf, first, last, PTE_WRITE | PTE_SOFT_CLEAN)
+        leaf.lock.assert_held()
+        entries: list[int] = leaf.m[first:last].tolist()
+        if system.folios.flags.m[head] & FOLIO_DIRTY or any(entry & PTE_DIRTY for entry in entries):
+            if any(entry & PTE_DIRTY for entry in entries):
+                leaf.v[first:last] |= PTE_DIRTY
+            system.folios.set_flag(head, FOLIO_DIRTY)
+            system.folios.clear_flag(head, FOLIO_LAZYFREE)  # used again: swap-backed again
+            return True
+        if system.pins[head] > 1:
+            if not system.profile.batches:
+                system.folios.clear_flag(head, FOLIO_LAZYFREE)
+            return True
+        leaf.v[first:last] = 0
+        leaf.used -= last - first
+        gone = False
+        for i, entry in enumerate(entries):
+            gone = self._gone(vma, addr + (i << PAGE_SHIFT), entry)
+        return gone
+
+    def _gone(self, vma: VMA, addr: int, entry: int) -> bool:
+        """An entry is.  Was it the last that mapped the folio?"""
+        system = self.system
         system.flush_later(vma.mm, entry)
         system.tell_entry_removed(vma.mm, addr, entry)
-        return system.drop_mapcount(vma.mm, entry >> PTE_SHIFT) == 0 and system.folios.total_mapcount(head) == 0
+        return system.drop_mapcount(vma.mm, entry >> PTE_SHIFT) == 0 and system.folios.total_mapcount(self.head) == 0
 
 
 def _try_to_unmap(system: System, head: int, slot: int) -> bool:
