@@ -12,14 +12,17 @@ message that it allows.  Views move with messages:
 - what is reached through a pointer that was loaded with READ_ONCE() or rcu_dereference() is as new as the message of
   the pointer says (an address dependency), and nothing else is;
 - smp_mb() and atomics that return a value also order all of their kind among each other;
+- what they order has reached all CPUs: whoever loads a store that was made later, or one made after a load of such a
+  store, and so on, finds it so, if it orders its loads at all;
 - locks hand over the view of whoever released them; a grace period hands over that of who asked for it, to each reader
-  that it does not wait for (the guarantee of RCU in tools/memory-model/Documentation/explanation.txt).
+  that it does not wait for (the guarantee of RCU in tools/memory-model/Documentation/explanation.txt);
+- releases, locks and grace periods hand over what was kept aside as well (they are cumulative).
 
-What this leaves out: load buffering, that is, a store that others see before an earlier load of its own task is done,
-for which the kernel's model demands a dependency or a fence.  A store that could come before another in the order of
-a location though it is made later (2+2W) is refused instead: two tasks that store to one location without a lock or an
-atomic between them race, and that is said (Finding).  A dependency is told by the object that is reached, whichever way
-a task came to it.
+herd7 judges this (check/litmus_race.py).  What it leaves out: load buffering, that is, a store that others see before
+an earlier load of its own task is done, for which the kernel's model demands a dependency or a fence.  A store that
+could come before another in the order of a location though it is made later (2+2W) is refused instead: two tasks that
+store to one location without a lock or an atomic between them race, and that is said (Finding).  A dependency is told
+by the object that is reached, whichever way a task came to it.
 
 Invariants: a location's last message is what the object holds; the message of a plain store to a fresh object is
 preceded by one that says UNINITIALISED.
@@ -45,15 +48,16 @@ UNINITIALISED: Final = _Uninitialised()
 
 
 class Message:
-    """A value that was stored: by whom (task, -1 before the tasks began), at which step, under which name, and the view
-    that it hands over."""
+    """A value that was stored: by whom (task, -1 before the tasks began), at which step, under which name, the view
+    that it hands over, and what had reached all CPUs before (`gone`)."""
 
-    def __init__(self, value: object, task: int, step: int, what: str, view: View) -> None:
+    def __init__(self, value: object, task: int, step: int, what: str, view: View, gone: View) -> None:
         self.value = value
         self.task: Final = task
         self.step: Final = step
         self.what: Final = what
         self.view: Final = view
+        self.gone: Final = gone
 
 
 class Location:
@@ -81,6 +85,8 @@ class TaskView:
     own:   what it stored, and what those messages hand over
     later: what each store that it makes from now on hands over
     through: by the number of an object, what came with pointers to it
+    gone:  what full barriers had brought to all CPUs before whatever it stores
+    unlocked, met: `own` and `aside`, when it last gave a lock back
     """
 
     def __init__(self) -> None:
@@ -89,6 +95,9 @@ class TaskView:
         self.own: Final[View] = {}
         self.later: Final[View] = {}
         self.through: Final[dict[int, View]] = {}
+        self.gone: View = {}
+        self.unlocked: View = {}
+        self.met: View = {}
         self.last: View = {}  # what came with the last load
 
 
@@ -121,6 +130,7 @@ class Memory:
         self.tasks: Final[list[TaskView]] = []
         self.fences: Final[View] = {}  # what all smp_mb() handed over
         self.locks: Final[dict[int, View]] = {}
+        self.stored: Final[dict[int, View]] = {}  # by a lock's last holder, before it gave it back
         self._locations: Final[dict[tuple[int, str, int], Location]] = {}
 
     def location(self, subject: object, key: int, field: str, index: int) -> Location:
@@ -129,7 +139,7 @@ class Memory:
         found = self._locations.get(at)
         if found is None:
             found = Location(len(self._locations), subject, field, index)
-            found.messages.append(Message(found.now(), -1, -1, "", {}))
+            found.messages.append(Message(found.now(), -1, -1, "", {}, {}))
             self._locations[at] = found
         return found
 
@@ -157,13 +167,14 @@ class Memory:
         elif order == ONCE and pointee >= 0:
             self.used[what] = "address dependency"
         weak = what in self.weakened
-        if order == ACQUIRE and not weak:
-            join(view.now, message.view)
-        else:
-            join(view.aside, message.view)
+        found = view.now if order == ACQUIRE and not weak else view.aside
+        join(found, message.view)
+        join(found, message.gone)
+        self._goes(view, message.gone)
         last: View = {}
         if order >= ONCE and not weak:
             join(last, message.view)
+            join(last, message.gone)
             before = view.through.get(key)
             if before is not None:
                 join(last, before)
@@ -204,6 +215,8 @@ class Memory:
             self._mb(view)
         newest = location.messages[-1]
         join(view.now if full else view.aside, newest.view)
+        join(view.now if full else view.aside, newest.gone)
+        self._goes(view, newest.gone)
         message = self._append(task, location, full, what, step)
         join(message.view, newest.view)  # a release sequence goes on through atomics
         if full:
@@ -215,9 +228,11 @@ class Memory:
         number = len(location.messages)
         handed: View = {}
         join(handed, view.now if release else view.later)
+        if release:  # it is cumulative: also what loads found that ordered nothing here
+            join(handed, view.aside)
         handed[location.number] = number
         view.now[location.number] = number
-        message = Message(None, task, step, what, handed)
+        message = Message(None, task, step, what, handed, view.gone)
         location.messages.append(message)
         join(view.own, handed)
         return message
@@ -225,7 +240,7 @@ class Memory:
     def initialise(self, task: int, location: Location, what: str, step: int) -> None:
         """The location is one of a fresh object, and the task has just stored its first value."""
         del location.messages[:]
-        location.messages.append(Message(UNINITIALISED, task, step, what, {}))
+        location.messages.append(Message(UNINITIALISED, task, step, what, {}, {}))
         self._append(task, location, False, what, step).value = location.now()
 
     # Fences, locks, grace periods
@@ -247,16 +262,38 @@ class Memory:
         join(view.now, self.fences)
         join(self.fences, view.now)
         join(view.later, view.now)
+        self._goes(view, self.fences)
+
+    def _goes(self, view: TaskView, gone: View) -> None:
+        """What had reached all CPUs before the task found it will have done so before whatever the task stores."""
+        if gone is view.gone or not gone:
+            return
+        if all(view.gone.get(location, 0) >= oldest for location, oldest in gone.items()):
+            return
+        view.gone = dict(view.gone)  # messages have the one before
+        join(view.gone, gone)
 
     def acquire(self, task: int, lock: int) -> None:
-        """The task took a lock."""
+        """The task took a lock.  All that it does from now on comes after what it did before it last gave one back,
+        and its stores after those of the lock's last holder, also for tasks that hold no lock (po-unlock-lock-po in
+        linux-kernel.cat)."""
+        view = self.tasks[task]
+        join(view.later, view.unlocked)
+        join(view.now, view.met)
         handed = self.locks.get(lock)
         if handed is not None:
-            join(self.tasks[task].now, handed)
+            join(view.now, handed)
+            join(view.later, self.stored[lock])
 
     def release(self, task: int, lock: int) -> None:
         """The task gives a lock back."""
-        join(self.locks.setdefault(lock, {}), self.tasks[task].now)
+        view = self.tasks[task]
+        handed = self.locks.setdefault(lock, {})
+        join(handed, view.now)
+        join(handed, view.aside)
+        view.unlocked = dict(view.own)
+        view.met = dict(view.aside)
+        self.stored[lock] = view.unlocked
 
     def take_over(self, task: int, view: View) -> None:
         """What `view` knows happened before all that the task does from now on."""

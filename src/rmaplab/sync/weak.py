@@ -187,6 +187,7 @@ class WeakExecution(Execution):
                     self.freed[self.called[number]].readers.append(task.number)
         elif step is not None and step.kind == CALL:
             handed = dict(self.memory.tasks[task.number].now)
+            join(handed, self.memory.tasks[task.number].aside)
             self.calls.append((handed, task.number, len(self.trace)))
             self.called.append(step.key)
         super().step(task, age)

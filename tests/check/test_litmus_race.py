@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The memory of `race --memory weak` under litmus tests: judged by herd7's answers (litmus_answers.py), and on many
+more tests by the rules that herd7 has judged (lkmm.py)."""
+
+from __future__ import annotations
+
+import pytest
+
+import litmus_answers
+from rmaplab.check.litmus import Litmus, Outcome, parse, run
+from rmaplab.check.litmus_race import NotOffered, RaceMemory
+from rmaplab.check.litmus_random import generate
+from rmaplab.check.lkmm import Lkmm
+
+KNOWN = litmus_answers.load()
+
+
+def outcomes(asked: Litmus, *weakened: str, reduce: bool = True) -> set[Outcome] | None:
+    """None if sync/ has not what the test asks for."""
+    try:
+        return run(asked, RaceMemory(weakened, reduce=reduce))
+    except NotOffered:
+        return None
+
+
+def test_outcomes_are_those_of_herd() -> None:
+    tried = 0
+    for seed in litmus_answers.SEEDS:
+        asked = parse(generate(seed))
+        found = outcomes(asked)
+        if found is not None:
+            tried += 1
+            known = KNOWN[asked.name]
+            assert found <= known.outcomes, f"{asked.name}: what herd7 calls impossible is not seen"
+            assert known.without_overtaking <= found, f"{asked.name}: what it calls possible is seen"
+    assert tried > 60
+
+
+@pytest.mark.parametrize("first", range(1000, 2000, 100))
+def test_outcomes_are_those_of_the_rules(first: int) -> None:
+    for seed in range(first, first + 100):
+        asked = parse(generate(seed))
+        found = outcomes(asked)
+        if found is not None:
+            assert run(asked, Lkmm(overtaking=False)) <= found <= run(asked, Lkmm()), asked.name
+
+
+def test_the_reduction_of_orders_loses_no_outcome() -> None:
+    compared = 0
+    for seed in range(2000, 2060):
+        text = generate(seed)
+        if text.count("spin_lock") > 1 or "P2" in text:
+            continue  # too many orders without reduction
+        reduced = outcomes(parse(text))
+        if reduced is not None:
+            compared += 1
+            assert outcomes(parse(text), reduce=False) == reduced, text
+    assert compared > 5
+
+
+PUBLISH = "P0(int *x, int *y) { WRITE_ONCE(*x, 1); %s }\n"
+LOOK = "P1(int *x, int *y) { int r0; int r1; r0 = %s; %s r1 = READ_ONCE(*x); }\nexists (1:r0=1 /\\ 1:r1=0)"
+RELEASE, PLAIN = "smp_store_release(y, 1);", "WRITE_ONCE(*y, 1);"
+SIDES = """
+P0(int *x, int *y, int *v) { int r0; int r1; WRITE_ONCE(*x, 1); %s r1 = READ_ONCE(*y); }
+P1(int *x, int *y, int *w) { int r0; int r1; WRITE_ONCE(*y, 1); %s r1 = READ_ONCE(*x); }
+exists (0:r1=0 /\\ 1:r1=0)"""
+
+
+@pytest.mark.parametrize(
+    ("ordering", "text"),
+    [
+        ("load", PUBLISH % RELEASE + LOOK % ("smp_load_acquire(y)", "")),
+        ("store", PUBLISH % RELEASE + LOOK % ("READ_ONCE(*y)", "smp_rmb();")),
+        ("smp_rmb()", PUBLISH % RELEASE + LOOK % ("READ_ONCE(*y)", "smp_rmb();")),
+        ("smp_wmb()", PUBLISH % ("smp_wmb(); " + PLAIN) + LOOK % ("smp_load_acquire(y)", "")),
+        ("smp_mb()", SIDES % ("smp_mb();", "smp_mb();")),
+        ("atomic", SIDES % ("r0 = atomic_inc_return(v);", "r0 = atomic_inc_return(w);")),
+    ],
+)
+def test_an_ordering_that_is_taken_away_shows_what_lkmm_forbids(ordering: str, text: str) -> None:
+    asked = parse(f"C test\n{{}}\n{text}\n")
+    allowed = run(asked, Lkmm())
+    assert outcomes(asked) == allowed
+    found = outcomes(asked, ordering)
+    assert found is not None
+    assert any(asked.condition(dict(outcome)) for outcome in found - allowed)
