@@ -252,12 +252,12 @@ def test_a_design_of_ones_own_is_raced_by_file_and_by_module(
 ) -> None:
     status, out, _ = command(capsys, LOOK, "--rmap", spec.format(own=own))
     assert status == 0
-    assert "right: 1 of 1 scenarios hold, 0 are broken" in out
+    assert "right: 1 of 1 scenario holds, 0 are broken" in out
 
 
 def test_a_wrong_design_of_ones_own_is_found_and_can_be_replayed(own: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = command(capsys, "restore / fork of the child", "--rmap", f"{own}:Wrong")
-    assert status == 1 and "wrong: 0 of 1 scenarios hold, 1 is broken" in out
+    assert status == 1 and "wrong: 0 of 1 scenario holds, 1 is broken" in out
     again = shlex.split(out.partition("again:")[2].splitlines()[0])
     assert again[:2] == ["rmaplab", "race"]
     status, out, _ = command(capsys, *again[2:])
