@@ -33,8 +33,8 @@ def _tell(tour: Guide) -> None:
 
     p2.write(AREA)
     tour.say(
-        "The child copies its first page. The copy points to the child's own anon_vma and to C2: whoever"
-        " looks for it need not look at the parent.",
+        "The child copies its first page. The copy points to the child's own anon_vma and to C2: a walk"
+        " for it need not visit the parent.",
         ask=(p2, AREA),
     )
 

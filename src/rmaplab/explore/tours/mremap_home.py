@@ -87,8 +87,8 @@ def _tell(tour: Guide) -> None:
 TOUR = Tour.told(
     "mremap",
     "mremap there and back, in both designs",
-    "A folio says where it is by a page offset, which stands for the address of its first mapping. mremap moves"
-    " memory to another address, and the folios are not told. Each design has its own way to find them all"
+    "A folio names its place by a page offset, which is that of the address of its first mapping. mremap moves"
+    " memory to another address, and leaves the folios as they are. Each design has its own way to find them all"
     " the same.",
     ("anon_vma", "cow_context"),
     _tell,

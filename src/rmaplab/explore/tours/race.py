@@ -16,8 +16,8 @@ class Turn(NamedTuple):
     """A CPU goes on.
 
     until: words of the last step that it takes; "" if it comes to its end
-    say:   a few sentences for somebody who has just seen it happen
-    ask:   ask the design at once who maps the folio
+    say:   a few sentences about what just happened
+    ask:   ask the design at once which entries map the folio
     """
 
     cpu: int

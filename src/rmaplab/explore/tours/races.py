@@ -12,7 +12,7 @@ FORK = RaceTour(
     "race-fork",
     "The race of a fork with a walk, children before parents",
     "A page moves to another frame. Its two entries, in processes 1 and 2, are migration entries already (→512),"
-    " and whoever touches them waits. CPU 0 restores them: it walks the contexts to find every one. On CPU 1,"
+    " and a task that touches them waits. CPU 0 restores them: it walks the contexts to find every one. On CPU 1,"
     " process 2 forks. In which order should a walk visit contexts? Here children come before their parent, as the"
     " prototype of CoW contexts has it for all but the first context; everything else is as in cow_context.",
     "restore / fork of the child",
@@ -139,7 +139,7 @@ MREMAP_LOST = RaceTour(
         Turn(
             0,
             "look up VMA",
-            "The walk looks at the address that the page offset stands for, 0x10000000, where a VMA is again.",
+            "The walk looks at the address of the page offset, 0x10000000, where a VMA is again.",
         ),
         Turn(0, "takes page-table lock of process 1", "There is no entry yet: a visit in vain."),
         Turn(
@@ -248,7 +248,7 @@ DESTINATION = RaceTour(
             1,
             "takes page-table lock of process 1",
             "mremap has locked the page table of the source and is about to lock that of the destination. It takes"
-            " no rmap lock: who visits the source first and finds the entry gone will find it at the destination."
+            " no rmap lock: a walk that visits the source first, and finds the entry gone, finds it at the destination."
             " That is the idea.",
         ),
         Turn(
@@ -390,7 +390,7 @@ FORK_FAULT = RaceTour(
         Turn(0, "", "So it copies the entry, into a VMA that is in no tree.", ask=True),
     ),
     "Process 2 maps a page of A3, and is not in the tree of A3. The walk finds process 1 alone. If the page is"
-    " reclaimed, or moved, process 2 is not told.",
+    " reclaimed, or moved, process 2 does not notice.",
     "found",
     FaultsDuringFork,
 )

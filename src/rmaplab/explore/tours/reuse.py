@@ -25,7 +25,7 @@ def _tell(tour: Guide) -> None:
     p2 = p1.fork()
     tour.say(
         "A fork makes them shared, and exclusive no more. Both folios point to the parent's anon_vma, and to"
-        " its context: everybody who can have them is at or below those.",
+        " its context: all processes that can map them are at or below those.",
         ask=(p1, AREA),
     )
 
@@ -47,7 +47,7 @@ def _tell(tour: Guide) -> None:
     p3 = p2.fork()
     tour.say(
         "Why is it safe? An entry comes into being only by a fault of its own or as a copy of an entry in"
-        " a fork. One process had the only entry. Whoever has it later got it from that process by forks,"
+        " a fork. One process had the only entry. Any process that maps it later got it from that process by forks,"
         " so is below it: in the tree of its anon_vma, in the subtree of its context. Nobody outside can.",
         ask=(p2, AREA),
     )
@@ -71,7 +71,7 @@ TOUR = Tour.told(
     "Why reuse is safe",
     "When only one process is left that maps a page, a write does not copy it: the process takes the page"
     " over. From then on the folio points to something of that process alone, so walks get shorter. Is that"
-    " safe? Could somebody else who maps it be missed? Watch what the folio points to.",
+    " safe? Could a walk miss another process that maps it? Watch what the folio points to.",
     ("anon_vma", "cow_context"),
     _tell,
 )

@@ -14,7 +14,7 @@ from rmaplab.trace.script import Process, Script
 class Beat(NamedTuple):
     """One event of a tour.
 
-    say: a few sentences for somebody who has just seen it happen
+    say: a few sentences about what just happened
     ask: (pid, address) of a page for which every design is asked at once
     """
 

@@ -27,7 +27,7 @@ def _tell(tour: Guide) -> None:
         "A write copies the first page. anon_vma takes vm_pgoff as its index: 0x10. That is fine, its tree is"
         " keyed by vm_pgoff. The prototype does the same, but then the address does not follow from the index:"
         " it needs a record, although nothing was moved. And it does not even come to read it: ask the"
-        " page, and the prototype's walk looks at the address that index 0x10 stands for, and stops, because only"
+        " page, and the prototype's walk looks at the address of index 0x10, and stops, because only"
         " one process maps the page. It misses the page: a finding about its source. cow_context gives the"
         " VMA a second, anonymous page"
         " offset, which begins as its address. No record; the shift between the two is kept with the VMA.",
