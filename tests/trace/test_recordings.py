@@ -33,6 +33,10 @@ def test_geometry_is_that_of_the_kernel_at_the_end_of_each_process(name: str) ->
     assert not any(entry.name for entry in header.files if entry.kind == "file")
     counts = Counter(event.op for event in history)
     assert counts["mark"] == counts["exit"] == counts["fork"] + 1
+    assert history.evidence == (
+        f"order inferred, {counts['mark']} of {counts['mark']} processes compared with /proc/PID/maps, "
+        "all calls followed, nothing lost"
+    )
     player = Player(Machine(profile_for(header.kernel)[0], [AnonVmaRmap]), header)
     player.play(history)
     assert player.marks == counts["mark"]

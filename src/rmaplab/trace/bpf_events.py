@@ -56,7 +56,9 @@ _FAULT: Final = np.dtype([("header", "u8"), ("time", "i8"), ("tid", "i4"), ("pid
 _CALL: Final = np.dtype([("header", "u8"), ("time", "i8"), ("tid", "i4"), ("pid", "i4"), ("result", "i8"),
                          ("locked", "i8"), ("r10", "u8"), ("r9", "u8"), ("r8", "u8"), ("cpu", "i8"), ("cx", "u8"),
                          ("dx", "u8"), ("si", "u8"), ("di", "u8"), ("number", "i8")])  # fmt: skip
-_COLUMNS: Final = ("time", "cpu", "pid", "tid", "number", "result", "locked", "di", "si", "dx", "r10", "r8", "r9")
+# The same in the order of the parameters of _call().
+_ROW: Final = np.dtype([("time", "i8"), ("act", "O"), *((name, _CALL[name]) for name in (
+    "cpu", "pid", "tid", "number", "result", "locked", "di", "si", "dx", "r10", "r8", "r9"))])  # fmt: skip
 
 # r7: process and task; r9: what is remembered of a followed task: when it got a lock last, and before that.
 _FOLLOWED: Final = """
@@ -363,8 +365,10 @@ class BpfEvents:
         seen = np.frombuffer(bytes(data[:size]), dtype=_CALL)
         del data[:size]
         seen = seen[np.argsort(seen["time"], kind="stable")]
-        columns = [seen[name].tolist() for name in _COLUMNS]
-        return Records(list(zip(columns[0], [self._call] * len(seen), *columns[1:], strict=True)))
+        rows = np.empty(len(seen), dtype=_ROW)
+        for name in _ROW.names or ():
+            rows[name] = self._call if name == "act" else seen[name]
+        return Records(rows.tolist())
 
     def _call(
         self, time: int, act: object, cpu: int, pid: int, tid: int, number: int, result: int, locked: int, *args: int

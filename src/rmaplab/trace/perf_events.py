@@ -299,8 +299,10 @@ class _Decoder:
         kind, misc = kind & 0xFFFF, kind >> 16
         if kind == _MMAP2_RECORD:
             _, _, start, length, offset, major, minor, inode, generation, prot, _ = _MAPPED.unpack_from(data)
-            path = os.fsdecode(data[_MAPPED.size :].split(b"\0", 1)[0])
-            key = f"{major:02x}:{minor:02x} {inode} {generation}"
+            path = key = ""
+            if not data.startswith(b"//anon", _MAPPED.size):
+                path = os.fsdecode(data[_MAPPED.size :].split(b"\0", 1)[0])
+                key = f"{major:02x}:{minor:02x} {inode} {generation}"
             timeline.mapped(time, cpu, tid, start, length, prot, offset, path, key)
         elif kind == _FORK:
             child_pid, parent_pid, child, parent = _TASKS.unpack_from(data)
