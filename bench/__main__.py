@@ -280,7 +280,7 @@ for _ in range(8):
     ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(pages)), 1, 1 << 30)
     del pages
 """
-_CALLS = "import mmap\nfor _ in range(100_000): mmap.mmap(-1, 4096, 34).close()"
+_CALLS = "import mmap\nfor _ in range(250_000): mmap.mmap(-1, 4096, 34).close()"
 _SUBSHELLS = "i=0; while [ $i -lt 5000 ]; do (true); i=$((i+1)); done"
 
 
@@ -297,17 +297,17 @@ def record_rows() -> list[Row]:
 
     with tempfile.TemporaryDirectory() as directory:
         recorder = [
-            sys.executable, "-m", "rmaplab", "record", "--recorder", "perf", "-o", f"{directory}/h.parquet", "--",
+            sys.executable, "-m", "rmaplab", "record", "--recorder", "auto", "-o", f"{directory}/h.parquet", "--",
         ]  # fmt: skip
         if subprocess.run([*recorder, "true"], check=False, capture_output=True).returncode:
-            progress.print("perf events are not permitted here, so what recording takes is not measured")
+            progress.print("neither BPF nor perf is permitted here, so what recording takes is not measured")
             return []
         at_once = median(seconds(*recorder, "true")() for _ in range(PAIRS))
         rows = [at_most("record of a program that ends at once", at_once, "s", 0.5, "rmaplab record -- true, elapsed")]
         for what, bar, command in (
             ("2 million faults", 2, [sys.executable, "-S", "-c", _FAULTS]),
-            ("5,000 subshells", 0, ["sh", "-c", _SUBSHELLS]),
-            ("200,000 mmap and munmap", 0, [sys.executable, "-S", "-c", _CALLS]),
+            ("5,000 subshells", 2, ["sh", "-c", _SUBSHELLS]),
+            ("500,000 mmap and munmap", 0, [sys.executable, "-S", "-c", _CALLS]),
         ):
             recorded, bare = in_turn(seconds(*recorder, *command), seconds(*command), pairs=3)
             how = f"rmaplab record ({median(recorded):.3g} s) over the program by itself ({median(bare):.3g} s)"

@@ -126,6 +126,7 @@ def test_lost_events_are_told_and_the_command_is_run_again(tmp_path: Path, recor
     program = "import mmap; [mmap.mmap(-1, 4096, 34)[0] for _ in range(6000)]"
     command = [sys.executable, "-S", "-c", program]
     header = record(command, tmp_path / "h", recorder=recorder, say=said.append, buffer=4096).history.header
+    said = [text for text in said if not text.startswith("putting ")]  # on a busy machine
     assert (
         "with buffers of 4 KiB" in said[0]
         and "running the command again with 32 KiB" in said[1]

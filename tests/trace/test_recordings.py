@@ -34,7 +34,7 @@ def test_geometry_is_that_of_the_kernel_at_the_end_of_each_process(name: str) ->
     counts = Counter(event.op for event in history)
     assert counts["mark"] == counts["exit"] == counts["fork"] + 1
     assert history.evidence == (
-        f"order inferred, {counts['mark']} of {counts['mark']} processes compared with /proc/PID/maps, "
+        f"order inferred, maps of {counts['mark']} of {counts['mark']} processes compared, "
         "all calls followed, nothing lost"
     )
     player = Player(Machine(profile_for(header.kernel)[0], [AnonVmaRmap]), header)

@@ -115,7 +115,7 @@ def test_a_recording_says_what_it_did_not_follow() -> None:
     assert [doubt.split(" is")[0].split(" may")[0] for doubt in header.doubts] == [
         "a tracer that writes into another program (ptrace)", "a 32-bit program", "mbind",
     ]  # fmt: skip
-    assert history.evidence.startswith("order inferred, 0 of 2 processes compared with /proc/PID/maps, a tracer")
+    assert history.evidence.startswith("order inferred, maps of 0 of 2 processes compared, a tracer")
     assert Header(recorder="perf", lost=3).doubts == ["3 events were lost"]
     assert Header(recorder="perf").doubts == []
 

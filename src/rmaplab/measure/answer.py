@@ -181,7 +181,7 @@ def recorded(report: Report) -> str:
         f"on Linux {source.kernel}" if source.kernel else "",
         f"faults {source.faults}" if source.faults not in ("", "recorded") else "",
         f"{plural(source.lost, 'event')} lost" if source.lost else "",
-        f"the command's end: {source.ended}" if source.ended else "",
+        f"the command's end: {source.ended}" if source.ended not in ("", "exit 0") else "",
     )
     return ", ".join(part for part in parts if part) + (f"; {source.evidence}" if source.evidence else "")
 

@@ -28,6 +28,7 @@ from typing import Final
 
 import numpy as np
 
+from rmaplab.mm.abi import CLONE_VM
 from rmaplab.trace import bpf
 from rmaplab.trace.calls import BY_NUMBER, LOCKING_ADVICE
 from rmaplab.trace.collector import Records, Stream
@@ -299,7 +300,7 @@ class BpfEvents:
         self._timeline: Final = timeline
         self._descriptors: list[int] = []
         rings: list[bpf.BpfRing] = []
-        records = PerfEvents(pid, min(size, 1 << 20), timeline, own=True)
+        records = PerfEvents(pid, max(size // 4, 4096), timeline, own=True)
         try:
             self._lost: Final = self._keep(bpf.create_map(bpf.ARRAY, 4, 8, 1))
             followed = self._keep(bpf.create_map(bpf.HASH, 4, 16, _MOST_TASKS, bpf.NO_PREALLOC))
@@ -375,6 +376,8 @@ class BpfEvents:
     ) -> None:
         """Tell of a call that returned, or of a task that was made."""
         if number < 0:
+            if args[0] & CLONE_VM:
+                locked = 0  # nothing is copied
             self._timeline.flags_of_new_task(locked or time, cpu, tid, result, args[0])
             return
         call = BY_NUMBER[number]

@@ -150,6 +150,10 @@ class Collector:
             self._failure = self._failure or error
 
     def _drain(self) -> None:
+        try:  # what is not fetched in time is lost
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -15)
+        except OSError:
+            pass
         poll = select.poll()
         poll.register(self._stop, select.POLLIN)
         for stream in self._streams:

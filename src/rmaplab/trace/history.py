@@ -355,7 +355,7 @@ class History:
         nr_processes = int(forked) + len(set(self.columns["pid"][ops == CODE["exec"]].tolist()) - known)
         parts = [
             "order known from mmap_lock" if header.order == "locks" else "order inferred",
-            f"{len(header.checkpoints):,} of {plural(nr_processes, 'process')} compared with /proc/PID/maps",
+            f"maps of {len(header.checkpoints):,} of {plural(nr_processes, 'process')} compared",
             plural(header.threads, "more thread") if header.threads else "",
             plural(header.pid_namespaces, "PID namespace") if header.pid_namespaces else "",
             "; ".join(header.doubts) or "all calls followed, nothing lost",
