@@ -63,6 +63,7 @@ class WeakExecution(Execution):
     def depends(self, what: str, subject: object) -> None:
         task = self.current
         if task is not None:
+            self.memory.used[what] = "address dependency"
             self.memory.lead(task.number, self._key(subject))
 
     def ages(self, task: Task, clock: list[int]) -> list[int]:

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which orderings does a design need?  Each is taken away, and every scenario tried under weak memory.
+
+An ordering is what one place of the design or the machine states through sync/order.py: a release store, an address
+dependency, an acquire, a fence, an atomic that returns a value.  Without it
+- a scenario breaks: it is *needed*, and the timeline shows which load returned what old value;
+- none does: *not needed by any scenario within the bounds*, which is all that can be said.
+
+Scenarios that break with all orderings in place show one that is missing.
+
+The scenarios are those of one operation, those of threads and those of first faults; pairs only take longer to show the
+same orderings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from rmaplab.check.race import Broken, Model, explain
+from rmaplab.check.race_mutants import SCENES, staged
+from rmaplab.check.scenarios import names, preemption_bound
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.sync.interleave import explore
+
+LIMIT = 2_000  # interleavings of a scenario
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """A scenario that breaks."""
+
+    scenario: str
+    broken: Broken
+
+
+class Ordering(msgspec.Struct, frozen=True):
+    """An ordering that a design states.
+
+    primitive: what it is in the kernel
+    needed:    the first scenario that breaks without it, None: none did
+    scenarios: how many were tried
+    unfinished: of these, those that were given up after LIMIT interleavings
+    """
+
+    name: str
+    primitive: str
+    needed: Shown | None
+    scenarios: int
+    unfinished: int
+
+
+class Barriers(msgspec.Struct, frozen=True):
+    """What the orderings of a design are for.
+
+    missing: scenarios that break with all of them in place
+    """
+
+    design: str
+    orderings: list[Ordering]
+    missing: list[Shown]
+
+
+def scenes() -> list[str]:
+    """The scenarios that are tried."""
+    return [*(name for name in names() if " + " not in name), *SCENES]
+
+
+def _try(name: str, design: type[ReverseMap], memory: Model, limit: int) -> tuple[Shown | None, bool]:
+    """What breaks, and whether nothing was left to try."""
+    bound = preemption_bound(name, design.name, weak=True)
+    outcome = explore(staged(name, design), limit=limit, preemptions=bound, begin=memory.begin)
+    if outcome.failures:
+        return Shown(name, explain(outcome.failures[0])), True
+    return None, outcome.exhausted
+
+
+def barriers(
+    design: type[ReverseMap],
+    tried: Sequence[str],
+    limit: int = LIMIT,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> Barriers:
+    """Take each ordering of `design` away; `tell` is told how many of how many are done."""
+    found: dict[str, str] = {}
+    met: dict[str, list[str]] = {}  # scenarios in which an ordering is met: others do not change without it
+    missing: list[Shown] = []
+    for name in tried:
+        memory = Model("weak")
+        shown, _ = _try(name, design, memory, limit)
+        if shown is not None:
+            missing.append(shown)
+        for ordering, primitive in memory.used.items():
+            found[ordering] = primitive
+            met.setdefault(ordering, []).append(name)
+    broken_anyway = {shown.scenario for shown in missing}
+    orderings: list[Ordering] = []
+    for number, (ordering, primitive) in enumerate(sorted(found.items())):
+        tell(number, len(found))
+        needed: Shown | None = None
+        count = unfinished = 0
+        for name in met[ordering]:
+            if name in broken_anyway:
+                continue
+            count += 1
+            needed, exhausted = _try(name, design, Model("weak", [ordering]), limit)
+            unfinished += not exhausted
+            if needed is not None:
+                break
+        orderings.append(Ordering(ordering, primitive, needed, count, unfinished))
+    return Barriers(design.name, orderings, missing)
