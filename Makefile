@@ -21,9 +21,12 @@ test: lint
 test-verify: install
 	$(BIN)/rmaplab verify --steps 210000 --every 1
 
-# Every interleaving of every scenario within its bound (docs/races.md), with both designs that keep their promises.
+# Every interleaving of every scenario within its bound (docs/races.md), with both designs that keep their promises; then,
+# under weak memory, scenarios of one operation with and without each ordering (docs/memory-model.md).
 test-race: install
 	$(BIN)/rmaplab race --jobs 2
+	$(BIN)/rmaplab race --barriers anon_vma --timelines 0
+	$(BIN)/rmaplab race --barriers cow_context --timelines 0 --limit 100
 
 # Which changes of mm/, rmap/ and sync/locks.py does no check notice?  docs/verification.md judges those that survive.
 test-mutation: $(VENV)/tools
@@ -42,7 +45,7 @@ kernel-long: $(VENV)/tools
 	$(BIN)/rmaplab kernel setup
 	$(BIN)/rmaplab kernel compare --steps 100000 --seed 1000000 --jobs 4
 
-bench: install
+bench: $(VENV)/tools
 	$(BIN)/python -m bench
 
 # Which design wins where, on every workload and recording: docs/results.md.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from rmaplab.check.race import Broken, Model, explain
+from rmaplab.check.race import Broken, Model, cpus, explain
 from rmaplab.check.race_mutants import SCENES, staged
 from rmaplab.check.scenarios import names, preemption_bound
 from rmaplab.mm.reverse_map import ReverseMap
@@ -64,6 +64,13 @@ class Barriers(msgspec.Struct, frozen=True):
 def scenes() -> list[str]:
     """The scenarios that are tried."""
     return [*(name for name in names() if " + " not in name), *SCENES]
+
+
+def cpus_of(name: str) -> list[str]:
+    """What runs on each CPU of a scenario, those of first faults included."""
+    if name not in SCENES:
+        return cpus(name)
+    return ["fork", "first fault"] if name.startswith("fork") else ["first fault below", "first fault above"]
 
 
 def _try(name: str, design: type[ReverseMap], memory: Model, limit: int) -> tuple[Shown | None, bool]:

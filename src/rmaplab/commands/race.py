@@ -11,6 +11,8 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
+from rmaplab.check.barriers import LIMIT, cpus_of, scenes
+from rmaplab.check.barriers import barriers as barriers_of
 from rmaplab.check.race import (
     Broken,
     Model,
@@ -98,6 +100,10 @@ def command(
         Memory,
         typer.Option(help="What a load may return: sc, the newest value; weak, what CPUs that reorder may return."),
     ] = Memory.sc,
+    barriers: Annotated[
+        str,
+        typer.Option(metavar="DESIGN", help="Take each ordering of a design away under weak memory."),
+    ] = "",
     path: Annotated[str, typer.Option(metavar="PATH", help="Replay this path of one scenario exactly.")] = "",
     show_names: Annotated[bool, typer.Option("--list", help="Print the names of all scenarios.")] = False,
     report: Annotated[
@@ -115,10 +121,13 @@ def command(
     \b
     Examples:
       rmaplab race "referenced / fork" --jobs 2
-      rmaplab race --rmap cow_context "restore / "
+      rmaplab race --rmap cow_context "restore / " --memory weak
+      rmaplab race --barriers anon_vma "first"
       rmaplab race --random 1000 "migrate / fork + mremap in the child"
       rmaplab race --rmap cow_context_prototype "unmap / fork of the child"
     """
+    if barriers:
+        return _barriers(barriers, scenarios or [], limit or LIMIT, timelines, json)
     names = chosen(scenarios or [])
     if show_names:
         print("\n".join(names))
@@ -205,6 +214,58 @@ def _replay(names: list[str], designs: list[str], path: str, memory: Model) -> b
         return True
     print("\n".join(timeline(broken, cpus(names[0]))))
     return False
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What the table of orderings depends on."""
+
+    design: str
+    scenarios: list[str]
+    profile: str
+    limit: int
+
+
+def _barriers(spec: str, patterns: list[str], limit: int, timelines: int, json: bool) -> bool:
+    """Which orderings does a design need?  Holds if none is missing."""
+    tried = [name for name in scenes() if not patterns or any(pattern in name for pattern in patterns)]
+    if not tried:
+        raise RaceError(f"no scenario of one operation contains {' or '.join(repr(p) for p in patterns)}")
+    collect_often()
+    with Meter() as meter:
+        found = barriers_of(
+            load(spec), tried, limit, lambda done, total: meter.tell("orderings", done, total, "orderings")
+        )
+    holds = judge(len(tried), bool(found.missing), "no scenario was tried")
+    if json:
+        print_json("race barriers", Asked(spec, tried, REFERENCE, limit), holds, found, found.missing)
+        return holds
+    out = console(width=110)
+    table = Grid("ordering", "in the kernel", "needed by", "tried", left=("in the kernel", "needed by"))
+    for ordering in found.orderings:
+        by = ordering.needed.scenario if ordering.needed else "no scenario within the bounds"
+        table.add_row(ordering.name, ordering.primitive, by, str(ordering.scenarios))
+    table.print(out, found.design)
+    out.print()
+    unfinished = sum(1 for ordering in found.orderings if not ordering.needed and ordering.unfinished)
+    if unfinished:
+        out.print(
+            f"Of {plural(unfinished, 'ordering')} that no scenario needed, not all scenarios were finished: --limit"
+            f" {limit} abandoned some.\n"
+        )
+    needed = [ordering for ordering in found.orderings if ordering.needed]
+    for ordering in needed[:timelines]:
+        assert ordering.needed is not None
+        out.print(f"without {ordering.name}: {ordering.needed.scenario}")
+        for line in timeline(ordering.needed.broken, cpus_of(ordering.needed.scenario)):
+            out.print(line, soft_wrap=True)
+        out.print()
+    for ordering in needed[timelines:]:
+        assert ordering.needed is not None
+        out.print(f"without {ordering.name}: {ordering.needed.broken.error}", soft_wrap=True)
+    for shown in found.missing:
+        out.print(f"{shown.scenario} breaks with all of them: {shown.broken.error}", soft_wrap=True)
+    print_verdict(holds, out)
+    return holds
 
 
 def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, timelines: int) -> None:

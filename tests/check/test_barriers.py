@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Weak memory over the designs: the bug that shipped, and the orderings without which a scenario breaks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rmaplab.check.barriers import barriers
+from rmaplab.check.race import Model, explain, run, run_path
+from rmaplab.check.race_mutants import staged
+from rmaplab.commands.frame import main
+from rmaplab.rmap import load
+from rmaplab.sync.interleave import explore, replay
+
+FIRST_FAULTS = "first faults of two neighbours, in two threads"
+NOT_MERGED = "migrate / mprotect that merges"
+
+
+@pytest.mark.parametrize("ordering", ["publish vma->anon_vma", "neighbour's vma->anon_vma"])
+def test_a_fresh_anon_vma_needs_a_release_and_a_dependency(ordering: str) -> None:
+    """b6ac0b3f6013 (7.3-rc5): __anon_vma_prepare() published it by a plain store."""
+    scene = staged(FIRST_FAULTS, load("anon_vma"))
+    assert explore(scene, begin=Model("weak").begin).failures == []
+    without = Model("weak", [ordering])
+    [failure] = explore(scene, begin=without.begin).failures
+    assert "reads root before it is initialised" in str(failure.error)
+    again = replay(scene, failure.path, Model("weak", [ordering]).begin)
+    assert again is not None and str(again.error) == str(failure.error)
+
+
+def test_no_interleaving_shows_it_under_sequential_consistency() -> None:
+    outcome = explore(staged(FIRST_FAULTS, load("anon_vma")))
+    assert outcome.exhausted and outcome.failures == []
+
+
+@pytest.mark.parametrize(
+    ("scene", "ordering", "why"),
+    [
+        ("referenced / fork", "link child context", "reads mm before it is initialised"),
+        ("referenced / fork", "first child", "reads mm before it is initialised"),
+        (NOT_MERGED, "moves: read_seqcount_begin()", "its migration entry was not found"),
+        (NOT_MERGED, "moves: read_seqcount_retry()", "its migration entry was not found"),
+        (NOT_MERGED, "moves: write_seqcount_end()", "its migration entry was not found"),
+    ],
+)
+def test_a_context_needs_what_publishes_it_and_what_guards_moves(scene: str, ordering: str, why: str) -> None:
+    design = load("cow_context")
+    assert explore(staged(scene, design), limit=200, begin=Model("weak").begin).failures == []
+    [failure] = explore(staged(scene, design), limit=200, begin=Model("weak", [ordering]).begin).failures
+    assert why in explain(failure).error
+
+
+def test_the_timeline_shows_the_old_value() -> None:
+    memory = Model("weak", ["moves: write_seqcount_end()"])
+    [failure] = explore(staged(NOT_MERGED, load("cow_context")), limit=200, begin=memory.begin).failures
+    assert any("(old: " in step.what for step in explain(failure).timeline)
+
+
+@pytest.mark.parametrize("design", ["anon_vma", "cow_context"])
+@pytest.mark.parametrize("scene", ["referenced / fork", "restore / exit of the child", "unmap / copy"])
+def test_designs_hold_under_weak_memory(design: str, scene: str) -> None:
+    verdict = run(scene, load(design), memory=Model("weak"))
+    assert verdict.holds and verdict.exhausted and verdict.memory == "weak" and verdict.orderings
+
+
+def test_orderings_are_told_apart_by_need() -> None:
+    found = barriers(load("anon_vma"), [FIRST_FAULTS])
+    assert found.missing == []
+    assert {ordering.name for ordering in found.orderings if ordering.needed} == {
+        "publish vma->anon_vma",
+        "neighbour's vma->anon_vma",
+    }
+
+
+def test_a_path_says_how_old_the_values_are() -> None:
+    scene = "referenced / fork"
+    broken = run(scene, load("cow_context"), memory=Model("weak", ["link child context"])).broken[0]
+    assert run_path(scene, load("cow_context"), broken.path, Model("weak", ["link child context"])) == broken
+
+
+def test_the_command_prints_a_table_of_orderings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as status:
+        main(["race", "--barriers", "anon_vma", "first faults"])
+    out = capsys.readouterr().out
+    assert status.value.code == 0 and "smp_store_release()" in out and "without neighbour's vma->anon_vma" in out
+    with pytest.raises(SystemExit) as status:
+        main(["race", "--barriers", "anon_vma", "first faults", "--json"])
+    assert status.value.code == 0 and json.loads(capsys.readouterr().out)["holds"] is True
+    with pytest.raises(SystemExit) as status:
+        main(["race", "--barriers", "anon_vma", "no such thing"])
+    assert status.value.code == 2
