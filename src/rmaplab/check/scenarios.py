@@ -116,7 +116,7 @@ class World(script.World):
         referenced_folio(self.machine, self.head)
 
     def reclaim(self) -> None:
-        swap_out_folio(self.machine, self.head)
+        swap_out_folio(self.machine, self.head, again=True)
 
     def migrate(self) -> None:
         migrate_folio(self.machine, self.head)

@@ -122,7 +122,7 @@ def page_out(system: System, mm: MM, start: int, end: int) -> None:
     system.flush_deferred()
 
 
-def swap_out_folio(system: System, head: int, again: bool = True) -> int:
+def swap_out_folio(system: System, head: int, again: bool) -> int:
     """Reclaim one folio, to which the caller has a reference that is dropped here (shrink_folio_list()).
     Returns how many pages became free.  `again`: reclaim visits it a second time, if need be."""
     folios = system.folios
