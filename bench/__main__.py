@@ -389,7 +389,7 @@ def kernel_rows() -> list[Row]:
             "one event done in the guest (QEMU, TCG) and in the model, all state read and compared; median of 400"
             f" random steps, the longest {max(seconds) * 1e3:.3g} ms"
         )
-        rows.append(at_most(f"lockstep with {version}: a step", median(seconds) * 1e3, "ms", 30, how))
+        rows.append(at_most(f"lockstep with {version}: a step", median(seconds) * 1e3, "ms", 15, how))
     return rows
 
 
