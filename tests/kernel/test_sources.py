@@ -12,17 +12,18 @@ import shutil
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rmaplab.commands.frame import main
-from rmaplab.kernel import setup
+from rmaplab.kernel import columns, setup
 from rmaplab.kernel.aimed import history
+from rmaplab.kernel.consistency import problems
 from rmaplab.kernel.errors import KernelUnavailable
-from rmaplab.kernel.importer import DESIGNS, Reading, State, read_source
+from rmaplab.kernel.importer import DESIGNS, Everybody, Reading, State, everyone, read_source
 from rmaplab.kernel.lockstep import Lockstep, Witness, attach
 from rmaplab.kernel.memory import Memory
 from rmaplab.kernel.snapshot import Reader
@@ -30,6 +31,7 @@ from rmaplab.kernel.userland import PROGRAMS, running
 from rmaplab.kernel.versions import VERSIONS
 from rmaplab.rmap import EXCUSED
 
+KERNELS = VERSIONS
 needs_kernel = pytest.mark.skipif(
     not os.environ.get("RMAPLAB_KERNEL"), reason="boots kernels: make test-kernel, or RMAPLAB_KERNEL=1"
 )
@@ -97,20 +99,12 @@ class TestNoKernel:
             thread.join()
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
-def witness(request: pytest.FixtureRequest) -> Iterator[Witness]:
+@pytest.fixture(scope="module")
+def witness(witness: Witness) -> Witness:
     """A guest in which five generations live: chains of five links, and pages that they share."""
-    try:
-        if setup.installed(request.param) is None:
-            setup.set_up(request.param, print)
-        with Witness(setup.need(request.param)) as witness:
-            lockstep = Lockstep(witness)
-            assert all(lockstep.step(event) is None for event in history("five_generations"))
-            yield witness
-    except KernelUnavailable as error:
-        if os.environ.get("RMAPLAB_REQUIRE_KERNEL"):
-            raise
-        pytest.skip(str(error))
+    lockstep = Lockstep(witness)
+    assert all(lockstep.step(event) is None for event in history("five_generations"))
+    return witness
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +148,19 @@ class TestSources:
             with pytest.raises(KernelUnavailable):
                 read_source(path, next(setup.need(v).vmlinux for v in VERSIONS if v != witness.profile.name))
             assert other.guest.monitor("query-status")["running"]  # also after a failure
+
+    def test_an_address_space_that_no_task_has_is_found_through_its_vmas(self, witness: Witness) -> None:
+        """As in the middle of a fork or an exit."""
+        with witness.guest.stopped():
+            tasks, _ = everyone(witness.memory.program)
+            whole, nobody = Everybody(witness.memory).everybody(tasks)
+            assert nobody == 0
+            for pid, _ in tasks[-3:]:  # workers, which share anon_vmas
+                others = [task for task in tasks if task[0] != pid]
+                snapshot, between = Everybody(witness.memory).everybody(others)
+                assert between == 1
+                assert snapshot.vmas.keys() == whole.vmas.keys()
+                assert problems(snapshot, columns.read(witness.memory, snapshot)) == []
 
     def test_a_dump_without_its_vmlinux_is_said_to_be_that(
         self, witness: Witness, dump: Path, capsys: pytest.CaptureFixture[str]

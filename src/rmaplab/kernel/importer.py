@@ -44,7 +44,7 @@ from rmaplab.kernel.consistency import problems
 from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.kernel.identity import profile_of, release_of
 from rmaplab.kernel.lockstep import Random, Witness
-from rmaplab.kernel.memory import BadAddress, Memory
+from rmaplab.kernel.memory import BadAddress, Memory, Record
 from rmaplab.kernel.qmp import Monitor
 from rmaplab.kernel.setup import Kernel, need_drgn
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot, Vma
@@ -474,11 +474,12 @@ class State(msgspec.Struct):
         return "\n".join(lines)
 
 
-class _Everybody(Reader):
+class Everybody(Reader):
     """Reads all address spaces without their entries, and what lies between: see `everybody`."""
 
     def __init__(self, memory: Memory) -> None:
         super().__init__(memory, lambda vma: False)
+        self._place: Final = Record(memory.program, "struct vm_area_struct", "vm_start", "vm_end", "vm_mm")
 
     def everybody(self, tasks: list[tuple[int, int]]) -> tuple[Snapshot, int]:
         """The state of all tasks; with address spaces that no task has, because a fork has not finished or an
@@ -499,7 +500,7 @@ class _Everybody(Reader):
         if address in snapshot.vmas:
             return False  # came with its address space just now
         try:
-            start, end, *_, owner, _ = self._vma.at(self._memory, address)
+            start, end, owner = self._place.at(self._memory, address)
             mm = snapshot.mms.get(owner)
             if mm is None:
                 mm = self._read_mm(snapshot, owner)
@@ -534,7 +535,7 @@ class Reading:
 
     def __init__(self, program: Any, memory: Memory) -> None:
         tasks, self.parents = everyone(program)
-        reader = _Everybody(memory)
+        reader = Everybody(memory)
         self.snapshot, self.in_between = reader.everybody(tasks)
         self.columns: Final = rows.read(memory, self.snapshot)
         reader.read_places(self.snapshot, self.columns)
