@@ -31,6 +31,7 @@ from rmaplab.mm.pagetable import (
     PTE_ANON,
     PTE_EXCLUSIVE,
     PTE_FILE,
+    PTE_GUARD,
     PTE_KSM,
     PTE_MIGRATION,
     PTE_SHIFT,
@@ -49,7 +50,7 @@ _MM_SHIFT: Final = 48  # above any address: (address space, address) as one numb
 _LEAF_BITS: Final = 9  # of a place in a leaf
 _FIRST: Final = 512  # pfn of the first row that is ever used (mm/folio.py)
 
-_KINDS: Final = PTE_ANON | PTE_ZERO | PTE_FILE | PTE_SWAP | PTE_MIGRATION
+_KINDS: Final = PTE_ANON | PTE_ZERO | PTE_FILE | PTE_SWAP | PTE_MIGRATION | PTE_GUARD
 
 
 class MappedFolio:
@@ -184,6 +185,8 @@ def entry_name(entry: int) -> str:
         return "the zero page"
     if entry & PTE_FILE:
         return "a page of the page cache"
+    if entry & PTE_GUARD:
+        return "a guard marker"
     return "nothing"
 
 

@@ -1012,3 +1012,54 @@ def large_folio_made_dirty_by_mprotect(p1: Process) -> None:
     p1.mprotect(0, 16, abi.PROT_READ)
     p1.mprotect(0, 16, _RW)
     p1.madvise(0, 16, abi.MADV_PAGEOUT)
+
+
+# Guard regions
+
+
+@_aimed
+def guarded(p1: Process) -> None:
+    p1.mmap(8, at=0)
+    p1.write(0, 3)
+    p1.madvise(2, 3, abi.MADV_GUARD_INSTALL)
+    p1.write(2)
+    p1.read(4)
+    p1.madvise(0, 8, abi.MADV_DONTNEED)
+    p1.madvise(0, 8, abi.MADV_POPULATE_WRITE)
+    p1.mprotect(3, 2, abi.PROT_READ)
+    p1.madvise(0, 8, abi.MADV_FREE)
+    p1.mlock(0, 8)
+    p1.madvise(5, 1, abi.MADV_GUARD_INSTALL)
+    p1.madvise(3, 1, abi.MADV_GUARD_REMOVE)
+    p1.read(3)
+
+
+@_aimed
+def guarded_and_forked(p1: Process) -> None:
+    p1.mmap(4, at=0)
+    p1.madvise(1, 1, abi.MADV_GUARD_INSTALL)
+    p1.mmap(4, at=10, file=0)
+    p1.madvise(11, 1, abi.MADV_GUARD_INSTALL)
+    p1.read(10)
+    p1.mmap(4, at=20, flags=abi.MAP_SHARED | abi.MAP_ANONYMOUS | abi.MAP_FIXED)
+    p1.write(20)
+    p1.madvise(21, 2, abi.MADV_GUARD_INSTALL)
+    p2 = p1.fork()
+    p2.write(1)
+    p2.write(11)
+    p2.write(21)
+    p2.madvise(11, 1, abi.MADV_GUARD_REMOVE)
+    p2.write(11)
+
+
+@_aimed
+def guarded_and_merged(p1: Process) -> None:
+    p1.mmap(2, at=0)
+    p1.madvise(0, 1, abi.MADV_GUARD_INSTALL)
+    p1.mmap(2, at=2)
+    p1.write(3)
+    p1.mprotect(1, 2, abi.PROT_READ)
+    p1.mmap(2, at=10)
+    p1.write(10)
+    p1.mremap(0, 1, to=12)
+    p1.munmap(12, 1)

@@ -20,7 +20,16 @@ from rmaplab.kernel import snapshot as real
 from rmaplab.kernel.isomorphism import belongs, refcount_of_kernel, refcount_of_model
 from rmaplab.mm.folio import FOLIO_KSM
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.pagetable import PTE_ANON, PTE_EXCLUSIVE, PTE_FILE, PTE_SHIFT, PTE_SWAP, PTE_WRITE, PTE_ZERO
+from rmaplab.mm.pagetable import (
+    PTE_ANON,
+    PTE_EXCLUSIVE,
+    PTE_FILE,
+    PTE_GUARD,
+    PTE_SHIFT,
+    PTE_SWAP,
+    PTE_WRITE,
+    PTE_ZERO,
+)
 from rmaplab.mm.vma import PAGE_SIZE
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, VmaFields
 from rmaplab.sync.work import Tally
@@ -159,6 +168,8 @@ def of_model(machine: Machine) -> list[str]:
                     state.entry(addr, f"swap {state.slots(pfn)}{' exclusive' if entry & PTE_EXCLUSIVE else ''}")
                 elif entry & (PTE_ZERO | PTE_FILE):
                     state.entry(addr, "zero" if entry & PTE_ZERO else "file")
+                elif entry & PTE_GUARD:
+                    state.entry(addr, "guard")
     tally = Tally("")
 
     def of_number(number: int) -> AnonVma:

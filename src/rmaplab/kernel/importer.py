@@ -56,6 +56,7 @@ from rmaplab.mm.pagetable import (
     PTE_ANON,
     PTE_EXCLUSIVE,
     PTE_FILE,
+    PTE_GUARD,
     PTE_KSM,
     PTE_SHIFT,
     PTE_SWAP,
@@ -298,6 +299,8 @@ class _Importer:
         value = np.zeros(high - low, dtype=np.int64)
         value[kind == rows.ZERO] = PTE_ZERO
         value[kind == rows.FILE] = PTE_FILE
+        value[kind == rows.GUARD] = PTE_GUARD
+        self.machine.guards |= bool((kind == rows.GUARD).any())
         anon = kind == rows.ANON
         flags = PTE_ANON | entries.writable[low:high] * PTE_WRITE | entries.exclusive[low:high] * PTE_EXCLUSIVE
         flags[anon] |= self.columns.pages.ksm[entries.page[low:high][anon]] * PTE_KSM
@@ -307,7 +310,7 @@ class _Importer:
         for at in np.flatnonzero(kind == rows.SWAP).tolist():
             slot = self._slot(int(entries.number[low + at]))
             value[at] = slot << PTE_SHIFT | PTE_SWAP | (PTE_EXCLUSIVE if entries.exclusive[low + at] else 0)
-        for what in (rows.HUGETLB, rows.SPECIAL, rows.EXEC, rows.GUARD, rows.OTHER):
+        for what in (rows.HUGETLB, rows.SPECIAL, rows.EXEC, rows.OTHER):
             self.left_out[rows.KINDS[what]] += int((kind == what).sum())
         table = mine.page_table
         numbers, first = np.unique(addr >> LEAF_SHIFT, return_index=True)

@@ -31,6 +31,7 @@ from rmaplab.mm.pagetable import (
     PTE_ANON,
     PTE_EXCLUSIVE,
     PTE_FILE,
+    PTE_GUARD,
     PTE_SHIFT,
     PTE_SWAP,
     PTE_WRITE,
@@ -344,7 +345,8 @@ def _is_vvar(vma: real.Vma) -> bool:
 def _kind(entry: int) -> str:
     if entry == 0:
         return "none"
-    for bit, kind in ((PTE_ANON, "anon"), (PTE_ZERO, "zero"), (PTE_FILE, "file"), (PTE_SWAP, "swap")):
+    for bit, kind in ((PTE_ANON, "anon"), (PTE_ZERO, "zero"), (PTE_FILE, "file"), (PTE_SWAP, "swap"),
+                      (PTE_GUARD, "guard")):
         if entry & bit:
             return kind
     return "other"

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rmaplab.check.histories import Author, header, shortest
+from rmaplab.check.histories import ADVICE, Author, header, shortest
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.driver import Driver
 from rmaplab.kernel.errors import KernelUnavailable
@@ -28,7 +28,15 @@ from rmaplab.kernel.memory import Memory, symbol
 from rmaplab.kernel.modules import MODULES, read
 from rmaplab.kernel.setup import Kernel, compile_init, need_drgn
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot
-from rmaplab.mm.abi import MADV_FREE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT, MREMAP_FIXED
+from rmaplab.mm.abi import (
+    MADV_FREE,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MCL_CURRENT,
+    MREMAP_FIXED,
+)
 from rmaplab.mm.errors import HistoryError, InvariantError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_ANON, PTE_SHIFT, PTE_SWAP
@@ -39,6 +47,8 @@ from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header
 from rmaplab.trace.play import Player
+
+_GUARDS: Final = (MADV_GUARD_INSTALL, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE)  # what a random history advises as well
 
 
 class Disagreement(msgspec.Struct, frozen=True):
@@ -338,7 +348,7 @@ class Random:
         known = self.lockstep.driver.known()
         self._author = Author(
             self.lockstep.machine, random.Random(seed), [op for op in ops or sorted(known) if op in known],
-            pages=pages, processes=processes,
+            pages=pages, processes=processes, advice=ADVICE + _GUARDS * witness.profile.guard_regions,
         )  # fmt: skip
         self._first = True
 

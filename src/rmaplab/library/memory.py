@@ -7,7 +7,16 @@ from typing import Final, NamedTuple
 
 from rmaplab.explore.merging import backing, rights
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.pagetable import PTE_ANON, PTE_FILE, PTE_MIGRATION, PTE_SHIFT, PTE_SWAP, PTE_WRITE, PTE_ZERO
+from rmaplab.mm.pagetable import (
+    PTE_ANON,
+    PTE_FILE,
+    PTE_GUARD,
+    PTE_MIGRATION,
+    PTE_SHIFT,
+    PTE_SWAP,
+    PTE_WRITE,
+    PTE_ZERO,
+)
 from rmaplab.mm.vma import VMA
 from rmaplab.printable import plural
 
@@ -17,6 +26,7 @@ _KINDS: Final = (
     (PTE_ZERO, "the zero page"),
     (PTE_FILE, "page of the page cache"),
     (PTE_SWAP, "swapped out"),
+    (PTE_GUARD, "guard region"),
     (0, "not touched yet"),
 )
 

@@ -55,8 +55,7 @@ def populate_vma(system: System, vma: VMA, start: int, end: int) -> int:
     if not vma.flags & VM_ACCESS_FLAGS:
         return -EFAULT
     write = vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE
-    memory.fault_vma(system, vma, start, (end - start) >> PAGE_SHIFT, write)
-    return 0
+    return memory.fault_vma(system, vma, start, (end - start) >> PAGE_SHIFT, write)
 
 
 def populate_advised(system: System, mm: MM, start: int, end: int, write: bool) -> int:
@@ -74,6 +73,8 @@ def populate_advised(system: System, mm: MM, start: int, end: int, write: bool) 
         elif not vma.flags & VM_READ:
             return -EINVAL
         stop = min(vma.end, end)
-        memory.fault_vma(system, vma, at, (stop - at) >> PAGE_SHIFT, write)
+        error = memory.fault_vma(system, vma, at, (stop - at) >> PAGE_SHIFT, write)
+        if error:
+            return error
         at = stop
     return 0

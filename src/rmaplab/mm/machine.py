@@ -310,7 +310,7 @@ class Machine(System):
         addr &= PAGE_MASK
         start = addr
         end = addr + (nr_pages << PAGE_SHIFT)
-        one_by_one = memory.chunk(self) != 0
+        one_by_one = memory.chunk(self) != 0 or self.guards
         while addr < end:
             # The first page of each VMA finds out what is wrong, if anything is.
             if self.fault(mm, addr, write):

@@ -51,7 +51,7 @@ from rmaplab.mm.folio import (
 )
 from rmaplab.mm.gup import populate_advised
 from rmaplab.mm.huge_memory import split_cut
-from rmaplab.mm.locking import lock_leaf, start_write, write_unlock
+from rmaplab.mm.locking import lock_leaf, lock_new_leaf, start_write, write_unlock
 from rmaplab.mm.memory import zap_at, zap_range
 from rmaplab.mm.merge import Attributes, attributes_of, modify
 from rmaplab.mm.mmap import page_align
@@ -59,6 +59,7 @@ from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
     PTE_ANON,
     PTE_DIRTY,
+    PTE_GUARD,
     PTE_SHIFT,
     PTE_SWAP,
     PTE_YOUNG,
@@ -79,6 +80,7 @@ from rmaplab.mm.vma import (
     VM_HUGETLB,
     VM_IO,
     VM_LOCKED,
+    VM_MAYBE_GUARD,
     VM_MAYSHARE,
     VM_MAYWRITE,
     VM_MERGEABLE,
@@ -249,18 +251,57 @@ def _advise_range(system: System, vma: VMA, start: int, end: int, advice: int) -
         if error:
             return error
     elif advice == MADV_GUARD_INSTALL:
-        # The guard markers themselves are not modelled: what they cover is empty, and touching it works.
-        if vma.flags & (VM_LOCKED | VM_SPECIAL):
+        if vma.flags & (VM_LOCKED | VM_SPECIAL | VM_HUGETLB):
             return -EINVAL
-        if not vma.flags & VM_SHARED:
-            system.prepare(vma)
-        zap_range(system, mm, start, end)
+        _install_guards(system, vma, start, end)
+    elif advice == MADV_GUARD_REMOVE:
+        if vma.flags & (VM_SPECIAL | VM_HUGETLB):
+            return -EINVAL
+        _remove_guards(mm, start, end)
     elif advice == MADV_REMOVE:
         if vma.flags & VM_LOCKED or vma.file is None:
             return -EINVAL
         if vma.flags & (VM_SHARED | VM_MAYWRITE) != VM_SHARED | VM_MAYWRITE:
             return -EACCES
     return end
+
+
+def _install_guards(system: System, vma: VMA, start: int, end: int) -> None:
+    """madvise_guard_install()"""
+    page_table = vma.mm.page_table
+    system.guards = True
+    if system.profile.sticky_flags:
+        vma.flags |= VM_MAYBE_GUARD
+    if not vma.flags & VM_SHARED and (vma.file is None or not system.profile.sticky_flags):
+        system.prepare(vma)
+    zap_range(system, vma.mm, start, end)
+    for addr in range(start, end, PAGE_SIZE):
+        i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
+        leaf = lock_new_leaf(page_table, addr)
+        while leaf.m[i] and not leaf.m[i] & PTE_GUARD:  # a fault came in between
+            leaf.lock.unlock()
+            zap_at(system, vma.mm, addr)
+            leaf = lock_new_leaf(page_table, addr)
+        if not leaf.m[i]:
+            leaf.lock.assert_held()
+            leaf.m[i] = PTE_GUARD
+            leaf.used += 1
+        leaf.lock.unlock()
+
+
+def _remove_guards(mm: MM, start: int, end: int) -> None:
+    """madvise_guard_remove()"""
+    for number in mm.page_table.numbers(start, end):
+        base, first, last = mm.page_table.part(number, start, end)
+        for i in mm.page_table.leaves[number].present(first, last):
+            leaf = lock_leaf(mm.page_table, base + (i << PAGE_SHIFT))
+            if leaf is None:
+                continue
+            if leaf.m[i] & PTE_GUARD:
+                leaf.lock.assert_held()
+                leaf.m[i] = 0
+                leaf.used -= 1
+            leaf.lock.unlock()
 
 
 def set_name(system: System, mm: MM, start: int, length: int, name: str) -> int:

@@ -34,6 +34,7 @@ from rmaplab.mm.pagetable import (
     PTE_DIRTY,
     PTE_EXCLUSIVE,
     PTE_FILE,
+    PTE_GUARD,
     PTE_KSM,
     PTE_MIGRATION,
     PTE_SHIFT,
@@ -83,15 +84,15 @@ def chunk(system: System) -> int:
 
 def fault_vma(system: System, vma: VMA, addr: int, nr_pages: int, write: bool, may_retry: bool = False) -> int:
     """Touch `nr_pages` pages from `addr`, all in `vma`, whose flags allow it.  The caller keeps the VMA as it
-    is: by its lock, or by mmap_lock.  Returns 0; with `may_retry`, the number of a folio that somebody else has
-    locked: whoever waits for that gives his own lock back first (VM_FAULT_RETRY), and then the reference to the
-    folio that comes with it."""
+    is: by its lock, or by mmap_lock.  Returns 0, or -EFAULT at a guard region; with `may_retry`,
+    the number of a folio that somebody else has locked: whoever waits for that gives his own lock back first
+    (VM_FAULT_RETRY), and then the reference to the folio that comes with it."""
     page_table = vma.mm.page_table
     end = addr + (nr_pages << PAGE_SHIFT)
     step = chunk(system)
     while addr < end:
         stop = min(end, (addr | (LEAF_SIZE - 1)) + 1)
-        if step or stop - addr < _BATCH << PAGE_SHIFT:
+        if step or system.guards or stop - addr < _BATCH << PAGE_SHIFT:
             while addr < stop:
                 busy = _fault_one(system, vma, addr, write, may_retry)
                 if busy:
@@ -263,7 +264,7 @@ def _fault_one(system: System, vma: VMA, addr: int, write: bool, may_retry: bool
 
 
 def _fault_once(system: System, vma: VMA, addr: int, write: bool, may_retry: bool) -> int:
-    """One fault: DONE, AGAIN, or the number of a locked folio."""
+    """One fault: DONE, AGAIN, a negative errno, or the number of a locked folio."""
     page_table = vma.mm.page_table
     leaf = lock_new_leaf(page_table, addr)
     i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
@@ -271,6 +272,9 @@ def _fault_once(system: System, vma: VMA, addr: int, write: bool, may_retry: boo
     if entry & PTE_SWAP:
         leaf.lock.unlock()
         return swap_in(system, vma, addr, i, entry, write, may_retry)
+    if entry & PTE_GUARD:  # handle_pte_marker()
+        leaf.lock.unlock()
+        return -EFAULT
     if entry & PTE_MIGRATION:
         leaf.lock.unlock()
         _wait_for_migration(system, page_table, addr, entry)
@@ -449,8 +453,8 @@ def note_written(system: System, mm: MM, addr: int, nr_pages: int) -> None:
 
 
 def zap_range(system: System, mm: MM, start: int, end: int) -> None:
-    """Remove all entries of [start, end), which stays mapped (zap_page_range_single())."""
-    if zap(system, mm, start, end):
+    """Remove all entries of [start, end), which stays mapped, but guard markers (zap_page_range_single())."""
+    if zap(system, mm, start, end, markers=False):
         system.flush_tlb(mm)
 
 
@@ -464,19 +468,20 @@ def unmap_region(system: System, mm: MM, vmas: list[VMA], start: int, end: int) 
     system.free_page_tables(mm, start, end, zapped)
 
 
-def zap(system: System, mm: MM, start: int, end: int) -> bool:
-    """Remove all entries of [start, end) (unmap_page_range()).  Were there any?  TLBs are the caller's."""
+def zap(system: System, mm: MM, start: int, end: int, markers: bool = True) -> bool:
+    """Remove all entries of [start, end), guard markers only if so said (unmap_page_range(), zap_drop_markers()).  Were
+    there any?  TLBs are the caller's."""
     leaves = mm.page_table.leaves
     removed: list[Int64s] = []
     zapped = False
-    step = chunk(system)
+    step = chunk(system) or (system.guards and not markers)
     together = _LEAVES if system.scheduler is None else 1  # nobody else looks at mapcounts meanwhile
     for number in mm.page_table.numbers(start, end):
         base, first, last = mm.page_table.part(number, start, end)
         leaf = leaves[number]
         if step or last - first <= _BATCH:
             for i in leaf.present(first, last):
-                zap_at(system, mm, base + (i << PAGE_SHIFT))
+                zap_at(system, mm, base + (i << PAGE_SHIFT), markers)
                 zapped = True
         else:
             there = _zap_leaf(system, mm, base, leaf, first, last)
@@ -490,15 +495,15 @@ def zap(system: System, mm: MM, start: int, end: int) -> bool:
     return zapped
 
 
-def zap_at(system: System, mm: MM, addr: int) -> None:
-    """Remove the entry at `addr`, if there is one."""
+def zap_at(system: System, mm: MM, addr: int, markers: bool = True) -> None:
+    """Remove the entry at `addr`, if there is one; a guard marker only if so said."""
     leaf = lock_leaf(mm.page_table, addr)
     if leaf is None:
         return
     i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
     entry: int = leaf.m[i]
     left = 1
-    if entry:
+    if entry and (markers or not entry & PTE_GUARD):
         system.entries_zapped.count += 1
         leaf.lock.assert_held()
         leaf.m[i] = 0
@@ -597,6 +602,15 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
             copied = []
     if copied:
         _share_entries(system, target, copied)
+
+
+def copy_shared(source: MM, target: MM, start: int, end: int) -> None:
+    """Copy the entries of [start, end), a shared mapping: they stay as they are, and none has an anonymous page."""
+    for number in source.page_table.numbers(start, end):
+        base, first, last = source.page_table.part(number, start, end)
+        leaf = source.page_table.leaves[number]
+        for i in leaf.present(first, last):
+            target.page_table.set(base + (i << PAGE_SHIFT), leaf.m[i])
 
 
 def _copy_few(leaf: Leaf, target_table: PageTable, base: int, first: int, last: int) -> list[int]:

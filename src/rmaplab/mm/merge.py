@@ -4,7 +4,7 @@
 Models mm/vma.c: __split_vma(), vma_merge_existing_range(), vma_merge_new_range(), vma_expand(),
 vma_shrink(), vma_modify(), and vma_prepare()/vma_complete(), which bracket each change of geometry.
 
-A merge needs: the same flags (except VM_SOFTDIRTY), file, policy, userfaultfd context and name; consecutive
+A merge needs: the same flags (except sticky ones), file, policy, userfaultfd context and name; consecutive
 page offsets; and the leader's consent, because whether two ranges may share a VMA
 depends on the reverse map.
 
@@ -23,7 +23,6 @@ from rmaplab.mm.vma import (
     PAGE_SHIFT,
     VM_MAYWRITE,
     VM_SHARED,
-    VM_SOFTDIRTY,
     VM_SPECIAL,
     VM_STICKY,
     VMA,
@@ -46,7 +45,7 @@ class Attributes:
         if profile.close_forbids_merge and vma.file is not None and vma.file.closes:
             return False
         return (
-            (vma.flags ^ self.flags) & ~VM_SOFTDIRTY == 0
+            (vma.flags ^ self.flags) & ~VM_STICKY == 0
             and vma.file is self.file
             and vma.policy == self.policy
             and vma.uffd == self.uffd

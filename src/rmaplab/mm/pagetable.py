@@ -41,6 +41,7 @@ PTE_SWAP: Final = 128  # kind: swapped out
 PTE_MIGRATION: Final = 256  # kind: the page is being migrated
 PTE_KSM: Final = 512  # with PTE_ANON or PTE_MIGRATION: the page belongs to KSM
 PTE_SOFT_CLEAN: Final = 1024  # not soft-dirty, as KSM maps pages: a first write is seen where that is tracked
+PTE_GUARD: Final = 2048  # kind: a guard region's marker (PTE_MARKER_GUARD): whoever touches it gets SIGSEGV
 PTE_PRESENT: Final = PTE_ANON | PTE_ZERO | PTE_FILE
 PTE_SHIFT: Final = 12  # of pfn or swap slot
 PTE_FLAGS: Final = 0xFFF

@@ -28,11 +28,13 @@ from rmaplab.mm.vma import (
     VM_GROWSDOWN,
     VM_LOCKED,
     VM_LOCKONFAULT,
+    VM_MAYBE_GUARD,
     VM_MAYEXEC,
     VM_MAYREAD,
     VM_MAYWRITE,
     VM_NOHUGEPAGE,
     VM_READ,
+    VM_SHARED,
     VM_STACK_INCOMPLETE_SETUP,
     VM_WIPEONFORK,
     VM_WRITE,
@@ -140,9 +142,9 @@ def fork_address_space(system: System, parent: MM) -> MM:
             # that is no store of its own: it copied the whole tree before (__mt_dup()).
             system.tree_changes(child, 0)
             child.tree.insert(copy)
-            if vma.prepared and not vma.flags & VM_WIPEONFORK:  # vma_needs_copy() asks for the parent's anon_vma again
-                memory.copy_vmas(system, parent, child, [vma])
-        elif copy.prepared:  # vma_needs_copy(): what has no anonymous pages can be faulted in again
+            if _needs_copy(vma):  # asks for the parent's anon_vma again
+                _copy_entries(system, parent, child, [vma])
+        elif _needs_copy(vma):
             if not run:
                 runs.append(run)
             run.append(vma)
@@ -152,13 +154,30 @@ def fork_address_space(system: System, parent: MM) -> MM:
     if system.scheduler is None:
         child.tree.fill(copies)
     for run in runs:
-        memory.copy_vmas(system, parent, child, run)
+        _copy_entries(system, parent, child, run)
     for design in designs:
         design.mm_fork_end(parent, child)
     system.flush_tlb(parent)  # at the end of dup_mmap()
     write_unlock(child)
     write_unlock(parent)
     return child
+
+
+def _needs_copy(vma: VMA) -> bool:
+    """vma_needs_copy(): what has neither anonymous pages nor guard markers can be faulted in again"""
+    return not vma.flags & VM_WIPEONFORK and (vma.prepared or vma.flags & VM_MAYBE_GUARD != 0)
+
+
+def _copy_entries(system: System, parent: MM, child: MM, run: list[VMA]) -> None:
+    """copy_page_range() for VMAs next to each other"""
+    if any(vma.flags & VM_SHARED for vma in run):
+        for vma in run:
+            if vma.flags & VM_SHARED:
+                memory.copy_shared(parent, child, vma.start, vma.end)
+            else:
+                memory.copy_vmas(system, parent, child, [vma])
+    else:
+        memory.copy_vmas(system, parent, child, run)
 
 
 def exit_address_space(system: System, mm: MM) -> None:

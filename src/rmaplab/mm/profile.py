@@ -85,8 +85,9 @@ class Profile:
     the first unused anon_vma in that order.  (mm/rmap.c anon_vma_clone() and maybe_reuse_anon_vma(), since 7.0; before,
     from the oldest)"""
     sticky_flags: bool = False
-    """Flags that a merge does not ask about (VM_SOFTDIRTY) are united in its result; else those of the caller win, or
-    of the VMA that grows.
+    """Flags that a merge does not ask about (VM_SOFTDIRTY, VM_MAYBE_GUARD) are united in its result; else those of the
+    caller win, or of the VMA that grows.  VM_MAYBE_GUARD is there: a VMA with it has its entries copied at fork, and
+    only an anonymous one is prepared for its markers.
     (include/linux/mm.h VMA_STICKY_FLAGS, mm/vma.c vma_merge_existing_range() and vma_expand() in 7.3.4)"""
     fresh_pgoff: bool = True
     """An anonymous VMA that mremap() moves before it was prepared gets the page offset of its new place.
@@ -141,7 +142,7 @@ class Profile:
     droppable: bool = True
     """MAP_DROPPABLE  (mm/mmap.c do_mmap(), not in 6.1)"""
     guard_regions: bool = False
-    """MADV_GUARD_INSTALL and MADV_GUARD_REMOVE.  Installing prepares an anonymous VMA, so that fork copies its entries.
+    """MADV_GUARD_INSTALL and MADV_GUARD_REMOVE.  Installing prepares a private VMA, so that fork copies its entries.
     (mm/madvise.c, since 6.13)"""
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Profile], tuple[dict[str, Any]]]:

@@ -114,6 +114,7 @@ class System:
         self.tables_under_rcu: Final = any(design.tables_under_rcu for design in self.designs)
         self.entry_watchers: Final = [design for design in self.designs if design.watches_entries]
         self.mlocked = False  # was a VMA ever to be locked?  False keeps the fast paths fast
+        self.guards = False  # was a guard region ever installed?  False keeps the fast paths fast
         self.nr_large = 0  # large folios allocated ever: 0 keeps the fast paths fast
         self.swap: Final[dict[int, SwapSlot]] = {}
         self.slot_of: Final[dict[int, int]] = {}  # pfn in the swap cache -> slot

@@ -7,11 +7,12 @@ only pages that are not shared may move.
 
 from __future__ import annotations
 
-from rmaplab.mm.abi import EBUSY, EEXIST, EINVAL, ENOENT
+from rmaplab.mm.abi import EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
 from rmaplab.mm.huge_memory import split_folio
 from rmaplab.mm.pagetable import (
     PTE_ANON,
     PTE_EXCLUSIVE,
+    PTE_GUARD,
     PTE_KSM,
     PTE_SHIFT,
     PTE_SOFT_CLEAN,
@@ -105,6 +106,8 @@ def _move_one(system: System, target_vma: VMA, target: int, source_vma: VMA, sou
     elif entry & PTE_ZERO:
         page_table.set(source, 0)
         page_table.set(target, entry)
+    elif entry & PTE_GUARD:
+        return -EFAULT
     else:
         return -EBUSY
     return 0

@@ -7,7 +7,7 @@ treat it like a neighbour if mprotect() can undo all that differs between them.
 
 from __future__ import annotations
 
-from rmaplab.mm.vma import VM_ACCESS_FLAGS, VM_SOFTDIRTY, VMA
+from rmaplab.mm.vma import VM_ACCESS_FLAGS, VM_STICKY, VMA
 
 
 def mergeable_neighbours(vma: VMA) -> list[VMA]:
@@ -29,7 +29,7 @@ def may_merge_later(below: VMA, above: VMA) -> bool:
         below.end == above.start
         and below.policy == above.policy
         and below.file is above.file
-        and (below.flags ^ above.flags) & ~(VM_ACCESS_FLAGS | VM_SOFTDIRTY) == 0
+        and (below.flags ^ above.flags) & ~(VM_ACCESS_FLAGS | VM_STICKY) == 0
         and above.pgoff == below.pgoff + below.nr_pages
         and above.anon_pgoff == below.anon_pgoff + below.nr_pages
     )
