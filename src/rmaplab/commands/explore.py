@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from rmaplab.check.race import RaceError, run
+from rmaplab.check.race import Model, RaceError, run
 from rmaplab.check.scenarios import exists
 from rmaplab.commands import options
 from rmaplab.commands.envelope import print_json
@@ -56,6 +56,7 @@ class Asked:
             help="Of a race: who takes each step, as `rmaplab race` prints it (default: one that fails).",
         ),
     ] = ""
+    memory: options.MemoryModel = options.Memory.sc
     seed: options.Seed = 1
     json: options.Json = False
 
@@ -173,7 +174,7 @@ def _film_of_race(name: str, asked: Asked) -> Film:
     path = asked.path
     if not path:
         print("looking for an interleaving that fails", file=sys.stderr)
-        broken = run(name, design).broken
+        broken = run(name, design, memory=Model(asked.memory.value)).broken
         if not broken:
             raise RaceError(
                 f"{design.name} keeps its obligations in every interleaving of {name!r}, so there is no failure to"
@@ -182,7 +183,7 @@ def _film_of_race(name: str, asked: Asked) -> Film:
         path = broken[0].path
         if not path:
             raise RaceError(f"{name} with {design.name} has nothing to show: {broken[0].error}")
-    return shoot_race(name, design, path)
+    return shoot_race(name, design, path, Model(asked.memory.value))
 
 
 def holds(film: Film) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,14 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import DESIGNS, load, specs
+
+
+class Memory(StrEnum):
+    """Memory models."""
+
+    sc = "sc"
+    weak = "weak"
+
 
 Designs = Annotated[
     list[str] | None,
@@ -48,6 +57,9 @@ Folios = Annotated[
 ]
 LargeFolios = Annotated[
     int, typer.Option(min=0, max=9, metavar="ORDER", help="Faults allocate folios of up to 2**ORDER pages.")
+]
+MemoryModel = Annotated[
+    Memory, typer.Option(help="Of a race: sc, a load returns the newest value; weak, what CPUs that reorder may.")
 ]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")]
 Costs = Annotated[

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Final
@@ -38,13 +37,6 @@ from rmaplab.terminal import Grid, console, print_text, print_verdict
 from rmaplab.verdict import judge
 
 DESIGNS: Final = ("anon_vma", "cow_context")  # where nothing else was asked for
-
-
-class Memory(StrEnum):
-    """Memory models."""
-
-    sc = "sc"
-    weak = "weak"
 
 
 class Inputs(msgspec.Struct, frozen=True):
@@ -96,10 +88,7 @@ def command(
         typer.Option(min=0, metavar="N", help="Show the timelines of at most N failures per design."),
     ] = 1,
     jobs: options.Jobs = 1,
-    memory: Annotated[
-        Memory,
-        typer.Option(help="What a load may return: sc, the newest value; weak, what CPUs that reorder may return."),
-    ] = Memory.sc,
+    memory: options.MemoryModel = options.Memory.sc,
     barriers: Annotated[
         str,
         typer.Option(metavar="DESIGN", help="Take each ordering of a design away under weak memory."),

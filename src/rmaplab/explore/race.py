@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from rmaplab.check.race import Labels, RaceError, read_path, write_path
+from rmaplab.check.race import SEQUENTIAL, Labels, Model, RaceError, read_path, write_path
 from rmaplab.check.race_mutants import staged
 from rmaplab.check.scenarios import Obligation, World
 from rmaplab.explore.camera import FINE, Camera, pids_of
@@ -30,7 +30,7 @@ from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM
 from rmaplab.printable import plural
-from rmaplab.sync.interleave import Execution, Failure, Scenario, Task, perform, replay
+from rmaplab.sync.interleave import AGE, Execution, Failure, Scenario, Task, perform, replay
 from rmaplab.sync.locks import Scheduler
 
 _MM: Final = re.compile(r"\bmm (\d+)")
@@ -38,12 +38,12 @@ _MM: Final = re.compile(r"\bmm (\d+)")
 Part = tuple[int, str, bool]  # steps of the execution, what a tour says about them, whether it asks for the folio
 
 
-def shoot_race(name: str, design: type[ReverseMap], path: str) -> Film:
+def shoot_race(name: str, design: type[ReverseMap], path: str, memory: Model = SEQUENTIAL) -> Film:
     """The film of one execution of the scenario `name`, in which `path` says who takes each step, as `rmaplab race`
     writes it."""
     choices = read_path(path)
     try:
-        film = _Shooting(name, design, Machine, choices, [(1, "", False) for _ in choices]).shoot()
+        film = _Shooting(name, design, Machine, choices, [(1, "", False) for _ in choices], memory).shoot()
     except ValueError as error:
         raise RaceError(str(error)) from error
     if film.steps[-1].wrong:
@@ -54,7 +54,7 @@ def shoot_race(name: str, design: type[ReverseMap], path: str) -> Film:
 def shoot_tour(tour: RaceTour, design: type[ReverseMap]) -> Film:
     """The film of a guided tour, with a step for each of its turns."""
     choices, parts = follow(tour, design)
-    film = _Shooting(tour.scenario, design, tour.machine, choices, parts).shoot()
+    film = _Shooting(tour.scenario, design, tour.machine, choices, parts, tour.memory()).shoot()
     film.title = tour.title
     film.origin = f"a guided tour of the race “{tour.scenario}”"
     film.steps[0].say = tour.about
@@ -92,7 +92,11 @@ def follow(tour: RaceTour, design: type[ReverseMap]) -> tuple[list[int], list[Pa
             yield number
         parts.append((steps, tour.end, False))
 
-    perform(staged(tour.scenario, design, watching(tour.machine)), by(turns))
+    failure = perform(staged(tour.scenario, design, watching(tour.machine)), by(turns), tour.memory().begin)
+    if failure is not None and len(parts) == len(tour.turns):  # it breaks in the last turn, and nobody goes on
+        steps, say, ask = parts[-1]
+        parts[-1] = (steps, f"{say} {tour.end}", ask)
+        return choices, parts
     if len(parts) <= len(tour.turns):
         raise RaceError(f"the tour {tour.name} no longer fits: it ends before “{tour.turns[len(parts) - 1].until}”")
     return choices, parts
@@ -298,25 +302,32 @@ def watching(machine: type[Machine]) -> type[Machine]:
 
 class _Shooting:
     def __init__(
-        self, name: str, design: type[ReverseMap], machine: type[Machine], choices: list[int], parts: list[Part]
+        self,
+        name: str,
+        design: type[ReverseMap],
+        machine: type[Machine],
+        choices: list[int],
+        parts: list[Part],
+        memory: Model,
     ) -> None:
         self.name: Final = name
         self.design: Final = design
         self.machine: Final = machine
         self.choices: Final = choices
         self.parts: Final = parts
+        self.memory: Final = memory
         self.doomed: dict[tuple[int, int], int] = {}
         self.labels: Final = Labels(None)
 
     def shoot(self) -> Film:
-        failure = replay(self._staged(self.machine), self.choices)
+        failure = replay(self._staged(self.machine), self.choices, self.memory.begin)
         error = None if failure is None else failure.error
         if failure is not None and isinstance(error, Obligation):
             mms = world_of(failure).machine.mms
             self.doomed = {
                 (mm, addr): mms[mm].page_table.get(addr) >> PTE_SHIFT for mm, addr in error.places
             }
-        again = perform(self._staged(watching(self.machine)), by(self._film))
+        again = perform(self._staged(watching(self.machine)), by(self._film), self.memory.begin)
         steps = self.reel.steps
         if again is not None:
             steps[-1].wrong = self._in_words(again)
@@ -361,12 +372,12 @@ class _Shooting:
             at = done
             did: list[str] = []
             for choice in self.choices[at : at + count]:
-                pending = execution.tasks[choice].pending
+                pending = execution.tasks[choice % AGE].pending
                 did.append("" if pending is None else learn(self.labels, execution).step(pending))
                 done += 1
                 yield choice
             self.cpus += [task.name for task in execution.tasks[len(self.cpus) :]]
-            step = self._step(self.choices[at:done], did)
+            step = self._step([choice % AGE for choice in self.choices[at:done]], did)
             step.say = say
             step.events = done
             camera.moved()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from rmaplab.check.race import SEQUENTIAL, Model
 from rmaplab.mm.machine import Machine
 
 
@@ -31,6 +32,7 @@ class RaceTour(NamedTuple):
 
     design: as `--rmap` takes it
     breaks: how the sentence begins that says what is broken in the end; "" if nothing is
+    without: an ordering that is taken away; then memory is weak
     """
 
     name: str
@@ -42,3 +44,8 @@ class RaceTour(NamedTuple):
     end: str
     breaks: str
     machine: type[Machine] = Machine
+    without: str = ""
+
+    def memory(self) -> Model:
+        """The memory model in which it happens."""
+        return Model("weak", [self.without]) if self.without else SEQUENTIAL

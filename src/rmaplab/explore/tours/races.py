@@ -395,4 +395,38 @@ FORK_FAULT = RaceTour(
     FaultsDuringFork,
 )
 
-RACES = (MIGRATION, FORK, MREMAP_LOST, MREMAP_RETRY, DESTINATION, LOCKS, FIRST_FAULTS, FORK_FAULT)
+FRESH = RaceTour(
+    "race-fresh-anon-vma",
+    "A fresh anon_vma, published by a plain store (Linux 7.3-rc4)",
+    "Process 1 has two adjacent VMAs that nobody has touched yet, and two of its threads fault in one each. The first"
+    " makes an anon_vma, fills in its fields, and stores the pointer in its VMA; the other reads that pointer without a"
+    " lock. In every interleaving this is right. But a CPU may let others see its stores in another order. Commit"
+    " b6ac0b3f6013 makes the store a release; here it is a plain one.",
+    "first faults of two neighbours, in two threads",
+    "anon_vma",
+    (
+        Turn(
+            0,
+            "publish vma->anon_vma",
+            "The first fault, in V3: it finds no neighbour with an anon_vma, makes A2, fills in its root, and stores"
+            " the pointer to it in V3.",
+        ),
+        Turn(
+            0,
+            "gives back root rwsem",
+            "It holds the lock of A2 while it does so. That helps only who takes the lock, too.",
+        ),
+        Turn(
+            1,
+            "neighbour's vma->anon_vma",
+            "The other thread faults in V4, looks at its neighbour, and sees the pointer to A2. It has taken no lock"
+            " that the first has had for writing.",
+        ),
+        Turn(1, "anon_vma->root", "To lock A2 it reads which anon_vma is the root."),
+    ),
+    "For this CPU the field still holds what was there before: the store of the pointer came first.",
+    "first fault above reads root before it is initialised",
+    without="publish vma->anon_vma",
+)
+
+RACES = (MIGRATION, FORK, MREMAP_LOST, MREMAP_RETRY, DESTINATION, LOCKS, FIRST_FAULTS, FORK_FAULT, FRESH)
