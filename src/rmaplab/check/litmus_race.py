@@ -5,8 +5,8 @@ Each location is an object with one field, each process a task, and each operati
 views, and the reduction of orders with them, are held against herd7 as they are.
 
 What sync/ does not offer is refused (`NotOffered`): atomics that return a value and are not fully ordered or may fail,
-trylock, spin_is_locked(), the barriers that go with atomics and locks, synchronize_rcu(); and stores to one location
-that nothing orders, which the memory takes for a mistake of the program.
+trylock, spin_is_locked(); and stores to one location that nothing orders, which the memory takes for a mistake of the
+program.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class _Run:
 
     def fence(self, kind: str) -> None:
         execution = self.execution
-        if kind == "mb":
+        if kind == "mb" or kind.startswith(("before-", "after-")):  # these are no stronger
             order.smp_mb(execution, "smp_mb()")
         elif kind == "rmb":
             order.smp_rmb(execution, "smp_rmb()")
@@ -143,6 +143,8 @@ class _Run:
             execution.rcu_enter()
         elif kind == "rcu-unlock":
             execution.rcu_leave()
+        elif kind == "sync-rcu":
+            execution.synchronize_rcu("synchronize_rcu()")
         elif kind != "barrier":
             raise NotOffered(kind)
 
@@ -195,7 +197,7 @@ class RaceMemory:
             Scenario("litmus", build),
             reduce=self.reduce,
             stop_at_first=False,
-            begin=lambda: WeakExecution(self.weakened),
+            begin=lambda: WeakExecution(self.weakened, True),
         )
         for failure in found.failures:
             if isinstance(failure.error, Finding) and str(failure.error).startswith("deadlock"):

@@ -20,19 +20,26 @@ from collections.abc import Callable
 from typing import Final
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.execution import CALL, ENTER, READ, UPDATE, WAIT, Execution, Step, Task
+from rmaplab.sync.execution import ADD, CALL, ENTER, LEAVE, POINT, READ, UPDATE, WAIT, Execution, Step, Task
 from rmaplab.sync.memory import UNINITIALISED, Location, Memory, Message, TaskView, View, join
-from rmaplab.sync.order import WHOLE
+from rmaplab.sync.order import ALL, WHOLE
 
 
 class WeakExecution(Execution):
-    """`weakened`: names of orderings that are taken away."""
+    """`weakened`:    names of orderings that are taken away
+    `synchronous`: tasks may wait for grace periods (synchronize_rcu()), so it matters when a reader has left"""
 
-    def __init__(self, weakened: frozenset[str] = frozenset()) -> None:
+    def __init__(self, weakened: frozenset[str] = frozenset(), synchronous: bool = False) -> None:
         super().__init__()
         self.memory: Final = Memory(weakened)
         self.calls: Final[list[tuple[View, int, int]]] = []  # grace periods: what each hands over, who asked, and when
         self.called: Final[list[int]] = []  # and the number of what each frees
+        self.synchronous: Final = synchronous
+        self.waited: Final[list[list[int]]] = []  # the readers that each still waits for
+        self.left: Final[list[View]] = []  # what readers knew that left before it, or that it waited for
+        self.gone: Final[View] = {}  # what all readers knew when they left
+        self.gate: Final = object()
+        self.over: Final[set[int]] = set()  # those that somebody has waited for
         self._unfilled: Final[list[tuple[Location, Message]]] = []
         self._loaded: object = None
 
@@ -170,11 +177,40 @@ class WeakExecution(Execution):
         view = self.memory.tasks[task.number].now
         ages = [0]
         for age in range(1, newest + 1):
+            if newest - age in self.over:
+                break
             handed = self.calls[newest - age][0]
             if all(view.get(location, 0) >= oldest for location, oldest in handed.items()):
                 break  # the task knows all that came before it: no older one is worth a try
             ages.append(age)
         return ages
+
+    def rcu_leave(self) -> None:
+        super().rcu_leave()
+        task = self.current
+        if self.synchronous and task is not None and task.rcu_depth == 0:
+            self._announce(task, POINT, "has left an RCU section", self.gate, ADD)
+            view = self.memory.tasks[task.number]
+            for number, readers in enumerate(self.waited):
+                if task.number in readers:
+                    readers.remove(task.number)
+                    join(self.left[number], view.now)
+                    join(self.left[number], view.aside)
+
+    def synchronize_rcu(self, what: str) -> None:
+        """A grace period that the caller waits for; full barriers before and after it."""
+        task = self.current
+        if task is None:
+            return
+        self.memory.fence(task.number, ALL, what)
+        token = object()
+        self.rcu_call(what, token)
+        number = self.called.index(self._key(token))
+        waited = self.waited[number]
+        self.wait("the end of a grace period", self.gate, lambda: not waited)
+        self.over.add(number)
+        join(self.memory.tasks[task.number].now, self.left[number])
+        self.memory.fence(task.number, ALL, what)
 
     def step(self, task: Task, age: int = 0) -> None:
         step = task.pending
@@ -186,9 +222,16 @@ class WeakExecution(Execution):
                     join(view, handed)
                 else:
                     self.freed[self.called[number]].readers.append(task.number)
+                    self.waited[number].append(task.number)
         elif step is not None and step.kind == CALL:
             handed = dict(self.memory.tasks[task.number].now)
             join(handed, self.memory.tasks[task.number].aside)
             self.calls.append((handed, task.number, len(self.trace)))
             self.called.append(step.key)
+            self.left.append(dict(self.gone))
+            self.waited.append([reader.number for reader in self.tasks if reader.rcu_depth > 0])
+        elif step is not None and step.kind == LEAVE:
+            leaving = self.memory.tasks[task.number]
+            join(self.gone, leaving.now)
+            join(self.gone, leaving.aside)
         super().step(task, age)
