@@ -21,6 +21,7 @@ Numbers of tasks are the initial PID namespace's.  So these programs are for a r
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Sequence
@@ -38,7 +39,6 @@ from rmaplab.trace.perf_events import (
     Tracepoint,
     find_tracefs,
     perf_event_open,
-    reason,
 )
 from rmaplab.trace.reduce import Faults
 from rmaplab.trace.timeline import Timeline
@@ -313,7 +313,9 @@ class BpfEvents:
                 ring.close()
             records.close()
             self._close_descriptors()
-            raise NotPermitted(reason(error)) from None
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise NotPermitted("BPF programs are not permitted: be root") from None
+            raise NotPermitted(f"BPF programs cannot be used ({error.strerror})") from None
         self._records: Final = records
         self.calls: Final = [*records.calls, Stream(rings[0], self._calls)]
         self.faults: Final = [Stream(rings[1], self._faults)]

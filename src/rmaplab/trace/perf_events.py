@@ -38,7 +38,7 @@ from rmaplab.trace.collector import Records, Stream
 from rmaplab.trace.reduce import CLONE_THREAD, Faults
 from rmaplab.trace.timeline import Timeline
 
-__all__ = ["NotPermitted", "PerfEvents", "Tracepoint", "find_tracefs", "online_cpus", "reason"]
+__all__ = ["NotPermitted", "PerfEvents", "Tracepoint", "find_tracefs", "perf_event_open"]
 
 _TRACEFS: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 _FAULTS: Final = ("exceptions:page_fault_user", "exceptions:page_fault_kernel")
@@ -189,7 +189,7 @@ class PerfEvents:
                 pass  # a kernel older than 5.11: the order is inferred
         decoder = _Decoder(timeline, points)
         try:
-            for cpu in online_cpus():
+            for cpu in _online_cpus():
                 calls: list[Tracepoint | None] = [points[name] for name in (*_CALLS, _LOCK) if name in points]
                 ring = self._ring(pid, cpu, size, calls or [None], _RECORDS | _SAMPLE_ID_ALL)
                 self.calls.append(Stream(ring, partial(decoder.calls, cpu)))
@@ -198,7 +198,7 @@ class PerfEvents:
                     self.faults.append(Stream(ring, partial(decoder.faults, cpu)))
         except OSError as error:
             self.close()
-            raise NotPermitted(reason(error)) from None
+            raise NotPermitted(_reason(error)) from None
 
     def _ring(self, pid: int, cpu: int, size: int, points: Sequence[Tracepoint | None], flags: int) -> PerfRing:
         """A ring, with events that write to it; `flags`: of the first."""
@@ -227,7 +227,7 @@ class PerfEvents:
             os.close(descriptor)
 
 
-def online_cpus() -> list[int]:
+def _online_cpus() -> list[int]:
     """Numbers of the CPUs that run."""
     cpus: list[int] = []
     for part in Path("/sys/devices/system/cpu/online").read_text().strip().split(","):
@@ -236,7 +236,7 @@ def online_cpus() -> list[int]:
     return cpus
 
 
-def reason(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     """Why perf events cannot be used, and what to do."""
     if error.errno in (errno.EACCES, errno.EPERM):
         return "perf events are not permitted: be root, or have root say sysctl kernel.perf_event_paranoid=-1"
