@@ -5,15 +5,17 @@ import pytest
 
 from mm.space import ANON, DISK, FILE, PAGE, RW, R, Space, at
 from rmaplab.mm.abi import (
+    EFAULT,
     MAP_ANONYMOUS,
     MAP_FIXED,
+    MAP_PRIVATE,
     MAP_SHARED,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
 )
 from rmaplab.mm.pagetable import PTE_EXCLUSIVE
-from rmaplab.mm.vma import TASK_SIZE, VM_ACCOUNT, VM_LOCKED
+from rmaplab.mm.vma import TASK_SIZE, VM_ACCOUNT, VM_LOCKED, File
 from rmaplab.trace.events import Event
 
 KEEP = MREMAP_DONTUNMAP
@@ -322,3 +324,20 @@ def test_of_many_none_is_moved_after_one_that_cannot_be() -> None:
     assert space.do(event) == "EINVAL"
     assert space.vmas() == "0-1 r, 1-2 rw"
     space.close()
+
+
+def test_a_file_that_looks_for_addresses_itself_moves_alone() -> None:
+    """mm/mremap.c vma_multi_allowed(): the first ends it at once, a later one when its turn comes."""
+    machine = Space("7.3").machine
+    mm = machine.mm_of(1)
+    file = File(1, "", searches=True)
+    flags = MAP_PRIVATE | MAP_FIXED
+    machine.mmap(mm, at(0), 2 * PAGE, RW, flags, file, 0)
+    machine.mmap(mm, at(2), 2 * PAGE, RW, ANON, None, 0)
+    machine.mmap(mm, at(4), 2 * PAGE, RW, flags, file, 0)
+    move = MREMAP_MAYMOVE | MREMAP_FIXED
+    assert machine.mremap(mm, at(0), 4 * PAGE, 4 * PAGE, move, at(20)) == -EFAULT
+    assert mm.tree.at(at(20)) is None
+    assert machine.mremap(mm, at(2), 4 * PAGE, 4 * PAGE, move, at(20)) == -EFAULT
+    assert mm.tree.at(at(20)) is not None and mm.tree.at(at(2)) is None
+    assert machine.mremap(mm, at(4), 2 * PAGE, 2 * PAGE, move, at(30)) == at(30)

@@ -374,6 +374,20 @@ def many_moved_at_once(p1: Process) -> None:
 
 
 @_aimed
+def files_that_do_not_move_with_others(p1: Process) -> None:
+    p1.mmap(2, at=0, file=0)
+    p1.write(0)
+    p1.mmap(2, at=2)
+    p1.write(3)
+    p1.mremap(0, 4, to=20)
+    p1.mremap(0, 1, to=20)
+    p1.munmap(4, 1)
+    p1.mmap(2, at=30)
+    p1.mmap(2, at=33, file=0)
+    p1.mremap(30, 5, to=40)
+
+
+@_aimed
 def grows_and_shrinks(p1: Process) -> None:
     p1.warm(0, 2)
     p1.mremap(0, 2, 4, flags=0)

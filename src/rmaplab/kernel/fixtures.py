@@ -17,7 +17,7 @@ from rmaplab.check.histories import header
 from rmaplab.kernel.aimed import AIMED, LARGE_FOLIOS, history
 from rmaplab.kernel.answers import event_line, of_kernel, of_model, parse_event
 from rmaplab.kernel.coverage import Coverage
-from rmaplab.kernel.lockstep import Disagreement, Lockstep, Witness
+from rmaplab.kernel.lockstep import Disagreement, Lockstep, Witness, in_guest
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import Profile, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
@@ -71,7 +71,7 @@ def model_differs(
     place of that of the kernel's release."""
     release, order, events, expected = read(path)
     machine = Machine(profile or profile_for(release)[0], [design], large_folios=order)
-    player = Player(machine, header(), batch=False)
+    player = Player(machine, in_guest(header()), batch=False)
     in_exec = False
     for event in events:
         in_exec = event.op == "exec" or (in_exec and event.op == "fault")

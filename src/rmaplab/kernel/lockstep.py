@@ -35,7 +35,6 @@ from rmaplab.mm.abi import (
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
     MCL_CURRENT,
-    MREMAP_FIXED,
 )
 from rmaplab.mm.errors import HistoryError, InvariantError
 from rmaplab.mm.machine import Machine
@@ -142,6 +141,12 @@ def attach(guest: Guest, vmlinux: Path) -> Any:
     return program
 
 
+def in_guest(head: Header) -> Header:
+    """The header of a history as a guest has it: its files are ramfs's."""
+    files = [msgspec.structs.replace(its, kind="ramfs") if its.kind == "file" else its for its in head.files]
+    return msgspec.structs.replace(head, files=files)
+
+
 class Lockstep:
     """One history on guest and machine."""
 
@@ -154,7 +159,7 @@ class Lockstep:
         large_folios: int = 0,
         machine: type[Machine] = Machine,
     ) -> None:
-        head = head or header()
+        head = in_guest(head or header())
         self.witness: Final = witness
         self._large_folios: Final = large_folios if witness.has_large_folios else 0
         self.machine: Final = machine(witness.profile, [design], large_folios=self._large_folios)
@@ -292,13 +297,6 @@ def possible(machine: Machine, event: Event) -> bool:
             and mm.tree.at(target.start - 1) is None and mm.tree.at(target.end) is None
             and all(number in mm.page_table.leaves for number in range(event.addr2 >> LEAF_SHIFT, last + 1))
         )  # fmt: skip
-    if event.op == "mremap" and machine.profile.move_many and event.flags & MREMAP_FIXED:
-        # Our files are ramfs's, which searches for addresses itself: then a VMA moves if it is all of the range, or not
-        # at all (mm/mremap.c vma_multi_allowed()).  File systems of disks do not.
-        end = event.addr + max(event.length, 1)
-        vmas = machine.mm_of(event.pid).tree.overlapping(event.addr, end)
-        alone = len(vmas) == 1 and vmas[0].end >= end
-        return alone or all(vma.file is None or vma.file.is_shmem for vma in vmas)
     if event.op == "ksm":
         # ksmd has nothing to scan where nothing is mergeable.
         return any(vma.flags & VM_MERGEABLE for mm in machine.mms.values() for vma in mm.tree.to_list())

@@ -117,6 +117,7 @@ def _mremap_locked(
 def _move_many(system: System, mm: MM, addr: int, length: int, flags: int, new_addr: int) -> int:
     """Move each VMA of a range, gaps kept (remap_move()); an error leaves moved what was moved."""
     at = addr
+    seen = False
     end = addr + length
     while at < end or at == addr:
         vma = mm.tree.first_after(at)
@@ -124,6 +125,9 @@ def _move_many(system: System, mm: MM, addr: int, length: int, flags: int, new_a
             break
         if vma.start > addr and at == addr:
             return -EFAULT
+        if not _may_be_one_of_many(vma) and (seen or vma.end < end):
+            return -EFAULT
+        seen = True
         start = max(at, vma.start)
         stop = min(end, vma.end)
         result = _mremap_to(system, mm, start, stop - start, stop - start, flags, new_addr + start - addr, None)
@@ -131,6 +135,11 @@ def _move_many(system: System, mm: MM, addr: int, length: int, flags: int, new_a
             return result if result < 0 else new_addr
         at = stop
     return new_addr if at > addr else -EFAULT
+
+
+def _may_be_one_of_many(vma: VMA) -> bool:
+    """vma_multi_allowed(): one that userfaultfd watches, or whose file looks for addresses itself, moves alone"""
+    return not vma.uffd and (vma.file is None or not vma.file.searches)
 
 
 def _expand(system: System, vma: VMA, addr: int, end: int) -> int:

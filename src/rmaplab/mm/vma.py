@@ -77,14 +77,18 @@ class File:
     is_shmem: memory that only lives in the page cache (shared anonymous, memfd, /dev/shm)
     special:  vm_flags that its mmap handler adds (VM_PFNMAP | VM_IO for a device, say)
     closes:   its vm_operations have a close hook, so a merge cannot delete a VMA of it
+    searches: its file system looks for addresses itself (f_op->get_unmapped_area), as ramfs does; those of disks do not
     """
 
-    def __init__(self, id: int, name: str, is_shmem: bool = False, special: int = 0, closes: bool = False) -> None:
+    def __init__(
+        self, id: int, name: str, is_shmem: bool = False, special: int = 0, closes: bool = False, searches: bool = False
+    ) -> None:
         self.id: Final = id
         self.name: Final = name
         self.is_shmem: Final = is_shmem
         self.special: Final = special
         self.closes: Final = closes
+        self.searches: Final = searches
 
     @property
     def is_anonymous(self) -> bool:

@@ -86,7 +86,8 @@ class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """Something that was mapped.
 
     id:   what `Event.file` refers to
-    kind: "file"; "shmem": lives in the page cache only (shared anonymous memory, memfd, /dev/shm);
+    kind: "file"; "ramfs": one in a file system that looks for addresses itself;
+          "shmem": lives in the page cache only (shared anonymous memory, memfd, /dev/shm);
           "sysv": the same with a close hook (shmat); "device": maps frames, not pages; "vdso", "vvar": what
           the kernel maps into every process
     name: its path, only where asked
@@ -99,13 +100,14 @@ class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     def open(self) -> File:
         """The machine's view of it."""
         is_shmem, special, closes = FILE_KINDS[self.kind]
-        return File(self.id, self.name, is_shmem, special, closes)
+        return File(self.id, self.name, is_shmem, special, closes, self.kind == "ramfs")
 
 
 # is_shmem, vm_flags that its mmap handler adds, has a close hook.  The vDSO and its data have one
 # (mm/mmap.c special_mapping_vmops), which also keeps them from merging.
 FILE_KINDS: Final[dict[str, tuple[bool, int, bool]]] = {
     "file": (False, 0, False),
+    "ramfs": (False, 0, False),
     "shmem": (True, 0, False),
     "sysv": (True, 0, True),
     "device": (False, VM_IO | VM_PFNMAP | VM_DONTEXPAND | VM_DONTDUMP, False),
