@@ -133,7 +133,14 @@ until redis-cli -s sock ping >/dev/null 2>&1; do kill -0 $server; sleep 0.1; don
 redis-cli -s sock eval 'for i = 1, 20000 do redis.call("set", i, string.rep("x", 100)) end' 0 >/dev/null
 redis-cli -s sock bgsave >/dev/null; redis-cli -s sock shutdown nosave; wait $server
 """
-_PYTHON_TESTS: Final = "python3 -m test -q test_mmap test_fork1 test_threading test_memoryio >log 2>&1"
+_PYTHON_TESTS: Final = """
+for python in {0} /usr/bin/python3; do
+  if $python -c 'import test.test_fork1, test.test_mmap' 2>/dev/null; then
+    exec $python -m test -q test_mmap test_fork1 test_threading test_memoryio >log 2>&1
+  fi
+done
+echo "its tests are not installed (Debian: apt-get install libpython3.11-testsuite)"; exit 3
+"""
 _NAMESPACE: Final = """
 unshare -ipf --mount-proc sh -c 'ls /proc | wc -l; (seq 20000 | sort -rn | tail -1) & sleep 0.1; wait'
 """
@@ -175,7 +182,7 @@ PROGRAMS: Final = {
     "tar": Program("tar and gzip", "tar", shell("tar czf a.tgz -C /usr/include linux && tar tzf a.tgz | wc -l")),
     "cmake": Program("cmake's help", "cmake", shell("cmake --help-full | sha1sum")),
     "vim": Program("vim that edits a file", "vim", shell("seq 5000 >s; vim -u NONE -es -c '%s/1/one/g' -c 'wq' s")),
-    "python": Program("part of Python's tests", "python3", shell(_PYTHON_TESTS)),
+    "python": Program("part of Python's tests", "python3", shell(_PYTHON_TESTS.format(sys.executable))),
     "pool": Program("a multiprocessing pool", "python3", python(_POOL)),
     "torture": Program("races for addresses", "python3", lambda _: [sys.executable, "-S", str(_TORTURE)]),
     "strace": Program("a program that traces", "strace", shell("strace -f -o s ls / >/dev/null"), check=False),
