@@ -70,12 +70,14 @@ def test_a_tour_still_shows_what_it_says(name: str) -> None:
     """If this fails, code that the tour shows has changed: its turns, or what it says, have to change, too."""
     tour = RACES[name]
     film = shoot_tour(tour, load(tour.design))
-    assert len(film.steps) == len(tour.turns) + 2
+    assert len(film.steps) == len(tour.turns) + (1 if tour.without else 2)
     assert all(step.say for step in film.steps)
     wrong = film.steps[-1].wrong
     assert wrong.startswith(tour.breaks) if tour.breaks else wrong == ""
     assert not any(step.wrong for step in film.steps[:-1])
     state = states(film)[-1]
+    if tour.without:  # its last turn breaks it, and nobody goes on
+        return
     assert all(part.next == "" for part in state.values() if isinstance(part, Cpu))
     missed = [cell for cell, _ in cells(state) if cell.marks & MISSED]
     assert bool(missed) == bool(tour.breaks)
@@ -130,7 +132,7 @@ def test_what_a_cpu_holds_and_waits_for_is_told() -> None:
 
 
 def test_a_walk_that_would_have_to_wait_says_for_whom() -> None:
-    film = shoot_race("restore / mremap that merges", load("anon_vma"), "1x8")  # entries are being moved
+    film = shoot_race("restore / mremap that merges", load("anon_vma"), "1x9")  # entries are being moved
     folio = states(film)[-1]["f512"]
     assert isinstance(folio, Folio)
     number, _ = folio.walks[0]

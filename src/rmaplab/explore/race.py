@@ -80,9 +80,10 @@ def follow(tour: RaceTour, design: type[ReverseMap]) -> tuple[list[int], list[Pa
                 assert task.pending is not None
                 did = learn(labels, execution).step(task.pending)
                 steps += 1
-                choices.append(turn.cpu)
+                age = max(execution.ages(task, [])) if turn.old and turn.until in did else 0
+                choices.append(turn.cpu + AGE * age)
                 parts[len(parts) - (steps > 1) :] = [(steps, turn.say, turn.ask)]
-                yield turn.cpu
+                yield choices[-1]
                 if task.done if turn.until == "" else turn.until in did:
                     break
         steps = 0
@@ -329,6 +330,12 @@ class _Shooting:
             }
         again = perform(self._staged(watching(self.machine)), by(self._film), self.memory.begin)
         steps = self.reel.steps
+        if len(steps) <= len(self.parts):  # a step broke it, so the task did not go on to be pictured
+            did = learn(self.labels, self.execution).step(self.execution.trace[-1])
+            step = self._step([self.choices[-1] % AGE], [did])
+            step.say = self.parts[len(steps) - 1][1]
+            step.events = len(self.choices)
+            self._take(self.execution, step)
         if again is not None:
             steps[-1].wrong = self._in_words(again)
         return Film(
@@ -358,6 +365,7 @@ class _Shooting:
 
     def _film(self, execution: Execution) -> Iterator[int]:
         """Follow the path, and take a picture after each part of it."""
+        self.execution = execution
         machine = world_of(execution).machine
         acquired = watched(machine).acquired
         camera = Camera(machine, {}, FINE)

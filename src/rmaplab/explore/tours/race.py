@@ -19,12 +19,14 @@ class Turn(NamedTuple):
     until: words of the last step that it takes; "" if it comes to its end
     say:   a few sentences about what just happened
     ask:   ask the design at once which entries map the folio
+    old:   the last step loads the oldest value that it may
     """
 
     cpu: int
     until: str
     say: str
     ask: bool = False
+    old: bool = False
 
 
 class RaceTour(NamedTuple):

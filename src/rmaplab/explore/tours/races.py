@@ -422,7 +422,7 @@ FRESH = RaceTour(
             "The other thread faults in V4, looks at its neighbour, and sees the pointer to A2. It has taken no lock"
             " that the first has had for writing.",
         ),
-        Turn(1, "anon_vma->root", "To lock A2 it reads which anon_vma is the root."),
+        Turn(1, "anon_vma->root", "To lock A2 it reads which anon_vma is the root.", old=True),
     ),
     "For this CPU the field still holds what was there before: the store of the pointer came first.",
     "first fault above reads root before it is initialised",
