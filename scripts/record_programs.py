@@ -236,7 +236,7 @@ def try_program(name: str, program: Program, directory: Path) -> Row:
     try:
         for number in range(3):
             os.dup2(silence, number)
-        recording = record(command, directory / "h.parquet", recorder="perf", check=program.check)
+        recording = record(command, directory / "h.parquet", check=program.check)
     except CannotRun as refusal:
         row.verdict = f"refused: {refusal}"
         return row
