@@ -244,7 +244,7 @@ def test_a_command_is_recorded_and_compared(tmp_path: Path) -> None:
     )
     assert "hello" in compared.stderr
     found = json.loads(compared.stdout)
-    assert found["inputs"]["history"]["recorder"] in ("perf", "strace")
+    assert found["inputs"]["history"]["recorder"] in ("bpf", "perf", "strace")
     assert found["figures"]["machine"]["mms"]["made"] >= 3
     assert report("replay", str(kept))["inputs"]["history"]["sha256"] == found["inputs"]["history"]["sha256"]
 

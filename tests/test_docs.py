@@ -28,7 +28,9 @@ _BLOCK = re.compile(r"^```(python|toml|console)\n(.*?)^```$", re.MULTILINE | re.
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    return [(match[1], match[2]) for match in _BLOCK.finditer(page.read_text())]
+    """What stands in them; those of a Python session are test_examples.py's."""
+    found = [(match[1], match[2]) for match in _BLOCK.finditer(page.read_text())]
+    return [(kind, block) for kind, block in found if not block.startswith(">>> ")]
 
 
 def commands(block: str) -> list[tuple[str, str]]:

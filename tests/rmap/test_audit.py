@@ -94,7 +94,7 @@ def test_what_is_wrong_is_said(name: str, tamper: Tamper, sentence: str) -> None
 @pytest.mark.parametrize(
     ("tamper", "sentence"),
     [
-        (lambda machine, mm: add("users")(mm), "users of mm"),
+        (lambda machine, mm: add("count")(mm.users_word), "users of mm"),
         (lambda machine, mm: machine.mm_pool.alloc(), "mm_structs in use"),
         (lambda machine, mm: machine.vma_pool.alloc(), "vm_area_structs in use"),
         (lambda machine, mm: machine.vma_lock_pool.alloc(), "vma_locks in use"),

@@ -59,7 +59,7 @@ LargeFolios = Annotated[
     int, typer.Option(min=0, max=9, metavar="ORDER", help="Faults allocate folios of up to 2**ORDER pages.")
 ]
 MemoryModel = Annotated[
-    Memory, typer.Option(help="Of a race: sc, a load returns the newest value; weak, what CPUs that reorder may.")
+    Memory, typer.Option(help="What a load of a race may return.")
 ]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")]
 Costs = Annotated[

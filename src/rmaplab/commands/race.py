@@ -101,11 +101,11 @@ def command(
     ] = None,
     json: options.Json = False,
 ) -> bool:
-    """Try every interleaving of users of the reverse map against what other CPUs do.
+    """Try every interleaving of users of the reverse map with other CPUs.
 
     A scenario is "USER / OPERATION": a walk that looks for references, unmaps, migrates or restores after migration,
-    while other CPUs fault, fork, exit, unmap, protect or move. docs/races.md lists the obligations. Memory model:
-    sequential consistency plus RCU, or with --memory weak what CPUs that reorder may do.
+    while other CPUs fault, fork, exit, unmap, protect or move. docs/races.md lists the obligations. Memory:
+    sequential consistency plus RCU (sc), or what CPUs that reorder do (weak).
 
     \b
     Examples:
