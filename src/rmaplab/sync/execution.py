@@ -40,7 +40,7 @@ import greenlet
 from rmaplab.sync.errors import Finding
 from rmaplab.sync.locks import Lock, RwSemaphore, Scheduler
 from rmaplab.sync.memory import Location, look
-from rmaplab.sync.order import FULL, OF_PAGE, ONCE
+from rmaplab.sync.order import FULL, OF_DESIGN, OF_PAGE, ONCE
 
 NEWEST: Final = [0]
 UPDATE: Final = 16  # added to the order of an atomic
@@ -186,6 +186,7 @@ class Execution(Scheduler):
     tasks, and `start`.  Until then, and after the end, operations pass through."""
 
     def __init__(self) -> None:
+        self.weak = False  # else what designs keep in a VMA is looked at and changed along with the step before
         self.tasks: list[Task] = []
         self.trace: list[Step] = []
         self.hub: Any = None
@@ -335,7 +336,7 @@ class Execution(Scheduler):
 
     def load(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> object:
         task = self.current
-        if task is not None:
+        if task is not None and (field != OF_DESIGN or self.weak):
             self._announce_location(task, POINT, what, subject, field, index, READ, order, whole)
             return self.loaded(subject, field, index)
         return look(subject, field, index) if field else subject
@@ -346,7 +347,7 @@ class Execution(Scheduler):
 
     def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
         task = self.current
-        if task is not None:
+        if task is not None and (field != OF_DESIGN or self.weak):
             self._announce_location(task, POINT, what, subject, field, index, WRITE, order, whole)
 
     def update(self, what: str, subject: object, field: str, index: int, order: int) -> None:

@@ -31,6 +31,7 @@ class WeakExecution(Execution):
 
     def __init__(self, weakened: frozenset[str] = frozenset(), synchronous: bool = False) -> None:
         super().__init__()
+        self.weak = True
         self.memory: Final = Memory(weakened)
         self.calls: Final[list[tuple[View, int, int]]] = []  # grace periods: what each hands over, who asked, and when
         self.called: Final[list[int]] = []  # and the number of what each frees

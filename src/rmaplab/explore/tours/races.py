@@ -335,7 +335,7 @@ FIRST_FAULTS = RaceTour(
         ),
         Turn(
             0,
-            "neighbour's vma->anon_vma",
+            "takes page-table lock",
             "Its neighbour has none, so it has made A2 and set it in the VMA. All that is left is to insert V3 into the"
             " tree of A2. To insert is to read the tree and to write it.",
         ),
