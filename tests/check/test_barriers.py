@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +92,18 @@ def test_the_command_prints_a_table_of_orderings(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as status:
         main(["race", "--barriers", "anon_vma", "no such thing"])
     assert status.value.code == 2
+
+
+def test_needed_orderings_become_litmus_tests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "litmus"
+    with pytest.raises(SystemExit) as status:
+        main(["race", "--barriers", "anon_vma", "first faults", "--litmus", str(folder)])
+    assert status.value.code == 0 and capsys.readouterr().out
+    published = folder / "anon-vma-publish-vma-anon-vma.litmus"
+    assert "smp_store_release(pointer, field);" in published.read_text()
+    assert "WRITE_ONCE(*pointer, field);" in published.with_stem(f"{published.stem}-without").read_text()
+    assert len(list(folder.iterdir())) == 4
+    for wrong in (["--litmus", str(folder)], ["--barriers", "anon_vma", "first faults", "--litmus", str(published)]):
+        with pytest.raises(SystemExit) as status:
+            main(["race", *wrong])
+        assert status.value.code == 2 and "rmaplab:" in capsys.readouterr().err

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 import litmus_answers
+from check.test_barrier_litmus import ORDERINGS
 from rmaplab.check import litmus
+from rmaplab.check.barrier_litmus import litmus_tests
+from rmaplab.check.barriers import Ordering
 from rmaplab.check.litmus_race import NotOffered, RaceMemory
 from rmaplab.check.lkmm import RULES, Lkmm
 from rmaplab.errors import CannotRun
@@ -121,3 +124,24 @@ def test_herd_says_what_the_fixture_says() -> None:
             raise
         pytest.skip(str(error))
     assert asked == litmus_answers.load()
+
+
+@needs_herd
+def test_herd_agrees_with_the_orderings_that_designs_need(tmp_path: Path) -> None:
+    """Never with an ordering, Sometimes without."""
+    try:
+        judge, model = herd.set_up(print), herd.model(print)
+    except KernelUnavailable as error:
+        if os.environ.get("RMAPLAB_REQUIRE_KERNEL"):
+            raise
+        pytest.skip(str(error))
+    tests = [
+        each
+        for name, primitive in ORDERINGS.items()
+        for each in litmus_tests("design", Ordering(name, primitive, None, 0, 0))
+    ]
+    for each in tests:
+        (tmp_path / each.name).write_text(each.text)
+    answers = judge.ask([tmp_path / each.name for each in tests], model)
+    verdicts = [answers[each.name.removesuffix(".litmus")].verdict for each in tests]
+    assert verdicts == ["Never", "Sometimes"] * len(ORDERINGS)

@@ -10,7 +10,8 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from rmaplab.check.barriers import LIMIT, cpus_of, scenes
+from rmaplab.check.barrier_litmus import litmus_tests
+from rmaplab.check.barriers import LIMIT, Barriers, cpus_of, scenes
 from rmaplab.check.barriers import barriers as barriers_of
 from rmaplab.check.race import (
     Broken,
@@ -33,7 +34,7 @@ from rmaplab.mm.profile import REFERENCE
 from rmaplab.output import check_output, write_output
 from rmaplab.printable import plural
 from rmaplab.rmap import load
-from rmaplab.terminal import Grid, console, print_text, print_verdict
+from rmaplab.terminal import Grid, console, print_text, print_verdict, say
 from rmaplab.verdict import judge
 
 DESIGNS: Final = ("anon_vma", "cow_context")  # where nothing else was asked for
@@ -93,6 +94,9 @@ def command(
         str,
         typer.Option(metavar="DESIGN", help="Take each ordering of a design away under weak memory."),
     ] = "",
+    litmus: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --barriers: write each as a litmus test.")
+    ] = None,
     path: Annotated[str, typer.Option(metavar="PATH", help="Replay this path of one scenario exactly.")] = "",
     show_names: Annotated[bool, typer.Option("--list", help="Print the names of all scenarios.")] = False,
     report: Annotated[
@@ -115,8 +119,10 @@ def command(
       rmaplab race --random 1000 "migrate / fork + mremap in the child"
       rmaplab race --rmap cow_context_prototype "unmap / fork of the child"
     """
+    if litmus is not None and not barriers:
+        raise RaceError("--litmus writes the orderings that --barriers finds: name a design with that, too")
     if barriers:
-        return _barriers(barriers, scenarios or [], limit or LIMIT, timelines, json)
+        return _barriers(barriers, scenarios or [], limit or LIMIT, timelines, litmus, json)
     names = chosen(scenarios or [])
     if show_names:
         print("\n".join(names))
@@ -214,7 +220,7 @@ class Asked(msgspec.Struct, frozen=True):
     limit: int
 
 
-def _barriers(spec: str, patterns: list[str], limit: int, timelines: int, json: bool) -> bool:
+def _barriers(spec: str, patterns: list[str], limit: int, timelines: int, litmus: Path | None, json: bool) -> bool:
     """Which orderings does a design need?  Holds if none is missing."""
     tried = [name for name in scenes() if not patterns or any(pattern in name for pattern in patterns)]
     if not tried:
@@ -225,6 +231,8 @@ def _barriers(spec: str, patterns: list[str], limit: int, timelines: int, json: 
             load(spec), tried, limit, lambda done, total: meter.tell("orderings", done, total, "orderings")
         )
     holds = judge(len(tried), bool(found.missing), "no scenario was tried")
+    if litmus is not None:
+        _write_litmus(litmus, found)
     if json:
         print_json("race barriers", Asked(spec, tried, REFERENCE, limit), holds, found, found.missing)
         return holds
@@ -255,6 +263,21 @@ def _barriers(spec: str, patterns: list[str], limit: int, timelines: int, json: 
         out.print(f"{shown.scenario} breaks with all of them: {shown.broken.error}", soft_wrap=True)
     print_verdict(holds, out)
     return holds
+
+
+def _write_litmus(folder: Path, found: Barriers) -> None:
+    """A file for each ordering that is needed, and one in which it is taken away."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RaceError(f"{folder} cannot be made: {error.strerror}") from error
+    for ordering in found.orderings:
+        if ordering.needed:
+            tests = litmus_tests(found.design, ordering)
+            for test in tests:
+                write_output(folder / test.name, test.text)
+            if not tests:
+                say(f"{ordering.name} is no shape that has a litmus test here")
 
 
 def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, timelines: int) -> None:

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The orderings that a design needs as litmus tests in the kernel's C, for herd7.
+
+An ordering that a scenario needs (barriers.py) is reduced to its shape: a fresh object that is published and followed,
+or a change that a sequence count covers.  Each test exists twice, with the ordering and without; LKMM forbids the
+outcome of the first and allows that of the second.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from rmaplab.check.barriers import Ordering
+
+# Where Linux, or the prototype's branch, has it.
+_PLACES: Final = {
+    "publish vma->anon_vma": "__anon_vma_prepare(), mm/rmap.c",
+    "neighbour's vma->anon_vma": "reusable_anon_vma(), mm/vma.c",
+    "link child context": "dup_cow_context(), mm/cow_context.c of the prototype: list_add_rcu()",
+    "first child": "traverse_contexts(), mm/cow_context.c of the prototype: list_first_or_null_rcu()",
+    "next sibling": "traverse_contexts(), mm/cow_context.c of the prototype: list_next_or_null_rcu()",
+}
+
+
+class Litmus(NamedTuple):
+    """A file: its name, its text, and whether LKMM forbids what it asks for."""
+
+    name: str
+    text: str
+    forbidden: bool
+
+
+def litmus_tests(design: str, ordering: Ordering) -> list[Litmus]:
+    """The test with the ordering, and the test without; none if it has no shape that is known here."""
+    name = "".join(char if char.isalnum() else "-" for char in f"{design} {ordering.name}").strip("-")
+    while "--" in name:
+        name = name.replace("--", "-")
+    found: list[Litmus] = []
+    for there in (True, False):
+        body = _body(ordering, there)
+        if body:
+            title = name if there else f"{name}-without"
+            place = _PLACES.get(ordering.name, "include/linux/seqlock.h")
+            says = "Never" if there else "Sometimes"
+            comment = f"(*\n * {ordering.primitive}, {place}\n * Result: {says}\n *)\n"
+            found.append(Litmus(f"{title}.litmus", f"C {title}\n\n{comment}\n{body}", there))
+    return found
+
+
+def _body(ordering: Ordering, there: bool) -> str:
+    what, primitive = ordering.name, ordering.primitive
+    if primitive == "smp_store_release()":
+        return _published(there, True)
+    if primitive == "address dependency":
+        return _published(True, there)
+    if what.endswith(("write_seqcount_end()", "read_seqcount_begin()")):
+        return _counted("1:r0=2 /\\ 1:r1=0", what, there)
+    if what.endswith(("write_seqcount_begin()", "read_seqcount_retry()")):
+        return _counted("1:r0=0 /\\ 1:r1=1 /\\ 1:r2=0", what, there)
+    return ""
+
+
+def _published(released: bool, follows: bool) -> str:
+    """A fresh object is filled in and published; does who finds the pointer find what is in it?"""
+    publish = "smp_store_release(pointer, field);" if released else "WRITE_ONCE(*pointer, field);"
+    return f"""{{
+int *pointer = &nothing;
+int field = 0;
+}}
+
+P0(int **pointer, int *field)
+{{
+	WRITE_ONCE(*field, 1);
+	{publish}
+}}
+
+P1(int **pointer, int *field)
+{{
+	int *r0;
+	int r1;
+
+	r0 = READ_ONCE(*pointer);
+	r1 = READ_ONCE(*{"r0" if follows else "field"});
+}}
+
+exists (1:r0=field /\\ 1:r1=0)
+"""
+
+
+def _counted(exists: str, what: str, there: bool) -> str:
+    """A change under a sequence count: does who reads an even count, twice the same, read what belongs to it?"""
+
+    def fence(at: str, words: str) -> str:
+        return f"\t{words}\n" if there or not what.endswith(at) else ""
+
+    return f"""{{}}
+
+P0(int *sequence, int *data)
+{{
+	WRITE_ONCE(*sequence, 1);
+{fence("write_seqcount_begin()", "smp_wmb();")}	WRITE_ONCE(*data, 1);
+{fence("write_seqcount_end()", "smp_wmb();")}	WRITE_ONCE(*sequence, 2);
+}}
+
+P1(int *sequence, int *data)
+{{
+	int r0;
+	int r1;
+	int r2;
+
+	r0 = READ_ONCE(*sequence);
+{fence("read_seqcount_begin()", "smp_rmb();")}	r1 = READ_ONCE(*data);
+{fence("read_seqcount_retry()", "smp_rmb();")}	r2 = READ_ONCE(*sequence);
+}}
+
+exists ({exists})
+"""

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Orderings as litmus tests: LKMM forbids what they ask for with the ordering, and allows it without."""
+
+from __future__ import annotations
+
+import pytest
+
+from rmaplab.check import litmus, lkmm
+from rmaplab.check.barrier_litmus import litmus_tests
+from rmaplab.check.barriers import Ordering
+
+# Of the shapes that there are.
+ORDERINGS = {
+    "publish vma->anon_vma": "smp_store_release()",
+    "neighbour's vma->anon_vma": "address dependency",
+    "link child context": "smp_store_release()",
+    "first child": "address dependency",
+    "moves: read_seqcount_begin()": "smp_rmb()",
+    "moves: read_seqcount_retry()": "smp_rmb()",
+    "moves: write_seqcount_begin()": "smp_wmb()",
+    "moves: write_seqcount_end()": "smp_wmb()",
+}
+
+
+@pytest.mark.parametrize("name", ORDERINGS)
+def test_lkmm_forbids_the_outcome_with_the_ordering_and_allows_it_without(name: str) -> None:
+    tests = litmus_tests("design", Ordering(name, ORDERINGS[name], None, 0, 0))
+    assert [each.forbidden for each in tests] == [True, False]
+    for each in tests:
+        test = litmus.parse(each.text)
+        met, _ = litmus.holds(test, litmus.run(test, lkmm.Lkmm()))
+        assert (met == 0) is each.forbidden, each.text
+
+
+def test_an_atomic_has_no_shape_of_its_own() -> None:
+    assert litmus_tests("design", Ordering("change mapcount", "fully ordered atomic", None, 0, 0)) == []
