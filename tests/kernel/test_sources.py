@@ -233,7 +233,10 @@ PLACES: dict[str, Callable[[Reading, Memory], tuple[int, int]]] = {
     "root": lambda r, m: (_child(r) + Reader(m).offset("anon_vma", "root"), 0x40),
     "parent": lambda r, m: (_child(r) + Reader(m).offset("anon_vma", "parent"), 0x80),
     "page offset": lambda r, m: (
-        max(r.snapshot.vmas.values(), key=lambda vma: len(vma.chain)).address + Reader(m).offset("vma", "vm_pgoff"), 1
+        # Of a file, 7.3 may have any: its pages have an offset of their own.
+        max((vma for vma in r.snapshot.vmas.values() if not vma.file), key=lambda vma: len(vma.chain)).address
+        + Reader(m).offset("vma", "vm_pgoff"),
+        1,
     ),
     "tree pointer": lambda r, m: (_inner(r) + Reader(m).offset("avc", "rb.rb_left"), 0xFFFF_FFFF),
     "mapcount": lambda r, m: (_page(r, m) + Reader(m).offset("page", "mapcount"), 1),
