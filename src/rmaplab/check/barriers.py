@@ -8,8 +8,7 @@ dependency, an acquire, a fence, an atomic that returns a value.  Without it
 
 Scenarios that break with all orderings in place show one that is missing.
 
-The scenarios are those of one operation, those of threads and those of first faults; pairs only take longer to show the
-same orderings.
+The scenarios are those of one operation and those of first faults in two threads.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from rmaplab.check.race import Broken, Model, cpus, explain
+from rmaplab.check.race import Broken, Model, explain
 from rmaplab.check.race_mutants import SCENES, staged
 from rmaplab.check.scenarios import names, preemption_bound
 from rmaplab.mm.reverse_map import ReverseMap
@@ -28,9 +27,10 @@ LIMIT = 2_000  # interleavings of a scenario
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """A scenario that breaks."""
+    """A scenario that breaks, and what runs on each CPU."""
 
     scenario: str
+    cpus: list[str]
     broken: Broken
 
 
@@ -66,19 +66,13 @@ def scenes() -> list[str]:
     return [*(name for name in names() if " + " not in name), *SCENES]
 
 
-def cpus_of(name: str) -> list[str]:
-    """What runs on each CPU of a scenario, those of first faults included."""
-    if name not in SCENES:
-        return cpus(name)
-    return ["fork", "first fault"] if name.startswith("fork") else ["first fault below", "first fault above"]
-
-
 def _try(name: str, design: type[ReverseMap], memory: Model, limit: int) -> tuple[Shown | None, bool]:
     """What breaks, and whether nothing was left to try."""
     bound = preemption_bound(name, design.name, weak=True)
     outcome = explore(staged(name, design), limit=limit, preemptions=bound, begin=memory.begin)
     if outcome.failures:
-        return Shown(name, explain(outcome.failures[0])), True
+        failure = outcome.failures[0]
+        return Shown(name, failure.names, explain(failure)), True
     return None, outcome.exhausted
 
 

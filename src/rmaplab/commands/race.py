@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from rmaplab.check.barrier_litmus import litmus_tests
-from rmaplab.check.barriers import LIMIT, Barriers, cpus_of, scenes
+from rmaplab.check.barriers import LIMIT, Barriers, scenes
 from rmaplab.check.barriers import barriers as barriers_of
 from rmaplab.check.race import (
     Broken,
@@ -253,7 +253,7 @@ def _barriers(spec: str, patterns: list[str], limit: int, timelines: int, litmus
     for ordering in needed[:timelines]:
         assert ordering.needed is not None
         out.print(f"without {ordering.name}: {ordering.needed.scenario}")
-        for line in timeline(ordering.needed.broken, cpus_of(ordering.needed.scenario)):
+        for line in timeline(ordering.needed.broken, ordering.needed.cpus):
             out.print(line, soft_wrap=True)
         out.print()
     for ordering in needed[timelines:]:

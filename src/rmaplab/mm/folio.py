@@ -24,8 +24,9 @@ from typing import Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
+from rmaplab.sync.fields import OF_PAGE
 from rmaplab.sync.locks import Scheduler
-from rmaplab.sync.order import OF_PAGE, read_once
+from rmaplab.sync.order import read_once
 
 FOLIO_ANON: Final = 1
 FOLIO_KSM: Final = 2

@@ -25,8 +25,9 @@ from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File
+from rmaplab.sync.fields import OF_PAGE, WHOLE
 from rmaplab.sync.locks import Rcu, RwSemaphore, Scheduler, SpinLock
-from rmaplab.sync.order import OF_PAGE, WHOLE, atomic, atomic_relaxed, smp_store_release, write_once
+from rmaplab.sync.order import atomic, atomic_relaxed, smp_store_release, write_once
 from rmaplab.sync.work import Ledger
 
 _CEILING: Final = 1 << 47  # above all VMAs (USER_PGTABLES_CEILING)

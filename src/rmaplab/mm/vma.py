@@ -24,8 +24,9 @@ from typing import Final, cast
 
 from rmaplab.mm.pagetable import PageTable
 from rmaplab.mm.vma_tree import Range, VMATree
+from rmaplab.sync.fields import WHOLE
 from rmaplab.sync.locks import CpuMask, RwSemaphore, Scheduler, Word
-from rmaplab.sync.order import WHOLE, read_once
+from rmaplab.sync.order import read_once
 
 PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 4096

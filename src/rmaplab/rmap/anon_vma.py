@@ -53,10 +53,9 @@ from rmaplab.rmap.interval_tree import IntervalNode, IntervalTree
 from rmaplab.rmap.ksm_places import KsmPlace, KsmPlaces
 from rmaplab.rmap.neighbours import mergeable_neighbours
 from rmaplab.rmap.numbers import take_number
+from rmaplab.sync.fields import OF_DESIGN, OF_PAGE
 from rmaplab.sync.locks import Rcu, RwSemaphore
 from rmaplab.sync.order import (
-    OF_DESIGN,
-    OF_PAGE,
     atomic,
     atomic_relaxed,
     depends,

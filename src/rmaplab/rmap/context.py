@@ -28,8 +28,9 @@ from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, tree_of
 from rmaplab.rmap.numbers import take_number
 from rmaplab.rmap.remap_tree import RemapMemory, RemapTree
+from rmaplab.sync.fields import WHOLE
 from rmaplab.sync.locks import Rcu, SpinLock
-from rmaplab.sync.order import WHOLE, initialised, read_once, smp_store_release, write_once
+from rmaplab.sync.order import initialised, read_once, smp_store_release, write_once
 from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.sync.work import LockClass, Pool, Tally
 

@@ -50,7 +50,8 @@ from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, seen
 from rmaplab.rmap.context import ContextRmap, CowContext
 from rmaplab.rmap.ksm_places import KsmPlace, KsmPlaces
 from rmaplab.rmap.neighbours import mergeable_neighbours
-from rmaplab.sync.order import OF_DESIGN, OF_PAGE, depends, read_once, write_once
+from rmaplab.sync.fields import OF_DESIGN, OF_PAGE
+from rmaplab.sync.order import depends, read_once, write_once
 
 # What a page holds: number of the context << 40 | anonymous page offset + 2**39.  The bias is there because
 # the page offset of a VMA that was moved up and then grew down may be negative.

@@ -38,9 +38,10 @@ from typing import Any, Final
 import greenlet
 
 from rmaplab.sync.errors import Finding
+from rmaplab.sync.fields import OF_DESIGN, OF_PAGE, look
 from rmaplab.sync.locks import Lock, RwSemaphore, Scheduler
-from rmaplab.sync.memory import Location, look
-from rmaplab.sync.order import FULL, OF_DESIGN, OF_PAGE, ONCE
+from rmaplab.sync.memory import Location
+from rmaplab.sync.order import FULL, ONCE
 
 NEWEST: Final = [0]
 UPDATE: Final = 16  # added to the order of an atomic
@@ -339,11 +340,11 @@ class Execution(Scheduler):
         if task is not None and (field != OF_DESIGN or self.weak):
             self._announce_location(task, POINT, what, subject, field, index, READ, order, whole)
             return self.loaded(subject, field, index)
-        return look(subject, field, index) if field else subject
+        return look(subject, field, index)
 
     def loaded(self, subject: object, field: str, index: int) -> object:
         """What the load that was announced returns."""
-        return look(subject, field, index) if field else subject
+        return look(subject, field, index)
 
     def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
         task = self.current

@@ -13,6 +13,7 @@ from typing import Final
 
 from mypy_extensions import i64, mypyc_attr
 
+from rmaplab.sync.fields import OF_PAGE, look
 from rmaplab.sync.work import Ledger, LockClass
 
 
@@ -68,18 +69,14 @@ class Scheduler:
         """The caller reads what others may change meanwhile (order.py); `whole`: what the subject is freed with, None:
         it is freed itself."""
         self._point_at(what, subject, field, index, whole, False)
-        if field == "m":
-            return subject.m[index]  # type: ignore[attr-defined]
-        if field == "rmap":
-            return subject.rmap[index]  # type: ignore[attr-defined]
-        return getattr(subject, field) if field else subject
+        return look(subject, field, index)
 
     def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
         """The caller is about to change what others may read meanwhile."""
         self._point_at(what, subject, field, index, whole, True)
 
     def _point_at(self, what: str, subject: object, field: str, index: int, whole: object, write: bool) -> None:
-        if field == "m":
+        if field == OF_PAGE:
             self.point(what, index, write)
         elif whole is None:
             self.point(what, subject, write)

@@ -34,7 +34,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.order import ACQUIRE, ALL, FULL, OF_DESIGN, OF_PAGE, ONCE, READS, RELEASE, WHOLE
+from rmaplab.sync.fields import WHOLE, look
+from rmaplab.sync.order import ACQUIRE, ALL, FULL, ONCE, READS, RELEASE
 
 View = dict[int, int]
 
@@ -101,15 +102,6 @@ class TaskView:
         self.last: View = {}  # what came with the last load
 
 
-def look(subject: object, field: str, index: int) -> object:
-    """The value of a location: an attribute, or an element of a column of pages."""
-    if field == OF_PAGE:
-        return subject.m[index]  # type: ignore[attr-defined]
-    if field == OF_DESIGN:
-        return subject.rmap[index]  # type: ignore[attr-defined]
-    return getattr(subject, field)
-
-
 def join(into: View, other: Mapping[int, int]) -> None:
     """Let `into` know what `other` knows."""
     for location, oldest in other.items():
@@ -145,7 +137,7 @@ class Memory:
 
     # Loads
 
-    def oldest(self, task: int, location: Location, key: int, what: str) -> int:
+    def oldest(self, task: int, location: Location, key: int) -> int:
         """The number of the oldest message that the task may load from a location of object `key`."""
         view = self.tasks[task]
         oldest = view.now.get(location.number, 0)

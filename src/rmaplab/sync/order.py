@@ -2,8 +2,8 @@
 """Accesses to what others read or change without a common lock, by the kernel's names for how they are ordered.
 
 Models include/asm-generic/rwonce.h, include/asm-generic/barrier.h, include/linux/rcupdate.h and the orders of
-Documentation/atomic_t.txt.  Each access names itself (`what`) and its location: the attribute `field`
-of `subject` (element `index` of it if that is OF_PAGE or OF_DESIGN), which is freed with `whole`, or itself.  Those of
+Documentation/atomic_t.txt.  Each access names itself (`what`) and its location: the `field` of `subject`
+(fields.py; element `index` of it if that is OF_PAGE or OF_DESIGN), which is freed with `whole`, or itself.  Those of
 one name are one *ordering*, which `race --barriers` takes away.
 
 A function that loads is given the value as it is, which is the answer where nobody else runs.  One that stores comes
@@ -29,13 +29,6 @@ FULL: Final = 4  # atomics that return a value: both, and as smp_mb() on either 
 READS: Final = 0
 WRITES: Final = 1
 ALL: Final = 2
-
-# Two attributes of which one element is meant: the one of a page in a column, and that of a design in its slot.
-OF_PAGE: Final = "m"
-OF_DESIGN: Final = "rmap"
-
-# An attribute that is not one: all of an object that has `frozen()`, a copy that stays as it is.
-WHOLE: Final = ""
 
 
 def read_once(

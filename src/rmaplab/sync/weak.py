@@ -21,8 +21,9 @@ from typing import Final
 
 from rmaplab.sync.errors import Finding
 from rmaplab.sync.execution import ADD, CALL, ENTER, LEAVE, POINT, READ, UPDATE, WAIT, Execution, Step, Task
+from rmaplab.sync.fields import WHOLE
 from rmaplab.sync.memory import UNINITIALISED, Location, Memory, Message, TaskView, View, join
-from rmaplab.sync.order import ALL, WHOLE
+from rmaplab.sync.order import ALL
 
 
 class WeakExecution(Execution):
@@ -87,7 +88,7 @@ class WeakExecution(Execution):
         message = location.messages[newest]
         if clock and message.task >= 0 and clock[message.task] <= message.step:
             return [0]
-        oldest = self.memory.oldest(task.number, location, self._key(location.subject), step.what)
+        oldest = self.memory.oldest(task.number, location, self._key(location.subject))
         ages = list(range(newest - oldest + 1))
         if step.kind == WAIT:  # of a sequence count, only those that do not make it wait
             return [age for age in ages if not self._is_odd(location.messages[newest - age].value)]
