@@ -121,8 +121,11 @@ class Host:
         for fd in self._files:
             os.ftruncate(fd, size)
         driver = str(Path(__file__).with_name("host_driver.py"))
+        # All its memory from brk(): where Python or libc would map an area of their own, one would appear below
+        # the fence in the middle of a test.
+        own = {"LC_ALL": "C", "PYTHONMALLOC": "malloc", "MALLOC_MMAP_MAX_": "0"}
         self._driver: Final = subprocess.Popen(
-            [sys.executable, "-I", "-S", driver, path], pass_fds=self._files, env={"LC_ALL": "C"}
+            [sys.executable, "-P", "-s", "-S", driver, path], pass_fds=self._files, env=own
         )
         self._welcome()
         self._zero_frame: Final = self._find_zero_frame()
