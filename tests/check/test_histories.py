@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rmaplab.check.histories import ARENA, OPERATIONS, Author, header, random_history, settle, shortest
 from rmaplab.check.lockstep import lockstep
-from rmaplab.check.strategies import histories
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE
@@ -100,7 +100,7 @@ def test_the_shortest_history_is_short() -> None:
 
 
 @settings(max_examples=15)
-@given(histories(steps=40))
+@given(st.builds(random_history, st.randoms(use_true_random=False), st.integers(1, 40)))
 def test_designs_hold_on_drawn_histories(history: list[Event]) -> None:
     assert errors(history, [AnonVmaRmap, CowContextRmap, PageScanRmap]) == []
 

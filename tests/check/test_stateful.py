@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from check.stateful import Histories
 from rmaplab.check.histories import ARENA
 from rmaplab.check.mutants import ChildNotLinked, RemapNotRecorded
-from rmaplab.check.stateful import Histories
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import DESIGNS
 from rmaplab.rmap.anon_vma import AnonVmaRmap

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import litmus_answers
-from check.test_barrier_litmus import ORDERINGS
-from rmaplab.check import litmus
+from litmus import answers, herd, program
+from litmus.lkmm import RULES, Lkmm
+from litmus.race_memory import NotOffered, RaceMemory
+from litmus.test_barrier_litmus import ORDERINGS
 from rmaplab.check.barrier_litmus import litmus_tests
 from rmaplab.check.barriers import Ordering
-from rmaplab.check.litmus_race import NotOffered, RaceMemory
-from rmaplab.check.lkmm import RULES, Lkmm
 from rmaplab.errors import CannotRun
-from rmaplab.kernel import herd
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.setup import cache
 
@@ -80,34 +78,33 @@ def test_herd_that_cannot_be_fetched_is_said(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_kernels_own_tests_have_the_outcomes_that_herd_says() -> None:
-    known = litmus_answers.load()
+    known = answers.load()
     paths = kernel_tests()
     assert len(paths) == 47
     for path in paths:
-        asked = litmus.read(path)
-        found = litmus.run(asked, Lkmm())
+        asked = program.read(path)
+        found = program.run(asked, Lkmm())
         answer = known[asked.name]
         assert answer.without_load_buffering <= found <= answer.outcomes, asked.name
-        met, unmet = litmus.holds(asked, found)
+        met, unmet = program.holds(asked, found)
         if asked.name != "LB+poonceonces":  # the one that needs load buffering
             assert ("Never" if not met else "Sometimes" if unmet else "Always") == answer.verdict, asked.name
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ("control", "data")])
 def test_the_kernels_own_tests_need_each_rule_but_two(rule: str) -> None:
-    known = litmus_answers.load()
-    assert any(
-        not litmus.run(asked, Lkmm([rule])) <= known[asked.name].outcomes for asked in map(litmus.read, kernel_tests())
-    )
+    known = answers.load()
+    tests = map(program.read, kernel_tests())
+    assert any(not program.run(asked, Lkmm([rule])) <= known[asked.name].outcomes for asked in tests)
 
 
 def test_the_memory_of_races_has_outcomes_that_herd_allows() -> None:
-    known = litmus_answers.load()
+    known = answers.load()
     refused = 0
     for path in kernel_tests():
-        asked = litmus.read(path)
+        asked = program.read(path)
         try:
-            found = litmus.run(asked, RaceMemory())
+            found = program.run(asked, RaceMemory())
         except NotOffered:
             refused += 1
             continue
@@ -118,12 +115,12 @@ def test_the_memory_of_races_has_outcomes_that_herd_allows() -> None:
 @needs_herd
 def test_herd_says_what_the_fixture_says() -> None:
     try:
-        asked = litmus_answers.ask()
+        asked = answers.ask()
     except KernelUnavailable as error:
         if os.environ.get("RMAPLAB_REQUIRE_KERNEL"):
             raise
         pytest.skip(str(error))
-    assert asked == litmus_answers.load()
+    assert asked == answers.load()
 
 
 @needs_herd

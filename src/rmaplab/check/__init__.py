@@ -5,7 +5,7 @@ in on purpose, and the running kernel as a witness.
 truth       the mappings in the page tables, and the invariants of the machine
 sameness    the VMAs that two walks visit
 lockstep    all of it, while a history plays
-histories   random histories that are hard on a reverse map (strategies: the same for Hypothesis)
+histories   random histories that are hard on a reverse map
 verify      thousands of random histories on all CPUs, and the shortest that fails (batching: in runs, one by one)
 mutants     designs and machines that lack one rule each (race_mutants: those that only a race shows)
 mutation    a search for each of them, which finds nothing without it

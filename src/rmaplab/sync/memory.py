@@ -18,7 +18,7 @@ message that it allows.  Views move with messages:
   that it does not wait for (the guarantee of RCU in tools/memory-model/Documentation/explanation.txt);
 - releases, locks and grace periods hand over what was kept aside as well (they are cumulative).
 
-herd7 judges this (check/litmus_race.py).  What it leaves out: load buffering, that is, a store that others see before
+herd7 judges this (tests/litmus/).  What it leaves out: load buffering, that is, a store that others see before
 an earlier load of its own task is done, for which the kernel's model demands a dependency or a fence.  A store that
 could come before another in the order of a location though it is made later (2+2W) is refused instead: two tasks that
 store to one location without a lock or an atomic between them race, and that is said (Finding).  A dependency is told

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Litmus tests: read, run, and the rules of LKMM held against herd7's answers (litmus_answers.py)."""
+"""Litmus tests: read, run, and the rules of LKMM held against herd7's answers (answers.py)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import json
 
 import pytest
 
-import litmus_answers
-from rmaplab.check import litmus, litmus_random
-from rmaplab.check.litmus import LitmusError, parse, run
-from rmaplab.check.lkmm import RULES, Lkmm
+from litmus import answers, generated, program
+from litmus.lkmm import RULES, Lkmm
+from litmus.program import LitmusError, parse, run
 
-KNOWN = litmus_answers.load()
+KNOWN = answers.load()
 # A test whose outcome is forbidden by this rule and by no other.
 NEEDED = {
     "acquire": """
@@ -77,13 +76,13 @@ exists (1:r0=1 /\\ 1:r1=0)""",
 }
 
 
-def written(body: str, initial: str = "") -> litmus.Litmus:
+def written(body: str, initial: str = "") -> program.Litmus:
     return parse(f"C test\n\n{{{initial}}}\n{body}\n")
 
 
-def seen(asked: litmus.Litmus, *without: str) -> bool:
+def seen(asked: program.Litmus, *without: str) -> bool:
     """Is the outcome that the test asks for among those of our rules?"""
-    return litmus.holds(asked, run(asked, Lkmm(without)))[0] > 0
+    return program.holds(asked, run(asked, Lkmm(without)))[0] > 0
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -93,9 +92,9 @@ def test_each_rule_forbids_something(rule: str) -> None:
     assert seen(asked, rule)
 
 
-@pytest.mark.parametrize("seed", litmus_answers.SEEDS)
+@pytest.mark.parametrize("seed", answers.SEEDS)
 def test_outcomes_are_those_of_herd(seed: int) -> None:
-    asked = parse(litmus_random.generate(seed))
+    asked = parse(generated.generate(seed))
     known = KNOWN[asked.name]
     found = run(asked, Lkmm())
     assert found <= known.outcomes, "what herd7 calls impossible is not seen"
@@ -109,14 +108,14 @@ def test_outcomes_are_those_of_herd(seed: int) -> None:
 def test_without_a_rule_some_generated_test_has_an_outcome_that_herd_forbids(rule: str) -> None:
     assert any(
         not run(asked, Lkmm([rule])) <= KNOWN[asked.name].outcomes
-        for asked in map(parse, map(litmus_random.generate, litmus_answers.SEEDS))
+        for asked in map(parse, map(generated.generate, answers.SEEDS))
     )
 
 
 def test_the_answers_are_for_the_tests_that_are_generated() -> None:
-    fixture = json.loads(litmus_answers.FIXTURE.read_text())
-    assert fixture["generated"] == litmus_answers.digest(), "run tests/litmus_answers.py, which asks herd7 anew"
-    assert len(KNOWN) == len(litmus_answers.SEEDS) + 47
+    fixture = json.loads(answers.FIXTURE.read_text())
+    assert fixture["generated"] == answers.digest(), "run litmus/answers.py, which asks herd7 anew"
+    assert len(KNOWN) == len(answers.SEEDS) + 47
     verdicts = [known.verdict for known in KNOWN.values()]
     assert min(verdicts.count("Never"), verdicts.count("Sometimes")) > 100
 

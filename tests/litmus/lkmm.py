@@ -36,7 +36,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from rmaplab.check.operations import (
+from litmus.operations import (
     ACQUIRE,
     MB,
     NORETURN,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from rmaplab.check.operations import (
+from litmus.operations import (
     ACQUIRE,
     MB,
     NORETURN,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from rmaplab.check import litmus, lkmm
+from litmus import lkmm, program
 from rmaplab.check.barrier_litmus import litmus_tests
 from rmaplab.check.barriers import Ordering
 
@@ -27,8 +27,8 @@ def test_lkmm_forbids_the_outcome_with_the_ordering_and_allows_it_without(name: 
     tests = litmus_tests("design", Ordering(name, ORDERINGS[name], None, 0, 0))
     assert [each.forbidden for each in tests] == [True, False]
     for each in tests:
-        test = litmus.parse(each.text)
-        met, _ = litmus.holds(test, litmus.run(test, lkmm.Lkmm()))
+        test = program.parse(each.text)
+        met, _ = program.holds(test, program.run(test, lkmm.Lkmm()))
         assert (met == 0) is each.forbidden, each.text
 
 

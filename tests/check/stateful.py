@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hypothesis' stateful testing: a machine that Hypothesis drives, event by event (extra `test`).
+"""Hypothesis' stateful testing: a machine that Hypothesis drives, event by event.
 
     class Mine(Histories):
         designs = (AnonVmaRmap, MyRmap)

@@ -6,7 +6,7 @@ the generated ones of `SEEDS`.  States are written as values in the order of `ob
 states which herd7 allows only in executions where program order and reads-from have a cycle together, `overtaking`
 those of the others that it allows only where a store executes before an earlier load of its process.
 
-`RMAPLAB_KERNEL=1 python tests/litmus_answers.py` asks herd7 anew and writes the fixture.
+`RMAPLAB_KERNEL=1 PYTHONPATH=tests python -m litmus.answers` asks herd7 anew and writes the fixture.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmaplab.check.litmus import Outcome
-from rmaplab.check.litmus_random import generate
-from rmaplab.kernel import herd
+from litmus import herd
+from litmus.generated import generate
+from litmus.program import Outcome
 
-FIXTURE = Path(__file__).parent / "check" / "herd.json"
+FIXTURE = Path(__file__).parent / "herd.json"
 SEEDS = range(300)
 ORIGIN = (
     "Answers of herd7 (herdtools7 7.58, CeCILL-B) with tools/memory-model of Linux 7.3 (GPL-2.0): facts about tests,"

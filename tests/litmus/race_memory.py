@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from rmaplab.check.operations import (
+from litmus.operations import (
     ACQUIRE,
     MB,
     NORETURN,

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The memory of `race --memory weak` under litmus tests: judged by herd7's answers (litmus_answers.py), and on many
+"""The memory of `race --memory weak` under litmus tests: judged by herd7's answers (answers.py), and on many
 more tests by the rules that herd7 has judged (lkmm.py)."""
 
 from __future__ import annotations
 
 import pytest
 
-import litmus_answers
-from rmaplab.check.litmus import Litmus, Outcome, parse, run
-from rmaplab.check.litmus_race import NotOffered, RaceMemory
-from rmaplab.check.litmus_random import generate
-from rmaplab.check.lkmm import Lkmm
+from litmus import answers
+from litmus.generated import generate
+from litmus.lkmm import Lkmm
+from litmus.program import Litmus, Outcome, parse, run
+from litmus.race_memory import NotOffered, RaceMemory
 
-KNOWN = litmus_answers.load()
+KNOWN = answers.load()
 
 
 def outcomes(asked: Litmus, *weakened: str, reduce: bool = True) -> set[Outcome] | None:
@@ -25,7 +25,7 @@ def outcomes(asked: Litmus, *weakened: str, reduce: bool = True) -> set[Outcome]
 
 def test_outcomes_are_those_of_herd() -> None:
     tried = 0
-    for seed in litmus_answers.SEEDS:
+    for seed in answers.SEEDS:
         asked = parse(generate(seed))
         found = outcomes(asked)
         if found is not None:
