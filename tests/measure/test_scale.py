@@ -35,7 +35,7 @@ from rmaplab.sync.virtual.prices import (
     WAKING,
 )
 from rmaplab.trace.events import Event
-from rmaplab.trace.parallel import Parallel, Strand, take_apart
+from rmaplab.trace.parallel import Parallel, Strand, nodes_of, take_apart
 from rmaplab.trace.play import Player
 from rmaplab.workloads.workload import AREA
 
@@ -235,6 +235,9 @@ def test_kernel_threads_are_strands_of_their_own() -> None:
     parallel = take_apart([start(1), fork(1, 2), *acts], recorded=True)
     assert [strand.name for strand in parallel.strands] == ["process 1", "kswapd", "kcompactd"]
     assert parallel.strands[1].steps[0].after == (1,)
+    acts.append(Event("migrate", 1, AREA + (1 << 15), 4096))
+    parallel = take_apart([start(1), fork(1, 2), *acts], recorded=True, nodes=nodes_of(9))
+    assert [strand.name for strand in parallel.strands[1:]] == ["kswapd0", "kcompactd0", "kcompactd1"]
 
 
 def test_a_recording_is_played_on_cpus_with_its_own_timing_or_as_fast_as_it_goes() -> None:

@@ -16,7 +16,7 @@ from rmaplab.errors import CannotRun
 from rmaplab.printable import printable
 from rmaplab.trace.history import Header, History
 from rmaplab.trace.importing import open_history
-from rmaplab.trace.parallel import Parallel, take_apart
+from rmaplab.trace.parallel import Parallel, nodes_of, take_apart
 from rmaplab.workloads import FAMILIES, WorkloadError, workload
 
 MAX_CPUS: Final = 4096
@@ -135,4 +135,5 @@ def history_for(what: Sequence[str], cpus: int, seed: int) -> tuple[Header, Para
     for name, value in varying.items():
         named = re.sub(rf"\b{re.escape(name)}=\d+", f"{name}={value}", named)
     source = msgspec.structs.replace(source, name=named)
-    return history.header, take_apart(list(history), recorded=family is None), source
+    parallel = take_apart(list(history), recorded=family is None, nodes=nodes_of(cpus))
+    return history.header, parallel, source

@@ -29,7 +29,7 @@ from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, tree_of
 from rmaplab.rmap.numbers import take_number
 from rmaplab.rmap.remap_tree import RemapMemory, RemapTree
 from rmaplab.sync.fields import WHOLE
-from rmaplab.sync.locks import Rcu, SpinLock
+from rmaplab.sync.locks import Data, Rcu, SpinLock
 from rmaplab.sync.order import initialised, read_once, smp_store_release, write_once
 from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.sync.work import LockClass, Pool, Tally
@@ -53,12 +53,13 @@ def context_size(maple_tree: int) -> int:
 NOT_BELOW: Final = "the address space is not below the context that the folio points to"
 
 
-class CowContext:
+class CowContext(Data):
     """struct cow_context: one address space in the tree of forks."""
 
     def __init__(
         self, number: int, mm: MM, parent: CowContext | None, lock: SpinLock, remaps: RemapTree
     ) -> None:
+        super().__init__()
         self.number: Final = number  # what folios hold
         self.mm: MM | None = mm
         self.parent: Final = parent

@@ -150,6 +150,16 @@ class Word:
         self.count = 0
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Data:
+    """Memory that CPUs read and write.  `writer` is the CPU that wrote to it last (-1: none), `copies` are those whose
+    caches have it as it is since, where a scheduler knows CPUs."""
+
+    def __init__(self) -> None:
+        self.writer = -1
+        self.copies: Final[set[int]] = set()
+
+
 class Lock:
     """What all locks have: a class that counts, a scheduler, what that remembers of the lock, and the object that it
     is a part of and is freed with (None: it stays)."""

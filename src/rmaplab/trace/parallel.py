@@ -3,7 +3,8 @@
 
 A history is one list of events.  Here it is taken apart into *strands*, each a thread of control that does its
 events in their order: one for each process, and one for each kernel thread that uses the reverse map on its own
-account (kswapd, which ages and swaps out; kcompactd, which migrates; ksmd).  Waits across strands:
+account (kswapd, which ages and swaps out; kcompactd, which migrates; ksmd).  Each node of memory has a kswapd and a
+kcompactd (kswapd_run(), kcompactd_run()); pages are interleaved over the nodes by address.  Waits across strands:
 
 - a process begins with the fork that made it; one that no fork made, with the run.
 - a fork waits for an exit of the same parent's children that comes before it, if the parent did nothing between that
@@ -32,6 +33,14 @@ KERNEL_THREADS: Final = {
     for operation in OPERATIONS
     if operation.actor not in ("process", "recorder")
 }
+OF_NODES: Final = ("kswapd", "kcompactd")  # that each node has
+CPUS_OF_NODE: Final = 8  # as where each L3 cache is a node
+_INTERLEAVED: Final = 15  # 32 KiB of a node, then as much of the next
+
+
+def nodes_of(cpus: int) -> int:
+    """How many nodes so many CPUs have."""
+    return -(-cpus // CPUS_OF_NODE)
 
 
 class Step:
@@ -70,8 +79,8 @@ class Parallel:
         self.nr_steps: Final = nr_steps
 
 
-def take_apart(events: Sequence[Event], *, recorded: bool) -> Parallel:
-    """The strands of a history; `recorded` says that it is a recording."""
+def take_apart(events: Sequence[Event], *, recorded: bool, nodes: int = 1) -> Parallel:
+    """The strands of a history on so many nodes of memory; `recorded` says that it is a recording."""
     cut = 0 if recorded else _set_up(events)
     begun: list[Strand] = []
     strands: dict[int | str, Strand] = {}
@@ -94,6 +103,8 @@ def take_apart(events: Sequence[Event], *, recorded: bool) -> Parallel:
         nr_steps += 1
         step = Step(number, event)
         key: int | str = KERNEL_THREADS.get(event.op, event.pid)
+        if nodes > 1 and key in OF_NODES:
+            key = f"{key}{(event.addr >> _INTERLEAVED) % nodes}"
         strand = strands.get(key)
         if strand is None:
             strand = Strand(key, 0) if isinstance(key, str) else Strand(f"process {key}", key)

@@ -156,6 +156,34 @@ def test_what_a_lock_protects_moves_with_it() -> None:
         assert time.ended == 2 * US + lines * 100 * PICOSECONDS
 
 
+def test_what_only_readers_had_does_not_move() -> None:
+    """Nodes come from the last writer, once to each CPU that reads them, and to a writer that has no copy (w, r: the
+    first CPU writes, reads; W, R: the second)."""
+    for order, lines in (("wW", 1), ("rW", 0), ("rRw", 0), ("wR", 1), ("wRR", 1), ("wRrW", 1), ("wRwR", 2)):
+        time = on(2, {"handover": 100.0})
+        ledger = Ledger("test")
+        nodes = ledger.tally("interval tree nodes visited")
+        time.watch(ledger)
+        lock = RwSemaphore(ledger.lock_class("lock"), time)
+
+        def run(
+            cpu: int, order: str = order, time: VirtualTime = time, nodes: Tally = nodes, lock: RwSemaphore = lock
+        ) -> None:
+            for number, who in enumerate(order):
+                if who.isupper() == (cpu == 1):
+                    time.sleep_until(10_000 * US * (number + 1))
+                    write = who in "wW"
+                    (lock.down_write if write else lock.down_read)()
+                    nodes.count += 1000
+                    (lock.up_write if write else lock.up_read)()
+
+        time.spawn("lower", partial(run, 0), 0)
+        time.spawn("upper", partial(run, 1), 1)
+        time.run()
+        moving = time.figures.classes["lock"].moving / (100 * PICOSECONDS)
+        assert moving // 1000 == lines, order
+
+
 def test_a_spin_lock_is_first_come_first_served() -> None:
     time = on(8)
     lock = SpinLock(LockClass("lock"), time)

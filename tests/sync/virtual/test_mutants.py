@@ -137,9 +137,21 @@ MUTANTS: dict[str, tuple[str, str, str, Callable[[], object]]] = {
     ),
     "a tree stays where it was": (
         "locks.py",
-        "                task.time += moving\n",
-        "                pass\n",
+        "            task.time += moving\n",
+        "            pass\n",
         lambda: test_locks.test_what_a_lock_protects_moves_with_it(),
+    ),
+    "a tree comes from its last reader": (
+        "lines.py",
+        "    far = writer >= 0 and writer != cpu and cpu not in data.copies\n    if write:",
+        "    far = writer >= 0 and writer != cpu and cpu not in data.copies\n    if True:",
+        lambda: test_locks.test_what_only_readers_had_does_not_move(),
+    ),
+    "a copy outlives a write": (
+        "lines.py",
+        "            data.copies.clear()\n",
+        "            pass\n",
+        lambda: test_locks.test_what_only_readers_had_does_not_move(),
     ),
     "a grace period waits for nobody": (
         "rcu.py",

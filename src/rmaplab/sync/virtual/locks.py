@@ -4,8 +4,8 @@
 - spinlock_t (kernel/locking/qspinlock.c): first come, first served; a waiter keeps its CPU.
 - the folio lock (mm/filemap.c folio_lock()): first come, first served; a waiter sleeps.
 
-The protected data moves with the lock: the nodes of a design's trees that are visited under a lock of that design which
-came from another CPU take a hand-over each.
+The protected data follows its last writer: each node of a design's trees that is visited under a lock of that design
+takes a hand-over if another CPU had the lock for writing since this one had it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Final
 from mypy_extensions import i64
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.locks import Word
+from rmaplab.sync.locks import Data, Word
 from rmaplab.sync.virtual.agenda import Event
 from rmaplab.sync.virtual.core import Core
 from rmaplab.sync.virtual.figures import ClassFigures
-from rmaplab.sync.virtual.lines import move
+from rmaplab.sync.virtual.lines import comes, move
 from rmaplab.sync.virtual.task import Owned, Task
 
 
@@ -53,9 +53,8 @@ class LockState(Word, Owned):
         self.waiters = _NOBODY  # in the order in which they came
         self.holder = 0  # operation of who took it last
         self.since: i64 = 0  # when the writer took it
-        self.nodes: i64 = (
-            -1
-        )  # that its writer had visited before it took the lock, if that came from another CPU
+        self.data: Final = Data() if figures.covers_nodes else None
+        self.fetching: Final[dict[Task, int]] = {}  # who finds the data elsewhere, and the nodes visited before
 
     # Who gets it
 
@@ -121,13 +120,13 @@ class LockState(Word, Owned):
 
     def release(self, task: Task, write: bool) -> None:
         task.held.locks -= 1
+        if self.fetching and task in self.fetching:
+            moving = (task.nodes - i64(self.fetching.pop(task))) * self.handover
+            task.time += moving
+            self.figures.moving += moving
         if write:
             if self.writer is not task:
                 raise Finding(f"{task.name} gives back {self.figures.name}, which it does not hold")
-            if self.nodes >= 0:
-                moving = (task.nodes - self.nodes) * self.handover
-                task.time += moving
-                self.figures.moving += moving
             self.given(task)
             self.figures.hold(True, task.operation, task.time - self.since)
         else:
@@ -145,26 +144,25 @@ class LockState(Word, Owned):
 
     def _take(self, task: Task, write: bool) -> None:
         """`task` has the lock."""
-        moved = self._touch(task)
+        self._touch(task)
         figures = self.figures
         figures.acquired += 1
         self.holder = task.operation
         task.held.locks += 1
+        if self.data is not None and comes(self.data, task.cpu, write):
+            self.fetching[task] = task.nodes
         if write:
             self.since = task.time
-            self.nodes = task.nodes if moved and figures.covers_nodes else -1
             self.taken(task)
         else:
             figures.hold(False, task.operation, -task.time)
 
-    def _touch(self, task: Task) -> bool:
-        """`task` changes the lock's cache line; was it on another CPU?"""
+    def _touch(self, task: Task) -> None:
+        """`task` changes the lock's cache line."""
         before = task.time
-        moved = move(self, task, self.handover)
-        if moved:
+        if move(self, task, self.handover):
             self.figures.moved += 1
             self.figures.moving += task.time - before
-        return moved
 
     def _give(self, task: Task, write: bool, downgrade: bool) -> None:
         """The lock is given back at the time of `task`: at once if nothing comes before that."""

@@ -8,13 +8,14 @@ from typing import Final, cast
 
 from mypy_extensions import i64
 
-from rmaplab.sync.locks import CpuMask, Lock, RwSemaphore, Scheduler, Word
+from rmaplab.sync.fields import look
+from rmaplab.sync.locks import CpuMask, Data, Lock, RwSemaphore, Scheduler, Word
 from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.sync.virtual.agenda import Agenda
 from rmaplab.sync.virtual.core import Core
 from rmaplab.sync.virtual.cpus import SLICE, Call, Cpus
 from rmaplab.sync.virtual.figures import ClassFigures, Figures
-from rmaplab.sync.virtual.lines import move
+from rmaplab.sync.virtual.lines import comes, move
 from rmaplab.sync.virtual.locks import FolioLock, LockState, SpinLock
 from rmaplab.sync.virtual.poll import poll
 from rmaplab.sync.virtual.prices import HANDOVER, CostOf, Work
@@ -244,6 +245,20 @@ class VirtualTime(Scheduler):
                 if subject.cpu >= 0 and subject.cpu != task.cpu:
                     self.work.charge(task)
                 move(subject, task, self._handover)
+
+    def load(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> object:
+        self._reach(subject if whole is None else whole, False)
+        return look(subject, field, index)
+
+    def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
+        self._reach(subject if whole is None else whole, True)
+
+    def _reach(self, data: object, write: bool) -> None:
+        """The task reads or changes `data`, which others read without a lock."""
+        if isinstance(data, Data):
+            task = self.core.current
+            if task is not None and comes(data, task.cpu, write):
+                task.time += self._handover
 
     def wait(self, what: str, subject: object, ready: Callable[[], bool]) -> None:
         if not ready():
