@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from mm.host import HostUnavailable
-from mm.space import Space
+from mm.space import Space, begin
 
 
 @pytest.fixture(params=["7.3", "6.12", "running kernel"])
 def space(request: pytest.FixtureRequest) -> Iterator[Space]:
     try:
-        space = Space(witness=True) if request.param == "running kernel" else Space(request.param)
+        space = begin(witness=True) if request.param == "running kernel" else begin(request.param)
     except HostUnavailable as why:
         pytest.skip(str(why))
     yield space
@@ -23,6 +23,6 @@ def space(request: pytest.FixtureRequest) -> Iterator[Space]:
 @pytest.fixture
 def model() -> Iterator[Space]:
     """For what no program can see or ask for, by itself: the machine alone."""
-    space = Space()
+    space = begin()
     yield space
     space.close()

@@ -5,9 +5,17 @@ import random
 
 import pytest
 
-from mm.space import ANON, DISK, FILE, MEMORY, PAGE, RW, N, R, Space, at
+from mm.space import ANON, DISK, FILE, MEMORY, PAGE, RW, N, R, Space, Witnessed, at
 from rmaplab.check.histories import Author
-from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_SHARED, PROT_WRITE, STACK_LIMIT
+from rmaplab.mm.abi import (
+    EFAULT,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_GROWSDOWN,
+    MAP_SHARED,
+    PROT_WRITE,
+    STACK_LIMIT,
+)
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_WRITE
 from rmaplab.mm.profile import PROFILES, REFERENCE
@@ -22,14 +30,14 @@ STACK = ANON | MAP_GROWSDOWN
 
 
 def test_a_read_of_fresh_memory_maps_the_page_of_zeros(space: Space) -> None:
-    space.map(0, 2)
-    assert space.read(0) == 0
+    space.mmap(2, 0)
+    assert space.fault(0, write=False) == 0
     assert (space.entry(0), space.entry(1)) == ("zero", "")
     assert not space.vma(0).prepared
 
 
 def test_a_write_makes_an_exclusive_page_with_the_page_offset_as_index(space: Space) -> None:
-    space.map(0, 2)
+    space.mmap(2, 0)
     space.write(1)
     assert (space.entry(0), space.entry(1)) == ("", "anon")
     assert space.has(PTE_EXCLUSIVE, 1) and space.has(PTE_WRITE, 1)
@@ -38,16 +46,16 @@ def test_a_write_makes_an_exclusive_page_with_the_page_offset_as_index(space: Sp
 
 
 def test_a_write_replaces_the_page_of_zeros(space: Space) -> None:
-    space.map(0, 1)
+    space.mmap(1, 0)
     space.read(0)
     space.write(0)
     assert space.entry(0) == "anon"
 
 
 def test_a_page_of_a_moved_vma_has_the_index_of_where_it_was(space: Space) -> None:
-    space.map(0, 2)
+    space.mmap(2, 0)
     space.write(0)
-    space.move(0, 2, 10)
+    space.mremap(0, 2, to=10)
     space.write(11)
     assert space.machine.folios.index.m[space.pfn(11)] == at(1) // PAGE
 
@@ -57,7 +65,7 @@ def test_a_page_of_a_moved_vma_has_the_index_of_where_it_was(space: Space) -> No
 
 @pytest.mark.parametrize("file", [DISK, MEMORY])
 def test_a_private_file_page_is_the_page_caches_until_it_is_written(space: Space, file: int) -> None:
-    space.map(0, 2, RW, FILE, file, 5)
+    space.mmap(2, 0, RW, FILE, file, 5)
     space.read(0)
     assert space.entry(0) == "file"
     assert not space.vma(0).prepared
@@ -69,10 +77,10 @@ def test_a_private_file_page_is_the_page_caches_until_it_is_written(space: Space
 
 
 def test_pages_of_shared_mappings_are_never_anonymous(space: Space) -> None:
-    space.map(0, 2, RW, MAP_SHARED | MAP_FIXED, DISK)
-    space.map(4, 2, RW, SHARED)
+    space.mmap(2, 0, RW, MAP_SHARED | MAP_FIXED, DISK)
+    space.mmap(2, 4, RW, SHARED)
     for page in (0, 4):
-        assert space.write(page) == 0
+        assert space.fault(page, write=True) == 0
         assert space.entry(page) == "file"
         assert not space.vma(page).prepared
 
@@ -81,53 +89,53 @@ def test_pages_of_shared_mappings_are_never_anonymous(space: Space) -> None:
 
 
 def test_fork_shares_pages_and_takes_the_right_to_write(space: Space) -> None:
-    space.map(0, 1)
+    space.mmap(1, 0)
     space.write(0)
-    space.fork()
-    assert space.pfn(0, 1) == space.pfn(0, 2)
+    child = space.fork()
+    assert space.pfn(0) == child.pfn(0)
     for pid in (1, 2):
-        assert not space.has(PTE_EXCLUSIVE, 0, pid)
-        assert not space.has(PTE_WRITE, 0, pid)
+        assert not space.process(pid).has(PTE_EXCLUSIVE, 0)
+        assert not space.process(pid).has(PTE_WRITE, 0)
 
 
 def test_a_write_to_a_shared_page_copies_it(space: Space) -> None:
-    space.map(0, 1)
+    space.mmap(1, 0)
     space.write(0)
     page = space.pfn(0)
-    space.fork()
-    space.write(0, pid=2)
-    assert space.pfn(0, 1) == page
-    assert space.pfn(0, 2) != page
-    assert space.has(PTE_EXCLUSIVE, 0, 2)
+    child = space.fork()
+    child.write(0)
+    assert space.pfn(0) == page
+    assert child.pfn(0) != page
+    assert child.has(PTE_EXCLUSIVE, 0)
 
 
 def test_the_last_one_reuses_the_page(space: Space) -> None:
-    space.map(0, 1)
+    space.mmap(1, 0)
     space.write(0)
     page = space.pfn(0)
-    space.fork()
-    space.write(0, pid=2)
-    assert not space.has(PTE_EXCLUSIVE, 0, 1)
-    space.write(0, pid=1)
-    assert space.pfn(0, 1) == page
-    assert space.has(PTE_EXCLUSIVE, 0, 1)
+    child = space.fork()
+    child.write(0)
+    assert not space.has(PTE_EXCLUSIVE, 0)
+    space.write(0)
+    assert space.pfn(0) == page
+    assert space.has(PTE_EXCLUSIVE, 0)
 
 
 def test_a_child_takes_over_what_its_parent_left(space: Space) -> None:
-    space.map(0, 1)
+    space.mmap(1, 0)
     space.write(0)
     page = space.pfn(0)
-    space.fork()
-    space.exit(1) if space.host is None else space.unmap(0, 1)
-    space.write(0, pid=2)
-    assert space.pfn(0, 2) == page
+    child = space.fork()
+    space.munmap(0, 1) if isinstance(space.world, Witnessed) else space.exit()
+    child.write(0)
+    assert child.pfn(0) == page
 
 
 def test_a_read_of_a_shared_page_changes_nothing(space: Space) -> None:
-    space.map(0, 1)
+    space.mmap(1, 0)
     space.write(0)
-    space.fork()
-    space.read(0, pid=2)
+    child = space.fork()
+    child.read(0)
     assert space.mapcount(0) == 2
 
 
@@ -135,66 +143,66 @@ def test_a_read_of_a_shared_page_changes_nothing(space: Space) -> None:
 
 
 def test_what_gets_a_signal(space: Space) -> None:
-    space.map(0, 1, N)
-    space.map(1, 1, R)
-    assert space.read(0) == "EFAULT"
-    assert space.write(1) == "EFAULT"
-    assert space.read(1) == 0
-    assert space.read(5) == "EFAULT"
+    space.mmap(1, 0, N)
+    space.mmap(1, 1, R)
+    assert space.fault(0, write=False) == -EFAULT
+    assert space.fault(1, write=True) == -EFAULT
+    assert space.fault(1, write=False) == 0
+    assert space.fault(5, write=False) == -EFAULT
 
 
 def test_memory_that_may_be_written_may_be_read(space: Space) -> None:
     """x86 has no write-only pages."""
-    space.map(0, 1, PROT_WRITE)
-    assert space.read(0) == 0
+    space.mmap(1, 0, PROT_WRITE)
+    assert space.fault(0, write=False) == 0
 
 
 # Stacks
 
 
 def test_a_stack_grows_to_where_it_is_touched(space: Space) -> None:
-    space.map(300, 2, RW, STACK)
+    space.mmap(2, 300, RW, STACK)
     space.write(300)
-    assert space.write(297) == 0
+    assert space.fault(297, write=True) == 0
     assert space.vmas() == "297-302 rw"
     assert [space.entry(page) for page in (297, 298)] == ["anon", ""]
     assert space.pgoff(297) == 297
 
 
 def test_a_moved_stack_grows_at_its_page_offset(space: Space) -> None:
-    space.map(300, 2, RW, STACK)
+    space.mmap(2, 300, RW, STACK)
     space.write(300)
-    space.move(300, 2, 400)
+    space.mremap(300, 2, to=400)
     space.write(399)
     assert space.pgoff(399) == 299
     assert space.machine.folios.index.m[space.pfn(399)] == at(299) // PAGE
 
 
 def test_a_stack_keeps_its_distance_from_what_is_mapped_below(space: Space) -> None:
-    space.map(10, 1)
-    space.map(300, 2, RW, STACK)
-    assert space.write(267) == 0
-    assert space.write(266) == "EFAULT", "256 pages are left free"
+    space.mmap(1, 10)
+    space.mmap(2, 300, RW, STACK)
+    assert space.fault(267, write=True) == 0
+    assert space.fault(266, write=True) == -EFAULT, "256 pages are left free"
     assert space.vmas() == "10-11 rw, 267-302 rw"
 
 
 def test_a_mapping_without_rights_is_no_neighbour(space: Space) -> None:
-    space.map(290, 1, N)
-    space.map(300, 2, RW, STACK)
-    assert space.write(291) == 0
+    space.mmap(1, 290, N)
+    space.mmap(2, 300, RW, STACK)
+    assert space.fault(291, write=True) == 0
     assert space.vmas() == "290-291, 291-302 rw"
 
 
 def test_a_stack_ends_at_its_limit(model: Space) -> None:
     pages = STACK_LIMIT // PAGE
-    model.map(300 + pages, 2, RW, STACK)
-    assert model.write(302) == 0
-    assert model.write(301) == "EFAULT"
+    model.mmap(2, 300 + pages, RW, STACK)
+    assert model.fault(302, write=True) == 0
+    assert model.fault(301, write=True) == -EFAULT
 
 
 def test_what_does_not_grow_down_does_not(space: Space) -> None:
-    space.map(300, 2)
-    assert space.write(299) == "EFAULT"
+    space.mmap(2, 300)
+    assert space.fault(299, write=True) == -EFAULT
 
 
 # Many at once

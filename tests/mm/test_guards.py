@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from mm.space import RW, R, Space, at
+from mm.space import RW, R, Space, at, begin
 from rmaplab.mm.abi import (
+    EFAULT,
+    ENOMEM,
     MADV_DONTNEED,
     MADV_GUARD_INSTALL,
     MADV_GUARD_REMOVE,
@@ -22,30 +24,30 @@ def guarded(space: Space, pid: int = 1) -> list[int]:
 
 
 def a_guarded_space() -> Space:
-    space = Space("7.3")
-    space.map(0, 8)
+    space = begin("7.3")
+    space.mmap(8, 0)
     space.write(0, 8)
-    assert space.advise(2, 2, MADV_GUARD_INSTALL) == 0
+    assert space.madvise(2, 2, MADV_GUARD_INSTALL) == 0
     return space
 
 
 def test_a_guard_takes_the_page_and_stops_who_touches_it() -> None:
     space = a_guarded_space()
     assert guarded(space) == [2, 3]
-    assert space.machine.fault(space.machine.mm_of(1), at(2), False) < 0
-    assert space.machine.fault_range(space.machine.mm_of(1), at(0), 8, True) == 2
+    assert space.machine.fault(space.mm, at(2), False) < 0
+    assert space.machine.fault_range(space.mm, at(0), 8, True) == 2
     space.close()
 
 
 def test_a_guard_outlives_all_but_its_removal_and_munmap() -> None:
     space = a_guarded_space()
-    space.advise(0, 8, MADV_DONTNEED)
-    space.protect(0, 8, R)
-    space.protect(0, 8, RW)
+    space.madvise(0, 8, MADV_DONTNEED)
+    space.mprotect(0, 8, R)
+    space.mprotect(0, 8, RW)
     assert guarded(space) == [2, 3]
-    space.unmap(3, 1)
+    space.munmap(3, 1)
     assert guarded(space) == [2]
-    space.advise(0, 3, MADV_GUARD_REMOVE)
+    space.madvise(0, 3, MADV_GUARD_REMOVE)
     assert guarded(space) == []
     space.write(2)
     space.close()
@@ -55,26 +57,26 @@ def test_a_guard_moves_and_is_inherited() -> None:
     space = a_guarded_space()
     space.fork()
     assert guarded(space, 2) == [2, 3]
-    space.move(2, 2, 20)
+    space.mremap(2, 2, to=20)
     assert guarded(space) == [20, 21]
     space.close()
 
 
 def test_populating_goes_as_far_as_the_guard() -> None:
     space = a_guarded_space()
-    space.advise(0, 8, MADV_DONTNEED)
-    assert space.advise(0, 8, MADV_POPULATE_WRITE) == "EFAULT"
+    space.madvise(0, 8, MADV_DONTNEED)
+    assert space.madvise(0, 8, MADV_POPULATE_WRITE) == -EFAULT
     assert [space.entry(page) for page in (0, 1, 4)] == ["anon", "anon", ""]
-    assert space.advise(4, 4, MADV_POPULATE_READ) == 0
-    assert space.lock(0, 8) == "ENOMEM"
+    assert space.madvise(4, 4, MADV_POPULATE_READ) == 0
+    assert space.mlock(0, 8) == -ENOMEM
     space.close()
 
 
 def test_that_there_may_be_guards_is_united_in_a_merge() -> None:
-    space = Space("7.3")
-    space.map(0, 2)
-    space.advise(0, 1, MADV_GUARD_INSTALL)
-    space.map(2, 2)
-    vma = space.machine.mm_of(1).tree.at(at(3))
+    space = begin("7.3")
+    space.mmap(2, 0)
+    space.madvise(0, 1, MADV_GUARD_INSTALL)
+    space.mmap(2, 2)
+    vma = space.mm.tree.at(at(3))
     assert vma is not None and vma.flags & VM_MAYBE_GUARD and vma.end - vma.start == 4 << PAGE_SHIFT
     space.close()

@@ -3,7 +3,7 @@
 
 import pytest
 
-from mm.space import ANON, DISK, FILE, MEMORY, PAGE, RW, RX, N, R, Space, at
+from mm.space import ANON, DISK, FILE, MEMORY, PAGE, RW, RX, N, R, Space, at, begin, do
 from rmaplab.mm.abi import (
     MADV_DOFORK,
     MADV_DONTDUMP,
@@ -24,36 +24,36 @@ from rmaplab.trace.events import Event
 
 
 def test_a_new_range_joins_both_neighbours(space: Space) -> None:
-    space.map(0, 4)
-    space.map(8, 4)
-    space.map(4, 4)
+    space.mmap(4, 0)
+    space.mmap(4, 8)
+    space.mmap(4, 4)
     assert space.vmas() == "0-12 rw"
 
 
 def test_a_new_range_joins_the_vma_below(space: Space) -> None:
-    space.map(0, 4)
-    space.map(8, 4, R)
-    space.map(4, 4)
+    space.mmap(4, 0)
+    space.mmap(4, 8, R)
+    space.mmap(4, 4)
     assert space.vmas() == "0-8 rw, 8-12 r"
 
 
 def test_a_new_range_joins_the_vma_above(space: Space) -> None:
-    space.map(0, 4, R)
-    space.map(8, 4)
-    space.map(4, 4)
+    space.mmap(4, 0, R)
+    space.mmap(4, 8)
+    space.mmap(4, 4)
     assert space.vmas() == "0-4 r, 4-12 rw"
 
 
 def test_a_new_range_between_strangers_stays_by_itself(space: Space) -> None:
-    space.map(0, 4, R)
-    space.map(8, 4, R)
-    space.map(4, 4)
+    space.mmap(4, 0, R)
+    space.mmap(4, 8, R)
+    space.mmap(4, 4)
     assert space.vmas() == "0-4 r, 4-8 rw, 8-12 r"
 
 
 def test_a_range_that_does_not_touch_stays_by_itself(space: Space) -> None:
-    space.map(0, 4)
-    space.map(5, 4)
+    space.mmap(4, 0)
+    space.mmap(4, 5)
     assert space.vmas() == "0-4 rw, 5-9 rw"
 
 
@@ -78,22 +78,22 @@ def test_a_range_that_does_not_touch_stays_by_itself(space: Space) -> None:
 def test_a_range_that_changes_its_rights(
     space: Space, below: int, middle: int, above: int, first: int, pages: int, result: str, prepared: bool
 ) -> None:
-    space.map(0, 12)
+    space.mmap(12, 0)
     if prepared:
         space.write(0, 12)
-    space.protect(0, 4, below)
-    space.protect(8, 4, above)
-    space.protect(4, 4, middle)
-    space.protect(first, pages, RW)
+    space.mprotect(0, 4, below)
+    space.mprotect(8, 4, above)
+    space.mprotect(4, 4, middle)
+    space.mprotect(first, pages, RW)
     assert space.vmas() == result
 
 
 def test_rights_that_span_vmas_merge_them_one_after_the_other(space: Space) -> None:
     for i, prot in enumerate((R, RW, RX, RW, R)):
-        space.map(2 * i, 2, prot)
-    space.protect(1, 8, RX)
+        space.mmap(2, 2 * i, prot)
+    space.mprotect(1, 8, RX)
     assert space.vmas() == "0-1 r, 1-9 rx, 9-10 r"
-    space.protect(0, 10, RW)
+    space.mprotect(0, 10, RW)
     assert space.vmas() == "0-10 rw"
 
 
@@ -101,85 +101,85 @@ def test_rights_that_span_vmas_merge_them_one_after_the_other(space: Space) -> N
 
 
 def test_files_merge_where_the_offset_goes_on(space: Space) -> None:
-    space.map(0, 2, RW, FILE, DISK, 10)
-    space.map(2, 2, RW, FILE, DISK, 12)
-    space.map(4, 2, RW, FILE, DISK, 15)
-    space.map(6, 2, RW, FILE, MEMORY, 17)
+    space.mmap(2, 0, RW, FILE, DISK, 10)
+    space.mmap(2, 2, RW, FILE, DISK, 12)
+    space.mmap(2, 4, RW, FILE, DISK, 15)
+    space.mmap(2, 6, RW, FILE, MEMORY, 17)
     assert space.vmas() == "0-4 rw, 4-6 rw, 6-8 rw"
 
 
 def test_a_file_does_not_merge_with_anonymous_memory_or_with_a_shared_mapping(space: Space) -> None:
-    space.map(0, 2, RW, FILE, DISK, 0)
-    space.map(2, 2, RW, MAP_SHARED | MAP_FIXED, DISK, 2)
-    space.map(4, 2)
+    space.mmap(2, 0, RW, FILE, DISK, 0)
+    space.mmap(2, 2, RW, MAP_SHARED | MAP_FIXED, DISK, 2)
+    space.mmap(2, 4)
     assert space.vmas() == "0-2 rw, 2-4 rw, 4-6 rw"
 
 
 def test_shared_file_mappings_merge(space: Space) -> None:
-    space.map(0, 2, RW, MAP_SHARED | MAP_FIXED, DISK, 0)
-    space.map(2, 2, RW, MAP_SHARED | MAP_FIXED, DISK, 2)
+    space.mmap(2, 0, RW, MAP_SHARED | MAP_FIXED, DISK, 0)
+    space.mmap(2, 2, RW, MAP_SHARED | MAP_FIXED, DISK, 2)
     assert space.vmas() == "0-4 rw"
 
 
 @pytest.mark.parametrize("advice", [MADV_DONTFORK, MADV_WIPEONFORK, MADV_DONTDUMP, MADV_MERGEABLE])
 def test_an_advice_splits_and_keeps_apart(space: Space, advice: int) -> None:
-    space.map(0, 6)
-    space.advise(2, 2, advice)
+    space.mmap(6, 0)
+    space.madvise(2, 2, advice)
     assert space.vmas() == "0-2 rw, 2-4 rw, 4-6 rw"
-    space.advise(4, 2, advice)
+    space.madvise(4, 2, advice)
     assert space.vmas() == "0-2 rw, 2-6 rw"
-    space.map(6, 2)
+    space.mmap(2, 6)
     assert space.vmas() == "0-2 rw, 2-6 rw, 6-8 rw"
 
 
 def test_an_advice_taken_back_merges(space: Space) -> None:
-    space.map(0, 6)
-    space.advise(2, 2, MADV_DONTFORK)
-    space.advise(2, 2, MADV_DOFORK)
+    space.mmap(6, 0)
+    space.madvise(2, 2, MADV_DONTFORK)
+    space.madvise(2, 2, MADV_DOFORK)
     assert space.vmas() == "0-6 rw"
 
 
 def test_a_lock_splits_and_unlock_merges(space: Space) -> None:
-    space.map(0, 6)
-    space.lock(2, 2)
+    space.mmap(6, 0)
+    space.mlock(2, 2)
     assert space.vmas() == "0-2 rw, 2-4 rw, 4-6 rw"
-    space.unlock(2, 2)
+    space.munlock(2, 2)
     assert space.vmas() == ("0-2 rw, 2-4 rw, 4-6 rw" if space.kernel == "6.12" else "0-6 rw")
 
 
 def test_a_stack_does_not_merge_with_what_does_not_grow(space: Space) -> None:
-    space.map(0, 2)
-    space.map(2, 2, RW, ANON | MAP_GROWSDOWN)
+    space.mmap(2, 0)
+    space.mmap(2, 2, RW, ANON | MAP_GROWSDOWN)
     assert space.vmas() == "0-2 rw, 2-4 rw"
 
 
 def test_names_keep_apart(model: Space) -> None:
-    model.map(0, 4)
+    model.mmap(4, 0)
     name = Event("name", 1, model.vma(0).start, 2 * 4096, file=1)
-    assert model.do(name) == 0
+    assert do(model, name) == 0
     assert model.vmas() == "0-2 rw, 2-4 rw"
     name.file = 0
-    model.do(name)
+    do(model, name)
     assert model.vmas() == "0-4 rw"
 
 
 def test_a_prepared_vma_that_moved_keeps_its_page_offset_and_merges_only_where_that_goes_on(space: Space) -> None:
-    space.map(0, 2)
+    space.mmap(2, 0)
     space.write(0)
-    space.map(20, 2)
-    space.move(0, 2, 22)
+    space.mmap(2, 20)
+    space.mremap(0, 2, to=22)
     assert space.pgoff(22) == 0
     assert space.vmas() == "20-22 rw, 22-24 rw"
-    space.move(22, 2, 0)
-    space.map(2, 2)
+    space.mremap(22, 2, to=0)
+    space.mmap(2, 2)
     assert space.vmas() == "0-4 rw, 20-22 rw"
 
 
 def test_an_unprepared_vma_that_moved_merges_with_its_new_neighbours(space: Space) -> None:
-    space.map(0, 2)
-    space.map(20, 2)
-    space.map(24, 2)
-    space.move(0, 2, 22)
+    space.mmap(2, 0)
+    space.mmap(2, 20)
+    space.mmap(2, 24)
+    space.mremap(0, 2, to=22)
     assert space.vmas() == "20-26 rw"
     assert space.pgoff(22) == 22
 
@@ -188,84 +188,84 @@ def test_an_unprepared_vma_that_moved_merges_with_its_new_neighbours(space: Spac
 
 
 def test_an_unprepared_range_merges_into_a_prepared_vma(space: Space) -> None:
-    space.map(4, 2)
+    space.mmap(2, 4)
     space.write(4)
-    space.map(2, 2)
-    space.map(6, 2)
+    space.mmap(2, 2)
+    space.mmap(2, 6)
     assert space.vmas() == "2-8 rw"
 
 
 def test_a_prepared_range_merges_into_an_unprepared_vma_since_6_16(space: Space) -> None:
-    space.map(2, 2)
+    space.mmap(2, 2)
     space.write(2)
-    space.protect(2, 2, R)
-    space.map(0, 2)
-    space.protect(2, 2, RW)
+    space.mprotect(2, 2, R)
+    space.mmap(2, 0)
+    space.mprotect(2, 2, RW)
     assert space.vmas() == ("0-2 rw, 2-4 rw" if space.kernel == "6.12" else "0-4 rw")
 
 
 def test_two_that_were_prepared_apart_stay_apart(space: Space) -> None:
-    space.map(0, 2)
+    space.mmap(2, 0)
     space.write(0)
-    space.map(4, 2)
+    space.mmap(2, 4)
     space.write(4)
-    space.map(2, 2)
+    space.mmap(2, 2)
     assert space.vmas() == "0-4 rw, 4-6 rw"
 
 
 def test_a_first_fault_beside_a_prepared_vma_makes_them_mergeable(space: Space) -> None:
     """__anon_vma_prepare() shares the neighbour's anon_vma with what mprotect() could make equal."""
-    space.map(0, 4)
-    space.protect(2, 2, N)
+    space.mmap(4, 0)
+    space.mprotect(2, 2, N)
     space.write(0)
-    space.protect(0, 2, R)
-    space.protect(2, 2, RW)
+    space.mprotect(0, 2, R)
+    space.mprotect(2, 2, RW)
     assert space.vmas() == "0-2 r, 2-4 rw"
     space.write(2)
-    space.protect(0, 2, RW)
+    space.mprotect(0, 2, RW)
     assert space.vmas() == "0-4 rw"
 
 
 def test_an_inherited_vma_takes_nothing_in(space: Space) -> None:
-    space.map(0, 2)
+    space.mmap(2, 0)
     space.write(0)
-    space.fork()
-    space.map(2, 2, pid=2)
-    assert space.vmas(2) == "0-2 rw, 2-4 rw"
-    space.map(2, 2, pid=1)
-    assert space.vmas(1) == "0-4 rw"
+    child = space.fork()
+    child.mmap(2, 2)
+    assert child.vmas() == "0-2 rw, 2-4 rw"
+    space.mmap(2, 2)
+    assert space.vmas() == "0-4 rw"
 
 
 def test_an_inherited_vma_that_was_split_is_made_one_again(space: Space) -> None:
-    space.map(0, 6)
+    space.mmap(6, 0)
     space.write(0)
-    space.fork()
-    space.protect(2, 2, R, pid=2)
-    assert space.vmas(2) == "0-2 rw, 2-4 r, 4-6 rw"
-    space.protect(2, 2, RW, pid=2)
-    assert space.vmas(2) == "0-6 rw"
+    child = space.fork()
+    child.mprotect(2, 2, R)
+    assert child.vmas() == "0-2 rw, 2-4 r, 4-6 rw"
+    child.mprotect(2, 2, RW)
+    assert child.vmas() == "0-6 rw"
 
 
 def test_an_inherited_vma_does_not_lend_its_anon_vma_to_a_neighbour(space: Space) -> None:
-    space.map(0, 2)
+    space.mmap(2, 0)
     space.write(0)
-    space.map(2, 2, R)
-    space.fork()
-    space.protect(2, 2, RW, pid=2)
-    space.write(2, pid=2)
-    space.protect(0, 2, R, pid=2)
-    space.protect(0, 2, RW, pid=2)
-    assert space.vmas(2) == "0-2 rw, 2-4 rw"
+    space.mmap(2, 2, R)
+    child = space.fork()
+    child.mprotect(2, 2, RW)
+    child.write(2)
+    child.mprotect(0, 2, R)
+    child.mprotect(0, 2, RW)
+    assert child.vmas() == "0-2 rw, 2-4 rw"
 
 
 def test_the_6_1_rule_prefers_the_vma_above() -> None:
     """__mmap_region() of 6.1 looks above first, so that of two which cannot be one the upper one grows."""
     for name, result in (("6.1", "0-2 rw, 2-6 rw"), ("6.12", "0-4 rw, 4-6 rw")):
-        space = Space(name)
+        space = begin(name)
         for page in (0, 4):
-            space.map(page, 2)
+            space.mmap(2, page)
             space.write(page)
-        space.map(2, 2)
+        space.mmap(2, 2)
         assert space.vmas() == result
         space.close()
 
@@ -276,8 +276,8 @@ def test_the_6_1_rule_prefers_the_vma_above() -> None:
 
 
 def test_a_vma_of_no_length_is_seen_at_once() -> None:
-    model = Space()
-    model.map(0, 2)
+    model = begin()
+    model.mmap(2, 0)
     vma = model.vma(0)
     with pytest.raises(InvariantError, match="would get the range"):
         change_range(model.machine, vma, vma.end, vma.end)
@@ -286,8 +286,8 @@ def test_a_vma_of_no_length_is_seen_at_once() -> None:
 @pytest.mark.parametrize(("low", "high"), [(2, 0), (0, 2)])
 def test_a_stack_that_moves_has_to_be_covered_from_the_new_place_to_the_old(low: int, high: int) -> None:
     """fs/exec.c setup_arg_pages(), relocate_vma_down(): until the entries have moved, the VMA has both ranges."""
-    model = Space()
-    model.map(4, 4)
+    model = begin()
+    model.mmap(4, 4)
     model.write(4, 4)
     vma = model.vma(4)
     change_range(model.machine, vma, at(low), at(8 - high))
@@ -303,11 +303,11 @@ def test_a_stack_that_moves_has_to_be_covered_from_the_new_place_to_the_old(low:
 def test_of_two_vmas_that_become_one_soft_dirty_sticks(kernel: str, dirty: bool, changed: int) -> None:
     """VM_SOFTDIRTY never kept VMAs apart; 7.3 unites it (VMA_STICKY_FLAGS, vma_merge_existing_range()), where the flags
     that the caller asked for won before."""
-    space = Space(kernel)
-    space.map(0, 4, R if changed == 0 else RW)
-    space.map(4, 4, R if changed == 4 else RW)
+    space = begin(kernel)
+    space.mmap(4, 0, R if changed == 0 else RW)
+    space.mmap(4, 4, R if changed == 4 else RW)
     space.vma(changed).flags &= ~VM_SOFTDIRTY  # /proc/PID/clear_refs
-    space.protect(changed, 4, RW)
+    space.mprotect(changed, 4, RW)
     assert space.vmas() == "0-8 rw"
     assert (space.vma(0).flags & VM_SOFTDIRTY != 0) is dirty
     space.close()
@@ -316,8 +316,8 @@ def test_of_two_vmas_that_become_one_soft_dirty_sticks(kernel: str, dirty: bool,
 def test_what_was_never_accounted_stays_so_without_the_right_to_write(space: Space) -> None:
     """mm/mprotect.c mprotect_fixup() accounts for private memory when it becomes writable.  Memory that was not, and of
     which the rights change, merges with such memory."""
-    space.map(0, 4, R)
-    space.map(4, 4, N)
-    space.protect(0, 4, N)
+    space.mmap(4, 0, R)
+    space.mmap(4, 4, N)
+    space.mprotect(0, 4, N)
     assert space.vmas() == "0-8"
     assert not space.vma(0).flags & VM_ACCOUNT

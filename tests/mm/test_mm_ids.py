@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from mm.space import Space
+from mm.space import begin
 from rmaplab.mm.abi import MADV_COLD, MADV_FREE, MADV_PAGEOUT
 from rmaplab.mm.mm_ids import MmIds
 from rmaplab.rmap.anon_vma import AnonVmaRmap
@@ -43,40 +43,40 @@ def test_a_slot_that_is_free_goes_to_who_maps_more_and_may_count_too_little() ->
 
 @pytest.mark.parametrize(("kernel", "copies"), [("6.12", 1), ("7.3", 0)])
 def test_a_large_folio_that_is_ones_alone_again_is_reused_since_6_15(kernel: str, copies: int) -> None:
-    space = Space(kernel, large_folios=3)
-    space.map(0, 8)
+    space = begin(kernel, large_folios=3)
+    space.mmap(8, 0)
     space.write(0)
-    space.fork()
+    child = space.fork()
     folio = space.pfn(0)
-    space.exit(1)
+    space.exit()
     before = space.machine.pages_copied.count
-    space.write(5, pid=2)
+    child.write(5)
     assert space.machine.pages_copied.count - before == copies
-    assert (space.pfn(5, 2) == folio + 5) is (copies == 0)
+    assert (child.pfn(5) == folio + 5) is (copies == 0)
     space.close()
 
 
 def test_a_large_folio_that_is_reused_stays_where_the_ancestor_had_it() -> None:
-    space = Space("7.3", large_folios=3)
-    space.map(0, 8)
+    space = begin("7.3", large_folios=3)
+    space.mmap(8, 0)
     space.write(0)
-    space.fork()
-    space.exit(1)
+    child = space.fork()
+    space.exit()
     design = space.machine.leader
     assert isinstance(design, AnonVmaRmap)
-    anchor = design.anchor.m[space.pfn(5, 2)]
-    space.write(5, pid=2)
-    assert design.anchor.m[space.pfn(5, 2)] == anchor
+    anchor = design.anchor.m[child.pfn(5)]
+    child.write(5)
+    assert design.anchor.m[child.pfn(5)] == anchor
     space.close()
 
 
 def test_of_the_last_page_of_a_large_folio_a_write_makes_a_copy() -> None:
-    space = Space("7.3", large_folios=3)
-    space.map(0, 8)
+    space = begin("7.3", large_folios=3)
+    space.mmap(8, 0)
     space.write(0)
-    space.fork()
-    space.exit(2)
-    space.unmap(1, 7)
+    child = space.fork()
+    child.exit()
+    space.munmap(1, 7)
     page = space.pfn(0)
     space.write(0)
     assert space.pfn(0) != page
@@ -85,24 +85,24 @@ def test_of_the_last_page_of_a_large_folio_a_write_makes_a_copy() -> None:
 
 @pytest.mark.parametrize(("kernel", "order"), [("6.12", 0), ("7.3", 3)])
 def test_advice_to_a_part_asks_who_maps_the_folio(kernel: str, order: int) -> None:
-    space = Space(kernel, large_folios=3)
-    space.map(0, 8)
+    space = begin(kernel, large_folios=3)
+    space.mmap(8, 0)
     space.write(0, 8)
-    space.fork()
-    space.unmap(0, 4)
-    space.unmap(4, 4, pid=2)
-    space.advise(4, 2, MADV_COLD)  # 8 entries, the first page in one: before 6.15 that passes for one's alone
+    child = space.fork()
+    space.munmap(0, 4)
+    child.munmap(4, 4)
+    space.madvise(4, 2, MADV_COLD)  # 8 entries, the first page in one: before 6.15 that passes for one's alone
     assert space.machine.folios.order.m[space.pfn(6)] == order
     space.close()
 
 
 @pytest.mark.parametrize(("kernel", "left"), [("6.12", [2, 3, 4, 5, 6, 7]), ("7.3", [0, 1, 2, 3, 4, 5, 6, 7])])
 def test_what_was_freed_goes_in_batches_since_7_2(kernel: str, left: list[int]) -> None:
-    space = Space(kernel, large_folios=3)
-    space.map(0, 8)
+    space = begin(kernel, large_folios=3)
+    space.mmap(8, 0)
     space.write(0, 8)
-    space.advise(0, 8, MADV_FREE)
+    space.madvise(0, 8, MADV_FREE)
     space.write(2)
-    space.advise(0, 8, MADV_PAGEOUT)
+    space.madvise(0, 8, MADV_PAGEOUT)
     assert [page for page in range(8) if space.entry(page) != ""] == left
     space.close()

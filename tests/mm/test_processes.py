@@ -3,7 +3,7 @@
 
 import pytest
 
-from mm.space import ANON, DISK, FILE, PAGE, RW, R, Space, at
+from mm.space import ANON, DISK, FILE, PAGE, RW, R, Space, at, do
 from rmaplab.mm.abi import CLONE_VFORK, CLONE_VM, MAP_ANONYMOUS, MAP_FIXED, MAP_LOCKED, MAP_SHARED
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
@@ -14,85 +14,85 @@ from rmaplab.trace.events import Event
 
 
 def test_a_childs_vmas_are_its_parents(space: Space) -> None:
-    space.map(0, 2)
-    space.map(4, 2, R, FILE, DISK, 9)
-    space.map(8, 2, RW, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED)
-    space.fork()
-    assert space.vmas(2) == space.vmas(1)
-    assert space.pgoff(4, 2) == 9
+    space.mmap(2, 0)
+    space.mmap(2, 4, R, FILE, DISK, 9)
+    space.mmap(2, 8, RW, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED)
+    child = space.fork()
+    assert child.vmas() == space.vmas()
+    assert child.pgoff(4) == 9
 
 
 def test_a_child_inherits_no_locks(space: Space) -> None:
-    space.map(0, 2, flags=ANON | MAP_LOCKED)
-    space.fork()
-    assert not space.vma(0, 2).flags & VM_LOCKED
-    assert space.vma(0, 1).flags & VM_LOCKED
+    space.mmap(2, 0, flags=ANON | MAP_LOCKED)
+    child = space.fork()
+    assert not child.vma(0).flags & VM_LOCKED
+    assert space.vma(0).flags & VM_LOCKED
 
 
 def test_only_vmas_with_anonymous_pages_have_their_entries_copied(space: Space) -> None:
-    space.map(0, 2)
+    space.mmap(2, 0)
     space.read(0, 2)
-    space.map(4, 2, R, FILE, DISK)
+    space.mmap(2, 4, R, FILE, DISK)
     space.read(4, 2)
-    space.map(8, 2)
+    space.mmap(2, 8)
     space.read(8)
     space.write(9)
-    space.fork()
-    assert [space.entry(page, 2) for page in (0, 8, 9)] == ["", "zero", "anon"]
-    assert not space.vma(0, 2).prepared
+    child = space.fork()
+    assert [child.entry(page) for page in (0, 8, 9)] == ["", "zero", "anon"]
+    assert not child.vma(0).prepared
 
 
 def test_forks_of_forks_share_one_page(space: Space) -> None:
-    space.map(0, 1)
+    space.mmap(1, 0)
     space.write(0)
-    space.fork(1, 2)
-    space.fork(2, 3)
-    space.fork(2, 4)
+    child = space.fork()
+    child.fork()
+    third = child.fork()
     assert space.mapcount(0) == 4
-    space.exit(2)
+    child.exit()
     assert space.mapcount(0) == 3
-    space.write(0, pid=4)
+    third.write(0)
     assert space.mapcount(0) == 2
 
 
 def test_what_a_child_does_to_its_vmas_is_its_own(space: Space) -> None:
-    space.map(0, 4)
+    space.mmap(4, 0)
     space.write(0, 4)
-    space.fork()
-    space.unmap(1, 1, pid=2)
-    space.protect(2, 1, R, pid=2)
-    space.move(3, 1, 20, pid=2)
-    assert space.vmas(1) == "0-4 rw"
-    assert space.vmas(2) == "0-1 rw, 2-3 r, 20-21 rw"
+    child = space.fork()
+    child.munmap(1, 1)
+    child.mprotect(2, 1, R)
+    child.mremap(3, 1, to=20)
+    assert space.vmas() == "0-4 rw"
+    assert child.vmas() == "0-1 rw, 2-3 r, 20-21 rw"
 
 
 @pytest.mark.parametrize("flags", [CLONE_VM, CLONE_VM | CLONE_VFORK])
 def test_a_shared_address_space_lives_until_its_last_user_is_gone(model: Space, flags: int) -> None:
-    model.map(0, 1)
-    model.fork(1, 2, flags)
-    model.write(0, pid=2)
-    assert model.entry(0, 1) == "anon"
-    model.exit(1)
-    assert model.entry(0, 2) == "anon"
-    model.exit(2)
+    model.mmap(1, 0)
+    child = model.fork(flags)
+    child.write(0)
+    assert model.entry(0) == "anon"
+    model.exit()
+    assert child.entry(0) == "anon"
+    child.exit()
     assert not model.machine.mms
     assert model.machine.folios.in_use == 0
 
 
 def test_exec_after_vfork_leaves_the_parents_address_space_alone(model: Space) -> None:
-    model.map(0, 1)
+    model.mmap(1, 0)
     model.write(0)
-    model.fork(1, 2, CLONE_VM | CLONE_VFORK)
-    model.do(Event("exec", 2, at(1000), 3 * PAGE, offset=at(2000)))
-    assert model.entry(0, 1) == "anon"
-    assert model.machine.mm_of(2) is not model.machine.mm_of(1)
+    child = model.fork(CLONE_VM | CLONE_VFORK)
+    child.exec()
+    assert model.entry(0) == "anon"
+    assert child.mm is not model.mm
 
 
 def test_exit_frees_everything(model: Space) -> None:
-    model.map(0, 8)
+    model.mmap(8, 0)
     model.write(0, 8)
-    model.machine.swap_out(model.machine.mm_of(1), at(0), 4)
-    model.exit(1)
+    model.machine.swap_out(model.mm, at(0), 4)
+    model.exit()
     assert model.machine.folios.in_use == 0
     assert not model.machine.swap
     assert model.machine.vma_pool.live == 0
@@ -125,7 +125,7 @@ def test_a_new_program_has_a_stack_that_moved_and_kept_its_page_offset() -> None
 )
 def test_what_cannot_have_happened_is_refused_with_a_sentence(model: Space, impossible: Event) -> None:
     with pytest.raises(HistoryError, match=r"\w+ \w+ \w+"):
-        model.do(impossible)
+        do(model, impossible)
 
 
 def test_a_machine_needs_a_design() -> None:

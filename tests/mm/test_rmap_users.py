@@ -3,9 +3,12 @@
 
 import pytest
 
-from mm.space import DISK, FILE, PAGE, RW, R, Space, at
+from mm.space import DISK, FILE, MOVE, PAGE, RW, R, Space, at, begin
 from rmaplab.mm.abi import (
     EBUSY,
+    EEXIST,
+    EINVAL,
+    ENOENT,
     MADV_DONTFORK,
     MADV_DONTNEED,
     MADV_FREE,
@@ -22,7 +25,6 @@ from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_WRITE
 from rmaplab.mm.profile import REFERENCE
 from rmaplab.mm.vmscan import KEPT, ONCE
 from rmaplab.rmap.cow_context import CowContextRmap
-from rmaplab.trace.events import Event
 
 
 def swap_out(space: Space, page: int, pages: int = 1, pid: int = 1) -> int:
@@ -38,14 +40,10 @@ def merge(space: Space, page: int, other: int, pid: int = 1, other_pid: int = 1)
     return machine.ksm_merge(machine.mm_of(pid), at(page), machine.mm_of(other_pid), at(other))
 
 
-def uffd_move(space: Space, target: int, source: int, pages: int = 1) -> int | str:
-    return space.do(Event("uffd_move", 1, at(target), pages * PAGE, addr2=at(source)))
-
-
 @pytest.fixture
 def shared(model: Space) -> Space:
     """Two pages that a parent, 1, and its child, 2, share."""
-    model.map(0, 2)
+    model.mmap(2, 0)
     model.write(0, 2)
     model.fork()
     return model
@@ -55,11 +53,11 @@ def shared(model: Space) -> Space:
 
 
 def test_a_page_goes_to_swap_and_comes_back_exclusive(model: Space) -> None:
-    model.map(0, 2)
+    model.mmap(2, 0)
     model.write(0, 2)
     assert swap_out(model, 0) == 1
     assert [model.entry(page) for page in range(2)] == ["swap", "anon"]
-    assert model.write(0) == 0
+    assert model.fault(0, write=True) == 0
     assert model.entry(0) == "anon"
     assert model.has(PTE_EXCLUSIVE, 0)
     assert not model.machine.swap
@@ -67,7 +65,7 @@ def test_a_page_goes_to_swap_and_comes_back_exclusive(model: Space) -> None:
 
 def test_swap_out_unmaps_a_page_everywhere(shared: Space) -> None:
     assert swap_out(shared, 0) == 1
-    assert shared.entry(0, 1) == shared.entry(0, 2) == "swap"
+    assert shared.entry(0) == shared.process(2).entry(0) == "swap"
     (slot,) = shared.machine.swap.values()
     assert slot.count == 2
 
@@ -75,65 +73,65 @@ def test_swap_out_unmaps_a_page_everywhere(shared: Space) -> None:
 @pytest.mark.parametrize(("kernel", "cached"), [("6.12", [0]), ("7.3", [])])
 def test_readers_of_a_shared_swap_entry_get_one_page(kernel: str, cached: list[int]) -> None:
     """Which stays in the swap cache, in 7.3 until the last of them has read it."""
-    space = Space(kernel)
-    space.map(0, 2)
+    space = begin(kernel)
+    space.mmap(2, 0)
     space.write(0, 2)
-    space.fork()
+    child = space.fork()
     swap_out(space, 0)
-    space.read(0, pid=2)
-    space.read(0, pid=1)
-    assert space.pfn(0, 1) == space.pfn(0, 2)
-    assert not space.has(PTE_EXCLUSIVE, 0, 1)
+    child.read(0)
+    space.read(0)
+    assert space.pfn(0) == child.pfn(0)
+    assert not space.has(PTE_EXCLUSIVE, 0)
     assert [slot.count for slot in space.machine.swap.values()] == cached
     space.close()
 
 
 def test_a_writer_does_not_disturb_who_is_still_swapped_out(shared: Space) -> None:
     swap_out(shared, 0)
-    shared.write(0, pid=2)
-    assert shared.entry(0, 1) == "swap"
-    shared.write(0, pid=1)
-    assert shared.pfn(0, 1) != shared.pfn(0, 2)
+    shared.process(2).write(0)
+    assert shared.entry(0) == "swap"
+    shared.write(0)
+    assert shared.pfn(0) != shared.process(2).pfn(0)
 
 
 def test_fork_copies_swap_entries(model: Space) -> None:
-    model.map(0, 1)
+    model.mmap(1, 0)
     model.write(0)
     swap_out(model, 0)
-    model.fork()
+    child = model.fork()
     (slot,) = model.machine.swap.values()
     assert slot.count == 2
-    model.unmap(0, 1, pid=1)
+    model.munmap(0, 1)
     assert slot.count == 1
-    model.exit(2)
+    child.exit()
     assert not model.machine.swap
 
 
 def test_swap_entries_move_with_mremap(model: Space) -> None:
-    model.map(0, 2)
+    model.mmap(2, 0)
     model.write(0, 2)
     swap_out(model, 0, 2)
-    model.move(0, 2, 10)
+    model.mremap(0, 2, to=10)
     assert [model.entry(page) for page in (0, 10, 11)] == ["", "swap", "swap"]
     model.read(10)
     assert model.machine.folios.index.m[model.pfn(10)] == at(0) >> 12
 
 
 def test_locked_pages_are_not_swapped_out(model: Space) -> None:
-    model.map(0, 1)
-    model.lock(0, 1)
+    model.mmap(1, 0)
+    model.mlock(0, 1)
     assert swap_out(model, 0) == 0
     assert model.entry(0) == "anon"
 
 
 def test_a_page_that_somebody_locked_elsewhere_stays_mapped_there(shared: Space) -> None:
-    shared.protect(0, 2, R, pid=2)  # else mlock() would copy it
-    shared.lock(0, 1, pid=2)
-    page = shared.pfn(0, 2)
+    shared.process(2).mprotect(0, 2, R)  # else mlock() would copy it
+    shared.process(2).mlock(0, 1)
+    page = shared.process(2).pfn(0)
     assert swap_out(shared, 0) == 0
-    assert shared.pfn(0, 2) == page
-    shared.read(0, pid=1)
-    assert shared.pfn(0, 1) == page
+    assert shared.process(2).pfn(0) == page
+    shared.read(0)
+    assert shared.pfn(0) == page
 
 
 @pytest.mark.parametrize("kernel", ["6.12", "7.3"])
@@ -141,18 +139,18 @@ def test_a_page_that_somebody_locked_elsewhere_stays_mapped_there(shared: Space)
 def test_a_page_that_somebody_locked_gives_its_swap_back_to_whoever_reads_it_last(kernel: str, locked: bool) -> None:
     """mm/memory.c should_try_to_free_swap(): VM_LOCKED here, or a folio that is mlocked, wherever; and since 7.2 always
     where swap is a synchronous device."""
-    space = Space(kernel)
-    space.map(0, 2)
+    space = begin(kernel)
+    space.mmap(2, 0)
     space.write(0, 2)
-    space.fork()
-    space.protect(0, 2, R, pid=2)  # else mlock() would copy it
+    child = space.fork()
+    child.mprotect(0, 2, R)  # else mlock() would copy it
     swap_out(space, 0)
-    space.read(0, pid=2)
+    child.read(0)
     if locked:
-        space.lock(0, 1, pid=2)
-    space.read(0, pid=1)
-    assert space.pfn(0, 1) == space.pfn(0, 2)
-    assert (space.pfn(0, 1) in space.machine.slot_of) == (kernel == "6.12" and not locked)
+        child.mlock(0, 1)
+    space.read(0)
+    assert space.pfn(0) == child.pfn(0)
+    assert (space.pfn(0) in space.machine.slot_of) == (kernel == "6.12" and not locked)
     space.close()
 
 
@@ -162,12 +160,12 @@ def test_a_page_that_somebody_locked_gives_its_swap_back_to_whoever_reads_it_las
 def test_migration_replaces_a_page_everywhere(shared: Space) -> None:
     old = shared.pfn(0)
     assert migrate(shared, 0) == 1
-    assert shared.pfn(0, 1) == shared.pfn(0, 2) != old
+    assert shared.pfn(0) == shared.process(2).pfn(0) != old
     assert shared.mapcount(0) == 2
 
 
 def test_an_exclusive_page_stays_exclusive_and_writable(model: Space) -> None:
-    model.map(0, 1)
+    model.mmap(1, 0)
     model.write(0)
     old = model.pfn(0)
     index = model.machine.folios.index.m[old]
@@ -178,13 +176,13 @@ def test_an_exclusive_page_stays_exclusive_and_writable(model: Space) -> None:
 
 
 def test_a_moved_page_is_found_by_migration(shared: Space) -> None:
-    shared.move(0, 2, 10, pid=2)
+    shared.process(2).mremap(0, 2, to=10)
     assert migrate(shared, 0) == 1
-    assert shared.pfn(0, 1) == shared.pfn(10, 2)
+    assert shared.pfn(0) == shared.process(2).pfn(10)
 
 
 def test_migration_has_nothing_to_do_where_nothing_is(model: Space) -> None:
-    model.map(0, 2)
+    model.mmap(2, 0)
     model.read(0)
     assert migrate(model, 0, 2) == 0
 
@@ -194,7 +192,7 @@ def test_migration_has_nothing_to_do_where_nothing_is(model: Space) -> None:
 
 def test_references_are_counted_once(shared: Space) -> None:
     machine = shared.machine
-    shared.read(0, pid=2)
+    shared.process(2).read(0)
     first = machine.referenced(machine.mm_of(1), at(0), 1)
     assert first >= 1
     assert machine.referenced(machine.mm_of(1), at(0), 1) == 0
@@ -206,9 +204,9 @@ def test_references_are_counted_once(shared: Space) -> None:
 @pytest.fixture
 def alike(model: Space) -> Space:
     """Two pages that KSM may merge."""
-    model.map(0, 4)
+    model.mmap(4, 0)
     model.write(0, 4)
-    model.advise(0, 4, MADV_MERGEABLE)
+    model.madvise(0, 4, MADV_MERGEABLE)
     return model
 
 
@@ -231,19 +229,19 @@ def test_a_write_to_a_ksm_page_copies_it_even_for_the_last(alike: Space) -> None
 
 
 def test_unrelated_processes_share_a_ksm_page(alike: Space) -> None:
-    alike.do(Event("exec", 5, at(-900), 3 * PAGE, offset=at(-500)))
-    alike.map(20, 1, pid=5)
-    alike.write(20, pid=5)
-    alike.advise(20, 1, MADV_MERGEABLE, pid=5)
-    assert merge(alike, 0, 20, other_pid=5) == 0
-    assert alike.pfn(0) == alike.pfn(20, 5)
-    alike.exit(5)
+    other = alike.stranger()
+    other.mmap(1, 20)
+    other.write(20)
+    other.madvise(20, 1, MADV_MERGEABLE)
+    assert merge(alike, 0, 20, other_pid=other.pid) == 0
+    assert alike.pfn(0) == other.pfn(20)
+    other.exit()
     assert alike.mapcount(0) == 1
 
 
 def test_unmergeable_gives_everybody_a_page_again(alike: Space) -> None:
     merge(alike, 0, 1)
-    assert alike.advise(0, 4, MADV_UNMERGEABLE) == 0
+    assert alike.madvise(0, 4, MADV_UNMERGEABLE) == 0
     assert alike.entry(0) == alike.entry(1) == "anon"
     assert alike.pfn(0) != alike.pfn(1)
 
@@ -251,33 +249,33 @@ def test_unmergeable_gives_everybody_a_page_again(alike: Space) -> None:
 def emptied_place(space: Space) -> None:
     """Page 20 was merged with page 1, forked and moved away; a page that came later, of another anon_vma, is there now.
     What the child, 2, has there is a copy that the place of page 20 led to."""
-    space.map(20, 1)
+    space.mmap(1, 20)
     space.write(20)
-    space.advise(20, 1, MADV_MERGEABLE)
+    space.madvise(20, 1, MADV_MERGEABLE)
     merge(space, 1, 20)
     space.fork()
-    space.move(20, 1, 30, flags=MREMAP_DONTUNMAP)
+    space.mremap(20, 1, to=30, flags=MOVE | MREMAP_DONTUNMAP)
     space.write(20)
 
 
 def test_a_place_is_not_merged_again_while_a_child_has_a_copy(alike: Space) -> None:
     emptied_place(alike)
     assert merge(alike, 1, 20) == -EBUSY
-    page = alike.pfn(20, 2)
+    page = alike.process(2).pfn(20)
     assert (alike.machine.mm_of(2), at(20)) in {(vma.mm, addr) for vma, addr in alike.machine.leader.walk(page)}
-    alike.exit(2)
+    alike.process(2).exit()
     assert merge(alike, 1, 20) == 0, "nobody has a copy any more"
 
 
 def test_who_looks_for_a_copy_of_a_ksm_page_gives_back_what_the_walk_held() -> None:
     """cow_context holds the address space that it looks into; a walk that was left half-way kept it for ever."""
-    space = Space(designs=(CowContextRmap,))
-    space.map(0, 4)
+    space = begin(designs=(CowContextRmap,))
+    space.mmap(4, 0)
     space.write(0, 4)
-    space.advise(0, 4, MADV_MERGEABLE)
+    space.madvise(0, 4, MADV_MERGEABLE)
     merge(space, 1, 0)
-    space.fork()
-    space.move(0, 1, 30, pid=2)
+    child = space.fork()
+    child.mremap(0, 1, to=30)
     swap_out(space, 1)
     space.read(1)
     assert [space.machine.mm_of(pid).users for pid in (1, 2)] == [1, 1]
@@ -290,14 +288,14 @@ def test_linux_merges_it_and_misses_the_copy_until_ksmd_comes_by(alike: Space) -
     emptied_place(alike)
     machine = alike.machine
     assert machine.ksm_merge(machine.mm_of(1), at(1), machine.mm_of(1), at(20), AS_FOUND) == 0
-    page = alike.pfn(20, 2)
+    page = alike.process(2).pfn(20)
     assert machine.mm_of(2) not in {vma.mm for vma, addr in machine.leader.walk(page) if addr == at(20)}
 
 
 def test_no_ksm_page_moves(alike: Space) -> None:
     """mremap() unmerges first: KSM finds its pages by address."""
     merge(alike, 0, 1)
-    alike.move(0, 1, 10)
+    alike.mremap(0, 1, to=10)
     assert alike.entry(10) == "anon"
     assert alike.entry(1) == "ksm"
 
@@ -313,7 +311,7 @@ def test_ksm_pages_go_to_swap_and_come_back_apart(alike: Space) -> None:
 
 
 def test_only_what_is_advised_is_merged(model: Space) -> None:
-    model.map(0, 2)
+    model.mmap(2, 0)
     model.write(0, 2)
     assert merge(model, 0, 1) < 0
     assert model.pfn(0) != model.pfn(1)
@@ -323,11 +321,11 @@ def test_only_what_is_advised_is_merged(model: Space) -> None:
 
 
 def test_a_page_moves_and_its_index_with_it(model: Space) -> None:
-    model.map(0, 2)
-    model.map(10, 2)
+    model.mmap(2, 0)
+    model.mmap(2, 10)
     model.write(0, 2)
     page = model.pfn(1)
-    assert model.player.do(Event("uffd_move", 1, at(10), 2 * PAGE, addr2=at(0))) == 2 * PAGE
+    assert model.uffd_move(10, 0, 2) == 2 * PAGE
     assert [model.entry(page) for page in (0, 1)] == ["", ""]
     assert model.pfn(11) == page
     assert model.machine.folios.index.m[page] == at(11) >> 12
@@ -336,41 +334,41 @@ def test_a_page_moves_and_its_index_with_it(model: Space) -> None:
 @pytest.mark.parametrize(
     ("target", "source", "error"),
     [
-        pytest.param(11, 0, "EEXIST", id="the target has a page"),
-        pytest.param(10, 2, "ENOENT", id="the source has none"),
-        pytest.param(10, 1, "EBUSY", id="the source is shared"),
-        pytest.param(20, 0, "EINVAL", id="the target is a file's"),
-        pytest.param(22, 0, "EINVAL", id="the target has other rights"),
-        pytest.param(60, 0, "ENOENT", id="the target is not mapped"),
-        pytest.param(0, 0, "EEXIST", id="the target is the source"),
+        pytest.param(11, 0, -EEXIST, id="the target has a page"),
+        pytest.param(10, 2, -ENOENT, id="the source has none"),
+        pytest.param(10, 1, -EBUSY, id="the source is shared"),
+        pytest.param(20, 0, -EINVAL, id="the target is a file's"),
+        pytest.param(22, 0, -EINVAL, id="the target has other rights"),
+        pytest.param(60, 0, -ENOENT, id="the target is not mapped"),
+        pytest.param(0, 0, -EEXIST, id="the target is the source"),
     ],
 )
-def test_what_may_not_move(model: Space, target: int, source: int, error: str) -> None:
-    model.map(0, 3)
-    model.map(10, 2)
-    model.map(20, 1, RW, FILE, DISK)
-    model.map(22, 1, R)
+def test_what_may_not_move(model: Space, target: int, source: int, error: int) -> None:
+    model.mmap(3, 0)
+    model.mmap(2, 10)
+    model.mmap(1, 20, RW, FILE, DISK)
+    model.mmap(1, 22, R)
     model.write(1)
     model.write(11)
     model.fork()
     model.write(11)
     model.write(0)
-    assert uffd_move(model, target, source) == error
+    assert model.uffd_move(target, source, 1) == error
 
 
 def test_shared_memory_does_not_move(model: Space) -> None:
-    model.map(0, 1, RW, MAP_SHARED | MAP_FIXED, DISK)
-    model.map(10, 1)
+    model.mmap(1, 0, RW, MAP_SHARED | MAP_FIXED, DISK)
+    model.mmap(1, 10)
     model.write(0)
-    assert uffd_move(model, 10, 0) == "EINVAL"
+    assert model.uffd_move(10, 0, 1) == -EINVAL
 
 
 def test_a_page_in_swap_moves_too(model: Space) -> None:
-    model.map(0, 1)
-    model.map(10, 1)
+    model.mmap(1, 0)
+    model.mmap(1, 10)
     model.write(0)
     swap_out(model, 0)
-    assert model.player.do(Event("uffd_move", 1, at(10), PAGE, addr2=at(0))) == PAGE
+    assert model.uffd_move(10, 0, 1) == PAGE
     assert [model.entry(page) for page in (0, 10)] == ["", "swap"]
     model.read(10)
     assert model.machine.folios.index.m[model.pfn(10)] == at(10) >> 12
@@ -381,12 +379,12 @@ def test_a_page_in_swap_moves_too(model: Space) -> None:
 
 def large(space: Space, page: int, pid: int = 1) -> int:
     """Pages of the folio mapped there."""
-    return space.machine.folios.nr_pages(space.pfn(page, pid))
+    return space.machine.folios.nr_pages(space.process(pid).pfn(page))
 
 
 def a_large_space(kernel: str = REFERENCE) -> Space:
-    space = Space(kernel, large_folios=3)
-    space.map(0, 16)
+    space = begin(kernel, large_folios=3)
+    space.mmap(16, 0)
     space.write(1)
     return space
 
@@ -400,8 +398,8 @@ def test_a_fault_may_bring_a_large_folio() -> None:
 
 
 def test_a_large_folio_fits_into_its_vma_and_between_other_pages() -> None:
-    space = Space(large_folios=3)
-    space.map(1, 6)
+    space = begin(large_folios=3)
+    space.mmap(6, 1)
     space.write(3)
     assert large(space, 3) < 8
     assert space.machine.folios.order.m[space.pfn(3)] >= 0
@@ -410,21 +408,21 @@ def test_a_large_folio_fits_into_its_vma_and_between_other_pages() -> None:
 
 def test_a_part_that_is_unmapped_leaves_the_rest_mapped() -> None:
     space = a_large_space()
-    space.unmap(2, 3)
+    space.munmap(2, 3)
     assert [space.entry(page) for page in range(8)] == ["anon"] * 2 + [""] * 3 + ["anon"] * 3
     assert large(space, 6) == 8
     in_use = space.machine.folios.in_use
-    space.unmap(0, 16)
+    space.munmap(0, 16)
     assert space.machine.folios.in_use == in_use - 8
     space.close()
 
 
 def test_copy_on_write_copies_one_page_of_a_large_folio() -> None:
     space = a_large_space()
-    space.fork()
-    space.write(3, pid=2)
-    assert large(space, 3, 2) == 1 or space.pfn(3, 2) != space.pfn(3, 1)
-    assert space.pfn(4, 1) == space.pfn(4, 2)
+    child = space.fork()
+    child.write(3)
+    assert large(space, 3, 2) == 1 or child.pfn(3) != space.pfn(3)
+    assert space.pfn(4) == child.pfn(4)
     space.close()
 
 
@@ -447,33 +445,33 @@ def test_migration_takes_a_large_folio_as_a_whole() -> None:
 
 def test_the_first_page_decides_whether_a_large_folio_is_split_for_one_that_moves() -> None:
     space = a_large_space()
-    space.map(20, 2)
+    space.mmap(2, 20)
     space.write(0, 8)
-    space.advise(0, 1, MADV_DONTNEED)
+    space.madvise(0, 1, MADV_DONTNEED)
     assert space.machine.folios.exclusive.m[space.pfn(1) - 1]  # that was its first page, and nothing maps it any more
     page = space.pfn(5)
-    assert uffd_move(space, 20, 5) != "EBUSY"
+    assert space.uffd_move(20, 5, 1) != -EBUSY
     assert (space.pfn(20), large(space, 20), large(space, 6)) == (page, 1, 1)
     space.close()
 
 
 def test_a_shared_first_page_keeps_an_exclusive_one_from_moving() -> None:
     space = a_large_space()
-    space.map(20, 2)
+    space.mmap(2, 20)
     space.write(0, 8)
-    space.advise(4, 4, MADV_DONTFORK)
-    space.fork()
-    assert uffd_move(space, 20, 5) == "EBUSY"
+    space.madvise(4, 4, MADV_DONTFORK)
+    child = space.fork()
+    assert space.uffd_move(20, 5, 1) == -EBUSY
     assert large(space, 5) == 8
-    space.exit(2)
-    space.advise(0, 1, MADV_DONTNEED)
-    assert uffd_move(space, 20, 5) == "EBUSY"
+    child.exit()
+    space.madvise(0, 1, MADV_DONTNEED)
+    assert space.uffd_move(20, 5, 1) == -EBUSY
     space.close()
 
 
 def test_a_large_folio_that_was_freed_goes_without_swap() -> None:
     space = a_large_space()
-    space.advise(0, 8, MADV_FREE)
+    space.madvise(0, 8, MADV_FREE)
     assert swap_out(space, 3) == 8
     assert [space.entry(page) for page in range(8)] == [""] * 8
     space.close()
@@ -481,9 +479,9 @@ def test_a_large_folio_that_was_freed_goes_without_swap() -> None:
 
 def test_reclaim_drops_freed_pages_up_to_one_that_was_written_to_since() -> None:
     space = a_large_space("6.12")
-    space.advise(0, 8, MADV_FREE)
+    space.madvise(0, 8, MADV_FREE)
     space.write(2)
-    assert space.machine.swap_out(space.machine.mm_of(1), at(0), 1, ONCE) == 0
+    assert space.machine.swap_out(space.mm, at(0), 1, ONCE) == 0
     assert [space.entry(page) for page in range(8)] == ["", ""] + ["anon"] * 6
     assert large(space, 2) == 8
     assert swap_out(space, 2) == 1  # it is split, and what was never written to gives way to the zero page
@@ -493,9 +491,9 @@ def test_reclaim_drops_freed_pages_up_to_one_that_was_written_to_since() -> None
 
 def test_nothing_is_dropped_of_what_ageing_has_seen_in_use() -> None:
     space = a_large_space()
-    space.advise(0, 8, MADV_FREE)
+    space.madvise(0, 8, MADV_FREE)
     space.write(2)
-    space.machine.swap_out(space.machine.mm_of(1), at(0), 1, KEPT)
+    space.machine.swap_out(space.mm, at(0), 1, KEPT)
     assert [space.entry(page) for page in range(8)] == ["swap"] * 8
     space.close()
 
@@ -504,13 +502,13 @@ def test_nothing_is_dropped_of_what_ageing_has_seen_in_use() -> None:
 def test_zeroes_are_kept_for_all_to_whom_a_walk_comes_after_a_locked_vma(locked: int, zeroes: list[int]) -> None:
     space = a_large_space()
     if locked == 1:
-        space.lock(0, 8)
-    space.fork()
+        space.mlock(0, 8)
+    child = space.fork()
     if locked == 2:
-        space.lock(0, 8, MLOCK_ONFAULT, 2)
+        child.mlock(0, 8, MLOCK_ONFAULT)
     machine = space.machine
     split_folio(machine, machine.folios.head.m[space.pfn(5)])
-    assert [pid for pid in (1, 2) if space.entry(5, pid) == "zero"] == zeroes
+    assert [pid for pid in (1, 2) if space.process(pid).entry(5) == "zero"] == zeroes
     space.close()
 
 
@@ -518,7 +516,7 @@ def test_pages_that_a_split_finds_clean_go_without_swap() -> None:
     """mm/huge_memory.c __split_folio_to_order(): what a folio says of itself holds for its pages; only an entry that is
     dirty makes it dirty."""
     space = a_large_space()
-    space.advise(0, 8, MADV_FREE)
+    space.madvise(0, 8, MADV_FREE)
     split_folio(space.machine, space.pfn(0))
     assert large(space, 1) == 1
     swap_out(space, 0, 8)

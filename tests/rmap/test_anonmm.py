@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from rmap.world import World
+from rmap.world import PAGE, Process, World
 from rmaplab.mm.abi import MREMAP_FIXED, MREMAP_MAYMOVE
-from rmaplab.mm.vma import MM, PAGE_SIZE
 from rmaplab.rmap.anonmm import AnonMMRmap
 
 MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
@@ -18,58 +17,58 @@ def anonmm(world: World) -> AnonMMRmap:
     return cast(AnonMMRmap, world.design("anonmm"))
 
 
-def one_page(world: World) -> tuple[MM, int]:
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    return mm, addr
+def one_page(world: World) -> tuple[Process, int]:
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    return process, addr
 
 
 def test_a_page_that_one_entry_maps_gets_a_new_address() -> None:
     world = World("anonmm")
-    mm, addr = one_page(world)
-    world.machine.mremap(mm, addr, PAGE_SIZE, PAGE_SIZE, MOVE, AWAY)
-    assert world.finds("anonmm", world.page(mm, AWAY)) == {(mm, AWAY)}
+    process, addr = one_page(world)
+    process.mremap(addr, PAGE, to=AWAY)
+    assert world.finds("anonmm", process.pfn(AWAY)) == {(process, AWAY)}
     assert (anonmm(world).readdressed.count, anonmm(world).copies.count) == (1, 0)
 
 
 def test_a_shared_page_that_moves_would_have_been_copied() -> None:
     world = World("anonmm")
-    mm, addr = one_page(world)
-    child = world.fork(mm)
-    world.machine.mremap(child, addr, PAGE_SIZE, PAGE_SIZE, MOVE, AWAY)
-    assert world.finds("anonmm", world.page(mm, addr)) >= {(mm, addr), (child, AWAY)}
+    process, addr = one_page(world)
+    child = process.fork()
+    child.mremap(addr, PAGE, to=AWAY)
+    assert world.finds("anonmm", process.pfn(addr)) >= {(process, addr), (child, AWAY)}
     assert anonmm(world).copies.count == 1
-    grandchild = world.fork(child)  # inherits the odd entry
-    assert world.finds("anonmm", world.page(mm, addr)) >= {(mm, addr), (child, AWAY), (grandchild, AWAY)}
+    grandchild = child.fork()  # inherits the odd entry
+    assert world.finds("anonmm", process.pfn(addr)) >= {(process, addr), (child, AWAY), (grandchild, AWAY)}
 
 
 def test_a_walk_visits_the_whole_family() -> None:
     world = World("anonmm")
-    mm, addr = one_page(world)
+    process, addr = one_page(world)
     for _ in range(10):
-        world.fork(mm)
-    world.write(mm, addr)  # a page that nobody else has
+        process.fork()
+    process.write(addr)  # a page that nobody else has
     before = anonmm(world).visited.count
-    list(world.design("anonmm").walk(world.page(mm, addr)))
+    list(world.design("anonmm").walk(process.pfn(addr)))
     assert anonmm(world).visited.count - before == 11
 
 
 def test_an_exec_begins_a_new_family() -> None:
     world = World("anonmm")
-    mm, addr = one_page(world)
-    world.start()
+    process, addr = one_page(world)
+    world.spawn()
     before = anonmm(world).visited.count
-    list(world.design("anonmm").walk(world.page(mm, addr)))
+    list(world.design("anonmm").walk(process.pfn(addr)))
     assert anonmm(world).visited.count - before == 1
 
 
 def test_an_anonmm_stays_while_pages_point_to_it() -> None:
     world = World("anonmm")
-    mm, addr = one_page(world)
-    child = world.fork(mm)
-    world.machine.exit(1)
+    process, addr = one_page(world)
+    child = process.fork()
+    world.process(1).exit()
     assert anonmm(world).pool.live == 2  # the child's pages are its parent's
-    assert world.finds("anonmm", world.page(child, addr)) == {(child, addr)}
-    world.machine.exit(2)
+    assert world.finds("anonmm", child.pfn(addr)) == {(child, addr)}
+    world.process(2).exit()
     assert anonmm(world).pool.live == 0

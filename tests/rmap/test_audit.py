@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import pytest
 
-from rmap.world import World
+from rmap.world import PAGE, World
 from rmaplab.check.truth import leaks
 from rmaplab.mm.profile import REFERENCE
-from rmaplab.mm.vma import MM, PAGE_SIZE
+from rmaplab.mm.vma import MM
 from rmaplab.sync.work import Tally
 
 # Any: each reaches into its own design.
@@ -19,7 +19,7 @@ Tamper = Callable[[Any, MM, MM], None]
 
 
 def anon_vma_of(design: Any, mm: MM) -> Any:
-    [vma] = [vma for vma in mm.tree if vma.prepared and vma.end - vma.start == 4 * PAGE_SIZE]
+    [vma] = [vma for vma in mm.tree if vma.prepared and vma.end - vma.start == 4 * PAGE]
     return design.fields_of(vma).anon_vma
 
 
@@ -44,7 +44,7 @@ def pool(name: str) -> Tamper:
 
 def lost_link(design: Any, parent: MM, child: MM) -> None:
     anon_vma = anon_vma_of(design, child)
-    [vma] = [vma for vma in child.tree if vma.prepared and vma.end - vma.start == 4 * PAGE_SIZE]
+    [vma] = [vma for vma in child.tree if vma.prepared and vma.end - vma.start == 4 * PAGE]
     [link] = [link for link in design.fields_of(vma).chain if link.anon_vma is anon_vma]
     anon_vma.remove(link, Tally(""))
 
@@ -74,12 +74,12 @@ WRONG: Final[list[tuple[str, Tamper, str]]] = [
 def family(name: str, kernel: str = REFERENCE) -> tuple[World, MM, MM]:
     """A parent with four pages and its child, which has a page of its own among them."""
     world = World(name, kernel=kernel)
-    parent = world.start()
-    addr = world.map(parent, pages=4)
-    world.write(parent, addr, 4)
-    child = world.fork(parent)
-    world.write(child, addr)
-    return world, parent, child
+    parent = world.spawn()
+    addr = parent.mmap(4 * PAGE)
+    parent.write(addr, 4 * PAGE)
+    child = parent.fork()
+    child.write(addr)
+    return world, parent.mm, child.mm
 
 
 @pytest.mark.parametrize(("name", "tamper", "sentence"), WRONG, ids=[f"{name}: {said}" for name, _, said in WRONG])

@@ -8,12 +8,11 @@ from typing import cast
 
 import pytest
 
-from rmap.world import LOW, World
+from rmap.world import DISK, LOW, MOVED, PAGE, Process, World
 from rmaplab.check.histories import header, random_history
 from rmaplab.mm.abi import PROT_READ
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE
-from rmaplab.mm.vma import MM, PAGE_SIZE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.trace.play import Player
@@ -28,8 +27,8 @@ def design(world: World) -> CowContextRmap:
     return cast(CowContextRmap, world.design("cow_context"))
 
 
-def records(world: World, mm: MM) -> list[tuple[int, int, int]]:
-    return design(world).context_of(mm).remaps.ranges()
+def records(world: World, process: Process) -> list[tuple[int, int, int]]:
+    return design(world).context_of(process.mm).remaps.ranges()
 
 
 def test_a_context_is_as_large_as_its_fields() -> None:
@@ -44,11 +43,11 @@ def test_a_context_is_as_large_as_its_fields() -> None:
 
 
 def test_nothing_is_recorded_or_allocated_for_vmas_that_stay(world: World) -> None:
-    mm = world.start()
+    process = world.spawn()
     for _ in range(10):
-        world.write(mm, world.map(mm, pages=4), 4)
-    child = world.fork(mm)
-    assert records(world, mm) == records(world, child) == []
+        process.write(process.mmap(4 * PAGE), 4 * PAGE)
+    child = process.fork()
+    assert records(world, process) == records(world, child) == []
     assert {count.type: count.objects for count in design(world).footprint()} == {
         "cow_context": 2,
         "maple_node": 0,
@@ -56,125 +55,125 @@ def test_nothing_is_recorded_or_allocated_for_vmas_that_stay(world: World) -> No
 
 
 def test_a_private_file_mapping_needs_no_record(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm, pages=4, file=world.file, file_page=100)
-    world.write(mm, addr, 4)
-    world.protect(mm, addr + PAGE_SIZE, 1, PROT_READ)
-    child = world.fork(mm)
-    assert records(world, mm) == records(world, child) == []
-    assert world.finds("cow_context", world.page(mm, addr)) == {(mm, addr), (child, addr)}
+    process = world.spawn()
+    addr = process.mmap(4 * PAGE, file=DISK, offset=100 * PAGE)
+    process.write(addr, 4 * PAGE)
+    process.mprotect(addr + PAGE, PAGE, PROT_READ)
+    child = process.fork()
+    assert records(world, process) == records(world, child) == []
+    assert world.finds("cow_context", process.pfn(addr)) == {(process, addr), (child, addr)}
 
 
 def test_the_stack_that_exec_moved_is_recorded(world: World) -> None:
-    mm = world.start(moved_stack=True)
-    stack = world.vma(mm, world.stack(mm))
-    assert records(world, mm) == [
+    process = world.spawn(MOVED)
+    stack = process.vma(process.stack)
+    assert records(world, process) == [
         (stack.pgoff, stack.pgoff + stack.nr_pages - 1, (stack.start >> 12) - stack.pgoff)
     ]
 
 
 def test_a_record_comes_with_a_move_and_goes_when_the_range_is_home_again(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm, pages=4)
-    world.write(mm, addr, 4)
-    there = world.move(mm, addr + PAGE_SIZE, 2, LOW + (1 << 30))
+    process = world.spawn()
+    addr = process.mmap(4 * PAGE)
+    process.write(addr, 4 * PAGE)
+    there = process.mremap(addr + PAGE, 2 * PAGE, to=LOW + (1 << 30))
     first = (addr >> 12) + 1
-    assert records(world, mm) == [(first, first + 1, (there - addr - PAGE_SIZE) >> 12)]
-    world.move(mm, there, 2, addr + PAGE_SIZE)
-    assert records(world, mm) == []
+    assert records(world, process) == [(first, first + 1, (there - addr - PAGE) >> 12)]
+    process.mremap(there, 2 * PAGE, to=addr + PAGE)
+    assert records(world, process) == []
 
 
 def test_unmapping_part_of_a_moved_range_removes_just_that_from_its_record(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm, pages=6)
-    world.write(mm, addr, 6)
-    there = world.move(mm, addr, 6, LOW + (1 << 30))
-    world.unmap(mm, there + 2 * PAGE_SIZE, 2)
+    process = world.spawn()
+    addr = process.mmap(6 * PAGE)
+    process.write(addr, 6 * PAGE)
+    there = process.mremap(addr, 6 * PAGE, to=LOW + (1 << 30))
+    process.munmap(there + 2 * PAGE, 2 * PAGE)
     first = addr >> 12
     offset = (there - addr) >> 12
-    assert records(world, mm) == [(first, first + 1, offset), (first + 4, first + 5, offset)]
+    assert records(world, process) == [(first, first + 1, offset), (first + 4, first + 5, offset)]
 
 
 def test_one_page_offset_may_be_in_several_places(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm)
+    process = world.spawn()
+    addr = process.mmap(PAGE)
     places = set()
     for i in range(3):
-        world.write(mm, addr)
-        places.add(world.move(mm, addr, 1, LOW + ((3 - i) << 30)))
-        world.map(mm, 1, addr)
-    world.write(mm, addr)
-    assert [offset for _, _, offset in records(world, mm)] == sorted((place - addr) >> 12 for place in places)
+        process.write(addr)
+        places.add(process.mremap(addr, PAGE, to=LOW + ((3 - i) << 30)))
+        process.mmap(PAGE, at=addr)
+    process.write(addr)
+    assert [offset for _, _, offset in records(world, process)] == sorted((place - addr) >> 12 for place in places)
     # A walk for any of the four pages looks at all four places: they have the same context and page offset.
-    assert world.finds("cow_context", world.page(mm, addr)) == {(mm, addr), *((mm, at) for at in places)}
+    assert world.finds("cow_context", process.pfn(addr)) == {(process, addr), *((process, at) for at in places)}
 
 
 def test_vmas_merge_only_where_the_anonymous_page_offsets_go_on(world: World) -> None:
-    mm = world.start()
-    below = world.map(mm, pages=2, file=world.file, file_page=0)
-    above = world.map(mm, pages=2, file=world.file, file_page=2)
-    world.write(mm, below)
-    world.write(mm, above)
-    world.move(mm, above, 2, below + 2 * PAGE_SIZE)
-    assert world.vma(mm, below).nr_pages == 2  # the file's offsets go on, theirs do not
-    world.move(mm, below + 2 * PAGE_SIZE, 2, above)
-    world.move(mm, below, 2, above - 2 * PAGE_SIZE)
-    assert world.vma(mm, above).nr_pages == 2
+    process = world.spawn()
+    below = process.mmap(2 * PAGE, file=DISK, offset=0 * PAGE)
+    above = process.mmap(2 * PAGE, file=DISK, offset=2 * PAGE)
+    process.write(below)
+    process.write(above)
+    process.mremap(above, 2 * PAGE, to=below + 2 * PAGE)
+    assert process.vma(below).nr_pages == 2  # the file's offsets go on, theirs do not
+    process.mremap(below + 2 * PAGE, 2 * PAGE, to=above)
+    process.mremap(below, 2 * PAGE, to=above - 2 * PAGE)
+    assert process.vma(above).nr_pages == 2
 
 
 def test_a_forked_vma_may_grow_over_an_unprepared_one(world: World) -> None:
     # anon_vma forbids it, lest the range come under a lock that is shared; there is no such lock here.
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    child = world.fork(mm)
-    world.map(child, 1, addr + PAGE_SIZE)
-    assert world.vma(child, addr).nr_pages == 2
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    child = process.fork()
+    child.mmap(PAGE, at=addr + PAGE)
+    assert child.vma(addr).nr_pages == 2
 
 
 def test_a_dead_parents_context_stays_for_its_children_and_goes_with_them(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    child = world.fork(mm)
-    grandchild = world.fork(child)
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    child = process.fork()
+    grandchild = child.fork()
     pool = design(world).context_pool
-    world.exit(mm)
-    world.exit(child)
+    process.exit()
+    child.exit()
     assert pool.live == 3
-    world.exit(grandchild)
+    grandchild.exit()
     assert pool.live == 0
     assert design(world).memory.nodes.live == 0
 
 
 def test_children_are_visited_newest_first_and_each_before_its_own(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    old = world.fork(mm)
-    new = world.fork(mm)
-    below_new = world.fork(new)
-    assert world.order("cow_context", world.page(mm, addr)) == [mm, new, below_new, old]
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    old = process.fork()
+    new = process.fork()
+    below_new = new.fork()
+    assert world.order("cow_context", process.pfn(addr)) == [process, new, below_new, old]
 
 
 def test_a_walk_shares_no_lock_with_a_fork_or_a_fault(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    world.fork(mm)
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    process.fork()
     lock = design(world).lock_class
     before = lock.writes
-    assert world.finds("cow_context", world.page(mm, addr))
+    assert world.finds("cow_context", process.pfn(addr))
     assert (lock.writes, lock.reads) == (before, 0)
 
 
 def test_vmas_below_their_own_page_offset_have_negative_displacements(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm, pages=2)
-    world.write(mm, addr, 2)
-    there = world.move(mm, addr, 2, 0x10000)
-    assert world.finds("cow_context", world.page(mm, there)) == {(mm, there)}
-    assert records(world, mm)[0][2] < 0
+    process = world.spawn()
+    addr = process.mmap(2 * PAGE)
+    process.write(addr, 2 * PAGE)
+    there = process.mremap(addr, 2 * PAGE, to=0x10000)
+    assert world.finds("cow_context", process.pfn(there)) == {(process, there)}
+    assert records(world, process)[0][2] < 0
 
 
 @pytest.mark.parametrize("leader", ["cow_context", "anon_vma"])
@@ -204,15 +203,15 @@ def test_records_say_exactly_which_vmas_are_displaced(seed: int, leader: str) ->
 
 def test_why_a_place_is_missed_tells_a_missing_record_from_all_else() -> None:
     world = World("cow_context")
-    parent = world.start()
-    home = world.map(parent)
-    world.write(parent, home)
+    parent = world.spawn()
+    home = parent.mmap(PAGE)
+    parent.write(home)
     design = world.design("cow_context")
     assert isinstance(design, CowContextRmap)
     no_record = "the VMA is displaced, and no record says so"
-    assert design.why_missed(world.page(parent, home), world.vma(parent, home), home) != no_record
-    away = world.move(parent, home, 1, LOW + 1000 * PAGE_SIZE)
-    moved = world.vma(parent, away)
-    assert design.why_missed(world.page(parent, away), moved, away) != no_record
-    design.context_of(parent).remaps.clear()
-    assert design.why_missed(world.page(parent, away), moved, away) == no_record
+    assert design.why_missed(parent.pfn(home), parent.vma(home), home) != no_record
+    away = parent.mremap(home, PAGE, to=LOW + 1000 * PAGE)
+    moved = parent.vma(away)
+    assert design.why_missed(parent.pfn(away), moved, away) != no_record
+    design.context_of(parent.mm).remaps.clear()
+    assert design.why_missed(parent.pfn(away), moved, away) == no_record

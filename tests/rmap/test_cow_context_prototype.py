@@ -13,12 +13,11 @@ from typing import cast
 
 import pytest
 
-from rmap.world import LOW, RW, World
+from rmap.world import DISK, KEEP, LOW, MOVED, PAGE, READ_WRITE, Process, World
 from rmaplab.check.histories import header, random_history
 from rmaplab.mm.abi import MADV_MERGEABLE, MADV_WIPEONFORK, PROT_READ
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE
-from rmaplab.mm.vma import MM, PAGE_SIZE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context_prototype import (
     CowContextPrototypeRmap,
@@ -45,12 +44,12 @@ def before() -> World:
     return World("anon_vma", NAME, kernel="6.12")
 
 
-def records(world: World, mm: MM) -> list[tuple[int, int, int]]:
+def records(world: World, process: Process) -> list[tuple[int, int, int]]:
     design = cast(CowContextPrototypeRmap, world.design(NAME))
-    return design.context_of(mm).remaps.ranges()
+    return design.context_of(process.mm).remaps.ranges()
 
 
-def missed(world: World, pfn: int) -> set[tuple[MM, int]]:
+def missed(world: World, pfn: int) -> set[tuple[Process, int]]:
     return world.maps(pfn) - world.finds(NAME, pfn)
 
 
@@ -58,62 +57,62 @@ def missed(world: World, pfn: int) -> set[tuple[MM, int]]:
 
 
 def test_a_page_that_everybody_has_where_its_index_says_is_found(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    page = world.page(mm, addr)
-    assert world.finds(NAME, page) == {(mm, addr)}
-    child = world.fork(mm)
-    grandchild = world.fork(child)
-    assert world.order(NAME, page) == [mm, grandchild, child]
-    assert records(world, mm) == []
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    page = process.pfn(addr)
+    assert world.finds(NAME, page) == {(process, addr)}
+    child = process.fork()
+    grandchild = child.fork()
+    assert world.order(NAME, page) == [process, grandchild, child]
+    assert records(world, process) == []
 
 
 def test_a_shared_page_is_found_where_a_child_moved_it(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    child = world.fork(mm)
-    world.fork(mm)
-    world.move(child, addr, 1, HIGH)
-    page = world.page(mm, addr)
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    child = process.fork()
+    process.fork()
+    child.mremap(addr, PAGE, to=HIGH)
+    page = process.pfn(addr)
     assert missed(world, page) == set()
     assert records(world, child) == [(addr >> 12, addr >> 12, (HIGH - addr) >> 12)]
 
 
 def test_a_record_is_updated_by_a_second_move_and_gone_when_the_range_is_home(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    world.move(mm, addr, 1, HIGH)
-    world.move(mm, HIGH, 1, LOWER)
-    assert [offset for _, _, offset in records(world, mm)] == [(LOWER - addr) >> 12]
-    world.move(mm, LOWER, 1, addr)
-    assert records(world, mm) == []
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    process.mremap(addr, PAGE, to=HIGH)
+    process.mremap(HIGH, PAGE, to=LOWER)
+    assert [offset for _, _, offset in records(world, process)] == [(LOWER - addr) >> 12]
+    process.mremap(LOWER, PAGE, to=addr)
+    assert records(world, process) == []
 
 
 def test_every_private_file_mapping_with_a_copied_page_is_recorded_in_parent_and_child(
     before: World, world: World
 ) -> None:
     for kernel, recorded in ((before, True), (world, False)):
-        mm = kernel.start()
-        addr = kernel.map(mm, pages=4, file=kernel.file)
-        assert records(kernel, mm) == []
-        kernel.write(mm, addr)
-        child = kernel.fork(mm)
-        assert records(kernel, mm) == records(kernel, child) == [(0, 3, addr >> 12)] * recorded
+        process = kernel.spawn()
+        addr = process.mmap(4 * PAGE, file=DISK)
+        assert records(kernel, process) == []
+        process.write(addr)
+        child = process.fork()
+        assert records(kernel, process) == records(kernel, child) == [(0, 3, addr >> 12)] * recorded
 
 
 def test_a_walk_also_visits_vmas_that_never_had_an_anonymous_page(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    child = world.fork(mm)
-    other = world.fork(mm)
-    world.unmap(child, addr)
-    world.map(child, 1, addr)
-    page = world.page(mm, addr)
-    assert world.maps(page) == {(mm, addr), (other, addr)}
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    child = process.fork()
+    other = process.fork()
+    child.munmap(addr, PAGE)
+    child.mmap(PAGE, at=addr)
+    page = process.pfn(addr)
+    assert world.maps(page) == {(process, addr), (other, addr)}
     assert (child, addr) in world.finds(NAME, page)
     assert (child, addr) not in world.finds("anon_vma", page)
 
@@ -122,80 +121,80 @@ def test_a_walk_also_visits_vmas_that_never_had_an_anonymous_page(world: World) 
 
 
 def test_open_a_shared_page_swapped_in_by_the_child_first(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    child = world.fork(mm)
-    world.machine.swap_out(mm, addr, 1)
-    world.read(child, addr)
-    world.read(mm, addr)
-    assert missed(world, world.page(mm, addr)) == {(mm, addr)}
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    child = process.fork()
+    world.machine.swap_out(process.mm, addr, 1)
+    child.read(addr)
+    process.read(addr)
+    assert missed(world, process.pfn(addr)) == {(process, addr)}
 
 
 def test_open_ksm_pages(world: World) -> None:
-    mm = world.start()
-    one, other = world.map(mm), world.map(mm)
+    process = world.spawn()
+    one, other = process.mmap(PAGE), process.mmap(PAGE)
     for addr in (one, other):
-        world.write(mm, addr)
-        world.machine.madvise(mm, addr, PAGE_SIZE, MADV_MERGEABLE)
-    world.machine.ksm_merge(mm, one, mm, other)
-    assert missed(world, world.page(mm, one)) == {(mm, one), (mm, other)}
+        process.write(addr)
+        process.madvise(addr, PAGE, MADV_MERGEABLE)
+    world.machine.ksm_merge(process.mm, one, process.mm, other)
+    assert missed(world, process.pfn(one)) == {(process, one), (process, other)}
 
 
 # Findings: the walk stops too early
 
 
 def test_finding_1_a_page_that_only_one_process_has_is_missed_once_it_moved(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    world.move(mm, addr, 1, HIGH)
-    assert records(world, mm) != []  # it is recorded, but the walk ends before it looks
-    assert missed(world, world.page(mm, HIGH)) == {(mm, HIGH)}
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    process.mremap(addr, PAGE, to=HIGH)
+    assert records(world, process) != []  # it is recorded, but the walk ends before it looks
+    assert missed(world, process.pfn(HIGH)) == {(process, HIGH)}
 
 
 def test_finding_1_so_is_the_stack_of_every_process(world: World) -> None:
-    mm = world.start(moved_stack=True)
-    stack = world.stack(mm)
-    assert missed(world, world.page(mm, stack)) == {(mm, stack)}
+    process = world.spawn(MOVED)
+    stack = process.stack
+    assert missed(world, process.pfn(stack)) == {(process, stack)}
 
 
 def test_finding_1_so_is_every_copied_page_of_a_private_file_mapping(before: World, world: World) -> None:
     for kernel in (before, world):
-        mm = kernel.start()
-        addr = kernel.map(mm, file=kernel.file)
-        kernel.write(mm, addr)
-        assert missed(kernel, kernel.page(mm, addr)) == ({(mm, addr)} if kernel is before else set())
+        process = kernel.spawn()
+        addr = process.mmap(PAGE, file=DISK)
+        process.write(addr)
+        assert missed(kernel, process.pfn(addr)) == ({(process, addr)} if kernel is before else set())
 
 
 def test_finding_2_a_page_is_missed_in_the_child_once_the_parent_copied_it(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    child = world.fork(mm)
-    world.write(mm, addr)
-    assert missed(world, world.page(child, addr)) == {(child, addr)}
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    child = process.fork()
+    process.write(addr)
+    assert missed(world, child.pfn(addr)) == {(child, addr)}
 
 
 def test_finding_2_or_unmapped_it(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    child = world.fork(mm)
-    world.unmap(mm, addr)
-    assert missed(world, world.page(child, addr)) == {(child, addr)}
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    child = process.fork()
+    process.munmap(addr, PAGE)
+    assert missed(world, child.pfn(addr)) == {(child, addr)}
 
 
 def test_finding_2_unmapping_a_page_that_three_share_stops_short_of_the_last() -> None:
     world = World(NAME)
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    first = world.fork(mm)
-    second = world.fork(mm)
-    world.write(second, addr)  # visited before `first`, and maps another page
-    page = world.page(mm, addr)
-    assert world.machine.swap_out(mm, addr, 1) == 0
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    first = process.fork()
+    second = process.fork()
+    second.write(addr)  # visited before `first`, and maps another page
+    page = process.pfn(addr)
+    assert world.machine.swap_out(process.mm, addr, 1) == 0
     assert world.maps(page) == {(first, addr)}
 
 
@@ -209,67 +208,67 @@ def test_finding_3_a_smaller_offset_overwrites_the_one_that_it_is_sorted_before(
 
 
 def test_finding_3_two_ranges_of_the_same_page_offsets_the_second_moved_less_far(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    world.move(mm, addr, 1, HIGH + PAGE_SIZE)
-    world.map(mm, 1, addr)
-    world.write(mm, addr)
-    world.move(mm, addr, 1, HIGH - PAGE_SIZE)
-    child = world.fork(mm)  # shared, so that the walk does not stop early
-    page = world.page(mm, HIGH + PAGE_SIZE)
-    assert world.maps(page) == {(mm, HIGH + PAGE_SIZE), (child, HIGH + PAGE_SIZE)}
-    assert missed(world, page) == {(mm, HIGH + PAGE_SIZE)}
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    process.mremap(addr, PAGE, to=HIGH + PAGE)
+    process.mmap(PAGE, at=addr)
+    process.write(addr)
+    process.mremap(addr, PAGE, to=HIGH - PAGE)
+    child = process.fork()  # shared, so that the walk does not stop early
+    page = process.pfn(HIGH + PAGE)
+    assert world.maps(page) == {(process, HIGH + PAGE), (child, HIGH + PAGE)}
+    assert missed(world, page) == {(process, HIGH + PAGE)}
 
 
 def test_finding_3_part_of_a_moved_range_that_moves_further_up(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm, pages=2)
-    world.write(mm, addr, 2)
-    world.move(mm, addr, 2, HIGH)
-    world.fork(mm)
-    there = world.move(mm, HIGH + PAGE_SIZE, 1, 2 * HIGH)
-    assert missed(world, world.page(mm, there)) == {(mm, there)}
+    process = world.spawn()
+    addr = process.mmap(2 * PAGE)
+    process.write(addr, 2 * PAGE)
+    process.mremap(addr, 2 * PAGE, to=HIGH)
+    process.fork()
+    there = process.mremap(HIGH + PAGE, PAGE, to=2 * HIGH)
+    assert missed(world, process.pfn(there)) == {(process, there)}
 
 
 def test_finding_4_moving_part_of_a_recorded_range_and_keeping_it_mapped_moves_the_whole_record(
     world: World,
 ) -> None:
-    mm = world.start()
-    addr = world.map(mm, pages=2)
-    world.write(mm, addr, 2)
-    world.move(mm, addr, 2, HIGH)
-    world.fork(mm)
-    world.move(mm, HIGH, 1, LOWER, keep=True)
-    rest = HIGH + PAGE_SIZE
-    assert missed(world, world.page(mm, rest)) == {(mm, rest)}
+    process = world.spawn()
+    addr = process.mmap(2 * PAGE)
+    process.write(addr, 2 * PAGE)
+    process.mremap(addr, 2 * PAGE, to=HIGH)
+    process.fork()
+    process.mremap(HIGH, PAGE, to=LOWER, flags=KEEP)
+    rest = HIGH + PAGE
+    assert missed(world, process.pfn(rest)) == {(process, rest)}
 
 
 def test_finding_5_the_boundary_between_two_moved_vmas_moves_and_the_range_between_is_lost(
     world: World,
 ) -> None:
-    mm = world.start()
-    addr = world.map(mm, pages=3)
-    world.write(mm, addr, 3)
-    world.move(mm, addr, 3, HIGH)
-    world.fork(mm)
-    world.protect(mm, HIGH + PAGE_SIZE, 2, PROT_READ)
-    world.protect(mm, HIGH + PAGE_SIZE, 1, RW)
-    assert world.vma(mm, HIGH).nr_pages == 2
-    between = HIGH + PAGE_SIZE
-    assert missed(world, world.page(mm, between)) == {(mm, between)}
+    process = world.spawn()
+    addr = process.mmap(3 * PAGE)
+    process.write(addr, 3 * PAGE)
+    process.mremap(addr, 3 * PAGE, to=HIGH)
+    process.fork()
+    process.mprotect(HIGH + PAGE, 2 * PAGE, PROT_READ)
+    process.mprotect(HIGH + PAGE, PAGE, READ_WRITE)
+    assert process.vma(HIGH).nr_pages == 2
+    between = HIGH + PAGE
+    assert missed(world, process.pfn(between)) == {(process, between)}
 
 
 def test_finding_6_a_moved_vma_that_fork_wiped_is_not_recorded_at_its_first_fault(world: World) -> None:
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    world.move(mm, addr, 1, HIGH)
-    world.machine.madvise(mm, HIGH, PAGE_SIZE, MADV_WIPEONFORK)
-    child = world.fork(mm)
-    world.write(child, HIGH)
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    process.mremap(addr, PAGE, to=HIGH)
+    process.madvise(HIGH, PAGE, MADV_WIPEONFORK)
+    child = process.fork()
+    child.write(HIGH)
     assert records(world, child) == []
-    assert missed(world, world.page(child, HIGH)) == {(child, HIGH)}
+    assert missed(world, child.pfn(HIGH)) == {(child, HIGH)}
 
 
 # The record tree by itself
@@ -318,13 +317,13 @@ def test_whatever_happens_its_memory_is_accounted_for(seed: int) -> None:
 def test_a_large_folio_is_exclusive_if_all_of_its_pages_are() -> None:
     """The child gave up the first page alone: the walk does not end at the parent."""
     world = World("anon_vma", "cow_context_prototype", large_folios=2)
-    parent = world.start()
-    addr = world.map(parent, pages=4)
-    world.write(parent, addr, 4)
-    page = world.page(parent, addr)
+    parent = world.spawn()
+    addr = parent.mmap(4 * PAGE)
+    parent.write(addr, 4 * PAGE)
+    page = parent.pfn(addr)
     assert world.machine.folios.order.m[page] == 2
-    child = world.fork(parent)
-    world.unmap(child, addr)
+    child = parent.fork()
+    child.munmap(addr, PAGE)
     mapcounts = [int(world.machine.folios.mapcount.m[page + i]) for i in range(4)]
     assert mapcounts == [1, 2, 2, 2]
-    assert {mm for mm, _ in world.finds("cow_context_prototype", page)} == {parent, child}
+    assert {process for process, _ in world.finds("cow_context_prototype", page)} == {parent, child}

@@ -7,14 +7,14 @@ import random
 
 import pytest
 
-from rmap.world import World
+from rmap.world import PAGE, World
 from rmaplab.check.histories import OPERATIONS, Author
 from rmaplab.mm.folio import Int64s
 from rmaplab.mm.geometry import GeometryChange
 from rmaplab.mm.locking import lock_of
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import LEAF_SHIFT
-from rmaplab.mm.profile import PROFILES, REFERENCE
+from rmaplab.mm.profile import PROFILES
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.rmap.page_scan import PageScanRmap
 from rmaplab.sync.locks import Scheduler
@@ -159,10 +159,8 @@ def test_the_caller_holds_the_locks_that_the_interface_names(kernel: str) -> Non
 
 def test_a_fork_is_told_from_its_beginning_to_its_end() -> None:
     TOLD.clear()
-    world = World("anon_vma")
-    world.machine = Machine(PROFILES[REFERENCE], [Guarded], scheduler=Holds())
-    mm = world.start()
-    world.write(mm, world.map(mm))
+    process = World(Guarded, scheduler=Holds()).spawn()
+    process.write(process.mmap(PAGE))
     TOLD.clear()
-    world.fork(mm)
+    process.fork()
     assert TOLD[0] == "mm_forked" and TOLD[-1] == "mm_fork_end" and set(TOLD[1:-1]) == {"vma_forked"}

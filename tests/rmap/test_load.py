@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rmap.world import World
-from rmaplab.mm.machine import Machine
-from rmaplab.mm.profile import PROFILES, REFERENCE
+from rmap.world import PAGE, World
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import DESIGNS, EXCUSED, STANDARD, load, specs
 from rmaplab.rmap.anon_vma import AnonVmaRmap
@@ -58,14 +56,12 @@ def test_a_design_is_found_in_a_file_and_runs_on_the_machine(tmp_path: Path) -> 
     path.write_text(OWN.format(name="Mine"))
     mine = load(str(path))
     assert mine.name == "Mine" and issubclass(mine, ReverseMap)
-    machine = Machine(PROFILES[REFERENCE], [AnonVmaRmap, mine])
-    world = World("anon_vma")
-    world.machine = machine
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    world.fork(mm)
-    assert world.finds("Mine", world.page(mm, addr)) == set()
+    world = World("anon_vma", mine)
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    process.fork()
+    assert world.finds("Mine", process.pfn(addr)) == set()
 
 
 def test_a_file_with_two_designs_needs_a_class(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from rmap.world import LOW, World
+from rmap.world import LOW, PAGE, World
 from rmaplab.check.histories import header, random_history
 from rmaplab.check.truth import Truth
 from rmaplab.mm.machine import Machine
@@ -19,25 +19,25 @@ from rmaplab.trace.play import Player
 
 def test_it_visits_only_what_maps_the_page() -> None:
     world = World("page_scan")
-    mm = world.start()
-    addr = world.map(mm)
-    world.write(mm, addr)
-    child = world.fork(mm)
-    old = world.page(mm, addr)
-    world.write(mm, addr)
+    process = world.spawn()
+    addr = process.mmap(PAGE)
+    process.write(addr)
+    child = process.fork()
+    old = process.pfn(addr)
+    process.write(addr)
     assert world.finds("page_scan", old) == {(child, addr)}
 
 
 def test_a_walk_looks_at_every_leaf_of_every_process() -> None:
     world = World("page_scan")
     design = cast(PageScanRmap, world.design("page_scan"))
-    mm = world.start()
-    world.write(mm, world.map(mm, at=LOW))
-    world.write(mm, world.map(mm, at=LOW + (1 << 30)))
-    child = world.fork(mm)
-    leaves = len(mm.page_table.leaves) + len(child.page_table.leaves)
+    process = world.spawn()
+    process.write(process.mmap(PAGE, at=LOW))
+    process.write(process.mmap(PAGE, at=LOW + (1 << 30)))
+    child = process.fork()
+    leaves = len(process.mm.page_table.leaves) + len(child.mm.page_table.leaves)
     before = design.entries.count
-    world.finds("page_scan", world.page(mm, LOW))
+    world.finds("page_scan", process.pfn(LOW))
     assert design.entries.count - before == 512 * leaves
 
 

@@ -7,8 +7,7 @@ from typing import cast
 
 import pytest
 
-from rmap.world import World
-from rmaplab.mm.vma import MM
+from rmap.world import PAGE, Process, World
 from rmaplab.rmap.pte_chain import PteChainRmap
 
 
@@ -16,15 +15,15 @@ def chains(world: World) -> PteChainRmap:
     return cast(PteChainRmap, world.design("pte_chain"))
 
 
-def family(world: World, children: int, pages: int) -> tuple[MM, int]:
+def family(world: World, children: int, pages: int) -> tuple[Process, int]:
     """A process without a stack, and its children, that share so many pages."""
-    mm = world.start()
-    world.machine.munmap(mm, world.stack(mm), 4096)
-    addr = world.map(mm, pages=pages)
-    world.write(mm, addr, pages)
+    process = world.spawn()
+    process.munmap(process.stack, PAGE)
+    addr = process.mmap(pages * PAGE)
+    process.write(addr, pages * PAGE)
     for _ in range(children):
-        world.fork(mm)
-    return mm, addr
+        process.fork()
+    return process, addr
 
 
 def test_a_page_that_one_entry_maps_takes_no_chain() -> None:
@@ -49,10 +48,10 @@ def test_fork_adds_a_pointer_for_each_entry_that_it_copies() -> None:
 
 def test_a_walk_visits_what_maps_the_page_and_nothing_else() -> None:
     world = World("pte_chain")
-    mm, addr = family(world, 9, 1)
-    page = world.page(mm, addr)
-    for space in list(world.machine.mms.values())[:5]:
-        world.write(space, addr)
+    process, addr = family(world, 9, 1)
+    page = process.pfn(addr)
+    for pid in range(1, 6):
+        world.process(pid).write(addr)
     assert world.finds("pte_chain", page) == world.maps(page)
     assert len(world.maps(page)) == 5
 
@@ -61,7 +60,7 @@ def test_exit_gives_the_nodes_back() -> None:
     world = World("pte_chain")
     family(world, 20, 3)
     for pid in range(2, 22):
-        world.machine.exit(pid)
+        world.process(pid).exit()
     assert chains(world).pool.live == 3  # one entry each, in a chain: nobody makes it a pointer again
-    world.machine.exit(1)
+    world.process(1).exit()
     assert chains(world).pool.live == 0

@@ -71,7 +71,7 @@ class World(ABC):
 
     @abstractmethod
     def do(self, event: Event) -> int:
-        """`event` happens; what it returns."""
+        """`event` happens; what it returns, -errno where it failed and the world does not raise."""
 
     @abstractmethod
     def number_of_name(self, name: str) -> int:
@@ -250,7 +250,7 @@ class Process:
         return self.world.do(Event(op, self.pid, self._origin + addr * self._unit, nr * self._unit, **fields))
 
     def _place(self, addr: int) -> int:
-        return (addr - self._origin) // self._unit
+        return addr if addr < 0 else (addr - self._origin) // self._unit  # -errno stays what it is
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Process) and (self.world, self.pid) == (other.world, other.pid)
