@@ -32,9 +32,11 @@ from rmaplab.kernel.isomorphism import belongs
 from rmaplab.kernel.lockstep import Lockstep, Random, Witness, minimal, random_histories, replay
 from rmaplab.kernel.snapshot import Reader
 from rmaplab.kernel.versions import VERSIONS
+from rmaplab.mm import abi
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE, Profile
 from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.vma import PAGE_SIZE, VM_DONTEXPAND, VM_EXEC, VM_IO
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.sync.work import slab_order
 from rmaplab.trace.events import FAULT_WRITE, Event
@@ -88,6 +90,18 @@ def test_random_histories_agree(witness: Witness) -> None:
     found, done = random_histories(witness, SEED, steps, print)
     assert found is None, f"{found.difference}\n{found.event}"
     print(f"{done} steps, {(time.monotonic() - started) / done * 1000:.1f} ms each")
+
+
+def test_the_vdso_may_be_inherited_again_where_the_profile_says_so(witness: Witness) -> None:
+    slot, pid = witness.guest.spawn()
+    mm = witness.look([pid]).by_pid[pid]
+    vdso = next(vma for vma in mm.vmas if vma.flags & (VM_DONTEXPAND | VM_IO | VM_EXEC) == VM_DONTEXPAND | VM_EXEC)
+    results = [
+        witness.guest.syscall(slot, "madvise", vdso.start, PAGE_SIZE, advice)
+        for advice in (abi.MADV_DONTFORK, abi.MADV_DOFORK)
+    ]
+    witness.guest.exit(slot, pid)
+    assert results == [0, -abi.EINVAL if witness.profile.dofork_special else 0]
 
 
 def test_what_is_read_is_consistent(witness: Witness) -> None:

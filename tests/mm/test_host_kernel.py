@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from mm.host import ADVICE, PLAYABLE, Host, HostUnavailable, compare
-from rmaplab.check.histories import ARENA, Author, header
+from rmaplab.check.histories import ARENA, Author, Flags, header
 from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, Profile, profile_for
@@ -48,7 +48,7 @@ def own_profile() -> Profile:
 def first_difference(host: Host, profile: Profile, seed: int, steps: int, ops: tuple[str, ...] = PLAYABLE) -> str:
     """What the kernel does differently, "" if nothing."""
     machine = Machine(profile, [AnonVmaRmap])
-    author = Author(machine, random.Random(seed), ops, processes=4, advice=ADVICE, sharing=0)
+    author = Author(machine, random.Random(seed), ops, processes=4, choices=Flags(advice=tuple(ADVICE)), sharing=0)
     author.begin(START)
     machine.mm_of(1).mmap_base = host.fence()
     for step in range(steps):

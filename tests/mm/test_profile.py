@@ -41,20 +41,21 @@ def test_profiles_differ_in_their_rules_as_the_kernels_do() -> None:
         values = {field.name: getattr(profile, field.name) for field in fields(profile)}
         return {name: value for name, value in values.items() if isinstance(value, bool)}
 
-    base = rules(PROFILES["6.12"])
+    base = rules(PROFILES[REFERENCE])
     changed = {
         name: {rule for rule, value in rules(profile).items() if value != base[rule]}
         for name, profile in PROFILES.items()
     }
-    assert changed["6.1"] == {
+    assert changed["7.2"] == {"anon_pgoff"}
+    since_7_0 = {"clone_reverses", "sticky_flags", "swap_uncaches", "batches", "dofork_special"}
+    assert changed["6.18"] == changed["7.2"] | since_7_0 | {"dontunmap_apart", "migrated_partly"}
+    since_6_13 = {"guard_regions", "mm_ids", "relaxed_anon_merge", "move_many"}
+    assert changed["6.12"] == changed["7.2"] | since_7_0 | since_6_13
+    assert changed["6.1"] == changed["6.12"] | {
         "upper_first", "close_forbids_merge", "unaccount_unprepared", "stack_nohugepage", "thp_placement",
         "swap_in_writable", "clean_writable", "split_to_zero", "migrated_partly", "ksm_unshares", "unmerges_none",
         "populates_past_holes", "droppable",
     }  # fmt: skip
-    assert changed["6.18"] == {
-        "relaxed_anon_merge", "move_many", "dontunmap_apart", "migrated_partly", "guard_regions",
-    }  # fmt: skip
-    assert changed["7.3"] - changed["7.2"] == {"anon_pgoff"}
 
 
 def test_a_rule_is_written_once_with_its_source_beside_it() -> None:

@@ -61,6 +61,34 @@ ADVICE: Final = (
     abi.MADV_PAGEOUT, abi.MADV_WILLNEED, abi.MADV_NOHUGEPAGE, 99,
 )  # fmt: skip
 
+
+
+class Flags(msgspec.Struct, frozen=True):
+    """What an author gives to system calls.
+
+    prots:  for mmap and mprotect
+    advice: for madvise
+    mmap:   what is turned round in the flags of mmap, each with its share
+    """
+
+    prots: tuple[int, ...] = _PROTS
+    advice: tuple[int, ...] = ADVICE
+    mmap: tuple[tuple[int, float], ...] = (
+        (abi.MAP_GROWSDOWN, 0.04), (abi.MAP_POPULATE, 0.08), (abi.MAP_LOCKED, 0.03), (abi.MAP_NORESERVE, 0.03),
+        (abi.MAP_STACK, 0.02),
+    )  # fmt: skip
+
+
+USUAL: Final = Flags()
+# Also those that decide little, and those that fail.
+EVERY_FLAG: Final = Flags(
+    (*_PROTS, *_PROTS, _RW | abi.PROT_SEM, _RW | abi.PROT_GROWSDOWN, _RW | abi.PROT_GROWSUP),
+    (*ADVICE, *ADVICE, abi.MADV_DONTNEED_LOCKED, abi.MADV_SEQUENTIAL, abi.MADV_HUGEPAGE, abi.MADV_REMOVE,
+     abi.MADV_COLLAPSE),
+    (*USUAL.mmap, (abi.MAP_NONBLOCK, 0.02), (abi.MAP_PRIVATE ^ abi.MAP_DROPPABLE, 0.08),
+     (abi.MAP_SHARED ^ abi.MAP_SHARED_VALIDATE, 0.04)),
+)  # fmt: skip
+
 # How often each operation is tried; what an arena of few pages turns into depends on it: mappings have
 # to live long enough to be forked and moved, and processes to be many but mortal.
 _WEIGHTS: Final = {
@@ -113,7 +141,7 @@ class Author:
     ops:       operations to choose among
     pages:     size of the arena
     processes: at most so many live at once
-    advice:    for madvise
+    choices:   the flags
     sharing:   the share of forks that share the address space (CLONE_VM)
     homing:    the share of events that bring pages back to where their page offset says, beside memory that nobody has
                touched yet: what chance alone does not meet in 50,000 steps.  0 draws no number for it
@@ -126,7 +154,7 @@ class Author:
         ops: Sequence[str] = OPERATIONS,
         pages: int = 48,
         processes: int = 6,
-        advice: Sequence[int] = ADVICE,
+        choices: Flags = USUAL,
         sharing: float = 0.1,
         homing: float = 0.0,
     ) -> None:
@@ -141,7 +169,7 @@ class Author:
         self._pages = pages
         self._scale = max(1, pages // _PAGES)
         self._processes = processes
-        self._advice = advice
+        self._choices = choices
         self._sharing = sharing
         self._homing = homing
         self._left: list[int] = [ARENA]  # places that something was moved or unmapped from
@@ -247,16 +275,11 @@ class Author:
             file = rng.choice((0, 0, 1))
             offset = addr if rng.random() < 0.5 else self._addr()
         flags |= rng.choice((abi.MAP_FIXED, abi.MAP_FIXED, abi.MAP_FIXED_NOREPLACE, 0))
-        for flag, chance in (
-            (abi.MAP_GROWSDOWN, 0.04),
-            (abi.MAP_POPULATE, 0.08),
-            (abi.MAP_LOCKED, 0.03),
-            (abi.MAP_NORESERVE, 0.03),
-            (abi.MAP_STACK, 0.02),
-        ):
+        for flag, chance in self._choices.mmap:
             if rng.random() < chance:
-                flags |= flag
-        return Event("mmap", pid, addr, self._length(), rng.choice(_PROTS), flags, file=file, offset=offset)
+                flags ^= flag
+        length, prot = self._length(), rng.choice(self._choices.prots)
+        return Event("mmap", pid, addr, length, prot, flags, file=file, offset=offset)
 
     def _bridge(self, pid: int) -> Event | None:
         """Anonymous memory that exactly fills the gap above some VMA, and is like it: all three may merge."""
@@ -277,7 +300,7 @@ class Author:
     def _mprotect(self, pid: int) -> Event:
         """Rights at random, or those of the VMA above, with which it may then merge."""
         addr, length = self._range(pid)
-        prot = self._rng.choice(_PROTS)
+        prot = self._rng.choice(self._choices.prots)
         above = self.machine.mm_of(pid).tree.at(addr + length)
         if above is not None and self._rng.random() < 0.4:
             prot = above.flags & VM_ACCESS_FLAGS
@@ -285,7 +308,7 @@ class Author:
 
     def _madvise(self, pid: int) -> Event:
         addr, length = self._range(pid)
-        return Event("madvise", pid, addr, length, flags=self._rng.choice(self._advice))
+        return Event("madvise", pid, addr, length, flags=self._rng.choice(self._choices.advice))
 
     def _mlock(self, pid: int) -> Event:
         addr, length = self._range(pid)

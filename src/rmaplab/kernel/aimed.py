@@ -491,6 +491,28 @@ def dropped(p1: Process) -> None:
 
 
 @_aimed
+def droppable(p1: Process) -> None:
+    p1.mmap(4, at=0, flags=abi.MAP_DROPPABLE | abi.MAP_ANONYMOUS | abi.MAP_FIXED)
+    p1.write(0, 2)
+    p2 = p1.fork()
+    p2.write(0)
+    p1.mlock(0, 4)
+    for advice in (abi.MADV_KEEPONFORK, abi.MADV_DODUMP, abi.MADV_MERGEABLE, abi.MADV_PAGEOUT):
+        p1.madvise(0, 4, advice)
+    p1.write(1)
+    p1.mmap(2, at=10, flags=abi.MAP_DROPPABLE | abi.MAP_ANONYMOUS | abi.MAP_FIXED | abi.MAP_LOCKED)
+
+
+@_aimed_large
+def droppable_in_large_folios(p1: Process) -> None:
+    p1.mmap(32, at=0, flags=abi.MAP_DROPPABLE | abi.MAP_ANONYMOUS | abi.MAP_FIXED)
+    p1.write(0)
+    p1.write(16, 16)
+    p1.madvise(20, 4, abi.MADV_PAGEOUT)
+    p1.madvise(0, 16, abi.MADV_PAGEOUT)
+
+
+@_aimed
 def populated(p1: Process) -> None:
     p1.mmap(4, at=0, flags=_ANON | abi.MAP_POPULATE)
     p1.mmap(4, at=10)
@@ -1008,7 +1030,6 @@ def large_folio_freed_in_batches(p1: Process) -> None:
     p1.write(0, 16)
     p1.fork().exit()
     p1.write(0, 8)
-    p1.write(12)
     p1.madvise(0, 16, abi.MADV_FREE)
     p1.write(12)  # the third batch of four
     p1.madvise(0, 16, abi.MADV_PAGEOUT)
@@ -1020,7 +1041,6 @@ def large_folio_made_dirty_by_mprotect(p1: Process) -> None:
     p1.write(0, 16)
     p1.fork().exit()
     p1.write(0, 8)
-    p1.write(12)
     p1.madvise(0, 16, abi.MADV_FREE)
     p1.write(12)
     p1.mprotect(0, 16, abi.PROT_READ)

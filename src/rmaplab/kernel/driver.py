@@ -12,6 +12,7 @@ program would use; two things need preparation or help:
   pages that it took become the events that the model plays, and the folios must then be gone everywhere.
 - Pages come back from swap one by one: while one is touched, its worker may have no large folios, since which the
   kernel would bring back together depends on their places in swap.
+- What MADV_FREE gives up is given up at once: no folio waits for others on a list of its CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ from typing import Final
 from rmaplab.kernel.errors import GuestError
 from rmaplab.kernel.guest import GROUP, KSM, PEEK, POKE, THP, TOUCH, Guest
 from rmaplab.kernel.snapshot import Entry, Page, Snapshot
-from rmaplab.mm.abi import CLONE_VM, EAGAIN, MADV_DONTNEED, MADV_PAGEOUT, MREMAP_FIXED, MREMAP_MAYMOVE
+from rmaplab.mm.abi import (
+    CLONE_VM,
+    EAGAIN,
+    MADV_DONTNEED,
+    MADV_FREE,
+    MADV_PAGEOUT,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+)
 from rmaplab.mm.ksm import AS_FOUND, BREAK, FORGET, SPLIT
 from rmaplab.mm.vmscan import KEPT, ONCE
 from rmaplab.trace.events import FAULT_WRITE, Event
@@ -195,7 +204,14 @@ class Driver:
         return self._call(event, "mprotect", event.addr, event.length, event.prot)
 
     def _madvise(self, event: Event) -> int:
-        return self._call(event, "madvise", event.addr, event.length, event.flags)
+        result = self._call(event, "madvise", event.addr, event.length, event.flags)
+        if event.flags == MADV_FREE:
+            # The folios wait on a list of their CPU, which keeps a reference, so that a write to one that is not
+            # exclusive makes a copy.  What empties the list next is a matter of chance: let move_pages() do it, which
+            # moves nothing.
+            scratch = self.guest.scratch
+            self._call(event, "move_pages", 0, 0, scratch, scratch, scratch, 0)
+        return result
 
     def _mlock(self, event: Event) -> int:
         return self._call(event, "mlock2", event.addr, event.length, event.flags)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rmaplab.check.histories import ADVICE, Author, header, shortest
+from rmaplab.check.histories import EVERY_FLAG, Author, Flags, header, shortest
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.driver import Driver
 from rmaplab.kernel.errors import KernelUnavailable
@@ -34,6 +34,7 @@ from rmaplab.mm.abi import (
     MADV_GUARD_REMOVE,
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
+    MADV_REMOVE,
     MCL_CURRENT,
 )
 from rmaplab.mm.errors import HistoryError, InvariantError
@@ -41,7 +42,7 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_ANON, PTE_SHIFT, PTE_SWAP
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.vma import PAGE_SIZE, VM_LOCKED, VM_MERGEABLE
+from rmaplab.mm.vma import PAGE_SIZE, VM_DROPPABLE, VM_LOCKED, VM_MERGEABLE, VM_SHARED
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header
@@ -293,10 +294,14 @@ def possible(machine: Machine, event: Event) -> bool:
         source, target = mm.tree.at(event.addr2), mm.tree.at(event.addr)
         last = (event.addr2 + max(event.length, 1) - 1) >> LEAF_SHIFT
         return (
-            source is not None and target is not None and target.file is None
+            source is not None and target is not None and target.file is None and not target.flags & VM_DROPPABLE
             and mm.tree.at(target.start - 1) is None and mm.tree.at(target.end) is None
             and all(number in mm.page_table.leaves for number in range(event.addr2 >> LEAF_SHIFT, last + 1))
         )  # fmt: skip
+    if event.op == "madvise" and event.flags == MADV_REMOVE:
+        # What it does to a file is not the machine's.
+        vmas = machine.mm_of(event.pid).tree.overlapping(event.addr, event.addr + event.length)
+        return not any(vma.flags & VM_SHARED for vma in vmas)
     if event.op == "ksm":
         # ksmd has nothing to scan where nothing is mergeable.
         return any(vma.flags & VM_MERGEABLE for mm in machine.mms.values() for vma in mm.tree.to_list())
@@ -331,6 +336,11 @@ def _locks_large_folio(machine: Machine) -> bool:
     return False
 
 
+def choices(profile: Profile) -> Flags:
+    """The flags of which random histories make use."""
+    return msgspec.structs.replace(EVERY_FLAG, advice=EVERY_FLAG.advice + _GUARDS * 2 * profile.guard_regions)
+
+
 class Random:
     """A random history in lockstep.
 
@@ -346,7 +356,7 @@ class Random:
         known = self.lockstep.driver.known()
         self._author = Author(
             self.lockstep.machine, random.Random(seed), [op for op in ops or sorted(known) if op in known],
-            pages=pages, processes=processes, advice=ADVICE + _GUARDS * witness.profile.guard_regions,
+            pages=pages, processes=processes, choices=choices(witness.profile),
         )  # fmt: skip
         self._first = True
 

@@ -31,7 +31,7 @@ from rmaplab.sync.order import read_once
 FOLIO_ANON: Final = 1
 FOLIO_KSM: Final = 2
 FOLIO_DIRTY: Final = 4  # not as it is in swap, found out when an entry that was dirty went, or swap gave it up
-FOLIO_LAZYFREE: Final = 8  # MADV_FREE: may be dropped while it stays clean
+FOLIO_LAZYFREE: Final = 8  # not swap-backed: may be dropped, while it stays clean (MADV_FREE) or anyway (VM_DROPPABLE)
 FOLIO_LOCKED: Final = 16  # in the hands of reclaim or migration
 FOLIO_REFERENCED: Final = 32
 FOLIO_WRITTEN: Final = 64  # of a page of a large folio: the program wrote to it, so it is not all zeroes

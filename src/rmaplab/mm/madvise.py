@@ -54,7 +54,7 @@ from rmaplab.mm.huge_memory import split_cut
 from rmaplab.mm.locking import lock_leaf, lock_new_leaf, start_write, write_unlock
 from rmaplab.mm.memory import zap_at, zap_range
 from rmaplab.mm.merge import Attributes, attributes_of, modify
-from rmaplab.mm.mmap import page_align
+from rmaplab.mm.mmap import PMD_SIZE, page_align
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
     PTE_ANON,
@@ -190,7 +190,7 @@ def _advise_flags(system: System, vma: VMA, start: int, end: int, advice: int) -
     """Where the VMA that holds the range now ends, or a negative errno."""
     add, take = _FLAG_ADVICE[advice]
     flags = vma.flags
-    if advice == MADV_DOFORK and flags & VM_IO:
+    if advice == MADV_DOFORK and flags & (VM_SPECIAL if system.profile.dofork_special else VM_IO):
         return -EINVAL
     if advice == MADV_WIPEONFORK and (vma.file is not None or flags & VM_SHARED):
         return -EINVAL
@@ -258,6 +258,10 @@ def _advise_range(system: System, vma: VMA, start: int, end: int, advice: int) -
         if vma.flags & (VM_SPECIAL | VM_HUGETLB):
             return -EINVAL
         _remove_guards(mm, start, end)
+    elif advice == MADV_COLLAPSE:
+        # Nothing is collapsed here; without room for a folio of 2 MiB, not by Linux either (thp_vma_suitable_order()).
+        if (vma.end & -PMD_SIZE) - vma.start < PMD_SIZE:
+            return -EINVAL
     elif advice == MADV_REMOVE:
         if vma.flags & VM_LOCKED or vma.file is None:
             return -EINVAL

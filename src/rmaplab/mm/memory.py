@@ -22,6 +22,7 @@ import numpy as np
 from rmaplab.mm.abi import EFAULT
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.folio import (
+    FOLIO_LAZYFREE,
     FOLIO_WRITTEN,
     Int64s,
 )
@@ -52,6 +53,7 @@ from rmaplab.mm.vma import (
     MM,
     PAGE_SHIFT,
     PAGE_SIZE,
+    VM_DROPPABLE,
     VM_NOHUGEPAGE,
     VM_SHARED,
     VM_WRITE,
@@ -177,6 +179,8 @@ def _new_pages(
     old = entries.copy()
     pgoff = vma.anon_pgoff + ((addr - vma.start) >> PAGE_SHIFT)
     pfns = system.folios.alloc_run(pgoff, count)
+    if vma.flags & VM_DROPPABLE:
+        system.folios.flags.v[pfns] |= FOLIO_LAZYFREE
     nr_old = int(np.count_nonzero(old))
     # What a file's page is copied from need not be mapped (do_cow_fault()).
     copied = 0
@@ -382,6 +386,8 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
     else:
         system.pages_zeroed.count += 1
     pfn = folios.alloc(vma.anon_pgoff + ((addr - vma.start) >> PAGE_SHIFT))
+    if vma.flags & VM_DROPPABLE:  # never swap-backed (folio_add_new_anon_rmap())
+        folios.flags.m[pfn] |= FOLIO_LAZYFREE
     for design in system.designs:
         design.folio_mapped(vma, addr, pfn, 1)
     folios.mapcount.m[pfn] = 1
@@ -422,6 +428,8 @@ def _new_large(system: System, vma: VMA, addr: int, leaf: Leaf, i: int) -> bool:
     folios = system.folios
     pfn = folios.alloc_large(vma.anon_pgoff + ((start - vma.start) >> PAGE_SHIFT), order)
     system.nr_large += 1
+    if vma.flags & VM_DROPPABLE:
+        folios.set_flag(pfn, FOLIO_LAZYFREE)
     system.pages_zeroed.count += nr_pages
     for design in system.designs:
         design.folio_mapped(vma, start, pfn, nr_pages)

@@ -16,6 +16,7 @@ from rmaplab.mm.abi import (
     EEXIST,
     EINVAL,
     ENOMEM,
+    EOPNOTSUPP,
     EOVERFLOW,
     EPERM,
     MAP_DROPPABLE,
@@ -157,6 +158,8 @@ def _map_locked(
     kind = flags & MAP_TYPE
     if file is not None:
         if kind == MAP_SHARED or kind == MAP_SHARED_VALIDATE:
+            if kind == MAP_SHARED_VALIDATE and flags & MAP_FIXED_NOREPLACE:  # not in LEGACY_MAP_MASK
+                return -EOPNOTSUPP
             vm_flags |= VM_SHARED | VM_MAYSHARE
         elif kind != MAP_PRIVATE:
             return -EINVAL
@@ -209,7 +212,7 @@ def _region(system: System, mm: MM, start: int, end: int, vm_flags: int, file: F
         mm.tree.insert(vma)
     mm.total_vm += nr_pages
     if vma.flags & VM_LOCKED:
-        if vma.flags & VM_SPECIAL:
+        if vma.flags & (VM_SPECIAL | VM_DROPPABLE):  # vma_supports_mlock()
             vma.flags &= ~(VM_LOCKED | VM_LOCKONFAULT)
         else:
             mm.locked_vm += nr_pages

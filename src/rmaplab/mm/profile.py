@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Kernel profiles: the rules that differ between kernel versions, and the sizes of objects.
 
-`7.3` is the reference: the kernel that is meant where none is named.  A rule that a profile does not state is that of
-6.12.  Rules that all of them share are not in a profile.
+`7.3` is the reference: the kernel that is meant where none is named, and whose rules a profile has where it states no
+other.  Rules that all of them share are not in a profile.
 
 Sources
 - 6.1 and 6.12: the sources of Debian's linux-source-6.1 (6.1.192) and linux-source-6.12 (6.12.117), and the
@@ -36,7 +36,7 @@ from typing import Any, Final
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """One kernel.  A rule is one field, with 6.12's as its default; a kernel that has another says so in `PROFILES`.
+    """One kernel.  A rule is one field, with 7.3's as its default; a kernel that has another says so in `PROFILES`.
     A profile for sizes measured elsewhere is `dataclasses.replace(profile, release=..., sizes=...)`."""
 
     name: str
@@ -49,7 +49,7 @@ class Profile:
 
     # Rules that decide the geometry of VMAs
 
-    relaxed_anon_merge: bool = False
+    relaxed_anon_merge: bool = True
     """A prepared range may become part of an unprepared neighbour, unless its VMA was inherited in a fork (its chain is
     not singular).  Without it, of two only the neighbour may be the prepared one: never a prepared range and an
     unprepared neighbour.  (is_mergeable_anon_vma(): mm/vma.c since 6.16; 6.12 and 6.1 test the neighbour's chain alone)
@@ -66,7 +66,7 @@ class Profile:
     (mm/mprotect.c mprotect_fixup(), not in 6.1)"""
     stack_nohugepage: bool = True
     """MAP_STACK means VM_NOHUGEPAGE.  (include/linux/mman.h calc_vm_flag_bits(), not in 6.1)"""
-    move_many: bool = False
+    move_many: bool = True
     """mremap() with MREMAP_FIXED that does not resize may move a range of many VMAs.  Each goes as if it were moved
     alone, in order of address: what the target has in a gap of the source stays, a range that begins with a gap is
     -EFAULT, and an error leaves moved what was moved.  (mm/mremap.c remap_move(), since 6.17)"""
@@ -74,17 +74,17 @@ class Profile:
     """The source of MREMAP_DONTUNMAP stays a VMA by itself: unprepared, it does not merge with its own target; and once
     unprepared it has a fresh page offset.
     (mm/vma.c copy_vma() and mm/mremap.c move_vma() in 6.12.117, also in 6.1.192; not yet in 6.18.44)"""
-    anon_pgoff: bool = False
+    anon_pgoff: bool = True
     """A VMA has a page offset for anonymous pages beside that in its file: the virtual one at which it was mapped, or
     moved to before it was prepared.  VMAs of a file merge, and share a neighbour's anon_vma, only if both go on; and
     what MREMAP_DONTUNMAP leaves whole gets a fresh one, of a file or not.  (mm/vma.h vma_set_anon_pgoff(), mm/vma.c
     __mmap_region(), copy_vma(), needs_adjacent_anon_pgoff() and anon_vma_compatible(), mm/mremap.c
     dontunmap_complete(), since 7.3)"""
-    clone_reverses: bool = False
+    clone_reverses: bool = True
     """anon_vma_clone() makes the new chain from the newest link to the oldest, and so mirrors it; and a fork takes over
     the first unused anon_vma in that order.  (mm/rmap.c anon_vma_clone() and maybe_reuse_anon_vma(), since 7.0; before,
     from the oldest)"""
-    sticky_flags: bool = False
+    sticky_flags: bool = True
     """Flags that a merge does not ask about (VM_SOFTDIRTY, VM_MAYBE_GUARD) are united in its result; else those of the
     caller win, or of the VMA that grows.  VM_MAYBE_GUARD is there: a VMA with it has its entries copied at fork, and
     only an anonymous one is prepared for its markers.
@@ -101,18 +101,18 @@ class Profile:
     swap_in_writable: bool = True
     """A page that is read in for one process alone is mapped writable also where the access was a read.
     (mm/memory.c do_swap_page(); 6.1 asks for FAULT_FLAG_WRITE)"""
-    swap_uncaches: bool = False
+    swap_uncaches: bool = True
     """Swap-in goes through the swap cache: a page is exclusive only if its entry says so, and leaves the cache as soon
     as no entry is left, on a read as well, where swap is a synchronous device (as the machine's is).  Before, such a
     page skips the cache for the last entry that refers to it, and is exclusive then.
     (mm/memory.c do_swap_page() and should_try_to_free_swap() in 7.2 and 7.3)"""
-    mm_ids: bool = False
+    mm_ids: bool = True
     """A large folio remembers two address spaces that map it (mm/mm_ids.py).  If it seems to be one's alone, a write to
     a page of it that is not exclusive makes it so and copies nothing; the folio stays with the anon_vma that it has.
     And MADV_COLD, _PAGEOUT and _FREE of a part split it.  Before, such a write copies, and what seems shared is
     estimated.  (include/linux/rmap.h, mm/memory.c __wp_can_reuse_large_anon_folio(), include/linux/mm.h
     folio_maybe_mapped_shared(), since 6.15)"""
-    batches: bool = False
+    batches: bool = True
     """Entries that map a large folio one after the other, alike in whether they are writable and soft-dirty, are
     handled as one.  mprotect() makes all dirty if one is; reclaim drops all of what MADV_FREE gave up, or, if one is
     dirty, none and leaves all dirty.  Before, entry by entry.  Extra references no longer make such a folio swap-backed
@@ -139,9 +139,11 @@ class Profile:
     populates_past_holes: bool = False
     """MADV_POPULATE_READ and _WRITE go VMA by VMA, and report a hole in the end; else they stop there.
     (mm/madvise.c madvise_vma_behavior() in 6.1; madvise_do_behavior() and madvise_populate() in 6.12)"""
+    dofork_special: bool = True
+    """MADV_DOFORK refuses VM_SPECIAL, not only VM_IO.  (mm/madvise.c madvise_vma_behavior() in 7.2 and 7.3)"""
     droppable: bool = True
     """MAP_DROPPABLE  (mm/mmap.c do_mmap(), not in 6.1)"""
-    guard_regions: bool = False
+    guard_regions: bool = True
     """MADV_GUARD_INSTALL and MADV_GUARD_REMOVE.  Installing prepares a private VMA, so that fork copies its entries.
     (mm/madvise.c, since 6.13)"""
 
@@ -158,59 +160,16 @@ REFERENCE: Final = "7.3"
 
 _KNOWN: Final = (
     Profile(
-        "6.12",
-        "6.12.117",
-        {
-            "vm_area_struct": 176,
-            "vma_lock": 40,
-            "mm_struct": 1408,
-            "maple_node": 256,
-            "anon_vma": 104,
-            "anon_vma_chain": 64,
-            "maple_tree": 16,
-        },
-    ),
-    Profile(
-        "6.1",
-        "6.1.192",
-        {
-            "vm_area_struct": 152,
-            "mm_struct": 1152,
-            "maple_node": 256,
-            "anon_vma": 104,
-            "anon_vma_chain": 64,
-            "maple_tree": 24,
-        },
-        upper_first=True,
-        close_forbids_merge=True,
-        unaccount_unprepared=False,
-        stack_nohugepage=False,
-        thp_placement=False,
-        swap_in_writable=False,
-        clean_writable=False,
-        split_to_zero=False,
-        migrated_partly=False,
-        ksm_unshares=False,
-        unmerges_none=False,
-        populates_past_holes=True,
-        droppable=False,
-    ),
-    Profile(
-        "6.18",
-        "6.18.44",
+        "7.3",
+        "7.3.4",
         {
             "vm_area_struct": 192,
-            "mm_struct": 1600,
+            "mm_struct": 1792,
             "maple_node": 256,
-            "anon_vma": 104,
+            "anon_vma": 96,
             "anon_vma_chain": 64,
             "maple_tree": 16,
         },
-        relaxed_anon_merge=True,
-        move_many=True,
-        dontunmap_apart=False,
-        migrated_partly=False,
-        guard_regions=True,
     ),
     Profile(
         "7.2",
@@ -223,35 +182,85 @@ _KNOWN: Final = (
             "anon_vma_chain": 64,
             "maple_tree": 16,
         },
-        relaxed_anon_merge=True,
-        move_many=True,
-        clone_reverses=True,
-        sticky_flags=True,
-        swap_uncaches=True,
-        mm_ids=True,
-        batches=True,
-        guard_regions=True,
+        anon_pgoff=False,
     ),
     Profile(
-        "7.3",
-        "7.3.4",
+        "6.18",
+        "6.18.44",
         {
             "vm_area_struct": 192,
-            "mm_struct": 1792,
+            "mm_struct": 1600,
             "maple_node": 256,
-            "anon_vma": 96,
+            "anon_vma": 104,
             "anon_vma_chain": 64,
             "maple_tree": 16,
         },
-        relaxed_anon_merge=True,
-        move_many=True,
-        anon_pgoff=True,
-        clone_reverses=True,
-        sticky_flags=True,
-        swap_uncaches=True,
-        mm_ids=True,
-        batches=True,
-        guard_regions=True,
+        dontunmap_apart=False,
+        anon_pgoff=False,
+        clone_reverses=False,
+        sticky_flags=False,
+        swap_uncaches=False,
+        batches=False,
+        migrated_partly=False,
+        dofork_special=False,
+    ),
+    Profile(
+        "6.12",
+        "6.12.117",
+        {
+            "vm_area_struct": 176,
+            "vma_lock": 40,
+            "mm_struct": 1408,
+            "maple_node": 256,
+            "anon_vma": 104,
+            "anon_vma_chain": 64,
+            "maple_tree": 16,
+        },
+        relaxed_anon_merge=False,
+        move_many=False,
+        anon_pgoff=False,
+        clone_reverses=False,
+        sticky_flags=False,
+        swap_uncaches=False,
+        mm_ids=False,
+        batches=False,
+        dofork_special=False,
+        guard_regions=False,
+    ),
+    Profile(
+        "6.1",
+        "6.1.192",
+        {
+            "vm_area_struct": 152,
+            "mm_struct": 1152,
+            "maple_node": 256,
+            "anon_vma": 104,
+            "anon_vma_chain": 64,
+            "maple_tree": 24,
+        },
+        relaxed_anon_merge=False,
+        upper_first=True,
+        close_forbids_merge=True,
+        unaccount_unprepared=False,
+        stack_nohugepage=False,
+        move_many=False,
+        anon_pgoff=False,
+        clone_reverses=False,
+        sticky_flags=False,
+        thp_placement=False,
+        swap_in_writable=False,
+        swap_uncaches=False,
+        mm_ids=False,
+        batches=False,
+        clean_writable=False,
+        split_to_zero=False,
+        migrated_partly=False,
+        ksm_unshares=False,
+        unmerges_none=False,
+        populates_past_holes=True,
+        dofork_special=False,
+        droppable=False,
+        guard_regions=False,
     ),
 )
 PROFILES: Final[dict[str, Profile]] = {profile.name: profile for profile in _KNOWN}

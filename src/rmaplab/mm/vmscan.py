@@ -32,7 +32,7 @@ from rmaplab.mm.pagetable import (
 )
 from rmaplab.mm.rmap_walk import Visit, rmap_walk
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_LOCKED, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_DROPPABLE, VM_LOCKED, VMA
 
 # How a real kernel's reclaim took what MADV_FREE had given up, and was in use again:
 ONCE: Final = 1  # reclaim did not visit it a second time
@@ -208,15 +208,17 @@ class _Unmap(Visit):
             last = first + batch(system, leaf, first, last, PTE_WRITE | PTE_SOFT_CLEAN)
         leaf.lock.assert_held()
         entries: list[int] = leaf.m[first:last].tolist()
-        if system.folios.flags.m[head] & FOLIO_DIRTY or any(entry & PTE_DIRTY for entry in entries):
-            if any(entry & PTE_DIRTY for entry in entries):
-                leaf.v[first:last] |= PTE_DIRTY
+        dirty = any(entry & PTE_DIRTY for entry in entries)
+        droppable = vma.flags & VM_DROPPABLE != 0  # goes although it was written to, and is never swap-backed
+        pinned = system.pins[head] > 1
+        if dirty:
             system.folios.set_flag(head, FOLIO_DIRTY)
-            system.folios.clear_flag(head, FOLIO_LAZYFREE)  # used again: swap-backed again
-            return True
-        if system.pins[head] > 1:
-            if not system.profile.batches:
-                system.folios.clear_flag(head, FOLIO_LAZYFREE)
+        used = system.folios.flags.m[head] & FOLIO_DIRTY and not droppable
+        if used or pinned:
+            if dirty:
+                leaf.v[first:last] |= PTE_DIRTY
+            if used or not (droppable or system.profile.batches):
+                system.folios.clear_flag(head, FOLIO_LAZYFREE)  # used again: swap-backed again
             return True
         leaf.v[first:last] = 0
         leaf.used -= last - first
