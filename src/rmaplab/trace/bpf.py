@@ -21,7 +21,7 @@ import numpy as np
 
 __all__ = [
     "ARRAY", "HASH", "NO_PREALLOC", "RAW_TRACEPOINT", "TRACEPOINT", "BpfRing", "assemble",
-    "attach_raw_tracepoint", "create_map", "load", "lookup", "update",
+    "attach_raw_tracepoint", "create_map", "load", "lookup", "update", "values",
 ]  # fmt: skip
 
 ARRAY, HASH, RINGBUF = 2, 1, 27  # BPF_MAP_TYPE_*
@@ -29,7 +29,7 @@ TRACEPOINT, RAW_TRACEPOINT = 5, 17  # BPF_PROG_TYPE_*
 NO_PREALLOC: Final = 1  # BPF_F_NO_PREALLOC
 
 _SYS_BPF: Final = 321
-_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _PROG_LOAD, _RAW_TRACEPOINT_OPEN = 0, 1, 2, 5, 17
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _PROG_LOAD, _RAW_TRACEPOINT_OPEN, _MAP_LOOKUP_BATCH = 0, 1, 2, 5, 17, 24
 _ATTR_SIZE: Final = 144
 _BUSY: Final = 1 << 31  # BPF_RINGBUF_BUSY_BIT
 _HEADER: Final = 8  # of a record in a ring buffer
@@ -99,8 +99,8 @@ def _instruction(line: str, distance: Mapping[str, int], maps: Mapping[str, int]
     raise ValueError(f"not an instruction: {line!r}")
 
 
-def _bpf(command: int, attr: bytes) -> int:
-    buffer = ctypes.create_string_buffer(attr, _ATTR_SIZE)
+def _bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_char]) -> int:
+    buffer = ctypes.create_string_buffer(attr, _ATTR_SIZE) if isinstance(attr, bytes) else attr
     result: int = _libc.syscall(_SYS_BPF, command, buffer, _ATTR_SIZE)
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -130,6 +130,22 @@ def lookup(map: int, key: bytes, size: int) -> bytes:
     value = ctypes.create_string_buffer(size)
     _element(_MAP_LOOKUP, map, key, value)
     return value.raw
+
+
+def values(map: int, key: int, value: int, entries: int) -> bytes:
+    """All values in `map`, a hash map of that form, one after the other.
+
+    :raises OSError: not permitted, or more of them than `entries`
+    """
+    keys, found = ctypes.create_string_buffer(key * entries), ctypes.create_string_buffer(value * entries)
+    place = ctypes.create_string_buffer(8)
+    at, into = ctypes.addressof(place), (ctypes.addressof(keys), ctypes.addressof(found))
+    attr = ctypes.create_string_buffer(struct.pack("<QQQQIIQQ", 0, at, *into, entries, map, 0, 0), _ATTR_SIZE)
+    try:
+        _bpf(_MAP_LOOKUP_BATCH, attr)
+    except FileNotFoundError:  # there are no more
+        pass
+    return ctypes.string_at(found, value * int(struct.unpack_from("<I", attr, 32)[0]))
 
 
 def load(kind: int, code: bytes) -> int:

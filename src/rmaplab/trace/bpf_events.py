@@ -61,22 +61,37 @@ _CALL: Final = np.dtype([("header", "u8"), ("time", "i8"), ("tid", "i4"), ("pid"
 _ROW: Final = np.dtype([("time", "i8"), ("act", "O"), *((name, _CALL[name]) for name in (
     "cpu", "pid", "tid", "number", "result", "locked", "di", "si", "dx", "r10", "r8", "r9"))])  # fmt: skip
 
-# r7: process and task; r9: what is remembered of a followed task: when it got a lock last, and before that.
-_FOLLOWED: Final = """
-    call get_current_pid_tgid
-    r7 = r0
-    *(u32 *)(r10 - 8) = r0
-    r1 = map followed
+
+def _with_map(call: str, name: str, key: int, value: int = 0) -> str:
+    """A helper's call with a map; `key`, `value`: where they are on the stack."""
+    given = f"r3 = r10\nr3 += -{value}\nr4 = 0\n" if value else ""
+    return f"""
+    r1 = map {name}
     r2 = r10
-    r2 += -8
-    call map_lookup_elem
-    if r0 == 0 goto out
-    r9 = r0
+    r2 += -{key}
+    {given}call map_{call}_elem
 """
 
 
-def _output(size: int) -> str:
-    """The `size` bytes at the end of the stack that is not _FOLLOWED's, with time and task at their start."""
+# r7: process and task; -8: task; r9: what is remembered of a followed task: when it got a lock last, and before that.
+_FOLLOWED: Final = f"""
+    call get_current_pid_tgid
+    r7 = r0
+    *(u32 *)(r10 - 8) = r0
+    {_with_map("lookup", "followed", 8)}
+    if r0 == 0 goto out
+    r9 = r0
+"""
+_LEAVE: Final = """
+out:
+    r0 = 1  ; of a tracepoint that perf uses, too: go on
+    exit
+"""
+
+
+def _output(size: int, then: str = "") -> str:
+    """The `size` bytes at the end of the stack that is not _FOLLOWED's, with time and task at their start; `then`: what
+    is done once they are in the ring, and leaves r0 alone."""
     return f"""
     *(u64 *)(r10 - {size}) = r7
     call ktime_get_ns
@@ -87,21 +102,16 @@ def _output(size: int) -> str:
     r3 = {size}
     r4 = 1  ; BPF_RB_NO_WAKEUP
     call ringbuf_output
+    {then}
     if r0 == 0 goto out
 lost:
     r1 = 0
     *(u32 *)(r10 - 8) = r1
-    r1 = map lost
-    r2 = r10
-    r2 += -8
-    call map_lookup_elem
+    {_with_map("lookup", "lost", 8)}
     if r0 == 0 goto out
     r1 = 1
     lock *(u64 *)(r0 + 0) += r1
-out:
-    r0 = 1  ; of a tracepoint that perf uses, too: go on
-    exit
-"""
+    {_LEAVE}"""
 
 
 def _fault() -> str:
@@ -134,9 +144,7 @@ def _lock(write: int) -> str:
     r1 = *(u64 *)(r9 + 0)
     *(u64 *)(r9 + 8) = r1
     *(u64 *)(r9 + 0) = r0
-out:
-    r0 = 1
-    exit"""
+    {_LEAVE}"""
 
 
 def _search(numbers: Sequence[int], name: str = "n") -> str:
@@ -146,6 +154,14 @@ def _search(numbers: Sequence[int], name: str = "n") -> str:
     half = len(numbers) // 2
     low, high = _search(numbers[:half], f"{name}0"), _search(numbers[half:], f"{name}1")
     return f"if r8 > {numbers[half - 1]} goto {name}1\n{low}{name}1:\n{high}"
+
+
+# What is remembered is forgotten when the record is in the ring, so that whoever finds nothing remembered finds that.
+_FORGET: Final = """
+    r1 = 0
+    *(u64 *)(r9 + 0) = r1
+    *(u64 *)(r9 + 8) = r1
+"""
 
 
 def _return() -> str:
@@ -165,9 +181,6 @@ found:
     *(u64 *)(r10 - 96) = r1
     r1 = *(u64 *)(r9 + 0)
     *(u64 *)(r10 - 88) = r1
-    r1 = 0
-    *(u64 *)(r9 + 0) = r1
-    *(u64 *)(r9 + 8) = r1
     r1 = r10
     r1 += -80
     r2 = 72
@@ -176,7 +189,7 @@ found:
     call probe_read_kernel
     call get_smp_processor_id
     *(u64 *)(r10 - 56) = r0
-    {_output(104)}"""
+    {_output(104, _FORGET)}"""
 
 
 def _new_task(pid: int, clone_flags: int) -> str:
@@ -189,13 +202,7 @@ def _new_task(pid: int, clone_flags: int) -> str:
     {zeros}
     r8 = *(u32 *)(r6 + {pid})
     *(u32 *)(r10 - 8) = r8
-    r1 = map followed
-    r2 = r10
-    r2 += -8
-    r3 = r10
-    r3 += -80
-    r4 = 0
-    call map_update_elem
+    {_with_map("update", "followed", 8, 80)}
     if r0 != 0 goto lost
     *(u64 *)(r10 - 96) = r8
     r1 = *(u64 *)(r9 + 8)
@@ -209,80 +216,45 @@ def _new_task(pid: int, clone_flags: int) -> str:
     {_output(104)}"""
 
 
-_EXECUTE: Final = """
+_EXECUTE: Final = f"""
     r8 = *(u64 *)(r1 + 8)
-    call get_current_pid_tgid
-    r7 = r0
-    *(u32 *)(r10 - 8) = r7
     *(u32 *)(r10 - 16) = r8
+    call get_current_pid_tgid
+    *(u32 *)(r10 - 8) = r0
     r1 = *(u32 *)(r10 - 8)
     r2 = *(u32 *)(r10 - 16)
     if r1 == r2 goto out
-    r1 = map followed
-    r2 = r10
-    r2 += -16
-    call map_lookup_elem
+    {_with_map("lookup", "followed", 16)}
     if r0 == 0 goto out
     r1 = 0
     *(u64 *)(r10 - 32) = r1
     *(u64 *)(r10 - 24) = r1
-    r1 = map followed
-    r2 = r10
-    r2 += -8
-    r3 = r10
-    r3 += -32
-    r4 = 0
-    call map_update_elem
-    r1 = map followed
-    r2 = r10
-    r2 += -16
-    call map_delete_elem
-out:
-    r0 = 1
-    exit
-"""
+    {_with_map("update", "followed", 8, 32)}
+    {_with_map("delete", "followed", 16)}
+    {_LEAVE}"""
 
-# The key of a leader whose threads live on stays: one of them may execute a program, and take its number.
-_END: Final = f"""
+
+def _end(group_dead: bool) -> str:
+    """The key of a leader whose threads live on stays: one of them may execute a program, and take its number.
+
+    group_dead: the tracepoint tells of the end of the last one, as from 6.16.  Before, what a thread that executes a
+                program touches on the way is missed
+    """
+    if not group_dead:
+        return f"""{_FOLLOWED} {_with_map("delete", "followed", 8)} {_LEAVE}"""
+    return f"""
     r6 = *(u64 *)(r1 + 8)
-    r6 &= 255  ; group_dead
+    r6 &= 255
     {_FOLLOWED}
+    r7 >>= 32
+    *(u32 *)(r10 - 16) = r7
     if r6 == 0 goto one
-    r8 = r7
-    r8 >>= 32
-    *(u32 *)(r10 - 16) = r8
-    r1 = map followed
-    r2 = r10
-    r2 += -16
-    call map_delete_elem
+    {_with_map("delete", "followed", 16)}
 one:
-    r8 = r7
-    r8 >>= 32
-    *(u32 *)(r10 - 16) = r8
     r1 = *(u32 *)(r10 - 8)
-    r2 = *(u32 *)(r10 - 16)
-    if r1 == r2 goto out
-    r1 = map followed
-    r2 = r10
-    r2 += -8
-    call map_delete_elem
-out:
-    r0 = 1
-    exit
-"""
-
-# Before 6.16 it is not told whether the group is dead.  What a thread that executes a program touches on the way is
-# missed then.
-_END_OF_ANY: Final = f"""
-    {_FOLLOWED}
-    r1 = map followed
-    r2 = r10
-    r2 += -8
-    call map_delete_elem
-out:
-    r0 = 1
-    exit
-"""
+    if r1 == r7 goto out
+    {_with_map("delete", "followed", 8)}
+    {_LEAVE}"""
 
 
 class BpfEvents:
@@ -303,10 +275,10 @@ class BpfEvents:
         records = PerfEvents(pid, max(size // 4, 4096), timeline, own=True)
         try:
             self._lost: Final = self._keep(bpf.create_map(bpf.ARRAY, 4, 8, 1))
-            followed = self._keep(bpf.create_map(bpf.HASH, 4, 16, _MOST_TASKS, bpf.NO_PREALLOC))
-            bpf.update(followed, pid.to_bytes(4, "little"), bytes(16))
+            self._followed: Final = self._keep(bpf.create_map(bpf.HASH, 4, 16, _MOST_TASKS, bpf.NO_PREALLOC))
+            bpf.update(self._followed, pid.to_bytes(4, "little"), bytes(16))
             rings += [bpf.BpfRing(size, _CALL.itemsize), bpf.BpfRing(size, _FAULT.itemsize)]
-            maps = {"lost": self._lost, "followed": followed, "ring": rings[0].map}
+            maps = {"lost": self._lost, "followed": self._followed, "ring": rings[0].map}
             self._attach(maps, rings[1].map)
         except OSError as error:
             for ring in rings:
@@ -328,7 +300,7 @@ class BpfEvents:
             "sys_exit": _return(),
             "mmap_lock_acquire_returned": _lock(2 if "memcg_path" in lock.fields else 1),
             "sched_process_exec": _EXECUTE,
-            "sched_process_exit": _END if "group_dead" in end.fields else _END_OF_ANY,
+            "sched_process_exit": _end("group_dead" in end.fields),
         }
         for name, text in followed.items():
             self._raw(bpf.assemble(text, maps), name)
@@ -350,6 +322,11 @@ class BpfEvents:
     def lost(self) -> int:
         """Events that did not fit into the rings."""
         return int.from_bytes(bpf.lookup(self._lost, bytes(4), 8), "little")
+
+    def settled(self, now: int) -> int:
+        """When the first of those locks was taken whose calls have no record yet."""
+        locks = np.frombuffer(bpf.values(self._followed, 4, 16, _MOST_TASKS), dtype=np.uint64)
+        return min(now, int(locks[locks > 0].min(initial=now)))
 
     def close(self) -> None:
         self._records.close()

@@ -6,7 +6,9 @@ as fast as it can.  Another reads the files back, block by block, has a Timeline
 take them; so memory does not grow with the run, and little is left to do when the command has ended.
 
 Invariant: when a window of time is told, all records of each ring up to its end have been read.  A record may become
-visible in its ring a little after the time that it bears; `_SETTLES` is more than that takes.
+visible in its ring a little after the time that it bears; `_SETTLES` is more than that takes.  Nor does a window go
+beyond a lock whose call has not returned.  What breaks this all the same (a call that returns `_PATIENCE` after its
+lock) the timeline notices, and the order counts as inferred.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from rmaplab.trace.timeline import Timeline
 __all__ = ["Collector", "Records", "Ring", "Source", "Stream"]
 
 _WINDOW: Final = 1 << 23  # bytes of a ring that are looked at at a time
-_SETTLES: Final = 1_000_000_000  # ns
+_SETTLES: Final = 100_000_000  # ns
+_PATIENCE: Final = 5_000_000_000  # ns that a call may take from its lock to its record
 _DRAIN: Final = 50  # ms between two looks at rings that wake nobody
 _NEVER: Final = 1 << 62
 Say = Callable[[str], None]
@@ -113,6 +116,9 @@ class Source(Protocol):
     @property
     def faults(self) -> Sequence[Stream]: ...
 
+    def settled(self, now: int) -> int:
+        """Up to when all that took effect has a record, or one that the timeline knows to wait for; at most `now`."""
+
     def lost(self) -> int:
         """Events that did not fit into the rings, beside those that a stream told of."""
 
@@ -166,15 +172,16 @@ class Collector:
                 if events & select.POLLHUP:  # nobody is left to watch
                     poll.unregister(descriptor)
             now = time.monotonic_ns()
+            settled = max(self._source.settled(now), now - _PATIENCE)
             for stream in self._streams:
                 stream.ring.drain(stream.file)
-            self._emptied = now - _SETTLES
+            self._emptied = min(settled, now - _SETTLES)
         self._emptied = _NEVER
 
     def _tell_all(self) -> None:
         while self._emptied < _NEVER and self._failure is None:
             self._tell_until(self._emptied)
-            self._ended.wait(0.2)
+            self._ended.wait(_DRAIN / 1000)
         self._tell_until(_NEVER)
         self._timeline.tell(self._reducer)
 

@@ -61,7 +61,7 @@ SYNTHESIS: Final = (
     "pages; a forked child at once writes the first page of each of its private writable ranges"
 )
 _SYNTHETIC_PAGES: Final = 256
-_FEW: Final = 24  # faults that are not worth arrays
+_FEW: Final = 128  # faults that are not worth arrays
 # Advice that a kernel may be built without (mm/madvise.c madvise_behavior_valid()).
 _MAY_BE_MISSING: Final = frozenset((MADV_MERGEABLE, MADV_UNMERGEABLE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE))
 

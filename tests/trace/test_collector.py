@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The collector tells what it reads while the command runs, and nothing before what came first."""
+
+import struct
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+import numpy as np
+import pytest
+
+from rmaplab.trace.collector import Collector, Records, Stream
+from rmaplab.trace.reduce import Faults, Reducer
+from rmaplab.trace.timeline import Timeline
+
+SECOND = 1_000_000_000
+
+
+class Fed:
+    """A ring that a test writes times into."""
+
+    descriptor = -1
+
+    def __init__(self) -> None:
+        self.records = b""
+
+    def happens(self, at: int) -> None:
+        self.records += struct.pack("<q", at)
+
+    def drain(self, file: IO[bytes]) -> None:
+        records, self.records = self.records, b""
+        file.write(records)
+
+    def close(self) -> None:
+        pass
+
+
+class Source:
+    """One ring; `held`: when a lock was taken whose call has no record yet."""
+
+    def __init__(self) -> None:
+        self.ring = Fed()
+        self.told: list[int] = []
+        self.calls = [Stream(self.ring, self.decode)]
+        self.faults: list[Stream] = []
+        self.held = 1 << 62
+
+    def decode(self, data: bytearray) -> Records | Faults | None:
+        times = np.frombuffer(bytes(data), dtype=np.int64).tolist()
+        data.clear()
+        return Records([(time, self.tell) for time in times]) if times else None
+
+    def tell(self, time: int, act: object) -> None:
+        self.told.append(time)
+
+    def settled(self, now: int) -> int:
+        return min(now, self.held)
+
+    def lost(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+def within(seconds: float, what: Callable[[], Any]) -> bool:
+    """Whether `what` becomes true in that time."""
+    end = time.monotonic() + seconds
+    while not what() and time.monotonic() < end:
+        time.sleep(0.01)
+    return bool(what())
+
+
+@pytest.fixture
+def watched() -> Any:
+    source = Source()
+    timeline = Timeline()
+    collector = Collector(source, timeline, Reducer(), live=True)
+    yield source
+    collector.stop()
+
+
+def test_what_happened_is_told_soon(watched: Source) -> None:
+    now = time.monotonic_ns()
+    watched.ring.happens(now)
+    assert within(10, lambda: watched.told == [now])
+
+
+def test_nothing_is_told_that_followed_a_lock_whose_call_has_not_returned(watched: Source) -> None:
+    now = time.monotonic_ns()
+    watched.held = now - SECOND
+    watched.ring.happens(now - SECOND // 2)
+    assert not within(0.5, lambda: watched.told)
+    watched.ring.happens(now - SECOND)
+    watched.held = 1 << 62
+    assert within(10, lambda: watched.told == [now - SECOND, now - SECOND // 2])
+
+
+def test_a_lock_that_was_taken_long_ago_holds_nothing_up(watched: Source) -> None:
+    """What takes a lock need not be a call that is followed: a stack that grows, say."""
+    now = time.monotonic_ns()
+    watched.held = now - 60 * SECOND
+    watched.ring.happens(now - 6 * SECOND)
+    assert within(10, lambda: watched.told == [now - 6 * SECOND])
+
+
+def test_all_is_told_at_the_end_whatever_is_held() -> None:
+    source = Source()
+    collector = Collector(source, Timeline(), Reducer(), live=True)
+    now = time.monotonic_ns()
+    source.held = now - SECOND
+    source.ring.happens(now)
+    collector.stop()
+    assert source.told == [now]
