@@ -11,6 +11,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def slug(text: str) -> str:
+    """`text` as the name of a file or an anchor.
+
+    >>> slug("anon_vma vma->anon_vma")
+    'anon-vma-vma-anon-vma'
+    """
+    return "-".join("".join(c if c.isalnum() else " " for c in text).split())
+
+
 def plural(count: int, noun: str) -> str:
     """`count` and `noun`, in the plural where it has to be.
 

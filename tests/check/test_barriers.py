@@ -10,7 +10,8 @@ import pytest
 
 from rmaplab.check.barriers import barriers
 from rmaplab.check.race import Model, explain, run, run_path
-from rmaplab.check.race_mutants import staged
+from rmaplab.check.race_mutants import outcome, staged
+from rmaplab.check.weak_mutants import WEAKENED
 from rmaplab.commands.frame import main
 from rmaplab.rmap import load
 from rmaplab.sync.interleave import explore, replay
@@ -72,6 +73,8 @@ def test_orderings_are_told_apart_by_need() -> None:
     assert {ordering.name for ordering in found.orderings if ordering.needed} == {
         "publish vma->anon_vma",
         "neighbour's vma->anon_vma",
+        "pmd_install()",
+        "pmdp_get_lockless()",
     }
 
 
@@ -102,8 +105,30 @@ def test_needed_orderings_become_litmus_tests(tmp_path: Path, capsys: pytest.Cap
     published = folder / "anon-vma-publish-vma-anon-vma.litmus"
     assert "smp_store_release(pointer, field);" in published.read_text()
     assert "WRITE_ONCE(*pointer, field);" in published.with_stem(f"{published.stem}-without").read_text()
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.iterdir())) == 8
     for wrong in (["--litmus", str(folder)], ["--barriers", "anon_vma", "first faults", "--litmus", str(published)]):
         with pytest.raises(SystemExit) as status:
             main(["race", *wrong])
         assert status.value.code == 2 and "rmaplab:" in capsys.readouterr().err
+
+
+def test_what_breaks_anyway_tells_nothing_of_orderings() -> None:
+    found = barriers(load("cow_context_prototype"), ["restore / first fault", "referenced / fork"], 100)
+    assert found.broken == ["restore / first fault"] and found.missing == []
+    assert "link child context" in {ordering.name for ordering in found.orderings if ordering.needed}
+
+
+@pytest.mark.parametrize(
+    ("design", "ordering", "why"),
+    [
+        ("anon_vma", "pmd_install()", "reads lock before it is initialised"),
+        ("cow_context", "change VMA tree", "reads contents before it is initialised"),
+        ("anon_vma_lazy", "free root VMA", "use after free"),
+    ],
+)
+def test_pointers_to_page_tables_and_trees_and_grace_periods_order(design: str, ordering: str, why: str) -> None:
+    [mutant] = [
+        each for each in WEAKENED if each.original is load(design) and each.weakened == ordering
+    ]
+    [failure] = outcome(mutant, 1000).failures
+    assert why in str(failure.error)

@@ -123,7 +123,7 @@ class _Run:
         if operation.order == MB:
             order.atomic(self.execution, "atomic", cell, "value")
         else:
-            order.atomic_relaxed(self.execution, "atomic", cell, "value")
+            order.atomic_inc(self.execution, "atomic", cell, "value")
         old = _number(cell.value)
         new = operation.change(old)
         if new is None:

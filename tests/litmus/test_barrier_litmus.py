@@ -19,6 +19,8 @@ ORDERINGS = {
     "moves: read_seqcount_retry()": "smp_rmb()",
     "moves: write_seqcount_begin()": "smp_wmb()",
     "moves: write_seqcount_end()": "smp_wmb()",
+    "pmd_install()": "smp_wmb()",
+    "free cow_context": "call_rcu()",
 }
 
 

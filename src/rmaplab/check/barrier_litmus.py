@@ -2,8 +2,8 @@
 """The orderings that a design needs as litmus tests in the kernel's C, for herd7.
 
 An ordering that a scenario needs (barriers.py) is reduced to its shape: a fresh object that is published and followed,
-or a change that a sequence count covers.  Each test exists twice, with the ordering and without; LKMM forbids the
-outcome of the first and allows that of the second.
+a change that a sequence count covers, or an object that is freed when nobody can look at it any more.  Each test exists
+twice, with the ordering and without; LKMM forbids the outcome of the first and allows that of the second.
 """
 
 from __future__ import annotations
@@ -11,15 +11,11 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from rmaplab.check.barriers import Ordering
+from rmaplab.check.weak_mutants import place
+from rmaplab.printable import slug
 
-# Where Linux, or the prototype's branch, has it.
-_PLACES: Final = {
-    "publish vma->anon_vma": "__anon_vma_prepare(), mm/rmap.c",
-    "neighbour's vma->anon_vma": "reusable_anon_vma(), mm/vma.c",
-    "link child context": "dup_cow_context(), mm/cow_context.c of the prototype: list_add_rcu()",
-    "first child": "traverse_contexts(), mm/cow_context.c of the prototype: list_first_or_null_rcu()",
-    "next sibling": "traverse_contexts(), mm/cow_context.c of the prototype: list_next_or_null_rcu()",
-}
+_RELEASE: Final = "smp_store_release(pointer, field);"
+_PLAIN: Final = "WRITE_ONCE(*pointer, field);"
 
 
 class Litmus(NamedTuple):
@@ -32,17 +28,14 @@ class Litmus(NamedTuple):
 
 def litmus_tests(design: str, ordering: Ordering) -> list[Litmus]:
     """The test with the ordering, and the test without; none if it has no shape that is known here."""
-    name = "".join(char if char.isalnum() else "-" for char in f"{design} {ordering.name}").strip("-")
-    while "--" in name:
-        name = name.replace("--", "-")
+    name = slug(f"{design} {ordering.name}")
     found: list[Litmus] = []
     for there in (True, False):
         body = _body(ordering, there)
         if body:
             title = name if there else f"{name}-without"
-            place = _PLACES.get(ordering.name, "include/linux/seqlock.h")
             says = "Never" if there else "Sometimes"
-            comment = f"(*\n * {ordering.primitive}, {place}\n * Result: {says}\n *)\n"
+            comment = f"(*\n * {ordering.primitive}, {place(ordering.name)}\n * Result: {says}\n *)\n"
             found.append(Litmus(f"{title}.litmus", f"C {title}\n\n{comment}\n{body}", there))
     return found
 
@@ -50,9 +43,13 @@ def litmus_tests(design: str, ordering: Ordering) -> list[Litmus]:
 def _body(ordering: Ordering, there: bool) -> str:
     what, primitive = ordering.name, ordering.primitive
     if primitive == "smp_store_release()":
-        return _published(there, True)
+        return _published(_RELEASE if there else _PLAIN, True)
     if primitive == "address dependency":
-        return _published(True, there)
+        return _published(_RELEASE, there)
+    if primitive == "call_rcu()":
+        return _freed(there)
+    if what == "pmd_install()":
+        return _published(f"smp_wmb();\n\t{_PLAIN}" if there else _PLAIN, True)
     if what.endswith(("write_seqcount_end()", "read_seqcount_begin()")):
         return _counted("1:r0=2 /\\ 1:r1=0", what, there)
     if what.endswith(("write_seqcount_begin()", "read_seqcount_retry()")):
@@ -60,9 +57,8 @@ def _body(ordering: Ordering, there: bool) -> str:
     return ""
 
 
-def _published(released: bool, follows: bool) -> str:
+def _published(publish: str, follows: bool) -> str:
     """A fresh object is filled in and published; does who finds the pointer find what is in it?"""
-    publish = "smp_store_release(pointer, field);" if released else "WRITE_ONCE(*pointer, field);"
     return f"""{{
 int *pointer = &nothing;
 int field = 0;
@@ -84,6 +80,36 @@ P1(int **pointer, int *field)
 }}
 
 exists (1:r0=field /\\ 1:r1=0)
+"""
+
+
+def _freed(waits: bool) -> str:
+    """A pointer is cleared and what it led to is freed, after a grace period; does a reader find it so?  call_rcu() is
+    synchronize_rcu() on a CPU of its own."""
+    wait = "\tsynchronize_rcu();\n" if waits else ""
+    return f"""{{
+int *pointer = &field;
+int field = 0;
+}}
+
+P0(int **pointer, int *field)
+{{
+	WRITE_ONCE(*pointer, 0);
+{wait}	WRITE_ONCE(*field, 1);
+}}
+
+P1(int **pointer, int *field)
+{{
+	int *r0;
+	int r1;
+
+	rcu_read_lock();
+	r0 = rcu_dereference(*pointer);
+	r1 = READ_ONCE(*field);
+	rcu_read_unlock();
+}}
+
+exists (1:r0=field /\\ 1:r1=1)
 """
 
 

@@ -6,7 +6,8 @@ dependency, an acquire, a fence, an atomic that returns a value.  Without it
 - a scenario breaks: it is *needed*, and the timeline shows which load returned what old value;
 - none does: *not needed by any scenario within the bounds*, which is all that can be said.
 
-Scenarios that break with all orderings in place show one that is missing.
+Scenarios that break with all orderings in place show one that is missing, unless they break under sequential
+consistency as well: that is another bug, and they tell nothing of orderings.
 
 The scenarios are those of one operation and those of first faults in two threads.
 """
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from rmaplab.check.race import Broken, Model, explain
+from rmaplab.check.race import SEQUENTIAL, Broken, Model, explain
 from rmaplab.check.race_mutants import SCENES, staged
 from rmaplab.check.scenarios import names, preemption_bound
 from rmaplab.mm.reverse_map import ReverseMap
@@ -53,12 +54,14 @@ class Ordering(msgspec.Struct, frozen=True):
 class Barriers(msgspec.Struct, frozen=True):
     """What the orderings of a design are for.
 
-    missing: scenarios that break with all of them in place
+    missing: scenarios that break with all of them in place, but not under sequential consistency
+    broken:  names of those that do, so they are left out
     """
 
     design: str
     orderings: list[Ordering]
     missing: list[Shown]
+    broken: list[str]
 
 
 def scenes() -> list[str]:
@@ -86,27 +89,29 @@ def barriers(
     found: dict[str, str] = {}
     met: dict[str, list[str]] = {}  # scenarios in which an ordering is met: others do not change without it
     missing: list[Shown] = []
+    broken: list[str] = []
     for name in tried:
+        if _try(name, design, SEQUENTIAL, limit)[0] is not None:
+            broken.append(name)
+            continue
         memory = Model("weak")
         shown, _ = _try(name, design, memory, limit)
         if shown is not None:
             missing.append(shown)
+            continue
         for ordering, primitive in memory.used.items():
             found[ordering] = primitive
             met.setdefault(ordering, []).append(name)
-    broken_anyway = {shown.scenario for shown in missing}
     orderings: list[Ordering] = []
     for number, (ordering, primitive) in enumerate(sorted(found.items())):
         tell(number, len(found))
         needed: Shown | None = None
         count = unfinished = 0
         for name in met[ordering]:
-            if name in broken_anyway:
-                continue
             count += 1
             needed, exhausted = _try(name, design, Model("weak", [ordering]), limit)
             unfinished += not exhausted
             if needed is not None:
                 break
         orderings.append(Ordering(ordering, primitive, needed, count, unfinished))
-    return Barriers(design.name, orderings, missing)
+    return Barriers(design.name, orderings, missing, broken)

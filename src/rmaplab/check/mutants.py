@@ -29,6 +29,8 @@ from rmaplab.mm.pagetable import LEAF_SHIFT
 from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SIZE, VMA
+from rmaplab.printable import slug
+from rmaplab.rmap import DESIGNS
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, VmaFields
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
@@ -37,7 +39,7 @@ from rmaplab.trace.events import Event
 
 
 class Mutant(msgspec.Struct, frozen=True):
-    """A design, or a machine, without one of its rules.
+    """A design, or a machine, without one of its rules or orderings.
 
     rule:    what the mutant does not do
     shows:   as what kind of difference, "broken" if something raises, or "race"
@@ -45,6 +47,8 @@ class Mutant(msgspec.Struct, frozen=True):
     origin:  the commit that brought the rule, where Linux once lacked it
     machine: on which it shows, if that is what lacks the rule
     scene:   for "race": the scenario that shows it (check/scenarios.py, or SCENES in check/race_mutants.py)
+    memory:  for "race": the memory model
+    weakened: the ordering that is taken away (sync/order.py), under weak memory
     profile, ops, pages, processes, large_folios: what random histories are best made of to show it
     """
 
@@ -56,6 +60,8 @@ class Mutant(msgspec.Struct, frozen=True):
     leads: bool = False
     machine: type[Machine] = Machine
     scene: str = ""
+    memory: str = "sc"
+    weakened: str = ""
     profile: str = REFERENCE
     ops: tuple[str, ...] = OPERATIONS
     pages: int = 48
@@ -64,23 +70,40 @@ class Mutant(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The name of the class that breaks the rule."""
+        """The name of the class that breaks the rule, or of the design and the ordering that it lacks."""
+        if self.weakened:
+            return slug(f"{self._design} {self.weakened}")
         return (self.mutated if self.machine is Machine else self.machine).__name__
 
     @property
     def bug(self) -> str:
         """What is wrong with it."""
+        if self.weakened:
+            return f"{self._design}, {self.weakened}: ordering taken away"
         if self.machine is not Machine:
             return (self.machine.__doc__ or "").split(".")[0].replace("\n", " ")
         return self.mutated.name
 
+    @property
+    def _design(self) -> str:
+        return next(name for name, design in DESIGNS.items() if design is self.original)
+
     def switched_off(self) -> Mutant:
         """The same search with the rule in place, which must find nothing."""
+
+        if self.weakened:
+            return msgspec.structs.replace(self, weakened="")
 
         class Unchanged(self.original):  # type: ignore[name-defined, misc]
             name = "unchanged"
 
         return msgspec.structs.replace(self, mutated=Unchanged, machine=Machine)
+
+    def others(self) -> list[Mutant]:
+        """Searches that must find nothing: the rule in place; without an ordering, also sequential consistency."""
+        if self.weakened:
+            return [self.switched_off(), msgspec.structs.replace(self, memory="sc")]
+        return [self.switched_off()]
 
     def build(self) -> Machine:
         """A new machine that the mutant watches, with its original where both can."""

@@ -23,13 +23,14 @@ from rmaplab.check.race import explain, timeline
 from rmaplab.check.race_mutants import RACED, outcome
 from rmaplab.check.rival_mutants import RIVAL_MUTANTS
 from rmaplab.check.verify import Search
+from rmaplab.check.weak_mutants import WEAKENED
 from rmaplab.terminal import Grid
 
 STEPS: Final = 100_000  # of random histories, at most, until a mutant has to be found
 INTERLEAVINGS: Final = 10_000  # of its scenario, at most
 _LENGTH: Final = 300  # events of each history
 
-ALL: Final[tuple[Mutant, ...]] = (*MUTANTS, *RIVAL_MUTANTS, *RACED)
+ALL: Final[tuple[Mutant, ...]] = (*MUTANTS, *RIVAL_MUTANTS, *RACED, *WEAKENED)
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -106,8 +107,11 @@ def _race(mutant: Mutant, begun: float) -> Verdict:
             failure = fewer.failures[0]
             break
     broken = explain(failure)
-    off = outcome(mutant.switched_off(), after)
-    wrong = str(off.failures[0].error) if off.failures else ""
+    wrong = ""
+    for other in mutant.others():
+        off = outcome(other, after)
+        if off.failures:
+            wrong = str(off.failures[0].error)
     shown = timeline(broken, failure.names)
     return _verdict(mutant, by, after, "interleavings", begun - seconds, broken.error, shown, wrong)
 

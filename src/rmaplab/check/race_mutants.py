@@ -7,16 +7,18 @@ Each is a `Mutant` (check/mutants.py) with the scenario that shows it; `outcome`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, cast
 
 from rmaplab.check.mutants import Mutant
+from rmaplab.check.race import Model
 from rmaplab.check.scenarios import AWAY, HOME, World, scenario
-from rmaplab.mm.abi import PROT_EXEC
+from rmaplab.mm.abi import PROT_EXEC, PROT_READ
 from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.locking import lock_of
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_STACK_INCOMPLETE_SETUP, VMA, tree_of
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_STACK_INCOMPLETE_SETUP, VMA, vma_lookup
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, VmaFields
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
 from rmaplab.rmap.context import CowContext
@@ -370,7 +372,7 @@ class FaultsDuringFork(Machine):
             self.scheduler.point(what, subject, write)
 
     def _lock_vma(self, mm: MM, addr: int, write: bool) -> VMA | None:
-        vma = tree_of(self.scheduler, mm).at(addr)
+        vma = vma_lookup(self.scheduler, mm, addr)
         if vma is None or not lock_of(vma).try_down_read():
             return None
         return vma
@@ -381,6 +383,14 @@ class FaultsDuringFork(Machine):
 
 def _fork(process: Process) -> None:
     process.fork(pid=2)
+
+
+def _mmap(process: Process) -> None:
+    process.mmap(PAGE, at=AWAY)
+
+
+def _protect(process: Process, addr: int, rights: int) -> None:
+    process.mprotect(addr, PAGE, rights)
 
 
 def _fork_and_first_fault(process: Process, execution: Execution) -> None:
@@ -396,9 +406,41 @@ def _first_faults_of_neighbours(process: Process, execution: Execution) -> None:
     execution.add("first fault above", lambda: process.write(AWAY + PAGE))
 
 
+def _fault_in_what_is_mapped(process: Process, execution: Execution) -> None:
+    execution.add("mmap", partial(_mmap, process))
+    execution.add("fault", lambda: process.write(AWAY))
+
+
+def _never_forked(process: Process, execution: Execution) -> World:
+    """The folio is of a VMA of two pages that nobody has forked."""
+    world = cast(World, process.world)
+    process.fork(pid=2)
+    process.mmap(2 * PAGE, at=AWAY)
+    process.write(AWAY, 2 * PAGE)
+    world.addr = AWAY
+    world.isolate()
+    return world
+
+
+def _split_before_any_fork(process: Process, execution: Execution) -> None:
+    world = _never_forked(process, execution)
+    execution.add("migrate", world.migrate)
+    execution.add("mprotect", partial(_protect, process, AWAY, PROT_READ))
+
+
+def _merge_before_any_fork(process: Process, execution: Execution) -> None:
+    world = _never_forked(process, execution)
+    process.mprotect(AWAY + PAGE, PAGE, PROT_READ)
+    execution.add("migrate", world.migrate)
+    execution.add("mprotect", partial(_protect, process, AWAY + PAGE, READ_WRITE))
+
+
 SCENES: Final[dict[str, Callable[[Process, Execution], None]]] = {
     "fork / first fault in another thread": _fork_and_first_fault,
     "first faults of two neighbours, in two threads": _first_faults_of_neighbours,
+    "mmap / fault in another thread": _fault_in_what_is_mapped,
+    "migrate / mprotect that splits, before any fork": _split_before_any_fork,
+    "migrate / mprotect that merges, before any fork": _merge_before_any_fork,
 }
 
 
@@ -429,7 +471,8 @@ def scene(mutant: Mutant) -> Scenario:
 
 def outcome(mutant: Mutant, limit: int, preemptions: int = -1) -> Outcome:
     """Try the scenario of the mutant, up to the first interleaving that fails, or `limit` of them."""
-    return explore(scene(mutant), limit=limit, preemptions=preemptions)
+    begin = Model(mutant.memory, [mutant.weakened] if mutant.weakened else []).begin
+    return explore(scene(mutant), limit=limit, preemptions=preemptions, begin=begin)
 
 
 def _raced(

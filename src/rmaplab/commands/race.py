@@ -230,7 +230,9 @@ def _barriers(spec: str, patterns: list[str], limit: int, timelines: int, litmus
         found = barriers_of(
             load(spec), tried, limit, lambda done, total: meter.tell("orderings", done, total, "orderings")
         )
-    holds = judge(len(tried), bool(found.missing), "no scenario was tried")
+    holds = judge(
+        len(tried) - len(found.broken), bool(found.missing), "all scenarios break under sequential consistency as well"
+    )
     if litmus is not None:
         _write_litmus(litmus, found)
     if json:
@@ -249,6 +251,8 @@ def _barriers(spec: str, patterns: list[str], limit: int, timelines: int, litmus
             f"Of {plural(unfinished, 'ordering')} that no scenario needed, not all scenarios were finished: --limit"
             f" {limit} abandoned some.\n"
         )
+    if found.broken:
+        out.print(f"Left out, since they break under sequential consistency as well: {', '.join(found.broken)}\n")
     needed = [ordering for ordering in found.orderings if ordering.needed]
     for ordering in needed[:timelines]:
         assert ordering.needed is not None

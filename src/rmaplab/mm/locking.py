@@ -68,7 +68,7 @@ def lock_leaf(page_table: PageTable, addr: int) -> Leaf | None:
     """The leaf for `addr`, locked; None if there is none (pte_offset_map_lock())."""
     number = addr >> LEAF_SHIFT
     while True:
-        leaf = page_table.leaves.get(number)
+        leaf = page_table.look_up(number)
         if leaf is None:
             return None
         leaf.lock.lock()

@@ -40,7 +40,7 @@ from rmaplab.mm.locking import lock_of, write_downgrade
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VMA, File, tree_of
+from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VMA, File, vma_lookup
 from rmaplab.sync.locks import Scheduler
 
 
@@ -292,7 +292,7 @@ class Machine(System):
         """The VMA at `addr`, locked for a fault, unless it takes mmap_lock (lock_vma_under_rcu()): there is
         no VMA, it is changing, or it would have to be prepared, for which its neighbours must stay."""
         self.rcu.read_lock()
-        vma = tree_of(self.scheduler, mm).at(addr)
+        vma = vma_lookup(self.scheduler, mm, addr)
         if vma is not None:
             if not lock_of(vma).try_down_read():
                 vma = None

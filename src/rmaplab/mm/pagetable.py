@@ -22,12 +22,14 @@ mmap_lock or the VMA's lock, by a lock that the design needs to drop the VMA, or
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 
 from rmaplab.mm.folio import Int64s
+from rmaplab.sync.fields import OF_LEAF
 from rmaplab.sync.locks import Scheduler, SpinLock
+from rmaplab.sync.order import ONCE, atomic, initialised, read_once, smp_wmb, uses
 from rmaplab.sync.work import Ledger, LockClass
 
 PTE_WRITE: Final = 1
@@ -89,7 +91,11 @@ class PageTable:
         (free_pgd_range(), free_pte_range()).  The caller frees them."""
         lowest = -(-floor >> LEAF_SHIFT)
         highest = (ceiling >> LEAF_SHIFT) - 1
-        gone = [self.leaves.pop(number) for number in self.numbers(start, end) if lowest <= number <= highest]
+        gone: list[Leaf] = []
+        for number in self.numbers(start, end):
+            if lowest <= number <= highest:
+                atomic(self.scheduler, "pmd_clear()", self, OF_LEAF, number, ONCE)
+                gone.append(self.leaves.pop(number))
         self._freed.count += len(gone)
         return gone
 
@@ -107,7 +113,26 @@ class PageTable:
         leaf = self.leaves.get(number)
         if leaf is None:
             leaf = self.new_leaf(np.zeros(LEAF_ENTRIES, dtype=np.int64), 0)
+            if self.scheduler is not None:
+                return self._install(number, leaf)
             self.leaves[number] = leaf
+        return leaf
+
+    def _install(self, number: int, leaf: Leaf) -> Leaf:
+        """pmd_install().  Under the lock of the level above, so that who comes second finds the first one's; that lock
+        is an atomic here."""
+        initialised(self.scheduler, "pte_alloc_one()", leaf, "lock")
+        smp_wmb(self.scheduler, "pmd_install()")
+        atomic(self.scheduler, "pmd_populate()", self, OF_LEAF, number, ONCE)
+        return self.leaves.setdefault(number, leaf)
+
+    def look_up(self, number: int) -> Leaf | None:
+        """The leaf with a number, for who has no lock of the level above (pmdp_get_lockless()); None: there is none."""
+        leaf = self.leaves.get(number)
+        if self.scheduler is not None:
+            leaf = cast("Leaf | None", read_once(self.scheduler, "pmdp_get_lockless()", self, OF_LEAF, leaf, number))
+            if leaf is not None:
+                uses(self.scheduler, "pte_lockptr()", leaf, "lock")
         return leaf
 
     def set(self, addr: int, entry: int) -> None:

@@ -25,9 +25,9 @@ from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File
-from rmaplab.sync.fields import OF_PAGE, WHOLE
+from rmaplab.sync.fields import OF_PAGE, VERSION, WHOLE
 from rmaplab.sync.locks import Rcu, RwSemaphore, Scheduler, SpinLock
-from rmaplab.sync.order import atomic, atomic_relaxed, smp_store_release, write_once
+from rmaplab.sync.order import atomic, atomic_inc, smp_store_release, write_once
 from rmaplab.sync.work import Ledger
 
 _CEILING: Final = 1 << 47  # above all VMAs (USER_PGTABLES_CEILING)
@@ -263,7 +263,7 @@ class System:
     def tree_changes(self, mm: MM, nr_stores: int = 1) -> None:
         """The tree of `mm` is about to change, by so many stores (mas_store())."""
         self.vma_tree_changes.count += nr_stores
-        smp_store_release(self.scheduler, "change VMA tree", mm.tree, WHOLE, 0, mm.users_word)
+        smp_store_release(self.scheduler, "change VMA tree", mm.tree, VERSION, 0, mm.users_word)
 
     def vma_changes(self, vma: VMA) -> None:
         """The bounds of `vma`, or whether it is in its tree, are about to change."""
@@ -275,7 +275,7 @@ class System:
 
     def mapcount_grows(self, pfn: int) -> None:
         """One more entry is about to map `pfn`, whatever others do."""
-        atomic_relaxed(self.scheduler, "change mapcount", self.folios.mapcount, OF_PAGE, pfn)
+        atomic_inc(self.scheduler, "change mapcount", self.folios.mapcount, OF_PAGE, pfn)
 
     def mapcount(self, head: int) -> int:
         """Entries that map the folio, for who holds no lock that keeps it (folio_mapcount())."""

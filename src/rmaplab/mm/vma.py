@@ -24,9 +24,9 @@ from typing import Final, cast
 
 from rmaplab.mm.pagetable import PageTable
 from rmaplab.mm.vma_tree import Range, VMATree
-from rmaplab.sync.fields import WHOLE
+from rmaplab.sync.fields import VERSION, WHOLE
 from rmaplab.sync.locks import CpuMask, RwSemaphore, Scheduler, Word
-from rmaplab.sync.order import read_once
+from rmaplab.sync.order import depends, read_once
 
 PAGE_SHIFT: Final = 12
 PAGE_SIZE: Final = 4096
@@ -169,10 +169,26 @@ class MM:
         return f"<MM {self.id}: {len(self.tree)} VMAs>"
 
 
-def tree_of(scheduler: Scheduler | None, mm: MM) -> VMATree[VMA]:
-    """The tree of `mm` for who looks something up under RCU: it may be an old one (mas_find() and the like, which
-    dereference each node)."""
-    return cast("VMATree[VMA]", read_once(scheduler, "look up VMA", mm.tree, WHOLE, mm.tree, 0, mm.users_word))
+def vma_lookup(scheduler: Scheduler | None, mm: MM, addr: int) -> VMA | None:
+    """The VMA at `addr` of `mm` for who looks under RCU: the tree may be an old one (mas_walk(), which dereferences
+    each node)."""
+    vma = _tree_of(scheduler, mm).at(addr)
+    if scheduler is not None and vma is not None:
+        depends(scheduler, "look up VMA", vma)
+    return vma
+
+
+def find_vmas(scheduler: Scheduler | None, mm: MM, start: int, end: int) -> list[VMA]:
+    """Those that touch [start, end), for the same (mas_find())."""
+    found = _tree_of(scheduler, mm).overlapping(start, end)
+    if scheduler is not None:
+        for vma in found:
+            depends(scheduler, "look up VMA", vma)
+    return found
+
+
+def _tree_of(scheduler: Scheduler | None, mm: MM) -> VMATree[VMA]:
+    return cast("VMATree[VMA]", read_once(scheduler, "look up VMA", mm.tree, VERSION, mm.tree, 0, mm.users_word))
 
 
 def seen(scheduler: Scheduler | None, vma: VMA) -> VMA:

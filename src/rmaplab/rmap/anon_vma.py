@@ -57,7 +57,7 @@ from rmaplab.sync.fields import OF_DESIGN, OF_PAGE
 from rmaplab.sync.locks import Rcu, RwSemaphore
 from rmaplab.sync.order import (
     atomic,
-    atomic_relaxed,
+    atomic_inc,
     depends,
     initialised,
     read_once,
@@ -363,7 +363,7 @@ class AnonVmaRmap(ReverseMap):
         anon_vma.rwsem = root.rwsem
         anon_vma.parent = parent
         initialised(self.scheduler, "anon_vma_alloc()", anon_vma, "root refcount")
-        atomic_relaxed(self.scheduler, "get_anon_vma()", root, "refcount")
+        atomic_inc(self.scheduler, "get_anon_vma()", root, "refcount")
         root.refcount += 1  # the lock lives in the root
         return anon_vma
 
@@ -469,7 +469,7 @@ class AnonVmaRmap(ReverseMap):
 
     def ksm_added(self, vma: VMA, addr: int, pfn: int) -> None:
         anon_vma = self._own(vma)
-        atomic_relaxed(self.scheduler, "get_anon_vma()", anon_vma, "refcount")
+        atomic_inc(self.scheduler, "get_anon_vma()", anon_vma, "refcount")
         anon_vma.refcount += 1  # the place may outlive the VMA
         self.ksm.add(pfn, KsmPlace(vma.mm, addr, anon_vma))
 

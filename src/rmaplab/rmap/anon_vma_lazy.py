@@ -48,11 +48,12 @@ from rmaplab.mm.folio import FOLIO_KSM, Int64s
 from rmaplab.mm.geometry import GeometryChange
 from rmaplab.mm.reverse_map import Attachment, miscounted
 from rmaplab.mm.takeover import FoundVma, TakenOver
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, seen, tree_of
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, find_vmas, seen
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, VmaFields, is_unused
 from rmaplab.rmap.neighbours import mergeable_neighbours
 from rmaplab.rmap.numbers import take_number
-from rmaplab.sync.order import read_once, smp_store_release, write_once
+from rmaplab.sync.fields import OF_DESIGN
+from rmaplab.sync.order import atomic_inc, depends, initialised, read_once, smp_store_release, write_once
 from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.sync.work import Pool, Tally
 
@@ -149,12 +150,22 @@ class AnonVmaLazyRmap(AnonVmaRmap):
 
     def vma_prepare(self, vma: VMA) -> None:
         for neighbour in mergeable_neighbours(vma):
-            fields = self._lazy(neighbour)
+            fields = self._neighbours(neighbour)
             if fields is not None and self._never_forked(fields):
                 self._share(vma, fields)
                 return
         root = self._new_root(vma)
         self._adopt(vma, LazyFields(None, root, False))
+
+    def _neighbours(self, vma: VMA) -> LazyFields | None:
+        """What a neighbour has, which nobody locks."""
+        name = "neighbour's vma->anon_vma"
+        fields = cast(
+            "LazyFields | None", read_once(self.scheduler, name, vma, OF_DESIGN, vma.rmap[self.slot], self.slot)
+        )
+        if fields is not None and fields.root is not None:
+            depends(self.scheduler, name, fields.root)
+        return fields
 
     def _share(self, vma: VMA, fields: LazyFields) -> None:
         """New pages of `vma` go where those of a neighbour do, whose chain has nothing that was inherited."""
@@ -168,14 +179,17 @@ class AnonVmaLazyRmap(AnonVmaRmap):
             self._unlock(anon_vma)
 
     def _adopt(self, vma: VMA, fields: LazyFields) -> None:
-        vma.rmap[self.slot] = fields
         if fields.root is not None:
+            atomic_inc(self.scheduler, "get root VMA", fields.root, "vmas")
             fields.root.vmas.append(vma)
+        smp_store_release(self.scheduler, "publish vma->anon_vma", vma, OF_DESIGN, self.slot)
+        vma.rmap[self.slot] = fields
 
     def _new_root(self, vma: VMA) -> RootVma:
         self._space(vma.mm).roots += 1
         root = RootVma(take_number(self.roots, self.free_roots), vma)
         self.roots[root.number] = root
+        initialised(self.scheduler, "new root VMA", root, "vmas anon_vma")
         return root
 
     # Upgrade
@@ -458,12 +472,12 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         start = (first + root.offset) << PAGE_SHIFT
         end = start + (self.folios.nr_pages(pfn) << PAGE_SHIFT)
         self.look_ups.count += 1
-        for vma in tree_of(self.scheduler, root.mm).overlapping(start, end):
+        for vma in find_vmas(self.scheduler, root.mm, start, end):
             fields = self._lazy(vma)
-            seen(self.scheduler, vma)
+            then = seen(self.scheduler, vma)
             if fields is not None and fields.root is root:
                 self.places.count += 1
-                yield vma, start if start > vma.start else vma.start
+                yield vma, start if start > then.start else then.start
 
     def _anon_vma_of(self, root: RootVma) -> AnonVma | None:
         anon_vma = read_once(self.scheduler, "read vma->anon_vma", root, "anon_vma", root.anon_vma)

@@ -40,7 +40,7 @@ from mypy_extensions import mypyc_attr
 from rmaplab.mm.folio import Column, Int64s
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, tree_of
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, find_vmas, seen
 from rmaplab.rmap.numbers import take_number
 from rmaplab.rmap.page_entries import PageLocks, page_of
 from rmaplab.sync.locks import Rcu, SpinLock
@@ -390,7 +390,8 @@ class AnonMMRmap(ReverseMap):
         """The VMAs of `mm` from that page on."""
         start = number << PAGE_SHIFT
         self.look_ups.count += 1
-        for vma in tree_of(self.scheduler, mm).overlapping(start, start + (nr_pages << PAGE_SHIFT)):
+        for vma in find_vmas(self.scheduler, mm, start, start + (nr_pages << PAGE_SHIFT)):
+            then = seen(self.scheduler, vma)
             if vma.prepared:
                 self.places.count += 1
-                yield vma, start if start > vma.start else vma.start
+                yield vma, start if start > then.start else then.start

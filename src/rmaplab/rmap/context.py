@@ -25,10 +25,10 @@ from typing import Final, cast
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, tree_of
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, find_vmas
 from rmaplab.rmap.numbers import take_number
 from rmaplab.rmap.remap_tree import RemapMemory, RemapTree
-from rmaplab.sync.fields import WHOLE
+from rmaplab.sync.fields import VERSION
 from rmaplab.sync.locks import Data, Rcu, SpinLock
 from rmaplab.sync.order import initialised, read_once, smp_store_release, write_once
 from rmaplab.sync.seqcount import SequenceCount
@@ -254,12 +254,12 @@ class ContextRmap(ReverseMap):
 
     def records(self, context: CowContext) -> RemapTree:
         """The remap tree, for who walks under RCU."""
-        tree = read_once(self.scheduler, "read records", context.remaps, WHOLE, context.remaps, 0, context)
+        tree = read_once(self.scheduler, "read records", context.remaps, VERSION, context.remaps, 0, context)
         return cast(RemapTree, tree)
 
     def records_change(self, context: CowContext, what: str) -> None:
         """The remap tree is about to change, under its lock."""
-        smp_store_release(self.scheduler, what, context.remaps, WHOLE, 0, context)
+        smp_store_release(self.scheduler, what, context.remaps, VERSION, 0, context)
 
     def shift_of(self, vma: VMA) -> int | None:
         """What to add to vm_pgoff for such a page offset; None if `vma` cannot have pages."""
@@ -268,7 +268,7 @@ class ContextRmap(ReverseMap):
     def vmas_at(self, mm: MM, start: int, end: int) -> list[VMA]:
         """The VMAs of `mm` that touch [start, end)."""
         self.look_ups.count += 1
-        return tree_of(self.scheduler, mm).overlapping(start, end)
+        return find_vmas(self.scheduler, mm, start, end)
 
     # What the design says of itself
 

@@ -33,7 +33,7 @@ from mypy_extensions import mypyc_attr
 from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, tree_of
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, seen, vma_lookup
 from rmaplab.rmap.numbers import take_number
 from rmaplab.rmap.page_entries import PageLocks, page_of
 from rmaplab.sync.locks import Rcu
@@ -280,7 +280,7 @@ class PteChainRmap(ReverseMap):
         try:
             again = True
             while again:
-                seen: list[tuple[VMA, int]] = []
+                visited: list[tuple[VMA, int]] = []
                 begun = self._additions(pfn, nr_pages)
                 for page in range(nr_pages):
                     lock = self.locks.of(pfn + page)
@@ -288,7 +288,7 @@ class PteChainRmap(ReverseMap):
                     pointers = self.pointers(pfn + page)
                     lock.unlock()
                     for pointer in pointers:
-                        yield from self._place(pointer, page, seen)
+                        yield from self._place(pointer, page, visited)
                 again = self._additions(pfn, nr_pages) != begun
         finally:
             self.rcu.read_unlock()
@@ -299,19 +299,20 @@ class PteChainRmap(ReverseMap):
             self.locks.of(pfn).unlock()
         return int(self.additions.v[pfn : pfn + nr_pages].sum())
 
-    def _place(self, pointer: int, page: int, seen: list[tuple[VMA, int]]) -> Iterator[tuple[VMA, int]]:
-        """The place of the folio whose page number `page` is mapped by the entry, unless it was seen before."""
+    def _place(self, pointer: int, page: int, visited: list[tuple[VMA, int]]) -> Iterator[tuple[VMA, int]]:
+        """The place of the folio whose page number `page` is mapped by the entry, unless it was visited before."""
         self.scanned.count += 1
         mm = self.mms[pointer >> _MM_SHIFT]
         if mm is None:
             return  # gone, and its entries with it
         addr = (pointer & _PAGE_MASK) << PAGE_SHIFT
-        vma = tree_of(self.scheduler, mm).at(addr)
+        vma = vma_lookup(self.scheduler, mm, addr)
         if vma is not None:  # else munmap() is at it
             first = addr - (page << PAGE_SHIFT)
-            place = (vma, first if first > vma.start else vma.start)
-            if place not in seen:
-                seen.append(place)
+            start = seen(self.scheduler, vma).start
+            place = (vma, first if first > start else start)
+            if place not in visited:
+                visited.append(place)
                 self.places.count += 1
                 yield place
 

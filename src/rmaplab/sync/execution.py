@@ -38,10 +38,10 @@ from typing import Any, Final
 import greenlet
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.fields import OF_DESIGN, OF_PAGE, look
+from rmaplab.sync.fields import OF_PAGE, WAYS, look
 from rmaplab.sync.locks import Lock, RwSemaphore, Scheduler
 from rmaplab.sync.memory import Location
-from rmaplab.sync.order import FULL, ONCE
+from rmaplab.sync.order import ONCE, PLAIN
 
 NEWEST: Final = [0]
 UPDATE: Final = 16  # added to the order of an atomic
@@ -337,7 +337,7 @@ class Execution(Scheduler):
 
     def load(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> object:
         task = self.current
-        if task is not None and (field != OF_DESIGN or self.weak):
+        if task is not None and (self.weak or field not in WAYS):
             self._announce_location(task, POINT, what, subject, field, index, READ, order, whole)
             return self.loaded(subject, field, index)
         return look(subject, field, index)
@@ -348,13 +348,13 @@ class Execution(Scheduler):
 
     def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
         task = self.current
-        if task is not None and (field != OF_DESIGN or self.weak):
+        if task is not None and (self.weak or field not in WAYS):
             self._announce_location(task, POINT, what, subject, field, index, WRITE, order, whole)
 
     def update(self, what: str, subject: object, field: str, index: int, order: int) -> None:
         task = self.current
-        if task is not None:
-            mode = WRITE if order == FULL else ADD
+        if task is not None and (self.weak or field not in WAYS):
+            mode = ADD if order == PLAIN else WRITE
             self._announce_location(task, POINT, what, subject, field, index, mode, order + UPDATE, None)
 
     def wait_load(self, what: str, subject: object, field: str, ready: Callable[[], bool]) -> object:

@@ -9,16 +9,28 @@ from typing import Final
 OF_PAGE: Final = "m"
 OF_DESIGN: Final = "rmap"
 
-# An attribute that is not one: all of an object that has `frozen()`, a copy that stays as it is.
+# And the leaf with a number, of a page table.
+OF_LEAF: Final = "leaves"
+
+# Attributes that are none.  All of an object that has `frozen()`, a copy that stays as it is; and the pointer to it
+# where each change makes a new one (a tree whose nodes are replaced, as those of a maple tree are): what the pointer
+# leads to is fresh.
 WHOLE: Final = ""
+VERSION: Final = "contents"
+
+# Read without a lock only to get to one; under sequential consistency nothing comes of when that is.
+WAYS: Final = (OF_DESIGN, OF_LEAF)
 
 
 def look(subject: object, field: str, index: int) -> object:
-    """The value as it is: of an attribute, of an element of one (OF_PAGE, OF_DESIGN), or the object (WHOLE)."""
-    if field == WHOLE:
+    """The value as it is: of an attribute, of an element of one (OF_PAGE, OF_DESIGN, OF_LEAF), or the object (WHOLE,
+    VERSION)."""
+    if field == WHOLE or field == VERSION:
         return subject
     if field == OF_PAGE:
         return subject.m[index]  # type: ignore[attr-defined]
     if field == OF_DESIGN:
         return subject.rmap[index]  # type: ignore[attr-defined]
+    if field == OF_LEAF:
+        return subject.leaves.get(index)  # type: ignore[attr-defined]
     return getattr(subject, field)

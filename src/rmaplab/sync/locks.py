@@ -13,7 +13,7 @@ from typing import Final
 
 from mypy_extensions import i64, mypyc_attr
 
-from rmaplab.sync.fields import OF_PAGE, look
+from rmaplab.sync.fields import OF_LEAF, OF_PAGE, look
 from rmaplab.sync.work import Ledger, LockClass
 
 
@@ -78,6 +78,8 @@ class Scheduler:
     def _point_at(self, what: str, subject: object, field: str, index: int, whole: object, write: bool) -> None:
         if field == OF_PAGE:
             self.point(what, index, write)
+        elif field == OF_LEAF:
+            pass  # the leaf's lock is taken next
         elif whole is None:
             self.point(what, subject, write)
         else:
@@ -89,6 +91,9 @@ class Scheduler:
 
     def initialised(self, what: str, subject: object, fields: str) -> None:
         """The fields of a fresh object have their first values."""
+
+    def uses(self, what: str, subject: object, field: str) -> None:
+        """The caller uses a field that keeps its first value."""
 
     def fence(self, what: str, kind: int) -> None:
         """smp_mb(), smp_rmb(), smp_wmb()"""

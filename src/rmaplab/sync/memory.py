@@ -34,10 +34,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.fields import WHOLE, look
+from rmaplab.sync.fields import VERSION, WHOLE, look
 from rmaplab.sync.order import ACQUIRE, ALL, FULL, ONCE, READS, RELEASE
 
 View = dict[int, int]
+_ATOMICS: Final = {
+    ACQUIRE: "atomic with _acquire", RELEASE: "atomic with _release", FULL: "fully ordered atomic"
+}  # fmt: skip
 
 
 class _Uninitialised:
@@ -50,15 +53,19 @@ UNINITIALISED: Final = _Uninitialised()
 
 class Message:
     """A value that was stored: by whom (task, -1 before the tasks began), at which step, under which name, the view
-    that it hands over, and what had reached all CPUs before (`gone`)."""
+    that it hands over, and what had reached all CPUs before (`gone`).  `content`: where what it points to was stored
+    just before, -1: nowhere."""
 
-    def __init__(self, value: object, task: int, step: int, what: str, view: View, gone: View) -> None:
+    def __init__(
+        self, value: object, task: int, step: int, what: str, view: View, gone: View, content: int = -1
+    ) -> None:
         self.value = value
         self.task: Final = task
         self.step: Final = step
         self.what: Final = what
         self.view: Final = view
         self.gone: Final = gone
+        self.content: Final = content
 
 
 class Location:
@@ -73,7 +80,7 @@ class Location:
 
     def now(self) -> object:
         """What the object holds, as a message keeps it."""
-        if self.field != WHOLE:
+        if self.field != WHOLE and self.field != VERSION:
             return look(self.subject, self.field, self.index)
         return self.subject.frozen()  # type: ignore[attr-defined]
 
@@ -124,16 +131,21 @@ class Memory:
         self.locks: Final[dict[int, View]] = {}
         self.stored: Final[dict[int, View]] = {}  # by a lock's last holder, before it gave it back
         self._locations: Final[dict[tuple[int, str, int], Location]] = {}
+        self._numbers = 0
 
     def location(self, subject: object, key: int, field: str, index: int) -> Location:
         """That of the object with this number; its first message is what it holds now."""
         at = (key, field, index)
         found = self._locations.get(at)
         if found is None:
-            found = Location(len(self._locations), subject, field, index)
+            found = Location(self._number(), subject, field, index)
             found.messages.append(Message(found.now(), -1, -1, "", {}, {}))
             self._locations[at] = found
         return found
+
+    def _number(self) -> int:
+        self._numbers += 1
+        return self._numbers - 1
 
     # Loads
 
@@ -148,8 +160,9 @@ class Memory:
 
     def load(
         self, task: int, location: Location, key: int, number: int, order: int, what: str, pointee: int
-    ) -> None:
-        """The task loads message `number`; `pointee`: the object that it points to, -1: none."""
+    ) -> bool:
+        """The task loads message `number`; `pointee`: the object that it points to, -1: none.  False: what it leads to
+        may still be what was there before."""
         view = self.tasks[task]
         message = location.messages[number]
         if view.now.get(location.number, 0) < number:
@@ -173,6 +186,12 @@ class Memory:
         view.last = last
         if pointee >= 0:
             self.lead(task, pointee)
+        content = message.content
+        return content < 0 or content in view.now or content in last
+
+    def is_there(self, task: int, location: Location, key: int) -> bool:
+        """Does the task see a field that keeps its first value?"""
+        return location.messages[0].value is not UNINITIALISED or self.oldest(task, location, key) > 0
 
     def lead(self, task: int, pointee: int) -> None:
         """The last load led the task to this object."""
@@ -200,31 +219,37 @@ class Memory:
     def update(self, task: int, location: Location, order: int, what: str, step: int) -> Message:
         """The task changes the newest value atomically; the new one is to be filled in."""
         view = self.tasks[task]
-        full = order == FULL and what not in self.weakened
+        if order in _ATOMICS:
+            self.used[what] = _ATOMICS[order]
+            if what in self.weakened:
+                order = ONCE
         if order == FULL:
-            self.used[what] = "fully ordered atomic"
-        if full:
             self._mb(view)
         newest = location.messages[-1]
-        join(view.now if full else view.aside, newest.view)
-        join(view.now if full else view.aside, newest.gone)
+        found = view.now if order == FULL or order == ACQUIRE else view.aside
+        join(found, newest.view)
+        join(found, newest.gone)
         self._goes(view, newest.gone)
-        message = self._append(task, location, full, what, step)
+        message = self._append(task, location, order == FULL or order == RELEASE, what, step)
         join(message.view, newest.view)  # a release sequence goes on through atomics
-        if full:
+        if order == FULL:
             self._mb(view)
         return message
 
     def _append(self, task: int, location: Location, release: bool, what: str, step: int) -> Message:
         view = self.tasks[task]
         number = len(location.messages)
+        content = -1
+        if location.field == VERSION:
+            content = self._number()
+            view.now[content] = view.own[content] = 1
         handed: View = {}
         join(handed, view.now if release else view.later)
         if release:  # it is cumulative: also what loads found that ordered nothing here
             join(handed, view.aside)
         handed[location.number] = number
         view.now[location.number] = number
-        message = Message(None, task, step, what, handed, view.gone)
+        message = Message(None, task, step, what, handed, view.gone, content)
         location.messages.append(message)
         join(view.own, handed)
         return message

@@ -86,16 +86,19 @@ def smp_store_release(
         scheduler.store(what, subject, field, index, RELEASE, whole)
 
 
-def atomic(scheduler: Scheduler | None, what: str, subject: object, field: str, index: int = 0) -> None:
-    """An atomic that returns a value, or decides by it, changes a number in the next statement: fully ordered."""
+def atomic(
+    scheduler: Scheduler | None, what: str, subject: object, field: str, index: int = 0, order: int = FULL
+) -> None:
+    """An atomic that returns a value, or decides by it, changes a number in the next statement: fully ordered, or as
+    its suffix says (ACQUIRE, RELEASE, ONCE for _relaxed)."""
     if scheduler is not None:
-        scheduler.update(what, subject, field, index, FULL)
+        scheduler.update(what, subject, field, index, order)
 
 
-def atomic_relaxed(scheduler: Scheduler | None, what: str, subject: object, field: str, index: int = 0) -> None:
-    """One that does not (atomic_inc(), refcount_inc())."""
+def atomic_inc(scheduler: Scheduler | None, what: str, subject: object, field: str, index: int = 0) -> None:
+    """One that does not return a value (atomic_inc(), refcount_inc()): not ordered."""
     if scheduler is not None:
-        scheduler.update(what, subject, field, index, ONCE)
+        scheduler.update(what, subject, field, index, PLAIN)
 
 
 def depends(scheduler: Scheduler | None, what: str, subject: object) -> None:
@@ -109,6 +112,12 @@ def initialised(scheduler: Scheduler | None, what: str, subject: object, fields:
     stores.  Who sees it before these finds there what was there before."""
     if scheduler is not None:
         scheduler.initialised(what, subject, fields)
+
+
+def uses(scheduler: Scheduler | None, what: str, subject: object, field: str) -> None:
+    """The caller is about to use a field that keeps its first value: a lock, say.  So nothing depends on when."""
+    if scheduler is not None:
+        scheduler.uses(what, subject, field)
 
 
 def smp_mb(scheduler: Scheduler | None, what: str) -> None:

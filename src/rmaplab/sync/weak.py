@@ -21,7 +21,7 @@ from typing import Final
 
 from rmaplab.sync.errors import Finding
 from rmaplab.sync.execution import ADD, CALL, ENTER, LEAVE, POINT, READ, UPDATE, WAIT, Execution, Step, Task
-from rmaplab.sync.fields import WHOLE
+from rmaplab.sync.fields import VERSION, WHOLE
 from rmaplab.sync.memory import UNINITIALISED, Location, Memory, Message, TaskView, View, join
 from rmaplab.sync.order import ALL
 
@@ -64,6 +64,20 @@ class WeakExecution(Execution):
                 location = self.memory.location(subject, self._key(subject), field, 0)
                 self.memory.initialise(task.number, location, what, len(self.trace) - 1)
 
+    def uses(self, what: str, subject: object, field: str) -> None:
+        task = self.current
+        if task is not None:
+            key = self._key(subject)
+            location = self.memory.location(subject, key, field, 0)
+            if not self.memory.is_there(task.number, location, key):
+                raise self._too_early(task, what, field, location.messages[1])
+
+    def _too_early(self, task: Task, what: str, field: str, message: Message) -> Finding:
+        return Finding(
+            f"{task.name} reads {field} before it is initialised ({what}): {self._who(message)} wrote it"
+            f" ({message.what}), and nothing orders that before the pointer that led here"
+        )
+
     def fence(self, what: str, kind: int) -> None:
         task = self.current
         if task is not None:
@@ -101,22 +115,21 @@ class WeakExecution(Execution):
         location = step.location
         assert location is not None
         memory = self.memory
-        if location.field != WHOLE and location.messages[-1].value != location.now():
+        if location.field not in (WHOLE, VERSION) and location.messages[-1].value != location.now():
             raise RuntimeError(f"{step.what}: {location.field} of {step.subject!r} changed, and nobody announced it")
         if step.mode == READ:
             number = len(location.messages) - 1 - age
             message = location.messages[number]
             value = message.value
             if value is UNINITIALISED:
-                raise Finding(
-                    f"{task.name} reads {location.field} before it is initialised ({step.what}): {self._who(message)}"
-                    f" wrote it ({message.what}), and nothing orders that before the pointer that led here"
-                )
+                raise self._too_early(task, step.what, location.field, message)
             pointee = -1
-            if value is not None and not isinstance(value, (int, str)):
+            if location.field != WHOLE and value is not None and not isinstance(value, (int, str)):
                 pointee = self._key(value)
-            memory.load(task.number, location, self._key(location.subject), number, step.order, step.what, pointee)
-            self._loaded = location.subject if location.field == WHOLE and age == 0 else value
+            key = self._key(location.subject)
+            if not memory.load(task.number, location, key, number, step.order, step.what, pointee):
+                raise self._too_early(task, step.what, location.field, message)
+            self._loaded = location.subject if location.field in (WHOLE, VERSION) and age == 0 else value
             if age:
                 next = location.messages[number + 1]
                 step.note = (
@@ -126,6 +139,8 @@ class WeakExecution(Execution):
             return
         number = len(self.trace) - 1
         if step.order >= UPDATE:
+            if not memory.is_there(task.number, location, self._key(location.subject)):
+                raise self._too_early(task, step.what, location.field, location.messages[1])
             new = memory.update(task.number, location, step.order - UPDATE, step.what, number)
         else:
             new = memory.store(task.number, location, step.order, step.what, number, task.name)
@@ -226,9 +241,13 @@ class WeakExecution(Execution):
                     self.freed[self.called[number]].readers.append(task.number)
                     self.waited[number].append(task.number)
         elif step is not None and step.kind == CALL:
-            handed = dict(self.memory.tasks[task.number].now)
-            join(handed, self.memory.tasks[task.number].aside)
-            self.calls.append((handed, task.number, len(self.trace)))
+            told: View = {}
+            name = f"free {step.what}"
+            self.memory.used[name] = "call_rcu()"
+            if name not in self.memory.weakened:
+                join(told, self.memory.tasks[task.number].now)
+                join(told, self.memory.tasks[task.number].aside)
+            self.calls.append((told, task.number, len(self.trace)))
             self.called.append(step.key)
             self.left.append(dict(self.gone))
             self.waited.append([reader.number for reader in self.tasks if reader.rcu_depth > 0])

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Orderings that are taken away: bugs that only weak memory shows.
+
+Each is an ordering that a design, or the machine below it, states (sync/order.py), with a scenario that breaks without
+it.  Under sequential consistency none of them does anything, so no interleaving shows that one is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rmaplab.check.mutants import Mutant
+from rmaplab.rmap import DESIGNS
+
+# Where Linux has each, or the branch or series that a design is from.
+PLACES: Final = {
+    "publish vma->anon_vma": "__anon_vma_prepare(), mm/rmap.c: smp_store_release()",
+    "neighbour's vma->anon_vma": "reusable_anon_vma(), mm/vma.c: READ_ONCE(), and an address dependency",
+    "folio->mapping": "folio_get_anon_vma(), mm/rmap.c: READ_ONCE(), and an address dependency",
+    "anon_vma->root": "folio_lock_anon_vma_read(), mm/rmap.c: READ_ONCE(), and an address dependency",
+    "free anon_vma": "anon_vma_free(), mm/rmap.c: SLAB_TYPESAFE_BY_RCU",
+    "change VMA tree": "vma_iter_store_new(), mm/vma.h: rcu_assign_pointer() in lib/maple_tree.c",
+    "look up VMA": "mas_walk(), lib/maple_tree.c: rcu_dereference_check()",
+    "free vm_area_struct": "vm_area_free(), mm/vma_init.c: SLAB_TYPESAFE_BY_RCU; call_rcu() for a walk",
+    "pmd_install()": "pmd_install(), mm/memory.c: smp_wmb()",
+    "pmdp_get_lockless()": "___pte_offset_map(), mm/pgtable-generic.c: READ_ONCE(), and an address dependency",
+    "free page table": "pte_free_defer(), mm/pgtable-generic.c: call_rcu()",
+    "free mm_struct": "mmdrop(), include/linux/sched/mm.h; call_rcu() for a walk under RCU alone",
+    "link child context": "dup_cow_context(), mm/cow_context.c of the prototype: list_add_rcu()",
+    "first child": "traverse_contexts(), mm/cow_context.c of the prototype: list_first_or_null_rcu()",
+    "next sibling": "traverse_contexts(), mm/cow_context.c of the prototype: list_next_or_null_rcu()",
+    "visit context": "walk_context(), mm/cow_context.c of the prototype: READ_ONCE(), and an address dependency",
+    "add record": "add_new_remap(), mm/cow_context.c of the prototype: rcu_assign_pointer() in lib/maple_tree.c",
+    "read records": "walk_context(), mm/cow_context.c of the prototype: rcu_dereference_check() in lib/maple_tree.c",
+    "free cow_context": "drop_cow_context(), mm/cow_context.c of the prototype: kfree_rcu()",
+    "write vma->anon_vma": "where ANON_VMA_LAZY upgrades a root VMA: smp_store_release()",
+    "read vma->anon_vma": "where a walk of ANON_VMA_LAZY comes to a root VMA: READ_ONCE(), and an address dependency",
+    "free root VMA": "where ANON_VMA_LAZY drops the last reference to a root VMA: call_rcu()",
+    "read_seqcount_begin()": "read_seqcount_begin(), include/linux/seqlock.h: smp_load_acquire(), as good as smp_rmb()",
+    "read_seqcount_retry()": "read_seqcount_retry(), include/linux/seqlock.h: smp_rmb()",
+    "write_seqcount_begin()": "write_seqcount_begin(), include/linux/seqlock.h: smp_wmb()",
+    "write_seqcount_end()": "write_seqcount_end(), include/linux/seqlock.h: smp_wmb()",
+}  # fmt: skip
+
+
+def place(ordering: str) -> str:
+    """Where Linux has it; "" if that is not known.  That of a sequence count says whose it is ("moves: ...")."""
+    return PLACES.get(ordering.rpartition(": ")[2], "")
+
+
+_FIRST_FAULTS: Final = "first faults of two neighbours, in two threads"
+_MAPPED: Final = "mmap / fault in another thread"
+_UNMAPPED: Final = "referenced / munmap before any fork"
+_MOVED: Final = "referenced / mremap before any fork"
+_MERGED: Final = "migrate / mprotect that merges"
+_FORKED: Final = "referenced / fork"
+
+# Scenarios, and what breaks in each.
+_NEEDED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "anon_vma": {
+        _FIRST_FAULTS: ("publish vma->anon_vma", "neighbour's vma->anon_vma"),
+        _MAPPED: ("change VMA tree", "look up VMA"),
+        "migrate / first fork": ("pmd_install()", "pmdp_get_lockless()"),
+        _UNMAPPED: ("free anon_vma",),
+    },
+    "anon_vma_lazy": {
+        _FIRST_FAULTS: ("publish vma->anon_vma", "neighbour's vma->anon_vma"),
+        "referenced / first fork": ("write vma->anon_vma", "read vma->anon_vma"),
+        "migrate / first fork": ("pmd_install()", "pmdp_get_lockless()"),
+        _UNMAPPED: ("change VMA tree", "look up VMA", "free root VMA"),
+        _MOVED: ("free vm_area_struct",),
+    },
+    "pte_chain": {
+        _UNMAPPED: ("change VMA tree", "look up VMA"),
+        _FIRST_FAULTS: ("pmd_install()", "pmdp_get_lockless()"),
+    },
+    "anonmm": {
+        "referenced / first fault": ("change VMA tree", "look up VMA"),
+        _FIRST_FAULTS: ("pmd_install()", "pmdp_get_lockless()"),
+    },
+    "cow_context_prototype": {
+        _FORKED: ("link child context", "first child", "pmd_install()", "pmdp_get_lockless()"),
+        "referenced / first fault": ("change VMA tree", "look up VMA"),
+    },
+    "cow_context": {
+        _FORKED: ("link child context", "first child", "pmd_install()", "pmdp_get_lockless()"),
+        "referenced / first fault": ("change VMA tree", "look up VMA"),
+        _MERGED: ("moves: read_seqcount_begin()", "moves: read_seqcount_retry()", "moves: write_seqcount_end()"),
+    },
+}
+
+_SHIPPED: Final = {("anon_vma", "publish vma->anon_vma"): "b6ac0b3f6013"}
+
+WEAKENED: Final = tuple(
+    Mutant(
+        place(ordering), DESIGNS[design], DESIGNS[design], "race", _SHIPPED.get((design, ordering), ""), scene=scene,
+        memory="weak", weakened=ordering,
+    )
+    for design, scenes in _NEEDED.items()
+    for scene, orderings in scenes.items()
+    for ordering in orderings
+)  # fmt: skip
