@@ -14,7 +14,7 @@ import pytest
 
 from rmaplab.check.histories import header
 from rmaplab.kernel import columns, setup
-from rmaplab.kernel.aimed import LARGE_FOLIOS, history
+from rmaplab.kernel.aimed import history, setting
 from rmaplab.kernel.consistency import problems
 from rmaplab.kernel.driver import Driver
 from rmaplab.kernel.errors import KernelUnavailable
@@ -34,7 +34,7 @@ KERNELS = VERSIONS
 
 def driver(witness: Witness, name: str) -> Driver:
     files = {entry.id: entry for entry in header().files}
-    return Driver(witness.guest, files, witness.look, witness.scans, LARGE_FOLIOS.get(name, 0))
+    return Driver(witness.guest, files, witness.look, witness.scans, setting(name))
 
 
 def end(witness: Witness, driver: Driver) -> None:

@@ -20,7 +20,7 @@ import pytest
 from rmaplab.check import mutants
 from rmaplab.check.histories import header
 from rmaplab.commands.kernel import explained
-from rmaplab.kernel.aimed import LARGE_FOLIOS, history
+from rmaplab.kernel.aimed import history, setting
 from rmaplab.kernel.answers import event_line
 from rmaplab.kernel.consistency import problems
 from rmaplab.kernel.coverage import Coverage
@@ -135,7 +135,7 @@ def test_a_bug_that_is_put_back_is_found(witness: Witness, broken: type[ReverseM
     design = broken if issubclass(broken, ReverseMap) else AnonVmaRmap
     machine = broken if issubclass(broken, Machine) else Machine
     for name in possible_names(witness.has_large_folios):
-        lockstep = Lockstep(witness, None, design, None, LARGE_FOLIOS.get(name, 0), machine)
+        lockstep = Lockstep(witness, None, design, None, setting(name), machine)
         try:
             for number, event in enumerate(history(name)):
                 if lockstep.possible(event) and lockstep.step(event) is not None:

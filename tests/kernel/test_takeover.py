@@ -52,13 +52,15 @@ FIXTURES = sorted((Path(__file__).parent / "fixtures" / "6.12").glob("*.txt"))
 
 def played(path: Path) -> Machine:
     """A machine after that history."""
-    release, order, events, _ = read(path)
-    machine = Machine(profile_for(release)[0], DESIGNS, large_folios=order)
+    release, its, events, _ = read(path)
+    machine = Machine(profile_for(release)[0], DESIGNS, large_folios=its.large_folios)
+    if its.mappings:
+        machine.max_map_count = its.mappings
     player = Player(machine, header(), batch=False)
     in_exec = False
     for event in events:
         in_exec = event.op == "exec" or (in_exec and event.op == "fault")
-        machine.large_folios = 0 if in_exec else order
+        machine.large_folios = 0 if in_exec else its.large_folios
         player.do(event)
     return machine
 

@@ -47,7 +47,7 @@ def test_profiles_differ_in_their_rules_as_the_kernels_do() -> None:
         for name, profile in PROFILES.items()
     }
     assert changed["7.2"] == {"anon_pgoff"}
-    since_7_0 = {"clone_reverses", "sticky_flags", "swap_uncaches", "batches", "dofork_special"}
+    since_7_0 = {"clone_reverses", "sticky_flags", "swap_uncaches", "batches", "dofork_special", "remap_reserve"}
     assert changed["6.18"] == changed["7.2"] | since_7_0 | {"dontunmap_apart", "migrated_partly"}
     since_6_13 = {"guard_regions", "mm_ids", "relaxed_anon_merge", "move_many"}
     assert changed["6.12"] == changed["7.2"] | since_7_0 | since_6_13

@@ -23,6 +23,7 @@ from rmaplab.terminal import say
 from rmaplab.verdict import judge
 
 if TYPE_CHECKING:
+    from rmaplab.kernel.driver import Setting
     from rmaplab.kernel.lockstep import Disagreement
     from rmaplab.kernel.setup import Kernel
     from rmaplab.trace.events import Event
@@ -69,6 +70,15 @@ class Guest(Which):
             min=0, max=9, metavar="ORDER", help="Faults may allocate folios of up to 2**ORDER pages (6.8 on)."
         ),
     ] = 0
+    mappings: Annotated[
+        int, typer.Option(min=0, metavar="N", help="A process may have N mappings (0: as many as the kernel lets it).")
+    ] = 0
+
+    def setting(self) -> Setting:
+        """What it is set to for a history."""
+        from rmaplab.kernel.driver import Setting
+
+        return Setting(self.large_folios, self.mappings)
 
 
 def setup(version: Version = DEFAULT) -> bool:
@@ -118,7 +128,7 @@ def compare(
             say(note)
         coverage = Coverage()
         if recorded is not None:
-            found = replay(witness, recorded, None, recorded.header, coverage, guest.large_folios)
+            found = replay(witness, recorded, None, recorded.header, coverage, guest.setting())
             done = sum(coverage.steps.values())
         else:
             found = next((bad for _, _, bad in answers(witness, coverage) if bad is not None), None)
@@ -239,7 +249,7 @@ def run(
 
     recorded = read_history(history)
     with Witness(guest.kernel(), guest.command_line, guest.accelerator) as witness:
-        lockstep = Lockstep(witness, recorded.header, large_folios=guest.large_folios)
+        lockstep = Lockstep(witness, recorded.header, setting=guest.setting())
         for event in recorded:
             if not lockstep.possible(event):
                 continue
@@ -349,7 +359,7 @@ def explained(found: Disagreement) -> str:
         f"After {len(found.requested)} steps the kernel and the model differ, at",
         f"  {event_line(found.event)}",
         *str(found.difference).splitlines(),
-        f"The history, with --large-folios {found.large_folios}:" if found.large_folios else "The history:",
+        f"The history{_options(found.setting)}:",
     ]
     played = found.played
     if len(played) > 30:
@@ -357,9 +367,17 @@ def explained(found: Disagreement) -> str:
     return "\n".join([*lines, *(f"  {event_line(event)}" for event in played[-30:])])
 
 
+def _options(setting: Setting) -> str:
+    """How one asks for the same."""
+    given = {"--large-folios": setting.large_folios, "--mappings": setting.mappings}
+    words = [f"{option} {value}" for option, value in given.items() if value]
+    return f", with {' '.join(words)}" if words else ""
+
+
 def _as_json(found: Disagreement) -> dict[str, Any]:
     return {
         "step": len(found.requested), "event": msgspec.to_builtins(found.event),
-        "difference": msgspec.to_builtins(found.difference), "large_folios": found.large_folios,
+        "difference": msgspec.to_builtins(found.difference), "large_folios": found.setting.large_folios,
+        "mappings": found.setting.mappings,
         "history": msgspec.to_builtins(found.requested),
     }  # fmt: skip

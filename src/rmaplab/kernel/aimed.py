@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from rmaplab.kernel.driver import ORDINARY, Setting
 from rmaplab.mm import abi
 from rmaplab.trace.events import Event
 from rmaplab.trace.script import PAGE, READ_WRITE, Layout, Process, Script
@@ -45,7 +46,7 @@ def _merge_same(process: Process) -> None:
 
 
 AIMED: Final[dict[str, Callable[[Process], None]]] = {}
-LARGE_FOLIOS: Final[dict[str, int]] = {}  # of those that need some: their highest order
+SETTINGS: Final[dict[str, Setting]] = {}  # of those that need one
 
 
 def _aimed(write: Callable[[Process], None]) -> Callable[[Process], None]:
@@ -55,8 +56,19 @@ def _aimed(write: Callable[[Process], None]) -> Callable[[Process], None]:
 
 def _aimed_large(write: Callable[[Process], None]) -> Callable[[Process], None]:
     """With folios of up to 16 pages."""
-    LARGE_FOLIOS[write.__name__] = 4
+    SETTINGS[write.__name__] = Setting(large_folios=4)
     return _aimed(write)
+
+
+def _aimed_crowded(write: Callable[[Process], None]) -> Callable[[Process], None]:
+    """With room for eight mappings, the stack among them."""
+    SETTINGS[write.__name__] = Setting(mappings=8)
+    return _aimed(write)
+
+
+def setting(name: str) -> Setting:
+    """What a guest is set to for it."""
+    return SETTINGS.get(name, ORDINARY)
 
 
 def history(name: str) -> list[Event]:
@@ -404,6 +416,39 @@ def moved_and_left_behind(p1: Process) -> None:
     p1.mmap(2, at=20)
     p1.mremap(20, 2, to=22, flags=_MOVE | abi.MREMAP_DONTUNMAP)
     p1.write(20)
+
+
+# Too many mappings
+
+
+@_aimed_crowded
+def room_for_one_more(p1: Process) -> None:
+    for at in range(0, 10, 2):
+        p1.warm(at, 1)
+    p1.warm(20, 3)
+    p1.munmap(21, 1)
+    p1.mprotect(20, 1, abi.PROT_READ)
+    p1.mmap(1, at=40)
+    p1.mmap(1, at=42)
+    p1.madvise(0, 1, abi.MADV_DONTFORK)
+    p1.munmap(0, 3)
+    p1.mprotect(4, 1, abi.PROT_READ)
+    p1.mlock(20, 3)
+
+
+@_aimed_crowded
+def moves_with_little_room(p1: Process) -> None:
+    p1.warm(0, 5)
+    for at in (10, 12, 14):
+        p1.mmap(1, at=at)
+        p1.mremap(1, 3, to=30)
+        p1.mremap(30, 3, to=1)
+        p1.mremap(1, 1, to=20, flags=_MOVE | abi.MREMAP_DONTUNMAP)
+        p1.munmap(20, 1)
+        p1.mremap(0, 5, 4, flags=0)
+        p1.mremap(0, 4, 5, flags=0)
+    p1.mlock(0, 5)
+    p1.mremap(1, 1, to=20, flags=_MOVE | abi.MREMAP_DONTUNMAP)
 
 
 # Files

@@ -22,8 +22,11 @@ import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Final
 
+import msgspec
+
 from rmaplab.kernel.errors import GuestError
 from rmaplab.kernel.guest import GROUP, KSM, PEEK, POKE, THP, TOUCH, Guest
+from rmaplab.kernel.isomorphism import belongs
 from rmaplab.kernel.snapshot import Entry, Page, Snapshot
 from rmaplab.mm.abi import (
     CLONE_VM,
@@ -31,6 +34,7 @@ from rmaplab.mm.abi import (
     MADV_DONTNEED,
     MADV_FREE,
     MADV_PAGEOUT,
+    MAX_MAP_COUNT,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
 )
@@ -39,6 +43,7 @@ from rmaplab.mm.vmscan import KEPT, ONCE
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry
 
+_MAX_MAP_COUNT: Final = "/proc/sys/vm/max_map_count"
 _PR_SET_THP_DISABLE: Final = 41
 _PR_SET_MM: Final = 35
 _PR_SET_MM_START_BRK: Final = 6
@@ -60,24 +65,39 @@ _UFFDIO_MOVE: Final = 0xC028AA05
 _REGISTER_MISSING: Final = 1
 
 
+class Setting(msgspec.Struct, frozen=True):
+    """What the guest is set to for a history.
+
+    large_folios: highest order of the folios that faults may allocate
+    mappings: VMAs that a process may have, without those of its program, which the history does not know; 0: as many as
+              the kernel lets it have
+    """
+
+    large_folios: int = 0
+    mappings: int = 0
+
+
+ORDINARY: Final = Setting()
+
+
 class Driver:
     """Does events in `guest`.
 
     look: reads the memory of processes (by the guest's pids), which is needed after execve() and reclaim
     scans: how often ksmd has scanned everything
-    large_folios: highest order of the folios that faults may allocate
     """
 
     def __init__(
         self, guest: Guest, files: Mapping[int, FileEntry], look: Callable[[Iterable[int]], Snapshot],
-        scans: Callable[[], int], large_folios: int = 0,
+        scans: Callable[[], int], setting: Setting = ORDINARY,
     ) -> None:  # fmt: skip
         self.guest: Final = guest
         self.slots: Final[dict[int, int]] = {}  # by the history's pid
         self.pids: Final[dict[int, int]] = {}  # the history's -> the guest's
         self._look: Final = look
         self._scans: Final = scans
-        self._orders: Final = range(2, large_folios + 1)
+        self._orders: Final = range(2, setting.large_folios + 1)
+        self._mappings = setting.mappings
         self._allow_large("always")
         self._descriptors: Final[dict[int, int]] = {-1: -1}
         for entry in files.values():
@@ -138,6 +158,7 @@ class Driver:
     def end(self) -> None:
         """Let all workers exit."""
         self._allow_large("never")
+        self.guest.write_file(_MAX_MAP_COUNT, str(MAX_MAP_COUNT))
         for pid in list(self.slots):
             self._exit(Event("exit", pid))
 
@@ -158,6 +179,10 @@ class Driver:
                 if result:
                     raise GuestError(f"the guest does not let its heap begin at {event.addr2:#x} ({result})")
         mm = self._look([self.pids[pid]]).by_pid[self.pids[pid]]
+        if self._mappings:
+            own = sum(not belongs(vma) for vma in mm.vmas)
+            self.guest.write_file(_MAX_MAP_COUNT, str(self._mappings + own))
+            self._mappings = 0
         stack = next(vma for vma in mm.vmas if vma.flags & 0x100)
         length = stack.end - stack.start
         start = Event("exec", pid, stack.start, length, offset=stack.pgoff * _PAGE, addr2=mm.start_brk)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from rmaplab.check.histories import header
-from rmaplab.kernel.aimed import AIMED, LARGE_FOLIOS, history
+from rmaplab.kernel.aimed import AIMED, history, setting
 from rmaplab.kernel.answers import event_line, of_kernel, of_model, parse_event
 from rmaplab.kernel.coverage import Coverage
+from rmaplab.kernel.driver import Setting
 from rmaplab.kernel.lockstep import Disagreement, Lockstep, Witness, in_guest
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import Profile, profile_for
@@ -32,7 +33,7 @@ def answer(
     witness: Witness, name: str, coverage: Coverage | None = None
 ) -> tuple[str, Disagreement | None]:
     """The text for one aimed history, and whether the model disagreed on the way."""
-    lockstep = Lockstep(witness, coverage=coverage, large_folios=LARGE_FOLIOS.get(name, 0))
+    lockstep = Lockstep(witness, coverage=coverage, setting=setting(name))
     try:
         for event in history(name):
             if lockstep.possible(event):
@@ -43,8 +44,11 @@ def answer(
         state = of_kernel(lockstep.snapshot, lockstep.driver.pids)
     finally:
         lockstep.end()
-    large = f", folios of up to {1 << LARGE_FOLIOS[name]} pages" if name in LARGE_FOLIOS else ""
-    lines = [f"# {name}{large}, answered by Linux {witness.profile.release}", *map(event_line, lockstep.played), *state]
+    its = setting(name)
+    large = f", folios of up to {1 << its.large_folios} pages" if its.large_folios else ""
+    crowded = f", {its.mappings} mappings at most" if its.mappings else ""
+    title = f"# {name}{large}{crowded}, answered by Linux {witness.profile.release}"
+    lines = [title, *map(event_line, lockstep.played), *state]
     return "\n".join(lines) + "\n", None
 
 
@@ -56,7 +60,7 @@ def answers(witness: Witness, coverage: Coverage | None = None) -> Iterator[tupl
 
 def possible_names(has_large_folios: bool) -> list[str]:
     """The aimed histories that a kernel with or without large folios can do."""
-    return [name for name in AIMED if has_large_folios or name not in LARGE_FOLIOS]
+    return [name for name in AIMED if has_large_folios or not setting(name).large_folios]
 
 
 def without_chance(text: str) -> str:
@@ -69,13 +73,15 @@ def model_differs(
 ) -> list[str]:
     """Where the model does not say what the file says: lines of either, marked - (file) and + (model).  `profile`: in
     place of that of the kernel's release."""
-    release, order, events, expected = read(path)
-    machine = Machine(profile or profile_for(release)[0], [design], large_folios=order)
+    release, its, events, expected = read(path)
+    machine = Machine(profile or profile_for(release)[0], [design], large_folios=its.large_folios)
+    if its.mappings:
+        machine.max_map_count = its.mappings
     player = Player(machine, in_guest(header()), batch=False)
     in_exec = False
     for event in events:
         in_exec = event.op == "exec" or (in_exec and event.op == "fault")
-        machine.large_folios = 0 if in_exec else order  # what execve() builds has none
+        machine.large_folios = 0 if in_exec else its.large_folios  # what execve() builds has none
         got = player.do(event)
         if got != event.result:
             return [f"- {event_line(event)}", f"+ result {got:#x}"]
@@ -87,11 +93,13 @@ def model_differs(
     ]
 
 
-def read(path: Path) -> tuple[str, int, list[Event], list[str]]:
-    """Release, order of large folios, events, and lines of state of a file."""
+def read(path: Path) -> tuple[str, Setting, list[Event], list[str]]:
+    """Release, setting, events, and lines of state of a file."""
     lines = path.read_text().splitlines()
     release = lines[0].rpartition(" ")[2]
     events = [parse_event(line) for line in lines[1:] if not line.startswith("|")]
     large = re.search(r"folios of up to (\d+) pages", lines[0])
     order = int(large.group(1)).bit_length() - 1 if large else 0
-    return release, order, events, [line for line in lines[1:] if line.startswith("|")]
+    crowded = re.search(r"(\d+) mappings at most", lines[0])
+    its = Setting(order, int(crowded.group(1)) if crowded else 0)
+    return release, its, events, [line for line in lines[1:] if line.startswith("|")]

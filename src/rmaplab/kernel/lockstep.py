@@ -19,7 +19,7 @@ import msgspec
 
 from rmaplab.check.histories import EVERY_FLAG, Author, Flags, header, shortest
 from rmaplab.kernel.coverage import Coverage
-from rmaplab.kernel.driver import Driver
+from rmaplab.kernel.driver import ORDINARY, Driver, Setting
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.guest import THP, Guest
 from rmaplab.kernel.identity import profile_of
@@ -55,7 +55,6 @@ class Disagreement(msgspec.Struct, frozen=True):
     """Where a history ended: after `number` events, at `event`.
 
     requested: what had been asked for so far, `event` included; played: what had happened
-    large_folios: highest order of the folios that faults could allocate
     """
 
     number: int
@@ -63,7 +62,7 @@ class Disagreement(msgspec.Struct, frozen=True):
     difference: Difference
     requested: list[Event]
     played: list[Event]
-    large_folios: int = 0
+    setting: Setting = Setting()
 
 
 class Witness:
@@ -157,16 +156,20 @@ class Lockstep:
         head: Header | None = None,
         design: type[ReverseMap] = AnonVmaRmap,
         coverage: Coverage | None = None,
-        large_folios: int = 0,
+        setting: Setting = ORDINARY,
         machine: type[Machine] = Machine,
     ) -> None:
         head = in_guest(head or header())
         self.witness: Final = witness
-        self._large_folios: Final = large_folios if witness.has_large_folios else 0
-        self.machine: Final = machine(witness.profile, [design], large_folios=self._large_folios)
+        if not witness.has_large_folios:
+            setting = msgspec.structs.replace(setting, large_folios=0)
+        self.setting: Final = setting
+        self.machine: Final = machine(witness.profile, [design], large_folios=setting.large_folios)
+        if setting.mappings:
+            self.machine.max_map_count = setting.mappings
         self.player: Final = Player(self.machine, head, batch=False)
         files = {entry.id: entry for entry in head.files}
-        self.driver: Final = Driver(witness.guest, files, witness.look, witness.scans, self._large_folios)
+        self.driver: Final = Driver(witness.guest, files, witness.look, witness.scans, setting)
         self.requested: Final[list[Event]] = []
         self.played: Final[list[Event]] = []
         self.snapshot: Snapshot | None = None
@@ -193,7 +196,7 @@ class Lockstep:
         happened = self.driver.do(_copy(request))
         if gone is not None:
             self.witness.forget(gone)
-        self.machine.large_folios = 0 if request.op == "exec" else self._large_folios
+        self.machine.large_folios = 0 if request.op == "exec" else self.setting.large_folios
         for event in happened:
             self.played.append(event)
             found = self._play(event)
@@ -223,7 +226,7 @@ class Lockstep:
 
     def _disagreement(self, found: Difference) -> Disagreement:
         return Disagreement(
-            len(self.played) - 1, self.played[-1], found, list(self.requested), list(self.played), self._large_folios
+            len(self.played) - 1, self.played[-1], found, list(self.requested), list(self.played), self.setting
         )
 
     def end(self) -> None:
@@ -258,10 +261,10 @@ def replay(
     design: type[ReverseMap] | None = None,
     head: Header | None = None,
     coverage: Coverage | None = None,
-    large_folios: int = 0,
+    setting: Setting = ORDINARY,
 ) -> Disagreement | None:
     """The first disagreement of a history that was written down; what a guest cannot be asked is left out."""
-    lockstep = Lockstep(witness, head, design or AnonVmaRmap, coverage, large_folios)
+    lockstep = Lockstep(witness, head, design or AnonVmaRmap, coverage, setting)
     try:
         for event in events:
             if not lockstep.possible(event):
@@ -350,9 +353,9 @@ class Random:
     def __init__(
         self, witness: Witness, seed: int, pages: int = 48, processes: int = 6,
         design: type[ReverseMap] = AnonVmaRmap, ops: Sequence[str] = (), coverage: Coverage | None = None,
-        large_folios: int = 0, machine: type[Machine] = Machine,
+        setting: Setting = ORDINARY, machine: type[Machine] = Machine,
     ) -> None:  # fmt: skip
-        self.lockstep: Final = Lockstep(witness, None, design, coverage, large_folios, machine)
+        self.lockstep: Final = Lockstep(witness, None, design, coverage, setting, machine)
         known = self.lockstep.driver.known()
         self._author = Author(
             self.lockstep.machine, random.Random(seed), [op for op in ops or sorted(known) if op in known],
@@ -383,11 +386,12 @@ def random_histories(
     each: int = 500, design: type[ReverseMap] = AnonVmaRmap,
 ) -> tuple[Disagreement | None, int]:  # fmt: skip
     """Histories of `each` steps, with seeds from `seed` on, until there were `steps` or one disagrees; every third
-    with large folios, where the kernel has them.  Returns the disagreement and the number of steps."""
+    with large folios, where the kernel has them, and every fifth with room for few mappings.  Returns the disagreement
+    and the number of steps."""
     done = 0
     while done < steps:
-        large_folios = 2 + seed // 3 % 3 if seed % 3 == 0 else 0
-        history = Random(witness, seed, design=design, coverage=coverage, large_folios=large_folios)
+        setting = Setting(2 + seed // 3 % 3 if seed % 3 == 0 else 0, 6 + seed // 5 % 12 if seed % 5 == 0 else 0)
+        history = Random(witness, seed, design=design, coverage=coverage, setting=setting)
         for found in history.steps(min(each, steps - done)):
             done += 1
             if found is not None:
@@ -415,7 +419,7 @@ def minimal(
         nonlocal best
         if time.monotonic() > deadline:
             return False
-        again = replay(witness, events, design, head, large_folios=found.large_folios)
+        again = replay(witness, events, design, head, setting=found.setting)
         if again is not None and again.difference.what == found.difference.what:
             best = again
             return True

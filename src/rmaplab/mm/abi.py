@@ -82,7 +82,7 @@ EINVAL: Final = 22
 EOVERFLOW: Final = 75
 EOPNOTSUPP: Final = 95
 
-MAX_MAP_COUNT: Final = 65530  # sysctl vm.max_map_count
+MAX_MAP_COUNT: Final = 65530  # sysctl vm.max_map_count, as the kernel sets it
 MMAP_MIN_ADDR: Final = 0x10000  # sysctl vm.mmap_min_addr, as most distributions set it; see System.mmap_min_addr
 STACK_LIMIT: Final = 8 << 20  # RLIMIT_STACK as the kernel sets it (_STK_LIM), and most systems leave it
 STACK_GUARD_GAP: Final = 256 << 12  # mm/mmap.c stack_guard_gap

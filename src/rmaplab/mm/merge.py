@@ -13,7 +13,7 @@ Locking: mmap_lock for writing; the per-VMA locks of all VMAs that change.
 
 from __future__ import annotations
 
-from rmaplab.mm.abi import ENOMEM, MAX_MAP_COUNT
+from rmaplab.mm.abi import ENOMEM
 from rmaplab.mm.geometry import Bounds, GeometryChange
 from rmaplab.mm.locking import assert_write_locked, start_write
 from rmaplab.mm.profile import Profile
@@ -141,7 +141,7 @@ def split(system: System, vma: VMA, addr: int, new_below: bool) -> VMA:
 
 def split_checked(system: System, vma: VMA, addr: int, new_below: bool) -> int:
     """split_vma(): 0, or -ENOMEM if there are too many mappings."""
-    if len(vma.mm.tree) >= MAX_MAP_COUNT:
+    if len(vma.mm.tree) >= system.max_map_count:
         return -ENOMEM
     split(system, vma, addr, new_below)
     return 0

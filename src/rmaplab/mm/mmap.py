@@ -32,7 +32,6 @@ from rmaplab.mm.abi import (
     MAP_SHARED_VALIDATE,
     MAP_STACK,
     MAP_TYPE,
-    MAX_MAP_COUNT,
     STACK_GUARD_GAP,
     STACK_LIMIT,
 )
@@ -117,7 +116,7 @@ def mmap(
     pgoff = offset >> PAGE_SHIFT
     if pgoff + (length >> PAGE_SHIFT) > _ALL_BITS >> PAGE_SHIFT:
         return -EOVERFLOW
-    if len(mm.tree) > MAX_MAP_COUNT:
+    if len(mm.tree) > system.max_map_count:
         return -ENOMEM
 
     mm.mmap_lock.down_write()
@@ -287,7 +286,7 @@ def unmap_locked(system: System, mm: MM, start: int, end: int, vmas: list[VMA], 
     for reading afterwards, unless there was an error."""
     first = vmas[0]
     if start > first.start:
-        if end < first.end and len(mm.tree) >= MAX_MAP_COUNT:
+        if end < first.end and len(mm.tree) >= system.max_map_count:
             return -ENOMEM
         split(system, first, start, True)
     last = vmas[-1]
@@ -345,7 +344,7 @@ def _brk_locked(system: System, mm: MM, addr: int) -> int:
     next = mm.tree.first_after(old_end)
     if next is not None and new_end + PAGE_SIZE > gap_start(next):
         return old
-    if len(mm.tree) > MAX_MAP_COUNT:
+    if len(mm.tree) > system.max_map_count:
         return old
     flags = 0x3 | _MAY_ALL | VM_ACCOUNT | mm.def_flags
     pgoff = old_end >> PAGE_SHIFT

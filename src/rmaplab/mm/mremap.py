@@ -17,7 +17,6 @@ from rmaplab.mm.abi import (
     EINVAL,
     ENOMEM,
     MAP_SHARED,
-    MAX_MAP_COUNT,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
@@ -70,6 +69,9 @@ def mremap(
         if error:
             return error
     mm.mmap_lock.down_write()
+    if system.profile.remap_reserve and _exceeds(system, mm, 4 + (flags & MREMAP_DONTUNMAP != 0)):
+        write_unlock(mm)
+        return -ENOMEM
     result = _mremap_locked(system, mm, addr, old_len, new_len, flags, new_addr, at)
     vma = mm.tree.at(result) if result >= 0 and new_len > old_len else None
     locked = vma is not None and vma.flags & VM_LOCKED != 0
@@ -142,6 +144,11 @@ def _may_be_one_of_many(vma: VMA) -> bool:
     return not vma.uffd and (vma.file is None or not vma.file.searches)
 
 
+def _exceeds(system: System, mm: MM, more: int) -> bool:
+    """Would so many VMAs more be too many (check_map_count_against_split())?"""
+    return len(mm.tree) + more > system.max_map_count
+
+
 def _expand(system: System, vma: VMA, addr: int, end: int) -> int:
     """Grow where it is, taking in the next VMA if that fits (vma_merge_extend())."""
     start = vma.end
@@ -190,7 +197,7 @@ def _mremap_to(
     error = _check_target(addr, old_len, new_len, new_addr)
     if error:
         return error
-    if len(mm.tree) + 2 >= MAX_MAP_COUNT - 3:
+    if not system.profile.remap_reserve and _exceeds(system, mm, 6):
         return -ENOMEM
     if system.profile.move_many:
         # check_prep_vma() comes first there: what cannot be moved leaves its target mapped.
@@ -234,15 +241,16 @@ def _mremap_to(
 def _move_vma(system: System, vma: VMA, old_addr: int, old_len: int, new_len: int, new_addr: int, flags: int) -> int:
     """Move [old_addr, +old_len) of `vma` to the empty [new_addr, +new_len) (move_vma())."""
     mm = vma.mm
-    if len(mm.tree) >= MAX_MAP_COUNT - 3:
-        return -ENOMEM
     keep = flags & MREMAP_DONTUNMAP != 0
+    splits_first = keep and vma.flags & VM_LOCKED != 0
+    if _exceeds(system, mm, 2 + splits_first if system.profile.remap_reserve else 4):
+        return -ENOMEM
     old_end = old_addr + old_len
     vm_flags = vma.flags
     if vm_flags & VM_MERGEABLE:
         # A KSM page is found by its address: none may move.
         ksm.unmerge_range(system, vma, old_addr, old_end)
-    if keep and vm_flags & VM_LOCKED and system.profile.dontunmap_apart:
+    if splits_first and system.profile.dontunmap_apart:
         error = 0
         if vma.start != old_addr:
             error = split_checked(system, vma, old_addr, True)

@@ -74,6 +74,11 @@ class Profile:
     """The source of MREMAP_DONTUNMAP stays a VMA by itself: unprepared, it does not merge with its own target; and once
     unprepared it has a fresh page offset.
     (mm/vma.c copy_vma() and mm/mremap.c move_vma() in 6.12.117, also in 6.1.192; not yet in 6.18.44)"""
+    remap_reserve: bool = True
+    """mremap() begins only if there may be four VMAs more, five with MREMAP_DONTUNMAP, whatever it is to do, and moves
+    only if there may be two, or three for a locked one that stays mapped.  Before, those that have a target or keep the
+    source asked for six, and each move for four.
+    (mm/mremap.c check_map_count_against_split_early() and prep_move_vma() in 7.2 and 7.3)"""
     anon_pgoff: bool = True
     """A VMA has a page offset for anonymous pages beside that in its file: the virtual one at which it was mapped, or
     moved to before it was prepared.  VMAs of a file merge, and share a neighbour's anon_vma, only if both go on; and
@@ -196,6 +201,7 @@ _KNOWN: Final = (
             "maple_tree": 16,
         },
         dontunmap_apart=False,
+        remap_reserve=False,
         anon_pgoff=False,
         clone_reverses=False,
         sticky_flags=False,
@@ -218,6 +224,7 @@ _KNOWN: Final = (
         },
         relaxed_anon_merge=False,
         move_many=False,
+        remap_reserve=False,
         anon_pgoff=False,
         clone_reverses=False,
         sticky_flags=False,
@@ -244,6 +251,7 @@ _KNOWN: Final = (
         unaccount_unprepared=False,
         stack_nohugepage=False,
         move_many=False,
+        remap_reserve=False,
         anon_pgoff=False,
         clone_reverses=False,
         sticky_flags=False,

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from mypy_extensions import mypyc_attr
 
-from rmaplab.mm.abi import MMAP_MIN_ADDR
+from rmaplab.mm.abi import MAX_MAP_COUNT, MMAP_MIN_ADDR
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.folio import FOLIO_DIRTY, Folios, Int64s, folio_mapcount
 from rmaplab.mm.locking import start_write
@@ -109,6 +109,7 @@ class System:
             design(Attachment(slot, self.folios, profile, scheduler, self.spaces))
             for slot, design in enumerate(designs)
         ]
+        self.max_map_count = MAX_MAP_COUNT  # sysctl vm.max_map_count: VMAs that a process may have
         self.mmap_min_addr = MMAP_MIN_ADDR  # sysctl vm.mmap_min_addr: no mapping begins below
         self.leader: Final = self.designs[leader]
         self.spaces_under_rcu: Final = any(design.spaces_under_rcu for design in self.designs)
