@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmaplab.check.histories import ARENA, OPERATIONS, Author, header, random_history, settle, shortest
-from rmaplab.check.lockstep import lockstep
+from histories import lockstep, random_history
+from rmaplab.check.histories import ARENA, OPERATIONS, Author, header, settle, shortest
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from histories import lockstep
 from rmaplab.check.histories import header
-from rmaplab.check.lockstep import Checker, Difference, lockstep
+from rmaplab.check.lockstep import Checker, Difference
 from rmaplab.check.truth import Truth, invariants
 from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE
 from rmaplab.mm.machine import Machine

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from kernel.fixture_files import model_differs, read, without_chance
 from rmaplab.check import mutants
 from rmaplab.kernel.answers import event_line, parse_event
-from rmaplab.kernel.fixtures import model_differs, possible_names, read, without_chance
+from rmaplab.kernel.fixtures import possible_names
 from rmaplab.kernel.versions import VERSIONS
 from rmaplab.mm.profile import PROFILES, Profile
 from rmaplab.mm.reverse_map import ReverseMap

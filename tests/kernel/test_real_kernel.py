@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from kernel.fixture_files import without_chance
 from rmaplab.check import mutants
 from rmaplab.check.histories import header
 from rmaplab.commands.kernel import explained
@@ -24,7 +25,7 @@ from rmaplab.kernel.aimed import history, setting
 from rmaplab.kernel.answers import event_line
 from rmaplab.kernel.consistency import problems
 from rmaplab.kernel.coverage import Coverage
-from rmaplab.kernel.fixtures import answers, possible_names, without_chance
+from rmaplab.kernel.fixtures import answers, possible_names
 from rmaplab.kernel.guest import KSM
 from rmaplab.kernel.identity import sizes_of
 from rmaplab.kernel.importer import UNPLACED, Reading, everyone

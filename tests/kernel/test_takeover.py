@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from kernel.fixture_files import read
 from rmaplab.check.histories import header
 from rmaplab.check.truth import Truth
 from rmaplab.kernel.columns import of
 from rmaplab.kernel.consistency import problems
-from rmaplab.kernel.fixtures import read
 from rmaplab.kernel.importer import (
     DESIGNS,
     UNPLACED,

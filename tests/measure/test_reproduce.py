@@ -8,8 +8,8 @@ import random
 
 import pytest
 
-from rmaplab.check.histories import header, random_history
-from rmaplab.check.lockstep import lockstep
+from histories import lockstep, random_history
+from rmaplab.check.histories import header
 from rmaplab.commands.frame import run as _main
 from rmaplab.measure.cost import load_costs
 from rmaplab.measure.reproduce import (

@@ -7,9 +7,9 @@ import random
 
 import pytest
 
+from histories import lockstep, random_history
 from rmap.world import DISK, KEEP, LOW, MOVED, PAGE, READ_WRITE, Process, World
-from rmaplab.check.histories import header, random_history
-from rmaplab.check.lockstep import lockstep
+from rmaplab.check.histories import header
 from rmaplab.mm.abi import MADV_DONTFORK, MADV_MERGEABLE, MADV_WIPEONFORK, PROT_EXEC, PROT_READ
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES

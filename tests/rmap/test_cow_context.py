@@ -8,8 +8,9 @@ from typing import cast
 
 import pytest
 
+from histories import random_history
 from rmap.world import DISK, LOW, MOVED, PAGE, Process, World
-from rmaplab.check.histories import header, random_history
+from rmaplab.check.histories import header
 from rmaplab.mm.abi import PROT_READ
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE

@@ -13,8 +13,9 @@ from typing import cast
 
 import pytest
 
+from histories import random_history
 from rmap.world import DISK, KEEP, LOW, MOVED, PAGE, READ_WRITE, Process, World
-from rmaplab.check.histories import header, random_history
+from rmaplab.check.histories import header
 from rmaplab.mm.abi import MADV_MERGEABLE, MADV_WIPEONFORK, PROT_READ
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE

@@ -8,8 +8,9 @@ from typing import cast
 
 import pytest
 
+from histories import random_history
 from rmap.world import LOW, PAGE, World
-from rmaplab.check.histories import header, random_history
+from rmaplab.check.histories import header
 from rmaplab.check.truth import Truth
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE

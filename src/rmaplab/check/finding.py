@@ -1,60 +1,67 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The shortest history in which a design misses a mapping.
+"""The shortest history that shows something wrong.
 
-A recording is cut after the event where a walk first missed an entry, reduced to the process that lost the
-page and its ancestors, then to the accesses to that very page, and from what is left events are taken out
-as long as the design still misses something.  A step that makes it see again is not taken.
+`Search` leaves out events as long as what is left still shows it.  A recording in which a design misses a mapping is
+slimmed before that (`shortest_history`): it is cut after the event where a walk first missed an entry, then reduced to
+the process that lost the page and its ancestors, and to the accesses to that very page.  A step that makes the design
+see again is not taken.
 
 Nothing is drawn at random, and no clock decides when to stop, so the same history gives the same answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
 from rmaplab.check.histories import settle, shortest
 from rmaplab.check.lockstep import Checker, Difference
-from rmaplab.mm.errors import HistoryError, InvariantError
+from rmaplab.errors import in_a_line
+from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import PAGE_SIZE
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header, History
 from rmaplab.trace.play import Player
 
-_BUDGET: Final = 300_000  # events to play in search of a shorter history
+_BUDGET: Final = 400_000  # events to play in search of a shorter history
 
 
-def shortest_history(history: History, difference: Difference, machine: Callable[[], Machine]) -> list[Event]:
-    """The shortest history found that shows `difference` on a new machine, which `machine` makes.
+class Search:
+    """Searches for a shorter history that shows the same.
 
-    The machine's designs are the leader and the one that misses something.
+    machine: makes a new one, watched by the designs that matter
+    header:  of the histories
+    shows:   whether a difference is of the kind that is looked for; None: the machine or a design has to raise
+    reference: the design that others are compared with
+    batch:   apply faults in runs, which is faster for recordings
+    budget:  events to play before it makes do with what it has
     """
-    search = _Search(history.header, machine, difference)
-    events = [
-        event for _, event in zip(range(difference.step + 1), history, strict=False) if event.op != "mark"
-    ]
-    for slim in (
-        lambda events: _family_only(events, difference.pid),
-        lambda events: _page_only(events, difference.addr),
-    ):
-        events = search.better(events, slim)
-    return shortest(events, search.fails, search.again)
 
+    def __init__(
+        self,
+        machine: Callable[[], Machine],
+        header: Header,
+        shows: Callable[[Difference], bool] | None,
+        reference: str = "anon_vma",
+        batch: bool = False,
+        budget: int = _BUDGET,
+    ) -> None:
+        self.machine: Final = machine
+        self.header: Final = header
+        self._shows: Final = shows
+        self._reference: Final = reference
+        self._batch: Final = batch
+        self._budget = budget
 
-class _Search:
-    """Plays candidates until it has used up its budget."""
-
-    def __init__(self, header: Header, machine: Callable[[], Machine], wanted: Difference) -> None:
-        self._header: Final = header
-        self._machine: Final = machine
-        self._wanted: Final = wanted
-        self._budget = _BUDGET
+    def shortest(self, events: Sequence[Event]) -> list[Event]:
+        """`events` without those that what is shown does not need."""
+        return shortest(events, self.fails, self.again)
 
     def better(self, events: list[Event], slim: Callable[[list[Event]], list[Event]]) -> list[Event]:
-        """What `slim` makes of `events`, if the design still misses something there; else `events`."""
+        """What `slim` makes of `events`, if it still shows the same; else `events`."""
         slimmer = self.again(slim(events))
         return slimmer if self.fails(slimmer) else events
 
@@ -64,25 +71,48 @@ class _Search:
         return settle(events, self._player())
 
     def fails(self, events: list[Event]) -> bool:
-        """Does the design miss an entry at the same address, in whatever process, after the last of `events`?"""
+        """Is it shown, at the last of `events`?"""
         self._budget -= len(events)
-        if self._budget < 0:
-            return False
+        return self._budget >= 0 and self.shown(events) != ""
+
+    def shown(self, events: Sequence[Event]) -> str:
+        """What `events` show, in a sentence; empty if it is nothing that is looked for."""
         player = self._player()
         try:
-            player.play(events)
-        except (HistoryError, InvariantError):
-            return False
-        wanted = self._wanted
-        return any(
-            found.kind == wanted.kind
-            and found.design == wanted.design
-            and found.start <= wanted.addr < found.end
-            for found in Checker(player.machine).check(len(events))
-        )
+            for event in events:
+                player.do(event)
+            differences = Checker(player.machine, self._reference).check(len(events) - 1)
+        except HistoryError:
+            return ""
+        except Exception as error:
+            return in_a_line(error) if self._shows is None else ""
+        return next((found.what for found in differences if self._shows is not None and self._shows(found)), "")
 
     def _player(self) -> Player:
-        return Player(self._machine(), self._header)
+        return Player(self.machine(), self.header, batch=self._batch)
+
+
+def shortest_history(history: History, difference: Difference, machine: Callable[[], Machine]) -> list[Event]:
+    """The shortest history found that shows `difference` on a new machine, which `machine` makes.
+
+    The machine's designs are the leader and the one that misses something: an entry at the same address, in whatever
+    process.
+    """
+
+    def shows(found: Difference) -> bool:
+        same = (found.kind, found.design) == (difference.kind, difference.design)
+        return same and found.start <= difference.addr < found.end
+
+    search = Search(machine, history.header, shows, batch=True)
+    events = [
+        event for _, event in zip(range(difference.step + 1), history, strict=False) if event.op != "mark"
+    ]
+    for slim in (
+        lambda events: _family_only(events, difference.pid),
+        lambda events: _page_only(events, difference.addr),
+    ):
+        events = search.better(events, slim)
+    return search.shortest(events)
 
 
 def _family_only(events: list[Event], pid: int) -> list[Event]:

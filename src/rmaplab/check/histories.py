@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Final, TypeVar
 
@@ -29,8 +29,6 @@ from rmaplab.mm import abi
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_EXCLUSIVE
-from rmaplab.mm.profile import PROFILES, REFERENCE
-from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import (
     PAGE_SHIFT,
     PAGE_SIZE,
@@ -41,7 +39,6 @@ from rmaplab.mm.vma import (
     VM_WRITE,
     VMA,
 )
-from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry, Header
 from rmaplab.trace.play import Player
@@ -211,6 +208,15 @@ class Author:
         if event is not None and not event.op:
             event.op = op
         return event
+
+    def proposals(self, steps: int) -> Iterator[Event]:
+        """So many events, each of which is to be played before the next is asked for."""
+        yield self.first()
+        while steps > 1:
+            event = self.propose()
+            if event is not None:
+                steps -= 1
+                yield event
 
     def play(self, event: Event) -> Event:
         """Play what was proposed, and give it its result."""
@@ -481,19 +487,6 @@ class Author:
             target, _ = self._range(pid)
         self._leave(source)
         return Event("uffd_move", pid, target, length, addr2=source)
-
-
-def random_history(
-    rng: random.Random,
-    steps: int,
-    designs: Sequence[type[ReverseMap]] = (AnonVmaRmap,),
-    ops: Sequence[str] = OPERATIONS,
-    pages: int = 48,
-    kernel: str = REFERENCE,
-) -> list[Event]:
-    """A history of `steps` events, whose results are those of a machine led by the first of `designs`."""
-    author = Author(Machine(PROFILES[kernel], designs), rng, ops, pages)
-    return [author.begin()] + [author.next() for _ in range(steps - 1)]
 
 
 def settle(events: Sequence[Event], player: Player) -> list[Event]:

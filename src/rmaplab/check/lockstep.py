@@ -19,7 +19,7 @@ place maps the folio.  A difference that was there at the last check already is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -310,31 +310,3 @@ class _Report:
     def pid_of(self, mm: MM) -> int:
         """The first process that runs in `mm`; 0 if none does."""
         return min((p.pid for p in self.machine.processes.values() if p.mm is mm), default=0)
-
-
-def lockstep(
-    machine: Machine,
-    events: Iterable[Event],
-    play: Callable[[Machine, Event], object],
-    every: int = 1,
-    reference: str = "anon_vma",
-    go_on: bool = True,
-) -> tuple[list[Difference], Counts]:
-    """Plays `events` and checks after every `every`-th of them and after the last.
-
-    Without `go_on` it stops at the first error.  Returns the differences in the order found, and what was
-    checked.
-    """
-    checker = Checker(machine, reference)
-    differences: list[Difference] = []
-    step = -1
-    event: Event | None = None
-    for step, event in enumerate(events):
-        play(machine, event)
-        if step % every == every - 1:
-            differences += checker.check(step, event)
-            if not go_on and any(d.is_error for d in differences):
-                return differences, checker.counts
-    if (step + 1) % every:
-        differences += checker.check(step, event)
-    return differences, checker.counts

@@ -2,25 +2,21 @@
 """Bugs, re-introduced: a check that cannot fail is worth nothing.
 
 A `Mutant` is a design without one of its rules.  Some of the rules were once missing in Linux (docs/kernels/rules.md,
-section 6, has the commits); the others are those that a new design would be most likely to miss.  `hunt`
+section 6, has the commits); the others are those that a new design would be most likely to miss.  `play`
 plays random histories on a machine that the design and its mutant watch, and returns the first thing that
 tells them apart: an entry that the mutant's walk does not find, a VMA that only one of the two visits, or a
 record of the mutant that no VMA accounts for.
-
-`STALE_PGOFF` is a bug of the machine instead: the profile of a kernel in which a VMA that is moved before its
-first fault keeps its page offset.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from typing import Final, cast
 
 import msgspec
 
 from rmaplab.check.histories import OPERATIONS, Author
-from rmaplab.check.lockstep import Checker, Difference
+from rmaplab.check.lockstep import Checker
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.folio import Int64s
 from rmaplab.mm.geometry import GeometryChange, bounds_of
@@ -125,7 +121,6 @@ class Caught(msgspec.Struct):
     """A random history, and how it shows the mutant; `what` is empty if it does not."""
 
     events: list[Event]
-    differences: list[Difference] = []
     what: str = ""
 
 
@@ -135,11 +130,8 @@ def play(mutant: Mutant, seed: int, steps: int, every: int = 2) -> Caught:
     author = Author(machine, random.Random(seed), mutant.ops, mutant.pages, mutant.processes)
     mutated, original = mutant.names(machine)
     checker = Checker(machine, reference=original)
-    caught = Caught([author.begin()])
-    while len(caught.events) < steps:
-        event = author.propose()
-        if event is None:
-            continue
+    caught = Caught([])
+    for event in author.proposals(steps):
         caught.events.append(event)
         try:
             author.play(event)
@@ -152,20 +144,13 @@ def play(mutant: Mutant, seed: int, steps: int, every: int = 2) -> Caught:
             if mutant.shows == "broken":
                 caught.what = f"{type(error).__name__}: {error}"
             return caught
-        caught.differences = [d for d in differences if d.design in (mutated, "") and d.kind == mutant.shows]
-        if caught.differences:
-            caught.what = caught.differences[0].what
+        shown = [d.what for d in differences if d.design in (mutated, "") and d.kind == mutant.shows]
+        if shown:
+            caught.what = shown[0]
             return caught
     return caught
 
 
-def hunt(mutant: Mutant, seed: int, steps: int, every: int = 2) -> list[Difference]:
-    """What tells the mutant from the original in the way that it should, at the first moment that something
-    does; nothing if a random history of `steps` events does not show it."""
-    return play(mutant, seed, steps, every).differences
-
-
-STALE_PGOFF: Final = replace(PROFILES["6.12"], name="6.12 with stale page offsets", fresh_pgoff=False)
 
 # anon_vma
 

@@ -22,7 +22,7 @@ from rmaplab.check.mutants import MUTANTS, Caught, Mutant, play
 from rmaplab.check.race import explain, timeline
 from rmaplab.check.race_mutants import RACED, outcome
 from rmaplab.check.rival_mutants import RIVAL_MUTANTS
-from rmaplab.check.verify import Search
+from rmaplab.check.verify import search_for
 from rmaplab.check.weak_mutants import WEAKENED
 from rmaplab.terminal import Grid
 
@@ -73,7 +73,7 @@ def look_for(number: int) -> Verdict:
     seconds = time.process_time()
     machine = mutant.build()
     mutated, original = mutant.names(machine)
-    search = Search(mutant.build, mutant.shows, mutated, original)
+    search = search_for(mutant.shows, mutated, mutant.build, original)
     script = search.shortest(caught.events)
     what = search.shown(script)
     _, wrong = _search(mutant.switched_off(), after)

@@ -35,7 +35,8 @@ import msgspec
 
 from rmaplab.check import batching
 from rmaplab.check.coverage import ENOUGH, Reached, missing
-from rmaplab.check.histories import Author, header, settle, shortest
+from rmaplab.check.finding import Search
+from rmaplab.check.histories import Author, header
 from rmaplab.check.lockstep import Checker, Counts
 from rmaplab.errors import in_a_line
 from rmaplab.mm.errors import HistoryError
@@ -44,11 +45,9 @@ from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import DESIGNS, load
 from rmaplab.trace.events import Event
-from rmaplab.trace.play import Player
 from rmaplab.verdict import judge
 
 LENGTH: Final = 500  # events of a history
-_BUDGET: Final = 400_000  # events to play in search of a shorter history
 _FULL: Final = 64  # checks of which one walks everything
 _ALWAYS: Final = ("anon_vma", "cow_context")
 _ORDER: Final = tuple(DESIGNS)
@@ -223,10 +222,7 @@ def run_history(plan: Plan, number: int, steps: int) -> Ran:
     ran = Ran(number, counts=checker.counts, reached=reached.counts)
     events: list[Event] = []
     try:
-        while ran.steps < steps and ran.failure is None:
-            event = author.first() if not events else author.propose()
-            if event is None:
-                continue
+        for event in author.proposals(steps):
             events.append(event)
             if plan.every:
                 reached.begin(event)
@@ -237,6 +233,8 @@ def run_history(plan: Plan, number: int, steps: int) -> Ran:
             ran.steps += 1
             if plan.every and (ran.steps % plan.every == 0 or ran.steps == steps):
                 _check(plan, setup, checker, ran, events, ran.steps == steps)
+            if ran.failure is not None:
+                break
     except HistoryError:
         raise
     except Exception as error:  # whatever a design or the machine raises is a finding
@@ -273,55 +271,20 @@ def _found(plan: Plan, setup: Setup, ran: Ran, events: list[Event], kind: str, w
 # Shortening
 
 
-class Search:
-    """Searches for a shorter history that shows the same failure.
+class _Batched(Search):
+    """For histories that come out differently in runs and one by one."""
 
-    machine: makes a new one, watched by the designs that matter
-    kind, design: what the shorter history has to show
-    reference: the design that others are compared with
-    budget:  events to play before it makes do with what it has
-    """
+    def shown(self, events: Sequence[Event]) -> str:
+        return batching.difference(events, self.header, self.machine)
 
-    def __init__(
-        self, machine: Callable[[], Machine], kind: str, design: str, reference: str = "anon_vma", budget: int = _BUDGET
-    ) -> None:
-        self._machine: Final = machine
-        self._reference: Final = reference
-        self._kind: Final = kind
-        self._design: Final = design
-        self._budget = budget
 
-    def shortest(self, events: Sequence[Event]) -> list[Event]:
-        """`events` without those that the failure does not need."""
-        return shortest(events, self.fails, self.again)
-
-    def again(self, events: list[Event]) -> list[Event]:
-        """`events` as they go without those that were left out."""
-        self._budget -= len(events)
-        return settle(events, Player(self._machine(), header(), batch=False))
-
-    def fails(self, events: list[Event]) -> bool:
-        """Do `events` show the failure, at the last of them?"""
-        self._budget -= len(events)
-        return self._budget >= 0 and self.shown(events) != ""
-
-    def shown(self, events: list[Event]) -> str:
-        """The failure that `events` show, in a sentence; empty if they show none of this kind."""
-        if self._kind == "batched":
-            return batching.difference(events, header(), self._machine)
-        player = Player(self._machine(), header(), batch=False)
-        try:
-            for event in events:
-                player.do(event)
-            differences = Checker(player.machine, self._reference).check(len(events) - 1)
-        except HistoryError:
-            return ""
-        except Exception as error:
-            return in_a_line(error) if self._kind == "broken" else ""
-        for found in differences:
-            if found.kind == self._kind and found.design in (self._design, ""):
-                return found.what
-        return ""
+def search_for(kind: str, design: str, machine: Callable[[], Machine], reference: str = "anon_vma") -> Search:
+    """A search for a shorter history that shows `kind` (of a `Failure`) in `design`."""
+    if kind == "batched":
+        return _Batched(machine, header(), None)
+    if kind == "broken":
+        return Search(machine, header(), None)
+    return Search(machine, header(), lambda found: found.kind == kind and found.design in (design, ""), reference)
 
 
 def shortened(plan: Plan, failure: Failure) -> Failure:
@@ -332,7 +295,7 @@ def shortened(plan: Plan, failure: Failure) -> Failure:
     def machine() -> Machine:
         return Machine(setup.profile, designs, large_folios=setup.large_folios)
 
-    search = Search(machine, failure.kind, failure.design)
+    search = search_for(failure.kind, failure.design, machine)
     events = search.shortest(failure.events)
     what = search.shown(events)
     if not what:  # it took the designs that are left out

@@ -33,7 +33,6 @@ from rmaplab.mm.pagetable import PTE_SHIFT
 from rmaplab.mm.vma import MM
 
 _MM_SHIFT: Final = 48
-_ADDR: Final = (1 << _MM_SHIFT) - 1
 
 
 class Tally:

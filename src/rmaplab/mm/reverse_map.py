@@ -324,11 +324,6 @@ class ReverseMap:
         if self.scheduler is not None:
             self.scheduler.point(what, subject, write)
 
-    def point_in(self, whole: object, what: str, subject: object, write: bool = False) -> None:
-        """Scheduler.point_in()"""
-        if self.scheduler is not None:
-            self.scheduler.point_in(whole, what, subject, write)
-
     def touch(self, what: str, subject: object) -> None:
         """Scheduler.touch()"""
         if self.scheduler is not None:
