@@ -9,6 +9,7 @@ from rmaplab.mm import abi
 from rmaplab.mm.abi import EACCES, EINVAL, ENOMEM, MAP_ANONYMOUS, MAP_FIXED, MAP_SHARED
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE
 from rmaplab.mm.machine import Machine
+from rmaplab.mm.pagetable import PTE_WRITE
 from rmaplab.mm.profile import PROFILES
 from rmaplab.mm.vma import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_RAND_READ, VM_SEQ_READ
 
@@ -45,6 +46,19 @@ def test_locked_pages_are_needed(space: Space) -> None:
     assert space.madvise(0, 1, abi.MADV_DONTNEED) == -EINVAL
     assert space.madvise(0, 1, abi.MADV_DONTNEED_LOCKED) == 0
     assert space.entry(0) == ""
+
+
+@pytest.mark.parametrize(("kernel", "writable"), [("6.1", False), ("6.12", True), ("7.3", True)])
+def test_mprotect_takes_the_right_to_write_from_what_6_1_finds_clean(kernel: str, writable: bool) -> None:
+    """Also where the VMA was writable before, and stays so; a kernel of 6.1 said it in lockstep."""
+    space = begin(kernel)
+    space.mmap(1, 0)
+    space.write(0)
+    space.madvise(0, 1, abi.MADV_FREE)
+    assert space.has(PTE_WRITE, 0)
+    space.mprotect(0, 1, abi.PROT_WRITE)
+    assert space.has(PTE_WRITE, 0) == writable
+    space.close()
 
 
 def test_free_marks_pages_that_reclaim_may_drop(model: Space) -> None:
