@@ -11,6 +11,7 @@ Exit status 0 if all bars hold, 1 if one does not, 2 if it could not run.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import shutil
@@ -139,6 +140,11 @@ def fork_rows(case: str, size: int, what: str, bar: float, rounds: int) -> list[
             f"{name}{INTERPRETED}", ratio(slow, theirs), "times", f"interpreted {median(slow) * 1e3:.3g} ms"
         ),
     ]
+
+
+def fork_pages_rows() -> list[Row]:
+    pages = pages_that_fit(1_000_000)
+    return fork_rows("fork_pages", pages, f"{pages} pages in a VMA", 0.5, 5)
 
 
 def fork_lockstep_rows(size: int) -> list[Row]:
@@ -405,7 +411,41 @@ def table(rows: list[Row]) -> Grid:
     return result
 
 
+PARTS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
+    "replay": ("replays of recorded programs", replay_rows),
+    "record": ("recording", record_rows),
+    "fork-vmas": ("fork of many VMAs", lambda: fork_rows("fork_vmas", 1000, "1000 VMAs of a page", 1.5, 15)),
+    "fork-lockstep": ("fork of many VMAs, two designs", lambda: fork_lockstep_rows(1000)),
+    "fork-pages": ("fork of many pages", fork_pages_rows),
+    "memory": ("memory", page_rows),
+    "events": ("ten times the events", event_rows),
+    "vmas": ("ten times the VMAs", vma_rows),
+    "verify": ("random histories", verify_rows),
+    "race": ("interleavings", race_rows),
+    "scale": ("virtual time", scale_rows),
+    "page": ("the explorer's page", explore_rows),
+    "kernel": ("lockstep with real kernels", kernel_rows),
+}
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measure how fast the model is, write build/bench.json and print a table.  All of it takes half\n"
+        "an hour on an otherwise idle machine; --only measures a part, and then writes only that.",
+        epilog="parts:\n"
+        + "\n".join(f"  {name:14} {what}" for name, (what, _) in PARTS.items())
+        + "\n\nexample:\n  python -m bench --only verify --only race",
+    )
+    parser.add_argument(
+        "--only", action="append", choices=PARTS, metavar="PART", help="measure this part; may be repeated"
+    )
+    return parser.parse_args(words)
+
+
 def main() -> int:
+    chosen = arguments().only or list(PARTS)
     KERNEL.parent.mkdir(exist_ok=True)
     compiler = os.environ.get("CC", "cc").split()  # it may be "ccache gcc"
     try:
@@ -413,27 +453,11 @@ def main() -> int:
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"bench needs a C compiler for the programs that time the kernel: {error}", file=sys.stderr)
         return 2
-    if shutil.which("chromium") is None:
+    if "page" in chosen and shutil.which("chromium") is None:
         print("bench measures the explorer's page in Chromium: apt-get install chromium", file=sys.stderr)
         return 2
-    pages = pages_that_fit(1_000_000)
-    parts: list[tuple[str, Callable[[], list[Row]]]] = [
-        ("replays of recorded programs", replay_rows),
-        ("recording", record_rows),
-        ("fork of many VMAs", lambda: fork_rows("fork_vmas", 1000, "1000 VMAs of a page", 1.5, 15)),
-        ("fork of many VMAs, two designs", lambda: fork_lockstep_rows(1000)),
-        ("fork of many pages", lambda: fork_rows("fork_pages", pages, f"{pages} pages in a VMA", 0.5, 5)),
-        ("memory", page_rows),
-        ("ten times the events", event_rows),
-        ("ten times the VMAs", vma_rows),
-        ("random histories", verify_rows),
-        ("interleavings", race_rows),
-        ("virtual time", scale_rows),
-        ("the explorer's page", explore_rows),
-        ("lockstep with real kernels", kernel_rows),
-    ]
     rows: list[Row] = []
-    for what, part in parts:
+    for what, part in map(PARTS.__getitem__, chosen):
         progress.print(f"measuring {what}")
         rows += part()
         # After each part, so that an interrupted run keeps what it measured.

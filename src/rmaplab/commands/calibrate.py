@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -127,12 +128,13 @@ def _measure(given: CostProfile | None, check: bool, programs: Sequence[str], re
     if check and not held_out and not chosen:
         raise CalibrationError(f"no program that is held out of the fit is called {' or '.join(programs)}")
     with Host() as host, Meter() as meter:
-        costs = given or calibration.calibrate(host, fitted, repeats, meter)
+        told = partial(meter.tell, of="measurements")
+        costs = given or calibration.calibrate(host, fitted, repeats, told)
         if check:
             if held_out:
-                found = calibration.predict(costs, calibration.rows_of(host, held_out, repeats, meter))
+                found = calibration.predict(costs, calibration.rows_of(host, held_out, repeats, told))
             if chosen and len(host.cpus) > 1:
-                raced = calibration.predict_races(host, costs, chosen, repeats, meter)
+                raced = calibration.predict_races(host, costs, chosen, repeats, told)
     names = [script.name for script in (*fitted, *held_out)] + [race.name for race in chosen]
     predictions = [prediction for prediction in (found, raced) if prediction is not None]
     return Told(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -84,7 +85,7 @@ def command(
         excused=frozenset() if rmap else EXCUSED,
     )
     with Meter() as meter:
-        found = verify(plan, meter)
+        found = verify(plan, meter.tell)
     saved = None
     if found.failure is not None:
         saved = output or Path("verify-failure.parquet")
@@ -106,7 +107,7 @@ def command(
 
 def _look_for_mutants(jobs: int, output: Path | None, json: bool) -> bool:
     with Meter() as meter:
-        verdicts = mutation.look_for_all(jobs, meter)
+        verdicts = mutation.look_for_all(jobs, partial(meter.tell, of="mutants"))
     if output is not None:
         write_output(output, mutation.markdown(verdicts, f"rmaplab verify --mutants -o {output}"))
     holds = judge(len(verdicts), not all(verdict.holds for verdict in verdicts), "no mutant was looked for")

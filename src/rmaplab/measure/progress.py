@@ -20,7 +20,7 @@ _LINE_EVERY: Final = 15.0  # seconds between two lines where there is no termina
 
 
 class Meter:
-    """A context manager that is called with what is being done, how much of it is done, and of how much."""
+    """A context manager that is told what is being done, how much of it is done, and of how much."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -51,6 +51,7 @@ class Meter:
             self._bar.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """For events, of which a second has thousands: of 64 calls one tells."""
         self._calls += 1
         if self._calls & 63:  # asking for the time is dearer than most events
             return
