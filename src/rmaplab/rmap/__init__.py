@@ -23,6 +23,7 @@ from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
 from rmaplab.rmap.anonmm import AnonMMRmap
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
+from rmaplab.rmap.lineage import LineageRmap
 from rmaplab.rmap.page_scan import PageScanRmap
 from rmaplab.rmap.pte_chain import PteChainRmap
 
@@ -32,6 +33,7 @@ DESIGNS: Final[dict[str, type[ReverseMap]]] = {
     "anon_vma": AnonVmaRmap,
     "anon_vma_lazy": AnonVmaLazyRmap,
     "cow_context": CowContextRmap,
+    "lineage": LineageRmap,
     "cow_context_prototype": CowContextPrototypeRmap,
     "anonmm": AnonMMRmap,
     "pte_chain": PteChainRmap,

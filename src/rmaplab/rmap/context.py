@@ -105,6 +105,10 @@ class ContextRmap(ReverseMap):
         """An empty one, for a new context."""
         return RemapTree(self.memory)
 
+    def make_context(self, number: int, mm: MM, parent: CowContext | None, lock: SpinLock) -> CowContext:
+        """One that is in no list yet."""
+        return CowContext(number, mm, parent, lock, self.new_remap_tree())
+
     def context_of(self, mm: MM) -> CowContext:
         """mm->cow_context; it stays known when the mm is gone."""
         return cast(CowContext, mm.rmap[self.slot])
@@ -138,8 +142,7 @@ class ContextRmap(ReverseMap):
 
     def _new_context(self, mm: MM, parent: CowContext | None) -> CowContext:
         number = take_number(self.contexts, self.free_numbers)
-        lock = SpinLock(self.lock_class, self.scheduler)
-        context = CowContext(number, mm, parent, lock, self.new_remap_tree())
+        context = self.make_context(number, mm, parent, SpinLock(self.lock_class, self.scheduler))
         self.contexts[number] = context
         self.context_pool.alloc()
         return context

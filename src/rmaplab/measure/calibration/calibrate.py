@@ -43,7 +43,8 @@ BETWEEN_CPUS: Final = {"handover": 100, "wake up": 3000, "waking": 1000, "shootd
 
 # What no kernel has, or no program can show, and what takes its place: objects come from a slab cache like any other, a
 # lock that nobody contends is two atomic operations, as is a reference that is taken and given back, a node of a tree
-# or a list is a cache line or two.
+# or a list is a cache line or two, and so is the page of a leaf; a look at an entry that is none of the folio's is what
+# its user would have done there.
 STAND_INS: Final = {
     "alloc *": "alloc anon_vma",
     "free *": "free anon_vma",
@@ -53,6 +54,9 @@ STAND_INS: Final = {
     "remap tree nodes visited": "interval tree nodes visited",
     "anonmms visited": "interval tree nodes visited",
     "references to mm_structs": "lock anon_vma root rwsem",
+    "vma hints used": "interval tree nodes visited",
+    "vma hints changed": "interval tree nodes visited",
+    "entries looked at in vain": "rmap places visited",
     "pointers added": "interval tree nodes visited",
     "pointers removed": "interval tree nodes visited",
     "chain slots looked at": "rcu read sections",

@@ -1,0 +1,483 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Design `lineage`: who descends from a page's owner, since when, and a look at the entry before the VMA.
+
+A successor of `cow_context` (see there, and mm/cow_context.c of the prototype): a folio points to the context of the
+address space that first had it, and a walk goes down the tree of forks.  Four things are new.
+
+- *Epochs.*  A page knows how many forks its owner had made when it was mapped.  A child that was forked before has no
+  entry for it.  So a page that came after its owner's last fork is looked for in one address space.
+- *Entries first.*  A walk looks at the page-table entry, under the leaf lock that its user takes anyway, and asks for
+  the VMA only where the entry is one.  What it hands to its user maps the folio, or did a moment ago.
+- *Hints.*  The page that holds a leaf of a page table (struct ptdesc) has a word to spare (pt_index and pt_mm, which a
+  PTE table does not use).  It says which VMA a fault or a walk had there last.
+- *No references.*  Page tables, VMAs and mm_structs outlive a grace period, and a walk is one RCU section.
+
+Data
+- for each page, its context, its anonymous page offset and its epoch: what `folio->mapping` and the 64 bits of
+  `folio->index` have room for (45 bits of page offset with five-level page tables, 19 of epoch, which sticks at its
+  greatest value).
+- for each context: the epoch of its address space, and `born`, the epoch of its parent when it was forked.
+- for each context, a remap tree: of page offsets that are not at the address that they say alone, *all* displacements
+  at which this address space has them, 0 among them.
+- for each leaf, the hint.  Nothing in a VMA: the shift of `cow_context` is 0, for 7.3 has the anonymous page offset.
+
+Invariants
+- Index, Subtree: those of `cow_context`, with shift 0.
+- Epoch: an entry in a child's subtree for a folio that points to the parent is of a page with an epoch of at most the
+  child's `born`.  The epoch moves at the end of dup_mmap() only, with mmap_lock and all copied VMAs locked for writing:
+  who maps a page in a copied VMA before the copy reads a value of at most `born`, and who reads a greater one comes
+  after all copies.  What may be older than it looks (shared swap-in, memory taken over) has epoch 0; KSM pages have
+  none.
+- Order: children stand newest first, so `born` falls along the list, and a walk ends at the first that is too old.
+- Records: page offsets without a record are at the address that they say.  Others are where the record says, and the
+  record says all of it, before the first entry is there and until the last one is gone.
+- Hints: a hint is of a VMA that is in the tree of its address space, or it has a lock of its leaf to wait for: whoever
+  takes a VMA out of the tree, or takes a range away from it, clears the hints there afterwards, under the leaf locks.
+  A walk stores one under the same lock for a VMA that it finds then.  So a VMA that is freed has no hint, and a walk
+  that read one before is in its RCU section still: it checks address space and range.
+
+Proof that a walk is complete: every entry is in the subtree (Subtree), in no child that is left out (Epoch, Order), at
+the index plus 0 or a recorded displacement (Index, Records), where the walk looks under the leaf lock, as the user of a
+walk that yields every candidate would.  Parents before children, retries where entries move, a context held by a
+migration, the check whether the folio is mapped: as in `cow_context`.
+
+Locking: as there.  The leaf lock, which is innermost, covers the entries of the leaf and its hint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, cast
+
+import numpy as np
+from mypy_extensions import mypyc_attr
+
+from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
+from rmaplab.mm.geometry import GeometryChange, bounds_of
+from rmaplab.mm.locking import lock_leaf
+from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, PTE_ANON, PTE_MIGRATION, PTE_SHIFT, Leaf
+from rmaplab.mm.reverse_map import Attachment
+from rmaplab.mm.takeover import TakenOver
+from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA, seen
+from rmaplab.rmap.context import CowContext
+from rmaplab.rmap.cow_context import CowContextRmap, Displaced
+from rmaplab.rmap.remap_tree import RemapTree
+from rmaplab.sync.locks import SpinLock
+from rmaplab.sync.order import read_once, write_once
+from rmaplab.sync.work import Tally
+
+_LAST_EPOCH: Final = (1 << 19) - 1
+_ANY: Final = -1  # an epoch that no child is too old for
+
+
+class Line(CowContext):
+    """A context with its place in time, and the hints of its leaves, which lie in these."""
+
+    def __init__(
+        self, number: int, mm: MM, parent: CowContext | None, lock: SpinLock, remaps: RemapTree, born: int
+    ) -> None:
+        super().__init__(number, mm, parent, lock, remaps)
+        self.born: Final = born
+        self.epoch = 0
+        self.hints: Final[dict[int, VMA]] = {}  # by number of the leaf
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class LineageRmap(CowContextRmap):
+    """Contexts with epochs; entries are looked at first, and VMAs found by hints."""
+
+    name = "lineage"
+    vma_fields = 0
+
+    def __init__(self, attachment: Attachment) -> None:
+        super().__init__(attachment)
+        self.since: Final[Column] = attachment.folios.column(np.int64)
+        self.in_vain: Final[Tally] = self.ledger.tally("entries looked at in vain")
+        self.hinted: Final[Tally] = self.ledger.tally("vma hints used")
+        self.hints_set: Final[Tally] = self.ledger.tally("vma hints changed")
+        self._taking_over = False
+
+    def line_of(self, mm: MM) -> Line:
+        return cast(Line, mm.rmap[self.slot])
+
+    # An address space
+
+    def make_context(self, number: int, mm: MM, parent: CowContext | None, lock: SpinLock) -> CowContext:
+        born = 0 if parent is None else cast(Line, parent).epoch
+        return Line(number, mm, parent, lock, self.new_remap_tree(), born)
+
+    def mm_fork_end(self, parent: MM, child: MM) -> None:
+        line = self.line_of(parent)
+        if line.epoch < _LAST_EPOCH:
+            write_once(self.scheduler, "next epoch", line, "epoch")
+            line.epoch += 1
+
+    # VMAs
+
+    def vma_prepare(self, vma: VMA) -> None:
+        self._begin(vma)
+
+    def vma_forked(self, parent: VMA, child: VMA) -> None:
+        self._begin(child)
+        above = self.line_of(parent.mm)
+        line = self.line_of(child.mm)
+        if line is above:
+            return  # taken over
+        if above.remaps.firsts:  # where the parent has pages at home as well, the child has, too
+            for first, last, offset in self._placed(child):
+                if offset:
+                    for low, high, other in above.remaps.ranges():
+                        if other == 0 and low <= last and high >= first:
+                            self._add(line, max(low, first), min(high, last), 0)
+        for number in self._leaves(child, above):
+            if above.hints[number] is parent and number not in line.hints:
+                line.hints[number] = child  # by who copies the first entry into the new leaf
+                self.hints_set.count += 1
+
+    def vma_joined(self, vma: VMA, donor: VMA) -> None:
+        self._set_shift(vma, 0)
+
+    def vma_copied(self, source: VMA, new: VMA) -> None:
+        self._begin(new)
+
+    def _begin(self, vma: VMA) -> None:
+        """`vma` may have pages from now on.  Of two VMAs for the same page offsets the second finds the first: what
+        says that a VMA may have pages, and its record, appear under one lock."""
+        context = self.context_of(vma.mm)
+        context.lock.lock()
+        self._set_shift(vma, 0)
+        self._record_locked(context, vma)
+        context.lock.unlock()
+
+    def geometry_end(self, change: GeometryChange) -> None:
+        mm = change.vmas[0].mm
+        context = self.line_of(mm)
+        before: list[Displaced] = []
+        now: list[Displaced] = []
+        for i in range(len(change.vmas)):
+            vma = change.vmas[i]
+            before += self._placed_in(vma, change.before[i].anon_pgoff, change.before[i].start, change.before[i].end)
+            now += self._placed_in(vma, change.after[i].anon_pgoff, change.after[i].start, change.after[i].end)
+            self._record(vma)
+        if change.split_off is not None:
+            now += self._placed(change.split_off)
+        now.sort()
+        for first, last, offset in before:
+            for kept_first, kept_last, kept_offset in now:
+                if kept_offset == offset and kept_last >= first and kept_first <= last:
+                    if kept_first > first:
+                        self._forget(context, first, kept_first - 1, offset)
+                    first = kept_last + 1
+            if first <= last:
+                self._forget(context, first, last, offset)
+        for i in range(len(change.vmas)):
+            if change.before[i].start < change.after[i].start or change.before[i].end > change.after[i].end:
+                self._clear_hints(change.vmas[i])
+        context.moves.write_end()
+
+    def vma_absorbed(self, vma: VMA, gone: VMA) -> None:
+        super().vma_absorbed(vma, gone)
+        self._clear_hints(gone)
+
+    def vma_removed(self, vma: VMA) -> None:
+        for first, last, offset in self._placed(vma):
+            self._forget(self.context_of(vma.mm), first, last, offset)
+        self._set_shift(vma, None)
+        self._clear_hints(vma)
+
+    # Records
+
+    def _placed(self, vma: VMA) -> list[Displaced]:
+        """Where its pages are, with their displacement, if it may have any."""
+        bounds = bounds_of(vma)
+        return self._placed_in(vma, bounds.anon_pgoff, bounds.start, bounds.end)
+
+    def _placed_in(self, vma: VMA, first: int, start: int, end: int) -> list[Displaced]:
+        if self.shift_of(vma) is None:
+            return []
+        return [(first, first + ((end - start) >> PAGE_SHIFT) - 1, (start >> PAGE_SHIFT) - first)]
+
+    def _record(self, vma: VMA) -> None:
+        context = self.context_of(vma.mm)
+        context.lock.lock()
+        self._record_locked(context, vma)
+        context.lock.unlock()
+
+    def _record_locked(self, context: CowContext, vma: VMA) -> None:
+        """A displaced VMA is recorded, and along with it who else has its page offsets, at home; a VMA at home only
+        where there are records."""
+        for first, last, offset in self._placed(vma):
+            if offset:
+                for other in vma.mm.tree.overlapping(first << PAGE_SHIFT, (last + 1) << PAGE_SHIFT):
+                    for low, high, at in self._placed(other):
+                        if at == 0 and low <= last and high >= first:
+                            self._add_locked(context, max(low, first), min(high, last), 0)
+                self._add_locked(context, first, last, offset)
+            elif context.remaps.firsts:
+                for low, high, at in context.remaps.ranges():
+                    if at and low <= last and high >= first:
+                        self._add_locked(context, max(low, first), min(high, last), 0)
+
+    def _add(self, context: CowContext, first: int, last: int, offset: int) -> None:
+        context.lock.lock()
+        self._add_locked(context, first, last, offset)
+        context.lock.unlock()
+
+    def _add_locked(self, context: CowContext, first: int, last: int, offset: int) -> None:
+        self.records_change(context, "add record")
+        context.lock.assert_held()
+        context.remaps.add(first, last, offset)
+
+    def _forget(self, context: CowContext, first: int, last: int, offset: int) -> None:
+        """One that is at home alone needs no record."""
+        context.lock.lock()
+        tree = context.remaps
+        if tree.firsts and tree.lasts[-1] >= first and tree.firsts[0] <= last:
+            self.records_change(context, "remove record")
+            context.lock.assert_held()
+            tree.remove(first, last, offset)
+            if offset:
+                for low, high in _at_home_only(tree, first, last):
+                    tree.remove(low, high, 0)
+        context.lock.unlock()
+
+    # Hints
+
+    def _leaves(self, vma: VMA, line: Line) -> list[int]:
+        """Leaves in the range of `vma` for which `line` has a hint."""
+        first = vma.start >> LEAF_SHIFT
+        last = (vma.end - 1) >> LEAF_SHIFT
+        if last - first < len(line.hints):
+            return [number for number in range(first, last + 1) if number in line.hints]
+        return [number for number in line.hints if first <= number <= last]
+
+    def _clear_hints(self, vma: VMA) -> None:
+        """No leaf says any more that `vma` is there."""
+        line = self.line_of(vma.mm)
+        for number in [number for number, there in line.hints.items() if there is vma]:
+            leaf = lock_leaf(vma.mm.page_table, number << LEAF_SHIFT)
+            line.hints.pop(number, None)
+            self.hints_set.count += 1
+            if leaf is not None:
+                leaf.lock.unlock()
+
+    def _hint(self, vma: VMA, addr: int) -> None:
+        """A page of `vma` is about to be mapped at `addr`, whose leaf is locked."""
+        if not self._taking_over:
+            hints = self.line_of(vma.mm).hints
+            number = addr >> LEAF_SHIFT
+            if hints.get(number) is not vma:
+                hints[number] = vma
+                self.hints_set.count += 1
+
+    # Folios
+
+    def _epoch(self, vma: VMA) -> int:
+        line = self.line_of(vma.mm)
+        return cast(int, read_once(self.scheduler, "epoch", line, "epoch", line.epoch))
+
+    def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
+        super().folio_mapped(vma, addr, pfn, nr_pages)
+        self.since.v[pfn : pfn + nr_pages] = 0 if self._taking_over else self._epoch(vma)
+        self._hint(vma, addr)
+
+    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
+        super().folios_mapped(vma, addr, pfns)
+        self.since.v[pfns] = self._epoch(vma)
+        self._hint(vma, addr)
+
+    def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
+        super().folio_swapped_in(vma, addr, pfn, exclusive)
+        self.since.m[pfn] = self._epoch(vma) if exclusive else 0
+        self._hint(vma, addr)
+
+    def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
+        super().folio_reused(vma, pfn, nr_pages)
+        self.since.v[pfn : pfn + nr_pages] = self._epoch(vma)
+
+    def folio_moved(self, vma: VMA, addr: int, pfn: int) -> None:
+        super().folio_moved(vma, addr, pfn)
+        self.since.m[pfn] = self._epoch(vma)
+
+    def folio_migrated(self, old: int, new: int, nr_pages: int) -> None:
+        super().folio_migrated(old, new, nr_pages)
+        since = self.since.v
+        since[new : new + nr_pages] = since[old : old + nr_pages]
+
+    # Memory that is there already
+
+    def take_over(self, found: TakenOver) -> None:
+        for known in found.vmas:
+            known.vma.rmap[self.slot] = 0
+        self._taking_over = True
+        try:
+            super(CowContextRmap, self).take_over(found)
+        finally:
+            self._taking_over = False
+
+    # The walk
+
+    def _younger(self, top: CowContext, since: int) -> Iterator[CowContext]:
+        """`top` and all below it that may have a page of that epoch, each before its children."""
+        at = top
+        while True:
+            yield at
+            child = self.first_child(at)
+            if child is not None and (at is not top or cast(Line, child).born >= since):
+                at = child
+                continue
+            while at is not top:
+                above = at.parent
+                assert above is not None  # `at` is below `top`
+                sibling = self.next_sibling(at)
+                if sibling is not None and (above is not top or cast(Line, sibling).born >= since):
+                    at = sibling
+                    break
+                at = above
+            if at is top:
+                return
+
+    def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        self.walks.count += 1
+        flags: int = self.folios.flags.m[pfn]
+        if flags & FOLIO_KSM:
+            yield from self._walk_ksm(pfn)
+            return
+        self.rcu.read_lock()
+        try:
+            top, first = self._anchor_seen(pfn)
+            if top is None or not self.stays(pfn, top):
+                return
+            since: int = self.since.m[pfn]
+            nr_pages = self.folios.nr_pages(pfn)
+            for context in self._younger(top, since):
+                mm = self._space(context)
+                if mm is None:
+                    continue
+                again = True
+                while again:
+                    begun = context.moves.read_begin()
+                    for offset in self._offsets(context, first, nr_pages):
+                        yield from self._there(cast(Line, context), mm, pfn, nr_pages, (first + offset) << PAGE_SHIFT)
+                    again = context.moves.read_retry(begun)
+        finally:
+            self.rcu.read_unlock()
+
+    def _space(self, context: CowContext) -> MM | None:
+        """Its address space, which stays as long as this RCU section; None if it is gone."""
+        self.visited.count += 1
+        return cast("MM | None", read_once(self.scheduler, "visit context", context, "mm", context.mm))
+
+    def _offsets(self, context: CowContext, first: int, nr_pages: int) -> list[int]:
+        """The displacements at which an address space may have these page offsets."""
+        tree = self.records(context)
+        found = tree.offsets(first, first + nr_pages - 1)
+        if not found:
+            return [0]
+        if nr_pages > 1 and 0 not in found:
+            return [0, *found]  # a part of them may have no record
+        return found
+
+    def _there(self, line: Line, mm: MM, pfn: int, nr_pages: int, start: int) -> Iterator[tuple[VMA, int]]:
+        """The VMAs with entries for the folio from `start` on."""
+        end = start + nr_pages * PAGE_SIZE
+        at = start
+        found = False
+        while at < end:
+            stop = min(end, (at >> LEAF_SHIFT) + 1 << LEAF_SHIFT)
+            leaf = lock_leaf(mm.page_table, at)
+            if leaf is None:
+                at = stop
+                continue
+            at = self._hit(leaf, at, stop, pfn, nr_pages)
+            vma = self._vma_at(line, mm, at) if at < stop else None
+            leaf.lock.unlock()
+            if vma is not None:
+                found = True
+                self.places.count += 1
+                then = seen(self.scheduler, vma)
+                yield vma, max(start, then.start)
+                at = max(then.end, at + PAGE_SIZE)
+        if not found:
+            self.in_vain.count += 1
+
+    def _hit(self, leaf: Leaf, at: int, stop: int, pfn: int, nr_pages: int) -> int:
+        """The first address in [at, stop) with an entry that maps a page of the folio, or may be waiting for one;
+        `stop` if there is none."""
+        while at < stop:
+            entry: int = leaf.m[at >> PAGE_SHIFT & (LEAF_ENTRIES - 1)]
+            if entry & PTE_MIGRATION or (entry & PTE_ANON and pfn <= entry >> PTE_SHIFT < pfn + nr_pages):
+                return at
+            at += PAGE_SIZE
+        return stop
+
+    def _vma_at(self, line: Line, mm: MM, addr: int) -> VMA | None:
+        """The VMA with the entry at `addr`, whose leaf is locked: the one that the leaf names, or it names it next."""
+        number = addr >> LEAF_SHIFT
+        vma = line.hints.get(number)
+        if vma is not None:
+            self.hinted.count += 1
+            then = seen(self.scheduler, vma)
+            if then.mm is mm and then.start <= addr < then.end and not then.detached:
+                return vma
+        for vma in self.vmas_at(mm, addr, addr + PAGE_SIZE):
+            line.hints[number] = vma
+            self.hints_set.count += 1
+            return vma
+        return None
+
+    def _walk_ksm(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        places = self.ksm.newest_first(pfn)
+        self.rcu.read_lock()
+        try:
+            for place in places:
+                yield from self._ksm_there(cast(Line, place.anchor), pfn, place.addr)
+            for place in places:
+                for context in self._younger(cast(CowContext, place.anchor), _ANY):
+                    if context is not place.anchor:
+                        yield from self._ksm_there(cast(Line, context), pfn, place.addr)
+        finally:
+            self.rcu.read_unlock()
+
+    def _ksm_there(self, line: Line, pfn: int, addr: int) -> Iterator[tuple[VMA, int]]:
+        mm = self._space(line)
+        if mm is not None:
+            yield from self._there(line, mm, pfn, 1, addr)
+
+    # What the design says of itself
+
+    def _stray_records(self, mm: MM) -> list[str]:
+        placed = [place for vma in mm.tree.to_list() for place in self._placed(vma)]
+        displaced = [place for place in placed if place[2]]
+        tree = self.context_of(mm).remaps
+        wrong: list[str] = []
+        recorded = {(pgoff, offset) for low, high, offset in tree.ranges() for pgoff in range(low, high + 1)}
+        for first, last, offset in displaced:
+            for pgoff in range(first, last + 1):
+                if (pgoff, offset) in recorded:
+                    recorded.discard((pgoff, offset))
+                else:
+                    wrong.append(f"mm {mm.id} has no record of page offset {pgoff:#x} at offset {offset:#x}")
+        moved = {pgoff for first, last, _ in displaced for pgoff in range(first, last + 1)}
+        for first, last, offset in placed:
+            if offset == 0:
+                for pgoff in moved.intersection(range(first, last + 1)):
+                    if (pgoff, 0) in recorded:
+                        recorded.discard((pgoff, 0))
+                    else:
+                        wrong.append(f"mm {mm.id} has no record that page offset {pgoff:#x} is at home as well")
+        for pgoff, offset in sorted(recorded):
+            wrong.append(f"mm {mm.id} has a record too many, of page offset {pgoff:#x} at offset {offset:#x}")
+        for number, vma in self.line_of(mm).hints.items():
+            if vma.mm is not mm or mm.tree.at(vma.start) is not vma or vma.end <= number << LEAF_SHIFT:
+                wrong.append(f"mm {mm.id} has a hint of a VMA that is not there, for leaf {number}")
+        return wrong
+
+
+def _at_home_only(tree: RemapTree, first: int, last: int) -> list[tuple[int, int]]:
+    """Parts of first..last of which the tree says that they are at home, and nowhere else."""
+    return [
+        (max(low, first), min(high, last))
+        for i, (low, high) in enumerate(zip(tree.firsts, tree.lasts, strict=True))
+        if low <= last and high >= first and tree.entries[i].values == [0]
+    ]
