@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from rmaplab.check import mutation
+from rmaplab.check.lineage_mutants import LINEAGE_MUTANTS
 from rmaplab.check.mutants import Mutant
 from rmaplab.check.race_mutants import RACED, outcome
 from rmaplab.check.rival_mutants import RIVAL_MUTANTS
@@ -19,7 +20,7 @@ SHIPPED = {
 }  # fmt: skip
 
 
-_RIVAL_RACED = [mutant for mutant in RIVAL_MUTANTS if mutant.shows == "race"]
+_RIVAL_RACED = [mutant for mutant in (*RIVAL_MUTANTS, *LINEAGE_MUTANTS) if mutant.shows == "race"]
 
 
 def test_all_that_shipped_are_there_and_enough_of_our_own() -> None:

@@ -30,6 +30,7 @@ def test_the_designs_that_come_with_it_have_a_fixed_order_and_their_own_names() 
         "anon_vma",
         "anon_vma_lazy",
         "cow_context",
+        "lineage",
         "cow_context_prototype",
         "anonmm",
         "pte_chain",

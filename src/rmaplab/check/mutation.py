@@ -18,6 +18,7 @@ import msgspec
 from rich.console import Console
 
 from rmaplab.check.finding import line
+from rmaplab.check.lineage_mutants import LINEAGE_MUTANTS
 from rmaplab.check.mutants import MUTANTS, Caught, Mutant, play
 from rmaplab.check.race import explain, timeline
 from rmaplab.check.race_mutants import RACED, outcome
@@ -30,7 +31,7 @@ STEPS: Final = 100_000  # of random histories, at most, until a mutant has to be
 INTERLEAVINGS: Final = 10_000  # of its scenario, at most
 _LENGTH: Final = 300  # events of each history
 
-ALL: Final[tuple[Mutant, ...]] = (*MUTANTS, *RIVAL_MUTANTS, *RACED, *WEAKENED)
+ALL: Final[tuple[Mutant, ...]] = (*MUTANTS, *RIVAL_MUTANTS, *LINEAGE_MUTANTS, *RACED, *WEAKENED)
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -82,6 +82,9 @@ _NEEDED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         _FORKED: ("link child context", "first child", "pmd_install()", "pmdp_get_lockless()"),
         "referenced / first fault": ("change VMA tree", "look up VMA"),
     },
+    "lineage": {
+        _FORKED: ("link child context", "first child"),
+    },
     "cow_context": {
         _FORKED: ("link child context", "first child", "pmd_install()", "pmdp_get_lockless()"),
         "referenced / first fault": ("change VMA tree", "look up VMA"),

@@ -58,7 +58,7 @@ from rmaplab.mm.locking import lock_leaf
 from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, PTE_ANON, PTE_MIGRATION, PTE_SHIFT, Leaf
 from rmaplab.mm.reverse_map import Attachment
 from rmaplab.mm.takeover import TakenOver
-from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA, seen
+from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VM_DONTCOPY, VM_WIPEONFORK, VMA, seen
 from rmaplab.rmap.context import CowContext
 from rmaplab.rmap.cow_context import CowContextRmap, Displaced
 from rmaplab.rmap.remap_tree import RemapTree
@@ -123,12 +123,11 @@ class LineageRmap(CowContextRmap):
         line = self.line_of(child.mm)
         if line is above:
             return  # taken over
-        if above.remaps.firsts:  # where the parent has pages at home as well, the child has, too
-            for first, last, offset in self._placed(child):
-                if offset:
-                    for low, high, other in above.remaps.ranges():
-                        if other == 0 and low <= last and high >= first:
-                            self._add(line, max(low, first), min(high, last), 0)
+        for first, last, offset in self._placed(child):
+            if offset:  # its tree may not have those at home yet, which are copies of the parent's
+                for other in self._at_home(parent.mm, first, last):
+                    if not other.flags & (VM_WIPEONFORK | VM_DONTCOPY):
+                        self._add(line, *_common(other, first, last), 0)
         for number in self._leaves(child, above):
             if above.hints[number] is parent and number not in line.hints:
                 line.hints[number] = child  # by who copies the first entry into the new leaf
@@ -208,15 +207,18 @@ class LineageRmap(CowContextRmap):
         where there are records."""
         for first, last, offset in self._placed(vma):
             if offset:
-                for other in vma.mm.tree.overlapping(first << PAGE_SHIFT, (last + 1) << PAGE_SHIFT):
-                    for low, high, at in self._placed(other):
-                        if at == 0 and low <= last and high >= first:
-                            self._add_locked(context, max(low, first), min(high, last), 0)
+                for other in self._at_home(vma.mm, first, last):
+                    self._add_locked(context, *_common(other, first, last), 0)
                 self._add_locked(context, first, last, offset)
             elif context.remaps.firsts:
                 for low, high, at in context.remaps.ranges():
                     if at and low <= last and high >= first:
                         self._add_locked(context, max(low, first), min(high, last), 0)
+
+    def _at_home(self, mm: MM, first: int, last: int) -> list[VMA]:
+        """VMAs that may have pages of these page offsets at the address that they say."""
+        there = self.vmas_at(mm, first << PAGE_SHIFT, (last + 1) << PAGE_SHIFT)
+        return [vma for vma in there if self.shift_of(vma) is not None and vma.anon_pgoff == vma.start >> PAGE_SHIFT]
 
     def _add(self, context: CowContext, first: int, last: int, offset: int) -> None:
         context.lock.lock()
@@ -385,6 +387,7 @@ class LineageRmap(CowContextRmap):
         found = False
         while at < end:
             stop = min(end, (at >> LEAF_SHIFT) + 1 << LEAF_SHIFT)
+            self.touch("mm_struct", mm.users_word)
             leaf = lock_leaf(mm.page_table, at)
             if leaf is None:
                 at = stop
@@ -398,6 +401,8 @@ class LineageRmap(CowContextRmap):
                 then = seen(self.scheduler, vma)
                 yield vma, max(start, then.start)
                 at = max(then.end, at + PAGE_SIZE)
+            elif at < stop:
+                at += PAGE_SIZE  # munmap() took the VMA out, and is about to take the entry away
         if not found:
             self.in_vain.count += 1
 
@@ -472,6 +477,11 @@ class LineageRmap(CowContextRmap):
             if vma.mm is not mm or mm.tree.at(vma.start) is not vma or vma.end <= number << LEAF_SHIFT:
                 wrong.append(f"mm {mm.id} has a hint of a VMA that is not there, for leaf {number}")
         return wrong
+
+
+def _common(vma: VMA, first: int, last: int) -> tuple[int, int]:
+    """What of the page offsets first..last `vma` has, the first and the last."""
+    return max(vma.anon_pgoff, first), min(vma.anon_pgoff + vma.nr_pages - 1, last)
 
 
 def _at_home_only(tree: RemapTree, first: int, last: int) -> list[tuple[int, int]]:

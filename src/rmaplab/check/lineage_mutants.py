@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bugs, re-introduced, of the design `lineage` (see mutants.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, cast
+
+from rmaplab.check.mutants import Mutant
+from rmaplab.mm.geometry import GeometryChange
+from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, PTE_ANON, PTE_SHIFT, Leaf
+from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA
+from rmaplab.rmap.context import CowContext
+from rmaplab.rmap.cow_context import CowContextRmap
+from rmaplab.rmap.lineage import Line, LineageRmap
+from rmaplab.sync.locks import SpinLock
+
+# Epochs
+
+
+class BornTooEarly(LineageRmap):
+    name = "lineage, child that takes itself for one of the last epoch"
+
+    def make_context(self, number: int, mm: MM, parent: CowContext | None, lock: SpinLock) -> CowContext:
+        born = -1 if parent is None else cast(Line, parent).epoch - 1
+        return Line(number, mm, parent, lock, self.new_remap_tree(), born)
+
+
+class EpochOfTheWrongLine(LineageRmap):
+    """The epoch is that of the page's owner, and says nothing of its children's children."""
+
+    name = "lineage, walk that leaves out grandchildren by their parents' epochs"
+
+    def _younger(self, top: CowContext, since: int) -> Iterator[CowContext]:
+        yield top
+        child = self.first_child(top)
+        while child is not None:
+            if cast(Line, child).born >= since:
+                yield from self._younger(child, since)
+            child = self.next_sibling(child)
+
+
+class SharedSwapEntryYoung(LineageRmap):
+    name = "lineage, page from a shared swap entry that is as young as its reader"
+
+    def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
+        super().folio_swapped_in(vma, addr, pfn, exclusive)
+        self.since.m[pfn] = self._epoch(vma)
+
+
+class ReusedKeepsEpoch(LineageRmap):
+    """It was counted by another owner."""
+
+    name = "lineage, reused page that keeps the epoch of who had it before"
+
+    def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
+        CowContextRmap.folio_reused(self, vma, pfn, nr_pages)
+
+
+class EpochNotMigrated(LineageRmap):
+    name = "lineage, migration that does not copy the epoch"
+
+    def folio_migrated(self, old: int, new: int, nr_pages: int) -> None:
+        CowContextRmap.folio_migrated(self, old, new, nr_pages)
+
+
+class KsmPageYoung(LineageRmap):
+    """A KSM page is as old as the oldest page that was merged."""
+
+    name = "lineage, walk of a KSM page that leaves out who was forked before its last place"
+
+    def ksm_added(self, vma: VMA, addr: int, pfn: int) -> None:
+        super().ksm_added(vma, addr, pfn)
+        self.since.m[pfn] = self._epoch(vma) + 1
+
+    def _younger(self, top: CowContext, since: int) -> Iterator[CowContext]:
+        return super()._younger(top, cast(Line, top).epoch if since < 0 else since)
+
+
+class EpochBeforeFork(LineageRmap):
+    """A thread that faults in a VMA which fork has not locked yet reads the new one."""
+
+    name = "lineage, epoch that moves when fork begins"
+
+    def mm_forked(self, parent: MM, child: MM) -> None:
+        super().mm_forked(parent, child)
+        super().mm_fork_end(parent, child)
+
+    def mm_fork_end(self, parent: MM, child: MM) -> None:
+        pass
+
+
+# Records
+
+
+class HomeNotRecorded(LineageRmap):
+    name = "lineage, record of a move that hides who is at home"
+
+    def _add_locked(self, context: CowContext, first: int, last: int, offset: int) -> None:
+        if offset:
+            super()._add_locked(context, first, last, offset)
+
+
+class NewcomerNotRecorded(LineageRmap):
+    name = "lineage, VMA that comes where another moved away, and is not recorded"
+
+    def _record_locked(self, context: CowContext, vma: VMA) -> None:
+        if any(offset for _, _, offset in self._placed(vma)):
+            super()._record_locked(context, vma)
+
+
+class HomeNotInherited(LineageRmap):
+    name = "lineage, child that inherits the record of a move alone"
+
+    def _add(self, context: CowContext, first: int, last: int, offset: int) -> None:
+        pass
+
+
+class RemapNotRecorded(LineageRmap):
+    name = "lineage, remap not recorded at mremap"
+
+    def vma_copied(self, source: VMA, new: VMA) -> None:
+        self._set_shift(new, 0)
+
+
+class HomeRecordKept(LineageRmap):
+    name = "lineage, record of who is at home kept without a move"
+
+    def _forget(self, context: CowContext, first: int, last: int, offset: int) -> None:
+        if offset:
+            context.lock.lock()
+            self.records_change(context, "remove record")
+            context.remaps.remove(first, last, offset)
+            context.lock.unlock()
+
+
+class LargeFolioHalfRecorded(LineageRmap):
+    name = "lineage, walk of a large folio that looks where a part of it was moved, alone"
+
+    def _offsets(self, context: CowContext, first: int, nr_pages: int) -> list[int]:
+        return super()._offsets(context, first, 1)
+
+
+# Entries and hints
+
+
+class HintNotChecked(LineageRmap):
+    name = "lineage, hint believed without a look at the VMA"
+
+    def _vma_at(self, line: Line, mm: MM, addr: int) -> VMA | None:
+        return line.hints.get(addr >> LEAF_SHIFT) or super()._vma_at(line, mm, addr)
+
+
+class HintKept(LineageRmap):
+    name = "lineage, hint of a VMA that is unmapped"
+
+    def _clear_hints(self, vma: VMA) -> None:
+        pass
+
+
+class HintKeptAtSplit(LineageRmap):
+    name = "lineage, hint in a range that a VMA lost"
+
+    def geometry_end(self, change: GeometryChange) -> None:
+        kept = dict(self.line_of(change.vmas[0].mm).hints)
+        super().geometry_end(change)
+        self.line_of(change.vmas[0].mm).hints.update(kept)
+
+
+class MigrationOverlooked(LineageRmap):
+    name = "lineage, look at an entry that takes a migration for nothing"
+
+    def _hit(self, leaf: Leaf, at: int, stop: int, pfn: int, nr_pages: int) -> int:
+        while at < stop:
+            entry: int = leaf.m[at >> PAGE_SHIFT & (LEAF_ENTRIES - 1)]
+            if entry & PTE_ANON and pfn <= entry >> PTE_SHIFT < pfn + nr_pages:
+                return at
+            at += PAGE_SIZE
+        return stop
+
+
+# Order
+
+
+class MovedUnnoticed(LineageRmap):
+    name = "lineage, walk not repeated where entries moved"
+
+    def need_move_locks(self, source: VMA, target: VMA, merged: bool) -> bool:
+        return False
+
+
+class ChildrenBefore(LineageRmap):
+    name = "lineage, children visited before their parent"
+
+    def _younger(self, top: CowContext, since: int) -> Iterator[CowContext]:
+        child = self.first_child(top)
+        while child is not None:
+            yield from self._younger(child, 0)
+            child = self.next_sibling(child)
+        yield top
+
+
+class MigratedUnheld(LineageRmap):
+    name = "lineage, context not held between the two walks of a migration"
+
+    def hold(self, pfn: int) -> None:
+        pass
+
+    def stays(self, pfn: int, top: CowContext) -> bool:
+        return True
+
+
+class UnmappedUnnoticed(LineageRmap):
+    name = "lineage, walk that does not ask whether the folio is mapped still"
+
+    def stays(self, pfn: int, top: CowContext) -> bool:
+        return True
+
+
+class SpaceNotLate(LineageRmap):
+    name = "lineage, mm_struct freed without a grace period"
+    spaces_under_rcu = False
+
+
+class TablesNotLate(LineageRmap):
+    name = "lineage, page table freed without a grace period"
+    tables_under_rcu = False
+
+
+def _verify(rule: str, mutated: type[LineageRmap], shows: str = "incomplete", **how: int) -> Mutant:
+    return Mutant(rule, LineageRmap, mutated, shows, large_folios=how.get("large_folios", 0))
+
+
+def _race(rule: str, mutated: type[LineageRmap], scene: str) -> Mutant:
+    return Mutant(rule, LineageRmap, mutated, "race", scene=scene)
+
+
+LINEAGE_MUTANTS: Final = (
+    _verify("a child has the epoch of its parent", BornTooEarly),
+    _verify("an epoch is about the owner's children", EpochOfTheWrongLine),
+    _verify("a shared page from swap is of any age", SharedSwapEntryYoung),
+    _verify("a page has the epoch of its owner", ReusedKeepsEpoch),
+    _verify("migration copies the epoch", EpochNotMigrated),
+    _verify("a KSM page is of any age", KsmPageYoung),
+    _race("the epoch moves when all entries are copied", EpochBeforeFork,
+          "referenced / reuse + fork of the child"),
+    _verify("a record says all places", HomeNotRecorded),
+    _verify("who comes home is recorded where others are", NewcomerNotRecorded),
+    _verify("a child inherits all of a record", HomeNotInherited),
+    _verify("mremap records the remap", RemapNotRecorded),
+    _verify("what is at home alone has no record", HomeRecordKept, "leak"),
+    _verify("a part of a large folio may have no record", LargeFolioHalfRecorded, large_folios=4),
+    _verify("a hint is checked", HintNotChecked),
+    _verify("a VMA that goes has no hint", HintKept, "leak"),
+    _verify("a VMA has hints where it is", HintKeptAtSplit, "leak"),
+    _race("a migration entry is an entry", MigrationOverlooked, "restore / copy"),
+    _race("walks look again where entries moved", MovedUnnoticed, "restore / mremap back"),
+    _race("a parent comes before its children", ChildrenBefore, "restore / fork of the child"),
+    _race("a migration holds the context", MigratedUnheld, "restore / exit of the parent + exit of the child"),
+    _race("who is mapped nowhere is not looked for", UnmappedUnnoticed,
+          "referenced / exit of the parent + exit of the child"),
+    _race("an mm_struct is freed after a grace period", SpaceNotLate, "restore / exit of the child"),
+    _race("page tables are freed after a grace period", TablesNotLate, "unmap / munmap with its page table"),
+)  # fmt: skip
