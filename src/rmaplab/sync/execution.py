@@ -4,7 +4,8 @@
 Tasks are ordinary functions that take locks, enter RCU sections and announce their accesses to shared state
 through the `Scheduler` that they were given.  Each of these operations is a *step*: the task announces it and
 stops; somebody (interleave.py) decides who goes on, and `Execution.step` performs the announced operation and
-lets that task run to its next one.
+lets that task run to its next one.  `Execution.run` asks a `Driver` where the task stops, and so switches greenlets
+only when another one is to go on.
 
 Memory model: sequential consistency, plus RCU.  Steps are atomic and happen in one order that all tasks see.
 
@@ -44,6 +45,7 @@ from rmaplab.sync.memory import Location
 from rmaplab.sync.order import ONCE, PLAIN
 
 NEWEST: Final = [0]
+AGE: Final = 256  # a step of a path: the number of its task, and that times how old a value it loads
 UPDATE: Final = 16  # added to the order of an atomic
 
 # What a step does
@@ -137,6 +139,10 @@ class Step:
             return its == DEFER or not other.inside
         return its != DEFER or not self.inside
 
+    def is_again(self, other: Step) -> bool:
+        """Is it the same step of another execution?"""
+        return self.key == other.key and self.kind == other.kind and self.mode == other.mode
+
     def mode_on(self, key: int) -> int:
         """How it is on one of its two objects."""
         return self.mode if self.key == key else self.also_mode
@@ -182,6 +188,14 @@ class Task:
         return self.pending is None
 
 
+class Driver:
+    """Who decides."""
+
+    def choose(self, execution: Execution) -> int:
+        """The number of the task that takes the next step (and how old the value is that it loads: AGE), -1: none."""
+        raise NotImplementedError
+
+
 class Execution(Scheduler):
     """One run of a scenario.  Create it, build the scenario's objects with it as their scheduler, add the
     tasks, and `start`.  Until then, and after the end, operations pass through."""
@@ -191,16 +205,24 @@ class Execution(Scheduler):
         self.tasks: list[Task] = []
         self.trace: list[Step] = []
         self.hub: Any = None
+        self.driver: Driver | None = None
         self.current: Task | None = None
+        self.running: Task | None = None  # who went on last, also while somebody decides
+        self.halted = False  # by the driver's decision
+        self.wrong: Exception | None = None  # ... or by what broke as it decided
         self.keys: dict[int, int] = {}  # id of an object -> its number
         self.kept: list[object] = []  # keeps those ids from being used again
         self._fields: dict[tuple[int, str, int], int] = {}  # an object's number and a field -> its number
         self.locks: dict[int, LockState] = {}
         self.freed: dict[int, Freed] = {}  # by the number of the object
         self.rcu: Final = object()
-        self.subject: object = None  # what the scenario built, for who explains a failure
+        self.subject: object = None  # what the scenario built: all of its state can be reached from here
         self.released: list[int] = []  # keys of the spin locks given back since the last step
         self.lock_order: set[tuple[str, str]] = set()
+
+    def lasting(self) -> list[object]:
+        """What it keeps of all runs, should it be put back to begin another (snapshot.py)."""
+        return [self.lock_order]
 
     def add(self, name: str, body: Callable[[], None]) -> None:
         self.tasks.append(Task(len(self.tasks), name, body))
@@ -406,9 +428,7 @@ class Execution(Scheduler):
         also = -1 if whole is None else self._key(whole)
         inside = task.rcu_depth > 0
         task.pending = Step(task.number, kind, what, subject, self._key(subject), mode, also, inside)
-        self.current = None
-        self.hub.switch()
-        self.current = task
+        self._pause(task)
 
     def _announce_location(
         self,
@@ -435,9 +455,44 @@ class Execution(Scheduler):
         step.order = order
         self.locate(step, subject, key, field, index)
         task.pending = step
+        self._pause(task)
+
+    def _pause(self, task: Task) -> None:
+        """`task` announced a step: come back when it has been taken."""
         self.current = None
-        self.hub.switch()
+        green = self.hub
+        if self.driver is not None:
+            self._settle()
+            following: Task | None = None
+            try:
+                following = self._decide(self.driver)
+            except Exception as error:
+                self.wrong = error
+            if following is None:
+                self.halted = True
+            elif following is task:
+                task.pending = None
+                self.current = task
+                return
+            else:
+                following.pending = None
+                self.running = following
+                green = following.green
+        green.switch()
         self.current = task
+
+    def _decide(self, driver: Driver) -> Task | None:
+        """Have steps taken up to one after which a task goes on, which is returned; None if none shall."""
+        while True:
+            taking = driver.choose(self)
+            if taking < 0:
+                return None
+            task = self.tasks[taking % AGE]
+            if self._take(task, taking // AGE):
+                return task
+
+    def _settle(self) -> None:
+        """A task has come to its next step, or to its end."""
 
     def locate(self, step: Step, subject: object, key: int, field: str, index: int) -> None:
         """`step` is about a field of the object that has the number `key`."""
@@ -484,20 +539,44 @@ class Execution(Scheduler):
             task.green = greenlet.greenlet(task.body)
             self._resume(task)
 
+    def run(self, driver: Driver) -> None:
+        """Take steps as the driver decides, until it says that none is left."""
+        self.driver = driver
+        while not self.halted:
+            task = self._decide(driver)
+            if task is None:
+                return
+            self._resume(task)
+        if self.wrong is not None:
+            raise self.wrong
+
     def _resume(self, task: Task) -> None:
+        """Let `task` go on, and after it those that are decided on, until one ends or nothing more is to be done."""
         task.pending = None
+        self.running = task
         self.current = task
-        task.green.switch()
+        try:
+            task.green.switch()
+        finally:
+            self._settle()
         self.current = None
-        if task.at_end():
-            task.done = True
-            if task.held:
-                raise Finding(f"{task.name} ends while it holds {class_of(task.held[0][0])}")
-            if task.rcu_depth:
-                raise Finding(f"{task.name} ends within an RCU section")
+        if self.running is not None and self.running.at_end():
+            self._end(self.running)
+
+    def _end(self, task: Task) -> None:
+        task.done = True
+        if task.held:
+            raise Finding(f"{task.name} ends while it holds {class_of(task.held[0][0])}")
+        if task.rcu_depth:
+            raise Finding(f"{task.name} ends within an RCU section")
 
     def step(self, task: Task, age: int = 0) -> None:
         """Perform what `task` announced, and let it run to its next step; a load may return an old value (`ages`)."""
+        if self._take(task, age):
+            self._resume(task)
+
+    def _take(self, task: Task, age: int) -> bool:
+        """Perform what `task` announced.  False if it is not through with it: it queues."""
         step = task.pending
         assert step is not None
         kind = step.kind
@@ -513,7 +592,7 @@ class Execution(Scheduler):
                     Step(step.task, QUEUE, step.what, step.subject, step.key, WRITE, step.also, step.inside)
                 )
                 self._look(task, step)
-                return  # still pending
+                return False
             else:
                 state.writer = task.number
                 if task.queued:
@@ -529,7 +608,7 @@ class Execution(Scheduler):
         if step.location is not None:
             self._perform(task, step, age)
         # A section's depth changes in the task itself, just after it resumes: nothing runs in between.
-        self._resume(task)
+        return True
 
     def _perform(self, task: Task, step: Step, age: int) -> None:
         """Access the location of a step."""

@@ -8,7 +8,10 @@ order, and `estimate` gives the number of orders.
 The search goes back and forth along one path; a strategy (strategy.py) decides which tasks to try at each of its
 states: all, or those left after a reduction.
 
-Invariant: `_Search.stack[d]` is the state before step d of the current path.
+What a scenario builds is built once, and put back before each execution, if the scenario says what it is
+(`Execution.subject`); after a failure another is built.
+
+Invariant: `_Search.stack[d]` is the state before step d of the current path; the same path gives the same steps again.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ from functools import partial
 from typing import Final
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.execution import ACQUIRE, TRY, Execution, Step, Task
+from rmaplab.sync.execution import ACQUIRE, AGE, TRY, Driver, Execution, Step, Task
 from rmaplab.sync.path import Node
+from rmaplab.sync.snapshot import Snapshot
 from rmaplab.sync.strategy import All, SourceSets, Strategy, WithinBound
 
 __all__ = [
-    "ACQUIRE", "TRY", "Execution", "Failure", "Outcome", "Scenario", "Step", "Task", "estimate", "explore", "perform",
-    "replay", "wander",
+    "ACQUIRE", "AGE", "TRY", "Execution", "Failure", "Outcome", "Scenario", "Step", "Task", "estimate", "explore",
+    "perform", "replay", "wander",
 ]  # fmt: skip
 
 
@@ -68,9 +72,6 @@ class Outcome:
         self.lock_order: set[tuple[str, str]] = set()
 
 
-AGE: Final = 256  # a step of a path: the number of its task, and that times how old a value it loads
-
-
 def explore(
     scenario: Scenario,
     *,
@@ -92,19 +93,30 @@ def explore(
     if reduce:
         strategy = SourceSets() if preemptions < 0 else WithinBound()
     search = _Search(strategy, preemptions)
+    execution = begin()
+    start: Snapshot | None = None
+    check: Callable[[], None] | None = None
     while True:
-        execution = begin()
         failure: Exception | None = None
         pruned = False
         try:
-            check = scenario.build(execution)
+            if start is not None:
+                start.restore()
+            else:
+                check = scenario.build(execution)
+                if execution.subject is not None:
+                    start = Snapshot(execution, execution.lasting())
+            assert check is not None
             strategy.begins(len(execution.tasks))
             execution.start()
-            pruned = search.run(execution)
+            search.begin()
+            execution.run(search)
+            pruned = search.pruned
             if not pruned:
                 check()
         except Exception as error:
             failure = error
+        search.end(execution)
         strategy.ended(search.stack, execution)
         outcome.steps += len(execution.trace)
         if pruned:
@@ -122,6 +134,9 @@ def explore(
         if not search.next():
             outcome.exhausted = True
             return outcome
+        if start is None or failure is not None:  # what failed stays as it is, to be explained
+            execution = begin()
+            start = None
 
 
 def perform(
@@ -278,58 +293,79 @@ def estimate(scenario: Scenario, walks: int, seed: int) -> float:
     return total / walks
 
 
-class _Search:
-    """Depth-first search along one path, with at most `preemptions` preemptions (-1: any number)."""
+class _Search(Driver):
+    """Depth-first search along one path, with at most `preemptions` preemptions (-1: any number).
+
+    pruned: the execution was given up
+    """
 
     def __init__(self, strategy: Strategy, preemptions: int) -> None:
         self.strategy: Final = strategy
         self.preemptions: Final = preemptions
         self.stack: Final[list[Node]] = []
+        self.pruned = False
+        self._depth = 0
+        self._last = -1
+        self._switches = 0
 
     def path(self, length: int) -> list[int]:
         """The first `length` steps of the last run: tasks, and how old the values are that they load (AGE)."""
         return [node.chosen + AGE * node.ages[node.age] for node in self.stack[:length]]
 
-    def run(self, execution: Execution) -> bool:
-        """Follow the path, then go on to the end; True if the execution was given up."""
+    def begin(self) -> None:
+        """An execution begins."""
+        self.pruned = False
+        self._depth = 0
+        self._last = -1
+        self._switches = 0
+
+    def end(self, execution: Execution) -> None:
+        """It is over, maybe by a step that broke something: another order may break something else."""
+        if 0 < self._depth <= len(execution.trace):
+            self.strategy.took(self.stack, execution, self._depth - 1)
+
+    def choose(self, execution: Execution) -> int:
+        """Follow the path, then go on to the end."""
         stack = self.stack
         strategy = self.strategy
         preemptions = self.preemptions
-        depth = 0
-        last = -1
-        switches = 0
-        while True:
+        depth = self._depth
+        last = self._last
+        if depth > 0:
+            strategy.took(stack, execution, depth - 1)
+        if depth == len(stack):
             tasks = execution.tasks
-            if depth == len(stack):
-                enabled = [execution.enabled(task) for task in tasks]
-                if True not in enabled:
-                    waiting = execution.waiting()
-                    if waiting:
-                        raise Finding("deadlock: " + waiting)
-                    return False
-                node = Node([task.pending for task in tasks], enabled, strategy.asleep(stack))
-                node.choose(last)
-                stack.append(node)
-                if node.chosen < 0:
-                    return True
-                strategy.reached(stack)
-            else:
-                node = stack[depth]
-            number = node.chosen
-            if preemptions >= 0 and last >= 0 and number != last and node.enabled[last]:
-                switches += 1
-                if switches > preemptions:
-                    del stack[depth + 1 :]
-                    return True
-            if not node.ages:
-                node.ages = execution.ages(tasks[number], strategy.clock_of(number))
-            try:
-                execution.step(tasks[number], node.ages[node.age])
-            finally:  # also of a step that breaks something: another order may break something else
-                if depth < len(execution.trace):
-                    strategy.took(stack, execution, depth)
-            last = number
-            depth += 1
+            enabled = [execution.enabled(task) for task in tasks]
+            if True not in enabled:
+                waiting = execution.waiting()
+                if waiting:
+                    raise Finding("deadlock: " + waiting)
+                return -1
+            node = Node([task.pending for task in tasks], enabled, strategy.asleep(stack))
+            node.choose(last)
+            stack.append(node)
+            if node.chosen < 0:
+                self.pruned = True
+                return -1
+            strategy.reached(stack)
+        else:
+            node = stack[depth]
+            task = execution.tasks[node.chosen]
+            before, now = node.steps[node.chosen], task.pending
+            if before is None or now is None or not now.is_again(before):
+                raise RuntimeError(f"step {depth + 1}, of {task.name}, is not what it was after the same steps before")
+        number = node.chosen
+        if preemptions >= 0 and last >= 0 and number != last and node.enabled[last]:
+            self._switches += 1
+            if self._switches > preemptions:
+                del stack[depth + 1 :]
+                self.pruned = True
+                return -1
+        if not node.ages:
+            node.ages = execution.ages(execution.tasks[number], strategy.clock_of(number))
+        self._last = number
+        self._depth = depth + 1
+        return number + AGE * node.ages[node.age]
 
     def next(self) -> bool:
         """Go back to the last state where something is left to try, and choose it.  False if there is none."""

@@ -45,6 +45,9 @@ class WeakExecution(Execution):
         self._unfilled: Final[list[tuple[Location, Message]]] = []
         self._loaded: object = None
 
+    def lasting(self) -> list[object]:
+        return [self.lock_order, self.memory.used]
+
     def add(self, name: str, body: Callable[[], None]) -> None:
         super().add(name, body)
         self.memory.tasks.append(TaskView())
@@ -149,13 +152,10 @@ class WeakExecution(Execution):
     def _who(self, message: Message) -> str:
         return self.tasks[message.task].name if message.task >= 0 else "the scenario"
 
-    def _resume(self, task: Task) -> None:
-        try:
-            super()._resume(task)
-        finally:
-            for location, message in self._unfilled:
-                message.value = location.now()
-            self._unfilled.clear()
+    def _settle(self) -> None:
+        for location, message in self._unfilled:
+            message.value = location.now()
+        self._unfilled.clear()
 
     # Locks
 
@@ -229,7 +229,7 @@ class WeakExecution(Execution):
         join(self.memory.tasks[task.number].now, self.left[number])
         self.memory.fence(task.number, ALL, what)
 
-    def step(self, task: Task, age: int = 0) -> None:
+    def _take(self, task: Task, age: int) -> bool:
         step = task.pending
         if step is not None and step.kind == ENTER:
             known = len(self.calls) - age
@@ -255,4 +255,4 @@ class WeakExecution(Execution):
             leaving = self.memory.tasks[task.number]
             join(self.gone, leaving.now)
             join(self.gone, leaving.aside)
-        super().step(task, age)
+        return super()._take(task, age)

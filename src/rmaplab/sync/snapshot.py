@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The state of everything that can be reached from an object, to go back to it.
+
+Each execution of a scenario begins with the same small world.  To put that back as it was takes a fraction of the time
+that it takes to build another, and leaves nothing for the garbage collector.
+
+Objects keep their identity.  What a snapshot puts back is the attributes of instances that can be assigned to, and what
+is in lists, dicts, sets and arrays; it looks through tuples, bound methods and partial functions.  Code has no state:
+modules, classes and functions, with what their closures hold, stay as they are.
+
+Invariant: what a snapshot does not know how to put back it refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from gc import get_referents
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any, Final
+
+import numpy as np
+
+# Immutable, with nothing but their like inside.
+_PLAIN: Final = frozenset(
+    [int, bool, float, str, bytes, type(None), range, object, ModuleType, FunctionType, BuiltinFunctionType]
+)
+# Immutable, whatever is inside.
+_BEHIND_A_VIEW: Final = type(get_referents(memoryview(b""))[0])
+_CONTAINERS: Final = (tuple, frozenset, MethodType, partial, memoryview, _BEHIND_A_VIEW)
+
+# Of the classes met so far, the attributes of instances that can be assigned to.
+_WRITABLE: Final[dict[type, list[str]]] = {}
+
+
+class Snapshot:
+    """Of all that can be reached from `root`, but for what `lasting` holds."""
+
+    def __init__(self, root: object, lasting: Sequence[object]) -> None:
+        self._owners: Final[list[object]] = []  # of attributes
+        self._names: Final[list[str]] = []
+        self._values: Final[list[object]] = []
+        self._lists: Final[list[list[object]]] = []
+        self._items: Final[list[list[object]]] = []
+        self._dicts: Final[list[dict[object, object]]] = []
+        self._entries: Final[list[dict[object, object]]] = []
+        self._sets: Final[list[set[object]]] = []
+        self._members: Final[list[set[object]]] = []
+        self._arrays: Final[list[Any]] = []
+        self._elements: Final[list[Any]] = []
+        seen: dict[int, object] = {id(other): other for other in lasting}
+        left: list[object] = [root]
+        while left:
+            found = left.pop()
+            kind = type(found)
+            if kind in _PLAIN or id(found) in seen or isinstance(found, type):
+                continue
+            seen[id(found)] = found
+            self._keep(found, kind)
+            left.extend(get_referents(found))
+            if kind.__dictoffset__:
+                left.append(getattr(found, "__dict__", None))
+
+    def _keep(self, found: object, kind: type) -> None:
+        if kind is list:
+            items: Any = found
+            self._lists.append(items)
+            self._items.append(items.copy())
+        elif kind is dict:
+            entries: Any = found
+            self._dicts.append(entries)
+            self._entries.append(entries.copy())
+        elif kind is set:
+            members: Any = found
+            self._sets.append(members)
+            self._members.append(members.copy())
+        elif kind is np.ndarray:
+            array: Any = found
+            if array.flags.writeable:
+                self._arrays.append(array)
+                self._elements.append(array.copy())
+        elif not isinstance(found, _CONTAINERS):
+            names = _WRITABLE.get(kind)
+            if names is None:
+                names = _writable(found, kind)
+                _WRITABLE[kind] = names
+            for name in names:
+                self._owners.append(found)
+                self._names.append(name)
+                self._values.append(getattr(found, name))
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for at, owner in enumerate(self._owners):
+            setattr(owner, self._names[at], self._values[at])
+        for at, items in enumerate(self._lists):
+            if items:
+                items.clear()
+            items.extend(self._items[at])
+        for at, entries in enumerate(self._dicts):
+            if entries:
+                entries.clear()
+            entries.update(self._entries[at])
+        for at, members in enumerate(self._sets):
+            members.clear()
+            members.update(self._members[at])
+        for at, array in enumerate(self._arrays):
+            array[...] = self._elements[at]
+
+
+def _writable(found: object, kind: type) -> list[str]:
+    """The attributes of a compiled class or a record that can be assigned to; those of any other are in
+    a dictionary, which is an object that is reached as well."""
+    declared = getattr(kind, "__mypyc_attrs__", getattr(kind, "__struct_fields__", ()))
+    if not declared and not hasattr(found, "__dict__"):
+        raise TypeError(f"a snapshot cannot put back {found!r}, a {kind.__name__}")
+    names: list[str] = []
+    for name in declared:
+        if name != "__dict__":
+            value = getattr(found, name)
+            try:
+                setattr(found, name, value)
+            except AttributeError:  # Final
+                continue
+            names.append(name)
+    return names
