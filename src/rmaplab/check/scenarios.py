@@ -6,14 +6,8 @@ migration, the restoring half of one) against one or two *operations*, each on a
 as it can be: process 1 has one page at HOME, and process 2 was forked from it, unless an operation needs another
 start.  The user begins with a reference to the folio, as if it had isolated it from an LRU list.
 
-Obligations, checked when all CPUs have finished
-- restored: no process waits for a migration entry that no task will replace.
-- counted: each page's mapcount is the number of entries that map it, and no entry maps a free page.  A walk that
-  missed a mapping has left the folio mapped, and its caller has given up.
-- found: at rest, the design finds every mapping of every folio.
-- leaked: all allocated objects can be reached, and reference counts match the references: a walker that drops the
-  last reference to an object frees it.
-- throughout: no deadlock, no use after free, no release of a lock by a task that does not hold it.
+Obligations are checked when all CPUs have finished (obligations.py); throughout, there is no deadlock, no use after
+free, no release of a lock by a task that does not hold it.
 """
 
 from __future__ import annotations
@@ -23,16 +17,15 @@ from functools import partial
 from typing import Final
 
 import msgspec
-import numpy as np
 
-from rmaplab.check.truth import leaks
+from rmaplab.check.obligations import first_broken
 from rmaplab.mm.abi import EFAULT, MADV_DONTNEED, MADV_MERGEABLE, MAP_FIXED, PROT_READ
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.migrate import migrate_folio, move, unmap
-from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_ANON, PTE_MIGRATION, PTE_SHIFT, PTE_SWAP
+from rmaplab.mm.pagetable import PTE_ANON, PTE_SHIFT
 from rmaplab.mm.profile import PROFILES, REFERENCE
-from rmaplab.mm.reverse_map import ReverseMap, miscounted
-from rmaplab.mm.vma import MM, PAGE_SHIFT
+from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.mm.vma import MM
 from rmaplab.mm.vmscan import referenced_folio, swap_out_folio
 from rmaplab.sync.interleave import Execution, Scenario
 from rmaplab.trace import script
@@ -135,51 +128,9 @@ class World(script.World):
 
     def check(self) -> None:
         """The obligations."""
-        machine = self.machine
-        machine.reap()
-        maps: dict[int, list[tuple[MM, int]]] = {}
-        waiting: list[tuple[MM, int]] = []
-        swapped = 0
-        for mm in machine.mms.values():
-            for number, leaf in mm.page_table.leaves.items():
-                for i in np.flatnonzero(leaf.v).tolist():
-                    entry: int = leaf.m[i]
-                    addr = (number << LEAF_SHIFT) + (i << PAGE_SHIFT)
-                    if entry & PTE_MIGRATION:
-                        waiting.append((mm, addr))
-                    if entry & PTE_SWAP:
-                        swapped += 1
-                    if entry & PTE_ANON:
-                        maps.setdefault(entry >> PTE_SHIFT, []).append((mm, addr))
-        if waiting:
-            mm, addr = waiting[0]
-            raise Obligation(
-                f"restored: {_place(mm, addr)} waits for page {mm.page_table.get(addr) >> PTE_SHIFT} for ever:"
-                " its migration entry was not found",
-                [(mm.id, addr) for mm, addr in waiting],
-            )
-        for pfn, places in maps.items():
-            where = [(mm.id, addr) for mm, addr in places]
-            if machine.folios.order.m[pfn] < 0:
-                raise Obligation(f"counted: page {pfn} is free, and {_place(*places[0])} maps it", where)
-            mapcount: int = machine.folios.mapcount.m[pfn]
-            if mapcount != len(places):
-                raise Obligation(f"counted: {len(places)} entries map page {pfn}, whose mapcount is {mapcount}", where)
-            seen = {(vma.mm.id, addr) for vma, addr in machine.leader.walk(pfn)}
-            for mm, addr in places:
-                if (mm.id, addr) not in seen:
-                    raise Obligation(
-                        f"found: {_place(mm, addr)} maps page {pfn}, but the walk never visits it", [(mm.id, addr)]
-                    )
-        said = [sentence for sentence, _ in leaks(machine)]
-        miscounted(said, "pages in use", -1, machine.folios.in_use, len(maps.keys() | machine.slot_of.keys()))
-        miscounted(said, "references to swap", -1, sum(slot.count for slot in machine.swap.values()), swapped)
-        if said:
-            raise Obligation(f"leaked: {said[0]}", [])
-
-
-def _place(mm: MM, addr: int) -> str:
-    return f"address {addr:#x} of mm {mm.id}"
+        broken = first_broken(self.machine)
+        if broken is not None:
+            raise Obligation(*broken)
 
 
 class Operation:

@@ -175,92 +175,26 @@ class Watched(Witness):
             self.acquired.append((lock, write))
         return got
 
-    def release(self, lock: object, write: bool) -> None:
-        if self._runs():
-            self.execution.release(lock, write)
-        else:
-            super().release(lock, write)
-
-    def downgrade(self, lock: object) -> None:
-        self.execution.downgrade(lock)
-
-    def rcu_enter(self) -> None:
-        if self._runs():
-            self.execution.rcu_enter()
-        else:
-            super().rcu_enter()
-
-    def rcu_leave(self) -> None:
-        if self._runs():
-            self.execution.rcu_leave()
-        else:
-            super().rcu_leave()
-
-    def rcu_call(self, what: str, subject: object, then: Callable[[], None] | None = None) -> None:
-        self.execution.rcu_call(what, subject, then)
-
-    def free(self, what: str, subject: object) -> None:
-        self.execution.free(what, subject)
-
-    def reuses(self) -> bool:
-        return self.execution.reuses()
-
-    def slab_free(self, what: str, subject: object, then: Callable[[], None]) -> None:
-        self.execution.slab_free(what, subject, then)
-
-    def point(self, what: str, subject: object, write: bool = False) -> None:
-        if self._runs():
-            self.execution.point(what, subject, write)
-        else:
-            super().point(what, subject, write)
-
-    def point_in(self, whole: object, what: str, subject: object, write: bool = False) -> None:
-        if self._runs():
-            self.execution.point_in(whole, what, subject, write)
-        else:
-            super().point_in(whole, what, subject, write)
-
-    def load(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> object:
-        if self._runs():
-            return self.execution.load(what, subject, field, index, order, whole)
-        return super().load(what, subject, field, index, order, whole)
-
-    def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
-        if self._runs():
-            self.execution.store(what, subject, field, index, order, whole)
-        else:
-            super().store(what, subject, field, index, order, whole)
-
-    def update(self, what: str, subject: object, field: str, index: int, order: int) -> None:
-        if self._runs():
-            self.execution.update(what, subject, field, index, order)
-        else:
-            super().update(what, subject, field, index, order)
-
-    def initialised(self, what: str, subject: object, fields: str) -> None:
-        self.execution.initialised(what, subject, fields)
-
-    def fence(self, what: str, kind: int) -> None:
-        self.execution.fence(what, kind)
-
-    def depends(self, what: str, subject: object) -> None:
-        self.execution.depends(what, subject)
-
-    def wait_load(self, what: str, subject: object, field: str, ready: Callable[[], bool]) -> object:
-        return self.execution.wait_load(what, subject, field, ready)
-
-    def increment(self, what: str, subject: object) -> None:
-        self.execution.increment(what, subject)
-
-    def touch(self, what: str, subject: object) -> None:
-        self.execution.touch(what, subject)
-
     def wait(self, what: str, subject: object, ready: Callable[[], bool]) -> None:
         """The camera waits for nobody: what it sees is what is there now."""
         self.execution.wait(what, subject, ready)
 
-    def chunk(self) -> int:
-        return self.execution.chunk()
+    def wait_load(self, what: str, subject: object, field: str, ready: Callable[[], bool]) -> object:
+        return self.execution.wait_load(what, subject, field, ready)
+
+
+def _by_who_runs(name: str) -> Callable[..., object]:
+    """A method of a scheduler that is the checker's while a CPU runs, and that of the camera else."""
+
+    def method(self: Watched, *args: object, **named: object) -> object:
+        return getattr(self.execution if self._runs() else super(Watched, self), name)(*args, **named)
+
+    return method
+
+
+for _name in vars(Scheduler):
+    if not _name.startswith("_") and _name not in vars(Watched):
+        setattr(Watched, _name, _by_who_runs(_name))
 
 
 def watched(machine: Machine) -> Watched:
