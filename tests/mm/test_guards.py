@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mm.space import RW, R, Space, at, begin
 from rmaplab.mm.abi import (
     EFAULT,
+    EINVAL,
     ENOMEM,
     MADV_DONTNEED,
     MADV_GUARD_INSTALL,
     MADV_GUARD_REMOVE,
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
+    MAP_FIXED,
+    MAP_PRIVATE,
 )
 from rmaplab.mm.pagetable import PTE_GUARD
-from rmaplab.mm.vma import PAGE_SHIFT, VM_MAYBE_GUARD
+from rmaplab.mm.vma import PAGE_SHIFT, VM_DONTEXPAND, VM_IO, VM_MAYBE_GUARD, VM_MIXEDMAP, VM_PFNMAP, File
 
 
 def guarded(space: Space, pid: int = 1) -> list[int]:
@@ -36,6 +41,26 @@ def test_a_guard_takes_the_page_and_stops_who_touches_it() -> None:
     assert guarded(space) == [2, 3]
     assert space.machine.fault(space.mm, at(2), False) < 0
     assert space.machine.fault_range(space.mm, at(0), 8, True) == 2
+    space.close()
+
+
+@pytest.mark.parametrize("special", [VM_IO, VM_PFNMAP, VM_DONTEXPAND, VM_MIXEDMAP])
+@pytest.mark.parametrize("advice", [MADV_GUARD_INSTALL, MADV_GUARD_REMOVE])
+def test_a_drivers_mapping_has_no_guards(special: int, advice: int) -> None:
+    """is_valid_guard_vma()"""
+    space = begin("7.3")
+    device = File(7, "device", special=special)
+    assert space.machine.mmap(space.mm, at(0), 1 << PAGE_SHIFT, RW, MAP_PRIVATE | MAP_FIXED, device, 0) == at(0)
+    assert space.madvise(0, 1, advice) == -EINVAL
+    space.close()
+
+
+def test_locked_memory_gets_no_guard_and_may_lose_one() -> None:
+    """is_valid_guard_vma(): only the removal takes a VMA that is locked."""
+    space = a_guarded_space()
+    space.mlock(0, 2)
+    assert space.madvise(0, 2, MADV_GUARD_INSTALL) == -EINVAL
+    assert space.madvise(0, 2, MADV_GUARD_REMOVE) == 0
     space.close()
 
 
