@@ -9,6 +9,7 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
+from rmaplab.trace.calls import CALLS
 from rmaplab.trace.collector import Collector, Records, Stream
 from rmaplab.trace.reduce import Faults, Reducer
 from rmaplab.trace.timeline import Timeline
@@ -36,7 +37,10 @@ class Fed:
 
 
 class Source:
-    """One ring; `held`: when a lock was taken whose call has no record yet."""
+    """One ring; `held`: when a lock was taken whose call has no record yet.
+
+    early: how long before its record each call took effect, in ns
+    """
 
     def __init__(self) -> None:
         self.ring = Fed()
@@ -44,14 +48,17 @@ class Source:
         self.calls = [Stream(self.ring, self.decode)]
         self.faults: list[Stream] = []
         self.held = 1 << 62
+        self.early = 0
+        self.timeline = Timeline()
 
     def decode(self, data: bytearray) -> Records | Faults | None:
-        times = np.frombuffer(bytes(data), dtype=np.int64).tolist()
+        times = np.frombuffer(bytes(data), dtype=np.int64)
         data.clear()
-        return Records([(time, self.tell) for time in times]) if times else None
+        return Records([(time, self.tell) for time in times.tolist()], times, times - self.early)
 
     def tell(self, time: int, act: object) -> None:
         self.told.append(time)
+        self.timeline.returned(time, 0, 5, 5, CALLS["munlockall"], [], 0, time - self.early)
 
     def settled(self, now: int) -> int:
         return min(now, self.held)
@@ -74,8 +81,7 @@ def within(seconds: float, what: Callable[[], Any]) -> bool:
 @pytest.fixture
 def watched() -> Any:
     source = Source()
-    timeline = Timeline()
-    collector = Collector(source, timeline, Reducer(), live=True)
+    collector = Collector(source, source.timeline, Reducer(), live=True)
     yield source
     collector.stop()
 
@@ -104,9 +110,21 @@ def test_a_lock_that_was_taken_long_ago_holds_nothing_up(watched: Source) -> Non
     assert within(10, lambda: watched.told == [now - 6 * SECOND])
 
 
+def test_a_window_ends_before_a_call_that_has_its_lock_and_no_record() -> None:
+    """Of the same window as what comes before it, by the time of its lock."""
+    source = Source()
+    source.early = SECOND // 20
+    collector = Collector(source, source.timeline, Reducer(), live=True)
+    for _ in range(100):
+        source.ring.happens(time.monotonic_ns())
+        time.sleep(0.005)
+    collector.stop()
+    assert len(source.told) == 100 and source.timeline.late == 0
+
+
 def test_all_is_told_at_the_end_whatever_is_held() -> None:
     source = Source()
-    collector = Collector(source, Timeline(), Reducer(), live=True)
+    collector = Collector(source, source.timeline, Reducer(), live=True)
     now = time.monotonic_ns()
     source.held = now - SECOND
     source.ring.happens(now)

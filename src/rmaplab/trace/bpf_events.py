@@ -348,7 +348,7 @@ class BpfEvents:
         rows = np.empty(len(seen), dtype=_ROW)
         for name in _ROW.names or ():
             rows[name] = self._call if name == "act" else seen[name]
-        return Records(rows.tolist())
+        return Records(rows.tolist(), seen["time"], np.where(seen["locked"], seen["locked"], seen["time"]))
 
     def _call(
         self, time: int, act: object, cpu: int, pid: int, tid: int, number: int, result: int, locked: int, *args: int

@@ -7,8 +7,8 @@ take them; so memory does not grow with the run, and little is left to do when t
 
 Invariant: when a window of time is told, all records of each ring up to its end have been read.  A record may become
 visible in its ring a little after the time that it bears; `_SETTLES` is more than that takes.  Nor does a window go
-beyond a lock whose call has not returned.  What breaks this all the same (a call that returns `_PATIENCE` after its
-lock) the timeline notices, and the order counts as inferred.
+beyond a lock whose call has not returned.  What breaks this all the same (a call that returns long after its lock) the
+timeline notices, and the order counts as inferred.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from itertools import chain
 from typing import IO, Any, Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from rmaplab.trace.reduce import Faults, Reducer
 from rmaplab.trace.timeline import Timeline
@@ -33,6 +34,7 @@ __all__ = ["Collector", "Records", "Ring", "Source", "Stream"]
 _WINDOW: Final = 1 << 23  # bytes of a ring that are looked at at a time
 _SETTLES: Final = 100_000_000  # ns
 _PATIENCE: Final = 5_000_000_000  # ns that a call may take from its lock to its record
+_REACHES: Final = 1_000_000_000  # the same, where there is so much to read that locks of late are not looked at
 _DRAIN: Final = 50  # ms between two looks at rings that wake nobody
 _NEVER: Final = 1 << 62
 Say = Callable[[str], None]
@@ -54,17 +56,23 @@ class Ring(Protocol):
 
 
 class Records:
-    """What calls and tasks did, in the order of time: a tuple each, of the time, of who takes it, and of more."""
+    """What calls and tasks did.
 
-    def __init__(self, rows: list[Any]) -> None:
+    rows:   in the order of time: a tuple each, of the time, of who takes it, and of more
+    time:   when they were recorded, in ns
+    effect: when they took effect, which may be before that
+    """
+
+    def __init__(self, rows: list[Any], time: npt.NDArray[np.int64], effect: npt.NDArray[np.int64]) -> None:
         self.rows: Final = rows
-        self.time: Final = np.array([row[0] for row in rows], dtype=np.int64)
+        self.time: Final = time
+        self.effect: Final = effect
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, which: slice) -> Records:
-        return Records(self.rows[which])
+        return Records(self.rows[which], self.time[which], self.effect[which])
 
 
 class Stream:
@@ -93,18 +101,22 @@ class Stream:
         block = self._decode(self._data)
         if block is not None and len(block):
             self._held.append(block)
-            self.known = max(self.known, int(block.time[-1]) - _SETTLES)
+            self.known = max(self.known, int(block.time[-1]) - _REACHES)
         if len(part) < _WINDOW:
             self.known = until
 
     def take(self, end: int) -> Iterator[Any]:
-        """What happened up to `end`."""
+        """What was recorded up to `end`."""
         held, self._held = self._held, []
         for block in held:
             place = int(np.searchsorted(block.time, end, side="right"))
             yield block[:place]
             if place < len(block):
                 self._held.append(block[place:])
+
+    def waits(self) -> int:
+        """When the first took effect of those records that are still to be taken."""
+        return min((int(block.effect.min()) for block in self._held), default=_NEVER)
 
 
 class Source(Protocol):
@@ -200,7 +212,7 @@ class Collector:
                 row[1](*row)
             touched = Faults.joined(list(chain.from_iterable(stream.take(end) for stream in source.faults)))
             timeline.touched(touched[np.argsort(touched.time, kind="stable")])
-            timeline.tell(self._reducer, timeline.settled(end + 1))
+            timeline.tell(self._reducer, timeline.settled(min(end + 1, *(stream.waits() for stream in source.calls))))
 
     def stop(self, say: Say = lambda text: None) -> None:
         """Watch no longer; returns when the reducer was told everything.

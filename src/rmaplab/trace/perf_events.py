@@ -294,7 +294,8 @@ class _Decoder:
             at += length
         del part[:at]
         records.sort(key=lambda record: record[0])
-        return Records(records)
+        times = np.array([record[0] for record in records], dtype=np.int64)
+        return Records(records, times, times)
 
     def _record(self, time: int, act: object, cpu: int, pid: int, tid: int, kind: int, data: bytes) -> None:
         """Tell of one of perf's own records."""
