@@ -25,7 +25,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_says_what_was_found_and_how_to_repeat_it(page: Path, tmp_path: Path) -> None:
     text = page.read_text()
-    for words in ("Holds", "as ratios to anon_vma", "Memory over events", "Exclusive locks by class and operation",
+    for words in ("Holds", "Compared with anon_vma, cow_context has 0.", "Memory over events",
+                  "Exclusive locks by class and operation",
                   "Lengths of walks", "VMAs by process", "How to repeat it", "cow_context visits exactly"):  # fmt: skip
         assert words in text
     (again,) = re.findall(r"rmaplab (compare [^<]*) -o page.html", text)

@@ -68,9 +68,11 @@ def ratios(names: Sequence[str], columns: Sequence[Column]) -> list[str]:
     """Each design against the first, in a sentence."""
     found = []
     for row, name in enumerate(names[1:], 1):
-        parts = [f"{column.name} {ratio}" for column in columns if (ratio := column.ratio(column.values[row]))]
+        parts = [
+            f"{ratio} times the {column.name}" for column in columns if (ratio := column.ratio(column.values[row]))
+        ]
         if parts:
-            found.append(f"{name}, as ratios to {names[0]}: {', '.join(parts)}")
+            found.append(f"Compared with {names[0]}, {name} has {', '.join(parts)}")
     return found
 
 
@@ -162,9 +164,11 @@ def _draw_lengths(report: Report, names: list[str], figure: Figure) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes = _axes(figure, 3.2)
-    for design in report.figures.designs:
+    for nth, design in enumerate(report.figures.designs):
         lengths = design.walks.lengths
-        axes.plot([*lengths], [*lengths.values()], linestyle=":", linewidth=1, **looks(design.design, names))
+        style = looks(design.design, names)
+        style["markersize"] += 3 * (len(names) - 1 - nth)  # the same figures are seen one within the other
+        axes.plot([*lengths], [*lengths.values()], linestyle=":", linewidth=1, **style)
     axes.set_yscale("log")
     axes.set_xlabel("places visited")
     axes.set_ylabel("walks")
