@@ -17,7 +17,7 @@ from rmaplab.mm.abi import (
     MREMAP_MAYMOVE,
 )
 from rmaplab.mm.pagetable import PTE_EXCLUSIVE
-from rmaplab.mm.vma import TASK_SIZE, VM_ACCOUNT, VM_LOCKED, File
+from rmaplab.mm.vma import TASK_SIZE, VM_ACCOUNT, VM_IO, VM_LOCKED, VM_MIXEDMAP, File
 from rmaplab.trace.events import Event
 
 KEEP = MREMAP_DONTUNMAP
@@ -343,3 +343,12 @@ def test_a_file_that_looks_for_addresses_itself_moves_alone() -> None:
     assert machine.mremap(mm, at(2), 4 * PAGE, 4 * PAGE, move, at(20)) == -EFAULT
     assert mm.tree.at(at(20)) is not None and mm.tree.at(at(2)) is None
     assert machine.mremap(mm, at(4), 2 * PAGE, 2 * PAGE, move, at(30)) == at(30)
+
+
+@pytest.mark.parametrize("special", [VM_IO, VM_MIXEDMAP])
+def test_a_drivers_mapping_may_grow_and_cannot(model: Space, special: int) -> None:
+    """check_prep_vma() lets it pass, and then vma_merge_extend() merges nothing that is VM_SPECIAL."""
+    device = File(7, "device", special=special)
+    assert model.machine.mmap(model.mm, at(0), PAGE, RW, MAP_SHARED | MAP_FIXED, device, 0) == at(0)
+    assert model.mremap(0, 1, 2) == -ENOMEM
+    assert model.vmas() == "0-1 rw"
