@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from rmaplab.check.lock_order import NESTING, ORDER, Pair, complaints, cycle, out_of_order
+from rmaplab.check.lock_order import AGAINST, NESTING, ORDER, Pair, complaints, cycle, out_of_order
 from rmaplab.check.race import lock_complaints, run
 from rmaplab.mm.vma import VMA
 from rmaplab.rmap.cow_context import CowContextRmap
@@ -16,6 +16,8 @@ def test_what_is_in_order_is_not_complained_of() -> None:
     pairs = [(held, taken) for i, held in enumerate(ORDER) for taken in ORDER[i + 1 :]]
     assert complaints(pairs) == []
     assert complaints([(lock, lock) for lock in NESTING]) == []
+    assert complaints([*AGAINST]) == []
+    assert all("circle" in said for pair in AGAINST for said in complaints([pair, pair[::-1]]))
     assert complaints([("folio lock", "some design's lock"), ("some design's lock", "page_table_lock")]) == []
 
 
@@ -24,7 +26,7 @@ def test_what_is_in_order_is_not_complained_of() -> None:
     [
         ("page_table_lock", "anon_vma root rwsem"),
         ("anon_vma root rwsem", "folio lock"),
-        ("vma_lock", "folio lock"),
+        ("vma_lock", "mmap_lock"),
         ("folio lock", "mmap_lock"),
         ("cow_context lock", "vma_lock"),
         ("anon_vma root rwsem", "anon_vma root rwsem"),
@@ -42,21 +44,22 @@ def test_a_circle_of_a_designs_own_locks_is_found() -> None:
     assert cycle([("one", "two"), ("one", "three"), ("two", "three"), ("one", "one")]) == []
 
 
-class LocksAFolioOfItsOwn(CowContextRmap):
-    """A design that takes a lock of the class of folio locks when a VMA is forked, with VMAs locked."""
+class LocksASpaceOfItsOwn(CowContextRmap):
+    """A design that takes a lock of the class of mmap_lock when a VMA is forked, with VMAs locked."""
 
-    name = "a folio locked under locked VMAs"
+    name = "an address space locked under locked VMAs"
 
     def vma_forked(self, parent: VMA, child: VMA) -> None:
         super().vma_forked(parent, child)
-        lock = SpinLock(self.ledger.lock_class("folio lock"), self.scheduler)
+        lock = SpinLock(self.ledger.lock_class("mmap_lock"), self.scheduler)
         lock.lock()
         lock.unlock()
 
 
 def test_a_design_that_locks_against_the_order_is_found_though_nothing_waits_for_ever() -> None:
-    verdict = run("referenced / fork", LocksAFolioOfItsOwn)
+    verdict = run("referenced / fork", LocksASpaceOfItsOwn)
     assert verdict.holds
     assert lock_complaints([verdict]) == [
-        f"{verdict.design}: folio lock is taken while vma_lock is held: mm/rmap.c has them the other way round"
+        f"{verdict.design}: mmap_lock is taken while vma_lock is held: mm/rmap.c has them the other way round",
+        f"{verdict.design}: locks are taken in a circle: mmap_lock -> vma_lock -> mmap_lock",
     ]

@@ -237,3 +237,28 @@ def test_whatever_is_mapped_may_be_kept_on_fork(space: Space) -> None:
     space.mmap(1, 0, RW, FILE, DISK)
     assert space.madvise(0, 1, abi.MADV_WIPEONFORK) == -EINVAL
     assert space.madvise(0, 1, abi.MADV_KEEPONFORK) == 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "pages", "advice", "of_the_space", "of_vmas"),
+    [
+        ("7.3", 1, abi.MADV_DONTNEED, 0, 1),
+        ("7.3", 2, abi.MADV_DONTNEED, 1, 1),  # another VMA is in the range, so the first is locked in vain
+        ("7.3", 1, abi.MADV_COLD, 1, 0),
+        ("7.3", 1, abi.MADV_GUARD_INSTALL, 0, 1),
+        ("6.12", 1, abi.MADV_DONTNEED, 1, 0),
+    ],
+)
+def test_advice_that_drops_pages_of_one_vma_locks_that_alone(
+    kernel: str, pages: int, advice: int, of_the_space: int, of_vmas: int
+) -> None:
+    space = begin(kernel)
+    space.mmap(1, 0)
+    space.mmap(1, 1, R)
+    space.write(0)
+    locks = space.machine.ledger.locks
+    before = [locks[name].reads for name in ("mmap_lock", "vma_lock")]
+    space.madvise(0, pages, advice)
+    after = [locks[name].reads for name in ("mmap_lock", "vma_lock")]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [of_the_space, of_vmas]
+    space.close()

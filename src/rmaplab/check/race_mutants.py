@@ -320,6 +320,26 @@ class RecordedLate(CowContextRmap):
 # The machine
 
 
+class MovedWithoutFolioLock(Machine):
+    """UFFDIO_MOVE gives a page another page offset while a walk looks for it at the old one."""
+
+    def lock_to_move(self, vma: VMA, pfn: int) -> None:
+        pass
+
+    def unlock_moved(self, vma: VMA, pfn: int) -> None:
+        pass
+
+
+class WalkWithoutFolioLock(Machine):
+    """folio_referenced() of an anonymous folio, as before 7.3."""
+
+    def trylock_folio(self, head: int) -> bool:
+        return True
+
+    def unlock_folio(self, head: int) -> None:
+        pass
+
+
 class TablesFreedFirst(Machine):
     """munmap frees page tables and then lets the designs forget the VMA, under which walks still come by."""
 
@@ -533,6 +553,10 @@ RACED: Final = (
            "restore / munmap with its page table"),
     _raced("page tables go after VMAs", AnonVmaRmap, AnonVmaRmap, "restore / munmap with its page table",
            machine=TablesFreedFirst),
+    _raced("UFFDIO_MOVE has the folio locked", AnonVmaRmap, AnonVmaRmap, "unmap / UFFDIO_MOVE",
+           machine=MovedWithoutFolioLock),
+    _raced("walks have the folio locked", AnonVmaRmap, AnonVmaRmap, "referenced / UFFDIO_MOVE",
+           machine=WalkWithoutFolioLock),
     _raced("a reference keeps a page", AnonVmaRmap, AnonVmaRmap, "unmap / munmap + exit of the child",
            machine=ReferenceIgnored),
     _raced("migration leaves temporary stacks alone", AnonVmaRmap, AnonVmaRmap, "migrate / exec", "a8bef8ff6ea1",

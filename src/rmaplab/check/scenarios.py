@@ -115,8 +115,10 @@ class World(script.World):
         migrate_folio(self.machine, self.head)
 
     def begin_migration(self) -> None:
+        self.machine.lock_folio(self.head)
         self.machine.leader.hold(self.head)
         self._made = unmap(self.machine, self.head)
+        self.machine.unlock_folio(self.head)
 
     def finish_migration(self) -> None:
         machine = self.machine
@@ -199,6 +201,13 @@ def _never_shared(world: World) -> None:
     world.addr = AWAY
 
 
+def _may_be_moved(world: World) -> None:
+    """The same, with room for it elsewhere."""
+    _never_shared(world)
+    world.process(1).mmap(2 * PAGE, at=BEYOND)
+    world.process(1).write(BEYOND)
+
+
 def _child_alone(world: World) -> None:
     world.process(1).munmap(HOME, 2 * PAGE)
 
@@ -261,6 +270,7 @@ OPERATIONS: Final = {
         Operation("mremap back", 1, _moved_away, lambda p: p.mremap(AWAY, PAGE, to=HOME)),
         Operation("mremap there and back", 1, _nothing, _there_and_back),
         Operation("mremap before any fork", 1, _never_shared, lambda p: p.mremap(AWAY, PAGE, to=BEYOND)),
+        Operation("UFFDIO_MOVE", 1, _may_be_moved, lambda p: p.uffd_move(BEYOND + PAGE, AWAY, PAGE)),
         Operation("mremap onto another", 1, _something_away, lambda p: p.mremap(HOME, PAGE, to=AWAY)),
         Operation(
             "mremap that merges", 1, _second_page_moved_away, lambda p: p.mremap(AWAY, PAGE, to=HOME + PAGE)

@@ -40,7 +40,7 @@ from rmaplab.mm.locking import lock_of, write_downgrade
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VMA, File, vma_lookup
+from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VMA, File
 from rmaplab.sync.locks import Scheduler
 
 
@@ -289,19 +289,12 @@ class Machine(System):
         return error
 
     def _lock_vma(self, mm: MM, addr: int, write: bool) -> VMA | None:
-        """The VMA at `addr`, locked for a fault, unless it takes mmap_lock (lock_vma_under_rcu()): there is
-        no VMA, it is changing, or it would have to be prepared, for which its neighbours must stay."""
-        self.rcu.read_lock()
-        vma = vma_lookup(self.scheduler, mm, addr)
-        if vma is not None:
-            if not lock_of(vma).try_down_read():
-                vma = None
-            else:
-                unprepared = write and not vma.prepared and not vma.flags & VM_SHARED
-                if unprepared or vma.detached or not vma.start <= addr < vma.end:
-                    lock_of(vma).up_read()
-                    vma = None
-        self.rcu.read_unlock()
+        """The VMA at `addr`, locked for a fault, unless it takes mmap_lock: there is no VMA, it is changing, or it
+        would have to be prepared, for which its neighbours must stay (vmf_anon_prepare())."""
+        vma = self.lock_vma_under_rcu(mm, addr)
+        if vma is not None and write and not vma.prepared and not vma.flags & VM_SHARED:
+            lock_of(vma).up_read()
+            vma = None
         return vma
 
     def fault_range(self, mm: MM, addr: int, nr_pages: int, write: bool) -> int:

@@ -3,7 +3,8 @@
 
 Models mm/madvise.c: do_madvise(), madvise_walk_vmas(), madvise_vma_behavior(), madvise_free_pte_range().
 
-Locking: mmap_lock, for writing where the advice changes VMAs, else for reading.
+Locking: mmap_lock, for writing where the advice changes VMAs, else for reading; of advice that drops or guards pages of
+one VMA, that VMA's lock alone.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from rmaplab.mm.folio import (
 )
 from rmaplab.mm.gup import populate_advised
 from rmaplab.mm.huge_memory import split_cut
-from rmaplab.mm.locking import lock_leaf, lock_new_leaf, start_write, write_unlock
+from rmaplab.mm.locking import lock_leaf, lock_new_leaf, lock_of, start_write, write_unlock
 from rmaplab.mm.memory import zap_at, zap_range
 from rmaplab.mm.merge import Attributes, attributes_of, modify
 from rmaplab.mm.mmap import PMD_SIZE, page_align
@@ -125,6 +126,9 @@ _RANGE_ADVICE: Final = (
 )
 
 
+# Which a VMA's own lock is enough for (get_lock_mode())
+_VMA_ADVICE: Final = (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE)
+
 # vma_ksm_compatible()
 _NOT_MERGEABLE: Final = VM_SHARED | VM_MAYSHARE | VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE
 
@@ -150,6 +154,12 @@ def madvise(system: System, mm: MM, start: int, length: int, advice: int) -> int
     if flag_advice:
         mm.mmap_lock.down_write()
     else:
+        if advice in _VMA_ADVICE and system.profile.madvise_locks_vma:
+            vma = _lock_single(system, mm, start, end, advice)
+            if vma is not None:
+                error = _advise_range(system, vma, start, end, advice)
+                lock_of(vma).up_read()
+                return min(error, 0)
         mm.mmap_lock.down_read()
     if populating and not system.profile.populates_past_holes:
         error = populate_advised(system, mm, start, end, advice == MADV_POPULATE_WRITE)
@@ -160,6 +170,19 @@ def madvise(system: System, mm: MM, start: int, length: int, advice: int) -> int
     else:
         mm.mmap_lock.up_read()
     return error
+
+
+def _lock_single(system: System, mm: MM, start: int, end: int, advice: int) -> VMA | None:
+    """The VMA that the range lies in, locked, if its lock is enough (try_vma_read_lock()): nothing is to be prepared,
+    and no userfaultfd told."""
+    vma = system.lock_vma_under_rcu(mm, start)
+    if vma is None:
+        return None
+    prepares = advice == MADV_GUARD_INSTALL and vma.file is None and not vma.prepared
+    if end > vma.end or vma.uffd or prepares:
+        lock_of(vma).up_read()
+        return None
+    return vma
 
 
 def _walk_vmas(system: System, mm: MM, start: int, end: int, advice: int, name: str = "") -> int:

@@ -354,6 +354,7 @@ def _can_reuse(system: System, vma: VMA, pfn: int, entry: int) -> bool:
         slot = None
     alone = slot is None and pfn not in system.pins and folios.mapcount.m[pfn] == 1
     if alone:
+        system.assert_folio_locked(pfn)  # folio_move_anon_rmap()
         for design in system.designs:
             design.folio_reused(vma, pfn, 1)
     system.unlock_folio(pfn)

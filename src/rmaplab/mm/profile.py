@@ -94,6 +94,13 @@ class Profile:
     caller win, or of the VMA that grows.  VM_MAYBE_GUARD is there: a VMA with it has its entries copied at fork, and
     only an anonymous one is prepared for its markers.
     (include/linux/mm.h VMA_STICKY_FLAGS, mm/vma.c vma_merge_existing_range() and vma_expand() in 7.3.4)"""
+    moves_under_anon_vma: bool = False
+    """UFFDIO_MOVE locks the folio's anon_vma for writing, beside the folio.
+    (mm/userfaultfd.c move_pages_pte() in 6.12, not in 7.2 and 7.3, where all walks have the folio locked; 6.18 was not
+    looked at)"""
+    madvise_locks_vma: bool = True
+    """MADV_DONTNEED, MADV_FREE and the advice about guard regions lock a single VMA where that is enough.
+    (mm/madvise.c try_vma_read_lock() and is_vma_lock_sufficient() in 7.2 and 7.3; 6.18 was not looked at)"""
     fresh_pgoff: bool = True
     """An anonymous VMA that mremap() moves before it was prepared gets the page offset of its new place.
     (mm/vma.c copy_vma(), in all of them; a profile without it is a bug for the checks to find)"""
@@ -209,6 +216,7 @@ _KNOWN: Final = (
         batches=False,
         migrated_partly=False,
         dofork_special=False,
+        moves_under_anon_vma=True,
     ),
     Profile(
         "6.12",
@@ -233,6 +241,8 @@ _KNOWN: Final = (
         batches=False,
         dofork_special=False,
         guard_regions=False,
+        moves_under_anon_vma=True,
+        madvise_locks_vma=False,
     ),
     Profile(
         "6.1",
@@ -269,6 +279,8 @@ _KNOWN: Final = (
         dofork_special=False,
         droppable=False,
         guard_regions=False,
+        moves_under_anon_vma=True,
+        madvise_locks_vma=False,
     ),
 )
 PROFILES: Final[dict[str, Profile]] = {profile.name: profile for profile in _KNOWN}

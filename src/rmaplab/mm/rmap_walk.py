@@ -51,6 +51,7 @@ def rmap_walk(visit: Visit) -> int:
     """Visit every entry that maps the folio, until the visit has seen enough.  Returns how many were found."""
     system = visit.system
     system.walks.count += 1
+    system.assert_folio_locked(visit.head)  # rmap_walk_anon()
     walk = system.leader.walk(visit.head)
     found = 0
     for vma, first in walk:

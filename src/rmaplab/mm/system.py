@@ -19,12 +19,12 @@ from mypy_extensions import mypyc_attr
 from rmaplab.mm.abi import MAX_MAP_COUNT, MMAP_MIN_ADDR
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.folio import FOLIO_DIRTY, Folios, Int64s, folio_mapcount
-from rmaplab.mm.locking import start_write
+from rmaplab.mm.locking import lock_of, start_write
 from rmaplab.mm.mm_ids import MmIds
 from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File, vma_lookup
 from rmaplab.sync.fields import OF_PAGE, VERSION, WHOLE
 from rmaplab.sync.locks import Rcu, RwSemaphore, Scheduler, SpinLock
 from rmaplab.sync.order import atomic, atomic_inc, smp_store_release, write_once
@@ -296,6 +296,10 @@ class System:
         """folio_unlock()"""
         self._folio_lock(head).unlock()
 
+    def assert_folio_locked(self, head: int) -> None:
+        """The caller has it locked."""
+        self._folio_lock(head).assert_held()
+
     def wait_for_folio(self, head: int) -> None:
         """Until nobody has it locked (folio_wait_locked()); the caller's reference is dropped."""
         self.lock_folio(head)
@@ -324,6 +328,33 @@ class System:
             self.pins[head] -= 1
 
     # Locking that a rule depends on
+
+    def lock_vma_under_rcu(self, mm: MM, addr: int) -> VMA | None:
+        """The VMA at `addr`, locked for reading; None if there is none, or it is changing (lock_vma_under_rcu())."""
+        self.rcu.read_lock()
+        vma = vma_lookup(self.scheduler, mm, addr)
+        if vma is not None:
+            if not lock_of(vma).try_down_read():
+                vma = None
+            elif vma.detached or not vma.start <= addr < vma.end:
+                lock_of(vma).up_read()
+                vma = None
+        self.rcu.read_unlock()
+        return vma
+
+    def lock_to_move(self, vma: VMA, pfn: int) -> None:
+        """UFFDIO_MOVE is about to take page `pfn` out of `vma`: no walk looks for it until unlock_moved()."""
+        self.lock_folio(pfn)
+        if self.profile.moves_under_anon_vma:
+            for design in self.designs:
+                design.move_lock(vma)
+
+    def unlock_moved(self, vma: VMA, pfn: int) -> None:
+        """It has moved."""
+        if self.profile.moves_under_anon_vma:
+            for design in self.designs:
+                design.move_unlock(vma)
+        self.unlock_folio(pfn)
 
     def keep_faults_out(self, vma: VMA) -> None:
         """fork is about to look at `vma` (vma_start_write() in dup_mmap()): until mmap_lock is given back, no
