@@ -22,8 +22,9 @@ class BornTooEarly(LineageRmap):
     name = "lineage, child that takes itself for one of the last epoch"
 
     def make_context(self, number: int, mm: MM, parent: CowContext | None, lock: SpinLock) -> CowContext:
-        born = -1 if parent is None else cast(Line, parent).epoch - 1
-        return Line(number, mm, parent, lock, self.new_remap_tree(), born)
+        context = super().make_context(number, mm, parent, lock)
+        cast(Line, context).born -= 1
+        return context
 
 
 class EpochOfTheWrongLine(LineageRmap):
@@ -116,7 +117,7 @@ class HomeNotInherited(LineageRmap):
         pass
 
 
-class RemapNotRecorded(LineageRmap):
+class MoveNotRecorded(LineageRmap):
     name = "lineage, remap not recorded at mremap"
 
     def vma_copied(self, source: VMA, new: VMA) -> None:
@@ -141,30 +142,43 @@ class LargeFolioHalfRecorded(LineageRmap):
         return super()._offsets(context, first, 1)
 
 
-# Entries and hints
+# Entries and indices
 
 
-class HintNotChecked(LineageRmap):
-    name = "lineage, hint believed without a look at the VMA"
+class IndexNotChecked(LineageRmap):
+    name = "lineage, index believed without a look at the VMA"
 
     def _vma_at(self, line: Line, mm: MM, addr: int) -> VMA | None:
-        return line.hints.get(addr >> LEAF_SHIFT) or super()._vma_at(line, mm, addr)
+        index = line.indices.get(addr >> LEAF_SHIFT)
+        return super()._vma_at(line, mm, addr) if index is None else self._search(index, addr) or index.vmas[0]
 
 
-class HintKept(LineageRmap):
-    name = "lineage, hint of a VMA that is unmapped"
+class IndexNotLeft(LineageRmap):
+    name = "lineage, VMA that is unmapped and stays in an index"
 
-    def _clear_hints(self, vma: VMA) -> None:
-        pass
+    def vma_removed(self, vma: VMA) -> None:
+        number = vma.start >> LEAF_SHIFT
+        index = self.line_of(vma.mm).indices.get(number)
+        kept = [] if index is None else list(index.vmas)
+        super().vma_removed(vma)
+        if index is not None:
+            index.vmas = kept
+            self.line_of(vma.mm).indices[number] = index
 
 
-class HintKeptAtSplit(LineageRmap):
-    name = "lineage, hint in a range that a VMA lost"
+class IndexNotLeftAtSplit(LineageRmap):
+    name = "lineage, VMA that stays in the index of a range that it lost"
+
+    _shrinks = False
 
     def geometry_end(self, change: GeometryChange) -> None:
-        kept = dict(self.line_of(change.vmas[0].mm).hints)
+        self._shrinks = True
         super().geometry_end(change)
-        self.line_of(change.vmas[0].mm).hints.update(kept)
+        self._shrinks = False
+
+    def _leave_indices(self, vma: VMA, start: int, end: int) -> None:
+        if not self._shrinks:
+            super()._leave_indices(vma, start, end)
 
 
 class MigrationOverlooked(LineageRmap):
@@ -177,6 +191,65 @@ class MigrationOverlooked(LineageRmap):
                 return at
             at += PAGE_SIZE
         return stop
+
+
+# Heirs
+
+
+class NoRoomMade(LineageRmap):
+    name = "lineage, dead context with one child that stays"
+
+    def _make_room(self, gone: Line) -> None:
+        pass
+
+
+class HeirKeepsBirth(LineageRmap):
+    """It was forked from the dead, whose forks its new parent has not counted."""
+
+    name = "lineage, heir with an epoch of the parent that is gone"
+
+    def _take_place(self, child: Line, gone: Line, above: CowContext | None) -> None:
+        born = child.born
+        super()._take_place(child, gone, above)
+        child.born = min(born, child.born)
+
+
+class InheritedKeepsEpoch(LineageRmap):
+    """A page of the dead has an epoch of the dead, which says nothing of the heir's children."""
+
+    name = "lineage, page of the dead whose epoch is taken for one of the heir"
+
+    def _bearer(self, number: int) -> tuple[CowContext | None, bool]:
+        return super()._bearer(number)[0], False
+
+
+class HeirWithoutName(LineageRmap):
+    name = "lineage, heir that its pages are not led to"
+
+    def _make_room(self, gone: Line) -> None:
+        super()._make_room(gone)
+        if gone.name.forward is not None:
+            gone.name.forward = None
+            gone.name.context = None
+
+
+class ParentBeforeSibling(LineageRmap):
+    """Who climbs between the two takes the heir for the last of its new parent's children."""
+
+    name = "lineage, heir that gets its parent before its sibling"
+
+    def _take_place(self, child: Line, gone: Line, above: CowContext | None) -> None:
+        self.point("parent of the heir", child, True)
+        child.parent = above
+        super()._take_place(child, gone, above)
+
+
+class KeptTooLong(LineageRmap):
+    name = "lineage, names of the dead that outlive their heir"
+
+    def _free(self, context: CowContext) -> None:
+        cast(Line, context).stands_for.clear()
+        super()._free(context)
 
 
 # Order
@@ -247,12 +320,17 @@ LINEAGE_MUTANTS: Final = (
     _verify("a record says all places", HomeNotRecorded),
     _verify("who comes home is recorded where others are", NewcomerNotRecorded),
     _verify("a child inherits all of a record", HomeNotInherited),
-    _verify("mremap records the remap", RemapNotRecorded),
+    _verify("mremap records the remap", MoveNotRecorded),
     _verify("what is at home alone has no record", HomeRecordKept, "leak"),
     _verify("a part of a large folio may have no record", LargeFolioHalfRecorded, large_folios=4),
-    _verify("a hint is checked", HintNotChecked),
-    _verify("a VMA that goes has no hint", HintKept, "leak"),
-    _verify("a VMA has hints where it is", HintKeptAtSplit, "leak"),
+    _verify("what an index says is checked", IndexNotChecked),
+    _verify("a VMA that goes leaves the indices", IndexNotLeft, "leak"),
+    _verify("a VMA is in the indices of where it is", IndexNotLeftAtSplit, "leak"),
+    _verify("of the dead, none has one child", NoRoomMade, "leak"),
+    _verify("an heir is born when the dead was", HeirKeepsBirth),
+    _verify("pages of the dead are of any age", InheritedKeepsEpoch),
+    _verify("a name leads to the heir", HeirWithoutName),
+    _verify("names go with the last heir", KeptTooLong, "leak"),
     _race("a migration entry is an entry", MigrationOverlooked, "restore / copy"),
     _race("walks look again where entries moved", MovedUnnoticed, "restore / mremap back"),
     _race("a parent comes before its children", ChildrenBefore, "restore / fork of the child"),

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Final, cast
+from typing import ClassVar, Final, cast
 
 from mypy_extensions import mypyc_attr
 
@@ -62,7 +62,7 @@ class CowContext(Data):
         super().__init__()
         self.number: Final = number  # what folios hold
         self.mm: MM | None = mm
-        self.parent: Final = parent
+        self.parent = parent
         self.root: Final[CowContext | None] = None if parent is None else parent.top()
         self.lock: Final = lock
         self.remaps: Final = remaps
@@ -84,14 +84,17 @@ class ContextRmap(ReverseMap):
     mm_fields = 8  # a pointer to the context
     spaces_under_rcu = True  # get_mm()
     tables_under_rcu = True
+    context_fields: ClassVar[int] = 0  # bytes of a context besides those of context_size()
+    tries_locks: ClassVar[bool] = False  # does anybody take the lock of a context only if it is free?
     drawn_by = "rmaplab.rmap.pictures.context:ContextPicture"
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
         sizes = attachment.profile.sizes
-        self.context_pool: Final[Pool] = self.ledger.pool("cow_context", context_size(sizes["maple_tree"]))
+        size = context_size(sizes["maple_tree"]) + self.context_fields
+        self.context_pool: Final[Pool] = self.ledger.pool("cow_context", size)
         self.memory: Final = RemapMemory(self.ledger, sizes["maple_node"])
-        self.lock_class: Final[LockClass] = self.ledger.lock_class("cow_context lock")
+        self.lock_class: Final[LockClass] = self.ledger.lock_class("cow_context lock", tried=self.tries_locks)
         self.rcu: Final = Rcu(self.ledger, self.scheduler)
         self.walks: Final[Tally] = self.ledger.tally("walks")
         self.visited: Final[Tally] = self.ledger.tally("contexts visited")

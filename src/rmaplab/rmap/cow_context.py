@@ -55,9 +55,9 @@ from rmaplab.sync.order import depends, read_once, write_once
 
 # What a page holds: number of the context << 40 | anonymous page offset + 2**39.  The bias is there because
 # the page offset of a VMA that was moved up and then grew down may be negative.
-_CONTEXT_SHIFT: Final = 40
-_PGOFF_MASK: Final = (1 << _CONTEXT_SHIFT) - 1
-_PGOFF_BIAS: Final = 1 << (_CONTEXT_SHIFT - 1)
+CONTEXT_SHIFT: Final = 40
+PGOFF_MASK: Final = (1 << CONTEXT_SHIFT) - 1
+PGOFF_BIAS: Final = 1 << (CONTEXT_SHIFT - 1)
 
 
 # (first, last, displacement): a range of anonymous page offsets, both ends included, and where it is.
@@ -223,11 +223,11 @@ class CowContextRmap(ContextRmap):
         self._set(pfn)
         if nr_pages == 1:
             held: int = self.where.m[pfn]
-            self.where.m[pfn] = held & _PGOFF_MASK | number << _CONTEXT_SHIFT
+            self.where.m[pfn] = held & PGOFF_MASK | number << CONTEXT_SHIFT
             return
         where = self.where.v[pfn : pfn + nr_pages]
-        where &= _PGOFF_MASK
-        where |= number << _CONTEXT_SHIFT
+        where &= PGOFF_MASK
+        where |= number << CONTEXT_SHIFT
 
     def folio_moved(self, vma: VMA, addr: int, pfn: int) -> None:
         self._set(pfn)
@@ -244,19 +244,19 @@ class CowContextRmap(ContextRmap):
     def _where(self, context: CowContext, vma: VMA, addr: int) -> int:
         """What a page at `addr` of `vma`, which is prepared, is to hold."""
         pgoff = vma.anon_pgoff + cast(int, vma.rmap[self.slot]) + ((addr - vma.start) >> PAGE_SHIFT)
-        return (context.number << _CONTEXT_SHIFT) + _PGOFF_BIAS + pgoff
+        return (context.number << CONTEXT_SHIFT) + PGOFF_BIAS + pgoff
 
     def anchor_of(self, pfn: int) -> tuple[CowContext | None, int]:
         where: int = self.where.m[pfn]
-        return self.contexts[where >> _CONTEXT_SHIFT], (where & _PGOFF_MASK) - _PGOFF_BIAS
+        return self.contexts[where >> CONTEXT_SHIFT], (where & PGOFF_MASK) - PGOFF_BIAS
 
     def _anchor_seen(self, pfn: int) -> tuple[CowContext | None, int]:
         """The same, for who walks under RCU (READ_ONCE(folio->mapping))."""
         where = cast(int, read_once(self.scheduler, "folio->mapping", self.where, OF_PAGE, self.where.m[pfn], pfn))
-        context = self.contexts[where >> _CONTEXT_SHIFT]
+        context = self.contexts[where >> CONTEXT_SHIFT]
         if context is not None:
             depends(self.scheduler, "folio->mapping", context)
-        return context, (where & _PGOFF_MASK) - _PGOFF_BIAS
+        return context, (where & PGOFF_MASK) - PGOFF_BIAS
 
     def _shift_seen(self, vma: VMA) -> int | None:
         """The shift, for who walks under RCU; None if the VMA had no pages then."""

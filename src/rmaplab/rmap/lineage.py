@@ -8,8 +8,9 @@ address space that first had it, and a walk goes down the tree of forks.  Four t
   entry for it.  So a page that came after its owner's last fork is looked for in one address space.
 - *Entries first.*  A walk looks at the page-table entry, under the leaf lock that its user takes anyway, and asks for
   the VMA only where the entry is one.  What it hands to its user maps the folio, or did a moment ago.
-- *Hints.*  The page that holds a leaf of a page table (struct ptdesc) has a word to spare (pt_index and pt_mm, which a
-  PTE table does not use).  It says which VMA a fault or a walk had there last.
+- *An index in each leaf.*  The page that holds a leaf of a page table (struct ptdesc) has a word to spare (pt_index and
+  pt_mm share one, which a PTE table does not use).  The first walk that finds an entry there leaves in it a small array
+  of the VMAs in this range of 2 MiB, by address.  Faults and forks do nothing for it.
 - *No references.*  Page tables, VMAs and mm_structs outlive a grace period, and a walk is one RCU section.
 
 Data
@@ -19,7 +20,8 @@ Data
 - for each context: the epoch of its address space, and `born`, the epoch of its parent when it was forked.
 - for each context, a remap tree: of page offsets that are not at the address that they say alone, *all* displacements
   at which this address space has them, 0 among them.
-- for each leaf, the hint.  Nothing in a VMA: the shift of `cow_context` is 0, for 7.3 has the anonymous page offset.
+- for each leaf that walks came to, the index.  Nothing in a VMA: the shift of `cow_context` is 0, for 7.3 has the
+  anonymous page offset.
 
 Invariants
 - Index, Subtree: those of `cow_context`, with shift 0.
@@ -31,22 +33,23 @@ Invariants
 - Order: children stand newest first, so `born` falls along the list, and a walk ends at the first that is too old.
 - Records: page offsets without a record are at the address that they say.  Others are where the record says, and the
   record says all of it, before the first entry is there and until the last one is gone.
-- Hints: a hint is of a VMA that is in the tree of its address space, or it has a lock of its leaf to wait for: whoever
-  takes a VMA out of the tree, or takes a range away from it, clears the hints there afterwards, under the leaf locks.
-  A walk stores one under the same lock for a VMA that it finds then.  So a VMA that is freed has no hint, and a walk
-  that read one before is in its RCU section still: it checks address space and range.
+- Indices: whoever takes a VMA out of the tree, or takes a range away from it, takes it out of the indices there
+  afterwards, under the leaf locks.  A walk puts one in under the same lock, if it finds it in the tree then.  So a VMA
+  that is freed is in no index.  A walk that got it from one before is in its RCU section still; it checks the address
+  space and the range, and asks the tree if they are wrong.
 
 Proof that a walk is complete: every entry is in the subtree (Subtree), in no child that is left out (Epoch, Order), at
 the index plus 0 or a recorded displacement (Index, Records), where the walk looks under the leaf lock, as the user of a
 walk that yields every candidate would.  Parents before children, retries where entries move, a context held by a
 migration, the check whether the folio is mapped: as in `cow_context`.
 
-Locking: as there.  The leaf lock, which is innermost, covers the entries of the leaf and its hint.
+Locking: as there.  The leaf lock, which is innermost, covers the entries of the leaf and its index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Final, cast
 
 import numpy as np
@@ -56,45 +59,69 @@ from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
 from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.locking import lock_leaf
 from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, PTE_ANON, PTE_MIGRATION, PTE_SHIFT, Leaf
-from rmaplab.mm.reverse_map import Attachment
+from rmaplab.mm.reverse_map import Attachment, miscounted
 from rmaplab.mm.takeover import TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VM_DONTCOPY, VM_WIPEONFORK, VMA, seen
 from rmaplab.rmap.context import CowContext
-from rmaplab.rmap.cow_context import CowContextRmap, Displaced
+from rmaplab.rmap.cow_context import CONTEXT_SHIFT, PGOFF_BIAS, PGOFF_MASK, CowContextRmap, Displaced
 from rmaplab.rmap.remap_tree import RemapTree
+from rmaplab.sync.fields import OF_PAGE
 from rmaplab.sync.locks import SpinLock
-from rmaplab.sync.order import read_once, write_once
-from rmaplab.sync.work import Tally
+from rmaplab.sync.order import initialised, read_once, smp_load_acquire, smp_store_release, write_once
+from rmaplab.sync.work import Pool, Tally
 
 _LAST_EPOCH: Final = (1 << 19) - 1
 _ANY: Final = -1  # an epoch that no child is too old for
 
 
+class Index:
+    """The VMAs of one leaf that may have pages, by address; `room`: of the array."""
+
+    def __init__(self) -> None:
+        self.vmas: list[VMA] = []
+        self.room = 0
+
+
+class Name:
+    """What folios hold of a context: a slot of a table, with the context, or with the name of who stands for it."""
+
+    def __init__(self) -> None:
+        self.context: CowContext | None = None
+        self.forward: Name | None = None
+
+
 class Line(CowContext):
-    """A context with its place in time, and the hints of its leaves, which lie in these."""
+    """A context with its place in time, and the indices of its leaves, which lie in these."""
 
     def __init__(
         self, number: int, mm: MM, parent: CowContext | None, lock: SpinLock, remaps: RemapTree, born: int
     ) -> None:
         super().__init__(number, mm, parent, lock, remaps)
-        self.born: Final = born
+        self.name: Final = Name()
+        self.name.context = self
+        self.stands_for: Final[list[int]] = []  # numbers of those whose place it took
+        self.born = born
         self.epoch = 0
-        self.hints: Final[dict[int, VMA]] = {}  # by number of the leaf
+        self.indices: Final[dict[int, Index]] = {}  # by number of the leaf
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class LineageRmap(CowContextRmap):
-    """Contexts with epochs; entries are looked at first, and VMAs found by hints."""
+    """Contexts with epochs; entries are looked at first, and VMAs found by an index in the leaf."""
 
     name = "lineage"
     vma_fields = 0
+    context_fields = 32  # epoch, born; number; where records begin and end
+    tries_locks = True
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
         self.since: Final[Column] = attachment.folios.column(np.int64)
         self.in_vain: Final[Tally] = self.ledger.tally("entries looked at in vain")
-        self.hinted: Final[Tally] = self.ledger.tally("vma hints used")
-        self.hints_set: Final[Tally] = self.ledger.tally("vma hints changed")
+        self.searched: Final[Tally] = self.ledger.tally("vma index nodes visited")
+        self.changed: Final[Tally] = self.ledger.tally("vma index entries changed")
+        self.names: Final[dict[int, Name]] = {}  # by number
+        self.name_pool: Final[Pool] = self.ledger.pool("context name", 16)
         self._taking_over = False
 
     def line_of(self, mm: MM) -> Line:
@@ -104,13 +131,99 @@ class LineageRmap(CowContextRmap):
 
     def make_context(self, number: int, mm: MM, parent: CowContext | None, lock: SpinLock) -> CowContext:
         born = 0 if parent is None else cast(Line, parent).epoch
-        return Line(number, mm, parent, lock, self.new_remap_tree(), born)
+        line = Line(number, mm, parent, lock, self.new_remap_tree(), born)
+        initialised(self.scheduler, "new context", line, "parent born")
+        initialised(self.scheduler, "new name", line.name, "context forward")
+        self.names[number] = line.name
+        self.name_pool.alloc()
+        return line
 
     def mm_fork_end(self, parent: MM, child: MM) -> None:
         line = self.line_of(parent)
         if line.epoch < _LAST_EPOCH:
             write_once(self.scheduler, "next epoch", line, "epoch")
             line.epoch += 1
+
+    def put(self, context: CowContext) -> None:
+        """Drop a reference.  What nobody refers to goes, from the bottom up; what only a child refers to makes room."""
+        gone: CowContext | None = context
+        while gone is not None:
+            gone.refcount -= 1
+            if gone.refcount:
+                if gone.refcount == 1 and gone.mm is None:
+                    self._make_room(cast(Line, gone))
+                return
+            above = self._lock_parent(gone)
+            if above is not None:
+                self._unlink(gone, above)
+                above.lock.unlock()
+            self.context_pool.free()
+            self.rcu.call("cow_context", gone, partial(self._free, gone))
+            gone = above
+
+    def _lock_parent(self, context: CowContext) -> CowContext | None:
+        """The parent, locked; who takes a parent's place holds its lock."""
+        while True:
+            above = context.parent
+            if above is None:
+                return None
+            above.lock.lock()
+            if context.parent is above:
+                return above
+            above.lock.unlock()
+
+    def _make_room(self, gone: Line) -> None:
+        """The only child of `gone`, whose address space is gone, takes its place.  Who has the lock of `gone` is about
+        to drop the last reference, and then it goes altogether."""
+        above = self._lock_parent(gone)
+        if gone.lock.try_lock():
+            child = cast("Line | None", gone.first_child)
+            if gone.refcount == 1 and child is not None:
+                gone.refcount = 0
+                write_once(self.scheduler, "forward name", gone.name, "forward")
+                gone.name.forward = child.name
+                child.stands_for.extend([gone.number, *gone.stands_for])
+                self._take_place(child, gone, above)
+                self.context_pool.free()
+                self.rcu.call("cow_context", gone, gone.remaps.clear)
+            gone.lock.unlock()
+        if above is not None:
+            above.lock.unlock()
+
+    def _take_place(self, child: Line, gone: Line, above: CowContext | None) -> None:
+        """`gone` keeps its own links, for who stands there.  Who climbs reads the parent before the sibling, and who
+        reads a new `born` finds the new parent.  An heir without a parent waits for no lock when it goes, so that is
+        the last word about it."""
+        before = cast("Line | None", gone.previous_sibling)
+        after = gone.next_sibling
+        write_once(self.scheduler, "next sibling of the heir", child, "next_sibling")
+        child.next_sibling = after
+        child.previous_sibling = before
+        smp_store_release(self.scheduler, "parent of the heir", child, "parent")
+        child.parent = above
+        if above is None:
+            return
+        smp_store_release(self.scheduler, "birth of the heir", child, "born")
+        child.born = gone.born
+        if before is not None:
+            smp_store_release(self.scheduler, "link heir", before, "next_sibling")
+            before.next_sibling = child
+        else:
+            smp_store_release(self.scheduler, "link heir", above, "first_child")
+            above.first_child = child
+        if after is not None:
+            after.previous_sibling = child
+
+    def _free(self, context: CowContext) -> None:
+        line = cast(Line, context)
+        line.name.context = None
+        for number in line.stands_for:
+            self.contexts[number] = None
+            self.free_numbers.append(number)
+            del self.names[number]
+        del self.names[line.number]
+        self.name_pool.free(1 + len(line.stands_for))
+        super()._free(context)
 
     # VMAs
 
@@ -119,19 +232,14 @@ class LineageRmap(CowContextRmap):
 
     def vma_forked(self, parent: VMA, child: VMA) -> None:
         self._begin(child)
-        above = self.line_of(parent.mm)
         line = self.line_of(child.mm)
-        if line is above:
+        if parent is child:
             return  # taken over
         for first, last, offset in self._placed(child):
             if offset:  # its tree may not have those at home yet, which are copies of the parent's
                 for other in self._at_home(parent.mm, first, last):
                     if not other.flags & (VM_WIPEONFORK | VM_DONTCOPY):
                         self._add(line, *_common(other, first, last), 0)
-        for number in self._leaves(child, above):
-            if above.hints[number] is parent and number not in line.hints:
-                line.hints[number] = child  # by who copies the first entry into the new leaf
-                self.hints_set.count += 1
 
     def vma_joined(self, vma: VMA, donor: VMA) -> None:
         self._set_shift(vma, 0)
@@ -170,19 +278,20 @@ class LineageRmap(CowContextRmap):
             if first <= last:
                 self._forget(context, first, last, offset)
         for i in range(len(change.vmas)):
-            if change.before[i].start < change.after[i].start or change.before[i].end > change.after[i].end:
-                self._clear_hints(change.vmas[i])
+            old = change.before[i]
+            if old.start < change.after[i].start or old.end > change.after[i].end:
+                self._leave_indices(change.vmas[i], old.start, old.end)
         context.moves.write_end()
 
     def vma_absorbed(self, vma: VMA, gone: VMA) -> None:
         super().vma_absorbed(vma, gone)
-        self._clear_hints(gone)
+        self._leave_indices(gone, gone.start, gone.end)
 
     def vma_removed(self, vma: VMA) -> None:
         for first, last, offset in self._placed(vma):
             self._forget(self.context_of(vma.mm), first, last, offset)
         self._set_shift(vma, None)
-        self._clear_hints(vma)
+        self._leave_indices(vma, vma.start, vma.end)
 
     # Records
 
@@ -243,34 +352,40 @@ class LineageRmap(CowContextRmap):
                     tree.remove(low, high, 0)
         context.lock.unlock()
 
-    # Hints
+    # Indices
 
-    def _leaves(self, vma: VMA, line: Line) -> list[int]:
-        """Leaves in the range of `vma` for which `line` has a hint."""
-        first = vma.start >> LEAF_SHIFT
-        last = (vma.end - 1) >> LEAF_SHIFT
-        if last - first < len(line.hints):
-            return [number for number in range(first, last + 1) if number in line.hints]
-        return [number for number in line.hints if first <= number <= last]
-
-    def _clear_hints(self, vma: VMA) -> None:
-        """No leaf says any more that `vma` is there."""
+    def _leave_indices(self, vma: VMA, start: int, end: int) -> None:
+        """No leaf of that range says any more that `vma` is there."""
         line = self.line_of(vma.mm)
-        for number in [number for number, there in line.hints.items() if there is vma]:
+        if self.scheduler is None:
+            there = [n for n in line.indices if start >> LEAF_SHIFT <= n <= (end - 1) >> LEAF_SHIFT]
+        else:  # a walk may be about to make one, under the lock
+            there = vma.mm.page_table.numbers(start, end)
+        for number in there:
             leaf = lock_leaf(vma.mm.page_table, number << LEAF_SHIFT)
-            line.hints.pop(number, None)
-            self.hints_set.count += 1
+            index = line.indices.get(number)
+            if index is not None and vma in index.vmas:
+                index.vmas.remove(vma)
+                self.changed.count += 1
+                if not index.vmas:
+                    self._resize(index)
+                    del line.indices[number]
             if leaf is not None:
                 leaf.lock.unlock()
 
-    def _hint(self, vma: VMA, addr: int) -> None:
-        """A page of `vma` is about to be mapped at `addr`, whose leaf is locked."""
-        if not self._taking_over:
-            hints = self.line_of(vma.mm).hints
-            number = addr >> LEAF_SHIFT
-            if hints.get(number) is not vma:
-                hints[number] = vma
-                self.hints_set.count += 1
+    def _resize(self, index: Index) -> None:
+        """Let the array have room for what is in it; each entry is an address and a pointer."""
+        room = 0
+        if len(index.vmas) > 1:  # one alone is where the pointer to the array would be
+            room = max(index.room, 4)
+            while room < 2 * len(index.vmas):
+                room *= 2
+        if room != index.room:
+            if index.room:
+                self.memory.array(index.room).free()
+            if room:
+                self.memory.array(room).alloc()
+            index.room = room
 
     # Folios
 
@@ -281,17 +396,14 @@ class LineageRmap(CowContextRmap):
     def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
         super().folio_mapped(vma, addr, pfn, nr_pages)
         self.since.v[pfn : pfn + nr_pages] = 0 if self._taking_over else self._epoch(vma)
-        self._hint(vma, addr)
 
     def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
         super().folios_mapped(vma, addr, pfns)
         self.since.v[pfns] = self._epoch(vma)
-        self._hint(vma, addr)
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
         super().folio_swapped_in(vma, addr, pfn, exclusive)
         self.since.m[pfn] = self._epoch(vma) if exclusive else 0
-        self._hint(vma, addr)
 
     def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
         super().folio_reused(vma, pfn, nr_pages)
@@ -317,7 +429,44 @@ class LineageRmap(CowContextRmap):
         finally:
             self._taking_over = False
 
+    # Names
+
+    def _bearer(self, number: int) -> tuple[CowContext | None, bool]:
+        """The context that the name stands for now, and whether it was made for another one."""
+        name = self.names.get(number)
+        if name is None:
+            return None, False
+        first = name
+        hops = 0
+        while True:
+            forward = cast("Name | None", read_once(self.scheduler, "name", name, "forward", name.forward))
+            if forward is None:
+                break
+            name = forward
+            hops += 1
+        self.visited.count += hops
+        if hops > 1:  # whoever comes next has one step to go
+            write_once(self.scheduler, "forward name", first, "forward")
+            first.forward = name
+        return cast("CowContext | None", read_once(self.scheduler, "context", name, "context", name.context)), hops > 0
+
+    def anchor_of(self, pfn: int) -> tuple[CowContext | None, int]:
+        where: int = self.where.m[pfn]
+        name = self.names.get(where >> CONTEXT_SHIFT)
+        while name is not None and name.forward is not None:
+            name = name.forward
+        return None if name is None else name.context, (where & PGOFF_MASK) - PGOFF_BIAS
+
     # The walk
+
+    def _of_time(self, child: Line, top: CowContext, since: int) -> bool:
+        """May `child`, found below `top`, have pages of `top` of that epoch?"""
+        born = cast(int, smp_load_acquire(self.scheduler, "born", child, "born", child.born))
+        return born >= since or self._parent(child) is not top  # it took a place meanwhile, and counts otherwise
+
+    def _parent(self, context: CowContext) -> CowContext | None:
+        above = smp_load_acquire(self.scheduler, "parent", context, "parent", context.parent)
+        return cast("CowContext | None", above)
 
     def _younger(self, top: CowContext, since: int) -> Iterator[CowContext]:
         """`top` and all below it that may have a page of that epoch, each before its children."""
@@ -325,16 +474,17 @@ class LineageRmap(CowContextRmap):
         while True:
             yield at
             child = self.first_child(at)
-            if child is not None and (at is not top or cast(Line, child).born >= since):
+            if child is not None and (at is not top or self._of_time(cast(Line, child), top, since)):
                 at = child
                 continue
             while at is not top:
-                above = at.parent
-                assert above is not None  # `at` is below `top`
+                above = self._parent(at)
                 sibling = self.next_sibling(at)
-                if sibling is not None and (above is not top or cast(Line, sibling).born >= since):
+                if sibling is not None and (above is not top or self._of_time(cast(Line, sibling), top, since)):
                     at = sibling
                     break
+                if above is None:
+                    return  # `top` made room meanwhile
                 at = above
             if at is top:
                 return
@@ -347,10 +497,12 @@ class LineageRmap(CowContextRmap):
             return
         self.rcu.read_lock()
         try:
-            top, first = self._anchor_seen(pfn)
+            where = cast(int, read_once(self.scheduler, "folio->mapping", self.where, OF_PAGE, self.where.m[pfn], pfn))
+            top, inherited = self._bearer(where >> CONTEXT_SHIFT)
             if top is None or not self.stays(pfn, top):
                 return
-            since: int = self.since.m[pfn]
+            first = (where & PGOFF_MASK) - PGOFF_BIAS
+            since: int = 0 if inherited else self.since.m[pfn]
             nr_pages = self.folios.nr_pages(pfn)
             for context in self._younger(top, since):
                 mm = self._space(context)
@@ -373,6 +525,8 @@ class LineageRmap(CowContextRmap):
     def _offsets(self, context: CowContext, first: int, nr_pages: int) -> list[int]:
         """The displacements at which an address space may have these page offsets."""
         tree = self.records(context)
+        if not tree.firsts or tree.firsts[0] >= first + nr_pages or tree.lasts[-1] < first:
+            return [0]  # the context says so itself: where the first record begins, and where the last one ends
         found = tree.offsets(first, first + nr_pages - 1)
         if not found:
             return [0]
@@ -419,17 +573,43 @@ class LineageRmap(CowContextRmap):
     def _vma_at(self, line: Line, mm: MM, addr: int) -> VMA | None:
         """The VMA with the entry at `addr`, whose leaf is locked: the one that the leaf names, or it names it next."""
         number = addr >> LEAF_SHIFT
-        vma = line.hints.get(number)
-        if vma is not None:
-            self.hinted.count += 1
-            then = seen(self.scheduler, vma)
-            if then.mm is mm and then.start <= addr < then.end and not then.detached:
-                return vma
-        for vma in self.vmas_at(mm, addr, addr + PAGE_SIZE):
-            line.hints[number] = vma
-            self.hints_set.count += 1
-            return vma
-        return None
+        index = line.indices.get(number)
+        if index is not None:
+            vma = self._search(index, addr)
+            if vma is not None:
+                then = seen(self.scheduler, vma)
+                if then.mm is mm and then.start <= addr < then.end and not then.detached:
+                    return vma
+        else:
+            index = Index()
+        found: VMA | None = None
+        for vma in self.vmas_at(mm, number << LEAF_SHIFT, (number + 1) << LEAF_SHIFT):
+            self.searched.count += 1
+            if self.shift_of(vma) is not None:
+                then = seen(self.scheduler, vma)
+                if then.start <= addr < then.end:
+                    found = vma
+                if vma not in index.vmas:
+                    index.vmas.append(vma)
+                    self.changed.count += 1
+        index.vmas.sort(key=_start)
+        self._resize(index)
+        if index.vmas:
+            line.indices[number] = index
+        return found
+
+    def _search(self, index: Index, addr: int) -> VMA | None:
+        """The last of its VMAs that begins at `addr` or below it: a line of the array for each three halvings."""
+        low = 0
+        high = len(index.vmas)
+        self.searched.count += 1 + high.bit_length() // 3
+        while low < high:
+            middle = (low + high) // 2
+            if index.vmas[middle].start <= addr:
+                low = middle + 1
+            else:
+                high = middle
+        return index.vmas[low - 1] if low else None
 
     def _walk_ksm(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         places = self.ksm.newest_first(pfn)
@@ -450,6 +630,25 @@ class LineageRmap(CowContextRmap):
             yield from self._there(line, mm, pfn, 1, addr)
 
     # What the design says of itself
+
+    def audit(self, mms: Sequence[MM], peak_vmas: int) -> list[str]:
+        """Besides, fewer contexts without an address space than with one, but for those that somebody holds."""
+        said = super().audit(mms, peak_vmas)
+        kept = {id(context) for context in [*self.placed(), *self.held.values()]}
+        dead: set[int] = set()
+        for mm in mms:
+            at = self.context_of(mm).parent
+            while at is not None and id(at) not in dead:
+                if at.mm is None and id(at) not in kept:
+                    dead.add(id(at))
+                at = at.parent
+        miscounted(said, "names", -1, self.name_pool.live, len(self.names))
+        if self.scheduler is None:  # with one, what was freed keeps its number
+            reached = sum(1 + len(cast(Line, at).stands_for) for at in self.contexts if at is not None and at.refcount)
+            miscounted(said, "names of contexts", -1, self.name_pool.live, reached)
+        if len(dead) > max(0, len(mms) - 1):
+            said.append(f"{len(dead)} contexts without an address space, and {len(mms)} with one")
+        return said
 
     def _stray_records(self, mm: MM) -> list[str]:
         placed = [place for vma in mm.tree.to_list() for place in self._placed(vma)]
@@ -473,10 +672,16 @@ class LineageRmap(CowContextRmap):
                         wrong.append(f"mm {mm.id} has no record that page offset {pgoff:#x} is at home as well")
         for pgoff, offset in sorted(recorded):
             wrong.append(f"mm {mm.id} has a record too many, of page offset {pgoff:#x} at offset {offset:#x}")
-        for number, vma in self.line_of(mm).hints.items():
-            if vma.mm is not mm or mm.tree.at(vma.start) is not vma or vma.end <= number << LEAF_SHIFT:
-                wrong.append(f"mm {mm.id} has a hint of a VMA that is not there, for leaf {number}")
+        for number, index in self.line_of(mm).indices.items():
+            for vma in index.vmas:
+                start, end = number << LEAF_SHIFT, (number + 1) << LEAF_SHIFT
+                if vma.mm is not mm or mm.tree.at(vma.start) is not vma or vma.end <= start or vma.start >= end:
+                    wrong.append(f"mm {mm.id} has a VMA in the index of leaf {number} that is not there")
         return wrong
+
+
+def _start(vma: VMA) -> int:
+    return vma.start
 
 
 def _common(vma: VMA, first: int, last: int) -> tuple[int, int]:
