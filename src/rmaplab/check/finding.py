@@ -37,7 +37,8 @@ class Search:
     shows:   whether a difference is of the kind that is looked for; None: the machine or a design has to raise
     reference: the design that others are compared with
     batch:   apply faults in runs, which is faster for recordings
-    budget:  events to play before it makes do with what it has
+
+    It makes do with what it has when it has played `_BUDGET` events.
     """
 
     def __init__(
@@ -47,14 +48,13 @@ class Search:
         shows: Callable[[Difference], bool] | None,
         reference: str = "anon_vma",
         batch: bool = False,
-        budget: int = _BUDGET,
     ) -> None:
         self.machine: Final = machine
         self.header: Final = header
         self._shows: Final = shows
         self._reference: Final = reference
         self._batch: Final = batch
-        self._budget = budget
+        self._budget = _BUDGET
 
     def shortest(self, events: Sequence[Event]) -> list[Event]:
         """`events` without those that what is shown does not need."""

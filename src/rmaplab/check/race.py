@@ -251,6 +251,7 @@ def explain(failure: Failure) -> Broken:
 
 
 _COUNTERS: Final = frozenset(["mm_users", "sequence count"])  # announced without a verb
+_WIDTH: Final = 100  # of a timeline, in columns
 
 
 class Labels:
@@ -326,9 +327,9 @@ class Labels:
         return ""
 
 
-def timeline(broken: Broken, heads: Sequence[str], width: int = 100) -> list[str]:
+def timeline(broken: Broken, heads: Sequence[str]) -> list[str]:
     """The lines of a timeline, a column for each CPU."""
-    room = max(24, (width - 5) // len(heads) - 2)
+    room = max(24, (_WIDTH - 5) // len(heads) - 2)
     lines = [
         "     " + "  ".join(f"{f'CPU {i}: {name}':{room}.{room}}" for i, name in enumerate(heads)).rstrip()
     ]

@@ -92,9 +92,10 @@ def print_report(plan: Plan, found: Verified, saved: Path | None, out: Console) 
     """What was played and checked, a table of walks, and the failure."""
     per_second = found.steps / found.seconds if found.seconds else 0
     counts = found.counts
+    histories = "1 random history" if found.histories == 1 else f"{found.histories:,} random histories"
     print_fact(
         "Played",
-        f"{plural(found.steps, 'event')} in {found.histories:,} random histories, seed {plan.seed},"
+        f"{plural(found.steps, 'event')} in {histories}, seed {plan.seed},"
         f" profile {plan.profile} ({per_second:,.0f} per second)",
         out,
     )

@@ -44,7 +44,6 @@ def shoot(
     designs: Sequence[type[ReverseMap]],
     profile: Profile,
     *,
-    leader: int = 0,
     shot: Shot | None = None,
     tour: Tour | None = None,
     ask: tuple[int, int] | None = None,
@@ -54,7 +53,7 @@ def shoot(
     tour: has the words for each event
     ask:  (pid, address) of a page to ask for at the last step
     """
-    shooting = _Shooting(history, designs, profile, leader, tour, shot or Shot())
+    shooting = _Shooting(history, designs, profile, tour, shot or Shot())
     film = shooting.shoot()
     if ask is not None:
         film.steps[-1].ask = shooting.reel.folio_at(*ask)
@@ -173,7 +172,6 @@ class _Shooting:
         history: History,
         designs: Sequence[type[ReverseMap]],
         profile: Profile,
-        leader: int,
         tour: Tour | None,
         shot: Shot,
     ) -> None:
@@ -187,7 +185,7 @@ class _Shooting:
         # covers many events, nobody would read it.
         single = len(self.ends) == self.last - self.first + 1
         self.witness: Final = Witness() if single else None
-        self.machine: Final = Machine(profile, designs, leader, self.witness)
+        self.machine: Final = Machine(profile, designs, scheduler=self.witness)
         # In a tour every event has a sentence; otherwise a run of faults is one step.
         self.player: Final = Player(self.machine, history.header, batch=tour is None)
         detail = FINE if single else COARSE

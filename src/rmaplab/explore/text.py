@@ -35,8 +35,8 @@ UNOWNED = 1 << 40  # above every pid
 _FEW = 8  # unmapped pages of a VMA that are shown one by one
 
 
-def show(film: Film, number: int, ask: str = "") -> Iterator[str]:
-    """Lines: step `number` of `film`, and with `ask`, the key of a folio, who maps that."""
+def show(film: Film, number: int) -> Iterator[str]:
+    """Lines: step `number` of `film`, and who maps the folio that the step asks for."""
     step = film.steps[number]
     state = states(film)[number]
     yield f"{film.title}, step {number} of {len(film.steps) - 1}"
@@ -50,7 +50,7 @@ def show(film: Film, number: int, ask: str = "") -> Iterator[str]:
     for slot, design in enumerate(film.designs):
         yield ""
         yield from structures(state, slot, design)
-    folio = state.get(ask or step.ask)
+    folio = state.get(step.ask)
     if isinstance(folio, Folio):
         yield ""
         yield from answers(film, state, folio)

@@ -279,11 +279,11 @@ def _sentence(of: Standing) -> str:
     return text + "."
 
 
-def losses(found: Findings, design: str = PROPOSAL) -> list[tuple[Table, Line]]:
-    """Where a design is worse than the reference, the worst first within each measure."""
+def losses(found: Findings) -> list[tuple[Table, Line]]:
+    """Where the proposal is worse than the reference, the worst first within each measure."""
     lost = []
     for table in found.tables:
-        lines = [line for line in table.lines if table.outcome(line, design) == "worse"]
-        lines.sort(key=lambda line: line.ratio(design) or float("inf"), reverse=not table.measure.higher)
+        lines = [line for line in table.lines if table.outcome(line, PROPOSAL) == "worse"]
+        lines.sort(key=lambda line: line.ratio(PROPOSAL) or float("inf"), reverse=not table.measure.higher)
         lost += [(table, line) for line in lines]
     return lost

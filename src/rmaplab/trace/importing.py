@@ -37,11 +37,10 @@ def open_history(path: str | os.PathLike[str]) -> History:
     return read_history(path)
 
 
-def import_text(path: str | os.PathLike[str], *, kernel: str = "", names: bool = False) -> History:
+def import_text(path: str | os.PathLike[str], *, kernel: str = "") -> History:
     """A history from the text of `perf script` or `strace -f`.
 
     kernel: release of the kernel that it was made on
-    names:  keep names of files and processes
 
     :raises HistoryFormatError: nothing in it can be used; the message says what to do
     :raises OSError: there is no such file, or it may not be read
@@ -50,7 +49,7 @@ def import_text(path: str | os.PathLike[str], *, kernel: str = "", names: bool =
     lines = text.splitlines()
     is_perf = any(mark in line for mark in _PERF_MARKS for line in lines[:1000])
     source = PerfText() if is_perf else StraceText()
-    reducer = Reducer(names=names, synthesise=not is_perf)
+    reducer = Reducer(names=False, synthesise=not is_perf)
     try:
         source.read(lines)
         source.tell(reducer)
@@ -69,7 +68,6 @@ def import_text(path: str | os.PathLike[str], *, kernel: str = "", names: bool =
         recorder=f"import of {'perf script' if is_perf else 'strace'}",
         rmaplab=__version__,
         kernel=kernel,
-        command=Path(path).name if names else "",
         date=datetime.datetime.fromtimestamp(os.path.getmtime(path), datetime.UTC).isoformat(
             timespec="seconds"
         ),

@@ -118,7 +118,7 @@ def rules() -> Profile:
     return profile_for(release())[0]
 
 
-def calibrate(host: Host, scripts: Sequence[Program], repeats: int, progress: Progress, name: str = "") -> CostProfile:
+def calibrate(host: Host, scripts: Sequence[Program], repeats: int, progress: Progress) -> CostProfile:
     """Measure this machine's kernel.
 
     repeats: runs of each program in each of the ROUNDS rounds
@@ -147,7 +147,7 @@ def calibrate(host: Host, scripts: Sequence[Program], repeats: int, progress: Pr
     origins |= dict.fromkeys([*direct, *locks], "measured") | dict.fromkeys(COVERED, "counted elsewhere")
     origins |= dict.fromkeys(found.costs, "fitted") | dict.fromkeys(found.weak, "fitted, weakly")
     so_far = CostProfile(
-        name=name or f"linux-{'.'.join(release().split('.')[:2])}-{len(host.cpus)}cpu",
+        name=f"linux-{'.'.join(release().split('.')[:2])}-{len(host.cpus)}cpu",
         machine=machine(),
         kernel=release(),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
