@@ -29,15 +29,13 @@ from rmaplab.mm import vma as vm
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_ANON, PTE_SHIFT, PTE_SWAP, PTE_ZERO
 from rmaplab.mm.vma import PAGE_SHIFT, PAGE_SIZE, VMA
+from rmaplab.trace.calls import DOES
 from rmaplab.trace.events import FAULT_WRITE, Event
 
 # Quiet: above any program that is not position independent, below all others.
 ARENA_PAGES: Final = 512
 BELOW_FENCE: Final = 64 << 20  # bytes under the fence that are looked at
 
-_NR: Final = {
-    "mmap": 9, "mprotect": 10, "munmap": 11, "mremap": 25, "madvise": 28, "munlock": 150, "mlock2": 325,
-}  # fmt: skip
 PLAYABLE: Final = ("mmap", "munmap", "mprotect", "mremap", "madvise", "mlock", "munlock", "fault", "fork", "exit")
 # What the witness is asked for; without swap, MADV_PAGEOUT does nothing there.
 ADVICE: Final = (
@@ -191,16 +189,8 @@ class Host:
             del self.processes[event.pid]
             return 0
         fd = self._files[e.file] if e.file >= 0 else 2**64 - 1
-        calls = {
-            "mmap": (_NR["mmap"], e.addr, e.length, e.prot, e.flags, fd, e.offset),
-            "munmap": (_NR["munmap"], e.addr, e.length),
-            "mprotect": (_NR["mprotect"], e.addr, e.length, e.prot),
-            "mremap": (_NR["mremap"], e.addr, e.length, e.length2, e.flags, e.addr2),
-            "madvise": (_NR["madvise"], e.addr, e.length, e.flags),
-            "mlock": (_NR["mlock2"], e.addr, e.length, e.flags),
-            "munlock": (_NR["munlock"], e.addr, e.length),
-        }
-        return process.ask("call " + " ".join(str(word) for word in calls[event.op]))
+        call = DOES[event.op]
+        return process.ask("call " + " ".join(str(word) for word in (call.number, *call.arguments(e, fd))))
 
     def vmas(self, pid: int) -> list[HostVMA]:
         """All VMAs, ascending."""

@@ -40,6 +40,7 @@ from rmaplab.mm.abi import (
 )
 from rmaplab.mm.ksm import AS_FOUND, BREAK, FORGET, SPLIT
 from rmaplab.mm.vmscan import KEPT, ONCE
+from rmaplab.trace.calls import DOES
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry
 
@@ -63,6 +64,11 @@ _UFFDIO_REGISTER: Final = 0xC020AA00
 _UFFDIO_UNREGISTER: Final = 0x8010AA01
 _UFFDIO_MOVE: Final = 0xC028AA05
 _REGISTER_MISSING: Final = 1
+
+# Operations that are more, or other, than the system call in trace/calls.py: methods of that name; and those that take
+# several events.
+_OWN: Final = ("exit", "fork", "madvise", "fault", "migrate", "uffd_move")
+OPERATIONS: Final = frozenset((*DOES, *_OWN, "exec", "swap_out", "ksm"))
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -104,17 +110,12 @@ class Driver:
             self._open(entry)
         self._moves: Final = self._can_move()
         self._acts: Final[Mapping[str, Callable[[Event], int]]] = {
-            "exit": self._exit, "fork": self._fork, "mmap": self._mmap, "munmap": self._plain("munmap"),
-            "mprotect": self._mprotect, "madvise": self._madvise, "mlock": self._mlock,
-            "munlock": self._plain("munlock"), "mlockall": self._mlockall, "munlockall": self._munlockall,
-            "mremap": self._mremap, "brk": self._brk, "fault": self._fault, "migrate": self._migrate,
-            "uffd_move": self._uffd_move,
+            **dict.fromkeys(DOES, self._syscall), **{op: getattr(self, f"_{op}") for op in _OWN}
         }  # fmt: skip
 
     def known(self) -> frozenset[str]:
         """Operations that can be done."""
-        known = frozenset(self._acts) | {"exec", "swap_out", "ksm"}
-        return known if self._moves else known - {"uffd_move"}
+        return OPERATIONS if self._moves else OPERATIONS - {"uffd_move"}
 
     def _open(self, entry: FileEntry) -> None:
         guest = self.guest
@@ -216,20 +217,12 @@ class Driver:
     def _call(self, event: Event, name: str, *arguments: int) -> int:
         return self.guest.syscall(self.slots[event.pid], name, *arguments)
 
-    def _plain(self, name: str) -> Callable[[Event], int]:
-        return lambda event: self._call(event, name, event.addr, event.length)
-
-    def _mmap(self, event: Event) -> int:
-        descriptor = self._descriptors[event.file]
-        return self._call(
-            event, "mmap", event.addr, event.length, event.prot, event.flags, descriptor, event.offset
-        )
-
-    def _mprotect(self, event: Event) -> int:
-        return self._call(event, "mprotect", event.addr, event.length, event.prot)
+    def _syscall(self, event: Event) -> int:
+        call = DOES[event.op]
+        return self._call(event, call.name, *call.arguments(event, self._descriptors[event.file]))
 
     def _madvise(self, event: Event) -> int:
-        result = self._call(event, "madvise", event.addr, event.length, event.flags)
+        result = self._syscall(event)
         if event.flags == MADV_FREE:
             # The folios wait on a list of their CPU, which keeps a reference, so that a write to one that is not
             # exclusive makes a copy.  What empties the list next is a matter of chance: let move_pages() do it, which
@@ -237,21 +230,6 @@ class Driver:
             scratch = self.guest.scratch
             self._call(event, "move_pages", 0, 0, scratch, scratch, scratch, 0)
         return result
-
-    def _mlock(self, event: Event) -> int:
-        return self._call(event, "mlock2", event.addr, event.length, event.flags)
-
-    def _mlockall(self, event: Event) -> int:
-        return self._call(event, "mlockall", event.flags)
-
-    def _munlockall(self, event: Event) -> int:
-        return self._call(event, "munlockall")
-
-    def _mremap(self, event: Event) -> int:
-        return self._call(event, "mremap", event.addr, event.length, event.length2, event.flags, event.addr2)
-
-    def _brk(self, event: Event) -> int:
-        return self._call(event, "brk", event.addr)
 
     def _fault(self, event: Event) -> int:
         write = int(event.flags & FAULT_WRITE != 0)

@@ -27,6 +27,7 @@ from typing import Any, Final
 from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.kernel.initramfs import archive
 from rmaplab.kernel.qmp import Monitor
+from rmaplab.trace.calls import CALLS
 
 # Beyond the system calls: guest/init.c, enum.
 TOUCH, FORK, EXEC, SPAWN, POKE, SCRATCH, PEEK, FILL = range(0x1000, 0x1008)
@@ -38,11 +39,10 @@ THP: Final = "/sys/kernel/mm/transparent_hugepage"
 GROUP: Final = "/cgroup/history"  # control group of all workers
 
 _SYS: Final = {
-    "read": 0, "write": 1, "open": 2, "close": 3, "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12,
-    "ioctl": 16, "mremap": 25, "madvise": 28, "exit": 60, "wait4": 61, "ftruncate": 77, "mkdir": 83,
-    "mlockall": 151, "munlockall": 152, "mount": 165, "swapon": 167, "munlock": 150, "mlock2": 325,
-    "memfd_create": 319, "finit_module": 313, "move_pages": 279, "userfaultfd": 323, "dup2": 33, "prctl": 157,
-    "pwrite": 18, "chroot": 161, "chdir": 80, "socket": 41, "execve": 59, "sync": 162, "close_range": 436,
+    **{call.name: call.number for call in CALLS.values()},
+    "read": 0, "write": 1, "open": 2, "close": 3, "ioctl": 16, "exit": 60, "wait4": 61, "ftruncate": 77,
+    "mkdir": 83, "mount": 165, "swapon": 167, "memfd_create": 319, "finit_module": 313, "dup2": 33, "pwrite": 18,
+    "chroot": 161, "chdir": 80, "socket": 41, "sync": 162, "close_range": 436,
 }  # fmt: skip
 
 _MS_RDONLY: Final = 1

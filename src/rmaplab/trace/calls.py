@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The system calls that a recorder follows: one table for all recorders.
+"""The system calls that a recorder follows, and a driver of a real kernel makes: one table for all of them.
 
 A call has as many registers as the kernel saves, but only as many *parameters* as it is defined with
 (SYSCALL_DEFINEn in mm/); the other registers hold leftovers.  So the table names
@@ -27,8 +27,9 @@ from rmaplab.mm.abi import (
     MADV_UNMERGEABLE,
     MADV_WIPEONFORK,
 )
+from rmaplab.trace.events import OPS, Event
 
-__all__ = ["BY_NUMBER", "CALLS", "CHANGING", "LOCKING_ADVICE", "Call"]
+__all__ = ["BY_NUMBER", "CALLS", "CHANGING", "DOES", "LOCKING_ADVICE", "Call"]
 
 # Advice that changes VMAs, for which madvise() takes mmap_lock for writing (mm/madvise.c get_lock_mode()).
 LOCKING_ADVICE: Final = frozenset((
@@ -71,6 +72,12 @@ class Call:
         """What the parameters are, of what the registers hold: rights, flags and identifiers have 32 bits."""
         return [value & mask for mask, value in zip(self._masks, values, strict=False)]
 
+    def arguments(self, event: Event, descriptor: int = -1) -> list[int]:
+        """What the call is given to do `event`; `descriptor`: of its file."""
+        return [
+            descriptor if field == "file" else int(getattr(event, field)) if field else 0 for field in self.parameters
+        ]
+
 
 _RANGE: Final = ("addr", "length")
 _SKIPPED: Final = {
@@ -112,3 +119,6 @@ CALLS: Final = {
     )
 }
 BY_NUMBER: Final = {call.number: call for call in CALLS.values()}
+
+# The call that does an operation, where one does all of it.
+DOES: Final = {op: CALLS["mlock2" if op == "mlock" else op] for op in OPS if op in CALLS and op != "fork"}
