@@ -21,6 +21,7 @@ ORDERINGS = {
     "moves: write_seqcount_end()": "smp_wmb()",
     "pmd_install()": "smp_wmb()",
     "free cow_context": "call_rcu()",
+    "put_anon_vma()": "fully ordered atomic",
 }
 
 
@@ -32,7 +33,3 @@ def test_lkmm_forbids_the_outcome_with_the_ordering_and_allows_it_without(name: 
         test = program.parse(each.text)
         met, _ = program.holds(test, program.run(test, lkmm.Lkmm()))
         assert (met == 0) is each.forbidden, each.text
-
-
-def test_an_atomic_has_no_shape_of_its_own() -> None:
-    assert litmus_tests("design", Ordering("change mapcount", "fully ordered atomic", None, 0, 0)) == []

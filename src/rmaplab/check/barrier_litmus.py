@@ -2,8 +2,9 @@
 """The orderings that a design needs as litmus tests in the kernel's C, for herd7.
 
 An ordering that a scenario needs (barriers.py) is reduced to its shape: a fresh object that is published and followed,
-a change that a sequence count covers, or an object that is freed when nobody can look at it any more.  Each test exists
-twice, with the ordering and without; LKMM forbids the outcome of the first and allows that of the second.
+a change that a sequence count covers, an object that is freed when nobody can look at it any more, or one whose last
+reference is dropped.  Each test exists twice, with the ordering and without; LKMM forbids the outcome of the first and
+allows that of the second.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def _body(ordering: Ordering, there: bool) -> str:
         return _published(_RELEASE, there)
     if primitive == "call_rcu()":
         return _freed(there)
+    if primitive == "fully ordered atomic":
+        return _dropped("atomic_dec_return" if there else "atomic_dec_return_relaxed")
     if what == "pmd_install()":
         return _published(f"smp_wmb();\n\t{_PLAIN}" if there else _PLAIN, True)
     if what.endswith(("write_seqcount_end()", "read_seqcount_begin()")):
@@ -110,6 +113,34 @@ P1(int **pointer, int *field)
 }}
 
 exists (1:r0=field /\\ 1:r1=1)
+"""
+
+
+def _dropped(drop: str) -> str:
+    """Two have a reference to an object; does who drops the last find what the other did to it before?"""
+    return f"""{{
+atomic_t references = ATOMIC_INIT(2);
+int field = 0;
+}}
+
+P0(atomic_t *references, int *field)
+{{
+	int r0;
+
+	WRITE_ONCE(*field, 1);
+	r0 = {drop}(references);
+}}
+
+P1(atomic_t *references, int *field)
+{{
+	int r0;
+	int r1;
+
+	r0 = {drop}(references);
+	r1 = READ_ONCE(*field);
+}}
+
+exists (1:r0=0 /\\ 1:r1=0)
 """
 
 

@@ -91,13 +91,13 @@ def barriers(
     missing: list[Shown] = []
     broken: list[str] = []
     for name in tried:
-        if _try(name, design, SEQUENTIAL, limit)[0] is not None:
-            broken.append(name)
-            continue
         memory = Model("weak")
         shown, _ = _try(name, design, memory, limit)
         if shown is not None:
-            missing.append(shown)
+            if _try(name, design, SEQUENTIAL, limit)[0] is not None:
+                broken.append(name)
+            else:
+                missing.append(shown)
             continue
         for ordering, primitive in memory.used.items():
             found[ordering] = primitive

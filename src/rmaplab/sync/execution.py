@@ -373,7 +373,15 @@ class Execution(Scheduler):
         if task is not None and (self.weak or field not in WAYS):
             self._announce_location(task, POINT, what, subject, field, index, WRITE, order, whole)
 
-    def update(self, what: str, subject: object, field: str, index: int, order: int) -> None:
+    def update(
+        self,
+        what: str,
+        subject: object,
+        field: str,
+        index: int,
+        order: int,
+        succeeds: Callable[[object], bool] | None = None,
+    ) -> None:
         task = self.current
         if task is not None and (self.weak or field not in WAYS):
             mode = ADD if order == PLAIN else WRITE

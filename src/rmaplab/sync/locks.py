@@ -85,8 +85,16 @@ class Scheduler:
         else:
             self.point_in(whole, what, subject, write)
 
-    def update(self, what: str, subject: object, field: str, index: int, order: int) -> None:
-        """The caller is about to change a number atomically (Documentation/atomic_t.txt)."""
+    def update(
+        self,
+        what: str,
+        subject: object,
+        field: str,
+        index: int,
+        order: int,
+        succeeds: Callable[[object], bool] | None = None,
+    ) -> None:
+        """The caller is about to change a number atomically (Documentation/atomic_t.txt), if the old one `succeeds`."""
         self._point_at(what, subject, field, index, None, True)
 
     def initialised(self, what: str, subject: object, fields: str) -> None:

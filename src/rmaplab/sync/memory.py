@@ -19,18 +19,21 @@ message that it allows.  Views move with messages:
 - releases, locks and grace periods hand over what was kept aside as well (they are cumulative).
 
 herd7 judges this (tests/litmus/).  What it leaves out: load buffering, that is, a store that others see before
-an earlier load of its own task is done, for which the kernel's model demands a dependency or a fence.  A store that
-could come before another in the order of a location though it is made later (2+2W) is refused instead: two tasks that
-store to one location without a lock or an atomic between them race, and that is said (Finding).  A dependency is told
-by the object that is reached, whichever way a task came to it.
+an earlier load of its own task is done, for which the kernel's model demands a dependency or a fence.  A dependency is
+told by the object that is reached, whichever way a task came to it.
+
+Two tasks that store to one location without a lock or an atomic between them race, and that is said (Finding).  Where
+it is no mistake (`racing`), a store may also come before others in the order of a location though it is made later
+(2+2W), and an atomic reads from any message that no other atomic read from, and comes right after it.
 
 Invariants: a location's last message is what the object holds; the message of a plain store to a fresh object is
-preceded by one that says UNINITIALISED.
+preceded by one that says UNINITIALISED.  The messages of a location are in its order, and `at` grows along them; a
+view keeps that of a message.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from rmaplab.sync.errors import Finding
@@ -38,6 +41,7 @@ from rmaplab.sync.fields import VERSION, WHOLE, look
 from rmaplab.sync.order import ACQUIRE, ALL, FULL, ONCE, READS, RELEASE
 
 View = dict[int, int]
+_APART: Final = 1 << 40  # places of messages, where others may come between
 _ATOMICS: Final = {
     ACQUIRE: "atomic with _acquire", RELEASE: "atomic with _release", FULL: "fully ordered atomic"
 }  # fmt: skip
@@ -54,12 +58,14 @@ UNINITIALISED: Final = _Uninitialised()
 class Message:
     """A value that was stored: by whom (task, -1 before the tasks began), at which step, under which name, the view
     that it hands over, and what had reached all CPUs before (`gone`).  `content`: where what it points to was stored
-    just before, -1: nowhere."""
+    just before, -1: nowhere; `taken`: an atomic read from it."""
 
     def __init__(
-        self, value: object, task: int, step: int, what: str, view: View, gone: View, content: int = -1
+        self, value: object, at: int, task: int, step: int, what: str, view: View, gone: View, content: int = -1
     ) -> None:
         self.value = value
+        self.at: Final = at
+        self.taken = False
         self.task: Final = task
         self.step: Final = step
         self.what: Final = what
@@ -120,11 +126,13 @@ class Memory:
     """All locations, and what each task knows of them.
 
     weakened: names of orderings that are taken away
+    racing:   stores to one location that nothing orders are no mistake
     used:     names of orderings that were met, with what they are
     """
 
-    def __init__(self, weakened: frozenset[str]) -> None:
+    def __init__(self, weakened: frozenset[str], racing: bool = False) -> None:
         self.weakened: Final = weakened
+        self.racing: Final = racing
         self.used: dict[str, str] = {}
         self.tasks: Final[list[TaskView]] = []
         self.fences: Final[View] = {}  # what all smp_mb() handed over
@@ -139,7 +147,7 @@ class Memory:
         found = self._locations.get(at)
         if found is None:
             found = Location(self._number(), subject, field, index)
-            found.messages.append(Message(found.now(), -1, -1, "", {}, {}))
+            found.messages.append(Message(found.now(), 0, -1, -1, "", {}, {}))
             self._locations[at] = found
         return found
 
@@ -150,13 +158,51 @@ class Memory:
     # Loads
 
     def oldest(self, task: int, location: Location, key: int) -> int:
-        """The number of the oldest message that the task may load from a location of object `key`."""
+        """Where the oldest message is that the task may load from a location of object `key`."""
         view = self.tasks[task]
         oldest = view.now.get(location.number, 0)
         through = view.through.get(key)
         if through is not None:
             oldest = max(oldest, through.get(location.number, 0))
         return oldest
+
+    def allowed(self, task: int, location: Location, key: int) -> int:
+        """How many messages the task may load from it."""
+        oldest = self.oldest(task, location, key)
+        messages = location.messages
+        if not self.racing:
+            return len(messages) - oldest
+        return sum([1 for message in messages if message.at >= oldest])
+
+    def places(self, task: int, location: Location, key: int, full: bool = False) -> list[int]:
+        """How many messages the task may have its store come before: 0 is none of them.  A store is ordered after all
+        earlier loads of its task, and after smp_mb() if it is `full`."""
+        places = [0]
+        if self.racing:
+            oldest = max(self.oldest(task, location, key), self.tasks[task].aside.get(location.number, 0))
+            if full:
+                oldest = max(oldest, self.fences.get(location.number, 0))
+            messages = location.messages
+            for before in range(1, len(messages)):
+                if messages[-before].at <= oldest:
+                    break
+                if not messages[-before - 1].taken:
+                    places.append(before)
+        return places
+
+    def sources(
+        self, task: int, location: Location, key: int, full: bool, succeeds: Callable[[object], bool] | None
+    ) -> list[int]:
+        """How old the messages are that an atomic of the task may read from; `succeeds`: does it store, after that?"""
+        if not self.racing:
+            return [0]
+        messages = location.messages
+        places = self.places(task, location, key, full)  # of its store, if it makes one
+        found: list[int] = []
+        for age in range(self.allowed(task, location, key)):
+            if age in places or (succeeds is not None and not succeeds(messages[-1 - age].value)):
+                found.append(age)
+        return found
 
     def load(
         self, task: int, location: Location, key: int, number: int, order: int, what: str, pointee: int
@@ -165,8 +211,8 @@ class Memory:
         may still be what was there before."""
         view = self.tasks[task]
         message = location.messages[number]
-        if view.now.get(location.number, 0) < number:
-            view.now[location.number] = number
+        if view.now.get(location.number, 0) < message.at:
+            view.now[location.number] = message.at
         if order == ACQUIRE:
             self.used[what] = "smp_load_acquire()"
         elif order == ONCE and pointee >= 0:
@@ -200,24 +246,25 @@ class Memory:
 
     # Stores
 
-    def store(self, task: int, location: Location, order: int, what: str, step: int, name: str) -> Message:
-        """The task stores; the value is to be filled in.
+    def store(
+        self, task: int, location: Location, order: int, what: str, step: int, name: str, before: int = 0
+    ) -> Message:
+        """The task stores; the value is to be filled in.  It comes before so many messages (`places`).
 
         :raises Finding: another task stored there, and nothing orders the two
         """
-        newest = len(location.messages) - 1
-        view = self.tasks[task]
-        if view.now.get(location.number, 0) < newest:
-            other = location.messages[newest]
+        other = location.messages[-1]
+        if not self.racing and self.tasks[task].now.get(location.number, 0) < other.at:
             raise Finding(
                 f"{name} and another task store to the same place, and nothing orders them: {other.what}, {what}"
             )
         if order == RELEASE:
             self.used[what] = "smp_store_release()"
-        return self._append(task, location, order == RELEASE and what not in self.weakened, what, step)
+        release = order == RELEASE and what not in self.weakened
+        return self._insert(task, location, len(location.messages) - before, release, what, step)
 
-    def update(self, task: int, location: Location, order: int, what: str, step: int) -> Message:
-        """The task changes the newest value atomically; the new one is to be filled in."""
+    def update(self, task: int, location: Location, order: int, what: str, step: int, age: int = 0) -> Message:
+        """The task changes the newest value atomically, or an older one (`sources`); the new one is to be filled in."""
         view = self.tasks[task]
         if order in _ATOMICS:
             self.used[what] = _ATOMICS[order]
@@ -225,20 +272,32 @@ class Memory:
                 order = ONCE
         if order == FULL:
             self._mb(view)
-        newest = location.messages[-1]
+        number = len(location.messages) - age
+        newest = location.messages[number - 1]
+        newest.taken = True
         found = view.now if order == FULL or order == ACQUIRE else view.aside
         join(found, newest.view)
         join(found, newest.gone)
         self._goes(view, newest.gone)
-        message = self._append(task, location, order == FULL or order == RELEASE, what, step)
+        view.last = {}
+        if order >= ONCE:
+            join(view.last, newest.view)
+            join(view.last, newest.gone)
+        message = self._insert(task, location, number, order == FULL or order == RELEASE, what, step)
         join(message.view, newest.view)  # a release sequence goes on through atomics
         if order == FULL:
             self._mb(view)
         return message
 
-    def _append(self, task: int, location: Location, release: bool, what: str, step: int) -> Message:
+    def _insert(
+        self, task: int, location: Location, number: int, release: bool, what: str, step: int
+    ) -> Message:
+        """A new message, which is to be number `number` of its location."""
         view = self.tasks[task]
-        number = len(location.messages)
+        messages = location.messages
+        at = messages[number - 1].at + (_APART if self.racing else 1)
+        if number < len(messages):
+            at = (messages[number - 1].at + messages[number].at) // 2
         content = -1
         if location.field == VERSION:
             content = self._number()
@@ -247,18 +306,18 @@ class Memory:
         join(handed, view.now if release else view.later)
         if release:  # it is cumulative: also what loads found that ordered nothing here
             join(handed, view.aside)
-        handed[location.number] = number
-        view.now[location.number] = number
-        message = Message(None, task, step, what, handed, view.gone, content)
-        location.messages.append(message)
+        handed[location.number] = at
+        view.now[location.number] = at
+        message = Message(None, at, task, step, what, handed, view.gone, content)
+        messages.insert(number, message)
         join(view.own, handed)
         return message
 
     def initialise(self, task: int, location: Location, what: str, step: int) -> None:
         """The location is one of a fresh object, and the task has just stored its first value."""
         del location.messages[:]
-        location.messages.append(Message(UNINITIALISED, task, step, what, {}, {}))
-        self._append(task, location, False, what, step).value = location.now()
+        location.messages.append(Message(UNINITIALISED, 0, task, step, what, {}, {}))
+        self._insert(task, location, 1, False, what, step).value = location.now()
 
     # Fences, locks, grace periods
 
@@ -313,5 +372,6 @@ class Memory:
         self.stored[lock] = view.unlocked
 
     def take_over(self, task: int, view: View) -> None:
-        """What `view` knows happened before all that the task does from now on."""
+        """What `view` knows has reached all CPUs before whatever the task does from now on."""
         join(self.tasks[task].now, view)
+        self._goes(self.tasks[task], view)

@@ -14,6 +14,7 @@ Invariant: code between two announcements runs as one step (execution.py), so a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from rmaplab.sync.locks import Scheduler
@@ -87,12 +88,18 @@ def smp_store_release(
 
 
 def atomic(
-    scheduler: Scheduler | None, what: str, subject: object, field: str, index: int = 0, order: int = FULL
+    scheduler: Scheduler | None,
+    what: str,
+    subject: object,
+    field: str,
+    index: int = 0,
+    order: int = FULL,
+    succeeds: Callable[[object], bool] | None = None,
 ) -> None:
     """An atomic that returns a value, or decides by it, changes a number in the next statement: fully ordered, or as
-    its suffix says (ACQUIRE, RELEASE, ONCE for _relaxed)."""
+    its suffix says (ACQUIRE, RELEASE, ONCE for _relaxed).  Unless the old value `succeeds` it is but a load."""
     if scheduler is not None:
-        scheduler.update(what, subject, field, index, order)
+        scheduler.update(what, subject, field, index, order, succeeds)
 
 
 def atomic_inc(scheduler: Scheduler | None, what: str, subject: object, field: str, index: int = 0) -> None:

@@ -20,20 +20,36 @@ from collections.abc import Callable
 from typing import Final
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.execution import ADD, CALL, ENTER, LEAVE, POINT, READ, UPDATE, WAIT, Execution, Step, Task
+from rmaplab.sync.execution import (
+    ADD,
+    CALL,
+    ENTER,
+    LEAVE,
+    POINT,
+    READ,
+    UPDATE,
+    WAIT,
+    WRITE,
+    Execution,
+    Step,
+    Task,
+)
 from rmaplab.sync.fields import VERSION, WHOLE
 from rmaplab.sync.memory import UNINITIALISED, Location, Memory, Message, TaskView, View, join
-from rmaplab.sync.order import ALL
+from rmaplab.sync.order import ALL, FULL, ONCE
 
 
 class WeakExecution(Execution):
     """`weakened`:    names of orderings that are taken away
-    `synchronous`: tasks may wait for grace periods (synchronize_rcu()), so it matters when a reader has left"""
+    `synchronous`: tasks may wait for grace periods (synchronize_rcu()), so it matters when a reader has left
+    `racing`:      stores to one location that nothing orders are no mistake"""
 
-    def __init__(self, weakened: frozenset[str] = frozenset(), synchronous: bool = False) -> None:
+    def __init__(
+        self, weakened: frozenset[str] = frozenset(), synchronous: bool = False, racing: bool = False
+    ) -> None:
         super().__init__()
         self.weak = True
-        self.memory: Final = Memory(weakened)
+        self.memory: Final = Memory(weakened, racing)
         self.calls: Final[list[tuple[View, int, int]]] = []  # grace periods: what each hands over, who asked, and when
         self.called: Final[list[int]] = []  # and the number of what each frees
         self.synchronous: Final = synchronous
@@ -41,9 +57,11 @@ class WeakExecution(Execution):
         self.left: Final[list[View]] = []  # what readers knew that left before it, or that it waited for
         self.gone: Final[View] = {}  # what all readers knew when they left
         self.gate: Final = object()
+        self.full: Final = object()  # stands for all full barriers
         self.over: Final[set[int]] = set()  # those that somebody has waited for
         self._unfilled: Final[list[tuple[Location, Message]]] = []
         self._loaded: object = None
+        self._succeeds: Final[dict[int, Callable[[object], bool] | None]] = {}  # of each task's next atomic
 
     def lasting(self) -> list[object]:
         return [self.lock_order, self.memory.used]
@@ -53,6 +71,20 @@ class WeakExecution(Execution):
         self.memory.tasks.append(TaskView())
 
     # Locations
+
+    def update(
+        self,
+        what: str,
+        subject: object,
+        field: str,
+        index: int,
+        order: int,
+        succeeds: Callable[[object], bool] | None = None,
+    ) -> None:
+        task = self.current
+        if task is not None:
+            self._succeeds[task.number] = succeeds
+            super().update(what, subject, field, index, order, succeeds)
 
     def loaded(self, subject: object, field: str, index: int) -> object:
         return self._loaded
@@ -84,6 +116,8 @@ class WeakExecution(Execution):
     def fence(self, what: str, kind: int) -> None:
         task = self.current
         if task is not None:
+            if kind == ALL:  # a step, since all of them come one after the other
+                self._announce(task, POINT, what, self.full, WRITE)
             self.memory.fence(task.number, kind, what)
 
     def depends(self, what: str, subject: object) -> None:
@@ -99,14 +133,19 @@ class WeakExecution(Execution):
         if step.kind == ENTER:
             return self._grace_periods(task, clock)
         location = step.location
-        if location is None or step.mode != READ:
+        if location is None or (step.mode != READ and not self.memory.racing):
             return [0]
         newest = len(location.messages) - 1
         message = location.messages[newest]
-        if clock and message.task >= 0 and clock[message.task] <= message.step:
+        if clock and not self.memory.racing and message.task >= 0 and clock[message.task] <= message.step:
             return [0]
-        oldest = self.memory.oldest(task.number, location, self._key(location.subject))
-        ages = list(range(newest - oldest + 1))
+        key = self._key(location.subject)
+        if step.order >= UPDATE:
+            full = step.order == UPDATE + FULL and step.what not in self.memory.weakened
+            return self.memory.sources(task.number, location, key, full, self._succeeds.get(task.number))
+        if step.mode != READ:
+            return self.memory.places(task.number, location, key)
+        ages = list(range(self.memory.allowed(task.number, location, key)))
         if step.kind == WAIT:  # of a sequence count, only those that do not make it wait
             return [age for age in ages if not self._is_odd(location.messages[newest - age].value)]
         return ages
@@ -144,9 +183,16 @@ class WeakExecution(Execution):
         if step.order >= UPDATE:
             if not memory.is_there(task.number, location, self._key(location.subject)):
                 raise self._too_early(task, step.what, location.field, location.messages[1])
-            new = memory.update(task.number, location, step.order - UPDATE, step.what, number)
+            message = location.messages[-1 - age]
+            self._loaded = message.value
+            succeeds = self._succeeds.get(task.number)
+            if succeeds is not None and not succeeds(message.value):
+                key = self._key(location.subject)
+                memory.load(task.number, location, key, len(location.messages) - 1 - age, ONCE, step.what, -1)
+                return
+            new = memory.update(task.number, location, step.order - UPDATE, step.what, number, age)
         else:
-            new = memory.store(task.number, location, step.order, step.what, number, task.name)
+            new = memory.store(task.number, location, step.order, step.what, number, task.name, age)
         self._unfilled.append((location, new))
 
     def _who(self, message: Message) -> str:
@@ -155,6 +201,9 @@ class WeakExecution(Execution):
     def _settle(self) -> None:
         for location, message in self._unfilled:
             message.value = location.now()
+            newest = location.messages[-1]
+            if newest is not message:  # the object keeps what comes last
+                setattr(location.subject, location.field, newest.value)
         self._unfilled.clear()
 
     # Locks
@@ -233,10 +282,9 @@ class WeakExecution(Execution):
         step = task.pending
         if step is not None and step.kind == ENTER:
             known = len(self.calls) - age
-            view = self.memory.tasks[task.number].now
             for number, (handed, _, _) in enumerate(self.calls):
                 if number < known:
-                    join(view, handed)
+                    self.memory.take_over(task.number, handed)
                 else:
                     self.freed[self.called[number]].readers.append(task.number)
                     self.waited[number].append(task.number)
