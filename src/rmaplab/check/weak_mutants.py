@@ -29,6 +29,8 @@ PLACES: Final = {
     "free vm_area_struct": "vm_area_free(), mm/vma_init.c: SLAB_TYPESAFE_BY_RCU; call_rcu() for a walk",
     "pmd_install()": "pmd_install(), mm/memory.c: smp_wmb()",
     "pmdp_get_lockless()": "___pte_offset_map(), mm/pgtable-generic.c: READ_ONCE(), and an address dependency",
+    "remove record": "find_and_unmap_existing(), mm/cow_context.c of the prototype: as add record",
+    "update record": "find_and_remap_existing(), mm/cow_context.c of the prototype: as add record",
     "free page table": "pte_free_defer(), mm/pgtable-generic.c: call_rcu()",
     "free mm_struct": "mmdrop(), include/linux/sched/mm.h; call_rcu() for a walk under RCU alone",
     "link child context": "dup_cow_context(), mm/cow_context.c of the prototype: list_add_rcu()",
@@ -78,24 +80,38 @@ _NEEDED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "pte_chain": {
         _UNMAPPED: ("change VMA tree", "look up VMA"),
         _FIRST_FAULTS: ("pmd_install()", "pmdp_get_lockless()"),
+        _MERGED: ("free vm_area_struct",),
     },
     "anonmm": {
         "referenced / first fault": ("change VMA tree", "look up VMA"),
         _FIRST_FAULTS: ("pmd_install()", "pmdp_get_lockless()"),
+        "referenced / munmap": ("free vm_area_struct",),
     },
     "cow_context_prototype": {
         _FORKED: ("link child context", "first child", "pmd_install()", "pmdp_get_lockless()"),
         "referenced / first fault": ("change VMA tree", "look up VMA"),
+        "referenced / mremap away": ("update record", "read records", "free vm_area_struct"),
+        "referenced / exit of the parent": ("free mm_struct",),
     },
     "lineage": {
-        _FORKED: ("link child context", "first child"),
+        _FORKED: ("link child context", "first child", "pmd_install()", "pmdp_get_lockless()"),
+        _UNMAPPED: ("change VMA tree", "look up VMA", "free page table"),
+        _MOVED: ("add record", "remove record", "read records"),
     },
     "cow_context": {
         _FORKED: ("link child context", "first child", "pmd_install()", "pmdp_get_lockless()"),
         "referenced / first fault": ("change VMA tree", "look up VMA"),
-        _MERGED: ("moves: read_seqcount_begin()", "moves: read_seqcount_retry()", "moves: write_seqcount_end()"),
+        _MERGED: (
+            "moves: read_seqcount_begin()", "moves: read_seqcount_retry()", "moves: write_seqcount_end()",
+            "free vm_area_struct",
+        ),
+        _MOVED: ("add record",),
+        "referenced / mremap back": ("remove record", "read records"),
+        "referenced / exit of the child": ("free cow_context",),
+        "referenced / exit of the parent": ("free mm_struct",),
+        "migrate / munmap with its page table": ("free page table",),
     },
-}
+}  # fmt: skip
 
 _SHIPPED: Final = {("anon_vma", "publish vma->anon_vma"): "b6ac0b3f6013"}
 
