@@ -177,7 +177,9 @@ def markdown(verdicts: Sequence[Verdict], command: str) -> str:
         "taken (`src/rmaplab/check/mutants.py`, `race_mutants.py`), and each has to be found: by random histories",
         f"(`rmaplab verify`) within {STEPS:,} steps, or by the interleavings of one scenario (`rmaplab race`) within",
         f"{INTERLEAVINGS:,}.  The same search with the mutation switched off, as far as it went with it, has to find",
-        "nothing: that is the column `off`.  Seconds are of CPU time.",
+        "nothing: that is the column `off`.  Seconds are of CPU time.  Where an ordering was taken away",
+        "(`weak_mutants.py`), the interleavings are those of `race --memory weak`, and under sequential consistency",
+        "nothing may be found, either.",
         "",
     ]
     for title, some in (("Bugs that shipped", shipped), ("Bugs of our own", own)):

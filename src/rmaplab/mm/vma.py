@@ -174,7 +174,7 @@ def vma_lookup(scheduler: Scheduler | None, mm: MM, addr: int) -> VMA | None:
     each node)."""
     vma = _tree_of(scheduler, mm).at(addr)
     if scheduler is not None and vma is not None:
-        depends(scheduler, "look up VMA", vma)
+        _leads_to(scheduler, vma)
     return vma
 
 
@@ -183,8 +183,14 @@ def find_vmas(scheduler: Scheduler | None, mm: MM, start: int, end: int) -> list
     found = _tree_of(scheduler, mm).overlapping(start, end)
     if scheduler is not None:
         for vma in found:
-            depends(scheduler, "look up VMA", vma)
+            _leads_to(scheduler, vma)
     return found
+
+
+def _leads_to(scheduler: Scheduler, vma: VMA) -> None:
+    """The node leads to the VMA, and that to the page table: page_vma_mapped_walk() takes vma->vm_mm."""
+    depends(scheduler, "look up VMA", vma)
+    depends(scheduler, "look up VMA", vma.mm.page_table)
 
 
 def _tree_of(scheduler: Scheduler | None, mm: MM) -> VMATree[VMA]:
