@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from acts import fork, leave, mmap, start, write
@@ -23,7 +24,7 @@ from rmaplab.commands import VERBS
 from rmaplab.commands.frame import main
 from rmaplab.mm.profile import REFERENCE
 from rmaplab.trace.events import Event
-from rmaplab.trace.history import Header, History, write_history
+from rmaplab.trace.history import Header, History, read_history, write_history
 from rmaplab.trace.record import RecordError
 from rmaplab.workloads import FAMILIES
 from rmaplab.workloads.workload import AREA
@@ -258,6 +259,31 @@ def test_record_lets_the_command_have_stdout(tmp_path: Path) -> None:
     )
     assert told["holds"] is True
     assert told["figures"]["processes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "told"), [("exit 0", 0, "exit 0"), ("exit 7", 7, "exit 7"), ("kill -TERM $$", 143, "signal 15")]
+)
+def test_record_ends_as_the_command_did_and_says_how(tmp_path: Path, ends: str, status: int, told: str) -> None:
+    recorded = rmaplab_apart("record", "-o", str(tmp_path / "f.parquet"), "--", "sh", "-c", ends, status=status)
+    assert f"sh ended with {told}" in recorded.stderr
+
+
+def test_a_recording_that_cannot_be_vouched_for_does_not_hold(tmp_path: Path, recording: Path) -> None:
+    history = read_history(recording)
+    for name, value, why in (
+        ("lost", 3, "3 events were lost"),
+        ("complete", False, "the program was not seen to its end"),
+        ("unfollowed", {"a 32-bit program": 1}, "a 32-bit program is not followed, and was seen (1 times)"),
+        ("skipped", {"io_setup": 2}, "io_setup may change VMAs, is not modelled, and was called (2 times; "),
+    ):
+        header = msgspec.structs.replace(history.header, order="locks", **{name: value})
+        write_history(tmp_path / "doubtful.parquet", History(header, list(history)))
+        found = report("compare", str(tmp_path / "doubtful.parquet"), status=1)
+        (doubt,) = [difference["what"] for difference in found["differences"] if difference["kind"] == "recording"]
+        assert found["holds"] is False and doubt.startswith(why)
+        text = rmaplab("compare", str(tmp_path / "doubtful.parquet"), status=1).stdout
+        assert "order known from mmap_lock, maps of 0 of 2 processes compared" in " ".join(text.split())
 
 
 def test_the_example_is_played_where_nothing_can_record(monkeypatch: pytest.MonkeyPatch) -> None:

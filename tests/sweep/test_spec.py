@@ -11,6 +11,8 @@ from rmaplab.rmap import DESIGNS
 from rmaplab.sweep.errors import SweepError
 from rmaplab.sweep.points import Compare, Race, Scale, Verify
 from rmaplab.sweep.spec import Spec, read_spec
+from rmaplab.trace.history import write_history
+from rmaplab.workloads.forkchain import ForkChain
 
 
 def spec(directory: Path, text: str) -> Spec:
@@ -92,6 +94,16 @@ def test_the_key_depends_on_the_contents_of_files(tmp_path: Path) -> None:
         assert list(point.files) == ["mine.py"]
         keys.append(point.key())
     assert keys[0] != keys[1]
+
+
+def test_two_recordings_of_one_name_are_not_taken_for_one(tmp_path: Path) -> None:
+    for directory, times in (("a", 1), ("b", 2), ("c", 1)):
+        (tmp_path / directory).mkdir()
+        write_history(tmp_path / directory / "h.parquet", ForkChain(generations=times + 1).history())
+    text = '[[compare]]\nhistory = ["a/h.parquet", "{}/h.parquet"]\ndesigns = ["anon_vma"]\n'
+    with pytest.raises(SweepError, match=r"two recordings are called h\.parquet: give one of them another name"):
+        spec(tmp_path, text.format("b"))
+    assert len(spec(tmp_path, text.format("c")).points) == 2  # the same recording
 
 
 @pytest.mark.parametrize(

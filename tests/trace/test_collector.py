@@ -4,6 +4,7 @@
 import struct
 import time
 from collections.abc import Callable
+from time import sleep
 from typing import IO, Any
 
 import numpy as np
@@ -50,6 +51,7 @@ class Source:
         self.held = 1 << 62
         self.early = 0
         self.timeline = Timeline()
+        self.slow = 0.0  # seconds that telling of a record takes
 
     def decode(self, data: bytearray) -> Records | Faults | None:
         times = np.frombuffer(bytes(data), dtype=np.int64)
@@ -57,6 +59,7 @@ class Source:
         return Records([(time, self.tell) for time in times.tolist()], times, times - self.early)
 
     def tell(self, time: int, act: object) -> None:
+        sleep(self.slow)
         self.told.append(time)
         self.timeline.returned(time, 0, 5, 5, CALLS["munlockall"], [], 0, time - self.early)
 
@@ -130,3 +133,13 @@ def test_all_is_told_at_the_end_whatever_is_held() -> None:
     source.ring.happens(now)
     collector.stop()
     assert source.told == [now]
+
+
+def test_what_takes_long_after_the_end_says_how_far_it_is() -> None:
+    source = Source()
+    source.slow = 2.5
+    collector = Collector(source, source.timeline, Reducer(), live=False)
+    source.ring.happens(time.monotonic_ns())
+    said: list[str] = []
+    collector.stop(said.append)
+    assert said[0] == "putting 0 MiB of events in order: 100%" and len(said) <= 3

@@ -340,4 +340,6 @@ def test_what_cannot_be_recorded_is_said_in_a_sentence(tmp_path: Path) -> None:
         record(["true"], tmp_path / "h", recorder="tape")
     with pytest.raises(CannotWrite, match="there is no directory"):
         record(["true"], tmp_path / "nowhere" / "h")
+    with pytest.raises(CannotWrite, match="is a directory"):  # before the command is run
+        record(["touch", str(tmp_path / "ran")], tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -80,11 +80,16 @@ def read_spec(path: Path) -> Spec:
     seen: set[str] = set()
     once = [point for point in spec.points if not (point.key() in seen or seen.add(point.key()))]  # type: ignore[func-returns-value]
     spec = Spec(name, once, path.parent)
+    recordings: dict[str, str] = {}  # digests by name: rows of a table know no more of a history than its name
     for point in spec.points:
         try:
             point.check(spec.find)
         except (ValueError, CannotRun) as error:  # workloads, recordings, designs have errors of their own
             raise SweepError(f"{path}: {point.title()}: {error}") from None
+        for file, digest in point.files.items():
+            name = Path(file).name
+            if name == point.history_name() and recordings.setdefault(name, digest) != digest:
+                raise SweepError(f"{path}: two recordings are called {name}: give one of them another name")
     return spec
 
 
