@@ -360,7 +360,7 @@ def test_a_result_that_the_machine_does_not_give_is_reported_with_its_event(tmp_
         (["compare", "aim7", "children"], "'children' is no parameter: say NAME=VALUE"),
         (["compare", "aim7", "child=3"], "aim7 has no parameter 'child'; did you mean 'children'?"),
         (["compare", "aim7", "children=x"], "aim7: children=x has to be a whole number from 1 to 10000 (children"),
-        (["compare", "aim7", "--profile", "2.4"], "there is no profile '2.4' (there are 6."),
+        (["compare", "aim7", "--profile", "2.4"], "there is no profile '2.4' (there are 7.3, "),
         (["compare", "aim7", "--leader", "me"], "the leader 'me' is not one of the designs (anon_vma, "),
         (["run", "aim7", "--every", "-1"], "Invalid value for '--every'"),
         (["run", "aim7", "--evry", "1"], "No such option: --evry"),
