@@ -306,7 +306,7 @@ class Camera:
         witness.forget()
         witness.listening = True
         try:
-            for vma, addr in design.walk(head):
+            for vma, addr in design.glance(head):
                 hit = maps_folio(self.machine, vma, addr, head)
                 if len(places) == self.detail.places:
                     more += 1

@@ -360,6 +360,10 @@ class ReverseMap:
         """
         raise NotImplementedError(f"{self.name} does not say how to walk")
 
+    def glance(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        """The same for who only looks on, and may leave nothing behind that later walks would find."""
+        return self.walk(pfn)
+
     def can_merge(self, source: VMA | None, existing: VMA, growing: bool) -> bool:
         """May a range become part of `existing`, everything else being equal?  `source` is the VMA that the range
         belongs to, or that mremap moves it from, or with `growing` the VMA that is to grow over the range, which is

@@ -123,6 +123,7 @@ class LineageRmap(CowContextRmap):
         self.names: Final[dict[int, Name]] = {}  # by number
         self.name_pool: Final[Pool] = self.ledger.pool("context name", 16)
         self._taking_over = False
+        self._glances = False
 
     def line_of(self, mm: MM) -> Line:
         return cast(Line, mm.rmap[self.slot])
@@ -445,7 +446,7 @@ class LineageRmap(CowContextRmap):
             name = forward
             hops += 1
         self.visited.count += hops
-        if hops > 1:  # whoever comes next has one step to go
+        if hops > 1 and not self._glances:  # whoever comes next has one step to go
             write_once(self.scheduler, "forward name", first, "forward")
             first.forward = name
         return cast("CowContext | None", read_once(self.scheduler, "context", name, "context", name.context)), hops > 0
@@ -516,6 +517,14 @@ class LineageRmap(CowContextRmap):
                     again = context.moves.read_retry(begun)
         finally:
             self.rcu.read_unlock()
+
+    def glance(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        """Without an index that was not there before."""
+        self._glances = True
+        try:
+            yield from self.walk(pfn)
+        finally:
+            self._glances = False
 
     def _space(self, context: CowContext) -> MM | None:
         """Its address space, which stays as long as this RCU section; None if it is gone."""
@@ -589,7 +598,7 @@ class LineageRmap(CowContextRmap):
                 then = seen(self.scheduler, vma)
                 if then.start <= addr < then.end:
                     found = vma
-                if vma not in index.vmas:
+                if vma not in index.vmas and not self._glances:
                     index.vmas.append(vma)
                     self.changed.count += 1
         index.vmas.sort(key=_start)
@@ -632,7 +641,8 @@ class LineageRmap(CowContextRmap):
     # What the design says of itself
 
     def audit(self, mms: Sequence[MM], peak_vmas: int) -> list[str]:
-        """Besides, fewer contexts without an address space than with one, but for those that somebody holds."""
+        """Besides, fewer contexts without an address space than with one, or with a place of KSM or a migration that
+        holds them."""
         said = super().audit(mms, peak_vmas)
         kept = {id(context) for context in [*self.placed(), *self.held.values()]}
         dead: set[int] = set()
@@ -646,7 +656,7 @@ class LineageRmap(CowContextRmap):
         if self.scheduler is None:  # with one, what was freed keeps its number
             reached = sum(1 + len(cast(Line, at).stands_for) for at in self.contexts if at is not None and at.refcount)
             miscounted(said, "names of contexts", -1, self.name_pool.live, reached)
-        if len(dead) > max(0, len(mms) - 1):
+        if len(dead) > max(0, len(mms) + len(kept) - 1):
             said.append(f"{len(dead)} contexts without an address space, and {len(mms)} with one")
         return said
 
