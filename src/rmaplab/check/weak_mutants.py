@@ -113,7 +113,11 @@ _NEEDED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
 }  # fmt: skip
 
-_SHIPPED: Final = {("anon_vma", "publish vma->anon_vma"): "b6ac0b3f6013"}
+# Orderings that Linux once lacked, with the commits that brought them.
+_SHIPPED: Final = {
+    ("anon_vma", "publish vma->anon_vma"): "b6ac0b3f6013",
+    ("anon_vma", "pmd_install()"): "362a61ad6119",
+}
 
 WEAKENED: Final = tuple(
     Mutant(
