@@ -69,7 +69,7 @@ class Column:
 class Folios:
     """All anonymous memory of a machine."""
 
-    def __init__(self, rows: int = 4096) -> None:
+    def __init__(self, rows: int = 1024) -> None:
         self.rows = rows
         self.columns: Final[list[Column]] = []  # all there are, the designs' too
         self.head = self.column(np.int32)  # pfn of the folio's first page
@@ -79,7 +79,7 @@ class Folios:
         self.index = self.column(np.int64)  # of this page
         self.exclusive = self.column(np.bool_)  # of this page, if its folio is large
         self._next = 512  # never used so far; low numbers are left free so that pfn 0 means none
-        self._free: Int32s = np.zeros(4096, dtype=np.int32)  # order-0 rows, a stack
+        self._free: Int32s = np.zeros(512, dtype=np.int32)  # order-0 rows, a stack
         self._nr_free = 0
         self._free_large: list[list[int]] = [[] for _ in range(MAX_ORDER + 1)]
         self.in_use = 0

@@ -34,7 +34,7 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import greenlet
 
@@ -116,6 +116,7 @@ class Step:
         self.also: Final = also
         self.also_mode: Final = ADD if kind == CALL else TOUCH
         self.inside: Final = inside
+        self.lock: LockState | None = None
         self.location: Location | None = None  # of a load that may return an old value (weak.py)
         self.order = 0
         self.note = ""  # what it found, if that was old
@@ -160,12 +161,50 @@ class Freed:
 
 
 class LockState:
-    """Who holds a lock, and which writers queue for it."""
+    """Who holds a lock in an execution, and which writers queue for it.
 
-    def __init__(self) -> None:
+    name:  of its class
+    key:   its number, and `whole`, that of what it is freed with
+    tried: somebody who does not wait for it may see that it is held
+    """
+
+    def __init__(self, execution: Execution, lock: Lock, key: int, whole: int) -> None:
+        self.execution: Final = execution
+        self.name: Final = lock.lock_class.name
+        self.key: Final = key
+        self.whole: Final = whole
+        self.tried: Final = isinstance(lock, RwSemaphore) or lock.lock_class.tried
         self.writer = -1
         self.readers: list[int] = []
         self.queue: list[int] = []
+
+
+class Stack:
+    """A greenlet that runs the bodies of tasks, one after the other: to begin a greenlet takes longer than a dozen
+    steps.
+
+    hub:   the greenlet that goes on when a body has ended
+    wrong: what that body raised
+    """
+
+    def __init__(self, hub: Any) -> None:
+        self.hub: Final = hub
+        self.green: Final = greenlet.greenlet(self._serve)
+        self.body: Callable[[], None] | None = None
+        self.wrong: Exception | None = None
+        self.stopping = False
+
+    def _serve(self) -> None:
+        while self.body is not None:
+            try:
+                self.body()
+            except Exception as error:
+                self.wrong = error
+            except greenlet.GreenletExit:
+                if not self.stopping:
+                    return
+            self.body = None
+            self.hub.switch()
 
 
 class Task:
@@ -175,6 +214,7 @@ class Task:
         self.number: Final = number
         self.name: Final = name
         self.body: Final = body
+        self.stack: Stack | None = None
         self.green: Any = None
         self.pending: Step | None = None
         self.done = False
@@ -203,6 +243,7 @@ class Execution(Scheduler):
     def __init__(self) -> None:
         self.weak = False  # else what designs keep in a VMA is looked at and changed along with the step before
         self.tasks: list[Task] = []
+        self.stacks: list[Stack] = []  # that no task runs on
         self.trace: list[Step] = []
         self.hub: Any = None
         self.driver: Driver | None = None
@@ -213,7 +254,6 @@ class Execution(Scheduler):
         self.keys: dict[int, int] = {}  # id of an object -> its number
         self.kept: list[object] = []  # keeps those ids from being used again
         self._fields: dict[tuple[int, str, int], int] = {}  # an object's number and a field -> its number
-        self.locks: dict[int, LockState] = {}
         self.freed: dict[int, Freed] = {}  # by the number of the object
         self.rcu: Final = object()
         self.subject: object = None  # what the scenario built: all of its state can be reached from here
@@ -222,7 +262,7 @@ class Execution(Scheduler):
 
     def lasting(self) -> list[object]:
         """What it keeps of all runs, should it be put back to begin another (snapshot.py)."""
-        return [self.lock_order]
+        return [self.lock_order, self.stacks]
 
     def add(self, name: str, body: Callable[[], None]) -> None:
         self.tasks.append(Task(len(self.tasks), name, body))
@@ -233,22 +273,22 @@ class Execution(Scheduler):
         task = self.current
         if task is None:
             return
-        name = class_of(lock)
+        state = self._state(lock)
         for held, _ in task.held:
             if held is lock:
-                raise Finding(f"{task.name} takes {name} while it holds it: it waits for itself for ever")
-            self.lock_order.add((class_of(held), name))
-        self._announce(task, ACQUIRE, name, lock, WRITE if write else READ, _whole(lock))
+                raise Finding(f"{task.name} takes {state.name} while it holds it: it waits for itself for ever")
+            self.lock_order.add((class_of(held), state.name))
+        self._announce_lock(task, ACQUIRE, lock, state, WRITE if write else READ)
         task.held.append((lock, write))
 
     def try_acquire(self, lock: object, write: bool) -> bool:
         task = self.current
         if task is None:
             return True
-        if not _seen_held(lock):
-            raise RuntimeError(f"{class_of(lock)} is tried, and its class was not declared so")
-        self._announce(task, TRY, class_of(lock), lock, WRITE, _whole(lock))
-        state = self._state(self._key(lock))
+        state = self._state(lock)
+        if not state.tried:
+            raise RuntimeError(f"{state.name} is tried, and its class was not declared so")
+        self._announce_lock(task, TRY, lock, state, WRITE)
         if state.writer >= 0 or state.queue or (write and state.readers):
             return False
         if write:
@@ -264,18 +304,16 @@ class Execution(Scheduler):
             return
         if (lock, write) not in task.held:
             raise Finding(f"{task.name} gives back {class_of(lock)}, which it does not hold like that")
-        seen = _seen_held(lock)
-        if seen:
-            self._announce(task, RELEASE, class_of(lock), lock, WRITE if write else READ, _whole(lock))
+        state = self._state(lock)
+        if state.tried:
+            self._announce_lock(task, RELEASE, lock, state, WRITE if write else READ)
+        else:
+            self.released.append(state.key)
         task.held.remove((lock, write))
-        key = self._key(lock)
-        state = self.locks[key]
         if write:
             state.writer = -1
         else:
             state.readers.remove(task.number)
-        if not seen:
-            self.released.append(key)
 
     def downgrade(self, lock: object) -> None:
         task = self.current
@@ -283,10 +321,10 @@ class Execution(Scheduler):
             return
         if (lock, True) not in task.held:
             raise Finding(f"{task.name} downgrades {class_of(lock)}, which it does not hold for writing")
-        self._announce(task, DOWNGRADE, class_of(lock), lock, WRITE)
+        state = self._state(lock)
+        self._announce_lock(task, DOWNGRADE, lock, state, WRITE)
         task.held.remove((lock, True))
         task.held.append((lock, False))
-        state = self.locks[self._key(lock)]
         state.writer = -1
         state.readers.append(task.number)
 
@@ -423,12 +461,21 @@ class Execution(Scheduler):
             self.kept.append(subject)
         return key
 
-    def _state(self, key: int) -> LockState:
-        state = self.locks.get(key)
-        if state is None:
-            state = LockState()
-            self.locks[key] = state
-        return state
+    def _state(self, lock: object) -> LockState:
+        """What the lock itself remembers, if it was of this execution that it did."""
+        its = cast(Lock, lock)
+        state = its.state
+        if isinstance(state, LockState) and state.execution is self:
+            return state
+        made = LockState(self, its, self._key(lock), -1 if its.whole is None else self._key(its.whole))
+        its.state = made
+        return made
+
+    def _announce_lock(self, task: Task, kind: int, lock: object, state: LockState, mode: int) -> None:
+        step = Step(task.number, kind, state.name, lock, state.key, mode, state.whole, task.rcu_depth > 0)
+        step.lock = state
+        task.pending = step
+        self._pause(task)
 
     def _announce(
         self, task: Task, kind: int, what: str, subject: object, mode: int, whole: object = None
@@ -516,9 +563,8 @@ class Execution(Scheduler):
             return False
         kind = step.kind
         if kind == ACQUIRE:
-            state = self.locks.get(step.key)
-            if state is None:
-                return True
+            state = step.lock
+            assert state is not None
             if state.writer >= 0:
                 return False
             if step.mode == READ:
@@ -538,13 +584,16 @@ class Execution(Scheduler):
             return True
         step = task.pending
         assert step is not None
-        return step.kind == ACQUIRE and step.mode == WRITE and bool(self._state(step.key).readers)
+        return step.lock is not None and step.kind == ACQUIRE and step.mode == WRITE and bool(step.lock.readers)
 
     def start(self) -> None:
         """Let every task run to its first step."""
         self.hub = greenlet.getcurrent()
         for task in list(self.tasks):
-            task.green = greenlet.greenlet(task.body)
+            stack = self.stacks.pop() if self.stacks else Stack(self.hub)
+            stack.body = task.body
+            task.stack = stack
+            task.green = stack.green
             self._resume(task)
 
     def run(self, driver: Driver) -> None:
@@ -573,6 +622,13 @@ class Execution(Scheduler):
 
     def _end(self, task: Task) -> None:
         task.done = True
+        stack = task.stack
+        if stack is not None:
+            self.stacks.append(stack)
+            error = stack.wrong
+            if error is not None:
+                stack.wrong = None
+                raise error
         if task.held:
             raise Finding(f"{task.name} ends while it holds {class_of(task.held[0][0])}")
         if task.rcu_depth:
@@ -590,7 +646,8 @@ class Execution(Scheduler):
         kind = step.kind
         self.released.clear()
         if kind == ACQUIRE:
-            state = self._state(step.key)
+            state = step.lock
+            assert state is not None
             if step.mode == READ:
                 state.readers.append(task.number)
             elif state.readers:
@@ -623,6 +680,8 @@ class Execution(Scheduler):
 
     def _look(self, task: Task, step: Step) -> None:
         """Is the object still there?"""
+        if not self.freed:
+            return
         for key in (step.key, step.also):
             freed = self.freed.get(key)
             if freed is not None and (task.number not in freed.readers or step.kind in (CALL, FREE)):
@@ -631,10 +690,15 @@ class Execution(Scheduler):
     def stop(self) -> None:
         """Let go of tasks that did not come to their end."""
         for task in self.tasks:
-            if task.green is not None and not task.done:
+            stack = task.stack
+            if stack is not None and not task.done:
                 task.done = True
                 self.current = None
-                task.green.throw()
+                stack.stopping = True
+                stack.green.throw()
+                stack.stopping = False
+                stack.wrong = None
+                self.stacks.append(stack)
 
     def waiting(self) -> str:
         """Who waits for what, if nobody can go on; "" if all have come to their end."""
@@ -648,16 +712,4 @@ class Execution(Scheduler):
 
 
 def class_of(lock: object) -> str:
-    lock_class = getattr(lock, "lock_class", None)
-    return str(getattr(lock_class, "name", lock))
-
-
-def _whole(lock: object) -> object:
-    return lock.whole if isinstance(lock, Lock) else None
-
-
-def _seen_held(lock: object) -> bool:
-    """May somebody who does not wait for the lock see that it is held?"""
-    if isinstance(lock, RwSemaphore):
-        return True
-    return bool(getattr(getattr(lock, "lock_class", None), "tried", False))
+    return cast(Lock, lock).lock_class.name

@@ -305,6 +305,7 @@ class _Search(Driver):
         self.stack: Final[list[Node]] = []
         self.pruned = False
         self._depth = 0
+        self._followed = 0  # steps of the path that are taken again
         self._last = -1
         self._switches = 0
 
@@ -316,6 +317,7 @@ class _Search(Driver):
         """An execution begins."""
         self.pruned = False
         self._depth = 0
+        self._followed = max(0, len(self.stack) - 1)
         self._last = -1
         self._switches = 0
 
@@ -331,7 +333,7 @@ class _Search(Driver):
         preemptions = self.preemptions
         depth = self._depth
         last = self._last
-        if depth > 0:
+        if depth > self._followed:
             strategy.took(stack, execution, depth - 1)
         if depth == len(stack):
             tasks = execution.tasks

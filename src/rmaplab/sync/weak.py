@@ -64,7 +64,7 @@ class WeakExecution(Execution):
         self._succeeds: Final[dict[int, Callable[[object], bool] | None]] = {}  # of each task's next atomic
 
     def lasting(self) -> list[object]:
-        return [self.lock_order, self.memory.used]
+        return [*super().lasting(), self.memory.used]
 
     def add(self, name: str, body: Callable[[], None]) -> None:
         super().add(name, body)
