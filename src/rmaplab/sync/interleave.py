@@ -58,7 +58,7 @@ class Outcome:
     """What an exploration found.
 
     executions: interleavings run to their end
-    pruned:     executions given up because all that was left had been tried elsewhere, or for the bound
+    pruned:     executions given up because all that was left had been tried elsewhere
     steps:      steps taken in all
     exhausted:  nothing is left to try (within `preemptions`, if that was given)
     """
@@ -306,8 +306,6 @@ class _Search(Driver):
         self.pruned = False
         self._depth = 0
         self._followed = 0  # steps of the path that are taken again
-        self._last = -1
-        self._switches = 0
 
     def path(self, length: int) -> list[int]:
         """The first `length` steps of the last run: tasks, and how old the values are that they load (AGE)."""
@@ -318,8 +316,6 @@ class _Search(Driver):
         self.pruned = False
         self._depth = 0
         self._followed = max(0, len(self.stack) - 1)
-        self._last = -1
-        self._switches = 0
 
     def end(self, execution: Execution) -> None:
         """It is over, maybe by a step that broke something: another order may break something else."""
@@ -330,9 +326,7 @@ class _Search(Driver):
         """Follow the path, then go on to the end."""
         stack = self.stack
         strategy = self.strategy
-        preemptions = self.preemptions
         depth = self._depth
-        last = self._last
         if depth > self._followed:
             strategy.took(stack, execution, depth - 1)
         if depth == len(stack):
@@ -344,7 +338,7 @@ class _Search(Driver):
                     raise Finding("deadlock: " + waiting)
                 return -1
             node = Node([task.pending for task in tasks], enabled, strategy.asleep(stack))
-            node.choose(last)
+            node.choose(stack[-1].chosen if stack else -1)
             stack.append(node)
             if node.chosen < 0:
                 self.pruned = True
@@ -357,15 +351,8 @@ class _Search(Driver):
             if before is None or now is None or not now.is_again(before):
                 raise RuntimeError(f"step {depth + 1}, of {task.name}, is not what it was after the same steps before")
         number = node.chosen
-        if preemptions >= 0 and last >= 0 and number != last and node.enabled[last]:
-            self._switches += 1
-            if self._switches > preemptions:
-                del stack[depth + 1 :]
-                self.pruned = True
-                return -1
         if not node.ages:
             node.ages = execution.ages(execution.tasks[number], strategy.clock_of(number))
-        self._last = number
         self._depth = depth + 1
         return number + AGE * node.ages[node.age]
 
@@ -384,9 +371,22 @@ class _Search(Driver):
                 node.done.append(node.chosen)
                 self.strategy.left(node)
             for number in node.backtrack:
-                if number not in node.done and not node.is_asleep(number):
+                if number not in node.done and not node.is_asleep(number) and self._within_bound(number):
                     node.chosen = number
                     self.strategy.back_to(len(stack) - 1)
                     return True
             stack.pop()
         return False
+
+    def _within_bound(self, number: int) -> bool:
+        """May task `number` go on at the end of the path?"""
+        if self.preemptions < 0:
+            return True
+        taken = 0
+        last = -1
+        for node in self.stack:
+            chosen = number if node is self.stack[-1] else node.chosen
+            if last >= 0 and chosen != last and node.enabled[last]:
+                taken += 1
+            last = chosen
+        return taken <= self.preemptions
