@@ -39,9 +39,10 @@ from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SIZE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.cow_context import CowContextRmap
-from rmaplab.sync.interleave import explore
+from rmaplab.sync.interleave import Execution, explore
 from rmaplab.sync.locks import RwSemaphore, SpinLock
 from rmaplab.sync.virtual import VirtualTime
+from rmaplab.sync.weak import WeakExecution
 from rmaplab.sync.work import Ledger, LockClass, Tally
 from rmaplab.trace.history import read_history
 from rmaplab.trace.play import Player
@@ -214,7 +215,7 @@ SMALL = ("referenced / copy", "unmap / copy", "restore / copy", "restore / exit 
 PLAIN = ("referenced / madvise in the child", "referenced / KSM page unshared")
 
 
-def race(repetitions: int, rounds: int) -> list[float]:
+def race(repetitions: int, rounds: int, begin: type[Execution] = Execution) -> list[float]:
     """Seconds that an interleaving of the smallest scenarios takes, each run so often with two designs."""
     collect_often()
     scenarios = [scenario(name, design) for name in SMALL for design in LOCKSTEP]
@@ -224,10 +225,15 @@ def race(repetitions: int, rounds: int) -> list[float]:
         start = process_time()
         for _ in range(repetitions):
             for each in scenarios:
-                outcome = explore(each)
+                outcome = explore(each, begin=begin)
                 tried += outcome.executions + outcome.pruned
         result.append((process_time() - start) / tried)
     return result
+
+
+def race_weak(repetitions: int, rounds: int) -> list[float]:
+    """The same, where loads may return old values."""
+    return race(repetitions, rounds, WeakExecution)
 
 
 def race_reduction(number: int, rounds: int) -> list[float]:
@@ -316,6 +322,7 @@ SIZED = (
     verify,
     race,
     race_reduction,
+    race_weak,
     locks,
     storm,
     zygote,
