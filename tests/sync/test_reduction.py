@@ -6,12 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmaplab.sync.errors import Finding
 from rmaplab.sync.interleave import Execution, Scenario, explore, wander
 from rmaplab.sync.locks import RwSemaphore, SpinLock
+from rmaplab.sync.order import ONCE, read_once, smp_rmb, write_once
+from rmaplab.sync.seqcount import SequenceCount
+from rmaplab.sync.weak import WeakExecution
 from rmaplab.sync.work import LockClass
 
 # A program is a few tasks; a task a few operations, each on one of two of its kind.
@@ -188,3 +192,115 @@ def test_random_walks_come_by_nothing_that_cannot_be(program: Program) -> None:
     plain, number = outcomes(program, reduce=False)
     if number >= 0:
         assert outcomes(program, reduce=True, walks=40)[0] <= plain
+
+
+# Sequence counts: a writer changes two cells under one; a reader looks at one or both until they did not change.
+
+LOOKS = 2  # a reader gives up then
+
+
+class Plain:
+    """What reads a sequence count again is a load like any other."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.execution = execution
+        self.count = SequenceCount(execution, "count")
+
+    def changed(self, begun: int) -> bool:
+        smp_rmb(self.execution, "count: read_seqcount_retry()")
+        found = read_once(self.execution, "sequence count", self.count, "sequence", self.count.sequence)
+        return found != begun
+
+
+class Counted(Plain):
+    """As the kernel's name for it has it: it only learns whether the count changed."""
+
+    def changed(self, begun: int) -> bool:
+        return self.count.read_retry(begun)
+
+
+class Careless(Plain):
+    """A mistake: the search believes that the count had changed twice before, and once more than that."""
+
+    def changed(self, begun: int) -> bool:
+        self.execution.load_changed("sequence count", self.count, "sequence", ONCE, begun - 2)
+        return self.count.sequence != begun
+
+
+def reads_and_writes(
+    program: list[list[str]], kind: type[Plain], begin: type[Execution], *, reduce: bool, preemptions: int = -1
+) -> tuple[set[str], int]:
+    found: set[str] = set()
+
+    def build(execution: Execution) -> Callable[[], None]:
+        cells = [Cell(), Cell()]
+        counted = kind(execution)
+        lock = SpinLock(LockClass("writers"), execution)
+        seen: dict[int, list[object]] = {}
+
+        def load(cell: Cell) -> object:
+            return read_once(execution, "cell", cell, "value", cell.value)
+
+        def task(number: int, operations: list[str]) -> None:
+            mine = seen.setdefault(number, [])
+            for what in operations:
+                if what == "change":
+                    lock.lock()
+                    counted.count.write_begin()
+                    for cell in cells:
+                        write_once(execution, "cell", cell, "value")
+                        cell.value += 1 + number
+                    counted.count.write_end()
+                    lock.unlock()
+                elif what == "load":
+                    mine.append(load(cells[0]))
+                else:
+                    for _ in range(LOOKS):
+                        begun = counted.count.read_begin()
+                        found = [load(cell) for cell in cells[: 1 + (what == "look at both")]]
+                        changed = counted.changed(begun)
+                        mine.append((found, changed))
+                        if not changed:
+                            break
+
+        for number, operations in enumerate(program):
+            execution.add(f"task {number}", partial(task, number, operations))
+        return lambda: found.add(f"{sorted(seen.items())} {[cell.value for cell in cells]}")
+
+    outcome = explore(
+        Scenario("sequence counts", build), reduce=reduce, preemptions=preemptions, stop_at_first=False, limit=3000,
+        begin=begin,
+    )  # fmt: skip
+    assert not outcome.failures
+    return found, outcome.executions if outcome.exhausted else -1
+
+
+of_counts = st.lists(
+    st.lists(st.sampled_from(["change", "look", "look at both", "load"]), min_size=1, max_size=2),
+    min_size=2,
+    max_size=2,
+)
+
+
+@pytest.mark.parametrize("begin", [Execution, WeakExecution])
+@given(of_counts, st.integers(-1, 2))
+@settings(max_examples=15, deadline=None)
+def test_a_reader_that_starts_again_need_not_see_each_change(
+    begin: type[Execution], program: list[list[str]], preemptions: int
+) -> None:
+    if begin is WeakExecution:
+        preemptions = -1  # within a bound, loads that nothing orders after a store do not try what comes before it
+    plain, number = reads_and_writes(program, Plain, begin, reduce=False, preemptions=preemptions)
+    if number < 0:
+        return
+    reduced, fewer = reads_and_writes(program, Counted, begin, reduce=True, preemptions=preemptions)
+    assert reduced == plain and fewer <= number
+
+
+def test_it_leaves_out_what_does_not_matter_and_no_more() -> None:
+    program = [["change", "change"], ["look at both"]]
+    plain, number = reads_and_writes(program, Plain, Execution, reduce=True)
+    counted, fewer = reads_and_writes(program, Counted, Execution, reduce=True)
+    assert counted == plain and (number, fewer) == (107, 63)
+    careless, _ = reads_and_writes(program, Careless, Execution, reduce=True)
+    assert careless < plain

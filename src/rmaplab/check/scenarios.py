@@ -323,7 +323,7 @@ _THREADS: Final = (
 
 # Interleavings are tried without a bound, but where a walk looks again after each of many changes: in one address space
 # whose entries move twice, ...  There a CPU is taken away at most so many times.
-_MOVES_TWICE: Final = ("mremap there and back", 3)
+_MOVES_TWICE: Final = ("mremap there and back", 4)
 _MOVES_IN_A_PAIR: Final = 2  # ... and where entries move under a migration, while another operation is at it, too
 _PAIRS_UNDER_WEAK_MEMORY: Final = 2
 _SERIALISED: Final = ("anon_vma",)  # designs whose lock keeps their walks apart from all that: no bound is needed

@@ -119,6 +119,8 @@ class Step:
         self.lock: LockState | None = None
         self.location: Location | None = None  # of a load that may return an old value (weak.py)
         self.order = 0
+        self.begun = -1  # of a load that only asks whether a count is still this one
+        self.changes = 0  # ... how often it had changed
         self.note = ""  # what it found, if that was old
 
     @property
@@ -406,6 +408,16 @@ class Execution(Scheduler):
         """What the load that was announced returns."""
         return look(subject, field, index)
 
+    def load_changed(self, what: str, subject: object, field: str, order: int, begun: int) -> bool:
+        task = self.current
+        if task is None:
+            return look(subject, field, 0) != begun
+        step = self._announce_location(task, POINT, what, subject, field, 0, READ, order, None, begun)
+        found = cast(int, self.loaded(subject, field, 0))
+        if not self.weak:
+            step.changes = found - begun
+        return found != begun
+
     def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
         task = self.current
         if task is not None and (self.weak or field not in WAYS):
@@ -496,7 +508,8 @@ class Execution(Scheduler):
         mode: int,
         order: int,
         whole: object,
-    ) -> None:
+        begun: int = -1,
+    ) -> Step:
         """A step on one field: an object of its own, which is freed with `whole` or the subject, a page's with it."""
         key = self._key(subject)
         also = self._key(index) if field == OF_PAGE else key if whole is None else self._key(whole)
@@ -508,9 +521,11 @@ class Execution(Scheduler):
         shown = index if field == OF_PAGE else subject
         step = Step(task.number, kind, what, shown, own, mode, also, task.rcu_depth > 0)
         step.order = order
+        step.begun = begun
         self.locate(step, subject, key, field, index)
         task.pending = step
         self._pause(task)
+        return step
 
     def _pause(self, task: Task) -> None:
         """`task` announced a step: come back when it has been taken."""
@@ -688,7 +703,14 @@ class Execution(Scheduler):
                 raise Finding(f"use after free: {task.name} {step.words()} after {freed.words}")
 
     def stop(self) -> None:
-        """Let go of tasks that did not come to their end."""
+        """It is over."""
+        self.unwind()
+        for stack in self.stacks:
+            stack.green.switch()
+        self.stacks.clear()
+
+    def unwind(self) -> None:
+        """Let go of tasks that did not come to their end; others may run in their place."""
         for task in self.tasks:
             stack = task.stack
             if stack is not None and not task.done:

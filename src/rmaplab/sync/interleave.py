@@ -126,17 +126,18 @@ def explore(
         outcome.lock_order |= execution.lock_order
         if failure is not None:
             outcome.failures.append(Failure(failure, search.path(len(execution.trace)), execution))
-        execution.stop()
-        if failure is not None and stop_at_first:
-            return outcome
-        if limit and outcome.executions >= limit:
-            return outcome
+        execution.unwind()
+        if (failure is not None and stop_at_first) or (limit and outcome.executions >= limit):
+            break
         if not search.next():
             outcome.exhausted = True
-            return outcome
+            break
         if start is None or failure is not None:  # what failed stays as it is, to be explained
+            execution.stop()
             execution = begin()
             start = None
+    execution.stop()
+    return outcome
 
 
 def perform(

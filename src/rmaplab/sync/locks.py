@@ -71,6 +71,10 @@ class Scheduler:
         self._point_at(what, subject, field, index, whole, False)
         return look(subject, field, index)
 
+    def load_changed(self, what: str, subject: object, field: str, order: int, begun: int) -> bool:
+        """Is a count that only grows, by one each time, another than `begun`, which the caller found there before?"""
+        return self.load(what, subject, field, 0, order, None) != begun
+
     def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
         """The caller is about to change what others may read meanwhile."""
         self._point_at(what, subject, field, index, whole, True)

@@ -5,6 +5,10 @@ Two steps are *dependent* if they are on the same object in modes that do not co
 steps the earlier happened before the later; two that nothing between them orders race.  Vector clocks say which step
 happened before which.
 
+Who reads a sequence count again only learns whether it is still the one that he began with.  It never is again: so of
+the changes since then that load depends on the first alone, and once it has found one, on no later change
+(`Step.changes`).  Such steps commute from the states in which they are met, so the search need not reverse them.
+
 Invariant: a step whose reversal with a racing one is impossible, because it had to wait for that one, is no race with
 it: an acquisition and the release before it, a wait and what ended it.
 """
@@ -105,9 +109,13 @@ class Past:
         depth = len(self.steps)
         happened = clock
         for key in self._keys_of(step):
+            unseen = step.changes - 1
             for before in reversed(self._by_key.get(key, _NONE)):
                 other = self.steps[before]
-                if step.clashes_on(key, other):
+                if step.clashes_on(key, other) and other.changes <= 0:
+                    if unseen > 0:
+                        unseen -= 1
+                        continue
                     if happened[other.task] <= before:
                         end = self._until[before]
                         happened = join(happened, self.clocks[end if end >= 0 else before])
@@ -177,9 +185,15 @@ class Past:
         own = self._by_task[step.task]
         newest = own[-1] if own else -1
         for key in self._keys_of(step):
+            unseen = step.changes - 1
             for before in reversed(self._by_key.get(key, _NONE)):
                 other = self.steps[before]
-                if other.task == step.task or not step.clashes_on(key, other):
+                if not step.clashes_on(key, other) or other.changes > 0:
+                    continue
+                if unseen > 0:
+                    unseen -= 1
+                    continue
+                if other.task == step.task:
                     continue
                 if seen[other.task] <= before:
                     if self._had_to_wait(step, other, before, newest, stack):

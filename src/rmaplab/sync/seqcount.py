@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final, cast
 
 from rmaplab.sync.locks import Scheduler
-from rmaplab.sync.order import read_once, smp_rmb, smp_wmb, write_once
+from rmaplab.sync.order import ONCE, smp_rmb, smp_wmb, write_once
 
 
 class SequenceCount:
@@ -37,7 +37,7 @@ class SequenceCount:
         if self.scheduler is None:
             return self.sequence != begun
         smp_rmb(self.scheduler, f"{self.name}: read_seqcount_retry()")
-        return cast(int, read_once(self.scheduler, "sequence count", self, "sequence", self.sequence)) != begun
+        return self.scheduler.load_changed("sequence count", self, "sequence", ONCE, begun)
 
     def write_begin(self) -> None:
         """write_seqcount_begin()"""

@@ -11,6 +11,9 @@ or they wait for it: the guarantee of RCU in LKMM, with every grace period as ea
 Invariants
 - A load that nothing ordered after the newest store need not return an old value: in another order of the steps, which
   is tried, it comes before that store (`ages`).
+- Who reads a sequence count again only learns whether it changed.  Of the stores that say so the oldest allows whatever
+  a later one does: views only grow, they only forbid, and what is read next, the count from the beginning, may be each
+  of the later ones.
 - A location that changes without an announcement is a mistake of the program that is checked, and said.
 """
 
@@ -146,6 +149,9 @@ class WeakExecution(Execution):
         if step.mode != READ:
             return self.memory.places(task.number, location, key)
         ages = list(range(self.memory.allowed(task.number, location, key)))
+        if step.begun >= 0:  # of those that are another value, the one that tells least
+            same = [age for age in ages if location.messages[newest - age].value == step.begun]
+            return same + [age for age in ages if age not in same][-1:]
         if step.kind == WAIT:  # of a sequence count, only those that do not make it wait
             return [age for age in ages if not self._is_odd(location.messages[newest - age].value)]
         return ages
