@@ -143,7 +143,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
 class Header(msgspec.Struct, kw_only=True):
     """What a history says about itself.
 
-    recorder:  "perf", "strace", "import of perf script", "import of strace", or a workload's name
+    recorder:  "bpf", "perf", "strace", "import of perf script", "import of strace", or a workload's name
     rmaplab:   version that wrote it
     kernel:    release of the kernel that it was recorded on ("6.18.44"), by which the machine picks a profile
     mmap_min_addr: sysctl vm.mmap_min_addr there, in bytes

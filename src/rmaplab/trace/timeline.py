@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel's perf events, in the order in which they took effect.
+"""The kernel's events, in the order in which they took effect.
 
-A source (perf_events.py reads the kernel's ring buffers, perf_text.py what `perf script` printed) reports what it
-saw and when: calls entered and left, faults, tasks made and gone, programs executed, and what was mapped.  A fault
-happens when it is seen.  A call takes effect somewhere between its entry and its exit, and meanwhile other threads of
-its address space may do something, or a fork on another CPU copy what they still have.
+A source (bpf_events.py and perf_events.py read the kernel's ring buffers, perf_text.py what `perf script` printed)
+reports what it saw and when: calls entered and left, faults, tasks made and gone, programs executed, and what was
+mapped.  A fault happens when it is seen.  A call takes effect somewhere between its entry and its exit, and meanwhile
+other threads of its address space may do something, or a fork on another CPU copy what they still have.
 
 - Known: a task that changes an address space, or copies it (dup_mmap() in mm/mmap.c), holds its mmap_lock for
   writing.  The tracepoint mmap_lock:mmap_lock_acquire_returned says when a call got it, which is the order among all
