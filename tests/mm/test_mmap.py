@@ -328,6 +328,14 @@ def test_mlockall_is_for_what_is_there_or_for_what_comes(model: Space) -> None:
     assert not any(vma.flags & VM_LOCKED for vma in model.mm.tree)
 
 
+def test_mlockall_gives_no_right_that_was_not_there(model: Space) -> None:
+    model.mmap(2, 0, N)
+    flags = model.vma(0).flags
+    assert model.mlockall(MCL_CURRENT | MCL_FUTURE) == 0
+    model.mmap(2, 4, N)
+    assert model.vma(0).flags == model.vma(4).flags == flags | VM_LOCKED
+
+
 @pytest.mark.parametrize("flags", [0, MCL_ONFAULT, 8])
 def test_mlockall_refuses(model: Space, flags: int) -> None:
     assert model.mlockall(flags) == -EINVAL

@@ -19,6 +19,7 @@ from rmaplab.mm.abi import (
     MLOCK_ONFAULT,
     MREMAP_DONTUNMAP,
 )
+from rmaplab.mm.folio import FOLIO_DIRTY
 from rmaplab.mm.huge_memory import split_folio
 from rmaplab.mm.ksm import AS_FOUND
 from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_WRITE
@@ -162,6 +163,18 @@ def test_migration_replaces_a_page_everywhere(shared: Space) -> None:
     assert migrate(shared, 0) == 1
     assert shared.pfn(0) == shared.process(2).pfn(0) != old
     assert shared.mapcount(0) == 2
+
+
+def test_migration_remembers_that_an_entry_was_dirty(model: Space) -> None:
+    """try_to_migrate_one(): folio_mark_dirty(), so that a page written after MADV_FREE is not dropped."""
+    model.mmap(1, 0)
+    model.write(0)
+    model.madvise(0, 1, MADV_FREE)
+    assert migrate(model, 0) == 1
+    assert not model.machine.folios.flags.m[model.pfn(0)] & FOLIO_DIRTY
+    model.write(0)
+    assert migrate(model, 0) == 1
+    assert model.machine.folios.flags.m[model.pfn(0)] & FOLIO_DIRTY
 
 
 def test_an_exclusive_page_stays_exclusive_and_writable(model: Space) -> None:
