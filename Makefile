@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 SOURCES := pyproject.toml setup.py $(shell find src -name '*.py' -o -name '*.typed' -o -name '*.parquet' -o -path '*/page/*' -o -path '*/templates/*' -o -name '*.c' -o -path '*/data/costs/*')
 
-.PHONY: install demo results test test-verify test-race test-mutation test-kernel test-programs kernel-long bench docs lint clean
+.PHONY: install demo results test test-verify test-race race-weak test-mutation test-kernel test-programs kernel-long bench docs lint clean
 
 install: $(VENV)/installed
 
@@ -22,11 +22,16 @@ test-verify: install
 	$(BIN)/rmaplab verify --steps 210000 --every 1
 
 # Every interleaving of every scenario within its bound (docs/races.md), with both designs that keep their promises; then,
-# under weak memory, scenarios of one operation with and without each ordering (docs/memory-model.md).
+# under weak memory, pairs of operations with anon_vma, and scenarios of one operation with and without each ordering
+# (docs/memory-model.md).  race-weak tries all scenarios of both designs under weak memory.
 test-race: install
 	$(BIN)/rmaplab race --jobs 2
+	$(BIN)/rmaplab race --jobs 2 --memory weak --rmap anon_vma " + "
 	$(BIN)/rmaplab race --barriers anon_vma --timelines 0
 	$(BIN)/rmaplab race --barriers cow_context --timelines 0 --limit 100
+
+race-weak: install
+	$(BIN)/rmaplab race --jobs 2 --memory weak
 
 # Which changes of mm/, rmap/ and sync/locks.py does no check notice?  docs/verification.md judges those that survive.
 test-mutation: $(VENV)/tools
