@@ -179,9 +179,10 @@ class LineageRmap(CowContextRmap):
         above = self._lock_parent(gone)
         if gone.lock.try_lock():
             child = cast("Line | None", gone.first_child)
+            write_once(self.scheduler, "forward name", gone.name, "forward")
             if gone.refcount == 1 and child is not None:
+                # One step: whoever would hold it from now on (refcount_inc_not_zero()) is led to the heir.
                 gone.refcount = 0
-                write_once(self.scheduler, "forward name", gone.name, "forward")
                 gone.name.forward = child.name
                 child.stands_for.extend([gone.number, *gone.stands_for])
                 self._take_place(child, gone, above)
