@@ -36,7 +36,7 @@ def test_each_aimed_history_has_answers_of_each_kernel(version: str) -> None:
     [
         mutants.SplitWithoutClone, mutants.JoinWithoutClone, mutants.CopyWithoutClone, mutants.ChildNotLinked,
         mutants.InheritedPointerKept, mutants.NeighbourNotSingular, mutants.KeysLeftBehind,
-        mutants.NotUnlinked, mutants.NotTakenOver,
+        mutants.NotUnlinked, mutants.NotTakenOver, mutants.MovedIntoUnprepared,
     ],
 )  # fmt: skip
 def test_a_bug_that_is_put_back_contradicts_the_kernel(design: type[ReverseMap]) -> None:

@@ -546,6 +546,8 @@ def droppable(p1: Process) -> None:
         p1.madvise(0, 4, advice)
     p1.write(1)
     p1.mmap(2, at=10, flags=abi.MAP_DROPPABLE | abi.MAP_ANONYMOUS | abi.MAP_FIXED | abi.MAP_LOCKED)
+    p1.mlockall(abi.MCL_FUTURE)
+    p1.mmap(2, at=20, flags=abi.MAP_DROPPABLE | abi.MAP_ANONYMOUS | abi.MAP_FIXED)
 
 
 @_aimed_large

@@ -121,8 +121,8 @@ def mmap(
 
     mm.mmap_lock.down_write()
     result = _map_locked(system, mm, addr, length, prot, flags, file, pgoff, at)
-    vma = mm.tree.at(result) if result >= 0 else None
-    populating = flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE or (vma is not None and vma.flags & VM_LOCKED)
+    # Asked to be locked; what cannot be, a droppable mapping, is populated all the same.
+    populating = flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE or flags & MAP_LOCKED or mm.def_flags & VM_LOCKED
     write_unlock(mm)
     if result >= 0 and populating:
         populate(system, mm, result, result + length)
