@@ -199,8 +199,8 @@ class MigrationOverlooked(LineageRmap):
 class NoRoomMade(LineageRmap):
     name = "lineage, dead context with one child that stays"
 
-    def _make_room(self, gone: Line) -> None:
-        pass
+    def _make_room(self, gone: Line) -> bool:
+        return True
 
 
 class HeirKeepsBirth(LineageRmap):
@@ -226,11 +226,12 @@ class InheritedKeepsEpoch(LineageRmap):
 class HeirWithoutName(LineageRmap):
     name = "lineage, heir that its pages are not led to"
 
-    def _make_room(self, gone: Line) -> None:
-        super()._make_room(gone)
+    def _make_room(self, gone: Line) -> bool:
+        done = super()._make_room(gone)
         if gone.name.forward is not None:
             gone.name.forward = None
             gone.name.context = None
+        return done
 
 
 class ParentBeforeSibling(LineageRmap):

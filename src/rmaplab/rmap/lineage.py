@@ -151,8 +151,10 @@ class LineageRmap(CowContextRmap):
         while gone is not None:
             gone.refcount -= 1
             if gone.refcount:
-                if gone.refcount == 1 and gone.mm is None:
-                    self._make_room(cast(Line, gone))
+                # Who finds its lock taken leaves it to the holder, which looks again.
+                while gone.refcount == 1 and gone.mm is None and gone.first_child is not None:
+                    if self._make_room(cast(Line, gone)):
+                        break
                 return
             above = self._lock_parent(gone)
             if above is not None:
@@ -173,11 +175,13 @@ class LineageRmap(CowContextRmap):
                 return above
             above.lock.unlock()
 
-    def _make_room(self, gone: Line) -> None:
+    def _make_room(self, gone: Line) -> bool:
         """The only child of `gone`, whose address space is gone, takes its place.  Who has the lock of `gone` is about
         to drop the last reference, and then it goes altogether."""
         above = self._lock_parent(gone)
+        done = True
         if gone.lock.try_lock():
+            done = False
             child = cast("Line | None", gone.first_child)
             write_once(self.scheduler, "forward name", gone.name, "forward")
             if gone.refcount == 1 and child is not None:
@@ -188,9 +192,11 @@ class LineageRmap(CowContextRmap):
                 self._take_place(child, gone, above)
                 self.context_pool.free()
                 self.rcu.call("cow_context", gone, gone.remaps.clear)
+                done = True
             gone.lock.unlock()
         if above is not None:
             above.lock.unlock()
+        return done
 
     def _take_place(self, child: Line, gone: Line, above: CowContext | None) -> None:
         """`gone` keeps its own links, for who stands there.  Who climbs reads the parent before the sibling, and who
