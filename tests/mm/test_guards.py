@@ -78,6 +78,15 @@ def test_a_guard_outlives_all_but_its_removal_and_munmap() -> None:
     space.close()
 
 
+def test_no_guard_is_moved_by_uffdio_move() -> None:
+    """move_pages_ptes(): an entry that is neither a page nor swap nor a migration entry is nothing to move."""
+    space = a_guarded_space()
+    space.mmap(8, 16)
+    assert space.uffd_move(16, 2, 1) == -EFAULT
+    assert guarded(space) == [2, 3]
+    space.close()
+
+
 def test_a_guard_moves_and_is_inherited() -> None:
     space = a_guarded_space()
     space.fork()
