@@ -111,11 +111,11 @@ class Snapshot:
 def _writable(found: object, kind: type) -> list[str]:
     """The attributes of a compiled class or a record that can be assigned to; those of any other are in
     a dictionary, which is an object that is reached as well."""
-    declared = getattr(kind, "__mypyc_attrs__", getattr(kind, "__struct_fields__", ()))
-    if not declared and not hasattr(found, "__dict__"):
+    declared = getattr(kind, "__mypyc_attrs__", getattr(kind, "__struct_fields__", None))
+    if declared is None and not hasattr(found, "__dict__"):
         raise TypeError(f"a snapshot cannot put back {found!r}, a {kind.__name__}")
     names: list[str] = []
-    for name in declared:
+    for name in declared or ():
         if name != "__dict__":
             value = getattr(found, name)
             try:
