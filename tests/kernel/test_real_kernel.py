@@ -147,7 +147,7 @@ def test_a_bug_that_is_put_back_is_found(witness: Witness, broken: type[ReverseM
                     return
         finally:
             lockstep.end()
-    for seed in range(5):
+    for seed in range(12):
         random = Random(witness, seed, design=design, machine=machine)
         try:
             for number, found in enumerate(random.steps(400)):
@@ -156,7 +156,7 @@ def test_a_bug_that_is_put_back_is_found(witness: Witness, broken: type[ReverseM
                     return
         finally:
             random.end()
-    pytest.fail("all aimed histories, 2000 random steps, and no difference")
+    pytest.fail("all aimed histories, 4800 random steps, and no difference")
 
 
 def test_a_difference_is_made_short_explained_and_kept(witness: Witness, tmp_path: Path) -> None:
