@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final, cast
 
 from rmaplab.check.mutants import Mutant
-from rmaplab.mm.geometry import GeometryChange
+from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, PTE_ANON, PTE_SHIFT, Leaf
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA
 from rmaplab.rmap.context import CowContext
@@ -106,7 +106,7 @@ class NewcomerNotRecorded(LineageRmap):
     name = "lineage, VMA that comes where another moved away, and is not recorded"
 
     def _record_locked(self, context: CowContext, vma: VMA) -> None:
-        if any(offset for _, _, offset in self._placed(vma)):
+        if any(offset for _, _, offset in self._places(vma, bounds_of(vma))):
             super()._record_locked(context, vma)
 
 
@@ -232,17 +232,6 @@ class HeirWithoutName(LineageRmap):
             gone.name.forward = None
             gone.name.context = None
         return done
-
-
-class ParentBeforeSibling(LineageRmap):
-    """Who climbs between the two takes the heir for the last of its new parent's children."""
-
-    name = "lineage, heir that gets its parent before its sibling"
-
-    def _take_place(self, child: Line, gone: Line, above: CowContext | None) -> None:
-        self.point("parent of the heir", child, True)
-        child.parent = above
-        super()._take_place(child, gone, above)
 
 
 class KeptTooLong(LineageRmap):

@@ -378,7 +378,7 @@ class RecordTooShort(CowContextRmap):
 
     def _record(self, vma: VMA) -> None:
         super()._record(vma)
-        for first, last, offset in self._displaced(vma, bounds_of(vma)):
+        for first, last, offset in self._places(vma, bounds_of(vma)):
             if last > first:
                 self._forget(self.context_of(vma.mm), last, last, offset)
 

@@ -156,15 +156,25 @@ class ContextRmap(ReverseMap):
         while gone is not None:
             gone.refcount -= 1
             if gone.refcount:
+                self.still_referred_to(gone)
                 return
-            above = gone.parent
+            above = self.lock_parent(gone)
             if above is not None:
-                above.lock.lock()
                 self._unlink(gone, above)
                 above.lock.unlock()
             self.context_pool.free()
             self.rcu.call("cow_context", gone, partial(self._free, gone))
             gone = above
+
+    def still_referred_to(self, context: CowContext) -> None:
+        """A reference was dropped, and it was not the last."""
+
+    def lock_parent(self, context: CowContext) -> CowContext | None:
+        """The parent, locked, if there is one."""
+        above = context.parent
+        if above is not None:
+            above.lock.lock()
+        return above
 
     def _free(self, context: CowContext) -> None:
         """Nobody looks at `context` any more."""

@@ -130,17 +130,21 @@ class CowContextRmap(ContextRmap):
         self.context_of(change.vmas[0].mm).moves.write_begin()
 
     def geometry_end(self, change: GeometryChange) -> None:
-        # What is displaced now is recorded before what was, and is not, is forgotten.
+        self._move_records(change)
+        self.context_of(change.vmas[0].mm).moves.write_end()
+
+    def _move_records(self, change: GeometryChange) -> None:
+        """What has a place now is recorded before the places that are no more are forgotten."""
         context = self.context_of(change.vmas[0].mm)
         before: list[Displaced] = []
         now: list[Displaced] = []
         for i in range(len(change.vmas)):
             vma = change.vmas[i]
-            before += self._displaced(vma, change.before[i])
-            now += self._displaced(vma, change.after[i])
+            before += self._places(vma, change.before[i])
+            now += self._places(vma, change.after[i])
             self._record(vma)
         if change.split_off is not None:
-            now += self._displaced(change.split_off, bounds_of(change.split_off))
+            now += self._places(change.split_off, bounds_of(change.split_off))
         now.sort()
         for first, last, offset in before:
             for kept_first, kept_last, kept_offset in now:
@@ -150,7 +154,6 @@ class CowContextRmap(ContextRmap):
                     first = kept_last + 1
             if first <= last:
                 self._forget(context, first, last, offset)
-        context.moves.write_end()
 
     def vma_absorbed(self, vma: VMA, gone: VMA) -> None:
         # `vma` covers the range by now, with a record of its own that says the same.
@@ -163,14 +166,14 @@ class CowContextRmap(ContextRmap):
     # A VMA's end
 
     def vma_removed(self, vma: VMA) -> None:
-        for first, last, offset in self._displaced(vma, bounds_of(vma)):
+        for first, last, offset in self._places(vma, bounds_of(vma)):
             self._forget(self.context_of(vma.mm), first, last, offset)
         self._set_shift(vma, None)
 
     # Records
 
-    def _displaced(self, vma: VMA, bounds: Bounds) -> list[Displaced]:
-        """What is to be recorded of `vma` if it is prepared and has these bounds: nothing, unless it is displaced."""
+    def _places(self, vma: VMA, bounds: Bounds) -> list[Displaced]:
+        """Its places that are recorded if it is prepared and has these bounds: none, unless it is displaced."""
         shift = self.shift_of(vma)
         if shift is not None:
             first = bounds.anon_pgoff + shift
@@ -181,7 +184,7 @@ class CowContextRmap(ContextRmap):
 
     def _record(self, vma: VMA) -> None:
         context = self.context_of(vma.mm)
-        for first, last, offset in self._displaced(vma, bounds_of(vma)):
+        for first, last, offset in self._places(vma, bounds_of(vma)):
             context.lock.lock()
             self.records_change(context, "add record")
             context.lock.assert_held()

@@ -49,14 +49,13 @@ Locking: as there.  The leaf lock, which is innermost, covers the entries of the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Final, cast
 
 import numpy as np
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
-from rmaplab.mm.geometry import GeometryChange, bounds_of
+from rmaplab.mm.geometry import Bounds, GeometryChange, bounds_of
 from rmaplab.mm.locking import lock_leaf
 from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, PTE_ANON, PTE_MIGRATION, PTE_SHIFT, Leaf
 from rmaplab.mm.reverse_map import Attachment, miscounted
@@ -145,26 +144,14 @@ class LineageRmap(CowContextRmap):
             write_once(self.scheduler, "next epoch", line, "epoch")
             line.epoch += 1
 
-    def put(self, context: CowContext) -> None:
-        """Drop a reference.  What nobody refers to goes, from the bottom up; what only a child refers to makes room."""
-        gone: CowContext | None = context
-        while gone is not None:
-            gone.refcount -= 1
-            if gone.refcount:
-                # Who finds its lock taken leaves it to the holder, which looks again.
-                while gone.refcount == 1 and gone.mm is None and gone.first_child is not None:
-                    if self._make_room(cast(Line, gone)):
-                        break
-                return
-            above = self._lock_parent(gone)
-            if above is not None:
-                self._unlink(gone, above)
-                above.lock.unlock()
-            self.context_pool.free()
-            self.rcu.call("cow_context", gone, partial(self._free, gone))
-            gone = above
+    def still_referred_to(self, context: CowContext) -> None:
+        """What only a child refers to makes room.  Who finds its lock taken leaves that to the holder, who looks
+        again."""
+        while context.refcount == 1 and context.mm is None and context.first_child is not None:
+            if self._make_room(cast(Line, context)):
+                break
 
-    def _lock_parent(self, context: CowContext) -> CowContext | None:
+    def lock_parent(self, context: CowContext) -> CowContext | None:
         """The parent, locked; who takes a parent's place holds its lock."""
         while True:
             above = context.parent
@@ -178,7 +165,7 @@ class LineageRmap(CowContextRmap):
     def _make_room(self, gone: Line) -> bool:
         """The only child of `gone`, whose address space is gone, takes its place.  Who has the lock of `gone` is about
         to drop the last reference, and then it goes altogether."""
-        above = self._lock_parent(gone)
+        above = self.lock_parent(gone)
         done = True
         if gone.lock.try_lock():
             done = False
@@ -243,7 +230,7 @@ class LineageRmap(CowContextRmap):
         line = self.line_of(child.mm)
         if parent is child:
             return  # taken over
-        for first, last, offset in self._placed(child):
+        for first, last, offset in self._places(child, bounds_of(child)):
             if offset:  # its tree may not have those at home yet, which are copies of the parent's
                 for other in self._at_home(parent.mm, first, last):
                     if not other.flags & (VM_WIPEONFORK | VM_DONTCOPY):
@@ -265,53 +252,28 @@ class LineageRmap(CowContextRmap):
         context.lock.unlock()
 
     def geometry_end(self, change: GeometryChange) -> None:
-        mm = change.vmas[0].mm
-        context = self.line_of(mm)
-        before: list[Displaced] = []
-        now: list[Displaced] = []
-        for i in range(len(change.vmas)):
-            vma = change.vmas[i]
-            before += self._placed_in(vma, change.before[i].anon_pgoff, change.before[i].start, change.before[i].end)
-            now += self._placed_in(vma, change.after[i].anon_pgoff, change.after[i].start, change.after[i].end)
-            self._record(vma)
-        if change.split_off is not None:
-            now += self._placed(change.split_off)
-        now.sort()
-        for first, last, offset in before:
-            for kept_first, kept_last, kept_offset in now:
-                if kept_offset == offset and kept_last >= first and kept_first <= last:
-                    if kept_first > first:
-                        self._forget(context, first, kept_first - 1, offset)
-                    first = kept_last + 1
-            if first <= last:
-                self._forget(context, first, last, offset)
+        self._move_records(change)
         for i in range(len(change.vmas)):
             old = change.before[i]
             if old.start < change.after[i].start or old.end > change.after[i].end:
                 self._leave_indices(change.vmas[i], old.start, old.end)
-        context.moves.write_end()
+        self.context_of(change.vmas[0].mm).moves.write_end()
 
     def vma_absorbed(self, vma: VMA, gone: VMA) -> None:
         super().vma_absorbed(vma, gone)
         self._leave_indices(gone, gone.start, gone.end)
 
     def vma_removed(self, vma: VMA) -> None:
-        for first, last, offset in self._placed(vma):
-            self._forget(self.context_of(vma.mm), first, last, offset)
-        self._set_shift(vma, None)
+        super().vma_removed(vma)
         self._leave_indices(vma, vma.start, vma.end)
 
     # Records
 
-    def _placed(self, vma: VMA) -> list[Displaced]:
-        """Where its pages are, with their displacement, if it may have any."""
-        bounds = bounds_of(vma)
-        return self._placed_in(vma, bounds.anon_pgoff, bounds.start, bounds.end)
-
-    def _placed_in(self, vma: VMA, first: int, start: int, end: int) -> list[Displaced]:
+    def _places(self, vma: VMA, bounds: Bounds) -> list[Displaced]:
+        """Where its pages are, at home as well, if it may have any."""
         if self.shift_of(vma) is None:
             return []
-        return [(first, first + ((end - start) >> PAGE_SHIFT) - 1, (start >> PAGE_SHIFT) - first)]
+        return [(bounds.anon_pgoff, bounds.last_anon_pgoff, (bounds.start >> PAGE_SHIFT) - bounds.anon_pgoff)]
 
     def _record(self, vma: VMA) -> None:
         context = self.context_of(vma.mm)
@@ -322,7 +284,7 @@ class LineageRmap(CowContextRmap):
     def _record_locked(self, context: CowContext, vma: VMA) -> None:
         """A displaced VMA is recorded, and along with it who else has its page offsets, at home; a VMA at home only
         where there are records."""
-        for first, last, offset in self._placed(vma):
+        for first, last, offset in self._places(vma, bounds_of(vma)):
             if offset:
                 for other in self._at_home(vma.mm, first, last):
                     self._add_locked(context, *_common(other, first, last), 0)
@@ -668,7 +630,7 @@ class LineageRmap(CowContextRmap):
         return said
 
     def _stray_records(self, mm: MM) -> list[str]:
-        placed = [place for vma in mm.tree.to_list() for place in self._placed(vma)]
+        placed = [place for vma in mm.tree.to_list() for place in self._places(vma, bounds_of(vma))]
         displaced = [place for place in placed if place[2]]
         tree = self.context_of(mm).remaps
         wrong: list[str] = []
