@@ -24,7 +24,7 @@ outcome = explore(scenario(sys.argv[2], DESIGNS[sys.argv[1]]), limit=20)
 print(*[text for failure in outcome.failures for text in (failure.error, failure.error.__context__)])
 """
 
-UNLINK = "                self._unlink(gone, above)\n"
+UNLINK = "            if above is not None:\n                self._unlink(gone, above)\n"
 KSM = "                rwsem.down_read()\n                try:\n                    addr = place.addr\n"
 ZAPPED = "    left = 1\n    if entry and "
 
@@ -40,8 +40,8 @@ DROPPED: dict[str, tuple[str, str, str, str, str, str]] = {
     ),
     "a child leaves its parent's list without the parent's lock": (
         "rmap/context.py",
-        "                above.lock.lock()\n" + UNLINK + "                above.lock.unlock()\n",
-        UNLINK,
+        "            above = self.lock_parent(gone)\n" + UNLINK + "                above.lock.unlock()\n",
+        "            above = gone.parent\n" + UNLINK,
         "cow_context",
         "referenced / exit of the child",
         "cow_context lock",
