@@ -14,11 +14,11 @@ from typing import Final, NamedTuple
 from rmaplab.kernel.driver import Setting
 from rmaplab.mm import abi
 from rmaplab.trace.events import Event
-from rmaplab.trace.script import PAGE, Layout, Process, Script
+from rmaplab.trace.script import PAGE, Layout, Script
+from rmaplab.trace.text import Lines
 
 _ARENA: Final = 0x10_0000_0000
 _LAYOUT: Final = Layout(0xF_0000_0000, 3 * PAGE, 0xF_0000_0000, 0x12_0000_0000)
-_ORIGINS: Final = {"": _ARENA, "stack": _LAYOUT.stack, "heap": _LAYOUT.heap}  # of the pages that a process counts
 
 
 class _Aimed(NamedTuple):
@@ -36,7 +36,8 @@ def _read(text: str) -> Iterator[tuple[str, _Aimed]]:
         elif line:
             name, *settings = line.split(", ")
             lines = []
-            yield name, _Aimed(Setting(**{word: int(value) for word, value in (s.split("=") for s in settings)}), lines)
+            values = dict(setting.split("=") for setting in settings)
+            yield name, _Aimed(Setting(**{word: int(value) for word, value in values.items()}), lines)
 
 
 AIMED: Final = dict(_read(files("rmaplab").joinpath("kernel/aimed.txt").read_text(encoding="utf-8")))
@@ -50,35 +51,7 @@ def setting(name: str) -> Setting:
 def history(name: str) -> list[Event]:
     """The events to ask for."""
     script = Script(_LAYOUT, abi.MAP_FIXED)
-    processes = {"p1": script.spawn()}
-    for line in AIMED[name].lines:
-        who, _, verbs = line.strip().partition(" ")
-        who, _, where = who.partition(".")
-        for verb in verbs.split("; "):
-            _do(processes, who, _ORIGINS[where], *verb.split())
+    lines = Lines(script, _ARENA, stack=_LAYOUT.stack, heap=_LAYOUT.heap)
+    for line in ("p1 exec", *AIMED[name].lines):
+        lines.perform(line)
     return script.events
-
-
-def _do(processes: dict[str, Process], who: str, origin: int, verb: str, *words: str) -> None:
-    process = processes[who].in_pages(origin)
-    if verb == "merge_same":
-        process.world.do(Event("ksm", process.pid, pid2=process.pid))
-    elif verb == "another":
-        another = processes[words[0]] = Process(process.world, process.world.new_pid())
-        another.exec()
-    elif verb == "fork" and words:
-        processes[words[0]] = process.fork(*map(_number, words[1:]))
-    else:
-        given = [word.partition("=") for word in words]
-        getattr(process, verb)(
-            *(_number(name) for name, is_named, _ in given if not is_named),
-            **{name: _number(value) for name, is_named, value in given if is_named},
-        )
-
-
-def _number(word: str) -> int:
-    """A number, or flags by their names in mm/abi.py, joined by `|`."""
-    total = 0
-    for part in word.split("|"):
-        total |= int(part) if part.lstrip("-").isdigit() else getattr(abi, part)
-    return total

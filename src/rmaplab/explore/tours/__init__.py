@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Guided tours: short histories with a few sentences a step.
+"""Guided tours: short histories, and races, with a few sentences per step.
 
-Each tour is a file that has its events and its sentences side by side; addresses and sizes are chosen to be
-read.  `TOURS` lists them in the order in which a newcomer would take them, and `RACES` those that are executions of
-several CPUs instead of histories.
+Each tour is a page of its own (NAME.md) that has what happens and the sentences side by side; addresses and sizes are
+chosen to be read.  `TOURS` lists those that are histories in the order in which a newcomer would take them, `RACES`
+those that are executions of several CPUs: what the race checker found, and bugs of Linux that it finds again.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from rmaplab.explore.tours import fork_copy_fork, mremap_home, page_life, races, reuse, two_offsets
-from rmaplab.explore.tours.race import RaceTour, Turn
-from rmaplab.explore.tours.tour import Beat, Tour
+from rmaplab.explore.tours.race import RaceTour, Turn, read_race
+from rmaplab.explore.tours.tour import Beat, Tour, read_tour
 
 __all__ = ["RACES", "TOURS", "Beat", "RaceTour", "Tour", "Turn"]
 
 TOURS: Final[dict[str, Tour]] = {
-    tour.name: tour
-    for tour in (page_life.TOUR, fork_copy_fork.TOUR, reuse.TOUR, mremap_home.TOUR, two_offsets.TOUR)
+    name: read_tour(name) for name in ("page-life", "fork-copy-fork", "reuse", "mremap", "two-offsets")
 }
 
-RACES: Final[dict[str, RaceTour]] = {tour.name: tour for tour in races.RACES}
+RACES: Final[dict[str, RaceTour]] = {
+    name: read_race(name)
+    for name in (
+        "race-migration", "race-fork", "race-mremap", "race-mremap-retry", "race-destination-first",
+        "race-rmap-locks", "race-first-faults", "race-fork-fault", "race-fresh-anon-vma",
+    )
+}  # fmt: skip

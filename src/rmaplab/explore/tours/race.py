@@ -7,10 +7,15 @@ a step more or less in the code that it shows, and says so where it no longer fi
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import re
+from typing import Final, NamedTuple
 
+from rmaplab.check import race_mutants
 from rmaplab.check.race import SEQUENTIAL, Model
+from rmaplab.explore.tours.page import read_page
 from rmaplab.mm.machine import Machine
+
+_TURN: Final = re.compile(r"CPU (\d+), (?:to its end|until: (.*?))(; ask)?(; oldest value)?")
 
 
 class Turn(NamedTuple):
@@ -51,3 +56,19 @@ class RaceTour(NamedTuple):
     def memory(self) -> Model:
         """The memory model in which it happens."""
         return Model("weak", [self.without]) if self.without else SEQUENTIAL
+
+
+def read_race(name: str) -> RaceTour:
+    """The tour of NAME.md: each heading is a turn, the last one the end."""
+    title, facts, about, (*parts, (_, end)) = read_page(name)
+    turns = []
+    for heading, words in parts:
+        turn = _TURN.fullmatch(heading)
+        assert turn is not None, f"{name}: {heading}: whose turn is it, and until when?"
+        cpu, until, ask, old = turn.groups()
+        turns.append(Turn(int(cpu), until or "", words, bool(ask), bool(old)))
+    machine = getattr(race_mutants, facts["machine"]) if "machine" in facts else Machine
+    return RaceTour(
+        name, title, about, facts["scenario"], facts["design"], tuple(turns), end, facts.get("breaks", ""), machine,
+        facts.get("without", ""),
+    )  # fmt: skip

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
+from rmaplab.explore.tours.page import read_page
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import FileEntry, Header, History
-from rmaplab.trace.script import Process, Script
+from rmaplab.trace.script import SMALL_PROGRAM, Script
+from rmaplab.trace.text import Lines
+from rmaplab.workloads.workload import AREA, AWAY
 
 
 class Beat(NamedTuple):
@@ -23,19 +25,6 @@ class Beat(NamedTuple):
     ask: tuple[int, int] | None = None
 
 
-class Guide(Script):
-    """Leads a tour: after each thing that a process does, something is said about it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.beats: Final[list[Beat]] = []
-
-    def say(self, words: str, ask: tuple[Process, int] | None = None) -> None:
-        """About the last event; `ask` for a page of a process."""
-        assert len(self.beats) == len(self.events) - 1, "one event, one say"
-        self.beats.append(Beat(self.events[-1], words, None if ask is None else (ask[0].pid, ask[1])))
-
-
 class Tour(NamedTuple):
     """A guided tour; `about` is said before anything has happened."""
 
@@ -46,17 +35,22 @@ class Tour(NamedTuple):
     beats: tuple[Beat, ...]
     files: tuple[str, ...] = ()
 
-    @classmethod
-    def told(
-        cls, name: str, title: str, about: str, designs: tuple[str, ...], tell: Callable[[Guide], None],
-        files: tuple[str, ...] = (),
-    ) -> Tour:  # fmt: skip
-        """A tour whose beats `tell` says to a guide."""
-        guide = Guide()
-        tell(guide)
-        return cls(name, title, about, designs, tuple(guide.beats), files)
-
     def history(self) -> History:
         files = [FileEntry(number, name=name) for number, name in enumerate(self.files)]
         header = Header(recorder="a guided tour", command=self.title, files=files)
         return History(header, [beat.event for beat in self.beats])
+
+
+def read_tour(name: str) -> Tour:
+    """The tour of NAME.md: a heading is a line of trace/text.py with one event, and `; ask PROCESS ADDRESS`."""
+    title, facts, about, parts = read_page(name)
+    script = Script()
+    lines = Lines(script, AREA, stack=SMALL_PROGRAM.stack, away=AWAY)
+    beats = []
+    for number, (heading, words) in enumerate(parts):
+        line, _, asked = heading.partition("; ask ")
+        lines.perform(line)
+        assert len(script.events) == number + 1, f"{name}: {line}: one event, one heading"
+        beats.append(Beat(script.events[-1], words, lines.place(asked) if asked else None))
+    designs, files = (tuple(filter(None, facts.get(fact, "").split(", "))) for fact in ("designs", "files"))
+    return Tour(name, title, about, designs, tuple(beats), files)
