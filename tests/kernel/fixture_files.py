@@ -9,18 +9,34 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import cast
 
 from rmaplab.check.histories import header
-from rmaplab.kernel.answers import event_line, of_model, parse_event
+from rmaplab.kernel.answers import State, event_line, page_values, reachable
 from rmaplab.kernel.driver import Setting
+from rmaplab.kernel.isomorphism import refcount_of_model
 from rmaplab.kernel.lockstep import in_guest
+from rmaplab.mm.folio import FOLIO_KSM
 from rmaplab.mm.machine import Machine
+from rmaplab.mm.pagetable import (
+    PTE_ANON,
+    PTE_EXCLUSIVE,
+    PTE_FILE,
+    PTE_GUARD,
+    PTE_SHIFT,
+    PTE_SWAP,
+    PTE_WRITE,
+    PTE_ZERO,
+)
 from rmaplab.mm.profile import Profile, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.rmap.anon_vma import AnonVmaRmap
+from rmaplab.mm.vma import PAGE_SIZE
+from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, VmaFields
+from rmaplab.sync.work import Tally
 from rmaplab.trace.events import Event
 from rmaplab.trace.play import Player
 
+_LAST_PGOFF = (1 << 62) - 1
 _CHANCE = re.compile(r"0x7[0-9a-f]{8,11}\b")
 
 
@@ -64,3 +80,57 @@ def read(path: Path) -> tuple[str, Setting, list[Event], list[str]]:
     crowded = re.search(r"(\d+) mappings at most", lines[0])
     its = Setting(order, int(crowded.group(1)) if crowded else 0)
     return release, its, events, [line for line in lines[1:] if line.startswith("|")]
+
+
+def parse_event(line: str) -> Event:
+    """The inverse of event_line."""
+    op, *parts = line.split()
+    return Event(op, **{name: int(value, 0) for name, _, value in (part.partition("=") for part in parts)})
+
+
+def of_model(machine: Machine) -> list[str]:
+    """The lines of a machine that the anon_vma design leads."""
+    design = cast(AnonVmaRmap, machine.leader)
+    folios = machine.folios
+    state = State()
+    named: dict[int, str] = {}
+    seen: set[int] = set()
+    for pid in sorted(machine.processes):
+        mm = machine.mm_of(pid)
+        if mm.id in seen:
+            continue
+        seen.add(mm.id)
+        for vma in mm.tree.to_list():
+            fields = cast("VmaFields | None", vma.rmap[design.slot])
+            chain = [] if fields is None else [avc.anon_vma.number for avc in fields.chain]
+            own = 0 if fields is None or fields.anon_vma is None else fields.anon_vma.number
+            state.vma(pid, vma.start, vma.end, vma.pgoff, vma.anon_pgoff, vma.flags, chain, own)
+            named[vma.id] = f"{pid}:{vma.start:#x}"
+            for addr in range(vma.start, vma.end, PAGE_SIZE):
+                entry = mm.page_table.get(addr)
+                pfn = entry >> PTE_SHIFT
+                if entry & PTE_ANON:
+                    cached = folios.head.m[pfn] in machine.slot_of
+                    exclusive, writable = entry & PTE_EXCLUSIVE != 0, entry & PTE_WRITE != 0
+                    values = page_values(folios.mapcount.m[pfn], folios.order.m[pfn], exclusive, writable, cached)
+                    ksm = folios.flags.m[pfn] & FOLIO_KSM != 0
+                    state.page(addr, pfn, values, folios.index.m[pfn], design.anchor.m[pfn], ksm)
+                elif entry & PTE_SWAP:
+                    state.entry(addr, f"swap {state.slots(pfn)}{' exclusive' if entry & PTE_EXCLUSIVE else ''}")
+                elif entry & (PTE_ZERO | PTE_FILE):
+                    state.entry(addr, "zero" if entry & PTE_ZERO else "file")
+                elif entry & PTE_GUARD:
+                    state.entry(addr, "guard")
+    tally = Tally("")
+
+    def of_number(number: int) -> AnonVma:
+        anon_vma = design.anon_vmas[number]
+        assert anon_vma is not None
+        return anon_vma
+
+    for number in reachable(state, lambda a: (of_number(a).root.number, of_number(a).parent.number)):
+        mine = of_number(number)
+        tree = [named[cast(AnonVmaChain, node).vma.id] for node in mine.touching(0, _LAST_PGOFF, tally)]
+        counts = (refcount_of_model(design, mine), mine.num_children, mine.num_active_vmas)
+        state.anon_vma(number, mine.root.number, mine.parent.number, counts, tree)
+    return state.lines

@@ -32,7 +32,7 @@ class Kernel:
         mm = Mm(self._address(), 0, 0, 0, 0)
         self.snapshot.mms[mm.address] = mm
         for i, (chain, own) in enumerate(vmas, 1):
-            vma = Vma(self._address(), mm.address, i << 20, (i << 20) + 0x1000, i << 8, 0, 0, own)
+            vma = Vma(self._address(), mm.address, i << 20, (i << 20) + 0x1000, i << 8, 0, 0, own, i << 8)
             for anon_vma in reversed(chain):
                 avc = Avc(self._address(), vma.address, anon_vma)
                 self.snapshot.avcs[avc.address] = avc

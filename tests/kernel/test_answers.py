@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from kernel.fixture_files import model_differs, read, without_chance
+from kernel.fixture_files import model_differs, parse_event, read, without_chance
 from rmaplab.check import mutants
-from rmaplab.kernel.answers import event_line, parse_event
+from rmaplab.kernel.answers import event_line
 from rmaplab.kernel.fixtures import possible_names
 from rmaplab.kernel.versions import VERSIONS
 from rmaplab.mm.profile import PROFILES, Profile

@@ -27,7 +27,7 @@ def family() -> Snapshot:
     snapshot.anon_vmas.update({ROOT: root, CHILD: child})
     for pid, mm_address, own, chain in ((7, PARENT_MM, ROOT, (0xC0,)), (8, CHILD_MM, CHILD, (0xD1, 0xD0))):
         mm = Mm(mm_address, 0, 0, 0, 0)
-        vma = Vma(mm_address + 8, mm_address, START, START + 0x2000, PGOFF, 0x100073, 0, own)
+        vma = Vma(mm_address + 8, mm_address, START, START + 0x2000, PGOFF, 0x100073, 0, own, PGOFF)
         mm.pids.append(pid)
         mm.vmas.append(vma)
         vma.chain.extend(chain)
@@ -40,7 +40,7 @@ def family() -> Snapshot:
     for pfn, index, anon_vma, mapcount in (
         (FIRST, 0, ROOT, 2), (SECOND, 1, ROOT, 1), (SECOND + 1, 1, CHILD, 1),
     ):  # fmt: skip
-        page = snapshot.pages[pfn] = Page(pfn)
+        page = snapshot.pages[pfn] = Page(pfn, pfn)
         page.anon_vma, page.index, page.mapcount = anon_vma, PGOFF + index, mapcount
     parent, forked = snapshot.mms[PARENT_MM].entries, snapshot.mms[CHILD_MM].entries
     parent[START] = forked[START] = Entry("anon", FIRST, False, False)

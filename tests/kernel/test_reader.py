@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kernel.hands import write_word
 from rmaplab.check.histories import header
 from rmaplab.kernel import columns, setup
 from rmaplab.kernel.aimed import history, setting
@@ -102,13 +103,13 @@ class TestPoked:
         at = address(before)
         with witness.guest.stopped():
             value = witness.memory.word(at)
-            witness.memory.write_word(at, value ^ change)
+            write_word(witness.memory, at, value ^ change)
             try:
                 return problems(witness.reader.read(witness.tasks(pids)))
             except BadAddress as error:
                 return [str(error)]
             finally:
-                witness.memory.write_word(at, value)
+                write_word(witness.memory, at, value)
 
     @pytest.mark.parametrize("field", ["root", "parent"])
     def test_anon_vma(self, field: str, witness: Witness, family: Driver) -> None:

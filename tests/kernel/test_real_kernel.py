@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from kernel.fixture_files import without_chance
+from kernel.hands import read_file
 from rmaplab.check import mutants
 from rmaplab.check.histories import header
 from rmaplab.commands.kernel import explained
@@ -255,7 +256,7 @@ def test_slab_memory_is_what_slabinfo_says(witness: Witness) -> None:
         assert lockstep.step(event) is None
     pools = {**lockstep.machine.leader.ledger.pools, "vm_area_struct": lockstep.machine.vma_pool}
     for _ in attempts():  # what execve() freed goes after a grace period
-        rows = {line.split()[0]: line.split() for line in witness.guest.read_file("/proc/slabinfo").splitlines()[2:]}
+        rows = {line.split()[0]: line.split() for line in read_file(witness.guest, "/proc/slabinfo").splitlines()[2:]}
         with witness.guest.stopped():
             live = {name: len(_live(witness, name)) for name in CACHES}
         off = {}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kernel.hands import read_file
 from rmaplab.kernel import setup
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.kernel.guest import Guest
@@ -84,8 +85,8 @@ def test_each_kernel_takes_the_programs_and_has_what_they_read(guest: tuple[tupl
 
     kernel._mount("tracefs", "/sys/kernel/tracing")
     formats = {
-        name: dict(re.findall(r"\sfield:[^;]*?(\w+)(?:\[\w*\])?;\s*offset:(\d+);", kernel.read_file(
-            f"/sys/kernel/tracing/events/{name}/format")))
+        name: dict(re.findall(r"\sfield:[^;]*?(\w+)(?:\[\w*\])?;\s*offset:(\d+);", read_file(
+            kernel, f"/sys/kernel/tracing/events/{name}/format")))
         for name in ("mmap_lock/mmap_lock_acquire_returned", "sched/sched_process_exit", "task/task_newtask")
     }  # fmt: skip
     lock, end, new = formats.values()

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kernel.hands import write_word
 from rmaplab.commands.frame import main
 from rmaplab.kernel import columns, setup
 from rmaplab.kernel.aimed import history
@@ -265,9 +266,9 @@ def test_redis_is_taken_over_while_it_saves_and_a_damage_in_it_is_found(version:
             for name, place in PLACES.items():
                 address, change = place(Reading(memory.program, memory), memory)
                 value = memory.word(address)
-                memory.write_word(address, value ^ change)
+                write_word(memory, address, value ^ change)
                 assert Reading(memory.program, memory).examined().problems, name
-                memory.write_word(address, value)
+                write_word(memory, address, value)
             assert Reading(memory.program, memory).examined().problems == []
     except KernelUnavailable as error:
         if os.environ.get("RMAPLAB_REQUIRE_KERNEL"):

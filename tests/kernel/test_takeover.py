@@ -103,7 +103,7 @@ class Writer:
     def vma(self, vma: VMA, mm: int) -> Vma:
         family = self.design.fields_of(vma)
         own = 0 if family is None or family.anon_vma is None else self.family(family.anon_vma)
-        its = Vma(self.address(vma), mm, vma.start, vma.end, vma.pgoff, vma.flags, 0, own)
+        its = Vma(self.address(vma), mm, vma.start, vma.end, vma.pgoff, vma.flags, 0, own, vma.pgoff)
         its.inode = 0 if vma.file is None else vma.file.id
         self.snapshot.vmas[its.address] = its
         for link in reversed(family.chain if family is not None else []):
@@ -139,8 +139,8 @@ class Writer:
         anchors = {mine.number: address for mine, address in self.addresses.items() if isinstance(mine, Family)}
         for folio in Truth(self.machine).mapped_folios():
             for pfn in {folio.head + page for _, _, page in folio.entries}:
-                page = self.snapshot.pages[pfn] = Page(pfn)
-                page.head, page.order = folio.head, folio.nr_pages.bit_length() - 1
+                page = self.snapshot.pages[pfn] = Page(pfn, folio.head)
+                page.order = folio.nr_pages.bit_length() - 1
                 page.index, page.mapcount = int(folios.index.v[pfn]), int(folios.mapcount.v[pfn])
                 page.exclusive = pfn in self.exclusive
                 page.ksm = bool(folios.flags.v[folio.head] & FOLIO_KSM)

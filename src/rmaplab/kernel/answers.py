@@ -2,8 +2,8 @@
 """A kernel's answers as text that can be reviewed, kept, and compared with.
 
 An event is a line, and the state after it is a block of lines in which objects have names by order of
-appearance: anon_vmas A1, A2, ..., pages p1, ..., swap slots s1, ...  The model's state can be written in the
-same way, so that "the same text" means "isomorphic": see tests/kernel.
+appearance: anon_vmas A1, A2, ..., pages p1, ..., swap slots s1, ...  Tests write the model's state in the same way, so
+that "the same text" means "isomorphic" (tests/kernel/fixture_files.py).
 
     exec pid=1 addr=0x7ffc... ...
     | 1: 0x7fff00000-0x7fff21000 pgoff 0x7ffffffdf rw- anon A1 chain A1
@@ -14,29 +14,14 @@ same way, so that "the same text" means "isomorphic": see tests/kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, cast
+from typing import Final
 
 from rmaplab.kernel import snapshot as real
-from rmaplab.kernel.isomorphism import belongs, refcount_of_kernel, refcount_of_model
-from rmaplab.mm.folio import FOLIO_KSM
-from rmaplab.mm.machine import Machine
-from rmaplab.mm.pagetable import (
-    PTE_ANON,
-    PTE_EXCLUSIVE,
-    PTE_FILE,
-    PTE_GUARD,
-    PTE_SHIFT,
-    PTE_SWAP,
-    PTE_WRITE,
-    PTE_ZERO,
-)
+from rmaplab.kernel.isomorphism import belongs, refcount_of_kernel
 from rmaplab.mm.vma import PAGE_SIZE
-from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, VmaFields
-from rmaplab.sync.work import Tally
 from rmaplab.trace.events import Event
 
 _FIELDS: Final = ("addr", "length", "prot", "flags", "addr2", "length2", "file", "offset", "pid2", "result")
-_LAST_PGOFF: Final = (1 << 62) - 1
 
 
 def event_line(event: Event) -> str:
@@ -47,12 +32,6 @@ def event_line(event: Event) -> str:
         if value != (-1 if field == "file" else 0):
             parts.append(f"{field}={value if -9 <= value <= 9 else hex(value)}")
     return " ".join(parts)
-
-
-def parse_event(line: str) -> Event:
-    """The inverse of event_line."""
-    op, *parts = line.split()
-    return Event(op, **{name: int(value, 0) for name, _, value in (part.partition("=") for part in parts)})
 
 
 class _Names:
@@ -66,7 +45,7 @@ class _Names:
         return self.known.setdefault(number, f"{self._prefix}{len(self.known) + 1}")
 
 
-class _State:
+class State:
     """State as lines: what kernel and model have in common."""
 
     def __init__(self) -> None:
@@ -105,7 +84,7 @@ def render(events: Iterable[Event], snapshot: real.Snapshot, pids: Mapping[int, 
 
 def of_kernel(snapshot: real.Snapshot, pids: Mapping[int, int]) -> list[str]:
     """The lines of a snapshot; `pids` are the history's processes and the kernel's."""
-    state = _State()
+    state = State()
     named: dict[int, str] = {}
     seen: set[int] = set()
     for pid, guest_pid in sorted(pids.items()):
@@ -123,13 +102,13 @@ def of_kernel(snapshot: real.Snapshot, pids: Mapping[int, int]) -> list[str]:
                     continue
                 if entry.kind == "anon":
                     page = snapshot.pages[entry.number]
-                    values = _page_values(page.mapcount, page.order, entry.exclusive, entry.writable, page.swapcache)
+                    values = page_values(page.mapcount, page.order, entry.exclusive, entry.writable, page.swapcache)
                     state.page(addr, entry.number, values, page.index, page.anon_vma, page.ksm)
                 elif entry.kind == "swap":
                     state.entry(addr, f"swap {state.slots(entry.number)}{' exclusive' if entry.exclusive else ''}")
                 else:
                     state.entry(addr, entry.kind)
-    for number in _reachable(state, lambda a: (snapshot.anon_vmas[a].root, snapshot.anon_vmas[a].parent)):
+    for number in reachable(state, lambda a: (snapshot.anon_vmas[a].root, snapshot.anon_vmas[a].parent)):
         its = snapshot.anon_vmas[number]
         tree = [named.get(snapshot.avcs[node.avc].vma, "?") for node in its.tree]
         refcount = refcount_of_kernel(snapshot, its)
@@ -137,62 +116,15 @@ def of_kernel(snapshot: real.Snapshot, pids: Mapping[int, int]) -> list[str]:
     return state.lines
 
 
-def of_model(machine: Machine) -> list[str]:
-    """The lines of a machine that the anon_vma design leads."""
-    design = cast(AnonVmaRmap, machine.leader)
-    folios = machine.folios
-    state = _State()
-    named: dict[int, str] = {}
-    seen: set[int] = set()
-    for pid in sorted(machine.processes):
-        mm = machine.mm_of(pid)
-        if mm.id in seen:
-            continue
-        seen.add(mm.id)
-        for vma in mm.tree.to_list():
-            fields = cast("VmaFields | None", vma.rmap[design.slot])
-            chain = [] if fields is None else [avc.anon_vma.number for avc in fields.chain]
-            own = 0 if fields is None or fields.anon_vma is None else fields.anon_vma.number
-            state.vma(pid, vma.start, vma.end, vma.pgoff, vma.anon_pgoff, vma.flags, chain, own)
-            named[vma.id] = f"{pid}:{vma.start:#x}"
-            for addr in range(vma.start, vma.end, PAGE_SIZE):
-                entry = mm.page_table.get(addr)
-                pfn = entry >> PTE_SHIFT
-                if entry & PTE_ANON:
-                    cached = folios.head.m[pfn] in machine.slot_of
-                    exclusive, writable = entry & PTE_EXCLUSIVE != 0, entry & PTE_WRITE != 0
-                    values = _page_values(folios.mapcount.m[pfn], folios.order.m[pfn], exclusive, writable, cached)
-                    ksm = folios.flags.m[pfn] & FOLIO_KSM != 0
-                    state.page(addr, pfn, values, folios.index.m[pfn], design.anchor.m[pfn], ksm)
-                elif entry & PTE_SWAP:
-                    state.entry(addr, f"swap {state.slots(pfn)}{' exclusive' if entry & PTE_EXCLUSIVE else ''}")
-                elif entry & (PTE_ZERO | PTE_FILE):
-                    state.entry(addr, "zero" if entry & PTE_ZERO else "file")
-                elif entry & PTE_GUARD:
-                    state.entry(addr, "guard")
-    tally = Tally("")
-
-    def of_number(number: int) -> AnonVma:
-        anon_vma = design.anon_vmas[number]
-        assert anon_vma is not None
-        return anon_vma
-
-    for number in _reachable(state, lambda a: (of_number(a).root.number, of_number(a).parent.number)):
-        mine = of_number(number)
-        tree = [named[cast(AnonVmaChain, node).vma.id] for node in mine.touching(0, _LAST_PGOFF, tally)]
-        counts = (refcount_of_model(design, mine), mine.num_children, mine.num_active_vmas)
-        state.anon_vma(number, mine.root.number, mine.parent.number, counts, tree)
-    return state.lines
-
-
-def _page_values(mapcount: int, order: int, exclusive: bool, writable: bool, cached: bool) -> str:
+def page_values(mapcount: int, order: int, exclusive: bool, writable: bool, cached: bool) -> str:
+    """A page in words."""
     words = [f"mapcount {mapcount}", *([f"of {1 << order} pages"] if order else [])]
     flags = (("exclusive", exclusive), ("writable", writable), ("swapcache", cached))
     words += [word for word, holds in flags if holds]
     return " ".join(words)
 
 
-def _reachable(state: _State, above: Callable[[int], tuple[int, int]]) -> list[int]:
+def reachable(state: State, above: Callable[[int], tuple[int, int]]) -> list[int]:
     """All anon_vmas named so far, and those above them, in the order of their names."""
     done = 0
     while done < len(state.anon_vmas.known):

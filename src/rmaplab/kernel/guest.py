@@ -289,18 +289,6 @@ class Guest:
             raise GuestError(f"the guest cannot write {contents!r} to {path}: {os.strerror(-result)}")
         return result
 
-    def read_file(self, path: str) -> str:
-        """What process 1 reads from a file."""
-        descriptor = self.open(0, path, os.O_RDONLY)
-        if descriptor < 0:
-            raise GuestError(f"the guest cannot read {path}: {os.strerror(-descriptor)}")
-        contents = b""
-        while (got := self.syscall(0, "read", descriptor, self.scratch, 4096)) > 0:
-            words = [self.call(0, PEEK, i) for i in range(-(-got // 8))]
-            contents += struct.pack(f"<{len(words)}Q", *words)[:got]
-        self.syscall(0, "close", descriptor)
-        return contents.decode()
-
     def open(self, slot: int, path: str, flags: int) -> int:
         return self.syscall(slot, "open", self.poke(slot, path.encode() + b"\0"), flags, 0o600)
 

@@ -91,13 +91,6 @@ class Memory:
         value: int = _POINTER.unpack_from(self.read(address, 8))[0]
         return value
 
-    def write_word(self, address: int, value: int) -> None:
-        """Overwrite a word of the guest's memory (to see whether somebody notices)."""
-        data = self.read(address, 8)
-        if not isinstance(data, memoryview):
-            raise KernelUnavailable(f"{address:#x} is not in memory that is mapped here: it cannot be written.")
-        _POINTER.pack_into(data, 0, value & 0xFFFF_FFFF_FFFF_FFFF)
-
     def table(self, physical: int) -> tuple[int, ...]:
         """The 512 entries of the page table at a physical address."""
         return _ENTRIES.unpack_from(self.read(self.direct_map + physical, PAGE_SIZE))

@@ -11,7 +11,7 @@ rmap.h (folio_add_return_large_mapcount()).
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ _MM_ID: Final = 0x7FFF_FFFF
 _SHARED: Final = 1 << 63  # FOLIO_MM_IDS_SHARED_BITNUM
 
 
-class FolioCounts:
+class FolioCounts(NamedTuple):
     """How often a large folio is mapped, where the kernel keeps that in one place.
 
     mapped: by an entry, of a page or of all of it; whole: by an entry of all of it
@@ -35,13 +35,10 @@ class FolioCounts:
     shared: more than one may map it
     """
 
-    __slots__ = ("mapped", "shared", "slots", "whole")
-
-    def __init__(self, mapped: int, whole: int, slots: tuple[tuple[int, int], ...], shared: bool) -> None:
-        self.mapped = mapped
-        self.whole = whole
-        self.slots = slots
-        self.shared = shared
+    mapped: int
+    whole: int
+    slots: tuple[tuple[int, int], ...]
+    shared: bool
 
 
 class PageLayout:

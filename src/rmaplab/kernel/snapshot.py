@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rmaplab.kernel.memory import (
@@ -41,103 +42,90 @@ _MARKER_SWAP_TYPE: Final = 31  # SWP_PTE_MARKER: the last of them all (include/l
 _GUARD_MARKER: Final = 4  # PTE_MARKER_GUARD (include/linux/swapops.h)
 
 
+@dataclass(slots=True, eq=False)
 class Avc:
     """struct anon_vma_chain"""
 
-    __slots__ = ("address", "anon_vma", "last", "subtree_last", "vma")
-
-    def __init__(self, address: int, vma: int, anon_vma: int) -> None:
-        self.address = address
-        self.vma = vma
-        self.anon_vma = anon_vma
+    address: int
+    vma: int
+    anon_vma: int
 
 
-class AnonVma:
-    """struct anon_vma; `tree` has the AVCs of its interval tree in order, each with its depth-first shape
-    as (avc, left, right, subtree_last)."""
-
-    __slots__ = ("address", "num_active_vmas", "num_children", "parent", "refcount", "root", "tree")
-
-    def __init__(
-        self, address: int, root: int, parent: int, refcount: int, num_children: int, num_active_vmas: int
-    ) -> None:
-        self.address = address
-        self.root = root
-        self.parent = parent
-        self.refcount = refcount
-        self.num_children = num_children
-        self.num_active_vmas = num_active_vmas
-        self.tree: list[TreeNode] = []
-
-
+@dataclass(slots=True, eq=False)
 class TreeNode:
     """An AVC in an interval tree: its children there (0: none) and the last page offset below it."""
 
-    __slots__ = ("avc", "left", "right", "subtree_last")
-
-    def __init__(self, avc: int, left: int, right: int, subtree_last: int) -> None:
-        self.avc = avc
-        self.left = left
-        self.right = right
-        self.subtree_last = subtree_last
+    avc: int
+    left: int
+    right: int
+    subtree_last: int
 
 
+@dataclass(slots=True, eq=False)
+class AnonVma:
+    """struct anon_vma; `tree` has the nodes of its interval tree in order."""
+
+    address: int
+    root: int
+    parent: int
+    refcount: int
+    num_children: int
+    num_active_vmas: int
+    tree: list[TreeNode] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
 class Vma:
     """struct vm_area_struct; `chain` has its AVCs, the newest first.
 
     pgoff:      of `start`, in the file or as /proc/PID/maps shows it
     anon_pgoff: of `start`, for anonymous pages; a number of its own since 7.3, `pgoff` before
     attached:   it says itself that it is in its address space's tree (vm_refcnt, or `detached`)
+    special:    the vDSO and its data
     """
 
-    __slots__ = (
-        "address", "anon_pgoff", "anon_vma", "attached", "chain", "end", "file", "flags", "inode", "mm", "pgoff",
-        "special", "start",
-    )  # fmt: skip
-
-    def __init__(
-        self, address: int, mm: int, start: int, end: int, pgoff: int, flags: int, file: int, anon_vma: int
-    ) -> None:
-        self.address = address
-        self.mm = mm
-        self.start = start
-        self.end = end
-        self.pgoff = pgoff
-        self.anon_pgoff = pgoff
-        self.attached = True
-        self.flags = flags
-        self.file = file
-        self.inode = 0
-        self.anon_vma = anon_vma
-        self.special = False  # the vDSO and its data
-        self.chain: list[int] = []
+    address: int
+    mm: int
+    start: int
+    end: int
+    pgoff: int
+    flags: int
+    file: int
+    anon_vma: int
+    anon_pgoff: int
+    attached: bool = True
+    inode: int = 0
+    special: bool = False
+    chain: list[int] = field(default_factory=list)
 
 
+@dataclass(slots=True, eq=False)
 class Page:
-    """struct page of an anonymous page.  `anon_vma` is what its folio points to (of a KSM page: its stable node),
-    `index` this page's page offset, `head` and `order` its folio.  `first_exclusive` is about the first page of the
-    folio, mapped or not; `counts` is there of a large folio, where the kernel has them."""
+    """struct page of an anonymous page.
 
-    __slots__ = (
-        "anon_vma", "counts", "exclusive", "first_exclusive", "head", "index", "ksm", "mapcount", "order", "pfn",
-        "swap", "swapcache",
-    )  # fmt: skip
+    head, order:     of its folio
+    anon_vma:        what its folio points to (of a KSM page: its stable node)
+    index:           its own page offset
+    first_exclusive: about the first page of the folio, mapped or not
+    swap:            the swap entry whose contents it caches
+    counts:          of a large folio, where the kernel has them
+    """
 
-    def __init__(self, pfn: int) -> None:
-        self.pfn = pfn
-        self.head = pfn
-        self.order = 0
-        self.anon_vma = 0
-        self.index = 0
-        self.mapcount = 0
-        self.exclusive = False
-        self.first_exclusive = False
-        self.ksm = False
-        self.swapcache = False
-        self.swap = 0  # the swap entry whose contents it caches
-        self.counts: FolioCounts | None = None
+    pfn: int
+    head: int
+    order: int = 0
+    anon_vma: int = 0
+    index: int = 0
+    mapcount: int = 0
+    exclusive: bool = False
+    first_exclusive: bool = False
+    ksm: bool = False
+    swapcache: bool = False
+    swap: int = 0
+    counts: FolioCounts | None = None
 
 
+@dataclass(slots=True, eq=False)
 class Entry:
     """A page-table entry that is not none.
 
@@ -145,31 +133,26 @@ class Entry:
     number: pfn, or swap entry
     """
 
-    __slots__ = ("exclusive", "kind", "number", "writable")
-
-    def __init__(self, kind: str, number: int, writable: bool, exclusive: bool) -> None:
-        self.kind = kind
-        self.number = number
-        self.writable = writable
-        self.exclusive = exclusive
+    kind: str
+    number: int
+    writable: bool
+    exclusive: bool
 
 
+@dataclass(slots=True, eq=False)
 class Mm:
-    """struct mm_struct, its VMAs in order, and the entries in those that were asked for.  `id` is what large folios
-    call it by (mm_id; 0 where they do not)."""
+    """struct mm_struct, its VMAs in order, and by address the entries in those that were asked for.  `id` is what large
+    folios call it by (mm_id; 0 where they do not)."""
 
-    __slots__ = ("address", "brk", "entries", "id", "mmap_base", "pgd", "pids", "start_brk", "vmas")
-
-    def __init__(self, address: int, pgd: int, mmap_base: int, start_brk: int, brk: int, id: int = 0) -> None:
-        self.address = address
-        self.id = id
-        self.pgd = pgd
-        self.mmap_base = mmap_base
-        self.start_brk = start_brk
-        self.brk = brk
-        self.pids: list[int] = []
-        self.vmas: list[Vma] = []
-        self.entries: dict[int, Entry] = {}  # by address
+    address: int
+    pgd: int
+    mmap_base: int
+    start_brk: int
+    brk: int
+    id: int = 0
+    pids: list[int] = field(default_factory=list)
+    vmas: list[Vma] = field(default_factory=list)
+    entries: dict[int, Entry] = field(default_factory=dict)
 
 
 class Snapshot:
@@ -271,8 +254,8 @@ class Reader:
                 snapshot.ksm_unused[root] += 1
 
     def _read_mm(self, snapshot: Snapshot, address: int) -> Mm:
-        root, *fields = self._mm.at(self._memory, address)
-        mm = Mm(address, *fields)
+        root, pgd, mmap_base, start_brk, brk, *identity = self._mm.at(self._memory, address)
+        mm = Mm(address, pgd, mmap_base, start_brk, brk, identity[0] if identity else 0)
         snapshot.mms[address] = mm
         for pointer in self._maple(root):
             vma = self._read_vma(snapshot, pointer)
@@ -283,10 +266,8 @@ class Reader:
 
     def _read_vma(self, snapshot: Snapshot, address: int) -> Vma:
         start, end, pgoff, flags, file, anon_vma, first, mm, ops, *more = self._vma.at(self._memory, address)
-        vma = Vma(address, mm, start, end, pgoff, flags, file, anon_vma)
-        if self._two_offsets:
-            high, low = more.pop(), more.pop()
-            vma.anon_pgoff = high << 32 | low
+        anon_pgoff = more.pop() << 32 | more.pop() if self._two_offsets else pgoff
+        vma = Vma(address, mm, start, end, pgoff, flags, file, anon_vma, anon_pgoff)
         if self._says_attached or self._says_detached:
             vma.attached = (more[0] != 0) == self._says_attached
         vma.special = ops == self._special_ops
@@ -433,10 +414,9 @@ class Reader:
         """The struct page of `pfn`, if it is anonymous."""
         memory, layout = self._memory, self.pages
         flags, info, mapping, index, mapcount, private = layout.record.at(memory, layout.address(pfn))
-        page = Page(pfn)
+        page = Page(pfn, layout.head_of(pfn, info))
         page.mapcount = mapcount + 1
         page.exclusive = flags & layout.anon_exclusive != 0
-        page.head = layout.head_of(pfn, info)
         if info & 1:
             flags, _, mapping, index, _, private = layout.record.at(memory, layout.address(page.head))
             index += pfn - page.head

@@ -247,10 +247,6 @@ class Folios:
         orders = self.order.v[512 : self._next]
         return np.flatnonzero(orders >= 0) + 512
 
-    def nbytes_per_page(self) -> int:
-        """Bytes that one page takes in all columns, the designs' among them, and in the free stack."""
-        return sum(column.v.itemsize for column in self.columns) + self._free.itemsize
-
 
 def folio_mapcount(scheduler: Scheduler | None, folios: Folios, head: int) -> int:
     """Entries that map the folio, for who holds no lock that keeps it (atomic_read(); a large folio's are as now)."""
