@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-import pyarrow
-
 from rmaplab.kernel.errors import KernelUnavailable
+from rmaplab.kernel.image import BROKEN, zstd
 
 # What a guest may need; what is built in is not there.
 DISK: Final = ("virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk")
@@ -26,14 +25,8 @@ MODULES: Final = ("qemu_fw_cfg", "brd")
 _DEPENDS: Final = re.compile(rb"\0depends=([^\0]*)\0")  # in a module's section .modinfo
 
 
-def _zstd(data: bytes) -> bytes:
-    with pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd") as stream:
-        contents: bytes = stream.read()
-    return contents
-
-
 _PLAIN: Final[dict[str, Callable[[bytes], bytes]]] = {
-    ".ko": bytes, ".ko.xz": lzma.decompress, ".ko.zst": _zstd, ".ko.gz": gzip.decompress,
+    ".ko": bytes, ".ko.xz": lzma.decompress, ".ko.zst": zstd, ".ko.gz": gzip.decompress,
 }  # fmt: skip
 
 
@@ -55,7 +48,7 @@ def read(tree: Path, names: Iterable[str]) -> dict[str, bytes]:
         path, suffix = paths[name]
         try:
             contents = _PLAIN[suffix](path.read_bytes())
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except BROKEN as error:
             raise KernelUnavailable(f"module {path} cannot be read ({error}): give the tree of this kernel.") from None
         depends = _DEPENDS.search(contents)
         for other in depends.group(1).decode().split(",") if depends else ():
