@@ -11,6 +11,7 @@ middle of a change by the design.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from mypy_extensions import mypyc_attr
@@ -20,6 +21,7 @@ from rmaplab.mm.vma import MM, VMA
 MANY: Final = 24  # objects of one sort that are shown one by one
 
 
+@dataclass(eq=False)
 class Item:
     """An object of a design.
 
@@ -31,30 +33,16 @@ class Item:
     count: objects that it stands for, where some are folded
     """
 
-    def __init__(
-        self,
-        group: str,
-        kind: str,
-        label: str,
-        facts: list[tuple[str, str]],
-        why: str,
-        *,
-        above: str = "",
-        side: str = "",
-        area: int = 0,
-        mm: int = 0,
-        count: int = 1,
-    ) -> None:
-        self.group: Final = group
-        self.kind: Final = kind
-        self.label: Final = label
-        self.facts: Final = facts
-        self.why: Final = why
-        self.above: Final = above
-        self.side: Final = side
-        self.area: Final = area
-        self.mm: Final = mm
-        self.count: Final = count
+    group: str
+    kind: str
+    label: str
+    facts: list[tuple[str, str]]
+    why: str
+    above: str = ""
+    side: str = ""
+    area: int = 0
+    mm: int = 0
+    count: int = 1
 
 
 class Scope:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from mypy_extensions import mypyc_attr
@@ -70,6 +71,7 @@ class _CountedSpaces(AddressSpaces):
         self._spaces.put(mm)
 
 
+@dataclass(eq=False)
 class Attachment:
     """The parts of the machine that a design gets when it is attached.
 
@@ -80,26 +82,23 @@ class Attachment:
     spaces:    references to address spaces, for walks that find them without a lock
     """
 
-    def __init__(
-        self, slot: int, folios: Folios, profile: Profile, scheduler: Scheduler | None, spaces: AddressSpaces
-    ) -> None:
-        self.slot: Final = slot
-        self.folios: Final = folios
-        self.profile: Final = profile
-        self.scheduler: Final = scheduler
-        self.spaces: Final = spaces
+    slot: int
+    folios: Folios
+    profile: Profile
+    scheduler: Scheduler | None
+    spaces: AddressSpaces
 
 
+@dataclass(eq=False)
 class ObjectCount:
     """One line of a footprint: objects of a type, bytes they take, pages of the slabs that hold them."""
 
-    def __init__(self, type: str, objects: int, peak: int, size: int, slab_pages: int, peak_pages: int) -> None:
-        self.type: Final = type
-        self.objects: Final = objects
-        self.peak: Final = peak
-        self.size: Final = size
-        self.slab_pages: Final = slab_pages
-        self.peak_pages: Final = peak_pages
+    type: str
+    objects: int
+    peak: int
+    size: int
+    slab_pages: int
+    peak_pages: int
 
     @property
     def nbytes(self) -> int:

@@ -12,28 +12,27 @@ No locking: nothing runs.
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass, field
 
 from rmaplab.mm.vma import MM, VMA
 
 
+@dataclass(eq=False)
 class FoundAnonVma:
     """An anon_vma as the kernel has it; `root` and `parent` are positions in TakenOver.anon_vmas.
 
     tree: the VMAs in its interval tree, in order
     """
 
-    def __init__(
-        self, root: int, parent: int, refcount: int, num_children: int, num_active_vmas: int, tree: list[VMA]
-    ) -> None:
-        self.root: Final = root
-        self.parent: Final = parent
-        self.refcount: Final = refcount
-        self.num_children: Final = num_children
-        self.num_active_vmas: Final = num_active_vmas
-        self.tree: Final = tree
+    root: int
+    parent: int
+    refcount: int
+    num_children: int
+    num_active_vmas: int
+    tree: list[VMA]
 
 
+@dataclass(eq=False)
 class FoundVma:
     """A prepared VMA.
 
@@ -42,13 +41,13 @@ class FoundVma:
                 anonymous memory, whose page offset is that
     """
 
-    def __init__(self, vma: VMA, own: int, chain: list[int], shift: int) -> None:
-        self.vma: Final = vma
-        self.own: Final = own
-        self.chain: Final = chain
-        self.shift: Final = shift
+    vma: VMA
+    own: int
+    chain: list[int]
+    shift: int
 
 
+@dataclass(eq=False)
 class FoundFolio:
     """A folio that is mapped.
 
@@ -57,13 +56,12 @@ class FoundFolio:
     anon_vma:  position in TakenOver.anon_vmas; -1 for KSM's
     """
 
-    def __init__(self, pfn: int, nr_pages: int, vma: VMA, addr: int, maker: MM, anon_vma: int) -> None:
-        self.pfn: Final = pfn
-        self.nr_pages: Final = nr_pages
-        self.vma: Final = vma
-        self.addr: Final = addr
-        self.maker: Final = maker
-        self.anon_vma: Final = anon_vma
+    pfn: int
+    nr_pages: int
+    vma: VMA
+    addr: int
+    maker: MM
+    anon_vma: int
 
     def as_made(self) -> VMA:
         """The VMA, as its maker had it."""
@@ -77,6 +75,7 @@ class FoundFolio:
         return copy
 
 
+@dataclass(eq=False)
 class FoundPlace:
     """A place at which KSM remembers to have mapped its page.
 
@@ -84,13 +83,13 @@ class FoundPlace:
     own: the VMA's anon_vma, then
     """
 
-    def __init__(self, pfn: int, vma: VMA, addr: int, own: int) -> None:
-        self.pfn: Final = pfn
-        self.vma: Final = vma
-        self.addr: Final = addr
-        self.own: Final = own
+    pfn: int
+    vma: VMA
+    addr: int
+    own: int
 
 
+@dataclass(eq=False)
 class TakenOver:
     """All of it.
 
@@ -99,9 +98,8 @@ class TakenOver:
     places: of each KSM page, the oldest first
     """
 
-    def __init__(self) -> None:
-        self.spaces: Final[list[tuple[MM, MM | None]]] = []
-        self.vmas: Final[list[FoundVma]] = []
-        self.folios: Final[list[FoundFolio]] = []
-        self.places: Final[list[FoundPlace]] = []
-        self.anon_vmas: Final[list[FoundAnonVma]] = []
+    spaces: list[tuple[MM, MM | None]] = field(default_factory=list)
+    vmas: list[FoundVma] = field(default_factory=list)
+    folios: list[FoundFolio] = field(default_factory=list)
+    places: list[FoundPlace] = field(default_factory=list)
+    anon_vmas: list[FoundAnonVma] = field(default_factory=list)
