@@ -128,7 +128,7 @@ def test_a_file_says_its_licence_and_what_it_is(file: Path) -> None:
 FOLDERS = (
     "sync", "mm", "rmap", "trace", "workloads", "check", "measure", "explore", "kernel", "sweep", "library", "commands",
 )  # fmt: skip
-BESIDE = {"errors", "output", "printable", "pages", "terminal", "verdict", "version"}
+BESIDE = {"errors", "output", "printable", "pages", "prose", "terminal", "verdict", "version"}
 FRONT_DOORS = {"rmaplab", "rmaplab.__main__"}  # which lead to everything
 
 

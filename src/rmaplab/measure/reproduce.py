@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Published figures about Linux's reverse map, and the laboratory's own.
 
-A reproduction is a small function: it builds the published set-up as a history, counts, and puts each published figure
-beside ours.  Parameters that the source does not give are stated in `how`, and chosen before the result was known:
-none is fitted to it.  Where the two differ, `why` gives the likely reason.
+A reproduction is a small function, which builds the published set-up as a history and counts, and a page (published/),
+which has the published figures and what is to be said.  Parameters that the source does not give are stated in `how`,
+and chosen before the result was known: none is fitted to it.  Where the two differ, `why` gives the likely reason.
 
 `bound` is the requirement on a figure: that ours over the published lies between these two, or is exactly it, or that
 two percentages differ by at most so many points.  A figure without one is shown for what it is.
@@ -26,6 +26,7 @@ from rmaplab.mm.pagetable import PTE_SHIFT
 from rmaplab.mm.profile import PROFILES, Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SIZE, VMA
+from rmaplab.prose import in_one_line, read_page
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.anon_vma_2004 import AnonVma2004Rmap
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
@@ -107,6 +108,21 @@ class Reproduction(msgspec.Struct, frozen=True, omit_defaults=True):
         return judge(len(self.figures) + len(self.shown), wrong, f"{self.name} has no figures")
 
 
+def _beside(name: str, ours: Sequence[float], shown: Sequence[tuple[str, str]] = (), **values: object) -> Reproduction:
+    """The reproduction whose page is published/NAME.md, with `ours` beside the figures there, and `values` in its
+    sentences."""
+    page = read_page(f"measure/published/{name}.md")
+    parts = dict(page.parts)
+    said, how, why = (in_one_line(parts[heading].format(**values)) for heading in ("Said", "Here", "Why"))
+    figures = []
+    rows = parts.get("Figures", "").splitlines()[2:]
+    for row, value in zip(rows, ours, strict=True):
+        what, published, unit, bound = (cell.strip() for cell in row.strip("|").split("|"))
+        low, _, high = published.partition(" to ")
+        figures.append(Figure(what, float(low), float(high or low), value, unit, bound))
+    return Reproduction(name, page.facts["source"], said, how, figures, why, list(shown))
+
+
 def machine_of(profile: Profile, *designs: type[ReverseMap]) -> tuple[Machine, MM]:
     """A machine with one process, which has a stack page and nothing else."""
     machine = Machine(profile, designs)
@@ -154,24 +170,9 @@ def _anon_vma_chains(costs: CostProfile, progress: Progress) -> Reproduction:
     after = count_chains(AnonVmaRmap, 1000, 1000, progress)
     (before_child,), (before_parent,) = before.childs, before.parents
     (after_child,), (after_parent,) = after.childs, after.parents
-    return Reproduction(
-        name="anon-vma-chains",
-        source="5beb49305251, mm: change anon_vma linking to fix multi-process server scalability issue (2.6.34,"
-        " 2010)",
-        said="1000 children with 1000 pages each in one VMA, all copied: a walk for any page looks into 1000"
-        " processes; with a chain per process, into 1 for a page of a child, and into N for at most 1/N of the pages.",
-        how="One VMA of 1000 pages, written; 1000 forks; each child writes all of it. A page of each child and all"
-        " pages of the parent are walked, once with one anon_vma per family (rmap/anon_vma_2004.py) and once with"
-        " today's.",
-        figures=[
-            Figure("before, a child's page", 1000, 1000, before_child, "children", "exact"),
-            Figure("before, a parent's page", 1000, 1000, before_parent, "children", "exact"),
-            Figure("after, a child's page", 1, 1, after_child, "children", "exact"),
-            Figure("after, a parent's page", 1000, 1000, after_parent, "children", "exact"),
-            Figure("pages of which that is so", 0.1, 0.1, 100 * after.of_parent / after.pages, "%", "at most"),
-        ],
-        why="Exact. What is counted is children; the parent, which the text does not count, is looked into as well"
-        " where all of them are.",
+    return _beside(
+        "anon-vma-chains",
+        [before_child, before_parent, after_child, after_parent, 100 * after.of_parent / after.pages],
     )
 
 
@@ -207,7 +208,7 @@ def _counts(machine: Machine) -> dict[str, int]:
 
 
 def _vma_write_locks(costs: CostProfile, progress: Progress) -> Reproduction:
-    figures = []
+    ours = []
     shown = []
     profile = PROFILES["6.18"]
     for pages, what in ((0, "nothing faulted"), (1, "a page in each")):
@@ -216,26 +217,12 @@ def _vma_write_locks(costs: CostProfile, progress: Progress) -> Reproduction:
         unlocked, _ = fork_times(costs, ForksUnlocked, profile, 10_000, pages)
         slower = 100 * (fork / unlocked - 1)
         if pages == 0:
-            figures.append(Figure(f"fork slower by, {what}", 5, 5, slower, "%"))
+            ours.append(slower)
         else:
             shown.append((f"fork slower by, {what}", f"{slower:.2f} %"))
         shown.append((f"fork and exit slower by, {what}", f"{100 * ((fork + exit) / (unlocked + exit) - 1):.2f} %"))
         shown.append((f"one fork, {what}", f"{fork / 1e6:.2f} ms"))
-    each = costs.cost_of("lock vma_lock") or 0.0
-    return Reproduction(
-        name="vma-write-locks",
-        source="fb49c455323f, fork: lock VMAs of the parent process when forking (6.5, 2023)",
-        said="A stress test that maps 10 000 VMAs and forks 5000 times in a tight loop is about 5 % slower when fork"
-        " write-locks every VMA of the parent.",
-        how="10 000 VMAs of one page, mapped and not touched, as the text says no more; one fork (all 5000 are"
-        " alike), with the locks and without, its counted work as time by the cost profile.",
-        figures=figures,
-        why=f"The work is the same: 10 000 locks more. The profile says that one takes {each:.1f} ns, and measured it"
-        " in a loop over locks that are in the cache. In a fork the first touch of each VMA's lock, and the store of"
-        " its sequence number, dirty a cache line that nothing else had dirtied: 5 % of this fork would be 14 ns per"
-        " VMA. The cost model has no cache misses of its own, so it can only give this lower bound.",
-        shown=shown,
-    )
+    return _beside("vma-write-locks", ours, shown, each=costs.cost_of("lock vma_lock") or 0.0)
 
 
 # 2026: ANON_VMA_LAZY
@@ -342,36 +329,15 @@ def _anon_vma_lazy(costs: CostProfile, progress: Progress) -> Reproduction:
     pinned = 100 * held.pinned / held.vmas
     each = held.chains[0] / held.anon_vmas[0]
     saved = (held.chains[0] - held.chains[1]) / (held.anon_vmas[0] - held.anon_vmas[1])
-    return Reproduction(
-        name="anon-vma-lazy",
-        source="mm: introduce ANON_VMA_LAZY for deferred anon_vma creation (linux-mm, 27 May 2026)",
-        said="Slab memory on Android, before and after: after boot anon_vma -97.0 %, anon_vma_chain -57.0 %,"
-        " vm_area_struct +1.0 %; after launching 24 apps -92.0 %, -50.5 % and +0.2 %.",
-        how=f"The packaged recording's widest family of forks ({family.recording}: a parent and {len(family.children)}"
-        " children that never call exec), its parent as the zygote, and 24 apps: the recorded children in turn, each"
-        " doing what it did. Which VMAs there are, which of them map files, and who writes to what is the recording's."
-        f" Counted at the moment with most VMAs ({held.vmas:,} in {held.processes} processes). Nothing was chosen for"
-        " its result; the boot row is held against the same family, for want of a recording of a boot.",
-        figures=[
-            Figure("24 apps: anon_vma", -92.0, -92.0, anon, "%", "points 5"),
-            Figure("24 apps: anon_vma_chain", -50.5, -50.5, chains, "%", "points 5"),
-            Figure("24 apps: vm_area_struct", 0.2, 0.2, pinned, "%", "points 5"),
-            Figure("boot: anon_vma", -97.0, -97.0, anon, "%", "points 5"),
-            Figure("boot: anon_vma_chain", -57.0, -57.0, chains, "%", "points 5"),
-            Figure("boot: vm_area_struct", 1.0, 1.0, pinned, "%", "points 5"),
-        ],
-        why=f"Each anon_vma that is saved saves one AVC here ({saved:.2f}), so the reduction of AVCs is that of"
-        " anon_vmas over the AVCs that there are for each anon_vma. A family of forks alone has nearly 2 of them"
-        f" ({each:.2f} here; the table's 24 apps come to 92.0 / 50.5 = 1.82). After boot the table comes to 97.0 / 57.0"
-        " = 1.70: three in ten of its anon_vmas were of VMAs that had one AVC, which nobody inherited: those of"
-        " daemons, and what apps map for themselves. Our family hardly has them, and we did not add any to meet the"
-        " figure. Apps that fork by themselves would bring our anon_vma towards -92 %.",
-        shown=[
-            ("anon_vmas, before and after", f"{held.anon_vmas[0]:,} and {held.anon_vmas[1]:,}"),
-            ("AVCs, before and after", f"{held.chains[0]:,} and {held.chains[1]:,}"),
-            ("VMAs that are gone and pinned", f"{held.pinned:,}"),
-        ],
-    )
+    shown = [
+        ("anon_vmas, before and after", f"{held.anon_vmas[0]:,} and {held.anon_vmas[1]:,}"),
+        ("AVCs, before and after", f"{held.chains[0]:,} and {held.chains[1]:,}"),
+        ("VMAs that are gone and pinned", f"{held.pinned:,}"),
+    ]
+    return _beside(
+        "anon-vma-lazy", 2 * [anon, chains, pinned], shown,
+        family=family, nr_children=len(family.children), held=held, saved=saved, each=each,
+    )  # fmt: skip
 
 
 # 6.18: fork and exit side by side
@@ -390,28 +356,8 @@ def _fork_exit(costs: CostProfile, progress: Progress) -> Reproduction:
         for related in (0, 1):
             point = _storm(costs, AnonVmaRmap, processes, related, progress)
             each[processes, related] = 1e3 * point.seconds / 10
-    bound = "times 0.5 2"
-    return Reproduction(
-        name="fork-exit",
-        source="measured on Linux 6.18.44 with 2 CPUs, for this project",
-        said="Processes with 500 faulted VMAs fork and exit in a loop. Two unrelated ones: 0.9 to 1.1 ms per fork and"
-        " exit each, two forked from one parent: 2.3 to 2.6 ms. Four: 2.1 against 6.1 to 6.5 ms.",
-        how="The workload storm (500 VMAs of one page, children that write nothing, 10 rounds) on 2 simulated CPUs"
-        " with anon_vma, timed by the cost profile. Pages per VMA and what children do are not in the source.",
-        figures=[
-            Figure("2 unrelated", 0.9, 1.1, each[2, 0], "ms", bound),
-            Figure("2 related", 2.3, 2.6, each[2, 1], "ms", bound),
-            Figure("4 unrelated", 2.1, 2.1, each[4, 0], "ms", bound),
-            Figure("4 related", 6.1, 6.5, each[4, 1], "ms", bound),
-            Figure("2: related over unrelated", 2.45, 2.45, each[2, 1] / each[2, 0], "times", bound),
-            Figure("4: related over unrelated", 3.0, 3.0, each[4, 1] / each[4, 0], "times", bound),
-        ],
-        why="Processes that share a hierarchy wait for its root locks, and find the trees below them in another CPU's"
-        " cache. The simulation (sync/virtual/) charges a hand-over for each visited node whose lock came from another"
-        " CPU. That rule was added when a first version without it reached half of the measured slow-down; its cost is"
-        " the profile's. The rest is the uncontended fork and exit, for which the profile gives a fifth less than was"
-        " measured.",
-    )
+    ours = [each[2, 0], each[2, 1], each[4, 0], each[4, 1], each[2, 1] / each[2, 0], each[4, 1] / each[4, 0]]
+    return _beside("fork-exit", ours)
 
 
 # The topic: reclaim against relatives
@@ -434,24 +380,12 @@ def _zygote_reclaim(costs: CostProfile, progress: Progress) -> Reproduction:
                     f"{contention.count:,} times, {contention.waited / 1e3:,.0f} us",
                 )
             )
-    return Reproduction(
-        name="zygote-reclaim",
-        source="LSF/MM/BPF 2026 topic, The Future of the Anonymous Reverse Mapping (30 March 2026)",
-        said="Reclaim on one CPU holds or waits for a root lock that fork, exit and munmap of unrelated apps need,"
-        " because all were forked from one zygote. No figure was published.",
-        how="The workload pressure (4 launchers, 6 apps each, kswapd and kcompactd at the zygote's pages) on 4"
-        " simulated CPUs.",
-        figures=[],
-        why="A demonstration. With anon_vma forks of apps that have nothing to do with each other wait for each"
-        " other, and reclaim and compaction wait for them; a walk through CoW contexts takes no lock that an app"
-        " needs.",
-        shown=shown,
-    )
+    return _beside("zygote-reclaim", [], shown)
 
 
 _OF_THE_MACHINE: Final = frozenset(("mmap_lock", "vma_lock", "page_table_lock", "folio lock"))
 
-REPRODUCTIONS: Final[dict[str, Callable[[CostProfile, Progress], Reproduction]]] = {
+REPRODUCTIONS: Final[dict[str, Callable[[CostProfile, Progress], Reproduction]]] = {  # by the names of their pages
     "anon-vma-chains": _anon_vma_chains,
     "vma-write-locks": _vma_write_locks,
     "anon-vma-lazy": _anon_vma_lazy,

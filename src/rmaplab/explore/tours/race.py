@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 
 from rmaplab.check import race_mutants
 from rmaplab.check.race import SEQUENTIAL, Model
-from rmaplab.explore.tours.page import read_page
 from rmaplab.mm.machine import Machine
+from rmaplab.prose import in_one_line, read_page
 
 _TURN: Final = re.compile(r"CPU (\d+), (?:to its end|until: (.*?))(; ask)?(; oldest value)?")
 
@@ -60,15 +60,15 @@ class RaceTour(NamedTuple):
 
 def read_race(name: str) -> RaceTour:
     """The tour of NAME.md: each heading is a turn, the last one the end."""
-    title, facts, about, (*parts, (_, end)) = read_page(name)
+    title, facts, about, (*parts, (_, end)) = read_page(f"explore/tours/{name}.md")
     turns = []
     for heading, words in parts:
         turn = _TURN.fullmatch(heading)
         assert turn is not None, f"{name}: {heading}: whose turn is it, and until when?"
         cpu, until, ask, old = turn.groups()
-        turns.append(Turn(int(cpu), until or "", words, bool(ask), bool(old)))
+        turns.append(Turn(int(cpu), until or "", in_one_line(words), bool(ask), bool(old)))
     machine = getattr(race_mutants, facts["machine"]) if "machine" in facts else Machine
     return RaceTour(
-        name, title, about, facts["scenario"], facts["design"], tuple(turns), end, facts.get("breaks", ""), machine,
-        facts.get("without", ""),
+        name, title, about, facts["scenario"], facts["design"], tuple(turns), in_one_line(end),
+        facts.get("breaks", ""), machine, facts.get("without", ""),
     )  # fmt: skip

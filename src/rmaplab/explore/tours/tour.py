@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rmaplab.explore.tours.page import read_page
+from rmaplab.prose import in_one_line, read_page
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import FileEntry, Header, History
 from rmaplab.trace.script import SMALL_PROGRAM, Script
@@ -43,7 +43,7 @@ class Tour(NamedTuple):
 
 def read_tour(name: str) -> Tour:
     """The tour of NAME.md: a heading is a line of trace/text.py with one event, and `; ask PROCESS ADDRESS`."""
-    title, facts, about, parts = read_page(name)
+    title, facts, about, parts = read_page(f"explore/tours/{name}.md")
     script = Script()
     lines = Lines(script, AREA, stack=SMALL_PROGRAM.stack, away=AWAY)
     beats = []
@@ -51,6 +51,6 @@ def read_tour(name: str) -> Tour:
         line, _, asked = heading.partition("; ask ")
         lines.perform(line)
         assert len(script.events) == number + 1, f"{name}: {line}: one event, one heading"
-        beats.append(Beat(script.events[-1], words, lines.place(asked) if asked else None))
+        beats.append(Beat(script.events[-1], in_one_line(words), lines.place(asked) if asked else None))
     designs, files = (tuple(filter(None, facts.get(fact, "").split(", "))) for fact in ("designs", "files"))
     return Tour(name, title, about, designs, tuple(beats), files)
