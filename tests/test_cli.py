@@ -425,7 +425,7 @@ def test_an_impossible_event_is_one_sentence(tmp_path: Path, events: list[Event]
     assert refused("replay", str(path)).startswith(sentence)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_is_one_sentence(number: signal.Signals) -> None:
     """While it works."""
     with subprocess.Popen(
@@ -444,7 +444,7 @@ def test_an_interrupt_is_one_sentence(number: signal.Signals) -> None:
     assert err == "rmaplab: interrupted, so there is no result\n"
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_an_interrupt_before_it_has_begun_is_one_sentence_too(name: str) -> None:
     """While the program is being imported, where an exception could be swallowed."""
     program = f"""

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -68,6 +69,30 @@ def test_a_directory_is_refused(tmp_path: Path) -> None:
             attempt(tmp_path)
         with pytest.raises(CannotWrite, match="there is no directory"):
             attempt(tmp_path / "nowhere" / "f")
+
+
+def test_what_a_full_disk_cannot_hold_leaves_no_file(tmp_path: Path) -> None:
+    """Not an empty one either; what was there stays."""
+    code = """
+        import resource, signal, sys
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        from rmaplab.check import mutation
+        mutation.look_for_all = lambda jobs, tell: []
+        mutation.markdown = lambda verdicts, command: "a page " * 1000
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+        sys.argv = ["rmaplab", "verify", "--mutants", "-o", sys.argv[1]]
+        from rmaplab.__main__ import main
+        main()
+    """
+    for before in (None, "the page of last week"):
+        path = tmp_path / "mutants.md"
+        if before is not None:
+            path.write_text(before)
+        command = [sys.executable, "-B", "-c", textwrap.dedent(code), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert f"rmaplab: cannot write {path}: File too large; nothing was left there\n" in done.stderr
+        assert [entry.read_text() for entry in tmp_path.iterdir()] == ([] if before is None else [before])
 
 
 def test_a_full_disk_is_one_sentence() -> None:

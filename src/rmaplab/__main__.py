@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where the program `rmaplab` begins, also as `python -m rmaplab`: nothing is imported before Ctrl-C is heard.
 
-SIGTERM is the same as Ctrl-C: what the program has begun (a guest, workers, half a file) it ends before it goes.
+SIGTERM and SIGHUP are the same as Ctrl-C: what the program has begun (a guest, workers, half a file) it ends before it
+goes.
 """
 
 import os
@@ -13,8 +14,8 @@ def main() -> None:
     """The program `rmaplab`."""
     heard = [  # not where it is ignored: nohup, or &
         number
-        for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL))
-        if signal.getsignal(number) is usual
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
     ]
     for number in heard:
         signal.signal(number, _too_early)

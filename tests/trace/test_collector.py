@@ -10,9 +10,10 @@ from typing import IO, Any
 import numpy as np
 import pytest
 
+from rmaplab.trace import collector
 from rmaplab.trace.calls import CALLS
-from rmaplab.trace.collector import Collector, Records, Stream
-from rmaplab.trace.reduce import Faults, Reducer
+from rmaplab.trace.collector import Block, Collector, Records, Stream
+from rmaplab.trace.reduce import Reducer
 from rmaplab.trace.timeline import Timeline
 
 SECOND = 1_000_000_000
@@ -46,17 +47,16 @@ class Source:
     def __init__(self) -> None:
         self.ring = Fed()
         self.told: list[int] = []
-        self.calls = [Stream(self.ring, self.decode)]
-        self.faults: list[Stream] = []
+        self.streams = [Stream(self.ring, self.decode)]
         self.held = 1 << 62
         self.early = 0
         self.timeline = Timeline()
         self.slow = 0.0  # seconds that telling of a record takes
 
-    def decode(self, data: bytearray) -> Records | Faults | None:
+    def decode(self, data: bytearray) -> list[Block]:
         times = np.frombuffer(bytes(data), dtype=np.int64)
         data.clear()
-        return Records([(time, self.tell) for time in times.tolist()], times, times - self.early)
+        return [Records([(time, self.tell) for time in times.tolist()], times, times - self.early)]
 
     def tell(self, time: int, act: object) -> None:
         sleep(self.slow)
@@ -133,6 +133,27 @@ def test_all_is_told_at_the_end_whatever_is_held() -> None:
     source.ring.happens(now)
     collector.stop()
     assert source.told == [now]
+
+
+def test_memory_does_not_grow_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held is what a look at a ring brought, and a second of what came before."""
+    monkeypatch.setattr(collector, "_WINDOW", 1 << 13)
+    nr_records, a_look, a_second = 20_000, (1 << 13) // 8, 1000  # a record a millisecond
+    source = Source()
+    held: list[int] = []
+    decode = source.decode
+
+    def watched(data: bytearray) -> list[Block]:
+        stream = source.streams[0]
+        held.append(len(data) // 8 + sum(map(len, stream._held)) + len(source.timeline._seen))
+        return decode(data)
+
+    source.streams = [Stream(source.ring, watched)]
+    begun = time.monotonic_ns() - nr_records * SECOND // a_second - SECOND
+    source.ring.records = (begun + np.arange(nr_records) * (SECOND // a_second)).tobytes()
+    Collector(source, source.timeline, Reducer(), live=True).stop()
+    assert len(source.told) == nr_records
+    assert len(held) >= 20 and max(held) <= a_look + 2 * a_second
 
 
 def test_what_takes_long_after_the_end_says_how_far_it_is() -> None:

@@ -24,6 +24,8 @@ from rmaplab.trace.history import (
     History,
     HistoryFormatError,
     MapsRow,
+    Rows,
+    empty_columns,
     read_history,
     write_history,
 )
@@ -243,3 +245,25 @@ def test_values_out_of_range_are_named(tmp_path: Path, changes: dict[str, object
 def test_an_unknown_kind_of_file_is_named(tmp_path: Path) -> None:
     header = msgspec.json.encode(msgspec.structs.replace(HEADER, files=[FileEntry(0, "tape")]))
     assert "unknown kind 'tape'" in refusal(rewritten(tmp_path / "h.parquet", header=header))
+
+
+def test_rows_are_columns_but_for_the_last_few_and_batches_go_where_they_belong() -> None:
+    rows, chunk = Rows(), 1 << 16
+    for number in range(2 * chunk + 5):
+        rows.append(Event("brk", 1, addr=number))
+        assert len(rows._events) <= chunk
+    rows.nr_batched = 2  # of three
+    rows.append(Event("exit", 1))
+    batch = empty_columns(3)
+    batch["op"][:], batch["length"][:] = OPS.index("fault"), (1, 2, 3)
+    rows.nr_batched = 3
+    assert len(rows) == 2 * chunk + 9
+    rows.extend(batch)
+    rows.lengthen(7)
+    rows.append(Event("munlockall", 1))
+    rows.correct(3, "addr", 77)
+    told = list(rows)
+    assert [event.addr for event in told[:5]] == [0, 1, 2, 77, 4] and len(rows) == len(told)
+    assert [(event.op, event.length) for event in told[-5:]] == [
+        ("fault", 1), ("fault", 2), ("exit", 0), ("fault", 10), ("munlockall", 0)
+    ]  # fmt: skip

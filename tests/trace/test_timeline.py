@@ -10,10 +10,11 @@ import pytest
 
 from rmaplab.mm.abi import CLONE_VFORK, CLONE_VM, PROT_READ, PROT_WRITE
 from rmaplab.trace import elf
+from rmaplab.trace.batches import Faults
 from rmaplab.trace.calls import CALLS
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header
-from rmaplab.trace.reduce import Faults, Reducer
+from rmaplab.trace.reduce import Reducer
 from rmaplab.trace.timeline import CLONE_NEWPID, Timeline
 
 A = 0x7F0000000000
@@ -179,7 +180,8 @@ def test_faults_as_columns_are_told_as_faults_one_by_one(seed: int) -> None:
         reducer = Reducer()
         timeline.tell(reducer)
         for i in range(0, len(rows), step):
-            reducer.faults(Faults.of(rows[i : i + step]))
+            timeline.touched(Faults.of(rows[i : i + step]))
+            timeline.tell(reducer)
         told.append(list(reducer.events))
     assert told[0] == told[1] == told[2] == told[3]
     assert {event.pid for event in told[0]} == {5, 9} and any(event.result < 0 for event in told[0])

@@ -28,11 +28,13 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from rmaplab.mm.abi import CLONE_VM
 from rmaplab.trace import bpf
-from rmaplab.trace.calls import BY_NUMBER, LOCKING_ADVICE
-from rmaplab.trace.collector import Records, Stream
+from rmaplab.trace.batches import REGISTERS, Calls, Faults
+from rmaplab.trace.calls import BY_NUMBER, CALLS, LOCKING_ADVICE
+from rmaplab.trace.collector import Block, Records, Stream
 from rmaplab.trace.perf_events import (
     NotPermitted,
     PerfEvents,
@@ -40,7 +42,6 @@ from rmaplab.trace.perf_events import (
     find_tracefs,
     perf_event_open,
 )
-from rmaplab.trace.reduce import Faults
 from rmaplab.trace.timeline import Timeline
 
 __all__ = ["BpfEvents"]
@@ -59,7 +60,8 @@ _CALL: Final = np.dtype([("header", "u8"), ("time", "i8"), ("tid", "i4"), ("pid"
                          ("dx", "u8"), ("si", "u8"), ("di", "u8"), ("number", "i8")])  # fmt: skip
 # The same in the order of the parameters of _call().
 _ROW: Final = np.dtype([("time", "i8"), ("act", "O"), *((name, _CALL[name]) for name in (
-    "cpu", "pid", "tid", "number", "result", "locked", "di", "si", "dx", "r10", "r8", "r9"))])  # fmt: skip
+    "cpu", "pid", "tid", "number", "result", "locked", *REGISTERS))])  # fmt: skip
+_MADVISE: Final = CALLS["madvise"].number
 
 
 def _with_map(call: str, name: str, key: int, value: int = 0) -> str:
@@ -289,8 +291,8 @@ class BpfEvents:
                 raise NotPermitted("BPF programs are not permitted: be root") from None
             raise NotPermitted(f"BPF programs cannot be used ({error.strerror})") from None
         self._records: Final = records
-        self.calls: Final = [*records.calls, Stream(rings[0], self._calls)]
-        self.faults: Final = [Stream(rings[1], self._faults)]
+        self._rings: Final = rings
+        self.streams: Final = [*records.streams, Stream(rings[0], self._calls), Stream(rings[1], self._faults)]
 
     def _attach(self, maps: dict[str, int], faults: int) -> None:
         tracefs = find_tracefs()
@@ -330,46 +332,46 @@ class BpfEvents:
 
     def close(self) -> None:
         self._records.close()
-        self.calls[-1].ring.close()
-        self.faults[0].ring.close()
+        for ring in self._rings:
+            ring.close()
         self._close_descriptors()
 
     def _close_descriptors(self) -> None:
         for descriptor in self._descriptors:
             os.close(descriptor)
 
-    def _calls(self, data: bytearray) -> Records | None:
-        size = len(data) // _CALL.itemsize * _CALL.itemsize
-        if not size:
-            return None
-        seen = np.frombuffer(bytes(data[:size]), dtype=_CALL)
-        del data[:size]
-        seen = seen[np.argsort(seen["time"], kind="stable")]
-        rows = np.empty(len(seen), dtype=_ROW)
+    def _calls(self, data: bytearray) -> Sequence[Block]:
+        seen = _records(data, _CALL)
+        # Who makes a task that shares its memory copies nothing, and most advice changes no VMA.
+        shared = (seen["number"] < 0) & (seen["di"] & np.uint64(CLONE_VM) != 0)
+        mild = (seen["number"] == _MADVISE) & ~np.isin(seen["dx"] & np.uint64(0xFFFFFFFF), list(LOCKING_ADVICE))
+        seen["locked"][shared | mild] = 0
+        calls = Calls(seen, np.where(seen["locked"], seen["locked"], seen["time"]))
+        plain = calls.plain()
+        other = calls[~plain]
+        rows = np.empty(len(other), dtype=_ROW)
         for name in _ROW.names or ():
-            rows[name] = self._call if name == "act" else seen[name]
-        return Records(rows.tolist(), seen["time"], np.where(seen["locked"], seen["locked"], seen["time"]))
+            rows[name] = self._call if name == "act" else other.seen[name]
+        return calls[plain], Records(rows.tolist(), other.time, other.effect)
 
     def _call(
         self, time: int, act: object, cpu: int, pid: int, tid: int, number: int, result: int, locked: int, *args: int
     ) -> None:
         """Tell of a call that returned, or of a task that was made."""
         if number < 0:
-            if args[0] & CLONE_VM:
-                locked = 0  # nothing is copied
             self._timeline.flags_of_new_task(locked or time, cpu, tid, result, args[0])
-            return
-        call = BY_NUMBER[number]
-        if call.name == "madvise" and args[2] not in LOCKING_ADVICE:
-            locked = 0
-        self._timeline.returned(time, cpu, pid, tid, call, list(args), result, locked)
+        else:
+            self._timeline.returned(time, cpu, pid, tid, BY_NUMBER[number], list(args), result, locked)
 
-    def _faults(self, data: bytearray) -> Faults | None:
-        size = len(data) // _FAULT.itemsize * _FAULT.itemsize
-        if not size:
-            return None
-        seen = np.frombuffer(bytes(data[:size]), dtype=_FAULT)
-        del data[:size]
-        seen = seen[np.argsort(seen["time"], kind="stable")]
+    def _faults(self, data: bytearray) -> Sequence[Block]:
+        seen = _records(data, _FAULT)
         write = (seen["error"] & _FAULT_ERROR_WRITE != 0).astype(np.int8)
-        return Faults(seen["time"], seen["cpu"].astype(np.int16), seen["tid"], seen["address"], write)
+        return [Faults(seen["time"], seen["cpu"].astype(np.int16), seen["tid"], seen["address"], write)]
+
+
+def _records(data: bytearray, kind: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """What there is of whole records at the start of `data`, in the order of time; they are removed."""
+    size = len(data) // kind.itemsize * kind.itemsize
+    seen = np.frombuffer(bytes(data[:size]), dtype=kind)
+    del data[:size]
+    return seen[np.argsort(seen["time"], kind="stable")]

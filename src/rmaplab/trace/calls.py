@@ -49,6 +49,7 @@ class Call:
     parameters:  fields of the event, in the order of the parameters
     half_way:    works its way through a range, and what it did before it failed stays done
     skipped:     may change VMAs, and has no operation: it is counted
+    masks:       of the parameters: rights, flags and identifiers have 32 bits
     """
 
     def __init__(
@@ -66,11 +67,11 @@ class Call:
         self.parameters: Final = parameters
         self.half_way: Final = half_way
         self.skipped: Final = skipped
-        self._masks: Final = [0xFFFFFFFF if field in _NARROW else -1 for field in parameters]
+        self.masks: Final = [0xFFFFFFFF if field in _NARROW else -1 for field in parameters]
 
     def registers(self, values: list[int]) -> list[int]:
-        """What the parameters are, of what the registers hold: rights, flags and identifiers have 32 bits."""
-        return [value & mask for mask, value in zip(self._masks, values, strict=False)]
+        """What the parameters are, of what the registers hold."""
+        return [value & mask for mask, value in zip(self.masks, values, strict=False)]
 
     def arguments(self, event: Event, descriptor: int = -1) -> list[int]:
         """What the call is given to do `event`; `descriptor`: of its file."""

@@ -20,13 +20,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from typing import IO, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from rmaplab.trace.reduce import Faults, Reducer
+from rmaplab.trace.batches import Calls, Faults
+from rmaplab.trace.reduce import Reducer
 from rmaplab.trace.timeline import Timeline
 
 __all__ = ["Collector", "Records", "Ring", "Source", "Stream"]
@@ -56,7 +56,7 @@ class Ring(Protocol):
 
 
 class Records:
-    """What calls and tasks did.
+    """What calls and tasks did, where it takes more than columns to tell.
 
     rows:   in the order of time: a tuple each, of the time, of who takes it, and of more
     time:   when they were recorded, in ns
@@ -75,21 +75,24 @@ class Records:
         return Records(self.rows[which], self.time[which], self.effect[which])
 
 
+Block = Records | Calls | Faults  # in the order of time
+
+
 class Stream:
     """What came through a ring, in the order of time, window by window.
 
-    decode: makes a block of the start of what was read, and removes that; None: there is no whole record
+    decode: makes blocks of the start of what was read, and removes that
     known:  all up to this time has been read
     """
 
-    def __init__(self, ring: Ring, decode: Callable[[bytearray], Records | Faults | None]) -> None:
+    def __init__(self, ring: Ring, decode: Callable[[bytearray], Sequence[Block]]) -> None:
         self.ring: Final = ring
         self.file: Final[IO[bytes]] = tempfile.TemporaryFile(buffering=0)
         self.known = 0
         self.at = 0  # bytes of the file that have been read
         self._decode: Final = decode
         self._data: Final = bytearray()
-        self._held: list[Any] = []
+        self._held: list[Block] = []
 
     def read(self, until: int) -> None:
         """Read on, if that is needed to know all up to `until`; the ring was emptied after that."""
@@ -98,14 +101,14 @@ class Stream:
         part = os.pread(self.file.fileno(), _WINDOW, self.at)
         self.at += len(part)
         self._data.extend(part)
-        block = self._decode(self._data)
-        if block is not None and len(block):
-            self._held.append(block)
-            self.known = max(self.known, int(block.time[-1]) - _REACHES)
+        for block in self._decode(self._data):
+            if len(block):
+                self._held.append(block)
+                self.known = max(self.known, int(block.time[-1]) - _REACHES)
         if len(part) < _WINDOW:
             self.known = until
 
-    def take(self, end: int) -> Iterator[Any]:
+    def take(self, end: int) -> Iterator[Block]:
         """What was recorded up to `end`."""
         held, self._held = self._held, []
         for block in held:
@@ -123,10 +126,7 @@ class Source(Protocol):
     """Where events come from."""
 
     @property
-    def calls(self) -> Sequence[Stream]: ...
-
-    @property
-    def faults(self) -> Sequence[Stream]: ...
+    def streams(self) -> Sequence[Stream]: ...
 
     def settled(self, now: int) -> int:
         """Up to when all that took effect has a record, or one that the timeline knows to wait for; at most `now`."""
@@ -145,7 +145,7 @@ class Collector:
 
     def __init__(self, source: Source, timeline: Timeline, reducer: Reducer, live: bool) -> None:
         self._source: Final = source
-        self._streams: Final = (*source.calls, *source.faults)
+        self._streams: Final = source.streams
         self._timeline: Final = timeline
         self._reducer: Final = reducer
         self._emptied = 0  # all up to this time is in the files
@@ -200,19 +200,26 @@ class Collector:
     def _tell_until(self, until: int) -> None:
         """Tell all up to `until`, in windows that end where the stream ends that has been read least far."""
         timeline = self._timeline
-        source = self._source
         end = 0
         while end < until and self._failure is None:
             for stream in self._streams:
                 stream.read(until)
             end = min(stream.known for stream in self._streams)
-            rows = [row for stream in source.calls for block in stream.take(end) for row in block.rows]
+            rows: list[Any] = []
+            touched: list[Faults] = []
+            for block in [block for stream in self._streams for block in stream.take(end)]:
+                if isinstance(block, Calls):
+                    timeline.called(block)
+                elif isinstance(block, Faults):
+                    touched.append(block)
+                else:
+                    rows += block.rows
             rows.sort(key=lambda row: row[0])
             for row in rows:
                 row[1](*row)
-            touched = Faults.joined(list(chain.from_iterable(stream.take(end) for stream in source.faults)))
-            timeline.touched(touched[np.argsort(touched.time, kind="stable")])
-            timeline.tell(self._reducer, timeline.settled(min(end + 1, *(stream.waits() for stream in source.calls))))
+            faults = Faults.joined(touched)
+            timeline.touched(faults[np.argsort(faults.time, kind="stable")])
+            timeline.tell(self._reducer, timeline.settled(min(end + 1, *(stream.waits() for stream in self._streams))))
 
     def stop(self, say: Say = lambda text: None) -> None:
         """Watch no longer; returns when the reducer was told everything.

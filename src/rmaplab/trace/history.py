@@ -42,7 +42,7 @@ from rmaplab.trace.events import OPS, Event
 
 __all__ = [
     "CODE", "FORMAT_VERSION", "Checkpoint", "FileEntry", "Header", "History", "HistoryFormatError",
-    "MapsRow", "Rows", "read_history", "write_history",
+    "MapsRow", "Rows", "empty_columns", "read_history", "write_history",
 ]  # fmt: skip
 
 FORMAT_VERSION: Final = 1
@@ -222,41 +222,52 @@ def _printable(header: Header) -> Header:
 
 
 class Rows:
-    """Events as they come, kept as columns but for the last few.
+    """Events as they come: one by one, or as the columns of a batch; all but the last few are kept as columns.
 
-    last: the event that came last, which may still change
+    nr_alone:   events that came one by one
+    nr_batched: rows that the batch has so far which is being made
     """
 
     def __init__(self) -> None:
-        self.last: Event | None = None
+        self.nr_alone = 0
+        self.nr_batched = 0
         self._events: list[Event] = []
+        self._before: list[int] = []  # of each of these: rows of the batch that come before it
         self._parts: list[dict[str, Column]] = []
         self._nr_parted = 0  # rows in parts
         self._later: dict[tuple[int, str], int] = {}
 
     def __len__(self) -> int:
-        return self._nr_parted + len(self._events)
+        return self._nr_parted + len(self._events) + self.nr_batched
 
     def __iter__(self) -> Iterator[Event]:
         return iter(History.of_columns(Header(recorder=""), self.columns()))
 
     def append(self, event: Event) -> None:
-        if len(self._events) >= _CHUNK:
+        if len(self._events) >= _CHUNK and not self.nr_batched:
             self._part()
         self._events.append(event)
-        self.last = event
+        self._before.append(self.nr_batched)
+        self.nr_alone += 1
 
-    def extend(self, **columns: Column) -> None:
-        """Rows of the fields in `columns`; the others have their defaults."""
-        self._part()
-        nr_rows = len(columns["op"])
-        part = {name: np.zeros(nr_rows, dtype=kind) for name, kind in _TYPES.items()}
-        part["file"][:] = -1
-        for name, column in columns.items():
-            part[name][:] = column
+    def extend(self, batch: dict[str, Column]) -> None:
+        """The columns of the batch, complete."""
+        alone = _columns_of(self._events)
+        place = np.array(self._before, dtype=np.int64) + np.arange(len(self._events))
+        nr_rows = len(self._events) + len(batch["op"])
+        of_batch = np.ones(nr_rows, dtype=bool)
+        of_batch[place] = False
+        part = empty_columns(nr_rows)
+        for name, column in part.items():
+            column[place] = alone[name]
+            column[of_batch] = batch[name]
         self._parts.append(part)
         self._nr_parted += nr_rows
-        self.last = None
+        self._events, self._before, self.nr_batched = [], [], 0
+
+    def lengthen(self, length: int) -> None:
+        """The last row of the last batch is longer by `length`."""
+        self._parts[-1]["length"][-1] += np.uint64(length)
 
     def correct(self, number: int, name: str, value: int) -> None:
         """Let field `name` of row `number` be `value`."""
@@ -264,20 +275,24 @@ class Rows:
 
     def _part(self) -> None:
         if self._events:
-            self._parts.append(_columns_of(self._events))
-            self._nr_parted += len(self._events)
-            self._events = []
-            self.last = None
+            self.extend(empty_columns(0))
 
     def columns(self) -> dict[str, Column]:
         """All of them."""
         self._part()
-        parts = self._parts or [_columns_of([])]
+        parts = self._parts or [empty_columns(0)]
         columns = {name: np.concatenate([part[name] for part in parts]) for name in _TYPES}
         for (number, name), value in self._later.items():
             columns[name][number] = value
         self._parts = [columns]
         return columns
+
+
+def empty_columns(nr_rows: int) -> dict[str, Column]:
+    """So many rows of defaults."""
+    columns: dict[str, Column] = {name: np.zeros(nr_rows, dtype=kind) for name, kind in _TYPES.items()}
+    columns["file"][:] = columns["cpu"][:] = -1
+    return columns
 
 
 def _columns_of(rows: list[Event]) -> dict[str, Column]:

@@ -33,9 +33,10 @@ from typing import IO, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from rmaplab.trace.batches import Faults
 from rmaplab.trace.calls import BY_NUMBER
-from rmaplab.trace.collector import Records, Stream
-from rmaplab.trace.reduce import CLONE_THREAD, Faults
+from rmaplab.trace.collector import Block, Records, Stream
+from rmaplab.trace.reduce import CLONE_THREAD
 from rmaplab.trace.timeline import Timeline
 
 __all__ = ["NotPermitted", "PerfEvents", "Tracepoint", "find_tracefs", "perf_event_open"]
@@ -74,6 +75,8 @@ _HEADER: Final = struct.Struct("<IHH")
 _WHO: Final = struct.Struct("<iiQ")  # pid, tid, time: of samples at their start, of records at their end
 _TASKS: Final = struct.Struct("<iiii")
 _MAPPED: Final = struct.Struct("<iiQQQIIQQII")
+_AHEAD, _MOST = 8, 1024  # records that are alike: so many make it worth looking for more, of which so many at a time
+_ANONYMOUS: Final = int.from_bytes(b"//anon\0\0", "little")
 _RAW: Final = 28  # where a sample's tracepoint data begin: header, who, size
 
 _FAULT_ERROR_WRITE: Final = 2  # X86_PF_WRITE
@@ -177,8 +180,7 @@ class PerfEvents:
 
     def __init__(self, pid: int, size: int, timeline: Timeline, own: bool = False) -> None:
         self._descriptors: Final[list[int]] = []
-        self.calls: list[Stream] = []
-        self.faults: list[Stream] = []
+        self.streams: list[Stream] = []
         points: dict[str, Tracepoint] = {}
         if not own:
             tracefs = find_tracefs()
@@ -192,10 +194,10 @@ class PerfEvents:
             for cpu in _online_cpus():
                 calls: list[Tracepoint | None] = [points[name] for name in (*_CALLS, _LOCK) if name in points]
                 ring = self._ring(pid, cpu, size, calls or [None], _RECORDS | _SAMPLE_ID_ALL)
-                self.calls.append(Stream(ring, partial(decoder.calls, cpu)))
+                self.streams.append(Stream(ring, partial(decoder.calls, cpu)))
                 if not own:
                     ring = self._ring(pid, cpu, size, [points[name] for name in _FAULTS], 0)
-                    self.faults.append(Stream(ring, partial(decoder.faults, cpu)))
+                    self.streams.append(Stream(ring, partial(decoder.faults, cpu)))
         except OSError as error:
             self.close()
             raise NotPermitted(_reason(error)) from None
@@ -224,7 +226,7 @@ class PerfEvents:
         return 0  # records say so
 
     def close(self) -> None:
-        for stream in (*self.calls, *self.faults):
+        for stream in self.streams:
             stream.ring.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
@@ -255,6 +257,7 @@ class _Decoder:
 
     def __init__(self, timeline: Timeline, points: dict[str, Tracepoint]) -> None:
         self._timeline: Final = timeline
+        self._own: Final = not points
         self._acts: Final[dict[int, Callable[..., None]]] = {}
         if not points:
             return
@@ -273,16 +276,22 @@ class _Decoder:
         if _LOCK in points:
             self._acts[points[_LOCK].number] = self._locked
 
-    def calls(self, cpu: int, part: bytearray) -> Records:
+    def calls(self, cpu: int, part: bytearray) -> Sequence[Block]:
         """What a ring of calls held."""
         header, who = _HEADER.unpack_from, _WHO.unpack_from
         data = bytes(part)
-        records: list[_Record] = []
+        records: list[Any] = []
         at, size = 0, len(data)
         while at + 8 <= size:
             kind, misc, length = header(data, at)
             if at + length > size:
                 break
+            if kind == _MMAP2_RECORD and self._own and data.startswith(data[at : at + 8], at + _AHEAD * length):
+                alike = self._anonymous(data, at, length, cpu)
+                if alike:
+                    records += alike
+                    at += len(alike) * length
+                    continue
             if kind == _SAMPLE_RECORD:
                 pid, tid, time = who(data, at + 8)
                 point = data[at + _RAW] | data[at + _RAW + 1] << 8
@@ -295,7 +304,20 @@ class _Decoder:
         del part[:at]
         records.sort(key=lambda record: record[0])
         times = np.array([record[0] for record in records], dtype=np.int64)
-        return Records(records, times, times)
+        return [Records(records, times, times)]
+
+    def _anonymous(self, data: bytes, at: int, length: int, cpu: int) -> list[tuple[Any, ...]]:
+        """Of MMAP2 records of `length` bytes, one after the other from `at` on, those that tell of anonymous memory."""
+        fields = {"header": ("u8", 0), "start": ("u8", 16), "length": ("u8", 24), "prot": ("u4", 64),
+                  "path": ("u8", 72), "tid": ("i4", length - 12), "time": ("i8", length - 8)}  # fmt: skip
+        formats, offsets = zip(*fields.values(), strict=True)
+        kind = np.dtype({"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": length})
+        seen = np.frombuffer(data, dtype=kind, offset=at, count=min((len(data) - at) // length, _MOST))
+        other = np.flatnonzero((seen["header"] != seen["header"][0]) | (seen["path"] != _ANONYMOUS))
+        seen = seen[: other[0]] if len(other) else seen
+        columns = [seen[name].tolist() for name in ("time", "tid", "start", "length", "prot")]
+        act = self._timeline.mapped_anonymously
+        return [(time, act, cpu, tid, *rest) for time, tid, *rest in zip(*columns, strict=True)]
 
     def _record(self, time: int, act: object, cpu: int, pid: int, tid: int, kind: int, data: bytes) -> None:
         """Tell of one of perf's own records."""
@@ -342,7 +364,7 @@ class _Decoder:
     def _locked(self, time: int, act: object, cpu: int, pid: int, tid: int, kind: int, data: bytes) -> None:
         self._timeline.lock(time, tid)
 
-    def faults(self, cpu: int, data: bytearray) -> Faults | None:
+    def faults(self, cpu: int, data: bytearray) -> Sequence[Block]:
         """What a ring of faults held."""
         pieces: list[npt.NDArray[np.uint8]] = []
         at, size = 0, len(data)
@@ -362,7 +384,7 @@ class _Decoder:
                 self._timeline.lost += struct.unpack_from("<Q", data, at + (16 if kind == _LOST else 8))[0]
             at += length
         del data[:at]
-        return self._faults_of(np.concatenate(pieces), cpu) if pieces else None
+        return [self._faults_of(np.concatenate(pieces), cpu)] if pieces else []
 
     def _faults_of(self, records: npt.NDArray[np.uint8], cpu: int) -> Faults:
         def column(offset: int, kind: type[np.generic]) -> npt.NDArray[Any]:

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from rmaplab.mm.abi import PROT_EXEC, PROT_READ, PROT_WRITE
+from rmaplab.trace.batches import Faults
 from rmaplab.trace.calls import BY_NUMBER, CALLS, Call
-from rmaplab.trace.reduce import CLONE_THREAD, Faults, Reducer
+from rmaplab.trace.reduce import CLONE_THREAD, Reducer
 from rmaplab.trace.timeline import Timeline
 
 __all__ = ["PerfText"]

@@ -313,7 +313,7 @@ def _start_stopped(command: Sequence[str]) -> subprocess.Popen[bytes]:
 
 
 class _Signals:
-    """While the command runs, SIGINT and SIGTERM are for the command.
+    """While the command runs, SIGINT, SIGTERM and SIGHUP are for the command, if they are not ignored (nohup).
 
     count: signals that came
     """
@@ -325,8 +325,9 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._old[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -11,17 +11,16 @@ Rules
   range and may fail half-way, so these are kept.
 - A fault that the address space did not allow ended in a signal or in EFAULT, and gets that result.
 - Adjacent faults of a kind become one run, if nothing else happened between them.
+- Plain calls and faults come as columns, and are told together (batches.py); the rules are the same.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from rmaplab.mm.abi import (
     CLONE_VFORK,
@@ -45,11 +44,12 @@ from rmaplab.mm.abi import (
     PROT_READ,
     PROT_WRITE,
 )
-from rmaplab.mm.vma import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, TASK_SIZE
+from rmaplab.mm.vma import PAGE_MASK, PAGE_SIZE
+from rmaplab.trace.batches import Batch, Calls, Faults, Run
 from rmaplab.trace.calls import CALLS, Call
 from rmaplab.trace.events import FAULT_WRITE, Event
-from rmaplab.trace.history import CODE, Checkpoint, FileEntry, Header, History, MapsRow, Rows
-from rmaplab.trace.spaces import Range, Space, page_align
+from rmaplab.trace.history import Checkpoint, FileEntry, Header, History, MapsRow, Rows
+from rmaplab.trace.spaces import Process, Range, Space, page_align
 
 CLONE_THREAD: Final = 0x10000
 PR_SET_VMA: Final = 0x53564D41
@@ -61,7 +61,6 @@ SYNTHESIS: Final = (
     "pages; a forked child at once writes the first page of each of its private writable ranges"
 )
 _SYNTHETIC_PAGES: Final = 256
-_FEW: Final = 128  # faults that are not worth arrays
 # Advice that a kernel may be built without (mm/madvise.c madvise_behavior_valid()).
 _MAY_BE_MISSING: Final = frozenset((MADV_MERGEABLE, MADV_UNMERGEABLE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE))
 
@@ -89,55 +88,6 @@ class Backing(msgspec.Struct, frozen=True):
         return "file"
 
 
-class Faults:
-    """Faults as columns, in the order in which they happened.
-
-    write: 0 a read, 1 a write, 2 not known
-    """
-
-    def __init__(
-        self,
-        time: npt.NDArray[np.int64],
-        cpu: npt.NDArray[np.int16],
-        tid: npt.NDArray[np.int32],
-        addr: npt.NDArray[np.uint64],
-        write: npt.NDArray[np.int8],
-    ) -> None:
-        self.time: Final = time
-        self.cpu: Final = cpu
-        self.tid: Final = tid
-        self.addr: Final = addr
-        self.write: Final = write
-
-    @classmethod
-    def of(cls, rows: Sequence[tuple[int, int, int, int, int]]) -> Faults:
-        """Of rows of time, cpu, tid, addr and write."""
-        columns = list(zip(*rows, strict=True)) or [()] * 5
-        kinds = (np.int64, np.int16, np.int32, np.uint64, np.int8)
-        return cls(*(np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True)))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Faults]) -> Faults:
-        """All of `parts`, one after the other."""
-        if len(parts) == 1:
-            return parts[0]
-        parts = parts or [cls.of(())]
-        return cls(*(np.concatenate(columns) for columns in zip(*(part._columns() for part in parts), strict=True)))
-
-    def _columns(self) -> tuple[npt.NDArray[Any], ...]:
-        return self.time, self.cpu, self.tid, self.addr, self.write
-
-    def __len__(self) -> int:
-        return len(self.time)
-
-    def __getitem__(self, which: slice | npt.NDArray[Any]) -> Faults:
-        return Faults(*(column[which] for column in self._columns()))
-
-    def rows(self) -> list[tuple[int, int, int, int, int]]:
-        """As `of` takes them."""
-        return list(zip(*(column.tolist() for column in self._columns()), strict=True))
-
-
 class Particulars:
     """What a recorder knows of a call beside its registers and its result; as in Reducer.call."""
 
@@ -145,15 +95,6 @@ class Particulars:
         self.backing: Final = backing
         self.length: Final = length
         self.label: Final = label
-
-
-class Process:
-    """A process as a recorder sees it: threads in an address space."""
-
-    def __init__(self, pid: int, space: Space) -> None:
-        self.pid: Final = pid
-        self.space = space
-        self.tids = {pid}
 
 
 class Reducer:
@@ -194,7 +135,7 @@ class Reducer:
         }  # fmt: skip
         self._nr_threads = 0
         self._unfollowed: Final[dict[str, int]] = {}
-        self._start = -1
+        self._run: Final = Run()
         self._time = 0
         self._cpu = -1
 
@@ -301,126 +242,9 @@ class Reducer:
         process.space.insert(Range(start, start + length, prot, True))
         self._touch(process, start, start + length)
 
-    # Faults
-
-    def fault(self, tid: int, addr: int, write: bool | None) -> bool:
-        """Task `tid` (or the kernel on its behalf) touched `addr`.  Where it is not known whether it wrote
-        (None), it did if it was allowed to.  Returns whether its stack grew."""
-        process = self._tasks.get(tid)
-        if process is None or addr >= TASK_SIZE:
-            return False
-        grown: bool | None = False
-        space = process.space
-        range = space.at(addr)
-        if range is None:
-            grown = space.grow_stack(addr)
-            if grown is None:
-                return False  # beyond the stack's limit, which the machine does not have
-            range = space.at(addr)
-        if write is None:
-            write = space.allows(addr, True)
-        flags = FAULT_WRITE if write else 0
-        result = 0 if space.allows(addr, write) else -errno.EFAULT
-        addr &= PAGE_MASK
-        if result == 0 and range is not None and self._continues(process.pid, addr, write, range.start):
-            assert self.events.last is not None
-            self.events.last.length += PAGE_SIZE
-        else:
-            self._emit("fault", process, addr=addr, length=PAGE_SIZE, flags=flags, result=result)
-        return bool(grown)
-
-    def faults(self, faults: Faults) -> None:
-        """Tasks touched pages, and nothing else happened meanwhile; as `fault` for each of them."""
-        while len(faults) > _FEW:
-            faults = self._many_faults(faults)
-        self._one_by_one(faults)
-
-    def _one_by_one(self, faults: Faults) -> bool:
-        """Whether a stack grew."""
-        grew = False
-        for time, cpu, tid, addr, write in faults.rows():
-            self.at(time, cpu)
-            grew |= self.fault(tid, addr, None if write > 1 else write == 1)
-        return grew
-
-    def _many_faults(self, faults: Faults) -> Faults:
-        """Take them, the plain ones (where something is mapped that allows it) by runs and the others one by one, until
-        a stack grows; returns what is left."""
-        known = {tid: self._tasks.get(tid) for tid in np.unique(faults.tid).tolist()}
-        strangers = [tid for tid, process in known.items() if process is None]
-        followed = faults.addr < TASK_SIZE
-        if strangers:
-            followed &= ~np.isin(faults.tid, strangers)
-        if not followed.all():
-            return faults[followed]
-        nr_faults = len(faults)
-        addr = faults.addr & np.uint64(PAGE_MASK & 2**64 - 1)
-        pid = np.zeros(nr_faults, dtype=np.int32)
-        start = np.zeros(nr_faults, dtype=np.uint64)  # of the range
-        plain = np.zeros(nr_faults, dtype=bool)
-        write = faults.write == 1
-        for tid, process in known.items():
-            assert process is not None
-            mine = np.flatnonzero(faults.tid == tid)
-            pid[mine] = process.pid
-            starts, ends, prots = process.space.arrays()
-            if len(starts):
-                place = np.searchsorted(starts, addr[mine], side="right") - 1
-                start[mine] = starts[place]
-                plain[mine] = (
-                    (place >= 0) & (addr[mine] < ends[place]) & (prots[place] != 0) & (faults.write[mine] < 2)
-                    & (~write[mine] | (prots[place] & PROT_WRITE != 0))
-                )  # fmt: skip
-        begins = np.ones(nr_faults, dtype=bool)
-        begins[1:] = (
-            (pid[1:] != pid[:-1]) | (addr[1:] != addr[:-1] + np.uint64(PAGE_SIZE)) | (write[1:] != write[:-1])
-            | (start[1:] == addr[1:])
-        )  # fmt: skip
-        at = 0
-        for odd in [*np.flatnonzero(~plain).tolist(), nr_faults]:
-            if odd - at > _FEW:
-                # The first joins the run that came before, if it does; the last run may go on.
-                self._one_by_one(faults[at : at + 1])
-                first = np.flatnonzero(begins[at + 1 : odd]) + at + 1
-                lead = int(first[0]) if len(first) else odd
-                self._lengthen(lead - at - 1)
-                nr_pages = np.diff(np.append(first, odd))
-                if len(first):
-                    self._add_runs(faults, first[:-1], nr_pages[:-1], pid, addr, write)
-                    self._one_by_one(faults[first[-1] : first[-1] + 1])
-                    self._lengthen(int(nr_pages[-1]) - 1)
-            else:
-                self._one_by_one(faults[at:odd])
-            if self._one_by_one(faults[odd : odd + 1]):
-                return faults[odd + 1 :]
-            at = odd + 1
-        return faults[nr_faults:]
-
-    def _lengthen(self, nr_pages: int) -> None:
-        """The run that was emitted last goes on."""
-        if nr_pages:
-            assert self.events.last is not None
-            self.events.last.length += nr_pages << PAGE_SHIFT
-
-    def _add_runs(
-        self, faults: Faults, first: npt.NDArray[Any], nr_pages: npt.NDArray[Any], pid: npt.NDArray[Any],
-        addr: npt.NDArray[Any], write: npt.NDArray[Any],
-    ) -> None:  # fmt: skip
-        """Runs of faults; `first`: where each of them begins in the columns."""
-        if len(first):
-            self.events.extend(
-                op=np.full(len(first), CODE["fault"]), pid=pid[first], addr=addr[first],
-                length=nr_pages.astype(np.uint64) << np.uint64(PAGE_SHIFT), flags=write[first] * FAULT_WRITE,
-                time=faults.time[first] - self._start, cpu=faults.cpu[first],
-            )  # fmt: skip
-
-    def _continues(self, pid: int, addr: int, write: bool, start: int) -> bool:
-        """Whether such a fault belongs to the run that was emitted last."""
-        last = self.events.last
-        return (
-            last is not None and last.op == "fault" and last.pid == pid and last.addr + last.length == addr
-            and last.flags == write * FAULT_WRITE and last.result == 0 and start < addr
-        )  # fmt: skip
+    def batch(self, calls: Calls, faults: Faults) -> Batch:
+        """Plain calls and faults, to be told together with what is told one by one."""
+        return Batch(self._tasks, self.events, self._run, calls, faults)
 
     def _touch(self, process: Process, start: int, end: int) -> None:
         """Synthesise faults, if that is asked for."""
@@ -520,11 +344,8 @@ class Reducer:
         elif result == -errno.ENOMEM:  # it stops at the first hole
             end = next((start for start, _ in process.space.holes(addr, end)), end)
         self._emit("mprotect", process, addr=addr, length=length, prot=prot, result=result)
-        for range in process.space.pieces(addr, end) if addr < end else ():
-            fresh = not range.prot & PROT_WRITE
-            range.prot = prot & 7
-            if fresh:
-                self._touch(process, range.start, range.end)
+        for start, stop in process.space.protect(addr, end, prot & 7) if addr < end else ():
+            self._touch(process, start, stop)
 
     def _call_mremap(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
         old, length, new_length, flags, to = [*registers, 0][:5]
@@ -534,12 +355,18 @@ class Reducer:
         self._emit(
             "mremap", process, addr=old, length=length, length2=new_length, flags=flags, addr2=to, result=result
         )
-        length, new_length = page_align(length), page_align(new_length)
-        process.space.move(old, length, result, new_length, flags & MREMAP_DONTUNMAP != 0 or length == 0)
-        self._touch(process, result + (0 if flags & MREMAP_DONTUNMAP else length), result + new_length)
+        process.space.remap(old, length, new_length, flags, result)
+        fresh = 0 if flags & MREMAP_DONTUNMAP else page_align(length)
+        self._touch(process, result + fresh, result + page_align(new_length))
 
     def _call_brk(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
-        self._brk(process, registers[0], result)
+        addr, space = registers[0], process.space
+        old = space.brk
+        if not old and space.born >= 0:
+            self.events.correct(space.born, "addr2", result)
+        if space.set_brk(addr, result):
+            self._emit("brk", process, addr=addr, result=result)
+            self._touch(process, page_align(old), page_align(addr))
 
     def _call_madvise(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
         addr, length, advice = registers[:3]
@@ -603,25 +430,6 @@ class Reducer:
         process.space.insert(Range(result, end, prot & 7, private, grows_down=flags & MAP_GROWSDOWN != 0))
         self._touch(process, result, end)
 
-    def _brk(self, process: Process, addr: int, result: int) -> None:
-        space = process.space
-        if not space.brk:
-            # The first answer to brk(0) is where the heap starts: the kernel tells it nowhere else.
-            space.brk = space.start_brk = result
-            if space.born >= 0:
-                self.events.correct(space.born, "addr2", result)
-            return
-        if addr != result or addr == space.brk:
-            return  # a question, or refused
-        self._emit("brk", process, addr=addr, result=result)
-        old, new = page_align(space.brk), page_align(addr)
-        if new > old:
-            space.insert(Range(old, new, PROT_READ | PROT_WRITE, True))
-            self._touch(process, old, new)
-        else:
-            space.remove(new, old)
-        space.brk = addr
-
     def _infer(self, process: Process, start: int, length: int) -> None:
         """strace does not see what exec maps.  A call that succeeded on a range of which nothing is known
         shows that something is there: take it for a private mapping of the program's file."""
@@ -642,14 +450,12 @@ class Reducer:
         self, op: str, process: Process, addr: int = 0, length: int = 0, prot: int = 0, flags: int = 0, addr2: int = 0,
         length2: int = 0, file: int = -1, offset: int = 0, pid2: int = 0, result: int = 0,
     ) -> None:  # fmt: skip
-        if self._start < 0:
-            self._start = self._time
-        time = self._time - self._start
         self.events.append(
             Event(
-                op, process.pid, addr, length, prot, flags, addr2, length2, file, offset, pid2, result, time, self._cpu
+                op, process.pid, addr, length, prot, flags, addr2, length2, file, offset, pid2, result, self._time,
+                self._cpu,
             )
-        )
+        )  # fmt: skip
 
     def finish(self, header: Header) -> History:
         """The history of what was told, under `header`."""
@@ -662,5 +468,7 @@ class Reducer:
         header.threads = self._nr_threads
         if self._synthesise:
             header.faults = SYNTHESIS
-        return History.of_columns(header, self.events.columns())
+        columns = self.events.columns()
+        columns["time"] -= columns["time"][:1]
+        return History.of_columns(header, columns)
 

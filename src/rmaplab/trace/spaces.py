@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from rmaplab.mm.abi import PROT_WRITE, STACK_GUARD_GAP
+from rmaplab.mm.abi import MREMAP_DONTUNMAP, PROT_READ, PROT_WRITE, STACK_GUARD_GAP
 from rmaplab.mm.vma import PAGE_MASK, PAGE_SIZE
 
 # What setrlimit allows unless it is asked for more.  The machine has no limits (mm/mmap.py).
@@ -49,7 +49,6 @@ class Space:
         self.ranges: list[Range] = []
         self._starts: list[int] = []
         self.brk = 0  # 0: not known yet
-        self.start_brk = 0
 
     def copy(self) -> Space:
         """The address space of a forked child."""
@@ -57,7 +56,6 @@ class Space:
         child.ranges = [range.of(range.start, range.end) for range in self.ranges if not range.dont_fork]
         child._starts = [range.start for range in child.ranges]
         child.brk = self.brk
-        child.start_brk = self.start_brk
         return child
 
     def at(self, addr: int) -> Range | None:
@@ -135,6 +133,48 @@ class Space:
             self.ranges.insert(i, upper)
             self._starts.insert(i, addr)
 
+    def protect(self, start: int, end: int, prot: int) -> list[tuple[int, int]]:
+        """Let `prot` be allowed in [start, end); returns where there is something that could not be written before."""
+        fresh: list[tuple[int, int]] = []
+        for range in self.pieces(start, end):
+            if not range.prot & PROT_WRITE:
+                fresh.append((range.start, range.end))
+            range.prot = prot
+        first = max(bisect_right(self._starts, start) - 2, 0)
+        joined = self.ranges[first : first + 1]
+        i = first + 1
+        while i < len(self.ranges) and self.ranges[i].start <= end:
+            if _are_one(joined[-1], self.ranges[i]):
+                joined[-1].end = self.ranges[i].end
+            else:
+                joined.append(self.ranges[i])
+            i += 1
+        if i - first > len(joined):
+            self.ranges[first:i] = joined
+            self._starts[first:i] = [range.start for range in joined]
+        return fresh
+
+    def set_brk(self, addr: int, result: int) -> bool:
+        """brk(`addr`) returned `result`; returns whether the heap has another end.  The first answer is where the heap
+        starts: the kernel tells it nowhere else."""
+        if not self.brk:
+            self.brk = result
+            return False
+        if addr != result or addr == self.brk:
+            return False  # a question, or refused
+        old, new = page_align(self.brk), page_align(addr)
+        if new > old:
+            self.insert(Range(old, new, PROT_READ | PROT_WRITE, True))
+        else:
+            self.remove(new, old)
+        self.brk = addr
+        return True
+
+    def remap(self, old: int, length: int, new_length: int, flags: int, new: int) -> None:
+        """mremap() returned `new`."""
+        keep = flags & MREMAP_DONTUNMAP != 0 or length == 0
+        self.move(old, page_align(length), new, page_align(new_length), keep)
+
     def move(self, old: int, old_length: int, new: int, new_length: int, keep: bool) -> None:
         """mremap(): what lies at `old` goes to `new`, where it grows or is cut off.  Only what does not change
         its length may be several ranges, and the gaps in it stay gaps.  With `keep` the old ranges stay, too."""
@@ -168,6 +208,15 @@ class Space:
         """May `addr` be accessed?  (x86-64: what may be written or executed may be read.)"""
         range = self.at(addr)
         return range is not None and range.prot != 0 and (not write or range.prot & PROT_WRITE != 0)
+
+
+class Process:
+    """A process as a recorder sees it: threads in an address space."""
+
+    def __init__(self, pid: int, space: Space) -> None:
+        self.pid: Final = pid
+        self.space = space
+        self.tids = {pid}
 
 
 def _are_one(low: Range, high: Range) -> bool:

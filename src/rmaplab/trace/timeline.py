@@ -30,9 +30,10 @@ import numpy.typing as npt
 from rmaplab.mm.abi import CLONE_VM
 from rmaplab.mm.vma import PAGE_SIZE
 from rmaplab.trace import elf
+from rmaplab.trace.batches import Calls, Faults
 from rmaplab.trace.calls import Call
 from rmaplab.trace.history import Header
-from rmaplab.trace.reduce import Backing, Faults, Reducer
+from rmaplab.trace.reduce import Backing, Reducer
 from rmaplab.trace.spaces import page_align
 
 __all__ = ["Timeline"]
@@ -133,6 +134,7 @@ class Timeline:
         self._told = 0  # all up to this time
         self._number = 0
         self._seen: list[tuple[int, int, int, int, _Seen]] = []  # time, number, cpu, tid, what
+        self._plain: list[Calls] = []
         self._faults: list[Faults] = []
         self._calls: dict[int, _Entered] = {}  # by tid
         self._mapped: dict[int, _Mapped] = {}  # by tid
@@ -146,6 +148,12 @@ class Timeline:
         """Faults, with times that ascend."""
         if len(faults):
             self._faults.append(faults)
+
+    def called(self, calls: Calls) -> None:
+        """Plain calls, as `returned` for each of them."""
+        self.locked = True
+        self.late += int(np.count_nonzero(calls.effect < self._told))
+        self._plain.append(calls)
 
     def running(self, tid: int) -> None:
         """Task `tid` runs in user space: its exec is over."""
@@ -190,6 +198,12 @@ class Timeline:
         entered = self._calls.get(tid)
         if entered is not None and not entered.locked:
             entered.effect, entered.locked = time, True
+
+    def mapped_anonymously(
+        self, time: int, act: object, cpu: int, tid: int, start: int, length: int, prot: int
+    ) -> None:
+        """As `mapped`, of memory without a file."""
+        self.mapped(time, cpu, tid, start, length, prot, 0, "", "")
 
     def leave(self, time: int, cpu: int, pid: int, tid: int, call: Call, result: int) -> None:
         """Task `tid` of process `pid` returns from `call`."""
@@ -288,24 +302,25 @@ class Timeline:
     def tell(self, reducer: Reducer, until: int | None = None) -> None:
         """Tell `reducer` what took effect before `until`, or all of it, in that order."""
         self._seen.sort()  # no two have the same number
-        faults = Faults.joined(self._faults)
-        if until is None:
-            seen, self._seen, self._faults = self._seen, [], []
-        else:
-            nr_seen = next((i for i, item in enumerate(self._seen) if item[0] >= until), len(self._seen))
-            nr_faults = int(np.searchsorted(faults.time, until))
+        seen, calls, faults = self._seen, Calls.joined(self._plain), Faults.joined(self._faults)
+        self._seen, self._plain, self._faults = [], [], []
+        if until is not None:
             self._told = max(self._told, until)
-            seen, self._seen = self._seen[:nr_seen], self._seen[nr_seen:]
+            nr_seen = next((i for i, item in enumerate(seen) if item[0] >= until), len(seen))
+            nr_calls, nr_faults = int(np.searchsorted(calls.effect, until)), int(np.searchsorted(faults.time, until))
+            seen, self._seen = seen[:nr_seen], seen[nr_seen:]
+            if nr_calls < len(calls):
+                calls, self._plain = calls[:nr_calls], [calls[nr_calls:]]
             faults, self._faults = faults[:nr_faults], [faults[nr_faults:]]
-        at = 0
+        batch = reducer.batch(calls, faults)
         times: npt.NDArray[np.int64] = np.array([item[0] for item in seen], dtype=np.int64)
-        for end, (time, _, cpu, tid, what) in zip(np.searchsorted(faults.time, times).tolist(), seen, strict=True):
-            if at < end:
-                reducer.faults(faults[at:end])
-                at = end
+        before = np.searchsorted(calls.effect, times).tolist(), np.searchsorted(faults.time, times).tolist()
+        for nr_calls, nr_faults, (time, _, cpu, tid, what) in zip(*before, seen, strict=True):
+            batch.until(nr_calls, nr_faults)
             reducer.at(time, cpu)
             self._tell(reducer, tid, what)
-        reducer.faults(faults[at:])
+        batch.until(len(calls), len(faults))
+        batch.close()
 
     def _tell(self, reducer: Reducer, tid: int, what: _Seen) -> None:
         if isinstance(what, _Returned):
