@@ -9,6 +9,8 @@ from rmaplab.measure.comparison import Plan, compare
 from rmaplab.measure.memory import MOMENTS, Memory, curve, maple_nodes
 from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap import DESIGNS, specs
+from rmaplab.trace.history import Header
+from rmaplab.trace.script import PAGE, Script
 from rmaplab.workloads import workload
 
 
@@ -66,3 +68,15 @@ def test_a_curve_is_as_high_as_its_parts() -> None:
     assert curve([0, 1, 2, 4, 8, 8, 0], 7) == " ▁▂▄██ "
     assert curve([0, 0]) == ""
     assert curve(list(range(100)), 4) == "▂▄▆█"
+
+
+def test_vmas_of_processes_are_told_by_pid() -> None:
+    """A space of the model has a number of its own, which is no pid."""
+    script = Script()
+    parent = script.spawn(pid=4711)
+    for page in range(8):
+        parent.mmap(PAGE, at=0x7F0000000000 + 2 * page * PAGE)
+    parent.fork(pid=4800)
+    plan = Plan([DESIGNS["anon_vma"]], PROFILES[REFERENCE], check=False)
+    memory = compare(script.history(Header(recorder="a test")), plan, quiet).figures.memory
+    assert memory.processes == {4711: 9, 4800: 9}

@@ -75,7 +75,7 @@ class Vmas(msgspec.Struct, frozen=True):
 class Memory(msgspec.Struct, frozen=True):
     """events: played at each moment; vmas: for each design that played alone, or led
 
-    processes: VMAs of each process at the moment with most VMAs
+    processes: VMAs of each process, by pid, at the moment with most VMAs
     """
 
     events: list[int]
@@ -124,7 +124,7 @@ class Sampler:
         vmas = machine.vma_pool.live
         if vmas > self._most[0]:
             self._most = (vmas, sum(maple_nodes(len(mm.tree)) for mm in machine.mms.values()))
-            self._processes = {pid: len(mm.tree) for pid, mm in machine.mms.items()}
+            self._processes = {pid: len(process.mm.tree) for pid, process in sorted(machine.processes.items())}
         self._events.append(played)
         for design in machine.designs:
             now = held(design, played, len(machine.mms), vmas, machine.folios.in_use)
