@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rmaplab.check.barriers import barriers
-from rmaplab.check.race import Model, explain, run, run_path
+from rmaplab.check.race import Model, explain, name_ordering, run, run_path
 from rmaplab.check.race_mutants import outcome, staged
 from rmaplab.check.weak_mutants import WEAKENED
 from rmaplab.commands.frame import main
@@ -54,10 +54,21 @@ def test_a_context_needs_what_publishes_it_and_what_guards_moves(scene: str, ord
     assert why in explain(failure).error
 
 
-def test_the_timeline_shows_the_old_value() -> None:
-    memory = Model("weak", ["moves: write_seqcount_end()"])
-    [failure] = explore(staged(NOT_MERGED, load("cow_context")), limit=200, begin=memory.begin).failures
-    assert any("(old: " in step.what for step in explain(failure).timeline)
+def test_the_timeline_says_since_when_a_value_was_old_and_what_would_have_forbidden_it() -> None:
+    [mutant] = [each for each in WEAKENED if each.name == "anon-vma-put-anon-vma"]
+    memory = Model("weak", [mutant.weakened])
+    scene = staged(mutant.scene, load("anon_vma"))
+    [failure] = explore(scene, begin=memory.begin).failures
+    assert not any("forbidden" in step.what for step in explain(failure).timeline)
+    name_ordering(failure, scene, memory)
+    [told] = [step.what for step in explain(failure).timeline if "(forbidden by " in step.what]
+    assert told.startswith("asks whether anybody has anon_vma root rwsem (old since step ")
+    assert told.endswith("(forbidden by put_anon_vma(), fully ordered atomic)")
+
+
+def test_a_field_that_is_read_too_early_names_the_ordering_as_well() -> None:
+    broken = run("referenced / fork", load("cow_context"), memory=Model("weak", ["link child context"])).broken[0]
+    assert broken.timeline[-1].what.endswith("(forbidden by link child context, smp_store_release())")
 
 
 @pytest.mark.parametrize("design", ["anon_vma", "cow_context"])

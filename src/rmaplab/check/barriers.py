@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from rmaplab.check.race import SEQUENTIAL, Broken, Model, explain
+from rmaplab.check.race import SEQUENTIAL, Broken, Model, explain, name_ordering
 from rmaplab.check.race_mutants import SCENES, staged
 from rmaplab.check.scenarios import names, preemption_bound
 from rmaplab.mm.reverse_map import ReverseMap
@@ -72,9 +72,11 @@ def scenes() -> list[str]:
 def _try(name: str, design: type[ReverseMap], memory: Model, limit: int) -> tuple[Shown | None, bool]:
     """What breaks, and whether nothing was left to try."""
     bound = preemption_bound(name, design.name, weak=True)
-    outcome = explore(staged(name, design), limit=limit, preemptions=bound, begin=memory.begin)
+    scenario = staged(name, design)
+    outcome = explore(scenario, limit=limit, preemptions=bound, begin=memory.begin)
     if outcome.failures:
         failure = outcome.failures[0]
+        name_ordering(failure, scenario, memory)
         return Shown(name, failure.names, explain(failure)), True
     return None, outcome.exhausted
 

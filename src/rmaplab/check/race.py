@@ -25,7 +25,17 @@ from rmaplab.mm.vma import MM, VMA
 from rmaplab.mm.vma_tree import VMATree
 from rmaplab.rmap.context import CowContext
 from rmaplab.sync.execution import ACQUIRE, POINT, QUEUE, TOUCH, TRY
-from rmaplab.sync.interleave import AGE, Execution, Failure, Step, estimate, explore, perform, wander
+from rmaplab.sync.interleave import (
+    AGE,
+    Execution,
+    Failure,
+    Scenario,
+    Step,
+    estimate,
+    explore,
+    perform,
+    wander,
+)
 from rmaplab.sync.locks import RwSemaphore, SpinLock
 from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.sync.weak import WeakExecution
@@ -159,6 +169,8 @@ def run(
             stop_at_first=not every_failure,
             begin=memory.begin,
         )
+    for failure in outcome.failures:
+        name_ordering(failure, what, memory)
     return Verdict(
         scenario=name,
         design=design.name,
@@ -237,7 +249,34 @@ def run_path(name: str, design: type[ReverseMap], path: str, memory: Model = SEQ
         failure is not None,
         f"the path ends before {' and '.join(left)} came to an end, so the obligations were not looked at",
     )
-    return None if failure is None else explain(failure)
+    if failure is None:
+        return None
+    name_ordering(failure, what, memory)
+    return explain(failure)
+
+
+def name_ordering(failure: Failure, scenario: Scenario, memory: Model) -> None:
+    """Say at the step that shows it which ordering would have forbidden what the step found: the first that is not
+    possible when the orderings that were taken away are in place, or the last, which then does not break anything."""
+    if not memory.weakened or not failure.path:
+        return
+    taken = 0
+
+    def choose(execution: Execution) -> int:
+        nonlocal taken
+        if taken == len(failure.path):
+            return -1
+        age, number = divmod(failure.path[taken], AGE)
+        task = execution.tasks[number]
+        if not execution.enabled(task) or age not in execution.ages(task, []):
+            return -1
+        taken += 1
+        return failure.path[taken - 1]
+
+    perform(scenario, choose, WeakExecution)
+    step = failure.trace[min(taken, len(failure.path) - 1)]
+    orderings = " and ".join(f"{name}, {memory.used.get(name, 'an ordering')}" for name in sorted(memory.weakened))
+    step.note += f" (forbidden by {orderings})"
 
 
 def explain(failure: Failure) -> Broken:
@@ -293,7 +332,10 @@ class Labels:
                 self.add(state.moves, f"sequence count of the context of {owner}")
 
     def step(self, step: Step) -> str:
-        """Describe the step: its operation and its object."""
+        """Describe the step: its operation and its object, and whether it found an old value."""
+        return f"{self._act(step)}{step.note}"
+
+    def _act(self, step: Step) -> str:
         name = self.name(step.subject)
         words = step.words()
         if isinstance(step.subject, RwSemaphore | SpinLock) and step.kind != POINT:

@@ -81,9 +81,9 @@ class LinkedWithoutLock(AnonVmaRmap):
 
 
 class MappedNotAsked(AnonVmaRmap):
-    name = "anon_vma, walk that does not ask whether the folio is mapped still"
+    name = "anon_vma, walk that does not ask again whether the folio is mapped"
 
-    def is_mapped(self, pfn: int) -> bool:
+    def still_mapped(self, pfn: int) -> bool:
         return True
 
 
@@ -117,6 +117,13 @@ class NotFreedByWalk(AnonVmaRmap):
             rwsem.up_read()
             return False
         return True
+
+
+class FreedUnderWalk(AnonVmaRmap):
+    name = "anon_vma, freed without a look whether a walk has the lock"
+
+    def wait_for_walks(self, anon_vma: AnonVma) -> None:
+        pass
 
 
 def _has_pages(mm: MM) -> bool:
@@ -528,7 +535,9 @@ RACED: Final = (
     _raced("fork links the child also where it finds no pages", AnonVmaRmap, ForkedWithoutPages,
            "referenced / fault after madvise + fork of the child"),
     _raced("a walk locks the root", AnonVmaRmap, WalkWithoutLock, "restore / mprotect that splits"),
-    _raced("what nothing maps points nowhere", AnonVmaRmap, MappedNotAsked,
+    _raced("who has the lock asks again whether the folio is mapped", AnonVmaRmap, MappedNotAsked,
+           "referenced / exit of the parent + exit of the child", "f18194275c39"),
+    _raced("an anon_vma waits for who has its lock", AnonVmaRmap, FreedUnderWalk,
            "referenced / exit of the parent + exit of the child"),
     _raced("who sleeps for the lock has a reference", AnonVmaRmap, SleptWithoutReference,
            "referenced / exit of the parent + exit of the child"),

@@ -18,7 +18,7 @@ PLACES: Final = {
     "neighbour's vma->anon_vma": "reusable_anon_vma(), mm/vma.c: READ_ONCE(), and an address dependency",
     "folio->mapping": "folio_get_anon_vma(), mm/rmap.c: READ_ONCE(), and an address dependency",
     "anon_vma->root": "folio_lock_anon_vma_read(), mm/rmap.c: READ_ONCE(), and an address dependency",
-    "put_anon_vma()": "put_anon_vma(), include/linux/rmap.h: atomic_dec_and_test()",
+    "put_anon_vma()": "put_anon_vma(), include/linux/rmap.h: atomic_dec_and_test(), and anon_vma_free() of mm/rmap.c",
     "atomic_inc_not_zero() of anon_vma": "folio_get_anon_vma(), mm/rmap.c: atomic_inc_not_zero()",
     "mm_users, mmget_not_zero()": "mmget_not_zero(), include/linux/sched/mm.h: atomic_inc_not_zero()",
     "mm_users, mmput()": "mmput(), kernel/fork.c: atomic_dec_and_test()",
@@ -58,6 +58,7 @@ def place(ordering: str) -> str:
 _FIRST_FAULTS: Final = "first faults of two neighbours, in two threads"
 _MAPPED: Final = "mmap / fault in another thread"
 _UNMAPPED: Final = "referenced / munmap before any fork"
+_TWO_EXIT: Final = "referenced / exit of the parent + exit of the child"
 _MOVED: Final = "referenced / mremap before any fork"
 _MERGED: Final = "migrate / mprotect that merges"
 _FORKED: Final = "referenced / fork"
@@ -69,6 +70,7 @@ _NEEDED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         _MAPPED: ("change VMA tree", "look up VMA"),
         "migrate / first fork": ("pmd_install()", "pmdp_get_lockless()"),
         _UNMAPPED: ("free anon_vma",),
+        _TWO_EXIT: ("put_anon_vma()",),
     },
     "anon_vma_lazy": {
         _FIRST_FAULTS: ("publish vma->anon_vma", "neighbour's vma->anon_vma"),

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from rmaplab.check.race import SEQUENTIAL, Labels, Model, RaceError, read_path, write_path
+from rmaplab.check.race import SEQUENTIAL, Labels, Model, RaceError, name_ordering, read_path, write_path
 from rmaplab.check.race_mutants import staged
 from rmaplab.check.scenarios import Obligation, World
 from rmaplab.explore.camera import FINE, Camera, pids_of
@@ -252,11 +252,15 @@ class _Shooting:
         self.parts: Final = parts
         self.memory: Final = memory
         self.doomed: dict[tuple[int, int], int] = {}
+        self.notes: list[str] = []  # what each step of a failure found, if that was old
         self.labels: Final = Labels(None)
 
     def shoot(self) -> Film:
         failure = replay(self._staged(self.machine), self.choices, self.memory.begin)
         error = None if failure is None else failure.error
+        if failure is not None:
+            name_ordering(failure, self._staged(self.machine), self.memory)
+            self.notes = [step.note for step in failure.trace]
         if failure is not None and isinstance(error, Obligation):
             mms = world_of(failure).machine.mms
             self.doomed = {
@@ -265,7 +269,9 @@ class _Shooting:
         again = perform(self._staged(watching(self.machine)), by(self._film), self.memory.begin)
         steps = self.reel.steps
         if len(steps) <= len(self.parts):  # a step broke it, so the task did not go on to be pictured
-            did = learn(self.labels, self.execution).step(self.execution.trace[-1])
+            broke = self.execution.trace[-1]
+            broke.note = self.notes[-1]
+            did = learn(self.labels, self.execution).step(broke)
             step = self._step([self.choices[-1] % AGE], [did])
             step.say = self.parts[len(steps) - 1][1]
             step.events = len(self.choices)
@@ -318,6 +324,8 @@ class _Shooting:
                 did.append("" if pending is None else learn(self.labels, execution).step(pending))
                 done += 1
                 yield choice
+                if pending is not None:
+                    did[-1] += self.notes[done - 1] if self.notes else pending.note
             self.cpus += [task.name for task in execution.tasks[len(self.cpus) :]]
             step = self._step([choice % AGE for choice in self.choices[at:done]], did)
             step.say = say

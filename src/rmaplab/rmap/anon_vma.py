@@ -115,7 +115,7 @@ class AnonVmaRmap(ReverseMap):
         self.anchor: Final[Column] = attachment.folios.column(np.int32)
         self.anon_vma_pool: Final[Pool] = self.ledger.pool("anon_vma", sizes["anon_vma"])
         self.chain_pool: Final[Pool] = self.ledger.pool("anon_vma_chain", sizes["anon_vma_chain"])
-        self.lock_class: Final[LockClass] = self.ledger.lock_class("anon_vma root rwsem")
+        self.lock_class: Final[LockClass] = self.ledger.lock_class("anon_vma root rwsem", asked=True)
         self.visited: Final[Tally] = self.ledger.tally("interval tree nodes visited")
         self.reused: Final[Tally] = self.ledger.tally("anon_vmas reused")
         self.walks: Final[Tally] = self.ledger.tally("walks")
@@ -395,11 +395,19 @@ class AnonVmaRmap(ReverseMap):
 
     def _free(self, anon_vma: AnonVma) -> None:
         """anon_vma_free(): a stale pointer may lead to a reused anon_vma at once, but to nothing else."""
+        self.wait_for_walks(anon_vma)
         self.anon_vma_pool.free()
         if self.scheduler is None:
             self._forget(anon_vma.number)
         else:
             self.scheduler.slab_free("anon_vma", anon_vma, partial(self._forget, anon_vma.number))
+
+    def wait_for_walks(self, anon_vma: AnonVma) -> None:
+        """A walk that slept for the lock has given its reference up once it had it, and may be at it still.  Who drops
+        the last reference sees that the lock is held, as each put_anon_vma() is fully ordered."""
+        if _rwsem(anon_vma).is_locked():
+            self._lock(anon_vma)
+            self._unlock(anon_vma)
 
     def _forget(self, number: int) -> None:
         self.anon_vmas[number] = None
@@ -540,7 +548,7 @@ class AnonVmaRmap(ReverseMap):
         self.rcu.read_lock()
         anon_vma = self._mapping(pfn)
         got = anon_vma is not None and self.is_mapped(pfn) and self._get(anon_vma)
-        mapped = got and self.is_mapped(pfn)
+        mapped = got and self.still_mapped(pfn)
         self.rcu.read_unlock()
         if got and anon_vma is not None:
             if mapped:
@@ -571,6 +579,11 @@ class AnonVmaRmap(ReverseMap):
         if self.scheduler is None:
             return True  # nobody could have unmapped it since the caller looked
         return folio_mapcount(self.scheduler, self.folios, pfn) != 0
+
+    def still_mapped(self, pfn: int) -> bool:
+        """The same, for who has found the anon_vma, and locked it or got a reference: while the folio is mapped, it is
+        not another one by now."""
+        return self.is_mapped(pfn)
 
     def _mapping(self, pfn: int) -> AnonVma | None:
         """READ_ONCE(folio->mapping)"""
@@ -604,13 +617,13 @@ class AnonVmaRmap(ReverseMap):
         rwsem = self._root_rwsem(anon_vma)
         if rwsem.try_down_read():
             self.touch("anon_vma", anon_vma.root)  # the lock is a part of it
-            mapped = self.is_mapped(pfn)
+            mapped = self.still_mapped(pfn)
             if not mapped:
                 rwsem.up_read()
             self.rcu.read_unlock()
             return anon_vma if mapped else None
         got = self._get(anon_vma)
-        mapped = got and self.is_mapped(pfn)
+        mapped = got and self.still_mapped(pfn)
         self.rcu.read_unlock()
         if not mapped:
             if got:
@@ -633,6 +646,7 @@ class AnonVmaRmap(ReverseMap):
         last = first + self.folios.nr_pages(pfn) - 1
         try:
             _rwsem(anon_vma).assert_held()
+            self.touch("anon_vma", anon_vma)
             node = anon_vma.first_touching(first, last, self.visited)
             while node is not None:
                 self.places.count += 1

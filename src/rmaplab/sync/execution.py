@@ -60,10 +60,11 @@ RELEASE: Final = 7
 QUEUE: Final = 8
 TRY: Final = 9
 DOWNGRADE: Final = 10
+ASK: Final = 11
 
 _VERBS: Final = (
     "", "takes", "enters", "leaves", "defers the free of", "frees", "waits for", "gives back", "queues for", "tries",
-    "downgrades",
+    "downgrades", "asks whether anybody has",
 )  # fmt: skip
 
 # How it does it to its object
@@ -121,11 +122,16 @@ class Step:
         self.order = 0
         self.begun = -1  # of a load that only asks whether a count is still this one
         self.changes = 0  # ... how often it had changed
-        self.note = ""  # what it found, if that was old
+        self.note = ""  # what it found, if that was old (race.py adds what would have forbidden it)
 
     @property
     def write(self) -> bool:
         return self.mode == WRITE
+
+    @property
+    def loads(self) -> bool:
+        """Does it only load?  Who asks for a lock conflicts with whoever takes it, for reading as well."""
+        return self.mode == READ or self.kind == ASK
 
     def depends_on(self, other: Step) -> bool:
         """Can it matter which of the two comes first?"""
@@ -151,7 +157,7 @@ class Step:
         return self.mode if self.key == key else self.also_mode
 
     def words(self) -> str:
-        return f"{_VERBS[self.kind]} {self.what}{self.note}".strip()
+        return f"{_VERBS[self.kind]} {self.what}".strip()
 
 
 class Freed:
@@ -176,9 +182,14 @@ class LockState:
         self.key: Final = key
         self.whole: Final = whole
         self.tried: Final = isinstance(lock, RwSemaphore) or lock.lock_class.tried
+        self.asked: Final = lock.lock_class.asked
         self.writer = -1
         self.readers: list[int] = []
         self.queue: list[int] = []
+
+    @property
+    def held(self) -> bool:
+        return self.writer >= 0 or len(self.readers) > 0
 
 
 class Stack:
@@ -329,6 +340,17 @@ class Execution(Scheduler):
         task.held.append((lock, False))
         state.writer = -1
         state.readers.append(task.number)
+
+    def is_locked(self, lock: object) -> bool:
+        task = self.current
+        if task is None:
+            return False
+        state = self._state(lock)
+        step = Step(task.number, ASK, state.name, lock, state.key, WRITE, state.whole, task.rcu_depth > 0)
+        self.locate(step, state, state.key, "held", 0)
+        task.pending = step
+        self._pause(task)
+        return bool(self.loaded(state, "held", 0))
 
     def assert_held(self, lock: object, write: bool) -> None:
         task = self.current

@@ -38,6 +38,10 @@ class Scheduler:
     def downgrade(self, lock: object) -> None:
         """The caller keeps `lock`, which it holds for writing, for reading."""
 
+    def is_locked(self, lock: object) -> bool:
+        """Has anybody `lock`, which the caller does not have?  Who has it may give it back at once."""
+        return False
+
     def assert_held(self, lock: object, write: bool) -> None:
         """The caller relies on `lock`, exclusively if `write`, which it has to hold (lockdep_assert_held())."""
 
@@ -216,6 +220,10 @@ class RwSemaphore(Lock):
     def downgrade_write(self) -> None:
         if self.scheduler is not None:
             self.scheduler.downgrade(self)
+
+    def is_locked(self) -> bool:
+        """rwsem_is_locked()"""
+        return self.scheduler is not None and self.scheduler.is_locked(self)
 
     def assert_held(self) -> None:
         """The caller holds it, for reading at least (rwsem_assert_held(), mmap_assert_locked())."""

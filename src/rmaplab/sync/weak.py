@@ -29,17 +29,17 @@ from rmaplab.sync.execution import (
     ENTER,
     LEAVE,
     POINT,
-    READ,
     UPDATE,
     WAIT,
     WRITE,
     Execution,
+    LockState,
     Step,
     Task,
 )
 from rmaplab.sync.fields import VERSION, WHOLE
 from rmaplab.sync.memory import UNINITIALISED, Location, Memory, Message, TaskView, View, join
-from rmaplab.sync.order import ALL, FULL, ONCE
+from rmaplab.sync.order import ALL, FULL, ONCE, PLAIN
 
 
 class WeakExecution(Execution):
@@ -136,7 +136,7 @@ class WeakExecution(Execution):
         if step.kind == ENTER:
             return self._grace_periods(task, clock)
         location = step.location
-        if location is None or (step.mode != READ and not self.memory.racing):
+        if location is None or not (step.loads or self.memory.racing):
             return [0]
         newest = len(location.messages) - 1
         message = location.messages[newest]
@@ -146,7 +146,7 @@ class WeakExecution(Execution):
         if step.order >= UPDATE:
             full = step.order == UPDATE + FULL and step.what not in self.memory.weakened
             return self.memory.sources(task.number, location, key, full, self._succeeds.get(task.number))
-        if step.mode != READ:
+        if not step.loads:
             return self.memory.places(task.number, location, key)
         ages = list(range(self.memory.allowed(task.number, location, key)))
         if step.begun >= 0:  # of those that are another value, the one that tells least
@@ -165,7 +165,7 @@ class WeakExecution(Execution):
         memory = self.memory
         if location.field not in (WHOLE, VERSION) and location.messages[-1].value != location.now():
             raise RuntimeError(f"{step.what}: {location.field} of {step.subject!r} changed, and nobody announced it")
-        if step.mode == READ:
+        if step.loads:
             number = len(location.messages) - 1 - age
             message = location.messages[number]
             value = message.value
@@ -180,10 +180,7 @@ class WeakExecution(Execution):
             self._loaded = location.subject if location.field in (WHOLE, VERSION) and age == 0 else value
             if age:
                 next = location.messages[number + 1]
-                step.note = (
-                    f" (old: {self._who(next)} changed it at step {next.step + 1}, {next.what};"
-                    " an acquire, a dependency or smp_rmb() after what told of that would forbid it)"
-                )
+                step.note = f" (old since step {next.step + 1}: {self._who(next)}, {next.what})"
             return
         number = len(self.trace) - 1
         if step.order >= UPDATE:
@@ -218,20 +215,33 @@ class WeakExecution(Execution):
         super().acquire(lock, write)
         task = self.current
         if task is not None:
-            self.memory.acquire(task.number, self._key(lock))
+            self._taken(task, lock)
 
     def try_acquire(self, lock: object, write: bool) -> bool:
         taken = super().try_acquire(lock, write)
         task = self.current
         if taken and task is not None:
-            self.memory.acquire(task.number, self._key(lock))
+            self._taken(task, lock)
         return taken
+
+    def _taken(self, task: Task, lock: object) -> None:
+        state = self._state(lock)
+        self.memory.acquire(task.number, state.key)
+        self._changed(task, state)
+
+    def _changed(self, task: Task, state: LockState) -> None:
+        """The word of a lock, which somebody may ask, is another: who took it, or gave it back, knows."""
+        if state.asked:
+            location = self.memory.location(state, state.key, "held", 0)
+            self.memory.update(task.number, location, PLAIN, state.name, len(self.trace) - 1).value = state.held
 
     def release(self, lock: object, write: bool) -> None:
         super().release(lock, write)
         task = self.current
         if task is not None:
-            self.memory.release(task.number, self._key(lock))
+            state = self._state(lock)
+            self.memory.release(task.number, state.key)
+            self._changed(task, state)
 
     def downgrade(self, lock: object) -> None:
         super().downgrade(lock)

@@ -93,12 +93,14 @@ class LockClass:
 
     sleeps: who has to wait for one gives up its CPU
     tried:  somebody tries them without waiting, and so may see one held
+    asked:  somebody asks whether one is held (rwsem_is_locked())
     """
 
-    def __init__(self, name: str, sleeps: bool = False, tried: bool = False) -> None:
+    def __init__(self, name: str, sleeps: bool = False, tried: bool = False, asked: bool = False) -> None:
         self.name: Final = name
         self.sleeps: Final = sleeps
         self.tried: Final = tried
+        self.asked: Final = asked
         self.writes = 0
         self.reads = 0
 
@@ -131,8 +133,8 @@ class Ledger:
             self.entries += 1
         return self.pools[name]
 
-    def lock_class(self, name: str, sleeps: bool = False, tried: bool = False) -> LockClass:
+    def lock_class(self, name: str, sleeps: bool = False, tried: bool = False, asked: bool = False) -> LockClass:
         if name not in self.locks:
-            self.locks[name] = LockClass(name, sleeps, tried)
+            self.locks[name] = LockClass(name, sleeps, tried, asked)
             self.entries += 1
         return self.locks[name]
