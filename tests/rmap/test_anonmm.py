@@ -7,6 +7,7 @@ from typing import cast
 
 from rmap.world import PAGE, Process, World
 from rmaplab.mm.abi import MREMAP_FIXED, MREMAP_MAYMOVE
+from rmaplab.mm.migrate import move, unmap
 from rmaplab.rmap.anonmm import AnonMMRmap
 
 MOVE = MREMAP_MAYMOVE | MREMAP_FIXED
@@ -41,6 +42,21 @@ def test_a_shared_page_that_moves_would_have_been_copied() -> None:
     assert anonmm(world).copies.count == 1
     grandchild = child.fork()  # inherits the odd entry
     assert world.finds("anonmm", process.pfn(addr)) >= {(process, addr), (child, AWAY), (grandchild, AWAY)}
+
+
+def test_an_odd_entry_that_goes_during_a_migration_is_forgotten() -> None:
+    world = World("anonmm")
+    process, addr = one_page(world)
+    child = process.fork()
+    child.mremap(addr, PAGE, to=AWAY)
+    head = process.pfn(addr)
+    assert anonmm(world).odd
+    assert world.machine.trylock_folio(head)
+    made = unmap(world.machine, head)
+    child.munmap(AWAY, PAGE)  # a migration entry
+    assert not anonmm(world).odd
+    assert move(world.machine, head, made - 1) == 1  # the entry that went is not waited for
+    assert world.finds("anonmm", process.pfn(addr)) == {(process, addr)}
 
 
 def test_a_walk_visits_the_whole_family() -> None:
