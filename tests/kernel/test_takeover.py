@@ -188,6 +188,21 @@ def test_whoever_takes_over_finds_all_that_is_mapped(path: Path) -> None:
     assert now["pte_chain"].places == now["pte_chain"].useful
 
 
+def test_lazy_knows_by_its_chain_whether_a_vma_came_about_by_fork() -> None:
+    """Its new pages may go where those of a neighbour do only if it did not (AnonVmaLazyRmap._never_forked())."""
+    path = next(path for path in FIXTURES if path.stem == "child_copies")
+    built, _ = taken_over(played(path), (AnonVmaRmap, AnonVmaLazyRmap))
+    eager, lazy = built.machine.designs
+    assert isinstance(eager, AnonVmaRmap) and isinstance(lazy, AnonVmaLazyRmap)
+    forked = {
+        (mm.id, fields.forked, len(chain.chain) > 1)
+        for mm in built.machine.mms.values()
+        for vma in mm.tree
+        if (fields := lazy._lazy(vma)) is not None and (chain := eager.fields_of(vma)) is not None
+    }
+    assert forked == {(1, False, False), (2, True, True)}
+
+
 class WithoutEntries(PteChainRmap):
     """Takes over everything but the entries."""
 
