@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmaplab.measure.cost import (
+    COLD_LINE,
+    COLD_LINES,
     REQUIRED,
     CostError,
     CostProfile,
     add_counts,
+    cold,
     counts_of,
     load_costs,
     price,
@@ -34,6 +37,17 @@ def test_the_shipped_profile_is_valid_and_is_the_default() -> None:
     profile = load_costs()
     assert profile == load_costs(profile.name)
     assert profile.kernel.startswith("6.")
+
+
+def test_cold_work_waits_for_its_lines_and_other_work_does_not() -> None:
+    warm, without = load_costs(), load_costs("cold")
+    for key, lines in COLD_LINES.items():
+        assert without.cost_of(key) == (warm.cost_of(key) or 0) + lines * warm.costs[COLD_LINE]
+    # A look in vain is priced as a place that its user would have visited in vain, warm or cold.
+    assert without.cost_of("entries looked at in vain") == without.cost_of("rmap places visited")
+    assert without.cost_of("faults") == warm.cost_of("faults") and without.name != warm.name
+    with pytest.raises(CostError, match="does not say what 'cold line' costs"):
+        cold(a_profile())
 
 
 def test_pools_locks_and_tallies_are_priced_by_their_keys() -> None:

@@ -50,14 +50,14 @@ COSTS = CostProfile(
 
 FIGURES = {
     ("storm rounds=3 vmas=10 pages=30", "anon_vma", 8, 0): "601052f76415",
-    ("storm rounds=3 vmas=40 pages=5", "cow_context", 8, 0): "75b120cdb6ec",
+    ("storm rounds=3 vmas=40 pages=5", "cow_context", 8, 0): "b3225323594b",
     ("zygote apps=8 restarts=6 vmas=30 own_vmas=12", "anon_vma", 16, 0): "60993d4e4f9f",
-    ("zygote apps=4 restarts=4 vmas=12 own_vmas=6", "anon_vma_lazy", 3, 0): "93db4d993d4e",
+    ("zygote apps=4 restarts=4 vmas=12 own_vmas=6", "anon_vma_lazy", 3, 0): "f0fa36ae9c93",
     ("pressure rounds=3 vmas=8", "anon_vma", 5, 0): "e2490d1ce818",
-    ("pressure rounds=3 vmas=8 pages=32", "cow_context", 6, 4): "6b9aaa30c0f6",
+    ("pressure rounds=3 vmas=8 pages=32", "cow_context", 6, 4): "e101c7d80580",
     ("reclaim processes=5 steps=150 vmas=5 pages=20", "anon_vma", 5, 0): "cf39ac0c9436",
     ("reclaim processes=5 steps=150 vmas=5 pages=20", "pte_chain", 4, 0): "425fbaa66a29",
-    ("prefork workers=5 requests=60 vmas=6 lifetime=5", "anonmm", 4, 0): "08342ccc37e8",
+    ("prefork workers=5 requests=60 vmas=6 lifetime=5", "anonmm", 4, 0): "f3b27bc05b79",
     ("bgsave pages=600 saves=2 writes=60", "anon_vma", 3, 0): "f303585e601c",
     ("remapper buffers=6 moves=60 children=4", "anon_vma", 4, 0): "c09fc1271737",
 }

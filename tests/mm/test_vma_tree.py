@@ -147,3 +147,13 @@ def test_removing_what_is_not_there_is_refused() -> None:
     tree.insert(VMA(mm, 0, PAGE, 2 * PAGE, 1, 0, None))
     with pytest.raises(KeyError, match="not in the tree"):
         tree.remove(VMA(mm, 1, PAGE, 2 * PAGE, 1, 0, None))
+
+
+@pytest.mark.parametrize(("vmas", "levels"), [(0, 1), (7, 1), (8, 2), (50, 2), (60, 3), (512, 4)])
+def test_a_look_up_visits_a_node_of_each_level(vmas: int, levels: int) -> None:
+    """Up to seven VMAs and the gaps beside them fit the root.  512 are two levels more than 8, by which calibration
+    divides (player.c, look_up())."""
+    tree, mm = a_tree(), an_mm()
+    for number in range(vmas):
+        tree.insert(VMA(mm, number, 2 * number * PAGE, (2 * number + 1) * PAGE, 0, 0, None))
+    assert tree.levels() == levels

@@ -63,7 +63,8 @@ MemoryModel = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")]
 Costs = Annotated[
-    str, typer.Option(metavar="NAME|F", help="Cost profile: a shipped one, or a file of `rmaplab calibrate`.")
+    str,
+    typer.Option(metavar="NAME|F", help="Cost profile: a shipped one, cold (caches) or a file of `rmaplab calibrate`."),
 ]
 Jobs = Annotated[int, typer.Option(min=0, metavar="N", help="Worker processes (0: one per CPU).")]
 Full = Annotated[bool, typer.Option("--full", help="Print all figures as tables, too.")]

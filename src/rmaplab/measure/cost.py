@@ -42,7 +42,26 @@ WAKING: Final = "waking"  # what that takes of who wakes it, on another CPU
 SHOOTDOWN: Final = "shootdown"  # other CPUs are interrupted to flush, and waited for
 INTERRUPT: Final = "interrupt"  # what that takes of each that is interrupted; old profiles do not say
 GRACE_PERIOD: Final = "grace period"  # until all RCU readers have left
+COLD_LINE: Final = "cold line"  # to wait for a line that is in no cache; old profiles do not say
 REQUIRED: Final = (HANDOVER, CONTEXT_SWITCH, WAKE_UP, WAKING, SHOOTDOWN, GRACE_PERIOD, "syscalls")
+
+# Lines of memory that a unit of work waits for, one after the other, where nothing of it is in a cache: reclaim comes
+# to folios that nobody has looked at for long.
+COLD_LINES: Final = {
+    "rmap walks": 1,  # the folio
+    "rmap places visited": 3,  # the entry of the level above, the page of the leaf with its lock, the entry
+    "rmap places that mapped": 1,  # the VMA's other line: rights, operations
+    "lock anon_vma root rwsem": 2,  # the anon_vma, and its root
+    "interval tree nodes visited": 1,  # the anon_vma_chain; the VMA of the last one, which is the next key's, besides
+    "places visited": 1,  # the first line of the VMA: its range
+    "contexts visited": 2,  # its address space and place in the tree of forks; its records
+    "anonmms visited": 1,
+    "VMAs of leaves looked at": 1,
+    "vma tree nodes visited": 2,  # pivots and slots of a node of 256 bytes
+    "remap tree nodes visited": 2,
+    "references to mm_structs": 1,  # mm_users
+    "chain slots looked at": 1,
+}
 
 
 class CostError(CannotRun):
@@ -168,12 +187,26 @@ def price(costs: CostProfile, counts: Mapping[str, int]) -> Time:
     return Time(math.fsum(dearest.values()), dearest, gaps)
 
 
+def cold(profile: CostProfile) -> CostProfile:
+    """The same for work that finds nothing in a cache: each unit waits for its COLD_LINES besides.
+
+    :raises CostError: the profile does not say what a line costs
+    """
+    line = profile.costs.get(COLD_LINE)
+    if line is None:
+        raise CostError(f"the cost profile {profile.name} does not say what {COLD_LINE!r} costs: measure it anew")
+    waits = {key: (profile.cost_of(key) or 0.0) + lines * line for key, lines in COLD_LINES.items()}
+    return msgspec.structs.replace(profile, name=f"{profile.name}, cold", costs=profile.costs | waits)
+
+
 def load_costs(name_or_path: str = "") -> CostProfile:
-    """A cost profile: a shipped one by its name ("" or "default": the default), or a file that `rmaplab calibrate -o`
-    wrote.
+    """A cost profile: a shipped one by its name ("" or "default": the default, "cold": the same with cold caches), or a
+    file that `rmaplab calibrate -o` wrote.
 
     :raises CostError: there is none, or it is not one
     """
+    if name_or_path == "cold":
+        return cold(load_costs())
     shipped = resources.files("rmaplab") / "data" / "costs"
     wanted = DEFAULT if name_or_path in ("", "default") else name_or_path
     try:

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from rmaplab.errors import CannotRun
-from rmaplab.measure.cost import CostProfile, add_counts, counts_of, price
+from rmaplab.measure.cost import CostProfile, Residual, add_counts, counts_of, price
 from rmaplab.measure.scale import Plan, Point, Run
 from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from rmaplab.mm.machine import Machine
@@ -357,7 +357,30 @@ def _fork_exit(costs: CostProfile, progress: Progress) -> Reproduction:
             point = _storm(costs, AnonVmaRmap, processes, related, progress)
             each[processes, related] = 1e3 * point.seconds / 10
     ours = [each[2, 0], each[2, 1], each[4, 0], each[4, 1], each[2, 1] / each[2, 0], each[4, 1] / each[4, 0]]
-    return _beside("fork-exit", ours)
+    now, shown = _fork_exit_now(costs, progress)
+    found = _beside("fork-exit", ours, shown)
+    bound = "times 0.5 2"
+    measured = [
+        Figure(f"here and now: {row.program}", row.measured, row.measured, row.predicted, "times", bound) for row in now
+    ]
+    return msgspec.structs.replace(found, figures=found.figures + measured)
+
+
+def _fork_exit_now(costs: CostProfile, progress: Progress) -> tuple[list[Residual], list[tuple[str, str]]]:
+    """How many times slower relatives are than strangers on the kernel that runs here, and in virtual time; or why that
+    was not measured."""
+    from rmaplab.measure.calibration import calibrate, races
+    from rmaplab.measure.calibration.errors import CalibrationError
+    from rmaplab.measure.calibration.host import ROUNDS, Host
+
+    chosen = [race for race in races.RACES if calibrate.is_wanted(race.name, ["that fork and exit"])]
+    try:
+        with Host() as host:
+            if len(host.cpus) == 1:
+                return [], [("here and now", "not measured: relatives do not meet on one CPU")]
+            return calibrate.predict_races(host, costs, chosen, ROUNDS, progress).rows, []
+    except CalibrationError as error:
+        return [], [("here and now", f"not measured: {error}")]
 
 
 # The topic: reclaim against relatives

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
 _BLOCK: Final = 128
+_LEAF_SLOTS: Final = 16  # of a maple_range_64 node, MAPLE_RANGE64_SLOTS
+_BRANCH_SLOTS: Final = 10  # MAPLE_ARANGE64_SLOTS
 
 
 class Range:
@@ -55,6 +57,18 @@ class VMATree(Generic[R]):
     def __iter__(self) -> Iterator[R]:
         for block in self._blocks:
             yield from block.vmas
+
+    def levels(self) -> int:
+        """Nodes that a look-up visits: the levels of a maple tree with so many VMAs, each with a gap beside it.  Its
+        nodes are three quarters full, between the half that a split leaves and the whole that fork makes."""
+        slots = 2 * self._size + 1
+        room = _LEAF_SLOTS
+        levels = 1
+        while slots > room:  # the root may be full
+            slots = -(-slots * 4 // (3 * room))
+            room = _BRANCH_SLOTS
+            levels += 1
+        return levels
 
     def to_list(self) -> list[R]:
         """All VMAs, ascending."""

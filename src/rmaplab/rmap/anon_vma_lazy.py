@@ -116,7 +116,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         self.pinned_pool: Final[Pool] = self.ledger.pool(
             "vm_area_struct, pinned", attachment.profile.sizes["vm_area_struct"]
         )
-        self.look_ups: Final[Tally] = self.ledger.tally("vma tree look-ups")
+        self.look_ups: Final[Tally] = self.ledger.tally("vma tree nodes visited")
         self.kept_pool: Final[Pool] = self.ledger.pool("mm_struct, pinned", attachment.profile.sizes["mm_struct"])
         self.upgrades: Final[Tally] = self.ledger.tally("root VMAs upgraded")
         self.linked: Final[Tally] = self.ledger.tally("VMAs linked by an upgrade")
@@ -471,7 +471,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         first: int = self.folios.index.m[pfn]
         start = (first + root.offset) << PAGE_SHIFT
         end = start + (self.folios.nr_pages(pfn) << PAGE_SHIFT)
-        self.look_ups.count += 1
+        self.look_ups.count += root.mm.tree.levels()
         for vma in find_vmas(self.scheduler, root.mm, start, end):
             fields = self._lazy(vma)
             then = seen(self.scheduler, vma)

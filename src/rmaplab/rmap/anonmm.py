@@ -89,7 +89,7 @@ class AnonMMRmap(ReverseMap):
         self.rcu: Final = Rcu(self.ledger, self.scheduler)
         self.walks: Final[Tally] = self.ledger.tally("walks")
         self.visited: Final[Tally] = self.ledger.tally("anonmms visited")
-        self.look_ups: Final[Tally] = self.ledger.tally("vma tree look-ups")
+        self.look_ups: Final[Tally] = self.ledger.tally("vma tree nodes visited")
         self.places: Final[Tally] = self.ledger.tally("places visited")
         self.readdressed: Final[Tally] = self.ledger.tally("pages given a new address")
         self.copies: Final[Tally] = self.ledger.tally("pages that Linux would have copied")
@@ -389,7 +389,7 @@ class AnonMMRmap(ReverseMap):
     def _at(self, mm: MM, number: int, nr_pages: int) -> Iterator[tuple[VMA, int]]:
         """The VMAs of `mm` from that page on."""
         start = number << PAGE_SHIFT
-        self.look_ups.count += 1
+        self.look_ups.count += mm.tree.levels()
         for vma in find_vmas(self.scheduler, mm, start, start + (nr_pages << PAGE_SHIFT)):
             then = seen(self.scheduler, vma)
             if vma.prepared:

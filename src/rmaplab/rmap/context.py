@@ -98,7 +98,7 @@ class ContextRmap(ReverseMap):
         self.rcu: Final = Rcu(self.ledger, self.scheduler)
         self.walks: Final[Tally] = self.ledger.tally("walks")
         self.visited: Final[Tally] = self.ledger.tally("contexts visited")
-        self.look_ups: Final[Tally] = self.ledger.tally("vma tree look-ups")
+        self.look_ups: Final[Tally] = self.ledger.tally("vma tree nodes visited")
         self.places: Final[Tally] = self.ledger.tally("places visited")
         self.contexts: Final[list[CowContext | None]] = [None]  # by number; 0 is no context
         self.free_numbers: Final[list[int]] = []
@@ -283,7 +283,7 @@ class ContextRmap(ReverseMap):
 
     def vmas_at(self, mm: MM, start: int, end: int) -> list[VMA]:
         """The VMAs of `mm` that touch [start, end)."""
-        self.look_ups.count += 1
+        self.look_ups.count += mm.tree.levels()
         return find_vmas(self.scheduler, mm, start, end)
 
     # What the design says of itself

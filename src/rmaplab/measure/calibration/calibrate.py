@@ -41,21 +41,23 @@ START: Final = {
 # What is between two CPUs, and what it costs where there is one only, and it cannot be measured.
 BETWEEN_CPUS: Final = {"handover": 100, "wake up": 3000, "waking": 1000, "shootdown": 3000, "interrupt": 1000}
 
-# What no kernel has, or no program can show, and what takes its place: objects come from a slab cache like any other, a
-# lock that nobody contends is two atomic operations, as is a reference that is taken and given back, a node of a tree
-# or a list is a cache line or two, and so is the page of a leaf; a look at an entry that is none of the folio's is what
-# its user would have done there.
+# What no kernel has, or no program can show, and what stands for it.  Objects come from a slab cache like any other; a
+# lock that nobody contends is two atomic operations, as is a reference that is taken and given back.  Remap trees and
+# the tree of VMAs are maple trees both; what a walk follows a pointer to is an object; a word in the line of a lock
+# that is held takes a store; a look at an entry that is none of the folio's is what its user would have done there.
 STAND_INS: Final = {
     "alloc *": "alloc anon_vma",
     "free *": "free anon_vma",
     "lock *": "lock anon_vma root rwsem",
     "rcu deferred frees": "free anon_vma",
-    "contexts visited": "interval tree nodes visited",
-    "remap tree nodes visited": "interval tree nodes visited",
-    "anonmms visited": "interval tree nodes visited",
+    "remap tree nodes visited": "vma tree nodes visited",
+    "anonmms visited": "contexts visited",
     "references to mm_structs": "lock anon_vma root rwsem",
-    "vma index nodes visited": "interval tree nodes visited",
-    "vma index entries changed": "interval tree nodes visited",
+    "vma index nodes visited": "contexts visited",
+    "vma index entries changed": "contexts visited",
+    "VMAs of leaves looked at": "contexts visited",
+    "VMAs of leaves stored": "rcu read sections",
+    "owners of pages looked at": "contexts visited",
     "entries looked at in vain": "rmap places visited",
     "pointers added": "interval tree nodes visited",
     "pointers removed": "interval tree nodes visited",

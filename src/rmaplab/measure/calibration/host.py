@@ -26,7 +26,9 @@ from rmaplab.measure.calibration.program import Program
 PRIMITIVES: Final = {
     "lock": "lock",
     "section": "rcu read sections",
-    "look-up": "vma tree look-ups",
+    "look-up": "vma tree nodes visited",
+    "object": "contexts visited",
+    "cold-line": "cold line",
     "handover": "handover",
     "context-switch": "context switch",
     "waking": "waking",

@@ -540,10 +540,10 @@ static double advise_one_of(int vmas)
 	for (int i = 0; i < vmas; i++)
 		if (mprotect(area + i * apart, PAGE, PROT_READ))
 			fail("mprotect");
-	for (int window = 0; window < WINDOWS; window++) {
+	for (int window = 0; window < WINDOWS / 10; window++) {
 		long begun = now();
 
-		for (int i = 0; i < TURNS; i++) {
+		for (int i = 0; i < TURNS / 10; i++) {
 			random = random * 1103515245 + 12345;
 			if (madvise(area + (random >> 8) % vmas * apart, PAGE, MADV_NORMAL))
 				fail("madvise");
@@ -552,18 +552,104 @@ static double advise_one_of(int vmas)
 		least = begun < least ? begun : least;
 	}
 	munmap(area, vmas * apart);
-	return (double)least / TURNS;
+	return (double)least / (TURNS / 10);
+}
+
+static int smaller_double(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
 }
 
 /*
- * A thousand VMAs are some five levels of a tree whose nodes have about ten slots, ten are two: the difference is three
- * levels, and twice that is about a whole look-up, with the root and the comparisons in its leaf.
+ * A node of the tree of VMAs, by trees of 8 and of 512 VMAs in turn: what the greater one takes longer, by the levels that
+ * it has more (LEVELS; mm/vma_tree.py counts them so).  More VMAs would not fit the second-level cache.  The median of
+ * several turns, since another program may have had the CPU for one of them.
  */
 static double look_up(int cpu, int other)
 {
-	double few = advise_one_of(10), many = advise_one_of(1000);
+	enum { LEVELS = 2, ROUNDS = 15 };
+	double longer[ROUNDS];
 
-	return many > few ? 2 * (many - few) : 0;
+	for (int round = 0; round < ROUNDS; round++) {
+		const double few = advise_one_of(8);
+
+		longer[round] = advise_one_of(512) - few;
+	}
+	qsort(longer, ROUNDS, sizeof(*longer), smaller_double);
+	return longer[ROUNDS / 2] > 0 ? longer[ROUNDS / 2] / LEVELS : 0;
+}
+
+/*
+ * Objects that each name the next, in no order: two lines each, both of which are read.  The least of many windows: what
+ * one takes when all of them are in the cache (`bytes` says in which), or in none.
+ */
+static double chase(char *area, long bytes, int windows)
+{
+	struct object {
+		struct object *next;
+		char first_line[56];
+		long value;
+		char second_line[56];
+	} *objects = (struct object *)area, *at;
+	long count = bytes / sizeof(*objects), sum = 0, least = 1L << 60;
+	unsigned long random = 1;
+	int *order = malloc(count * sizeof(*order));
+
+	if (!order)
+		fail("malloc");
+	for (long i = 0; i < count; i++)
+		order[i] = i;
+	for (long i = count - 1; i > 0; i--) {
+		random = random * 6364136223846793005UL + 1442695040888963407UL;
+		long j = (random >> 33) % (i + 1);
+		int kept = order[i];
+
+		order[i] = order[j];
+		order[j] = kept;
+	}
+	for (long i = 0; i < count; i++) {
+		objects[order[i]].next = &objects[order[(i + 1) % count]];
+		objects[order[i]].value = i & 1;
+	}
+	free(order);
+	at = objects;
+	for (int window = 0; window < windows; window++) {
+		long begun = now();
+
+		for (int i = 0; i < TURNS; i++) {
+			sum += at->value;
+			at = at->next;
+		}
+		begun = now() - begun;
+		least = begun < least ? begun : least;
+	}
+	if (sum < 0)
+		fail("a sum");
+	return (double)least / TURNS;
+}
+
+/* An object in the second-level cache, where what one walk used is still there for the next. */
+static double object(int cpu, int other)
+{
+	static char area[128 << 10] __attribute__((aligned(128)));
+
+	return chase(area, sizeof(area), WINDOWS);
+}
+
+/* A line that is in no cache.  By huge pages, as the kernel maps its own memory, where they can be had. */
+static double cold_line(int cpu, int other)
+{
+	const long bytes = 512L << 20, huge = 2L << 20;
+	char *area = mmap(NULL, bytes + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (area == MAP_FAILED)
+		fail("mmap");
+	area = (char *)(((long)area + huge - 1) & -huge);
+	prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
+	madvise(area, bytes, MADV_HUGEPAGE);
+	return chase(area, bytes, WINDOWS);
 }
 
 static long futex(int operation, int value)
@@ -618,13 +704,6 @@ static void sleep_until(int value)
 static int smaller(const void *a, const void *b)
 {
 	long x = *(const long *)a, y = *(const long *)b;
-
-	return (x > y) - (x < y);
-}
-
-static int smaller_double(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
 
 	return (x > y) - (x < y);
 }
@@ -864,6 +943,7 @@ static const struct {
 	{ "lock", lock }, { "section", section }, { "handover", handover },
 	{ "context-switch", context_switch }, { "waking", waking }, { "shootdown", shootdown },
 	{ "interrupt", interrupted }, { "grace-period", grace_period }, { "look-up", look_up },
+	{ "object", object }, { "cold-line", cold_line },
 };
 
 int main(int argc, char **argv)
