@@ -386,8 +386,8 @@ class FaultsDuringFork(Machine):
         self._forked = vma
         self._point("read vma->anon_vma", vma, False)
 
-    def tree_changes(self, mm: MM, nr_stores: int = 1) -> None:
-        super().tree_changes(mm, nr_stores)
+    def tree_changes(self, mm: MM, start: int, end: int, nr_stores: int = 1) -> None:
+        super().tree_changes(mm, start, end, nr_stores)
         self._point("read vma->anon_vma", getattr(self, "_forked", mm), False)
 
     def prepare(self, vma: VMA) -> None:

@@ -321,10 +321,9 @@ _THREADS: Final = (
     ("copy", "madvise in the child"),
 )
 
-# Interleavings are tried without a bound, but where a walk looks again after each of many changes: in one address space
-# whose entries move twice, ...  There a CPU is taken away at most so many times.
-_MOVES_TWICE: Final = ("mremap there and back", 4)
-_MOVES_IN_A_PAIR: Final = 2  # ... and where entries move under a migration, while another operation is at it, too
+# Interleavings are tried without a bound, but where entries move under a migration while another operation is at it:
+# there a CPU is taken away at most so many times.
+_MOVES_IN_A_PAIR: Final = 2
 _PAIRS_UNDER_WEAK_MEMORY: Final = 2
 _SERIALISED: Final = ("anon_vma",)  # designs whose lock keeps their walks apart from all that: no bound is needed
 
@@ -356,14 +355,11 @@ def exists(name: str) -> bool:
 def preemption_bound(name: str, design: str = "", weak: bool = False) -> int:
     """The bound on preemptions in the scenario of that name; -1: none."""
     user, _, rest = name.partition(" / ")
-    one, _, other = rest.partition(" + ")
-    if weak and other:
+    pair = " + " in rest
+    if weak and pair:
         return _PAIRS_UNDER_WEAK_MEMORY
-    if design in _SERIALISED or user == "referenced":
-        return -1
-    if one == _MOVES_TWICE[0]:
-        return _MOVES_TWICE[1]
-    return _MOVES_IN_A_PAIR if user != "unmap" and other and "mremap" in rest else -1
+    moves = user in ("migrate", "restore") and pair and "mremap" in rest
+    return _MOVES_IN_A_PAIR if moves and design not in _SERIALISED else -1
 
 
 def scenario(name: str, design: type[ReverseMap], machine: type[Machine] = Machine) -> Scenario:

@@ -73,3 +73,11 @@ class GeometryChange:
             if vma.prepared:
                 return True
         return False
+
+    def extent(self) -> tuple[int, int]:
+        """[start, end) of all that changes: what is absorbed or split off is within."""
+        start, end = self.before[0].start, self.before[0].end
+        for bounds in self.before + self.after:
+            start = min(start, bounds.start)
+            end = max(end, bounds.end)
+        return start, end

@@ -96,7 +96,7 @@ def _carry_out(system: System, change: GeometryChange) -> None:
         changed.pgoff = after.pgoff
         changed.anon_pgoff = after.anon_pgoff
     # A walk of the tree under RCU sees it all change in one store (vma_iter_store()).
-    system.tree_changes(vma.mm)
+    system.tree_changes(vma.mm, *change.extent())
     for gone in change.absorbed:
         tree.remove(gone)
     for i in range(len(change.vmas) - 1, -1, -1):

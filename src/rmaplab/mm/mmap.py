@@ -207,7 +207,7 @@ def _region(system: System, mm: MM, start: int, end: int, vm_flags: int, file: F
             file = system.shared_memory()
         vma = system.new_vma(mm, start, end, pgoff, vm_flags, file)
         start_write(vma)
-        system.tree_changes(mm)
+        system.tree_changes(mm, vma.start, vma.end)
         mm.tree.insert(vma)
     mm.total_vm += nr_pages
     if vma.flags & VM_LOCKED:
@@ -295,7 +295,7 @@ def unmap_locked(system: System, mm: MM, start: int, end: int, vmas: list[VMA], 
     nr_stores = 1  # one for the whole range (vms_clear_ptes() and vms_complete_munmap_vmas() come after it)
     for vma in vmas:
         start_write(vma)
-        system.tree_changes(mm, nr_stores)
+        system.tree_changes(mm, vma.start, vma.end, nr_stores)
         nr_stores = 0
         mm.tree.remove(vma)
         system.vma_changes(vma)
@@ -353,7 +353,7 @@ def _brk_locked(system: System, mm: MM, addr: int) -> int:
     if vma is None:
         vma = system.new_vma(mm, old_end, new_end, pgoff, flags, None)
         start_write(vma)
-        system.tree_changes(mm)
+        system.tree_changes(mm, vma.start, vma.end)
         mm.tree.insert(vma)
     nr_pages = (new_end - old_end) >> PAGE_SHIFT
     mm.total_vm += nr_pages

@@ -318,7 +318,7 @@ def _copy_vma(
             design.vma_copied(vma, new)
         new.prepared = True
     start_write(new)
-    system.tree_changes(vma.mm)
+    system.tree_changes(vma.mm, new.start, new.end)
     vma.mm.tree.insert(new)
     return new, False
 

@@ -140,7 +140,7 @@ def fork_address_space(system: System, parent: MM) -> MM:
         if system.scheduler is not None:
             # Others may look: each VMA is in its tree before its entries are copied, one VMA at a time.  To Linux
             # that is no store of its own: it copied the whole tree before (__mt_dup()).
-            system.tree_changes(child, 0)
+            system.tree_changes(child, copy.start, copy.end, 0)
             child.tree.insert(copy)
             if _needs_copy(vma):  # asks for the parent's anon_vma again
                 _copy_entries(system, parent, child, [vma])
@@ -190,7 +190,7 @@ def exit_address_space(system: System, mm: MM) -> None:
     for vma in vmas:
         system.tell_removed(vma)
     system.free_page_tables(mm, 0, TASK_SIZE, zapped)
-    system.tree_changes(mm)
+    system.tree_changes(mm, 0, TASK_SIZE)
     mm.tree.fill([])
     for vma in vmas:
         system.free_vma(vma)

@@ -69,6 +69,8 @@ def rmap_walk(visit: Visit) -> int:
             if visit.wants(entry):
                 hits += 1
                 over = visit.entry(vma, addr, leaf, i, entry)
+            else:
+                leaf.lock.looked()
             leaf.lock.unlock()
             if over:
                 break

@@ -24,7 +24,7 @@ from rmaplab.mm.mm_ids import MmIds
 from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File, vma_lookup
+from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File, pages_of, vma_lookup
 from rmaplab.sync.fields import OF_PAGE, VERSION, WHOLE
 from rmaplab.sync.locks import Rcu, RwSemaphore, Scheduler, SpinLock
 from rmaplab.sync.order import atomic, atomic_inc, smp_store_release, write_once
@@ -261,10 +261,12 @@ class System:
 
     # Changes that a reader without a lock may see
 
-    def tree_changes(self, mm: MM, nr_stores: int = 1) -> None:
-        """The tree of `mm` is about to change, by so many stores (mas_store())."""
+    def tree_changes(self, mm: MM, start: int, end: int, nr_stores: int = 1) -> None:
+        """The VMAs of `mm` in [start, end) are about to be others, by so many stores (mas_store())."""
         self.vma_tree_changes.count += nr_stores
-        smp_store_release(self.scheduler, "change VMA tree", mm.tree, VERSION, 0, mm.users_word)
+        if self.scheduler is not None:
+            where = pages_of(start, end)
+            smp_store_release(self.scheduler, "change VMA tree", mm.tree, VERSION, where, mm.users_word)
 
     def vma_changes(self, vma: VMA) -> None:
         """The bounds of `vma`, or whether it is in its tree, are about to change."""

@@ -24,7 +24,7 @@ from typing import Final, cast
 
 from rmaplab.mm.pagetable import PageTable
 from rmaplab.mm.vma_tree import Range, VMATree
-from rmaplab.sync.fields import VERSION, WHOLE
+from rmaplab.sync.fields import VERSION, WHOLE, part
 from rmaplab.sync.locks import CpuMask, RwSemaphore, Scheduler, Word
 from rmaplab.sync.order import depends, read_once
 
@@ -172,18 +172,21 @@ class MM:
 def vma_lookup(scheduler: Scheduler | None, mm: MM, addr: int) -> VMA | None:
     """The VMA at `addr` of `mm` for who looks under RCU: the tree may be an old one (mas_walk(), which dereferences
     each node)."""
-    vma = _tree_of(scheduler, mm).at(addr)
-    if scheduler is not None and vma is not None:
+    if scheduler is None:
+        return mm.tree.at(addr)
+    vma = _tree_of(scheduler, mm, addr, addr + 1).at(addr)
+    if vma is not None:
         _leads_to(scheduler, vma)
     return vma
 
 
 def find_vmas(scheduler: Scheduler | None, mm: MM, start: int, end: int) -> list[VMA]:
     """Those that touch [start, end), for the same (mas_find())."""
-    found = _tree_of(scheduler, mm).overlapping(start, end)
-    if scheduler is not None:
-        for vma in found:
-            _leads_to(scheduler, vma)
+    if scheduler is None:
+        return mm.tree.overlapping(start, end)
+    found = _tree_of(scheduler, mm, start, end).overlapping(start, end)
+    for vma in found:
+        _leads_to(scheduler, vma)
     return found
 
 
@@ -193,8 +196,14 @@ def _leads_to(scheduler: Scheduler, vma: VMA) -> None:
     depends(scheduler, "look up VMA", vma.mm.page_table)
 
 
-def _tree_of(scheduler: Scheduler | None, mm: MM) -> VMATree[VMA]:
-    return cast("VMATree[VMA]", read_once(scheduler, "look up VMA", mm.tree, VERSION, mm.tree, 0, mm.users_word))
+def _tree_of(scheduler: Scheduler, mm: MM, start: int, end: int) -> VMATree[VMA]:
+    where = pages_of(start, end)
+    return cast("VMATree[VMA]", read_once(scheduler, "look up VMA", mm.tree, VERSION, mm.tree, where, mm.users_word))
+
+
+def pages_of(start: int, end: int) -> int:
+    """The part of a tree of VMAs that has [start, end)."""
+    return part(start >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT)
 
 
 def seen(scheduler: Scheduler | None, vma: VMA) -> VMA:

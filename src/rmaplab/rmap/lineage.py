@@ -526,6 +526,8 @@ class LineageRmap(CowContextRmap):
                 continue
             at = self._hit(leaf, at, stop, pfn, nr_pages)
             vma = self._vma_at(line, mm, at) if at < stop else None
+            if at == stop:
+                leaf.lock.looked()
             leaf.lock.unlock()
             if vma is not None:
                 found = True

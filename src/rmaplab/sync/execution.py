@@ -39,7 +39,7 @@ from typing import Any, Final, cast
 import greenlet
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.fields import OF_PAGE, WAYS, look
+from rmaplab.sync.fields import OF_PAGE, VERSION, WAYS, ends_of, look
 from rmaplab.sync.locks import Lock, RwSemaphore, Scheduler
 from rmaplab.sync.memory import Location
 from rmaplab.sync.order import ONCE, PLAIN
@@ -47,6 +47,7 @@ from rmaplab.sync.order import ONCE, PLAIN
 NEWEST: Final = [0]
 AGE: Final = 256  # a step of a path: the number of its task, and that times how old a value it loads
 UPDATE: Final = 16  # added to the order of an atomic
+EVERYTHING: Final = 1 << 62  # above the numbers of all elements
 
 # What a step does
 POINT: Final = 0
@@ -120,6 +121,8 @@ class Step:
         self.lock: LockState | None = None
         self.location: Location | None = None  # of a load that may return an old value (weak.py)
         self.order = 0
+        self.first = 0  # of the elements that it looks at or changes, if its object has such
+        self.last = EVERYTHING
         self.begun = -1  # of a load that only asks whether a count is still this one
         self.changes = 0  # ... how often it had changed
         self.note = ""  # what it found, if that was old (race.py adds what would have forbidden it)
@@ -144,6 +147,8 @@ class Step:
         mode, its = self.mode_on(key), other.mode_on(key)
         if _CONFLICTS[mode] >> its & 1 == 0:
             return False
+        if (self.last < other.first or other.last < self.first) and key == self.key and key == other.key:
+            return mode == its  # changes come one after the other, wherever
         if mode == DEFER:
             return its == DEFER or not other.inside
         return its != DEFER or not self.inside
@@ -235,6 +240,10 @@ class Task:
         self.rcu_depth = 0
         self.ready: Callable[[], bool] | None = None
         self.queued = False  # behind the readers of the rwsem that it is about to take
+        self.acted = 0  # how often it did more than look
+        self.looks_at: object = None  # the sequence count that it last began to read
+        self.looks_since = 0  # ... and how often it had acted then
+        self.idle = False  # it looked in vain (`Execution.awaits`)
 
     def at_end(self) -> bool:
         """It ran, and announced no step more."""
@@ -251,9 +260,13 @@ class Driver:
 
 class Execution(Scheduler):
     """One run of a scenario.  Create it, build the scenario's objects with it as their scheduler, add the
-    tasks, and `start`.  Until then, and after the end, operations pass through."""
+    tasks, and `start`.  Until then, and after the end, operations pass through.
+
+    awaits: a task that did nothing but look, under a sequence count that then had changed, does not look again
+    """
 
     def __init__(self) -> None:
+        self.awaits = False
         self.weak = False  # else what designs keep in a VMA is looked at and changed along with the step before
         self.tasks: list[Task] = []
         self.stacks: list[Stack] = []  # that no task runs on
@@ -327,6 +340,11 @@ class Execution(Scheduler):
             state.writer = -1
         else:
             state.readers.remove(task.number)
+
+    def looked(self, lock: object) -> None:
+        task = self.current
+        if task is not None:
+            task.acted -= 1
 
     def downgrade(self, lock: object) -> None:
         task = self.current
@@ -438,6 +456,9 @@ class Execution(Scheduler):
         found = cast(int, self.loaded(subject, field, 0))
         if not self.weak:
             step.changes = found - begun
+        if self.awaits and found != begun and task.looks_at is subject and task.looks_since == task.acted:
+            task.idle = True
+            self._announce(task, POINT, "would look again", task, NOTHING)
         return found != begun
 
     def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
@@ -466,6 +487,8 @@ class Execution(Scheduler):
         task.ready = ready
         self._announce_location(task, WAIT, what, subject, field, 0, READ, ONCE, None)
         task.ready = None
+        task.looks_at = subject
+        task.looks_since = task.acted
         return self.loaded(subject, field, 0)
 
     def increment(self, what: str, subject: object) -> None:
@@ -508,6 +531,7 @@ class Execution(Scheduler):
     def _announce_lock(self, task: Task, kind: int, lock: object, state: LockState, mode: int) -> None:
         step = Step(task.number, kind, state.name, lock, state.key, mode, state.whole, task.rcu_depth > 0)
         step.lock = state
+        task.acted += 1
         task.pending = step
         self._pause(task)
 
@@ -516,6 +540,8 @@ class Execution(Scheduler):
     ) -> None:
         also = -1 if whole is None else self._key(whole)
         inside = task.rcu_depth > 0
+        if kind != POINT or (mode != TOUCH and mode != READ):
+            task.acted += 1
         task.pending = Step(task.number, kind, what, subject, self._key(subject), mode, also, inside)
         self._pause(task)
 
@@ -535,15 +561,23 @@ class Execution(Scheduler):
         """A step on one field: an object of its own, which is freed with `whole` or the subject, a page's with it."""
         key = self._key(subject)
         also = self._key(index) if field == OF_PAGE else key if whole is None else self._key(whole)
+        part = 0
+        if field == VERSION:
+            part = index
+            index = 0
         identity = (key, field, index)
         own = self._fields.get(identity)
         if own is None:
             own = self._key(identity)
             self._fields[identity] = own
         shown = index if field == OF_PAGE else subject
+        if mode != READ:
+            task.acted += 1
         step = Step(task.number, kind, what, shown, own, mode, also, task.rcu_depth > 0)
         step.order = order
         step.begun = begun
+        if part and not self.weak:
+            step.first, step.last = ends_of(part)
         self.locate(step, subject, key, field, index)
         task.pending = step
         self._pause(task)
@@ -596,7 +630,7 @@ class Execution(Scheduler):
 
     def enabled(self, task: Task) -> bool:
         step = task.pending
-        if task.done or step is None:
+        if task.done or task.idle or step is None:
             return False
         kind = step.kind
         if kind == ACQUIRE:

@@ -18,6 +18,22 @@ OF_LEAF: Final = "leaves"
 WHOLE: Final = ""
 VERSION: Final = "contents"
 
+# Of what each change makes anew one may look at, or change, a part: the elements with some numbers.  The `index` of
+# an access that is about such a part (0: about all of it).
+_LENGTH: Final = 48
+
+
+def part(first: int, last: int) -> int:
+    """Elements `first` to `last`; what is looked up there stays the same as long as only others change."""
+    return (first << _LENGTH) + last - first + 1
+
+
+def ends_of(index: int) -> tuple[int, int]:
+    """(first, last) of the part that `index` stands for."""
+    first = index >> _LENGTH
+    return first, first + (index & ((1 << _LENGTH) - 1)) - 1
+
+
 # Read without a lock only to get to one; under sequential consistency nothing comes of when that is.
 WAYS: Final = (OF_DESIGN, OF_LEAF)
 

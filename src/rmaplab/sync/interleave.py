@@ -94,6 +94,7 @@ def explore(
         strategy = SourceSets() if preemptions < 0 else WithinBound()
     search = _Search(strategy, preemptions)
     execution = begin()
+    execution.awaits = reduce
     start: Snapshot | None = None
     check: Callable[[], None] | None = None
     while True:
@@ -135,6 +136,7 @@ def explore(
         if start is None or failure is not None:  # what failed stays as it is, to be explained
             execution.stop()
             execution = begin()
+            execution.awaits = reduce
             start = None
     execution.stop()
     return outcome
@@ -334,6 +336,10 @@ class _Search(Driver):
             tasks = execution.tasks
             enabled = [execution.enabled(task) for task in tasks]
             if True not in enabled:
+                for task in tasks:
+                    if task.idle:
+                        self.pruned = True
+                        return -1
                 waiting = execution.waiting()
                 if waiting:
                     raise Finding("deadlock: " + waiting)

@@ -35,6 +35,9 @@ class Scheduler:
     def release(self, lock: object, write: bool) -> None:
         """The caller gives `lock` back."""
 
+    def looked(self, lock: object) -> None:
+        """The caller, about to give `lock` back, found nothing to do under it: all is as if it had not looked."""
+
     def downgrade(self, lock: object) -> None:
         """The caller keeps `lock`, which it holds for writing, for reading."""
 
@@ -251,6 +254,11 @@ class SpinLock(Lock):
     def unlock(self) -> None:
         if self.scheduler is not None:
             self.scheduler.release(self, True)
+
+    def looked(self) -> None:
+        """The caller, who is about to give it back, found nothing to do: all is as if it had not looked."""
+        if self.scheduler is not None:
+            self.scheduler.looked(self)
 
     def assert_held(self) -> None:
         """The caller holds it (lockdep_assert_held())."""

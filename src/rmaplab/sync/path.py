@@ -173,6 +173,8 @@ class Past:
         """Is whatever may be in the way of `step` before `other`, which is, before that as well?"""
         return (
             other.mode_on(key) == WRITE
+            and other.first <= step.first
+            and other.last >= step.last
             and step.mode_on(key) != POISON
             and step.mode_on(key) != DEFER
             and not self._poisoned.get(key)

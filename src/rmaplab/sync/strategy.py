@@ -73,15 +73,15 @@ class _Reduction(Strategy):
         node = stack[-1]
         node.backtrack.append(node.chosen)
 
-    def clock_of(self, task: int) -> list[int]:
-        return self.past.clock_of(task)
-
     def back_to(self, depth: int) -> None:
         self.past.forget(depth)
 
 
 class SourceSets(_Reduction):
     """One order of all that are the same."""
+
+    def clock_of(self, task: int) -> list[int]:
+        return self.past.clock_of(task)
 
     def asleep(self, stack: list[Node]) -> list[Step]:
         if not stack:
@@ -152,7 +152,11 @@ class SourceSets(_Reduction):
 
 
 class WithinBound(_Reduction):
-    """One order of all that are the same, of those within a bound on preemptions."""
+    """One order of all that are the same, of those within a bound on preemptions.
+
+    The order in which a load comes before a newer store may be beyond the bound.  So a load may return any old value
+    here, also if nothing orders the two (`clock_of`).
+    """
 
     def reached(self, stack: list[Node]) -> None:
         super().reached(stack)
