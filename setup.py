@@ -24,8 +24,8 @@ from setuptools.command.build_ext import build_ext
 
 WISH = os.environ.get("RMAPLAB_COMPILE", "")
 PACKAGES = ("sync", "mm", "rmap")
-MODULES = ("check/truth", "check/walks", "check/obligations", "check/histories", "trace/batches", "trace/calls",
-           "trace/play", "trace/reduce", "trace/spaces", "trace/timeline")
+MODULES = ("check/truth", "check/walks", "check/obligations", "check/histories", "measure/collect", "trace/batches",
+           "trace/calls", "trace/play", "trace/reduce", "trace/spaces", "trace/timeline")
 LEFT_ALONE = {"__init__", "errors"}  # no code that runs often, and mypyc knows no subclass of ValueError
 
 

@@ -294,8 +294,17 @@ _CALLS = "import mmap\nfor _ in range(250_000): mmap.mmap(-1, 4096, 34).close()"
 _SUBSHELLS = "i=0; while [ $i -lt 5000 ]; do (true); i=$((i+1)); done"
 
 
+_HEAP = """
+import mmap
+pages = mmap.mmap(-1, 1 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+pages.madvise(mmap.MADV_NOHUGEPAGE)
+for i in range(1 << 18):
+    pages[(i * 99991 & 262143) << 12] = 1
+"""
+
+
 def record_rows() -> list[Row]:
-    """What recording a program takes, over the program by itself."""
+    """What recording a program takes, and what replaying the recording takes, over the program by itself."""
 
     def seconds(*command: str) -> Measurement:
         def measure() -> float:
@@ -312,17 +321,29 @@ def record_rows() -> list[Row]:
         if subprocess.run([*recorder, "true"], check=False, capture_output=True).returncode:
             progress.print("neither BPF nor perf is permitted here, so what recording takes is not measured")
             return []
+        replayer = [
+            sys.executable, "-m", "rmaplab", "replay", f"{directory}/h.parquet", "--rmap", "anon_vma,cow_context",
+        ]  # fmt: skip
         at_once = median(seconds(*recorder, "true")() for _ in range(PAIRS))
         rows = [at_most("record of a program that ends at once", at_once, "s", 0.5, "rmaplab record -- true, elapsed")]
         for what, bar, command in (
+            ("half a second of nothing", 0, ["sleep", "0.5"]),
             ("2 million faults", 2, [sys.executable, "-S", "-c", _FAULTS]),
+            ("262,144 faults in no order", 0, [sys.executable, "-S", "-c", _HEAP]),
             ("5,000 subshells", 2, ["sh", "-c", _SUBSHELLS]),
             ("500,000 mmap and munmap", 0, [sys.executable, "-S", "-c", _CALLS]),
         ):
-            recorded, bare = in_turn(seconds(*recorder, *command), seconds(*command), pairs=3)
+            recorded, bare, replayed = in_turn(
+                seconds(*recorder, *command), seconds(*command), seconds(*replayer), pairs=3
+            )
             how = f"rmaplab record ({median(recorded):.3g} s) over the program by itself ({median(bare):.3g} s)"
             name, value = f"record of {what}: recorded / bare", ratio(recorded, bare)
             rows.append(at_most(name, value, "times", bar, how) if bar else beside(name, value, "times", how))
+            how = (
+                f"rmaplab replay of the recording, two designs in lockstep, start-up included "
+                f"({median(replayed):.3g} s), over the program by itself ({median(bare):.3g} s)"
+            )
+            rows.append(at_most(f"replay of {what}: replayed / bare", ratio(replayed, bare), "times", 1, how))
     return rows
 
 
@@ -421,7 +442,7 @@ def table(rows: list[Row]) -> Grid:
 
 PARTS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
     "replay": ("replays of recorded programs", replay_rows),
-    "record": ("recording", record_rows),
+    "record": ("recording, and replays of what was recorded", record_rows),
     "fork-vmas": ("fork of many VMAs", lambda: fork_rows("fork_vmas", 1000, "1000 VMAs of a page", 1.5, 15)),
     "fork-lockstep": ("fork of many VMAs, two designs", lambda: fork_lockstep_rows(1000)),
     "fork-pages": ("fork of many pages", fork_pages_rows),

@@ -202,7 +202,11 @@ STRESSORS: Final = (
 
 
 class Row(msgspec.Struct):
-    """What came of a program; `verdict`: "right", "skipped: …", "refused: …" or what is wrong."""
+    """What came of a program; `verdict`: "right", "skipped: …", "refused: …" or what is wrong.
+
+    seconds, recorded, replayed: of the program by itself, until its recording is written, and of `rmaplab replay` of
+    that with two designs in lockstep, start-up included
+    """
 
     name: str
     what: str
@@ -250,14 +254,16 @@ def try_program(name: str, program: Program, directory: Path) -> Row:
     summary = history.summary()
     row.processes, row.events, row.faults = summary["processes"], summary["events"], summary["faults"]
     row.evidence = history.evidence
+    replay = [sys.executable, "-m", "rmaplab", "replay", str(directory / "h.parquet"), "--rmap", "anon_vma,cow_context"]
     begun = time.monotonic()
+    subprocess.run(replay, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    row.replayed = time.monotonic() - begun
     plan = Plan([AnonVmaRmap, CowContextRmap], profile_for(history.header.kernel)[0], alone=False)
     try:
         found = compare(history, plan, lambda what, done, total: None)
     except CannotRun as error:
         row.verdict = f"WRONG: {error}"
         return row
-    row.replayed = time.monotonic() - begun
     wrong = [difference.what for difference in found.differences if difference.error]
     if recording.status:
         wrong.insert(0, f"it ended with {history.header.ended}")

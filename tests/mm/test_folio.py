@@ -105,4 +105,4 @@ def test_a_split_folio_keeps_what_its_pages_know() -> None:
 
 def test_a_page_takes_few_bytes() -> None:
     folios = Folios()
-    assert sum(column.v.itemsize for column in folios.columns) + folios._free.itemsize <= 24
+    assert sum(column.v.itemsize for column in folios.columns) + folios._free.v.itemsize <= 24

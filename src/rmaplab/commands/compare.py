@@ -16,7 +16,6 @@ import typer
 
 from rmaplab.commands import options
 from rmaplab.commands.envelope import print_json
-from rmaplab.commands.record import output_of_commands_to_stderr
 from rmaplab.errors import CannotRun
 from rmaplab.measure import sources
 from rmaplab.measure.answer import print_answer
@@ -29,7 +28,6 @@ from rmaplab.output import check_output, write_output
 from rmaplab.rmap import DESIGNS, EXCUSED, STANDARD
 from rmaplab.terminal import console, say
 from rmaplab.trace.history import History, write_history
-from rmaplab.trace.record import RecordError, record
 
 # What `compare` compares by default.  page_scan reads every page table for every walk, which takes long, and could only
 # agree with the page tables against which all designs are checked anyway.
@@ -158,6 +156,10 @@ def command(
 
 def _from_command(argv: Sequence[str], kept: Sequence[Path], names: bool) -> tuple[History, Source]:
     """Record a command; what it prints goes to stderr, because stdout is for the report."""
+    # Recordings are replayed without recorders, which take longer to import than all else.
+    from rmaplab.commands.record import output_of_commands_to_stderr
+    from rmaplab.trace.record import RecordError, record
+
     with tempfile.TemporaryDirectory(prefix="rmaplab-") as directory:
         path = next(iter(kept), Path(directory, f"{Path(argv[0]).name}.parquet"))
         try:

@@ -16,7 +16,7 @@ from rmaplab.check.lockstep import Walks
 from rmaplab.measure.figures import Counts, DesignFigures, Locks, MachineFigures, Objects, Work
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.sync.work import Ledger, LockClass, Pool
+from rmaplab.sync.work import Ledger, Pool
 
 
 class Aside:
@@ -46,15 +46,13 @@ class Aside:
 
 
 class Operations:
-    """Which operations of a history take the exclusive locks of each design."""
+    """Which operations of a history take the exclusive locks of each design: of classes that it has from its start."""
 
     def __init__(self, machine: Machine) -> None:
-        self._ledgers: Final = [design.ledger for design in machine.designs]
-        self._locks: list[tuple[str, LockClass]] = []
-        self._before: list[int] = []
-        self._entries = -1
+        ledgers = [design.ledger for design in machine.designs]
+        self._locks: Final = [(ledger.owner, lock) for ledger in ledgers for lock in ledger.locks.values()]
+        self._before: Final = [lock.writes for _, lock in self._locks]
         self._counts: Final[dict[str, dict[str, dict[str, int]]]] = {}
-        self._look_for_locks()
 
     def look(self, op: str) -> None:
         """What was taken since the last look, `op` took."""
@@ -65,14 +63,6 @@ class Operations:
                 before[i] += more
                 by_op = self._counts.setdefault(owner, {}).setdefault(lock.name, {})
                 by_op[op] = by_op.get(op, 0) + more
-        if self._entries != sum(len(ledger.locks) for ledger in self._ledgers):
-            self._look_for_locks()
-
-    def _look_for_locks(self) -> None:
-        known = dict(zip((lock for _, lock in self._locks), self._before, strict=True))
-        self._locks = [(ledger.owner, lock) for ledger in self._ledgers for lock in ledger.locks.values()]
-        self._before = [known.get(lock, 0) for _, lock in self._locks]
-        self._entries = len(self._locks)
 
     def of(self, owner: str) -> dict[str, dict[str, int]]:
         """Exclusive locks of a design, by class and operation."""

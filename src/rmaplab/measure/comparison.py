@@ -3,8 +3,9 @@
 
 One machine carries all designs in lockstep, and VMA geometry follows one of them, the leader.  At a
 number of moments, evenly spread over the history, a `Checker` walks the mapped folios in every design;
-its walks are also what the report says about walks.  A design that merges VMAs by a rule of its own has
-then one more machine to itself, for the number of VMAs alone.
+its walks are also what the report says about walks.  A design whose own rule would have merged other VMAs has
+then one more machine to itself, for the number of VMAs alone; one that agreed with the leader each time has the
+leader's, as long as no walk of the machine's own (reclaim, migration, KSM) could have missed something by it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.trace.events import Event
-from rmaplab.trace.history import History
+from rmaplab.trace.history import CODE, History
 from rmaplab.trace.play import Player
 
 MOMENTS: Final = 20  # checks of one history, where nothing else was asked for
@@ -110,8 +111,12 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
     alone = [vma_counts(machine) if design is machine.leader else None for design in machine.designs]
     others: list[Vmas] = []
     if plan.alone:
-        for slot in range(len(alone)):
-            if alone[slot] is None:
+        walked = machine.walks.count or (history.columns["op"] == CODE["ksm"]).any() or player.played < total
+        for slot, design in enumerate(machine.designs):
+            if design in machine.agreeing and not walked:
+                alone[slot] = vma_counts(machine)
+                others.append(sampler.vmas(design))
+            elif alone[slot] is None:
                 alone[slot] = _alone(history, plan, slot, found, progress, others)
     designs = [
         design_figures(
@@ -142,7 +147,7 @@ def _alone(
     except InvariantError as error:
         found.add_broken(str(error), player.played, design.name)
         return None
-    others.append(sampler.vmas())
+    others.append(sampler.vmas(machine.leader))
     return vma_counts(machine)
 
 

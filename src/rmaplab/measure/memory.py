@@ -134,12 +134,12 @@ class Sampler:
             if peak is None or now.total > peak.total:
                 self._peaks[design.name] = now
 
-    def vmas(self) -> Vmas:
-        """VMAs by the rule of the machine's leader."""
+    def vmas(self, design: ReverseMap) -> Vmas:
+        """VMAs by the rule of the machine's leader, which is also that of `design`."""
         sizes = self._machine.profile.sizes
         vmas, nodes = self._most
         return Vmas(
-            self._machine.leader.name,
+            design.name,
             vmas,
             vmas * (sizes["vm_area_struct"] + sizes.get("vma_lock", 0)),
             nodes,
@@ -160,7 +160,7 @@ class Sampler:
             for design in self._machine.designs
             if design.name in self._ends
         ]
-        return Memory(self._events, designs, [self.vmas(), *alone], self._processes)
+        return Memory(self._events, designs, [self.vmas(self._machine.leader), *alone], self._processes)
 
 
 def curve(line: list[int], width: int = 32) -> str:

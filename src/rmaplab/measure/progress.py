@@ -9,10 +9,12 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _QUIET: Final = 1.5  # seconds until the bar appears
 _REFRESH: Final = 0.2  # seconds between two of its states
@@ -24,19 +26,7 @@ class Meter:
 
     def __init__(self) -> None:
         console = Console(stderr=True)
-        self._bar: Final[Progress | None] = (
-            Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-                auto_refresh=False,
-            )
-            if console.is_terminal
-            else None
-        )
+        self._bar: Final = _bar(console) if console.is_terminal else None
         self._task: TaskID | None = None
         self._calls = 0
         self._next = time.monotonic() + (_QUIET if self._bar else _LINE_EVERY)
@@ -72,3 +62,12 @@ class Meter:
         self._bar.update(self._task, description=what, completed=done, total=total)
         self._bar.refresh()
         self._next = now + _REFRESH
+
+
+def _bar(console: Console) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console, transient=True, auto_refresh=False,
+    )  # fmt: skip

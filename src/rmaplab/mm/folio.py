@@ -12,7 +12,7 @@ Invariants
 - a page that is exclusive (see pagetable.py) is mapped by exactly one entry.
 - `exclusive[pfn]`, of a page of a large folio, is Linux's PageAnonExclusive(): what PTE_EXCLUSIVE of an entry that
   maps it says, and what the last such entry said once nothing maps it any more.  Of small folios it means nothing.
-- a free row has order -1.
+- a free row has order -1 and mapcount 0; one that was handed out as a folio of order 0 is its own head.
 
 Locking: a row is changed under the page-table lock of an entry that maps it, or while nothing does.
 """
@@ -79,7 +79,7 @@ class Folios:
         self.index = self.column(np.int64)  # of this page
         self.exclusive = self.column(np.bool_)  # of this page, if its folio is large
         self._next = 512  # never used so far; low numbers are left free so that pfn 0 means none
-        self._free: Int32s = np.zeros(512, dtype=np.int32)  # order-0 rows, a stack
+        self._free: Final = Column(512, np.int32)  # order-0 rows, a stack
         self._nr_free = 0
         self._free_large: list[list[int]] = [[] for _ in range(MAX_ORDER + 1)]
         self.in_use = 0
@@ -109,16 +109,15 @@ class Folios:
         """A new anonymous folio of order 0, mapped nowhere yet.  Returns its pfn."""
         if self._nr_free:
             self._nr_free -= 1
-            pfn = int(self._free[self._nr_free])
+            pfn: int = self._free.m[self._nr_free]
         else:
             pfn = self._next
             self._next = pfn + 1
             if pfn >= self.rows:
                 self._reserve(pfn + 1)
-        self.head.m[pfn] = pfn
+            self.head.m[pfn] = pfn
         self.order.m[pfn] = 0
         self.flags.m[pfn] = FOLIO_ANON
-        self.mapcount.m[pfn] = 0
         self.index.m[pfn] = index
         self._count(1)
         return pfn
@@ -132,14 +131,13 @@ class Folios:
         pfns = np.empty(count, dtype=np.int64)
         if reused:
             self._nr_free -= reused
-            pfns[:reused] = self._free[self._nr_free : self._nr_free + reused][::-1]
+            pfns[:reused] = self._free.v[self._nr_free : self._nr_free + reused][::-1]
         if fresh:
             pfns[reused:] = np.arange(self._next, self._next + fresh)
             self._next += fresh
-        self.head.v[pfns] = pfns
+            self.head.v[pfns[reused:]] = pfns[reused:]
         self.order.v[pfns] = 0
         self.flags.v[pfns] = FOLIO_ANON
-        self.mapcount.v[pfns] = 0
         self.index.v[pfns] = np.arange(index, index + count)
         self._count(count)
         return pfns
@@ -150,37 +148,32 @@ class Folios:
         if self._free_large[order]:
             pfn = self._free_large[order].pop()
         else:
-            pfn = self._next
-            while pfn & (nr_pages - 1):  # what is skipped to align goes to the order-0 stack
-                self._push_free(pfn)
-                pfn += 1
+            pfn = -(-self._next >> order) << order
+            self._reserve(pfn + nr_pages)
+            for skipped in range(self._next, pfn):  # to align; it goes to the order-0 stack
+                self.head.m[skipped] = skipped
+                self._push_free(skipped)
             self._next = pfn + nr_pages
-            self._reserve(self._next)
         self.head.v[pfn : pfn + nr_pages] = pfn
         self.order.v[pfn : pfn + nr_pages] = order
         self.flags.v[pfn : pfn + nr_pages] = FOLIO_ANON
-        self.mapcount.v[pfn : pfn + nr_pages] = 0
         self.exclusive.v[pfn : pfn + nr_pages] = False
         self.index.v[pfn : pfn + nr_pages] = np.arange(index, index + nr_pages)
         self._count(nr_pages)
         return pfn
 
     def _push_free(self, pfn: int) -> None:
-        if pfn >= self.rows:
-            self._reserve(pfn + 1)
         self.order.m[pfn] = -1
-        if self._nr_free == len(self._free):
-            self._grow_stack(self._nr_free + 1)
-        self._free[self._nr_free] = pfn
+        self._reserve_stack(self._nr_free + 1)
+        self._free.m[self._nr_free] = pfn
         self._nr_free += 1
 
-    def _grow_stack(self, size: int) -> None:
-        capacity = len(self._free)
-        while capacity < size:
-            capacity *= 2
-        stack = np.zeros(capacity, dtype=np.int32)
-        stack[: self._nr_free] = self._free[: self._nr_free]
-        self._free = stack
+    def _reserve_stack(self, size: int) -> None:
+        capacity = len(self._free.m)
+        if capacity < size:
+            while capacity < size:
+                capacity *= 2
+            self._free.grow(capacity)
 
     def free(self, head: int, again: bool = True) -> None:
         """The folio whose first page is `head` is gone: nothing maps it and it is not in swap.  `again`: it may be
@@ -202,9 +195,8 @@ class Folios:
         count = len(pfns)
         self.order.v[pfns] = -1
         self.flags.v[pfns] = 0
-        if self._nr_free + count > len(self._free):
-            self._grow_stack(self._nr_free + count)
-        self._free[self._nr_free : self._nr_free + count] = pfns
+        self._reserve_stack(self._nr_free + count)
+        self._free.v[self._nr_free : self._nr_free + count] = pfns
         self._nr_free += count
         self.in_use -= count
 

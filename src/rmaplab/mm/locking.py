@@ -67,7 +67,7 @@ def write_downgrade(mm: MM) -> None:
 def lock_leaf(page_table: PageTable, addr: int) -> Leaf | None:
     """The leaf for `addr`, locked; None if there is none (pte_offset_map_lock())."""
     number = addr >> LEAF_SHIFT
-    while True:
+    while page_table.scheduler is not None:
         leaf = page_table.look_up(number)
         if leaf is None:
             return None
@@ -75,12 +75,19 @@ def lock_leaf(page_table: PageTable, addr: int) -> Leaf | None:
         if page_table.leaves.get(number) is leaf:
             return leaf
         leaf.lock.unlock()  # taken out, and perhaps made anew, before we had the lock
+    leaf = page_table.leaves.get(number)
+    if leaf is not None:
+        leaf.lock.lock()
+    return leaf
 
 
 def lock_new_leaf(page_table: PageTable, addr: int) -> Leaf:
     """The leaf for `addr`, locked, made if there is none (pte_alloc_map_lock())."""
     while True:
-        page_table.leaf(addr)
-        leaf = lock_leaf(page_table, addr)
-        if leaf is not None:
+        leaf = page_table.leaf(addr)
+        if page_table.scheduler is None:
+            leaf.lock.lock()
             return leaf
+        locked = lock_leaf(page_table, addr)
+        if locked is not None:
+            return locked

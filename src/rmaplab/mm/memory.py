@@ -38,6 +38,7 @@ from rmaplab.mm.pagetable import (
     PTE_GUARD,
     PTE_KSM,
     PTE_MIGRATION,
+    PTE_PRESENT,
     PTE_SHIFT,
     PTE_SOFT_CLEAN,
     PTE_SWAP,
@@ -65,12 +66,19 @@ _NEW_READ_ONLY: Final = PTE_ANON | PTE_EXCLUSIVE | PTE_DIRTY | PTE_YOUNG
 _SHARED: Final = ~(PTE_WRITE | PTE_EXCLUSIVE | PTE_YOUNG)  # what fork leaves of an entry, on both sides
 _SHARED_LEAF: Final = np.array(_SHARED, dtype=np.int64)  # the same for NumPy, which converts an int each time
 _LEAVES: Final = 64  # whose entries are counted in one go: NumPy takes longer to be called than to do 512
+# What a run of entries needs
+_EACH: Final = 0  # each is a case of its own
+_MISSING: Final = 1  # a page of its own; where no anonymous page is needed, the zero page or the page cache
+_THERE: Final = 2  # nothing: each allows the access
+
 _BATCH: Final = 4  # shorter runs are quicker one by one
 _FEW: Final = 32  # up to so many entries it is quicker to look at each than to have NumPy look at all
 # Constants for NumPy, which takes longer to convert an int than to do a short run.
 _SHIFT: Final = np.array(PTE_SHIFT, dtype=np.int64)
 _NEW_RUN: Final = np.array(_NEW, dtype=np.int64)
 _NEW_READ_ONLY_RUN: Final = np.array(_NEW_READ_ONLY, dtype=np.int64)
+_WRITTEN: Final = np.array(PTE_WRITE | PTE_DIRTY | PTE_YOUNG, dtype=np.int64)
+_READ: Final = np.array(PTE_YOUNG, dtype=np.int64)
 
 
 def chunk(system: System) -> int:
@@ -115,53 +123,59 @@ def _fault_leaf(system: System, vma: VMA, page_table: PageTable, addr: int, stop
     seen = entries.tobytes() if system.scheduler is not None else b""  # as they are now: others may change them
     private = not vma.flags & VM_SHARED
     begin = 0
-    for end in _edges(system, entries, write, private):
+    for end, kind in _runs(system, entries, write, private):
         at = addr + (begin << PAGE_SHIFT)
-        count = end - begin if end > 0 else -end - begin
-        if end < 0 or count < _BATCH:
+        count = end - begin
+        if kind == _EACH or count < _BATCH:
             _fault_run(system, vma, at, count, write)
-        elif write and private:
+        elif kind == _MISSING and write and private:
             _new_pages(system, vma, page_table, at, first + begin, count, seen[8 * begin : 8 * end])
         else:
-            _no_page_run(system, vma, page_table, at, first + begin, count, seen[8 * begin : 8 * end], write)
-        begin += count
+            there = kind == _THERE
+            _no_page_run(system, vma, page_table, at, first + begin, count, seen[8 * begin : 8 * end], write, there)
+        begin = end
 
 
-def _edges(system: System, entries: Int64s, write: bool, private: bool) -> list[int]:
-    """Where runs of `entries` end that need the same: a positive number if it can be done in one go, which is that
-    they need a page of their own, or the zero page or the page cache; negative if each entry is a case of its own."""
+def _runs(system: System, entries: Int64s, write: bool, private: bool) -> list[tuple[int, int]]:
+    """Where runs of `entries` end that need the same, and what that is."""
     if write and private and system.large_folios:
-        return [-len(entries)]
-    edges: list[int] = []
+        return [(len(entries), _EACH)]
     mapcount = system.folios.mapcount
+    runs: list[tuple[int, int]] = []
     if len(entries) <= _FEW:
-        together = False
+        last = _EACH
         end = 0
         for entry in entries.tolist():
             value: int = entry
-            if not (write and private):
-                alike = value == 0
-            elif value & (PTE_ANON | PTE_EXCLUSIVE | PTE_KSM) == PTE_ANON:
-                alike = mapcount.m[value >> PTE_SHIFT] > 1
-            else:
-                alike = value & (PTE_ANON | PTE_SWAP | PTE_MIGRATION) == 0
-            if alike is not together and end:
-                edges.append(end if together else -end)
-            together = alike
+            kind = _EACH
+            if value == 0:
+                kind = _MISSING
+            elif value & PTE_PRESENT:
+                if value & PTE_WRITE or not (write and private):
+                    kind = _THERE
+                elif not value & PTE_ANON:
+                    kind = _MISSING
+                elif not value & (PTE_EXCLUSIVE | PTE_KSM) and mapcount.m[value >> PTE_SHIFT] > 1:
+                    kind = _MISSING
+            if kind != last and end:
+                runs.append((end, last))
+            last = kind
             end += 1
-        edges.append(end if together else -end)
-        return edges
+        runs.append((end, last))
+        return runs
+    kinds = np.where(entries & PTE_PRESENT != 0, _THERE, _EACH)
+    kinds[entries == 0] = _MISSING
     if write and private:
         # What needs a page of its own: nothing there, the zero page, the page cache, a shared page.
-        batch = entries & (PTE_ANON | PTE_SWAP | PTE_MIGRATION) == 0
-        shared = entries & (PTE_ANON | PTE_EXCLUSIVE | PTE_KSM) == PTE_ANON
-        if shared.any():
-            batch[shared] = mapcount.v[entries[shared] >> PTE_SHIFT] > 1
-    else:
-        batch = entries == 0
-    for end in [*(np.flatnonzero(batch[1:] != batch[:-1]) + 1).tolist(), len(entries)]:
-        edges.append(end if batch[end - 1] else -end)
-    return edges
+        kinds[(kinds == _THERE) & (entries & PTE_WRITE == 0)] = _MISSING
+        anon = entries & (PTE_ANON | PTE_WRITE) == PTE_ANON
+        if anon.any():
+            pages = entries[anon]
+            shared = (pages & (PTE_EXCLUSIVE | PTE_KSM) == 0) & (mapcount.v[pages >> PTE_SHIFT] > 1)
+            kinds[anon] = np.where(shared, _MISSING, _EACH)
+    for end in [*(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1).tolist(), len(entries)]:
+        runs.append((end, int(kinds[end - 1])))
+    return runs
 
 
 def _new_pages(
@@ -229,16 +243,20 @@ def _no_page_run(
     count: int,
     seen: bytes,
     write: bool,
+    there: bool,
 ) -> None:
-    """Faults on nothing that map the zero page or the page cache."""
+    """Accesses that the entries allow, if they are `there`; else faults that map the zero page or the page cache."""
     leaf = _lock_run(system, page_table, addr, first, count, seen)
     if leaf is None:
         _fault_run(system, vma, addr, count, write)
         return
     system.faults.count += count
     leaf.lock.assert_held()
-    leaf.v[first : first + count] = _no_page_entry(vma, write)
-    leaf.used += count
+    if there:
+        leaf.v[first : first + count] |= _WRITTEN if write else _READ
+    else:
+        leaf.v[first : first + count] = _no_page_entry(vma, write)
+        leaf.used += count
     leaf.lock.unlock()
 
 
@@ -393,7 +411,8 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
         design.folio_mapped(vma, addr, pfn, 1)
     folios.mapcount.m[pfn] = 1
     leaf.lock.assert_held()
-    leaf.m[i] = pfn << PTE_SHIFT | (_NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY)
+    new = pfn << PTE_SHIFT | (_NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY)
+    leaf.m[i] = new
     left = 1
     if old == 0:
         leaf.used += 1
@@ -402,7 +421,7 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
         if old & PTE_ANON:
             system.tell_entry_removed(vma.mm, addr, old)
             left = system.drop_mapcount(vma.mm, old >> PTE_SHIFT)
-    system.tell_entry_added(vma.mm, addr, leaf.m[i])
+    system.tell_entry_added(vma.mm, addr, new)
     leaf.lock.unlock()
     if left == 0:
         system.try_free(folios.head.m[old >> PTE_SHIFT])

@@ -180,7 +180,6 @@ def merge_existing(system: System, vma: VMA, start: int, end: int, new: Attribut
     if new.flags & VM_SPECIAL or not (left_side or right_side):
         return None
     tree = vma.mm.tree
-    leader = system.leader
     distance = (start - vma.start) >> PAGE_SHIFT
     pgoff = vma.pgoff + distance
     anon_pgoff = vma.anon_pgoff + distance
@@ -192,7 +191,7 @@ def merge_existing(system: System, vma: VMA, start: int, end: int, new: Attribut
         and prev.end == start
         and new.match(prev, system.profile)
         and _goes_on(prev, prev.nr_pages, pgoff, anon_pgoff)
-        and leader.can_merge(vma, prev, False)
+        and system.can_merge(vma, prev, False)
     )
     next = tree.after(vma) if right_side else None
     merge_right = (
@@ -200,11 +199,11 @@ def merge_existing(system: System, vma: VMA, start: int, end: int, new: Attribut
         and next.start == end
         and new.match(next, system.profile)
         and _goes_on(next, -nr_pages, pgoff, anon_pgoff)
-        and leader.can_merge(vma, next, False)
+        and system.can_merge(vma, next, False)
     )
     if merge_left and merge_right:
         assert prev is not None and next is not None
-        merge_right = leader.can_join(prev, next)
+        merge_right = system.can_join(prev, next)
     if not merge_left and not merge_right:
         return None
 
@@ -266,7 +265,6 @@ def merge_new(
     if attributes.flags & VM_SPECIAL:
         return None
     tree = mm.tree
-    leader = system.leader
     prev = tree.last_from(start)
     next = None if expand_only else tree.first_after(end)
     if prev is not_with:
@@ -280,21 +278,21 @@ def merge_new(
         and prev.end == start
         and attributes.match(prev, system.profile)
         and _goes_on(prev, prev.nr_pages, pgoff, anon_pgoff)
-        and leader.can_merge(source, prev, growing)
+        and system.can_merge(source, prev, growing)
     )
     merge_right = (
         next is not None
         and next.start == end
         and attributes.match(next, system.profile)
         and _goes_on(next, -nr_pages, pgoff, anon_pgoff)
-        and leader.can_merge(source, next, growing)
+        and system.can_merge(source, next, growing)
     )
     if merge_left and merge_right:
         assert prev is not None and next is not None
         if system.profile.upper_first and source is None:
-            merge_left = leader.can_merge(next, prev, False)
+            merge_left = system.can_merge(next, prev, False)
         else:
-            merge_right = leader.can_join(prev, next) and not (next.file is not None and next.file.closes)
+            merge_right = system.can_join(prev, next) and not (next.file is not None and next.file.closes)
     donor = source if copying else None
     if system.profile.sticky_flags:
         _stick(attributes, prev if merge_left else None, next if merge_right else None)

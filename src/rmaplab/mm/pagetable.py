@@ -76,6 +76,7 @@ class PageTable:
 
     def __init__(self, lock_class: LockClass, scheduler: Scheduler | None, ledger: Ledger) -> None:
         self.lock_class: Final = lock_class
+        self._any_lock: Final = SpinLock(lock_class, None)  # where nobody else is there, of all leaves: it only counts
         self.scheduler: Final = scheduler
         self._allocated: Final = ledger.tally("leaves made")
         self._freed: Final = ledger.tally("leaves freed")
@@ -84,7 +85,8 @@ class PageTable:
     def new_leaf(self, v: Int64s, used: int) -> Leaf:
         """A leaf that is in no table yet (pte_alloc_one())."""
         self._allocated.count += 1
-        return Leaf(v, used, SpinLock(self.lock_class, self.scheduler))
+        lock = self._any_lock if self.scheduler is None else SpinLock(self.lock_class, self.scheduler)
+        return Leaf(v, used, lock)
 
     def take_out(self, start: int, end: int, floor: int, ceiling: int) -> list[Leaf]:
         """Take out the leaves that touch [start, end) and lie within [floor, ceiling), where no VMA is left

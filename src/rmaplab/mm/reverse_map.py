@@ -366,13 +366,13 @@ class ReverseMap:
     def can_merge(self, source: VMA | None, existing: VMA, growing: bool) -> bool:
         """May a range become part of `existing`, everything else being equal?  `source` is the VMA that the range
         belongs to, or that mremap moves it from, or with `growing` the VMA that is to grow over the range, which is
-        not mapped yet; None for a new mapping.  (is_mergeable_anon_vma())  Only the leader is asked.  Locks:
-        mmap_lock for writing."""
+        not mapped yet; None for a new mapping.  (is_mergeable_anon_vma())  The leader decides; where nothing is
+        concurrent the others are asked whether they would have decided alike.  Locks: mmap_lock for writing."""
         return True
 
     def can_join(self, prev: VMA, next: VMA) -> bool:
         """May `prev` and `next`, each of which could take in the range between them, become one?
-        (are_anon_vmas_compatible())  Only the leader is asked.  Locks: mmap_lock for writing."""
+        (are_anon_vmas_compatible())  The leader decides, as above.  Locks: mmap_lock for writing."""
         return True
 
     # Self-description

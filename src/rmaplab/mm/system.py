@@ -112,6 +112,8 @@ class System:
         self.max_map_count = MAX_MAP_COUNT  # sysctl vm.max_map_count: VMAs that a process may have
         self.mmap_min_addr = MMAP_MIN_ADDR  # sysctl vm.mmap_min_addr: no mapping begins below
         self.leader: Final = self.designs[leader]
+        # Those besides the leader that would have made the same VMAs so far; nobody asks where others run, too.
+        self.agreeing = [] if scheduler is not None else [d for d in self.designs if d is not self.leader]
         self.spaces_under_rcu: Final = any(design.spaces_under_rcu for design in self.designs)
         self.tables_under_rcu: Final = any(design.tables_under_rcu for design in self.designs)
         self.entry_watchers: Final = [design for design in self.designs if design.watches_entries]
@@ -137,7 +139,9 @@ class System:
         self.vma_lock_class: Final = ledger.lock_class("vma_lock")
         self.ptl_class: Final = ledger.lock_class("page_table_lock")
         self.folio_lock_class: Final = ledger.lock_class("folio lock", sleeps=True, tried=True)
+        # Where nobody else is there, a lock only counts, and one stands for all.
         self._any_folio_lock: Final = SpinLock(self.folio_lock_class, None)
+        self._any_vma_lock: Final = RwSemaphore(self.vma_lock_class, None)
         self.rcu: Final = Rcu(ledger, scheduler)
         self.vma_pool: Final = ledger.pool("vm_area_struct", profile.sizes["vm_area_struct"])
         # Where the per-VMA lock is an object of its own, each VMA has one.
@@ -178,7 +182,9 @@ class System:
         if self.profile.anon_pgoff:
             vma.anon_pgoff = start >> PAGE_SHIFT
         self._next_vma += 1
-        vma.lock = RwSemaphore(self.vma_lock_class, self.scheduler)
+        vma.lock = (
+            self._any_vma_lock if self.scheduler is None else RwSemaphore(self.vma_lock_class, self.scheduler)
+        )
         vma.rmap = [None] * len(self.designs)
         self.vma_pool.alloc()
         if self.vma_lock_pool is not None:
@@ -310,7 +316,7 @@ class System:
 
     def _folio_lock(self, head: int) -> SpinLock:
         if self.scheduler is None:
-            return self._any_folio_lock  # nobody else is there: it only counts
+            return self._any_folio_lock
         lock = self.folio_locks.get(head)
         if lock is None:
             lock = SpinLock(self.folio_lock_class, self.scheduler, head)
@@ -362,6 +368,22 @@ class System:
         """fork is about to look at `vma` (vma_start_write() in dup_mmap()): until mmap_lock is given back, no
         fault prepares it or adds a page to it."""
         start_write(vma)
+
+    # Asking the designs
+
+    def can_merge(self, source: VMA | None, existing: VMA, growing: bool) -> bool:
+        """Does the leader let a range become part of `existing` (ReverseMap.can_merge())?"""
+        answer = self.leader.can_merge(source, existing, growing)
+        if self.agreeing:
+            self.agreeing = [d for d in self.agreeing if d.can_merge(source, existing, growing) == answer]
+        return answer
+
+    def can_join(self, prev: VMA, next: VMA) -> bool:
+        """Does it let two VMAs become one with the range between them (ReverseMap.can_join())?"""
+        answer = self.leader.can_join(prev, next)
+        if self.agreeing:
+            self.agreeing = [d for d in self.agreeing if d.can_join(prev, next) == answer]
+        return answer
 
     # Telling the designs
 
@@ -498,7 +520,8 @@ class System:
         self.pages_freed.count += nr_pages
         for design in self.designs:
             design.folio_freed(head, nr_pages)
-        self.ksm_pages.pop(head, None)
+        if self.ksm_pages:
+            self.ksm_pages.pop(head, None)
         if nr_pages > 1:
             self.mm_ids.pop(head, None)
         self.folios.free(head, self.scheduler is None or self.scheduler.reuses())

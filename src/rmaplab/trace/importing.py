@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Final
 
 from rmaplab.trace.history import Header, History, HistoryFormatError, read_history
-from rmaplab.trace.perf_text import PerfText
-from rmaplab.trace.reduce import Reducer
-from rmaplab.trace.strace import StraceText
 from rmaplab.version import __version__
 
 __all__ = ["import_text", "open_history"]
@@ -45,6 +42,10 @@ def import_text(path: str | os.PathLike[str], *, kernel: str = "") -> History:
     :raises HistoryFormatError: nothing in it can be used; the message says what to do
     :raises OSError: there is no such file, or it may not be read
     """
+    from rmaplab.trace.perf_text import PerfText  # recordings are read without
+    from rmaplab.trace.reduce import Reducer
+    from rmaplab.trace.strace import StraceText
+
     text = Path(path).read_text(errors="replace")
     lines = text.splitlines()
     is_perf = any(mark in line for mark in _PERF_MARKS for line in lines[:1000])

@@ -126,30 +126,28 @@ class Player:
         run: Event | None = None  # faults that are not applied yet, as one event
         nr_run = 0
         for event in events:
-            if event.op == "fault":
-                if run is not None:
-                    if (
-                        event.addr == run.addr + run.length
-                        and event.pid == run.pid
-                        and event.flags == run.flags
-                        and event.result == 0
-                    ):
-                        run.length += event.length
-                        nr_run += 1
-                        continue
-                    self._step(run, nr_run)
-                    yield self.played, run
-                    run = None
-                if self._batch and event.result == 0:
-                    run = _copy_of_fault(event)
-                    nr_run = 1
+            if run is not None:
+                if (
+                    event.op == "fault"
+                    and event.addr == run.addr + run.length
+                    and event.pid == run.pid
+                    and event.flags == run.flags
+                    and event.result == 0
+                ):
+                    if nr_run == 1:
+                        run = _copy_of_fault(run)
+                    run.length += event.length
+                    nr_run += 1
                     continue
-            elif run is not None:
                 self._step(run, nr_run)
                 yield self.played, run
                 run = None
-            self._step(event, 1)
-            yield self.played, event
+            if self._batch and event.op == "fault" and event.result == 0:
+                run = event
+                nr_run = 1
+            else:
+                self._step(event, 1)
+                yield self.played, event
         if run is not None:
             self._step(run, nr_run)
             yield self.played, run
