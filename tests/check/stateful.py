@@ -22,7 +22,6 @@ from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from rmaplab.check.finding import line
 from rmaplab.check.histories import ADVICE, ARENA, FILES, header
 from rmaplab.check.lockstep import Checker
 from rmaplab.mm import abi
@@ -74,9 +73,9 @@ class Histories(RuleBasedStateMachine):
         except HistoryError:
             return
         self.events.append(event)
-        note(line(event))
+        note(str(event))
         wrong = [found.what for found in self.checker.check(len(self.events) - 1, event) if found.is_error]
-        assert not wrong, "\n".join([*wrong, *(line(event) for event in self.events)])
+        assert not wrong, "\n".join([*wrong, *(str(event) for event in self.events)])
 
     def pid(self, number: int) -> int:
         living = list(self.machine.processes)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from acts import mmap
-from rmaplab.check.finding import line, shortest_history
+from rmaplab.check.finding import shortest_history
 from rmaplab.check.lockstep import Checker
 from rmaplab.measure.comparison import Plan, compare
 from rmaplab.mm.machine import Machine
@@ -66,11 +66,8 @@ def test_what_is_excused_is_counted_but_does_not_decide() -> None:
 
 
 def test_a_line_leaves_out_what_says_nothing() -> None:
-    assert line(Event("fork", 7, pid2=8)) == "fork pid=7 pid2=8"
-    assert line(mmap(1, AREA, 2)) == (
+    assert str(Event("fork", 7, pid2=8)) == "fork pid=7 pid2=8"
+    assert str(mmap(1, AREA, 2)) == (
         "mmap pid=1 addr=0x7f0000000000 length=0x2000 prot=3 flags=0x100022 result=0x7f0000000000"
     )
-    assert (
-        line(Event("munmap", 1, PAGE, PAGE, result=-22))
-        == "munmap pid=1 addr=0x1000 length=0x1000 result=-22"
-    )
+    assert str(Event("munmap", 1, PAGE, PAGE, result=-22)) == "munmap pid=1 addr=0x1000 length=0x1000 result=-22"

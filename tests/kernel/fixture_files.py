@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from rmaplab.check.histories import header
-from rmaplab.kernel.answers import State, event_line, page_values, reachable
+from rmaplab.kernel.answers import State, page_values, reachable
 from rmaplab.kernel.driver import Setting
 from rmaplab.kernel.isomorphism import refcount_of_model
 from rmaplab.kernel.lockstep import in_guest
@@ -61,7 +61,7 @@ def model_differs(
         machine.large_folios = 0 if in_exec else its.large_folios  # what execve() builds has none
         got = player.do(event)
         if got != event.result:
-            return [f"- {event_line(event)}", f"+ result {got:#x}"]
+            return [f"- {event}", f"+ result {got:#x}"]
     lines = of_model(machine)
     if lines == expected:
         return []
@@ -83,7 +83,7 @@ def read(path: Path) -> tuple[str, Setting, list[Event], list[str]]:
 
 
 def parse_event(line: str) -> Event:
-    """The inverse of event_line."""
+    """The inverse of str(event)."""
     op, *parts = line.split()
     return Event(op, **{name: int(value, 0) for name, _, value in (part.partition("=") for part in parts)})
 

@@ -11,7 +11,6 @@ import pytest
 
 from kernel.fixture_files import model_differs, parse_event, read, without_chance
 from rmaplab.check import mutants
-from rmaplab.kernel.answers import event_line
 from rmaplab.kernel.fixtures import possible_names
 from rmaplab.kernel.versions import VERSIONS
 from rmaplab.mm.profile import PROFILES, Profile
@@ -67,7 +66,7 @@ def test_the_other_way_round_each_rule_of_a_profile_contradicts_the_kernel(rule:
 def test_an_event_is_what_its_line_says() -> None:
     for path in FIXTURES[:5]:
         _, _, events, _ = read(path)
-        assert [parse_event(event_line(event)) for event in events] == events
+        assert [parse_event(str(event)) for event in events] == events
 
 
 def test_only_what_chance_decides_is_left_out() -> None:

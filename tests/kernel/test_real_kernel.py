@@ -23,7 +23,6 @@ from rmaplab.check import mutants
 from rmaplab.check.histories import header
 from rmaplab.commands.kernel import explained
 from rmaplab.kernel.aimed import history, setting
-from rmaplab.kernel.answers import event_line
 from rmaplab.kernel.consistency import problems
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.fixtures import answers, possible_names
@@ -171,7 +170,7 @@ def test_a_difference_is_made_short_explained_and_kept(witness: Witness, tmp_pat
     screen = explained(short)
     print(screen)
     assert len(screen.splitlines()) <= 40
-    assert "kernel:" in screen and "model:" in screen and event_line(short.event) in screen
+    assert "kernel:" in screen and "model:" in screen and str(short.event) in screen
     write_history(tmp_path / "short.parquet", History(header(), short.requested))
     again = list(read_history(tmp_path / "short.parquet"))
     seen = replay(witness, again, design)

@@ -135,13 +135,3 @@ def _page_only(events: list[Event], addr: int) -> list[Event]:
             event = msgspec.structs.replace(event, addr=addr, length=PAGE_SIZE)
         kept.append(event)
     return kept
-
-
-def line(event: Event) -> str:
-    """The event as one line of text."""
-    words = [event.op, f"pid={event.pid}"]
-    for name in event.__struct_fields__[2:]:
-        value = getattr(event, name)
-        if name not in ("time", "cpu") and value != (-1 if name == "file" else 0):
-            words.append(f"{name}={value}" if name == "pid2" or -4096 < value < 10 else f"{name}={value:#x}")
-    return " ".join(words)

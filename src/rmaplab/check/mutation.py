@@ -17,7 +17,6 @@ from typing import Final
 import msgspec
 from rich.console import Console
 
-from rmaplab.check.finding import line
 from rmaplab.check.lineage_mutants import LINEAGE_MUTANTS
 from rmaplab.check.mutants import MUTANTS, Caught, Mutant, play
 from rmaplab.check.race import explain, timeline
@@ -78,7 +77,7 @@ def look_for(number: int) -> Verdict:
     script = search.shortest(caught.events)
     what = search.shown(script)
     _, wrong = _search(mutant.switched_off(), after)
-    shown = [line(event) for event in script]
+    shown = [*map(str, script)]
     return _verdict(mutant, "verify", after, "steps", begun - seconds, what, shown, "" if wrong is None else wrong.what)
 
 

@@ -16,7 +16,6 @@ from typing import Final
 
 import msgspec
 
-from rmaplab.check.finding import line
 from rmaplab.check.lock_order import complaints
 from rmaplab.check.scenarios import World, exists, names, preemption_bound, scenario
 from rmaplab.errors import CannotRun, in_a_line
@@ -282,7 +281,7 @@ def name_ordering(failure: Failure, scenario: Scenario, memory: Model) -> None:
 def explain(failure: Failure) -> Broken:
     """Describe the failure."""
     if not failure.path and isinstance(failure.subject, World):
-        events = [TimelineStep(0, line(event)) for event in failure.subject.events]
+        events = [TimelineStep(0, str(event)) for event in failure.subject.events]
         return Broken(f"set-up: {in_a_line(failure.error)}", "", events)
     label = Labels(failure.subject)
     timeline = [TimelineStep(step.task, label.step(step)) for step in failure.trace]

@@ -11,7 +11,6 @@ import msgspec
 from rich.console import Console
 
 from rmaplab.check.coverage import ENOUGH, missing
-from rmaplab.check.finding import line
 from rmaplab.check.histories import header
 from rmaplab.check.verify import Failure, Plan, Verified
 from rmaplab.printable import plural
@@ -138,12 +137,12 @@ def _print_failure(plan: Plan, found: Verified, failure: Failure, saved: Path | 
     print_fact("", f"{failure.kind}: {failure.what}", out)
     out.print(f"\nThe shortest history found that shows it ({len(failure.events)} of {found.original} events):")
     for event in failure.events[:-1]:
-        out.print(f"  {line(event)}", soft_wrap=True)
+        out.print(f"  {event}", soft_wrap=True)
     for event in failure.events[-1:]:
         if failure.kind == "broken":  # it has no result
-            out.print(f"  {line(msgspec.structs.replace(event, result=0))}: raises {failure.what}", soft_wrap=True)
+            out.print(f"  {msgspec.structs.replace(event, result=0)}: raises {failure.what}", soft_wrap=True)
         else:
-            out.print(f"  {line(event)}", soft_wrap=True)
+            out.print(f"  {event}", soft_wrap=True)
     if saved is not None:
         out.print(f"\nSaved in {saved}. To see it again:\n  {replay_command(saved, plan, failure)}", soft_wrap=True)
         if not failure.large_folios:

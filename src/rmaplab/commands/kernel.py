@@ -353,18 +353,16 @@ def _save(path: Path, recorded: History | None, events: list[Event], release: st
 
 def explained(found: Disagreement) -> str:
     """A difference on one screen: what either side has, and how one gets there."""
-    from rmaplab.kernel.answers import event_line
-
     lines = [
         f"After {len(found.requested)} steps the kernel and the model differ, at",
-        f"  {event_line(found.event)}",
+        f"  {found.event}",
         *str(found.difference).splitlines(),
         f"The history{_options(found.setting)}:",
     ]
     played = found.played
     if len(played) > 30:
         lines.append(f"  ({len(played) - 30} events before these)")
-    return "\n".join([*lines, *(f"  {event_line(event)}" for event in played[-30:])])
+    return "\n".join([*lines, *(f"  {event}" for event in played[-30:])])
 
 
 def _options(setting: Setting) -> str:

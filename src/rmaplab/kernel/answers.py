@@ -21,18 +21,6 @@ from rmaplab.kernel.isomorphism import belongs, refcount_of_kernel
 from rmaplab.mm.vma import PAGE_SIZE
 from rmaplab.trace.events import Event
 
-_FIELDS: Final = ("addr", "length", "prot", "flags", "addr2", "length2", "file", "offset", "pid2", "result")
-
-
-def event_line(event: Event) -> str:
-    """`op pid=1 addr=0x... ...`, without fields that have their default."""
-    parts = [event.op, f"pid={event.pid}"]
-    for field in _FIELDS:
-        value = getattr(event, field)
-        if value != (-1 if field == "file" else 0):
-            parts.append(f"{field}={value if -9 <= value <= 9 else hex(value)}")
-    return " ".join(parts)
-
 
 class _Names:
     """Names of objects, by order of appearance."""
@@ -79,7 +67,7 @@ class State:
 
 def render(events: Iterable[Event], snapshot: real.Snapshot, pids: Mapping[int, int]) -> str:
     """Events and the kernel's state after them."""
-    return "\n".join([*map(event_line, events), *of_kernel(snapshot, pids)])
+    return "\n".join([*map(str, events), *of_kernel(snapshot, pids)])
 
 
 def of_kernel(snapshot: real.Snapshot, pids: Mapping[int, int]) -> list[str]:

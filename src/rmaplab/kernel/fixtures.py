@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rmaplab.kernel.aimed import AIMED, history, setting
-from rmaplab.kernel.answers import event_line, of_kernel
+from rmaplab.kernel.answers import of_kernel
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.lockstep import Disagreement, Lockstep, Witness
 
@@ -34,7 +34,7 @@ def answer(
     large = f", folios of up to {1 << its.large_folios} pages" if its.large_folios else ""
     crowded = f", {its.mappings} mappings at most" if its.mappings else ""
     title = f"# {name}{large}{crowded}, answered by Linux {witness.profile.release}"
-    lines = [title, *map(event_line, lockstep.played), *state]
+    lines = [title, *map(str, lockstep.played), *state]
     return "\n".join(lines) + "\n", None
 
 

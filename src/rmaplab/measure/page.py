@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rmaplab.check.finding import line
 from rmaplab.measure.answer import Column, checked, columns_of, findings, recorded
 from rmaplab.measure.report import KINDS, Report
 from rmaplab.pages import WIDTH, colour, looks, picture, render
@@ -49,7 +48,7 @@ def page(report: Report, repeat: Sequence[str]) -> str:
         ],
         recorded=recorded(report),
         checked=checked(report),
-        differences=[(d, KINDS[d.kind], [line(event) for event in d.shortest]) for d in _first(report)],
+        differences=[(d, KINDS[d.kind], [*map(str, d.shortest)]) for d in _first(report)],
         repeat=repeat,
     )
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from rich.console import Console
 
-from rmaplab.check.finding import line
 from rmaplab.check.lockstep import ERRORS
 from rmaplab.measure.figures import Counts, DesignFigures, Objects, Work
 from rmaplab.measure.memory import Memory, curve
@@ -263,7 +262,7 @@ def _print_differences(report: Report, out: Console) -> None:
             if difference.shortest:
                 print_text("the shortest history found that shows the same:", 4, out)
                 for event in difference.shortest:
-                    print_text(line(event), 6, out)
+                    print_text(str(event), 6, out)
         if total > len(listed):
             print_text(f"and {total - len(listed):,} more", 2, out)
         out.print()

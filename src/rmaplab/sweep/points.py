@@ -19,7 +19,6 @@ from typing import ClassVar, Final
 import msgspec
 
 from rmaplab.check import race
-from rmaplab.check.finding import line
 from rmaplab.check.verify import Plan as VerifyPlan
 from rmaplab.check.verify import verify
 from rmaplab.measure import scale, sources
@@ -369,7 +368,7 @@ class Verify(Point, frozen=True, kw_only=True, tag="verify"):
             return Outcome(rows, [], plan.profile)
         differences = [f"no step came to this: {case}" for case in found.without_effect]
         if found.failure is not None:
-            script = "; ".join(line(event) for event in found.failure.events)
+            script = "; ".join(map(str, found.failure.events))
             differences.append(f"{found.failure.design or 'machine'}: {found.failure.what} ({script})")
         return Outcome(rows, differences, plan.profile)
 

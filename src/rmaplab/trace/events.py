@@ -93,3 +93,12 @@ class Event(msgspec.Struct, omit_defaults=True):
     result: int = 0
     time: int = 0  # nanoseconds since the history began
     cpu: int = -1  # -1: not known
+
+    def __str__(self) -> str:
+        """`op pid=1 addr=0x... ...`, without fields that have their default, and without when and where."""
+        words = [self.op, f"pid={self.pid}"]
+        for name in self.__struct_fields__[2:-2]:
+            value = getattr(self, name)
+            if value != (-1 if name == "file" else 0):
+                words.append(f"{name}={value}" if name == "pid2" or -4096 < value < 10 else f"{name}={value:#x}")
+        return " ".join(words)

@@ -23,7 +23,6 @@ from typing import Any, Final, cast
 import msgspec
 
 from rmaplab.check.histories import header, shortest
-from rmaplab.kernel.answers import event_line
 from rmaplab.kernel.errors import KernelUnavailable
 from rmaplab.mm import abi
 from rmaplab.mm.errors import HistoryError
@@ -409,14 +408,13 @@ def drift(
 def explained(found: Disagreement, drift: Sequence[str]) -> str:
     """A difference on one screen."""
     asked, got = found.results
-    last = event_line(found.events[-1])
-    lines = [f"After {len(found.events)} events mm/vma.c and the machine differ, at", f"  {last}"]
+    lines = [f"After {len(found.events)} events mm/vma.c and the machine differ, at", f"  {found.events[-1]}"]
     if asked != got:
         lines.append(f"  result: {got:#x} in mm/vma.c, {asked:#x} in the machine")
     for name, vmas, others in (("mm/vma.c", found.native, found.machine), ("machine", found.machine, found.native)):
         known = {str(vma) for vma in others}
         lines += [f"  {name}:", *(f"  {' ' if str(vma) in known else '!'} {vma}" for vma in vmas)]
-    lines += ["The history:", *(f"  {event_line(event)}" for event in found.events)]
+    lines += ["The history:", *(f"  {event}" for event in found.events)]
     rules = [rule for rule in drift if rule != "?"]
     if rules:
         also = "more differs still" if "?" in drift else "all asked for would agree"
