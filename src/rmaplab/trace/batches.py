@@ -35,7 +35,7 @@ from rmaplab.trace.events import FAULT_WRITE
 from rmaplab.trace.history import CODE, Rows, empty_columns
 from rmaplab.trace.spaces import Process, Range, page_align
 
-__all__ = ["REGISTERS", "Batch", "Calls", "Faults", "Run"]
+__all__ = ["REGISTERS", "Batch", "Calls", "Faults", "Run", "in_order"]
 
 REGISTERS: Final = ("di", "si", "dx", "r10", "r8", "r9")  # of a system call's parameters
 MAP_SHARED_VALIDATE: Final = 3
@@ -51,6 +51,14 @@ _SEEN: Final = np.dtype([("time", "i8"), ("cpu", "i8"), ("tid", "i4"), ("number"
                          *((name, "u8") for name in REGISTERS)])  # fmt: skip
 _FEW: Final = 128  # faults that are not worth arrays
 _CHUNK: Final = 4096  # faults that become rows at a time
+
+
+def in_order(times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | slice:
+    """The index by which `times` ascend; what is equal stays as it is."""
+    if (times[1:] >= times[:-1]).all():
+        return slice(None)
+    index: npt.NDArray[np.int64] = np.argsort(times, kind="stable")
+    return index
 
 
 class Calls:
@@ -69,8 +77,10 @@ class Calls:
         """All of `parts`, in the order in which they took effect."""
         if not parts:
             return cls(np.empty(0, dtype=_SEEN), np.empty(0, dtype=np.int64))
+        if len(parts) == 1:
+            return parts[0][in_order(parts[0].effect)]
         effect = np.concatenate([part.effect for part in parts])
-        return cls(np.concatenate([part.seen for part in parts]), effect)[np.argsort(effect, kind="stable")]
+        return cls(np.concatenate([part.seen for part in parts]), effect)[in_order(effect)]
 
     @property
     def time(self) -> npt.NDArray[np.int64]:
@@ -417,22 +427,34 @@ class Batch:
 def _columns_of(calls: Calls, pid: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
     """The rows of plain calls, by the table of their parameters."""
     columns = empty_columns(len(calls))
-    if not len(calls):
-        return columns
     seen = calls.seen
-    columns["pid"][:], columns["time"][:], columns["cpu"][:] = pid, calls.effect, seen["cpu"]
-    for number in np.unique(seen["number"]).tolist():
-        call = BY_NUMBER[number]
-        rows = np.flatnonzero(seen["number"] == number)
-        columns["op"][rows] = CODE[call.op]
-        columns["result"][rows] = seen["result"][rows]
-        for register, field, mask in zip(REGISTERS, call.parameters, call.masks, strict=False):
-            if field and field != "file":
-                columns[field][rows] = seen[register][rows] & np.uint64(mask & 2**64 - 1)
-        if number == _MMAP:
-            columns["prot"][rows] &= 7
-            columns["offset"][rows] = 0
-        elif number == _MREMAP:
-            placed = columns["flags"][rows] & (MREMAP_FIXED | MREMAP_DONTUNMAP) != 0
-            columns["addr2"][rows] = np.where(placed, columns["addr2"][rows], 0)
+    number = np.ascontiguousarray(seen["number"])
+    columns["op"][:], columns["result"][:], columns["pid"][:] = _CODES[number], seen["result"], pid
+    columns["time"][:], columns["cpu"][:] = calls.effect, seen["cpu"]
+    for (register, field, mask), has_it in _FIELDS.items():
+        which = has_it[number]
+        if which.all():
+            columns[field][:] = seen[register] & np.uint64(mask)
+        elif which.any():
+            columns[field][which] = seen[register][which] & np.uint64(mask)
+    unplaced = (number == _MREMAP) & (columns["flags"] & (MREMAP_FIXED | MREMAP_DONTUNMAP) == 0)
+    columns["addr2"][unplaced] = 0
     return columns
+
+
+def _fields() -> dict[tuple[str, str, int], npt.NDArray[np.bool_]]:
+    """By register, field that it becomes, and mask: which calls, by number, have such a parameter."""
+    fields: dict[tuple[str, str, int], npt.NDArray[np.bool_]] = {}
+    for number in _PLAIN:
+        call = BY_NUMBER[number]
+        for register, field, mask in zip(REGISTERS, call.parameters, call.masks, strict=False):
+            mask = 7 if (number, field) == (_MMAP, "prot") else mask & 2**64 - 1
+            if field not in ("", "file", "offset"):  # of memory without a file
+                fields.setdefault((register, field, mask), np.zeros(max(_PLAIN) + 1, dtype=bool))[number] = True
+    return fields
+
+
+_CODES: Final = np.array(
+    [CODE[BY_NUMBER[number].op] if number in _PLAIN else 0 for number in range(max(_PLAIN) + 1)], dtype=np.int8
+)
+_FIELDS: Final = _fields()

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from rmaplab.mm.abi import CLONE_VM
 from rmaplab.trace import bpf
-from rmaplab.trace.batches import REGISTERS, Calls, Faults
+from rmaplab.trace.batches import REGISTERS, Calls, Faults, in_order
 from rmaplab.trace.calls import BY_NUMBER, CALLS, LOCKING_ADVICE
 from rmaplab.trace.collector import Block, Records, Stream
 from rmaplab.trace.perf_events import (
@@ -170,10 +170,10 @@ def _return() -> str:
     return f"""
     r6 = r1
     r1 = r10
-    r1 += -16
-    r2 = 8
+    r1 += -80
+    r2 = 72
     r3 = *(u64 *)(r6 + 0)
-    r3 += 120  ; orig_ax
+    r3 += 56  ; r10
     call probe_read_kernel
     r8 = *(u64 *)(r10 - 16)
     {_search(sorted(BY_NUMBER))}
@@ -183,12 +183,6 @@ found:
     *(u64 *)(r10 - 96) = r1
     r1 = *(u64 *)(r9 + 0)
     *(u64 *)(r10 - 88) = r1
-    r1 = r10
-    r1 += -80
-    r2 = 72
-    r3 = *(u64 *)(r6 + 0)
-    r3 += 56  ; r10
-    call probe_read_kernel
     call get_smp_processor_id
     *(u64 *)(r10 - 56) = r0
     {_output(104, _FORGET)}"""
@@ -372,6 +366,6 @@ class BpfEvents:
 def _records(data: bytearray, kind: np.dtype[np.void]) -> npt.NDArray[np.void]:
     """What there is of whole records at the start of `data`, in the order of time; they are removed."""
     size = len(data) // kind.itemsize * kind.itemsize
-    seen = np.frombuffer(bytes(data[:size]), dtype=kind)
+    seen = np.frombuffer(data[:size], dtype=kind)
     del data[:size]
-    return seen[np.argsort(seen["time"], kind="stable")]
+    return seen[in_order(seen["time"])]

@@ -25,7 +25,7 @@ from typing import IO, Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rmaplab.trace.batches import Calls, Faults
+from rmaplab.trace.batches import Calls, Faults, in_order
 from rmaplab.trace.reduce import Reducer
 from rmaplab.trace.timeline import Timeline
 
@@ -218,7 +218,7 @@ class Collector:
             for row in rows:
                 row[1](*row)
             faults = Faults.joined(touched)
-            timeline.touched(faults[np.argsort(faults.time, kind="stable")])
+            timeline.touched(faults[in_order(faults.time)])
             timeline.tell(self._reducer, timeline.settled(min(end + 1, *(stream.waits() for stream in self._streams))))
 
     def stop(self, say: Say = lambda text: None) -> None:

@@ -56,7 +56,8 @@ _FILTERS: Final = {
 _SYS_PERF_EVENT_OPEN: Final = 298
 _TYPE_SOFTWARE, _TYPE_TRACEPOINT = 1, 2
 _DUMMY: Final = 9  # PERF_COUNT_SW_DUMMY
-_SAMPLE: Final = 1 << 1 | 1 << 2 | 1 << 10  # PERF_SAMPLE_TID, TIME, RAW
+_TIME: Final = 1 << 2  # PERF_SAMPLE_TIME
+_SAMPLE: Final = 1 << 1 | _TIME | 1 << 10  # PERF_SAMPLE_TID, TIME, RAW
 # Bits of perf_event_attr (include/uapi/linux/perf_event.h).
 _INHERIT, _MMAP, _COMM, _TASK, _WATERMARK = 1 << 1, 1 << 8, 1 << 9, 1 << 13, 1 << 14
 _MMAP_DATA, _SAMPLE_ID_ALL, _MMAP2, _COMM_EXEC, _USE_CLOCKID = 1 << 17, 1 << 18, 1 << 23, 1 << 24, 1 << 25
@@ -72,7 +73,8 @@ _LOST, _COMM_RECORD, _EXIT, _FORK, _SAMPLE_RECORD, _MMAP2_RECORD, _LOST_SAMPLES 
 _MISC_COMM_EXEC: Final = 1 << 13
 
 _HEADER: Final = struct.Struct("<IHH")
-_WHO: Final = struct.Struct("<iiQ")  # pid, tid, time: of samples at their start, of records at their end
+_WHO: Final = struct.Struct("<iiQ")  # pid, tid, time: how samples begin; records have the time at their end
+_CLOCK: Final = struct.Struct("<Q")
 _TASKS: Final = struct.Struct("<iiii")
 _MAPPED: Final = struct.Struct("<iiQQQIIQQII")
 _AHEAD, _MOST = 8, 1024  # records that are alike: so many make it worth looking for more, of which so many at a time
@@ -207,7 +209,7 @@ class PerfEvents:
         ring: PerfRing | None = None
         for point in points:
             flags |= _INHERIT | _WATERMARK | _USE_CLOCKID
-            descriptor = perf_event_open(point, pid, cpu, flags, _SAMPLE, size // 4)
+            descriptor = perf_event_open(point, pid, cpu, flags, _TIME if point is None else _SAMPLE, size // 4)
             self._descriptors.append(descriptor)
             if ring is None:
                 ring = PerfRing(descriptor, size)
@@ -278,7 +280,7 @@ class _Decoder:
 
     def calls(self, cpu: int, part: bytearray) -> Sequence[Block]:
         """What a ring of calls held."""
-        header, who = _HEADER.unpack_from, _WHO.unpack_from
+        header, who, clock = _HEADER.unpack_from, _WHO.unpack_from, _CLOCK.unpack_from
         data = bytes(part)
         records: list[Any] = []
         at, size = 0, len(data)
@@ -297,9 +299,9 @@ class _Decoder:
                 point = data[at + _RAW] | data[at + _RAW + 1] << 8
                 records.append((time, self._acts[point], cpu, pid, tid, 0, data[at + _RAW : at + length]))
             else:
-                end = at + length - _WHO.size
-                pid, tid, time = who(data, end)
-                records.append((time, self._record, cpu, pid, tid, kind | misc << 16, data[at + 8 : end]))
+                pid, tid, _ = who(data, at + 8)
+                (time,) = clock(data, at + length - 8)
+                records.append((time, self._record, cpu, pid, tid, kind | misc << 16, data[at + 8 : at + length]))
             at += length
         del part[:at]
         records.sort(key=lambda record: record[0])
@@ -309,7 +311,7 @@ class _Decoder:
     def _anonymous(self, data: bytes, at: int, length: int, cpu: int) -> list[tuple[Any, ...]]:
         """Of MMAP2 records of `length` bytes, one after the other from `at` on, those that tell of anonymous memory."""
         fields = {"header": ("u8", 0), "start": ("u8", 16), "length": ("u8", 24), "prot": ("u4", 64),
-                  "path": ("u8", 72), "tid": ("i4", length - 12), "time": ("i8", length - 8)}  # fmt: skip
+                  "path": ("u8", 72), "tid": ("i4", 12), "time": ("i8", length - 8)}  # fmt: skip
         formats, offsets = zip(*fields.values(), strict=True)
         kind = np.dtype({"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": length})
         seen = np.frombuffer(data, dtype=kind, offset=at, count=min((len(data) - at) // length, _MOST))

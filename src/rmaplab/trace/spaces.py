@@ -96,8 +96,7 @@ class Space:
 
     def insert(self, new: Range) -> None:
         """Map `new` over whatever was there."""
-        self.remove(new.start, new.end)
-        i = bisect_right(self._starts, new.start)
+        i = self.remove(new.start, new.end)
         if i and _are_one(self.ranges[i - 1], new):
             self.ranges[i - 1].end = new.end
             return
@@ -107,16 +106,23 @@ class Space:
         self.ranges.insert(i, new)
         self._starts.insert(i, new.start)
 
-    def remove(self, start: int, end: int) -> list[Range]:
-        """Unmap [start, end); returns what was there."""
+    def remove(self, start: int, end: int) -> int:
+        """Unmap [start, end); returns how many ranges lie below it."""
+        i = bisect_right(self._starts, start)
+        if i == 0 or self.ranges[i - 1].end <= start:
+            if i == len(self.ranges) or end <= self.ranges[i].start:
+                return i  # nothing is there
+        elif self.ranges[i - 1].start == start and self.ranges[i - 1].end == end:
+            del self.ranges[i - 1]
+            del self._starts[i - 1]
+            return i - 1
         self._cut(start)
         self._cut(end)
         i = bisect_right(self._starts, start - 1)
         j = bisect_right(self._starts, end - 1)
-        removed = self.ranges[i:j]
         del self.ranges[i:j]
         del self._starts[i:j]
-        return removed
+        return i
 
     def pieces(self, start: int, end: int) -> list[Range]:
         """The ranges of exactly [start, end), cut off from what surrounds them."""
