@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from rmaplab.check.histories import header
-from rmaplab.kernel.answers import State, page_values, reachable
+from rmaplab.kernel.answers import State, folded, page_values, reachable
 from rmaplab.kernel.driver import Setting
 from rmaplab.kernel.isomorphism import refcount_of_model
 from rmaplab.kernel.lockstep import in_guest
@@ -109,16 +109,17 @@ def of_model(machine: Machine) -> list[str]:
             for addr in range(vma.start, vma.end, PAGE_SIZE):
                 entry = mm.page_table.get(addr)
                 pfn = entry >> PTE_SHIFT
+                huge = " huge" * mm.page_table.is_huge(addr)
                 if entry & PTE_ANON:
                     cached = folios.head.m[pfn] in machine.slot_of
                     exclusive, writable = entry & PTE_EXCLUSIVE != 0, entry & PTE_WRITE != 0
                     values = page_values(folios.mapcount.m[pfn], folios.order.m[pfn], exclusive, writable, cached)
                     ksm = folios.flags.m[pfn] & FOLIO_KSM != 0
-                    state.page(addr, pfn, values, folios.index.m[pfn], design.anchor.m[pfn], ksm)
+                    state.page(addr, pfn, values + huge, folios.index.m[pfn], design.anchor.m[pfn], ksm)
                 elif entry & PTE_SWAP:
                     state.entry(addr, f"swap {state.slots(pfn)}{' exclusive' if entry & PTE_EXCLUSIVE else ''}")
                 elif entry & (PTE_ZERO | PTE_FILE):
-                    state.entry(addr, "zero" if entry & PTE_ZERO else "file")
+                    state.entry(addr, ("zero" if entry & PTE_ZERO else "file") + huge)
                 elif entry & PTE_GUARD:
                     state.entry(addr, "guard")
     tally = Tally("")
@@ -133,4 +134,4 @@ def of_model(machine: Machine) -> list[str]:
         tree = [named[cast(AnonVmaChain, node).vma.id] for node in mine.touching(0, _LAST_PGOFF, tally)]
         counts = (refcount_of_model(design, mine), mine.num_children, mine.num_active_vmas)
         state.anon_vma(number, mine.root.number, mine.parent.number, counts, tree)
-    return state.lines
+    return folded(state.lines)

@@ -272,6 +272,9 @@ def _rows(machine: Machine, truth: Truth, wrong: list[str]) -> None:
         wrong.append(f"page {pfns[i]} is exclusive, but {counted[pfns[i]]} entries map it")
     if machine.nr_large:
         other = (folios.order.v[pfns] > 0) & (folios.exclusive.v[pfns] != exclusive) & (entries & PTE_MIGRATION == 0)
+        # Where one entry maps a folio whole, its first page stands for all (PageAnonExclusive()).
+        huge = np.array([leaf.huge for _, _, leaf in truth.leaves], dtype=np.bool_)[truth.leaf_of[truth.anon]]
+        other &= ~huge | (folios.head.v[pfns] == pfns)
         for i in _some(other):
             wrong.append(
                 f"page {pfns[i]} of a large folio and the entry that maps it do not agree on whether it is exclusive"
@@ -289,18 +292,18 @@ def _rows(machine: Machine, truth: Truth, wrong: list[str]) -> None:
 
 def _mm_ids(machine: Machine, wrong: list[str]) -> None:
     """What large folios remember of who maps them (mm/mm_ids.py)."""
-    folios = machine.folios
     if not machine.mm_ids:
         return
     mapped: dict[int, Counter[int]] = {head: Counter() for head in machine.mm_ids}
     for mm in machine.mms.values():
         for leaf in mm.page_table.leaves.values():
             for head, count in machine.large_among(leaf.v[leaf.v & PTE_ANON != 0] >> PTE_SHIFT):
-                mapped[head][mm.id] += count
+                if head in mapped:
+                    mapped[head][mm.id] += 1 if leaf.huge else count
     for head, ids in machine.mm_ids.items():
         by_mm = mapped[head]
-        if ids.mapcount != folios.total_mapcount(head):
-            wrong.append(f"large folio {head} counts {ids.mapcount} mappings, it has {folios.total_mapcount(head)}")
+        if ids.mapcount != by_mm.total():
+            wrong.append(f"large folio {head} counts {ids.mapcount} mappings, it has {by_mm.total()}")
         for number, count in ids.slots():
             if count > by_mm[number]:
                 wrong.append(f"large folio {head} counts {count} mappings by mm {number}, it has {by_mm[number]}")
@@ -332,6 +335,12 @@ def _leaves(truth: Truth, wrong: list[str]) -> None:
         vma = mm.tree.first_after(number << LEAF_SHIFT)
         if vma is None or vma.start >= number + 1 << LEAF_SHIFT:
             wrong.append(f"leaf {number} of mm {mm.id} is there, and no VMA is")
+        elif leaf.huge:
+            step = 1 << PTE_SHIFT if leaf.m[0] & (PTE_ANON | PTE_MIGRATION) else 0
+            if (leaf.v != leaf.m[0] + np.arange(LEAF_ENTRIES, dtype=np.int64) * step).any():
+                wrong.append(f"leaf {number} of mm {mm.id} is mapped by one entry, and its own are not alike")
+            if vma.start > number << LEAF_SHIFT or vma.end < number + 1 << LEAF_SHIFT:
+                wrong.append(f"leaf {number} of mm {mm.id} is mapped by one entry, and {vma!r} ends within it")
 
 
 def _entries(machine: Machine, truth: Truth, wrong: list[str]) -> None:

@@ -67,7 +67,8 @@ class Guest(Which):
     large_folios: Annotated[
         int,
         typer.Option(
-            min=0, max=9, metavar="ORDER", help="Faults may allocate folios of up to 2**ORDER pages (6.8 on)."
+            min=0, max=9, metavar="ORDER",
+            help="Faults may allocate folios of up to 2**ORDER pages (6.8 on; before, 9 for 2 MiB).",
         ),
     ] = 0
     mappings: Annotated[

@@ -9,10 +9,13 @@ that "the same text" means "isomorphic" (tests/kernel/fixture_files.py).
     | 1: 0x7fff00000-0x7fff21000 pgoff 0x7ffffffdf rw- anon A1 chain A1
     |    0x7fff1f000 p1 mapcount 1 exclusive writable index 0x7fffffffe anon_vma A1
     | A1: root A1 parent A1 refcount 1 children 1 active 1 tree 1:0x7fff00000
+
+Many entries in a row that are alike are one line: 0x1000000000-0x10001ff000 p4-p515 ... index 0x1000000-0x10001ff ...
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -20,6 +23,9 @@ from rmaplab.kernel import snapshot as real
 from rmaplab.kernel.isomorphism import belongs, refcount_of_kernel
 from rmaplab.mm.vma import PAGE_SIZE
 from rmaplab.trace.events import Event
+
+_ENTRY: Final = re.compile(r"\|    (0x[0-9a-f]+) ((?:swap )?[ps]?)(\d*)(.*?)(?: index (0x[0-9a-f]+)( .*))?")
+_MANY: Final = 64  # entries in a row that are one line if they are alike
 
 
 class _Names:
@@ -91,17 +97,51 @@ def of_kernel(snapshot: real.Snapshot, pids: Mapping[int, int]) -> list[str]:
                 if entry.kind == "anon":
                     page = snapshot.pages[entry.number]
                     values = page_values(page.mapcount, page.order, entry.exclusive, entry.writable, page.swapcache)
+                    values += " huge" * entry.huge
                     state.page(addr, entry.number, values, page.index, page.anon_vma, page.ksm)
                 elif entry.kind == "swap":
                     state.entry(addr, f"swap {state.slots(entry.number)}{' exclusive' if entry.exclusive else ''}")
                 else:
-                    state.entry(addr, entry.kind)
+                    state.entry(addr, entry.kind + " huge" * entry.huge)
     for number in reachable(state, lambda a: (snapshot.anon_vmas[a].root, snapshot.anon_vmas[a].parent)):
         its = snapshot.anon_vmas[number]
         tree = [named.get(snapshot.avcs[node.avc].vma, "?") for node in its.tree]
         refcount = refcount_of_kernel(snapshot, its)
         state.anon_vma(number, its.root, its.parent, (refcount, its.num_children, its.num_active_vmas), tree)
-    return state.lines
+    return folded(state.lines)
+
+
+def folded(lines: list[str]) -> list[str]:
+    """The same lines, with one for many entries in a row that are alike: of pages one after the other, or of one."""
+    folded: list[str] = []
+    run: list[tuple[str, ...]] = []
+    for line in [*lines, ""]:
+        match = _ENTRY.fullmatch(line)
+        row = (line, *match.groups("")) if match is not None else ()
+        if run and not (row and _continues(run[0], run[-1], row, len(run))):
+            folded += [its[0] for its in run] if len(run) < _MANY else [_range(run[0][0], run[-1][0])]
+            run = []
+        if row:
+            run.append(row)
+        elif line:
+            folded.append(line)
+    return folded
+
+
+def _continues(first: tuple[str, ...], last: tuple[str, ...], row: tuple[str, ...], count: int) -> bool:
+    """Is the entry `row` the one after `last` in a run of `count` that begins with `first`?"""
+    if int(row[1], 0) != int(last[1], 0) + PAGE_SIZE or row[2::2] != last[2::2]:
+        return False
+    numbers = [int(of[3] or "0") for of in (first, last, row)]
+    index = [int(of[5] or "-1", 0) for of in (last, row)]
+    alike = numbers[2] == numbers[0] if count > 1 and numbers[0] == numbers[1] else numbers[2] == numbers[1] + 1
+    return (alike or (count == 1 and numbers[2] == numbers[1])) and index[1] == index[0] + (index[0] >= 0)
+
+
+def _range(first: str, last: str) -> str:
+    """One line for all entries from one line to another."""
+    words = [one if one == other else f"{one}-{other}" for one, other in zip(first.split(), last.split(), strict=True)]
+    return "|    " + " ".join(words[1:])
 
 
 def page_values(mapcount: int, order: int, exclusive: bool, writable: bool, cached: bool) -> str:

@@ -217,7 +217,7 @@ def _tables(memory: Memory, mm: int, pgd: int) -> tuple[Int32s, Int64s, Words]:
                     pages = np.arange(1 << shift - PAGE_SHIFT, dtype=np.uint64)
                     step: Words = pages << np.uint64(PAGE_SHIFT)
                     flags = np.uint64(entry & ~PTE_FRAME & ~_HUGE & _ALL)
-                    first = (entry if entry & _PRESENT else ~entry) & PTE_FRAME & ~0x1000  # bit 12 is a flag here
+                    first = (entry if entry & _PRESENT else ~entry) & PTE_FRAME & -(1 << shift)  # below are flags
                     frames: Words = step + np.uint64(first)
                     addrs.append(addr + step.astype(np.int64))
                     entries.append((frames if entry & _PRESENT else ~frames & np.uint64(PTE_FRAME)) | flags)

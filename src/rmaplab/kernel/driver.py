@@ -38,6 +38,7 @@ from rmaplab.mm.abi import (
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
 )
+from rmaplab.mm.folio import MAX_ORDER
 from rmaplab.mm.ksm import AS_FOUND, BREAK, FORGET, SPLIT
 from rmaplab.mm.vmscan import KEPT, ONCE
 from rmaplab.trace.calls import DOES
@@ -105,6 +106,7 @@ class Driver:
         self._orders: Final = range(2, setting.large_folios + 1)
         self._mappings = setting.mappings
         self._allow_large("always")
+        self._allow_huge("always")
         self._descriptors: Final[dict[int, int]] = {-1: -1}
         for entry in files.values():
             self._open(entry)
@@ -154,11 +156,18 @@ class Driver:
 
     def _allow_large(self, when: str) -> None:
         for order in self._orders:
-            self.guest.write_file(f"{THP}/hugepages-{4 << order}kB/enabled", when)
+            if order < MAX_ORDER:
+                self.guest.write_file(f"{THP}/hugepages-{4 << order}kB/enabled", when, must=False)  # since 6.8
+
+    def _allow_huge(self, when: str) -> None:
+        """Of 2 MiB, for which no stack that execve() builds has room."""
+        if MAX_ORDER in self._orders and self.guest.write_file(f"{THP}/hugepages-2048kB/enabled", when, must=False) < 0:
+            self.guest.write_file(f"{THP}/enabled", when)
 
     def end(self) -> None:
         """Let all workers exit."""
         self._allow_large("never")
+        self._allow_huge("never")
         self.guest.write_file(_MAX_MAP_COUNT, str(MAX_MAP_COUNT))
         for pid in list(self.slots):
             self._exit(Event("exit", pid))

@@ -13,6 +13,7 @@ from rmaplab.kernel.aimed import AIMED, history, setting
 from rmaplab.kernel.answers import of_kernel
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.lockstep import Disagreement, Lockstep, Witness
+from rmaplab.mm.folio import MAX_ORDER
 
 
 def answer(
@@ -44,6 +45,6 @@ def answers(witness: Witness, coverage: Coverage | None = None) -> Iterator[tupl
         yield (name, *answer(witness, name, coverage))
 
 
-def possible_names(has_large_folios: bool) -> list[str]:
-    """The aimed histories that a kernel with or without large folios can do."""
-    return [name for name in AIMED if has_large_folios or not setting(name).large_folios]
+def possible_names(mthp: bool) -> list[str]:
+    """The aimed histories that a kernel can do which has large folios of any size, or of 2 MiB only."""
+    return [name for name in AIMED if mthp or setting(name).large_folios in (0, MAX_ORDER)]

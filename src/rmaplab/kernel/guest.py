@@ -396,6 +396,12 @@ class Guest:
         for name, value in (("pages_to_scan", 1 << 20), ("sleep_millisecs", 0), ("max_page_sharing", 1 << 20)):
             self.write_file(f"{KSM}/{name}", str(value), must=False)
         self.write_file(f"{KSM}/smart_scan", "0", must=False)  # since 6.7
+        # khugepaged looks around once, when it begins; folios of 2 MiB are worth looking for room for them.
+        self.write_file(f"{THP}/khugepaged/scan_sleep_millisecs", str((1 << 32) - 1), must=False)
+        self.write_file(f"{THP}/khugepaged/pages_to_scan", "1", must=False)
+        # With little memory, neither that nor the zero page of that size is in use by itself (hugepage_init()).
+        self.write_file(f"{THP}/defrag", "always", must=False)
+        self.write_file(f"{THP}/use_zero_page", "1", must=False)
         for module, path, purpose in (
             ("qemu_fw_cfg", "/sys/firmware/qemu_fw_cfg/rev", "tells from outside where its structures are"),
             ("brd", "/dev/ram0", "it swaps to"),

@@ -11,9 +11,9 @@ one to one:
 
 Compared are, of a VMA: range, page offset, flags, file, own anon_vma, the chain in its order; of an anon_vma:
 root, parent, refcount, child and active counts, and the VMAs in its interval tree in their order; of an entry:
-kind, page or slot, whether it is writable; of a page: mapcount, exclusivity, index, anon_vma, KSM, the folio's
-order, the page's place in it, whether its first page is exclusive, mapped or not, and which address spaces it counts;
-of a swap slot: whether its entries are exclusive.
+kind, page or slot, whether it is writable, whether it is one for 2 MiB; of a page: mapcount, exclusivity, index,
+anon_vma, KSM, the folio's order, the page's place in it, whether its first page is exclusive, mapped or not, and which
+address spaces it counts; of a swap slot: whether its entries are exclusive.
 """
 
 from __future__ import annotations
@@ -240,6 +240,8 @@ class _Comparison:
                 where = f"{_place(pid, vma)}, page {addr:#x}"
                 if its is None or its.kind != kind:
                     raise _Found(where, "entry", "none" if its is None else its.kind, kind)
+                if its.huge != page_table.is_huge(addr):
+                    raise _Found(where, "an entry for 2 MiB maps it", its.huge, page_table.is_huge(addr))
                 if its.writable != (mine & PTE_WRITE != 0) and kind != "file":
                     raise _Found(where, "writable", its.writable, mine & PTE_WRITE != 0)
                 number = mine >> PTE_SHIFT

@@ -38,6 +38,7 @@ from rmaplab.mm.abi import (
     MCL_CURRENT,
 )
 from rmaplab.mm.errors import HistoryError, InvariantError
+from rmaplab.mm.folio import MAX_ORDER
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_ANON, PTE_SHIFT, PTE_SWAP
 from rmaplab.mm.profile import Profile
@@ -48,6 +49,7 @@ from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header
 from rmaplab.trace.play import Player
 
+_HUGE_ARENA: Final = 6144  # pages of the arena where folios have 512
 _GUARDS: Final = (MADV_GUARD_INSTALL, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE)  # what a random history advises as well
 
 
@@ -87,6 +89,7 @@ class Witness:
         self.reader = Reader(self.memory, belongs)
         self._tasks: dict[int, int] = {}
         self.has_large_folios = self.guest.has_file(f"{THP}/hugepages-16kB/enabled")  # since 6.8
+        self._has_huge_folios = self.guest.has_file(f"{THP}/enabled")
         self._scans: int = symbol(self.memory.program, "ksm_scan").seqnr.address_of_().value_()
 
     def __enter__(self) -> Witness:
@@ -99,6 +102,11 @@ class Witness:
         """The state of these processes, with the guest stopped meanwhile."""
         with self.guest.stopped():
             return self.reader.read(self.tasks(pids))
+
+    def can(self, setting: Setting) -> bool:
+        """Whether the kernel has folios of the sizes that the setting speaks of."""
+        whole = self._has_huge_folios and setting.large_folios == MAX_ORDER
+        return not setting.large_folios or self.has_large_folios or whole
 
     def scans(self) -> int:
         """How often ksmd has scanned everything."""
@@ -161,7 +169,7 @@ class Lockstep:
     ) -> None:
         head = in_guest(head or header())
         self.witness: Final = witness
-        if not witness.has_large_folios:
+        if not witness.can(setting):
             setting = msgspec.structs.replace(setting, large_folios=0)
         self.setting: Final = setting
         self.machine: Final = machine(witness.profile, [design], large_folios=setting.large_folios)
@@ -386,13 +394,16 @@ def random_histories(
     each: int = 500, design: type[ReverseMap] = AnonVmaRmap,
 ) -> tuple[Disagreement | None, int]:  # fmt: skip
     """Histories of `each` steps, with seeds from `seed` on, until there were `steps` or one disagrees; every third
-    with large folios, where the kernel has them, and every fifth with room for few mappings.  Returns the disagreement
-    and the number of steps."""
+    with large folios, where the kernel has them, every fifth with room for few mappings, and every eleventh with few
+    processes and steps, but room for folios of 2 MiB.  Returns the disagreement and the number of steps."""
     done = 0
     while done < steps:
         setting = Setting(2 + seed // 3 % 3 if seed % 3 == 0 else 0, 6 + seed // 5 % 12 if seed % 5 == 0 else 0)
-        history = Random(witness, seed, design=design, coverage=coverage, setting=setting)
-        for found in history.steps(min(each, steps - done)):
+        pages, processes, length = 48, 6, each
+        if seed % 11 == 0:
+            setting, pages, processes, length = Setting(MAX_ORDER), _HUGE_ARENA, 3, each // 5
+        history = Random(witness, seed, pages, processes, design, coverage=coverage, setting=setting)
+        for found in history.steps(min(length, steps - done)):
             done += 1
             if found is not None:
                 history.end()

@@ -121,6 +121,11 @@ class PageLayout:
         """The first tail page of a large folio, as `tail_dtype` has it."""
         return np.frombuffer(memory.read(self.address(head + 1), self.size), dtype=self.tail_dtype)[0]
 
+    def whole(self, tail: Any) -> tuple[int, bool]:
+        """By how many entries all of the folio is mapped, and whether each of its pages counts one more for these
+        (PG_double_map)."""
+        return int(tail["whole"]) + 1, int(tail["flags"]) & self.double_map != 0
+
     def counts(self, tail: Any) -> FolioCounts | None:
         """What the first tail page says about how the folio is mapped; None where the kernel does not count it."""
         if not self.counts_mapped:

@@ -33,6 +33,7 @@ _ADDRESS_MAX: Final = (1 << 64) - 1
 _PRESENT: Final = 0x1
 _WRITE: Final = 0x2
 _HUGE: Final = 0x80
+_HUGE_PAGES: Final = 512
 _PROTNONE: Final = 0x100
 _MAPPING_ANON: Final = 1
 _MAPPING_FLAGS: Final = 3  # PAGE_MAPPING_ANON and PAGE_MAPPING_MOVABLE; both: KSM
@@ -131,12 +132,14 @@ class Entry:
 
     kind: "anon", "zero", "file", "swap", "guard", "other"
     number: pfn, or swap entry
+    huge:   it is one of those that an entry for 2 MiB stands for
     """
 
     kind: str
     number: int
     writable: bool
     exclusive: bool
+    huge: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -211,6 +214,9 @@ class Reader:
         self._node: Final = _maple_shapes(program)
         self.pages: Final = PageLayout(memory)
         self._ksm: Final = _KsmReader(program) if has_symbol(program, "ksm_mm_head") else None
+        self._huge_zero: Final[int] = (
+            symbol(program, "huge_zero_pfn").address_of_().value_() if has_symbol(program, "huge_zero_pfn") else 0
+        )
         self._special_ops: Final[int] = symbol(program, "special_mapping_vmops").address_of_().value_()
 
     def offset(self, structure: str, field: str) -> int:
@@ -379,10 +385,11 @@ class Reader:
                 addr = stop
                 continue
             stop = min(end, (addr | (1 << shift) - 1) + 1)
-            if entry & _HUGE and entry & _PRESENT:
-                first = ((entry & PTE_FRAME & ~0x1000) >> 12) + (addr >> 12 & (1 << shift - 12) - 1)
+            if entry & _HUGE and entry & (_PRESENT | _PROTNONE):
+                frame = (entry if entry & _PRESENT else ~entry) & PTE_FRAME & -(1 << shift)
+                first = (frame >> 12) + (addr >> 12 & (1 << shift - 12) - 1)
                 for i in range(stop - addr >> PAGE_SHIFT):
-                    mm.entries[addr + (i << PAGE_SHIFT)] = self._present(snapshot, entry, first + i)
+                    mm.entries[addr + (i << PAGE_SHIFT)] = self._present(snapshot, entry, first + i, True)
             addr = stop
 
     def _entry(self, snapshot: Snapshot, entry: int) -> Entry:
@@ -398,17 +405,23 @@ class Reader:
         guard = kind == _MARKER_SWAP_TYPE and offset >> 14 & _GUARD_MARKER
         return Entry("guard" if guard else "other", number, False, False)
 
-    def _present(self, snapshot: Snapshot, entry: int, pfn: int) -> Entry:
+    def _present(self, snapshot: Snapshot, entry: int, pfn: int, huge: bool = False) -> Entry:
         writable = entry & _WRITE != 0
-        if pfn == self.pages.zero_pfn:
-            return Entry("zero", 0, writable, False)
+        if pfn == self.pages.zero_pfn or (huge and self._is_huge_zero(pfn)):
+            return Entry("zero", 0, writable, False, huge)
         page = snapshot.pages.get(pfn)
         if page is None:
             page = self._read_page(pfn)
             if page is None:
-                return Entry("file", pfn, writable, False)
+                return Entry("file", pfn, writable, False, huge)
             snapshot.pages[pfn] = page
-        return Entry("anon", pfn, writable, page.exclusive)
+        return Entry("anon", pfn, writable, page.first_exclusive if huge else page.exclusive, huge)
+
+    def _is_huge_zero(self, pfn: int) -> bool:
+        if not self._huge_zero:
+            return False
+        first = self._memory.word(self._huge_zero)
+        return first <= pfn < first + _HUGE_PAGES
 
     def _read_page(self, pfn: int) -> Page | None:
         """The struct page of `pfn`, if it is anonymous."""
@@ -428,7 +441,10 @@ class Reader:
             return None
         if flags & layout.head_flag:
             page.order = layout.order(memory, page.head)
-            page.counts = layout.counts(layout.tail(memory, page.head))
+            first_tail = layout.tail(memory, page.head)
+            page.counts = layout.counts(first_tail)
+            whole, double = layout.whole(first_tail)
+            page.mapcount += whole - double
         page.ksm = mapping & _MAPPING_FLAGS == _MAPPING_FLAGS
         page.anon_vma = mapping & ~_MAPPING_FLAGS
         page.index = index

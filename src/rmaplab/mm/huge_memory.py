@@ -7,14 +7,17 @@ callers that split a folio because a range cuts it (mm/madvise.c).
 
 from __future__ import annotations
 
+from rmaplab.mm import huge_pmd
 from rmaplab.mm.folio import (
     FOLIO_DIRTY,
     FOLIO_PARTLY,
     FOLIO_WRITTEN,
+    MAX_ORDER,
 )
 from rmaplab.mm.locking import lock_new_leaf
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
+    LEAF_SIZE,
     PTE_ANON,
     PTE_DIRTY,
     PTE_SHIFT,
@@ -48,6 +51,10 @@ def split_folio(system: System, head: int, in_place: bool = True) -> None:
     folios = system.folios
     nr_pages = folios.nr_pages(head)
     visit = Visit(system, head)
+    if folios.order.m[head] == MAX_ORDER:
+        for vma, addr in places(system, head):
+            if addr & (LEAF_SIZE - 1) == 0 and visit.wants(vma.mm.page_table.get(addr)):
+                huge_pmd.split_at(system, vma.mm, addr)
     where = places(system, head) if in_place and system.profile.split_to_zero else []
     for vma, addr in where:
         entry = vma.mm.page_table.get(addr)
@@ -76,32 +83,57 @@ def split_folio(system: System, head: int, in_place: bool = True) -> None:
         system.try_free(pfn)
 
 
-def split_cut(system: System, mm: MM, start: int, end: int) -> set[int]:
+class Cut:
+    """What advice about a range has to leave out.
+
+    left:  first pages of large folios that it leaves as they are
+    stops: by number of a leaf, the entry at which it stopped
+    """
+
+    def __init__(self) -> None:
+        self.left: set[int] = set()
+        self.stops: dict[int, int] = {}
+
+
+def split_cut(system: System, mm: MM, start: int, end: int, frees: bool = False) -> Cut:
     """Split the large folios of which [start, end) maps some pages and not all, unless others seem to map them,
-    too (madvise_cold_or_pageout_pte_range(), madvise_free_pte_range()).  Returns the first pages of those that it left,
-    which are skipped."""
-    left: set[int] = set()
+    too (madvise_cold_or_pageout_pte_range(), or, if it `frees`, madvise_free_pte_range()).  One that a single entry
+    maps whole is left alone if others seem to map it.  Before `mthp`, those with entries of their own are split in any
+    case, and the first page that others map ends it for its leaf."""
+    cut = Cut()
     if not system.nr_large:
-        return left
+        return cut
     folios = system.folios
+    mthp = system.profile.mthp
     for number in mm.page_table.numbers(start, end):
         _, i, last = mm.page_table.part(number, start, end)
         leaf = mm.page_table.leaves[number]
         while i < last:
             entry: int = leaf.m[i]
-            head: int = folios.head.m[entry >> PTE_SHIFT] if entry & PTE_ANON else 0
+            pfn = entry >> PTE_SHIFT
+            head: int = folios.head.m[pfn] if entry & PTE_ANON else 0
             if head == 0 or folios.order.m[head] == 0:
                 i += 1
                 continue
+            if not mthp and not leaf.huge and folios.mapcount.m[head if frees else pfn] != 1:
+                cut.stops[number] = i
+                cut.left.update(folios.head.v[leaf.v[i:last][leaf.v[i:last] & PTE_ANON != 0] >> PTE_SHIFT].tolist())
+                break
             run = batch(system, leaf, i, last)
             i += run
-            if run == folios.nr_pages(head):
+            whole = run == folios.nr_pages(head)
+            if whole and mthp and not leaf.huge:
                 continue
-            if _seems_shared(system, head):
-                left.add(head)
-            else:
+            shared = leaf.huge or mthp
+            if shared and not mthp and not frees:
+                shared = folios.mapcount.m[head] > 1
+            elif shared:
+                shared = seems_shared(system, head)
+            if shared:
+                cut.left.add(head)
+            elif not whole or not leaf.huge:
                 split_folio(system, head)
-    return left
+    return cut
 
 
 def batch(system: System, leaf: Leaf, first: int, last: int, respect: int = 0) -> int:
@@ -120,7 +152,7 @@ def batch(system: System, leaf: Leaf, first: int, last: int, respect: int = 0) -
     return i - first
 
 
-def _seems_shared(system: System, head: int) -> bool:
+def seems_shared(system: System, head: int) -> bool:
     """folio_maybe_mapped_shared(), before it folio_likely_mapped_shared()"""
     mapcount = system.mapcount(head)
     if mapcount <= 1:

@@ -51,7 +51,7 @@ from rmaplab.mm.folio import (
     FOLIO_LAZYFREE,
 )
 from rmaplab.mm.gup import populate_advised
-from rmaplab.mm.huge_memory import split_cut
+from rmaplab.mm.huge_memory import seems_shared, split_cut
 from rmaplab.mm.locking import lock_leaf, lock_new_leaf, lock_of, start_write, write_unlock
 from rmaplab.mm.memory import zap_at, zap_range
 from rmaplab.mm.merge import Attributes, attributes_of, modify
@@ -257,7 +257,7 @@ def _advise_range(system: System, vma: VMA, start: int, end: int, advice: int) -
                 return -EINVAL
             mark_lazyfree(system, mm, start, end)
         else:
-            zap_range(system, mm, start, end)
+            zap_range(system, mm, start, end, reclaims=True)
     elif advice == MADV_PAGEOUT:
         if vma.flags & (VM_LOCKED | VM_PFNMAP | VM_HUGETLB):
             return -EINVAL
@@ -358,12 +358,13 @@ def _advise_name(system: System, vma: VMA, start: int, end: int, name: str) -> i
 def mark_lazyfree(system: System, mm: MM, start: int, end: int) -> None:
     """MADV_FREE: present pages may be dropped while they stay clean, swapped ones go at once
     (madvise_free_pte_range())."""
-    split_cut(system, mm, start, end)
+    cut = split_cut(system, mm, start, end, frees=True)
     for number in mm.page_table.numbers(start, end):
         leaf = mm.page_table.leaves.get(number)
         if leaf is None:
             continue
         base, first, last = mm.page_table.part(number, start, end)
+        last = cut.stops.get(number, last)
         for i in leaf.present(first, last):
             if system.nr_large and _mark_large_lazyfree(system, leaf, i, last):
                 continue
@@ -379,6 +380,8 @@ def _mark_large_lazyfree(system: System, leaf: Leaf, first: int, last: int) -> b
     if not entry & PTE_ANON or folios.order.m[head] == 0 or folios.head.m[head] != head:
         return False
     nr_pages = folios.nr_pages(head)
+    if leaf.huge and seems_shared(system, head):
+        return True
     kept = unevictable(system, head)
     leaf.lock.lock()
     entries = leaf.v[first : min(last, first + nr_pages)]

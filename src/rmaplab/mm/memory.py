@@ -19,11 +19,13 @@ from typing import Final
 
 import numpy as np
 
+from rmaplab.mm import huge_pmd
 from rmaplab.mm.abi import EFAULT
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.folio import (
     FOLIO_LAZYFREE,
     FOLIO_WRITTEN,
+    MAX_ORDER,
     Int64s,
 )
 from rmaplab.mm.locking import lock_leaf, lock_new_leaf
@@ -102,7 +104,7 @@ def fault_vma(system: System, vma: VMA, addr: int, nr_pages: int, write: bool, m
     step = chunk(system)
     while addr < end:
         stop = min(end, (addr | (LEAF_SIZE - 1)) + 1)
-        if step or system.guards or stop - addr < _BATCH << PAGE_SHIFT:
+        if step or system.guards or system.huge or stop - addr < _BATCH << PAGE_SHIFT:
             while addr < stop:
                 busy = _fault_one(system, vma, addr, write, may_retry)
                 if busy:
@@ -288,6 +290,8 @@ def _fault_one(system: System, vma: VMA, addr: int, write: bool, may_retry: bool
 def _fault_once(system: System, vma: VMA, addr: int, write: bool, may_retry: bool) -> int:
     """One fault: DONE, AGAIN, a negative errno, or the number of a locked folio."""
     page_table = vma.mm.page_table
+    if system.huge and huge_pmd.fault(system, vma, addr, write):
+        return DONE
     leaf = lock_new_leaf(page_table, addr)
     i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
     entry: int = leaf.m[i]
@@ -431,37 +435,20 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
 def _new_large(system: System, vma: VMA, addr: int, leaf: Leaf, i: int) -> bool:
     """Map the largest folio that is aligned, lies in the VMA and finds nothing mapped (alloc_anon_folio());
     its order is 2 at least (THP_ORDERS_ALL_ANON).  `leaf` is locked."""
-    if vma.file is not None or vma.flags & VM_NOHUGEPAGE:
+    if vma.file is not None or vma.flags & VM_NOHUGEPAGE or not system.profile.mthp:
         return False
-    order = system.large_folios
+    order = min(system.large_folios, MAX_ORDER - 1)
     while order > 1:
         nr_pages = 1 << order
         start = addr & ~((nr_pages << PAGE_SHIFT) - 1)
         first = i & ~(nr_pages - 1)
         if start >= vma.start and start + (nr_pages << PAGE_SHIFT) <= vma.end:
-            entries = leaf.v[first : first + nr_pages]
-            if not entries.any():
+            if not leaf.v[first : first + nr_pages].any():
                 break
         order -= 1
     if order < 2:
         return False
-    folios = system.folios
-    pfn = folios.alloc_large(vma.anon_pgoff + ((start - vma.start) >> PAGE_SHIFT), order)
-    system.nr_large += 1
-    if vma.flags & VM_DROPPABLE:
-        folios.set_flag(pfn, FOLIO_LAZYFREE)
-    system.pages_zeroed.count += nr_pages
-    for design in system.designs:
-        design.folio_mapped(vma, start, pfn, nr_pages)
-    folios.mapcount.v[pfn : pfn + nr_pages] = 1
-    system.large_mapped(vma.mm, pfn, nr_pages)
-    folios.exclusive.v[pfn : pfn + nr_pages] = True
-    flags = _NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY
-    leaf.lock.assert_held()
-    entries[:] = (np.arange(pfn, pfn + nr_pages, dtype=np.int64) << PTE_SHIFT) | flags
-    leaf.used += nr_pages
-    for watcher in system.entry_watchers:
-        watcher.entries_added(vma.mm, start, entries)
+    huge_pmd.map_new(system, vma, start, order, leaf, first, whole=False)
     return True
 
 
@@ -473,17 +460,18 @@ def note_written(system: System, mm: MM, addr: int, nr_pages: int) -> None:
         if entry & PTE_ANON and folios.order.m[entry >> PTE_SHIFT] > 0:
             folios.flags.m[entry >> PTE_SHIFT] |= FOLIO_WRITTEN
 
-
-# Splitting large folios
-
-
 # Zapping
 
 
-def zap_range(system: System, mm: MM, start: int, end: int) -> None:
-    """Remove all entries of [start, end), which stays mapped, but guard markers (zap_page_range_single())."""
+def zap_range(system: System, mm: MM, start: int, end: int, reclaims: bool = False) -> None:
+    """Remove all entries of [start, end), which stays mapped, but guard markers (zap_page_range_single()).  `reclaims`:
+    leaves that are empty then go as well, where the kernel does that and where it shows (zap_pte_table_if_empty())."""
     if zap(system, mm, start, end, markers=False):
         system.flush_tlb(mm)
+    if reclaims and system.huge and system.profile.reclaims_tables:
+        for number in mm.page_table.numbers(-(-start // LEAF_SIZE) * LEAF_SIZE, end & -LEAF_SIZE):
+            if mm.page_table.leaves[number].used == 0:
+                mm.page_table.remove(number)
 
 
 def unmap_region(system: System, mm: MM, vmas: list[VMA], start: int, end: int) -> None:
@@ -507,6 +495,11 @@ def zap(system: System, mm: MM, start: int, end: int, markers: bool = True) -> b
     for number in mm.page_table.numbers(start, end):
         base, first, last = mm.page_table.part(number, start, end)
         leaf = leaves[number]
+        if leaf.huge:
+            zapped = True
+            if last - first == LEAF_ENTRIES and huge_pmd.zap(system, mm, number, leaf):
+                continue
+            huge_pmd.split_at(system, mm, base)
         if step or last - first <= _BATCH:
             for i in leaf.present(first, last):
                 zap_at(system, mm, base + (i << PAGE_SHIFT), markers)
@@ -600,6 +593,9 @@ def copy_page_range(system: System, source: MM, target: MM, start: int, end: int
     for number in source.page_table.numbers(start, end):
         leaf = source.page_table.leaves[number]
         base, first, last = source.page_table.part(number, start, end)
+        if leaf.huge:
+            huge_pmd.copy(system, target, number, leaf, _SHARED)
+            continue
         if step:
             target_table.leaf(base)  # copy_pte_range() makes it before it looks for entries
             for i in leaf.present(first, last):
@@ -712,12 +708,6 @@ def _copy_entry(system: System, source: MM, target: MM, addr: int) -> None:
             system.tell_entry_added(target, addr, entry)
         leaf.lock.unlock()
     new.lock.unlock()
-
-
-# mremap
-
-
-# mprotect
 
 
 def access_error(vma: VMA, write: bool) -> int:

@@ -13,6 +13,7 @@ Locking: mmap_lock for writing; the per-VMA locks of all VMAs that change.
 
 from __future__ import annotations
 
+from rmaplab.mm import huge_pmd
 from rmaplab.mm.abi import ENOMEM
 from rmaplab.mm.geometry import Bounds, GeometryChange
 from rmaplab.mm.locking import assert_write_locked, start_write
@@ -83,6 +84,10 @@ def _carry_out(system: System, change: GeometryChange) -> None:
     tree = vma.mm.tree
     for locked in [*change.vmas, *change.absorbed]:
         assert_write_locked(locked)
+    if system.huge:
+        for changed, after in zip(change.vmas, change.after, strict=True):
+            huge_pmd.adjust(system, changed, after.start)
+            huge_pmd.adjust(system, changed, after.end)
     told = change.concerns_prepared()
     if told:
         for design in system.designs:

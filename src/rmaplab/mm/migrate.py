@@ -9,6 +9,7 @@ migration is abandoned and the entries are restored.  There is no second chance 
 
 from __future__ import annotations
 
+from rmaplab.mm import huge_pmd
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_PARTLY
 from rmaplab.mm.huge_memory import partly_mapped, split_folio
@@ -31,7 +32,7 @@ def migrate(system: System, mm: MM, start: int, end: int) -> int:
     """Move the folios mapped in [start, end) elsewhere.  Returns how many pages moved."""
     moved = 0
     for head in isolate(system, mm, start, end):
-        if partly_mapped(system, head):  # is split first (migrate_pages_batch())
+        if system.profile.migration_splits and partly_mapped(system, head):
             nr_pages = system.folios.nr_pages(head)
             split_folio(system, head)
             for pfn in range(head + 1, head + nr_pages):
@@ -74,9 +75,31 @@ class _Unmap(Visit):
         if entry & PTE_DIRTY:
             system.folios.set_flag(self.head, FOLIO_DIRTY)
         system.flush_entry(vma.mm)  # at once, under all locks: kcompactd and move_pages(2) defer nothing
-        system.drop_mapcount(vma.mm, entry >> PTE_SHIFT)
+        left = system.drop_mapcount(vma.mm, entry >> PTE_SHIFT)
         system.folios.exclusive.m[entry >> PTE_SHIFT] = False  # the entry keeps it
+        self._unmapped(left == 0)
         return False
+
+    def whole(self, vma: VMA, addr: int, leaf: Leaf) -> bool:
+        """set_pmd_migration_entry()"""
+        system = self.system
+        if leaf.m[0] & PTE_DIRTY:
+            system.folios.set_flag(self.head, FOLIO_DIRTY)
+        leaf.lock.assert_held()
+        leaf.v[:] ^= PTE_ANON | PTE_MIGRATION
+        system.flush_entry(vma.mm)
+        huge_pmd.unmapped(system, vma.mm, self.head)
+        system.folios.exclusive.m[self.head] = False
+        self._unmapped(not system.folios.mapcount.v[self.head : self.head + self.nr_pages].all())
+        return False
+
+    def _unmapped(self, some: bool) -> None:
+        """`some` pages of the folio are mapped nowhere any more.  If others are mapped still, it counts as partly
+        mapped, and so will its copy (deferred_split_folio())."""
+        system = self.system
+        if some and self.nr_pages > 1 and system.profile.migrated_partly:
+            if not system.folios.flags.m[self.head] & FOLIO_PARTLY and system.folios.total_mapcount(self.head):
+                system.folios.set_flag(self.head, FOLIO_PARTLY)
 
     def done(self) -> bool:
         return self.system.mapcount(self.head) == 0
@@ -102,8 +125,6 @@ def move(system: System, head: int, made: int) -> int:
     # The pages may have come together by UFFDIO_MOVE or a split: each keeps its own index and flags.
     folios.index.v[new : new + nr_pages] = folios.index.v[head : head + nr_pages]
     folios.flags.v[new : new + nr_pages] = folios.flags.v[head : head + nr_pages]
-    if order and system.profile.migrated_partly:
-        folios.set_flag(new, FOLIO_PARTLY)
     system.get_folio(new)
     system.lock_folio(new)
     for design in system.designs:
@@ -132,6 +153,14 @@ class _Restore(Visit):
         system.folios.exclusive.m[pfn] = entry & PTE_EXCLUSIVE != 0
         leaf.lock.assert_held()
         leaf.m[i] = pfn << PTE_SHIFT | entry & PTE_FLAGS & ~PTE_MIGRATION | PTE_ANON
+        return False
+
+    def whole(self, vma: VMA, addr: int, leaf: Leaf) -> bool:
+        """remove_migration_pmd()"""
+        huge_pmd.mapped(self.system, vma.mm, self.head, leaf.m[0] & PTE_EXCLUSIVE != 0)
+        leaf.lock.assert_held()
+        leaf.v[:] += (self.head - self.old) << PTE_SHIFT
+        leaf.v[:] ^= PTE_ANON | PTE_MIGRATION
         return False
 
 

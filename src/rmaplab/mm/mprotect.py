@@ -149,7 +149,7 @@ def change_protection(system: System, vma: VMA, start: int, end: int) -> None:
         # pte_modify() takes the right to write from all; can_change_pte_writable() gives it back to some: a write to
         # an exclusive page would reuse it anyway.
         entries &= ~PTE_WRITE
-        if writable:
+        if writable and (system.profile.huge_writable or not leaf.huge):
             all_of = PTE_ANON | PTE_EXCLUSIVE | (0 if system.profile.clean_writable else PTE_DIRTY)
             none_of = 0 if vma.flags & VM_SOFTDIRTY else PTE_SOFT_CLEAN
             entries[(entries & (all_of | none_of)) == all_of] |= PTE_WRITE

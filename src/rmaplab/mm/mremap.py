@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rmaplab.mm import ksm
+from rmaplab.mm import huge_pmd, ksm
 from rmaplab.mm.abi import (
     EFAULT,
     EINVAL,
@@ -27,7 +27,7 @@ from rmaplab.mm.locking import assert_write_locked, lock_leaf, lock_new_leaf, st
 from rmaplab.mm.memory import chunk
 from rmaplab.mm.merge import attributes_of, merge_new, split_checked
 from rmaplab.mm.mmap import page_align, unmap_locked, unmapped_area
-from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, LEAF_SIZE, PTE_SOFT_CLEAN, PageTable
+from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, LEAF_SIZE, PTE_SOFT_CLEAN, Leaf, PageTable
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import (
@@ -343,6 +343,8 @@ def move_page_tables(system: System, vma: VMA, old: int, new_vma: VMA, new: int,
     while old < end:
         stop = min(end, (old | (LEAF_SIZE - 1)) + 1, old + (new | (LEAF_SIZE - 1)) + 1 - new)
         leaf = page_table.leaves.get(old >> LEAF_SHIFT)
+        if leaf is not None and system.huge and _move_leaf(system, vma, leaf, old, new, stop - old, locking):
+            leaf = None
         if leaf is not None:
             first = (old >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
             count = (stop - old) >> PAGE_SHIFT
@@ -354,6 +356,22 @@ def move_page_tables(system: System, vma: VMA, old: int, new_vma: VMA, new: int,
                 _move_entries(system, page_table, old, new, count, vma, locking)
         new += stop - old
         old = stop
+
+
+def _move_leaf(
+    system: System, vma: VMA, leaf: Leaf, old: int, new: int, length: int, locking: list[ReverseMap]
+) -> bool:
+    """Move a whole leaf, if that is what is to move (move_pgt_entry()); else a huge one is split."""
+    moved = False
+    if length == LEAF_SIZE:
+        for design in locking:
+            design.move_lock(vma)
+        moved = huge_pmd.move(system, vma.mm, old, new)
+        for design in locking:
+            design.move_unlock(vma)
+    if leaf.huge and not moved:
+        huge_pmd.split_at(system, vma.mm, old)
+    return moved
 
 
 def _move_entries(

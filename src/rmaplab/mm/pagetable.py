@@ -14,7 +14,8 @@ Invariants
   large folio keeps of it when that entry goes is in folio.py (`exclusive`).
 - PTE_WRITE in an anonymous entry implies PTE_EXCLUSIVE.
 - `used` of a leaf is the number of its entries that are not none.
-- A leaf exists from the first fault or copy that needs it until no VMA is left in its 2 MiB, with or without entries.
+- A leaf exists from the first fault or copy that needs it until no VMA is left in its 2 MiB, with or without entries;
+  one that is `huge` (huge_pmd.py) as long as it has entries.
 
 Locking: the page-table lock, one per leaf, for entries.  A reader has to keep the leaf from being freed meanwhile: by
 mmap_lock or the VMA's lock, by a lock that the design needs to drop the VMA, or by RCU (unmap_region()).
@@ -55,12 +56,14 @@ LEAF_SIZE: Final = 1 << LEAF_SHIFT  # bytes
 
 
 class Leaf:
-    """512 entries: `v` as a NumPy array, `m` the same memory for single entries."""
+    """512 entries: `v` as a NumPy array, `m` the same memory for single entries.  `huge`: in Linux, one entry of the
+    level above stands for them (pmd_trans_huge())."""
 
     def __init__(self, v: Int64s, used: int, lock: SpinLock) -> None:
         self.v: Final = v
         self.m: Final[memoryview] = v.data
         self.used = used
+        self.huge = False
         self.lock: Final = lock
 
     def present(self, first: int, last: int) -> list[int]:
@@ -93,13 +96,13 @@ class PageTable:
         (free_pgd_range(), free_pte_range()).  The caller frees them."""
         lowest = -(-floor >> LEAF_SHIFT)
         highest = (ceiling >> LEAF_SHIFT) - 1
-        gone: list[Leaf] = []
-        for number in self.numbers(start, end):
-            if lowest <= number <= highest:
-                atomic(self.scheduler, "pmd_clear()", self, OF_LEAF, number, ONCE)
-                gone.append(self.leaves.pop(number))
-        self._freed.count += len(gone)
-        return gone
+        return [self.remove(number) for number in self.numbers(start, end) if lowest <= number <= highest]
+
+    def remove(self, number: int) -> Leaf:
+        """Take out one leaf (pmd_clear())."""
+        atomic(self.scheduler, "pmd_clear()", self, OF_LEAF, number, ONCE)
+        self._freed.count += 1
+        return self.leaves.pop(number)
 
     def get(self, addr: int) -> int:
         """The entry at `addr`, 0 if there is none."""
@@ -108,6 +111,11 @@ class PageTable:
             return 0
         entry: int = leaf.m[(addr >> 12) & 511]
         return entry
+
+    def is_huge(self, addr: int) -> bool:
+        """Is there a huge leaf for `addr`?"""
+        leaf = self.leaves.get(addr >> LEAF_SHIFT)
+        return leaf is not None and leaf.huge
 
     def leaf(self, addr: int) -> Leaf:
         """The leaf for `addr`, made if there is none."""

@@ -139,12 +139,36 @@ class Profile:
     """A large folio that was migrated counts as partly mapped from then on: unmapping it entry by entry puts the old
     one on the list of those to be split, and the new one inherits that.
     (mm/migrate.c migrate_folio_move() in 6.12.117; 6.18.44 was not looked at)"""
+    migration_splits: bool = True
+    """A large folio that is partly mapped is split before it is migrated.
+    (mm/migrate.c migrate_pages_batch() in 6.12, not in 6.1)"""
     ksm_unshares: bool = True
     """A page that KSM gives back (MADV_UNMERGEABLE, mremap) is mapped without the right to write, until something
     writes.  (mm/ksm.c break_ksm(): FAULT_FLAG_UNSHARE since 6.2; 6.1 has a write fault)"""
     unmerges_none: bool = True
     """KSM gives pages back also where a VMA allows no access.  In 6.1 they stay merged, and mremap() moves them to
     where no walk looks.  (mm/ksm.c break_ksm(): folio_walk_start() in 6.12; follow_page() in 6.1)"""
+
+    # Folios of 2 MiB that one entry maps (mm/huge_pmd.py)
+
+    mthp: bool = True
+    """Faults allocate folios of other sizes than 2 MiB, and advice about a range leaves a large folio whole that the
+    range maps whole.  (mm/memory.c alloc_anon_folio() since 6.8, mm/madvise.c madvise_folio_pte_batch() since 6.10)"""
+    huge_zero_replaced: bool = True
+    """A write to the zero page of 2 MiB gets a folio of that size; before, it splits it.
+    (mm/huge_memory.c do_huge_zero_wp_pmd() in 7.2 and 7.3)"""
+    huge_writable: bool = True
+    """mprotect() that gives the right to write gives it to such an entry of an exclusive folio.
+    (mm/huge_memory.c change_huge_pmd() and can_change_pmd_writable(), not in 6.1)"""
+    huge_split_dirty: bool = True
+    """When such an entry is split, those that take its place are as dirty.  Before, only the folio is.
+    (mm/huge_memory.c __split_huge_pmd_locked(), not in 6.1)"""
+    huge_lazyfree: bool = False
+    """Reclaim drops such an entry of what MADV_FREE gave up whole, or leaves it as it is; else it is split first.
+    (mm/rmap.c try_to_unmap_one(), unmap_huge_pmd_locked() in 7.2; in 7.3 nothing calls that any more)"""
+    reclaims_tables: bool = True
+    """MADV_DONTNEED frees page tables that it leaves empty, so that a later fault may map 2 MiB.
+    (mm/memory.c zap_pte_table_if_empty() and its caller, since 6.14)"""
 
     # What a system call knows
 
@@ -195,6 +219,7 @@ _KNOWN: Final = (
             "maple_tree": 16,
         },
         anon_pgoff=False,
+        huge_lazyfree=True,
     ),
     Profile(
         "6.18",
@@ -214,6 +239,7 @@ _KNOWN: Final = (
         sticky_flags=False,
         swap_uncaches=False,
         batches=False,
+        huge_lazyfree=True,
         migrated_partly=False,
         dofork_special=False,
         moves_under_anon_vma=True,
@@ -243,6 +269,8 @@ _KNOWN: Final = (
         guard_regions=False,
         moves_under_anon_vma=True,
         madvise_locks_vma=False,
+        huge_zero_replaced=False,
+        reclaims_tables=False,
     ),
     Profile(
         "6.1",
@@ -281,6 +309,12 @@ _KNOWN: Final = (
         guard_regions=False,
         moves_under_anon_vma=True,
         madvise_locks_vma=False,
+        migration_splits=False,
+        mthp=False,
+        huge_zero_replaced=False,
+        huge_writable=False,
+        huge_split_dirty=False,
+        reclaims_tables=False,
     ),
 )
 PROFILES: Final[dict[str, Profile]] = {profile.name: profile for profile in _KNOWN}

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
+from rmaplab.mm import huge_pmd
 from rmaplab.mm.locking import lock_leaf
-from rmaplab.mm.pagetable import LEAF_ENTRIES, PTE_ANON, PTE_SHIFT, Leaf
+from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SIZE, PTE_ANON, PTE_SHIFT, Leaf
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import PAGE_SHIFT, PAGE_SIZE, VM_LOCKED, VMA
 
@@ -42,6 +43,12 @@ class Visit:
         """Entry number `i` of `leaf`, which is locked, maps a page of the folio at `addr`.  True ends the walk."""
         raise NotImplementedError
 
+    def whole(self, vma: VMA, addr: int, leaf: Leaf) -> bool:
+        """`leaf`, which is locked, maps all of the folio by one entry at `addr`.  True ends the walk.  Whoever does not
+        know what to do with that has it split, and gets its entries (TTU_SPLIT_HUGE_PMD)."""
+        huge_pmd.split_locked(self.system, vma.mm, leaf)
+        return False
+
     def done(self) -> bool:
         """Has the walk seen enough?  Asked after each VMA, with nothing of the machine's locked."""
         return False
@@ -60,20 +67,27 @@ def rmap_walk(visit: Visit) -> int:
             continue
         hits = 0
         over = False
-        for addr in range(first, min(vma.end, first + (visit.nr_pages << PAGE_SHIFT)), PAGE_SIZE):
+        addr = first
+        end = min(vma.end, first + (visit.nr_pages << PAGE_SHIFT))
+        while addr < end and not over:
             leaf = lock_leaf(vma.mm.page_table, addr)
+            i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
+            addr += PAGE_SIZE
             if leaf is None:
                 continue
-            i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
             entry: int = leaf.m[i]
             if visit.wants(entry):
-                hits += 1
-                over = visit.entry(vma, addr, leaf, i, entry)
+                if leaf.huge:
+                    over = visit.whole(vma, addr - PAGE_SIZE, leaf)
+                if leaf.huge:  # not split
+                    hits += 1
+                    addr += LEAF_SIZE - PAGE_SIZE
+                elif not over:
+                    hits += 1
+                    over = visit.entry(vma, addr - PAGE_SIZE, leaf, i, entry)
             else:
                 leaf.lock.looked()
             leaf.lock.unlock()
-            if over:
-                break
         system.walk_hits.count += hits > 0
         found += hits
         if over or visit.done():

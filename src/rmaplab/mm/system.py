@@ -18,7 +18,7 @@ from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.abi import MAX_MAP_COUNT, MMAP_MIN_ADDR
 from rmaplab.mm.errors import HistoryError
-from rmaplab.mm.folio import FOLIO_DIRTY, Folios, Int64s, folio_mapcount
+from rmaplab.mm.folio import FOLIO_DIRTY, MAX_ORDER, Folios, Int64s, folio_mapcount
 from rmaplab.mm.locking import lock_of, start_write
 from rmaplab.mm.mm_ids import MmIds
 from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, PageTable
@@ -98,11 +98,12 @@ class System:
             raise HistoryError("a machine needs at least one design to watch it")
         if not 0 <= leader < len(designs):
             raise HistoryError(f"leader {leader} is not one of the {len(designs)} designs")
-        if not 0 <= large_folios <= 9:
-            raise HistoryError(f"large folios of order {large_folios}: 0 (off) to 9 is possible")
+        if not 0 <= large_folios <= MAX_ORDER:
+            raise HistoryError(f"large folios of order {large_folios}: 0 (off) to {MAX_ORDER} is possible")
         self.profile: Final = profile
         self.scheduler: Final = scheduler
         self.large_folios = large_folios
+        self.huge: Final = large_folios == MAX_ORDER  # may a leaf be huge?  False keeps the fast paths fast
         self.folios: Final = Folios()
         self.spaces: Final = _References(scheduler)
         self.designs: Final[list[ReverseMap]] = [
@@ -430,6 +431,12 @@ class System:
                 self.mm_ids[head] = ids = MmIds()
             ids.add(mm.id, count)
 
+    def large_unmapped(self, mm: MM, head: int, count: int) -> None:
+        """`count` entries of `mm` that mapped the large folio are gone (folio_sub_large_mapcount())."""
+        ids = self.mm_ids.get(head)
+        if ids is not None:
+            ids.sub(mm.id, count)
+
     def large_among(self, pfns: Int64s) -> list[tuple[int, int]]:
         """The large folios among the folios of these pages, by first page, and how many of the pages are theirs."""
         heads, counts = np.unique(self.folios.head.v[pfns[self.folios.order.v[pfns] > 0]], return_counts=True)
@@ -468,9 +475,7 @@ class System:
         count: int = mapcount[pfn] - 1
         mapcount[pfn] = count
         if self.mm_ids:
-            ids = self.mm_ids.get(self.folios.head.m[pfn])
-            if ids is not None:
-                ids.sub(mm.id, 1)
+            self.large_unmapped(mm, self.folios.head.m[pfn], 1)
         return count
 
     def release_pages(self, mm: MM, pfns: Int64s, repeated: bool) -> None:

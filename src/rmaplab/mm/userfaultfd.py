@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from typing import Final
 
+from rmaplab.mm import huge_pmd
 from rmaplab.mm.abi import EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
 from rmaplab.mm.huge_memory import split_folio
 from rmaplab.mm.locking import lock_leaf, lock_of
 from rmaplab.mm.pagetable import (
+    LEAF_ENTRIES,
     LEAF_SHIFT,
+    LEAF_SIZE,
     PTE_ANON,
+    PTE_DIRTY,
     PTE_EXCLUSIVE,
     PTE_GUARD,
     PTE_KSM,
@@ -91,13 +95,49 @@ def _move(system: System, target_vma: VMA, source_vma: VMA, target: int, source:
         return -EINVAL
     moved = 0
     while moved < length:
-        error = _move_one(system, target_vma, target + moved, source_vma, source + moved)
+        if system.huge and source_vma.mm.page_table.is_huge(source + moved):
+            error = _move_huge(system, target_vma, target + moved, source_vma, source + moved, length - moved)
+            step = LEAF_SIZE
+        else:
+            error = _move_one(system, target_vma, target + moved, source_vma, source + moved)
+            step = PAGE_SIZE
         if error == _AGAIN:
             continue
         if error:
             return moved if moved else error
-        moved += PAGE_SIZE
+        moved += step
     return moved
+
+
+def _move_huge(system: System, target_vma: VMA, target: int, source_vma: VMA, source: int, left: int) -> int:
+    """What one entry maps moves whole, if all of it is to move and fits, else it is split.  0, a negative errno, or
+    _AGAIN (move_pages_huge_pmd())."""
+    folios = system.folios
+    mm = source_vma.mm
+    leaf = mm.page_table.leaves[source >> LEAF_SHIFT]
+    entry: int = leaf.m[0]
+    if mm.page_table.is_huge(target):
+        return -EEXIST
+    if entry & (PTE_ZERO | PTE_EXCLUSIVE) == 0:
+        return -EBUSY
+    if (source | target) & (LEAF_SIZE - 1) or left < LEAF_SIZE or target >> LEAF_SHIFT in mm.page_table.leaves:
+        huge_pmd.split_at(system, mm, source)
+        return _AGAIN
+    head = entry >> PTE_SHIFT
+    if entry & PTE_ANON:
+        system.get_folio(head)
+        system.lock_to_move(source_vma, head)
+        first = target_vma.anon_pgoff + ((target - target_vma.start) >> PAGE_SHIFT)
+        for i in range(LEAF_ENTRIES):  # folio_move_anon_rmap()
+            folios.index.m[head + i] = first + i
+            for design in system.designs:
+                design.folio_moved(target_vma, target + (i << PAGE_SHIFT), head + i)
+        leaf.v[:] |= PTE_WRITE | PTE_DIRTY
+    huge_pmd.move(system, mm, source, target)
+    if entry & PTE_ANON:
+        system.unlock_moved(source_vma, head)
+        system.put_folio(head)
+    return 0
 
 
 def _move_one(system: System, target_vma: VMA, target: int, source_vma: VMA, source: int) -> int:
@@ -106,6 +146,8 @@ def _move_one(system: System, target_vma: VMA, target: int, source_vma: VMA, sou
     entry = page_table.get(source)
     if page_table.get(target):
         return -EEXIST
+    if system.huge and source >> LEAF_SHIFT in page_table.leaves:
+        page_table.leaf(target)  # there from now on, whatever comes: no huge one will be made
     if entry == 0:
         return -ENOENT
     if entry & PTE_ANON:

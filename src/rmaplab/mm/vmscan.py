@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from rmaplab.mm import huge_pmd
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE, FOLIO_REFERENCED, Int64s
 from rmaplab.mm.huge_memory import batch, partly_mapped, split_cut, split_folio
 from rmaplab.mm.pagetable import (
@@ -84,6 +85,13 @@ class _Look(Visit):
             leaf.m[i] = entry & ~PTE_YOUNG
         return False
 
+    def whole(self, vma: VMA, addr: int, leaf: Leaf) -> bool:
+        self.left -= LEAF_ENTRIES
+        self.used += leaf.m[0] & PTE_YOUNG != 0
+        leaf.lock.assert_held()
+        leaf.v[:] &= ~PTE_YOUNG
+        return False
+
     def done(self) -> bool:
         return self.left == 0
 
@@ -112,10 +120,10 @@ def swap_out(system: System, mm: MM, start: int, end: int, how: int = 0) -> int:
 
 def page_out(system: System, mm: MM, start: int, end: int) -> None:
     """MADV_PAGEOUT: reclaim what only this range maps (madvise_cold_or_pageout_pte_range())."""
-    cut = split_cut(system, mm, start, end)
+    left = split_cut(system, mm, start, end).left
     folios = system.folios
     for head in isolate(system, mm, start, end):
-        if head not in cut and system.mapcount(head) == folios.nr_pages(head) and folios.mapcount.m[head] == 1:
+        if head not in left and system.mapcount(head) == folios.nr_pages(head) and folios.mapcount.m[head] == 1:
             swap_out_folio(system, head, False)
         else:
             system.put_folio(head)
@@ -197,6 +205,26 @@ class _Unmap(Visit):
         leaf.lock.assert_held()
         leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & (PTE_EXCLUSIVE | PTE_SOFT_CLEAN)
         return self._gone(vma, addr, entry)
+
+    def whole(self, vma: VMA, addr: int, leaf: Leaf) -> bool:
+        if vma.flags & VM_LOCKED:
+            self.locked = True
+            return True
+        if self.slot < 0 and self.system.profile.huge_lazyfree:
+            return self._free_whole(vma, addr, leaf)
+        return super().whole(vma, addr, leaf)
+
+    def _free_whole(self, vma: VMA, addr: int, leaf: Leaf) -> bool:
+        """All of it goes, or nothing (unmap_huge_pmd_locked())."""
+        system = self.system
+        if leaf.m[0] & PTE_DIRTY:
+            system.folios.set_flag(self.head, FOLIO_DIRTY)
+        if system.folios.flags.m[self.head] & FOLIO_DIRTY and not vma.flags & VM_DROPPABLE:
+            system.folios.clear_flag(self.head, FOLIO_LAZYFREE)
+            return True
+        if system.pins[self.head] > 1:
+            return True
+        return huge_pmd.remove(system, vma.mm, addr, leaf) == 0
 
     def _free(self, vma: VMA, addr: int, leaf: Leaf, first: int) -> bool:
         """What MADV_FREE gave up goes, unless it is in use again (ttu_anon_lazyfree_folio())."""
