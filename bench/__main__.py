@@ -290,7 +290,7 @@ for _ in range(8):
     ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(pages)), 1, 1 << 30)
     del pages
 """
-_CALLS = "import mmap\nfor _ in range(250_000): mmap.mmap(-1, 4096, 34).close()"
+_CALLS = "import mmap\nfor _ in range(500_000): mmap.mmap(-1, 4096, 34).close()"
 _SUBSHELLS = "i=0; while [ $i -lt 5000 ]; do (true); i=$((i+1)); done"
 
 
@@ -331,14 +331,13 @@ def record_rows() -> list[Row]:
             ("2 million faults", 2, [sys.executable, "-S", "-c", _FAULTS]),
             ("262,144 faults in no order", 0, [sys.executable, "-S", "-c", _HEAP]),
             ("5,000 subshells", 2, ["sh", "-c", _SUBSHELLS]),
-            ("500,000 mmap and munmap", 0, [sys.executable, "-S", "-c", _CALLS]),
+            ("1,000,000 mmap and munmap", 2, [sys.executable, "-S", "-c", _CALLS]),
         ):
             recorded, bare, replayed = in_turn(
                 seconds(*recorder, *command), seconds(*command), seconds(*replayer), pairs=3
             )
             how = f"rmaplab record ({median(recorded):.3g} s) over the program by itself ({median(bare):.3g} s)"
-            name, value = f"record of {what}: recorded / bare", ratio(recorded, bare)
-            rows.append(at_most(name, value, "times", bar, how) if bar else beside(name, value, "times", how))
+            rows.append(at_most(f"record of {what}: recorded / bare", ratio(recorded, bare), "times", bar, how))
             how = (
                 f"rmaplab replay of the recording, two designs in lockstep, start-up included "
                 f"({median(replayed):.3g} s), over the program by itself ({median(bare):.3g} s)"

@@ -62,6 +62,7 @@ _CALL: Final = np.dtype([("header", "u8"), ("time", "i8"), ("tid", "i4"), ("pid"
 _ROW: Final = np.dtype([("time", "i8"), ("act", "O"), *((name, _CALL[name]) for name in (
     "cpu", "pid", "tid", "number", "result", "locked", *REGISTERS))])  # fmt: skip
 _MADVISE: Final = CALLS["madvise"].number
+_HALF_WAY: Final = [call.number for call in CALLS.values() if call.half_way]  # these matter though they fail
 
 
 def _with_map(call: str, name: str, key: int, value: int = 0) -> str:
@@ -336,6 +337,7 @@ class BpfEvents:
 
     def _calls(self, data: bytearray) -> Sequence[Block]:
         seen = _records(data, _CALL)
+        seen = seen[(seen["result"] >= 0) | (seen["number"] < 0) | np.isin(seen["number"], _HALF_WAY)]
         # Who makes a task that shares its memory copies nothing, and most advice changes no VMA.
         shared = (seen["number"] < 0) & (seen["di"] & np.uint64(CLONE_VM) != 0)
         mild = (seen["number"] == _MADVISE) & ~np.isin(seen["dx"] & np.uint64(0xFFFFFFFF), list(LOCKING_ADVICE))

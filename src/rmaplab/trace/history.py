@@ -8,6 +8,7 @@ can read both.
 Invariants
 - The same history gives the same bytes (with the same version of pyarrow).
 - A file appears whole or not at all (output.py).
+- pyarrow is imported by what reads or writes a file: it takes a fifth of the time in which a command begins.
 - What `read_history` returns has only known operations, processes with positive numbers, and files, names
   and checkpoints that the header lists.  The machine decides whether the events are *possible*.
 """
@@ -16,14 +17,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rmaplab.errors import CannotRun
 from rmaplab.mm.abi import MMAP_MIN_ADDR
@@ -39,6 +39,9 @@ from rmaplab.output import write_output
 from rmaplab.printable import plural, printable
 from rmaplab.trace.calls import CHANGING
 from rmaplab.trace.events import OPS, Event
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = [
     "CODE", "FORMAT_VERSION", "Checkpoint", "FileEntry", "Header", "History", "HistoryFormatError",
@@ -65,14 +68,6 @@ _TYPES: Final[dict[str, type[np.generic]]] = {
     "time": np.int64,
     "cpu": np.int16,
 }
-_SCHEMA: Final = pa.schema(
-    [
-        pa.field(
-            name, pa.dictionary(pa.int32(), pa.string()) if kind is np.int8 else pa.from_numpy_dtype(kind)
-        )
-        for name, kind in _TYPES.items()
-    ]
-)
 CODE: Final = {op: code for code, op in enumerate(OPS)}
 _CHUNK: Final = 1 << 16  # rows turned into objects at a time
 _REWRITE: Final = "Record it again, or copy the file again from where it is intact."
@@ -344,13 +339,15 @@ class History:
 
     def arrow(self) -> pa.Table:
         """The events, a row each, as they stand in a file."""
+        import pyarrow as pa
+
         arrays = [
             pa.DictionaryArray.from_arrays(pa.array(column, pa.int32()), pa.array(OPS))
             if name == "op"
             else pa.array(column)
             for name, column in self.columns.items()
         ]
-        return pa.Table.from_arrays(arrays, schema=_SCHEMA)
+        return pa.Table.from_arrays(arrays, schema=_schema())
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         return self.arrow().__arrow_c_stream__(requested_schema)
@@ -404,16 +401,30 @@ class History:
         }
 
 
+@cache
+def _schema() -> pa.Schema:
+    """Of the events' table."""
+    import pyarrow as pa
+
+    return pa.schema([
+        pa.field(name, pa.dictionary(pa.int32(), pa.string()) if kind is np.int8 else pa.from_numpy_dtype(kind))
+        for name, kind in _TYPES.items()
+    ])  # fmt: skip
+
+
 def write_history(path: str | os.PathLike[str], history: History) -> None:
     """Write `history` to `path`, whole or not at all.
 
     :raises CannotWrite: the directory is missing or read-only, or the disk is full
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     # By way of memory: pyarrow's threads must not meet a Python file, or they may outlive the interpreter.
     sink = pa.BufferOutputStream()
     # Dictionaries for what repeats, differences for the time: half the size of the default.
     with pq.ParquetWriter(
-        sink, _SCHEMA, compression="zstd", compression_level=9, write_page_checksum=True,
+        sink, _schema(), compression="zstd", compression_level=9, write_page_checksum=True,
         use_dictionary=[name for name in _TYPES if name != "time"],
         column_encoding={"time": "DELTA_BINARY_PACKED"}, store_schema=False,
     ) as writer:  # fmt: skip
@@ -428,6 +439,9 @@ def read_history(path: str | os.PathLike[str]) -> History:
     :raises HistoryFormatError: it is not; the message says what to do
     :raises OSError: there is no such file, or it may not be read
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     contents = pa.BufferReader(Path(path).read_bytes())
     try:
         reader = pq.ParquetFile(contents, page_checksum_verification=True)
@@ -443,7 +457,7 @@ def read_history(path: str | os.PathLike[str]) -> History:
         )
     header = _read_header(path, metadata[b"rmaplab"])
     schema = reader.schema_arrow.remove_metadata()
-    if not schema.equals(_SCHEMA):
+    if not schema.equals(_schema()):
         raise HistoryFormatError(
             f"{path} has other columns than a history: {_difference(schema)}. {_REWRITE}"
         )
@@ -492,13 +506,13 @@ class _Version(msgspec.Struct):
 
 def _difference(schema: pa.Schema) -> str:
     """The first way in which `schema` is not ours."""
-    for field in _SCHEMA:
+    for field in _schema():
         index = schema.get_field_index(field.name)
         if index < 0:
             return f"{field.name} is missing"
         if schema.field(index).type != field.type:
             return f"{field.name} is {schema.field(index).type} instead of {field.type}"
-    return f"{', '.join(schema.names)} instead of {', '.join(_SCHEMA.names)}, or values may be missing"
+    return f"{', '.join(schema.names)} instead of {', '.join(_TYPES)}, or values may be missing"
 
 
 def _codes(path: str | os.PathLike[str], column: pa.DictionaryArray) -> Column:

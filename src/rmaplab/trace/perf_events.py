@@ -78,7 +78,9 @@ _CLOCK: Final = struct.Struct("<Q")
 _TASKS: Final = struct.Struct("<iiii")
 _MAPPED: Final = struct.Struct("<iiQQQIIQQII")
 _AHEAD, _MOST = 8, 1024  # records that are alike: so many make it worth looking for more, of which so many at a time
-_ANONYMOUS: Final = int.from_bytes(b"//anon\0\0", "little")
+# Where an MMAP2 record has header, file and path; and where, and of which type: task, start, length, prot and offset.
+_FILE: Final = (slice(0, 8), slice(40, 64), slice(72, -8))
+_MAPPED_COLUMNS: Final = ((12, np.int32), (16, np.uint64), (24, np.uint64), (64, np.uint32), (32, np.uint64))
 _RAW: Final = 28  # where a sample's tracepoint data begin: header, who, size
 
 _FAULT_ERROR_WRITE: Final = 2  # X86_PF_WRITE
@@ -250,6 +252,28 @@ def _reason(error: OSError) -> str:
     return f"perf events cannot be used ({error.strerror})"
 
 
+def _file(data: bytes) -> tuple[str, str]:
+    """Path and key of what an MMAP2 record tells of, which follows its header."""
+    if data.startswith(b"//anon", _MAPPED.size):
+        return "", ""
+    major, minor, inode, generation = _MAPPED.unpack_from(data)[5:9]
+    path = os.fsdecode(data[_MAPPED.size : data.index(0, _MAPPED.size)])
+    return path, f"{major:02x}:{minor:02x} {inode} {generation}"
+
+
+def _column(records: npt.NDArray[np.uint8], offset: int, kind: type[np.generic]) -> npt.NDArray[Any]:
+    """A field of records of one size, by where it is in each."""
+    size = np.dtype(kind).itemsize
+    return np.ascontiguousarray(records[:, offset : offset + size]).view(kind)[:, 0]
+
+
+def _tell_of_one_file(data: bytes, at: int, other: int, length: int) -> bool:
+    """Whether the records at `at`, of `length` bytes, and at `other` do, as far as all in between are so long."""
+    return data.startswith(data[at : at + 8], other) and all(
+        data.startswith(data[at + first : at + last], other + first) for first, last in ((40, 64), (72, length - 8))
+    )
+
+
 # Time, who takes it, cpu, pid, tid, type | misc << 16, contents.
 _Record = tuple[int, Callable[..., None], int, int, int, int, bytes]
 
@@ -259,7 +283,6 @@ class _Decoder:
 
     def __init__(self, timeline: Timeline, points: dict[str, Tracepoint]) -> None:
         self._timeline: Final = timeline
-        self._own: Final = not points
         self._acts: Final[dict[int, Callable[..., None]]] = {}
         if not points:
             return
@@ -288,12 +311,11 @@ class _Decoder:
             kind, misc, length = header(data, at)
             if at + length > size:
                 break
-            if kind == _MMAP2_RECORD and self._own and data.startswith(data[at : at + 8], at + _AHEAD * length):
-                alike = self._anonymous(data, at, length, cpu)
-                if alike:
-                    records += alike
-                    at += len(alike) * length
-                    continue
+            if kind == _MMAP2_RECORD and _tell_of_one_file(data, at, at + _AHEAD * length, length):
+                alike = self._of_one_file(data, at, length, cpu)
+                records += alike
+                at += len(alike) * length
+                continue
             if kind == _SAMPLE_RECORD:
                 pid, tid, time = who(data, at + 8)
                 point = data[at + _RAW] | data[at + _RAW + 1] << 8
@@ -308,30 +330,27 @@ class _Decoder:
         times = np.array([record[0] for record in records], dtype=np.int64)
         return [Records(records, times, times)]
 
-    def _anonymous(self, data: bytes, at: int, length: int, cpu: int) -> list[tuple[Any, ...]]:
-        """Of MMAP2 records of `length` bytes, one after the other from `at` on, those that tell of anonymous memory."""
-        fields = {"header": ("u8", 0), "start": ("u8", 16), "length": ("u8", 24), "prot": ("u4", 64),
-                  "path": ("u8", 72), "tid": ("i4", 12), "time": ("i8", length - 8)}  # fmt: skip
-        formats, offsets = zip(*fields.values(), strict=True)
-        kind = np.dtype({"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": length})
-        seen = np.frombuffer(data, dtype=kind, offset=at, count=min((len(data) - at) // length, _MOST))
-        other = np.flatnonzero((seen["header"] != seen["header"][0]) | (seen["path"] != _ANONYMOUS))
-        seen = seen[: other[0]] if len(other) else seen
-        columns = [seen[name].tolist() for name in ("time", "tid", "start", "length", "prot")]
-        act = self._timeline.mapped_anonymously
-        return [(time, act, cpu, tid, *rest) for time, tid, *rest in zip(*columns, strict=True)]
+    def _of_one_file(self, data: bytes, at: int, length: int, cpu: int) -> list[tuple[Any, ...]]:
+        """Of MMAP2 records of `length` bytes, one after the other from `at` on, those that tell of the same file."""
+        nr_records = min((len(data) - at) // length, _MOST)
+        records: npt.NDArray[np.uint8] = np.frombuffer(data, np.uint8, nr_records * length, at).reshape(-1, length)
+        differs = np.zeros(nr_records, dtype=bool)
+        for part in _FILE:
+            differs |= (records[:, part] != records[0, part]).any(axis=1)
+        other = np.flatnonzero(differs)
+        records = records[: other[0]] if len(other) else records
+        fields = ((length - 8, np.int64), *_MAPPED_COLUMNS)
+        columns = [_column(records, offset, kind).tolist() for offset, kind in fields]
+        act, file = self._timeline.mapped_again, _file(data[at + 8 : at + length])
+        return [(time, act, cpu, *rest, *file) for time, *rest in zip(*columns, strict=True)]
 
     def _record(self, time: int, act: object, cpu: int, pid: int, tid: int, kind: int, data: bytes) -> None:
         """Tell of one of perf's own records."""
         timeline = self._timeline
         kind, misc = kind & 0xFFFF, kind >> 16
         if kind == _MMAP2_RECORD:
-            _, _, start, length, offset, major, minor, inode, generation, prot, _ = _MAPPED.unpack_from(data)
-            path = key = ""
-            if not data.startswith(b"//anon", _MAPPED.size):
-                path = os.fsdecode(data[_MAPPED.size :].split(b"\0", 1)[0])
-                key = f"{major:02x}:{minor:02x} {inode} {generation}"
-            timeline.mapped(time, cpu, tid, start, length, prot, offset, path, key)
+            _, _, start, length, offset, _, _, _, _, prot, _ = _MAPPED.unpack_from(data)
+            timeline.mapped(time, cpu, tid, start, length, prot, offset, *_file(data))
         elif kind == _FORK:
             child_pid, parent_pid, child, parent = _TASKS.unpack_from(data)
             timeline.new_task(time, cpu, parent, child, CLONE_THREAD if child_pid == parent_pid else 0)
@@ -389,13 +408,8 @@ class _Decoder:
         return [self._faults_of(np.concatenate(pieces), cpu)] if pieces else []
 
     def _faults_of(self, records: npt.NDArray[np.uint8], cpu: int) -> Faults:
-        def column(offset: int, kind: type[np.generic]) -> npt.NDArray[Any]:
-            size = np.dtype(kind).itemsize
-            return np.ascontiguousarray(records[:, offset : offset + size]).view(kind)[:, 0]
-
-        write = (column(self._error_code, np.int64) & _FAULT_ERROR_WRITE != 0).astype(np.int8)
+        write = (_column(records, self._error_code, np.int64) & _FAULT_ERROR_WRITE != 0).astype(np.int8)
         cpus = np.full(len(records), cpu, dtype=np.int16)
-        faults = Faults(
-            column(16, np.int64), cpus, column(12, np.int32), column(self._address, np.uint64), write
-        )
+        time, tid = _column(records, 16, np.int64), _column(records, 12, np.int32)
+        faults = Faults(time, cpus, tid, _column(records, self._address, np.uint64), write)
         return faults[np.argsort(faults.time, kind="stable")]

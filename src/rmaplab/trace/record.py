@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -216,6 +217,8 @@ class _Run:
                 raise
             begun = time.monotonic()
             os.kill(child.pid, signal.SIGCONT)
+            # Meanwhile: the history will be written with it.
+            threading.Thread(target=import_module, args=("pyarrow.parquet",), daemon=True).start()
             self.status = tracer.wait(child.pid) if check else os.waitpid(child.pid, 0)[1]
             self.seconds = time.monotonic() - begun
         self.interrupted = signals.count > 0

@@ -199,11 +199,12 @@ class Timeline:
         if entered is not None and not entered.locked:
             entered.effect, entered.locked = time, True
 
-    def mapped_anonymously(
-        self, time: int, act: object, cpu: int, tid: int, start: int, length: int, prot: int
-    ) -> None:
-        """As `mapped`, of memory without a file."""
-        self.mapped(time, cpu, tid, start, length, prot, 0, "", "")
+    def mapped_again(
+        self, time: int, act: object, cpu: int, tid: int, start: int, length: int, prot: int, offset: int, path: str,
+        key: str,
+    ) -> None:  # fmt: skip
+        """As `mapped`, of a row that says who takes it."""
+        self.mapped(time, cpu, tid, start, length, prot, offset, path, key)
 
     def leave(self, time: int, cpu: int, pid: int, tid: int, call: Call, result: int) -> None:
         """Task `tid` of process `pid` returns from `call`."""
