@@ -268,7 +268,9 @@ class Driver:
     # Users of the reverse map
 
     def _migrate(self, event: Event) -> int:
-        """move_pages(): to one NUMA node, and to the other, so that what was there moves, too."""
+        """move_pages(): to one NUMA node, and to the other, so that what was there moves, too.  The call gives up where
+        it cannot move a page (mm/migrate.c do_pages_move(): a page of KSM of which the walk misses a place, say), and
+        is repeated page by page then: what is there already stays."""
         event.length = min(event.length, _MIGRATED * _PAGE)
         slot, guest = self.slots[event.pid], self.guest
         count = event.length // _PAGE
@@ -278,6 +280,9 @@ class Driver:
             both = node << 32 | node
             guest.call(slot, POKE, 8, both, both, both)
             result = guest.syscall(slot, "move_pages", 0, count, guest.scratch, nodes, status, _MOVE_ALL)
+            for i in range(count if result > 0 else 0):
+                at = guest.scratch + 8 * i
+                result = min(result, guest.syscall(slot, "move_pages", 0, 1, at, nodes, status, _MOVE_ALL))
             if result < 0:
                 raise GuestError(f"move_pages() failed with {result}")
         return 0
