@@ -29,6 +29,7 @@ from rmaplab.kernel.modules import MODULES, read
 from rmaplab.kernel.setup import Kernel, compile_init, need_drgn
 from rmaplab.kernel.snapshot import Mm, Reader, Snapshot
 from rmaplab.mm.abi import (
+    MADV_COLLAPSE,
     MADV_FREE,
     MADV_GUARD_INSTALL,
     MADV_GUARD_REMOVE,
@@ -40,7 +41,7 @@ from rmaplab.mm.abi import (
 from rmaplab.mm.errors import HistoryError, InvariantError
 from rmaplab.mm.folio import MAX_ORDER
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_ANON, PTE_SHIFT, PTE_SWAP
+from rmaplab.mm.pagetable import LEAF_SHIFT, LEAF_SIZE, PTE_ANON, PTE_SHIFT, PTE_SWAP
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import PAGE_SIZE, VM_DROPPABLE, VM_LOCKED, VM_MERGEABLE, VM_SHARED
@@ -313,6 +314,10 @@ def possible(machine: Machine, event: Event) -> bool:
         # What it does to a file is not the machine's.
         vmas = machine.mm_of(event.pid).tree.overlapping(event.addr, event.addr + event.length)
         return not any(vma.flags & VM_SHARED for vma in vmas)
+    if event.op == "madvise" and event.flags == MADV_COLLAPSE:
+        # Nothing is collapsed, as in Linux where no aligned 2 MiB fit into a VMA.
+        vmas = machine.mm_of(event.pid).tree.overlapping(event.addr, event.addr + event.length)
+        return all((vma.end & -LEAF_SIZE) - vma.start < LEAF_SIZE for vma in vmas)
     if event.op == "ksm":
         # ksmd has nothing to scan where nothing is mergeable.
         return any(vma.flags & VM_MERGEABLE for mm in machine.mms.values() for vma in mm.tree.to_list())
