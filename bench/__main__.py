@@ -337,7 +337,8 @@ def record_rows() -> list[Row]:
                 seconds(*recorder, *command), seconds(*command), seconds(*replayer), pairs=3
             )
             how = f"rmaplab record ({median(recorded):.3g} s) over the program by itself ({median(bare):.3g} s)"
-            rows.append(at_most(f"record of {what}: recorded / bare", ratio(recorded, bare), "times", bar, how))
+            name, value = f"record of {what}: recorded / bare", ratio(recorded, bare)
+            rows.append(at_most(name, value, "times", bar, how) if bar else beside(name, value, "times", how))
             how = (
                 f"rmaplab replay of the recording, two designs in lockstep, start-up included "
                 f"({median(replayed):.3g} s), over the program by itself ({median(bare):.3g} s)"
