@@ -7,17 +7,10 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow
 import pytest
 
+from kernel.packing import zstd
 from rmaplab.kernel.image import startable, unpacked
-
-
-def zstd(data: bytes) -> bytes:
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(data)
-    return bytes(sink.getvalue())
 
 
 def elf(*notes: tuple[bytes, int]) -> bytes:
@@ -63,6 +56,7 @@ def test_a_kernel_with_an_entry_point_for_pvh_guests_is_started_unpacked(
         bzimage(PVH, zstd)[:-40],
         bzimage(PVH, gzip.compress, size=7),
         bzimage(b"not ELF", gzip.compress),
+        bzimage(PVH[:80], gzip.compress),
         bzimage(PVH, gzip.compress)[:0x210],
     ],
 )

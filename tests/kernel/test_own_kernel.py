@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pytest
 
+from kernel.packing import zstd
 from rmaplab.check.histories import header
 from rmaplab.commands.frame import main
 from rmaplab.kernel import memory, modules, pages, setup
@@ -26,14 +26,6 @@ from rmaplab.trace.history import History, write_history
 pytestmark = pytest.mark.skipif(
     not os.environ.get("RMAPLAB_KERNEL"), reason="boots kernels: make test-kernel, or RMAPLAB_KERNEL=1"
 )
-
-
-def zstd(data: bytes) -> bytes:
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(data)
-    contents: bytes = sink.getvalue().to_pybytes()
-    return contents
 
 
 def need(version: str) -> setup.Kernel:

@@ -17,9 +17,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow
 import pytest
 
+from kernel.packing import zstd
 from rmaplab.commands.frame import main
 from rmaplab.kernel import modules, setup
 from rmaplab.kernel.errors import KernelUnavailable
@@ -30,14 +30,6 @@ IMAGE = f"linux-image-{RELEASE}-unsigned"
 DEBUG = f"linux-image-{RELEASE}-dbg"
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="makes Debian packages")
-
-
-def zstd(data: bytes) -> bytes:
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(data)
-    contents: bytes = sink.getvalue().to_pybytes()
-    return contents
 
 
 def _package(directory: Path, name: str, files: dict[str, bytes]) -> Path:

@@ -38,7 +38,10 @@ _XEN_ELFNOTE_PHYS32_ENTRY: Final = 18
 def startable(image: Path, directory: Path) -> Path:
     """What QEMU is to start for this bzImage: a file in `directory` with the kernel in it, or the image itself."""
     kernel = unpacked(image.read_bytes())
-    if kernel is None or _XEN_ELFNOTE_PHYS32_ENTRY not in _xen_notes(kernel):
+    try:
+        if kernel is None or _XEN_ELFNOTE_PHYS32_ENTRY not in _xen_notes(kernel):
+            return image
+    except struct.error:  # headers that point beyond its end
         return image
     path = directory / "kernel"
     path.write_bytes(kernel)
