@@ -56,7 +56,6 @@ COLD_LINES: Final = {
     "places visited": 1,  # the first line of the VMA: its range
     "contexts visited": 2,  # its address space and place in the tree of forks; its records
     "anonmms visited": 1,
-    "VMAs of leaves looked at": 1,
     "vma tree nodes visited": 2,  # pivots and slots of a node of 256 bytes
     "remap tree nodes visited": 2,
     "references to mm_structs": 1,  # mm_users

@@ -117,23 +117,28 @@ def split_cut(system: System, mm: MM, start: int, end: int, frees: bool = False)
                 continue
             if not mthp and not leaf.huge and folios.mapcount.m[head if frees else pfn] != 1:
                 cut.stops[number] = i
-                cut.left.update(folios.head.v[leaf.v[i:last][leaf.v[i:last] & PTE_ANON != 0] >> PTE_SHIFT].tolist())
+                rest = leaf.v[i:last]
+                cut.left.update(folios.head.v[rest[rest & PTE_ANON != 0] >> PTE_SHIFT].tolist())
                 break
             run = batch(system, leaf, i, last)
             i += run
             whole = run == folios.nr_pages(head)
             if whole and mthp and not leaf.huge:
                 continue
-            shared = leaf.huge or mthp
-            if shared and not mthp and not frees:
-                shared = folios.mapcount.m[head] > 1
-            elif shared:
-                shared = seems_shared(system, head)
-            if shared:
+            if _spares(system, leaf, head, frees):
                 cut.left.add(head)
             elif not whole or not leaf.huge:
                 split_folio(system, head)
     return cut
+
+
+def _spares(system: System, leaf: Leaf, head: int, frees: bool) -> bool:
+    """Does the advice leave the folio as it is, since others seem to map it?"""
+    if not system.profile.mthp and not leaf.huge:
+        return False
+    if not system.profile.mthp and not frees:
+        return system.folios.mapcount.m[head] > 1
+    return seems_shared(system, head)
 
 
 def batch(system: System, leaf: Leaf, first: int, last: int, respect: int = 0) -> int:

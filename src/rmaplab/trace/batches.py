@@ -24,6 +24,7 @@ from rmaplab.mm.abi import (
     MAP_ANONYMOUS,
     MAP_GROWSDOWN,
     MAP_SHARED,
+    MAP_SHARED_VALIDATE,
     MAP_TYPE,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
@@ -38,7 +39,6 @@ from rmaplab.trace.spaces import Process, Range, page_align
 __all__ = ["REGISTERS", "Batch", "Calls", "Faults", "Run", "in_order"]
 
 REGISTERS: Final = ("di", "si", "dx", "r10", "r8", "r9")  # of a system call's parameters
-MAP_SHARED_VALIDATE: Final = 3
 
 _MMAP, _MUNMAP, _BRK, _MREMAP = (CALLS[name].number for name in ("mmap", "munmap", "brk", "mremap"))
 _MPROTECT, _PKEY_MPROTECT = CALLS["mprotect"].number, CALLS["pkey_mprotect"].number
@@ -418,8 +418,7 @@ class Batch:
                 ("flags", flags), ("result", result),
             ):  # fmt: skip
                 runs[name][:] = column
-            times = np.concatenate([columns["time"], time])
-            order = np.argsort(times, kind="stable")
+            order = in_order(np.concatenate([columns["time"], time]))
             columns = {name: np.concatenate([column, runs[name]])[order] for name, column in columns.items()}
         self._events.extend(columns)
 

@@ -33,7 +33,7 @@ from typing import IO, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rmaplab.trace.batches import Faults
+from rmaplab.trace.batches import Faults, in_order
 from rmaplab.trace.calls import BY_NUMBER
 from rmaplab.trace.collector import Block, Records, Stream
 from rmaplab.trace.reduce import CLONE_THREAD
@@ -269,9 +269,8 @@ def _column(records: npt.NDArray[np.uint8], offset: int, kind: type[np.generic])
 
 def _tell_of_one_file(data: bytes, at: int, other: int, length: int) -> bool:
     """Whether the records at `at`, of `length` bytes, and at `other` do, as far as all in between are so long."""
-    return data.startswith(data[at : at + 8], other) and all(
-        data.startswith(data[at + first : at + last], other + first) for first, last in ((40, 64), (72, length - 8))
-    )
+    one, another = data[at : at + length], data[other : other + length]
+    return all(one[part] == another[part] for part in _FILE)
 
 
 # Time, who takes it, cpu, pid, tid, type | misc << 16, contents.
@@ -412,4 +411,4 @@ class _Decoder:
         cpus = np.full(len(records), cpu, dtype=np.int16)
         time, tid = _column(records, 16, np.int64), _column(records, 12, np.int32)
         faults = Faults(time, cpus, tid, _column(records, self._address, np.uint64), write)
-        return faults[np.argsort(faults.time, kind="stable")]
+        return faults[in_order(faults.time)]
