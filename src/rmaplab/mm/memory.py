@@ -128,7 +128,8 @@ def _fault_leaf(system: System, vma: VMA, page_table: PageTable, addr: int, stop
     for end, kind in _runs(system, entries, write, private):
         at = addr + (begin << PAGE_SHIFT)
         count = end - begin
-        if kind == _EACH or count < _BATCH:
+        # In virtual time each access takes its turn at the lock.
+        if kind == _EACH or count < _BATCH or (kind == _THERE and system.scheduler is not None):
             _fault_run(system, vma, at, count, write)
         elif kind == _MISSING and write and private:
             _new_pages(system, vma, page_table, at, first + begin, count, seen[8 * begin : 8 * end])
