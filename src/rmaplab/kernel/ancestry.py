@@ -15,7 +15,8 @@ between two others that left no anon_vma) do not appear:
 1. A living parent is the parent of its child's address space if the two have an anon_vma in common (else one of
    them has called execve() since).
 2. Otherwise the anon_vma above the child's own tells the parent: an address space that uses that anon_vma for
-   its own new pages, or one that died.  Of the latter, all anon_vmas that are right above one child's are one's.
+   its own new pages, or one that died.  All anon_vmas that are right above one child's are one's: that of who uses one
+   of them, or of one that died.
 3. The maker of an anon_vma is who uses it for new pages, or whom step 2 found.  But an anon_vma that nobody used
    any more may have been taken over by a descendant of its maker (anon_vma_clone()).  Those who have it on a
    chain tell: the maker is an ancestor of all of them.  The nearest one that is known takes its place; where
@@ -147,13 +148,13 @@ class Tree:
         orphans: dict[int, list[int]] = {}
         for mm in self._snapshot.mms:
             right_above = [anon_vmas[anon_vma].parent for anon_vma in self._fresh(mm)]
-            parent = self.above.get(mm)
-            if parent is not None:
-                for anon_vma in right_above:
-                    if anon_vma not in self.user:
-                        self.maker[anon_vma] = parent  # it lives, but has no such VMA any more
-                continue
-            orphans[mm] = right_above
+            users = [self.user[anon_vma] for anon_vma in right_above if anon_vma in self.user]
+            parent = self.above.get(mm) or next((user for user in users if mm not in self.line(user)), 0)
+            for anon_vma in right_above if parent else ():
+                if anon_vma not in self.user:
+                    self.maker[anon_vma] = parent  # it lives, but has no such VMA any more
+            if mm not in self.above:
+                orphans[mm] = right_above
         for right_above in orphans.values():
             unknown = [a for a in right_above if a not in self.user and a not in self.maker]
             for anon_vma in unknown:
