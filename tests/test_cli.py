@@ -290,7 +290,7 @@ def test_the_example_is_played_where_nothing_can_record(monkeypatch: pytest.Monk
     def forbidden(*_: object, **__: object) -> None:
         raise RecordError("perf is forbidden, and there is no strace")
 
-    monkeypatch.setattr("rmaplab.commands.compare.record", forbidden)
+    monkeypatch.setattr("rmaplab.trace.record.record", forbidden)
     done = rmaplab("compare", "--", sys.executable, "-m", "rmaplab.example")
     assert "so here is the recording of it that comes with rmaplab" in done.stderr
     assert done.stdout.startswith("History   example.parquet, a recording of python")

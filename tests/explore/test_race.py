@@ -122,7 +122,7 @@ def test_an_address_space_is_seen_while_a_fork_makes_it() -> None:
 
 
 def test_what_a_cpu_holds_and_waits_for_is_told() -> None:
-    film = shoot_race(FORK, load("anon_vma"), "0x7 1x4")  # the walk is at its first place, the fork has queued
+    film = shoot_race(FORK, load("anon_vma"), "0x8 1x4")  # the walk is at its first place, the fork has queued
     assert list(text.cpus(states(film)[-1]))[1:] == [
         "CPU 0 restore: holds lock of folio 512, lock of folio 513, root rwsem of A1 (shared), page-table lock of"
         " process 1; next change mapcount: page 513",
