@@ -18,6 +18,7 @@ from world import Process, World
 
 ARENA = 0x10_0000_0000
 WHOLE = 512  # pages
+KEEP = abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED | abi.MREMAP_DONTUNMAP
 
 
 def begin(version: str = "7.3", large_folios: int = MAX_ORDER) -> Process:
@@ -154,6 +155,18 @@ def test_moved_by_2_mib_it_stays_whole_and_else_it_is_split() -> None:
     process.mremap(WHOLE, WHOLE, to=16 * WHOLE + 1)
     assert huge(process, 8 * WHOLE) and process.has(PTE_WRITE, 8 * WHOLE + 5)
     assert not huge(process, 17 * WHOLE) and process.entry(16 * WHOLE + 1) == "anon"
+
+
+@pytest.mark.parametrize(("version", "below", "whole"), [("7.3", 0, True), ("7.3", 10, False), ("6.1", 0, False)])
+def test_a_leaf_is_gone_with_all_that_is_mapped_there(version: str, below: int, whole: bool) -> None:
+    process = begin(version)
+    process.munmap(below, 100 - below)
+    process.write(100)
+    process.mremap(100, 900, to=4 * WHOLE + 100, flags=KEEP)
+    process.mmap(100 - below, at=below)
+    process.write(0)
+    assert huge(process, 0) == whole
+    assert process.entry(4 * WHOLE + 100) == "anon"
 
 
 def test_migrated_it_stays_whole_for_all_who_map_it() -> None:

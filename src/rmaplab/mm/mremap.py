@@ -340,6 +340,8 @@ def move_page_tables(system: System, vma: VMA, old: int, new_vma: VMA, new: int,
     if vma is not new_vma and new_vma.prepared:
         locking = [design for design in system.designs if design.need_move_locks(vma, new_vma, merged)]
     end = old + length
+    if system.huge and _can_realign(system, vma, old, new_vma, new):
+        old, new = old & -LEAF_SIZE, new & -LEAF_SIZE
     while old < end:
         stop = min(end, (old | (LEAF_SIZE - 1)) + 1, old + (new | (LEAF_SIZE - 1)) + 1 - new)
         leaf = page_table.leaves.get(old >> LEAF_SHIFT)
@@ -358,12 +360,24 @@ def move_page_tables(system: System, vma: VMA, old: int, new_vma: VMA, new: int,
         old = stop
 
 
+def _can_realign(system: System, vma: VMA, old: int, new_vma: VMA, new: int) -> bool:
+    """May the move begin at the boundaries of leaves below, so that the first leaf goes whole, since nothing else is
+    mapped there (try_realign_addr())?  Where the source stays mapped, its leaf is gone then."""
+    if not system.profile.realigns_moves or (old ^ new) & (LEAF_SIZE - 1) or old != vma.start or new != new_vma.start:
+        return False
+    tree = vma.mm.tree
+    return not tree.overlapping(old & -LEAF_SIZE, old) and not tree.overlapping(new & -LEAF_SIZE, new)
+
+
 def _move_leaf(
     system: System, vma: VMA, leaf: Leaf, old: int, new: int, length: int, locking: list[ReverseMap]
 ) -> bool:
-    """Move a whole leaf, if that is what is to move (move_pgt_entry()); else a huge one is split."""
+    """Move a whole leaf, if that is what is to move (move_pgt_entry()); else a huge one is split.  Page tables move
+    with the locks of the reverse map in any case (should_take_rmap_locks())."""
     moved = False
     if length == LEAF_SIZE:
+        if vma.prepared and not leaf.huge:
+            locking = system.designs
         for design in locking:
             design.move_lock(vma)
         moved = huge_pmd.move(system, vma.mm, old, new)

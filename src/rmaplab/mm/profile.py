@@ -79,6 +79,9 @@ class Profile:
     only if there may be two, or three for a locked one that stays mapped.  Before, those that have a target or keep the
     source asked for six, and each move for four.
     (mm/mremap.c check_map_count_against_split_early() and prep_move_vma() in 7.2 and 7.3)"""
+    realigns_moves: bool = True
+    """Page tables that mremap() moves go whole also where the range begins within one, if nothing else is mapped there.
+    (mm/mremap.c try_realign_addr(), since 6.7)"""
     anon_pgoff: bool = True
     """A VMA has a page offset for anonymous pages beside that in its file: the virtual one at which it was mapped, or
     moved to before it was prepared.  VMAs of a file merge, and share a neighbour's anon_vma, only if both go on; and
@@ -290,6 +293,7 @@ _KNOWN: Final = (
         stack_nohugepage=False,
         move_many=False,
         remap_reserve=False,
+        realigns_moves=False,
         anon_pgoff=False,
         clone_reverses=False,
         sticky_flags=False,
