@@ -44,7 +44,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 from bounded import Bounded
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-SUBJECTS: Final = ("mm/*.py", "rmap/*.py", "sync/locks.py")
+SUBJECTS: Final = ("mm/*.py", "rmap/*.py", "rmap/pictures/*.py", "sync/locks.py")
 COPIED: Final = ("src", "tests", "docs", "README.md", "pyproject.toml")
 SLOWER: Final = 5.0  # times that a stage may take what it takes without a mutant ...
 LEAST: Final = 90.0  # ... or so many seconds, if that is more
@@ -144,10 +144,11 @@ _RACES: Final = [
     " wanted = [name for name in names() if ' + ' not in name or '/ reuse +' in name or '/ copy +' in name];"
     " sys.exit(not all(run(name, load(d), preemptions=1).holds for d in sys.argv[1:] for name in wanted))",
 ]
-_REST: Final = (
-    "tests/measure/test_same_figures.py", "tests/check/test_lockstep.py", "tests/check/test_coverage.py",
-    "tests/kernel/test_takeover.py", "tests/trace/test_recordings.py", "tests/workloads",
-)  # fmt: skip
+_KERNEL: Final = ("tests/kernel/test_answers.py", "tests/kernel/test_random_answers.py")
+_WORK: Final = "tests/measure/test_same_figures.py"
+_DRAWN: Final = ("tests/explore", "tests/library")
+_REST: Final = ("tests/check/test_lockstep.py", "tests/check/test_coverage.py", "tests/trace/test_recordings.py",
+                "tests/kernel/test_takeover.py", "tests/workloads", *_DRAWN)  # fmt: skip
 
 
 def stages(path: str) -> list[Stage]:
@@ -155,9 +156,13 @@ def stages(path: str) -> list[Stage]:
     folder, stem = Path(path).parent.name, Path(path).stem
     own = sorted(str(f.relative_to(ROOT)) for f in (ROOT / "tests" / folder).glob(f"test_{stem}*.py"))
     verify = ["-m", "rmaplab", "verify", "--jobs", "1"]
-    raced = [stem] if stem in ("anon_vma_lazy", "pte_chain") else ["anon_vma", "cow_context"]
+    raced = [stem] if stem in ("anon_vma_lazy", "pte_chain", "lineage") else ["anon_vma", "cow_context"]
+    answered = folder == "mm" or stem.startswith(("anon_vma", "interval_tree"))
     return [
         *([(f"tests of {stem}", [*_PYTEST, *own])] if own else []),
+        *([("pictures", [*_PYTEST, *_DRAWN])] if "picture" in path else []),
+        *([("answers of kernels", [*_PYTEST, *_KERNEL, "-k", "the_model"])] if answered else []),
+        ("figures", [*_PYTEST, _WORK]),
         ("verify", [*verify, "--steps", "1500", "--seed", "5"]),
         ("tests of rmap", [*_PYTEST, "tests/rmap", "tests/check/test_ksm_histories.py"]),
         ("tests of mm", [*_PYTEST, "tests/mm", "-k", "not running"]),  # without a running kernel beside it

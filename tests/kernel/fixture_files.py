@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The files in fixtures/, which kernel/fixtures.py wrote: read, and held against the model.
+"""The files in fixtures/ and random_answers/, which kernel/fixtures.py wrote: read, and held against the model.
 
 Where execve() puts a stack and mmap() a mapping is a matter of chance (address space randomisation), and so are the
 values that follow from it: two files are compared without them.
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import cast
 
 from rmaplab.check.histories import header
-from rmaplab.kernel.answers import State, folded, page_values, reachable
+from rmaplab.kernel.answers import State, digest, folded, page_values, reachable
 from rmaplab.kernel.driver import Setting
 from rmaplab.kernel.isomorphism import refcount_of_model
-from rmaplab.kernel.lockstep import in_guest
+from rmaplab.kernel.lockstep import answer, in_guest
 from rmaplab.mm.folio import FOLIO_KSM
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import (
@@ -51,9 +51,7 @@ def model_differs(
     """Where the model does not say what the file says: lines of either, marked - (file) and + (model).  `profile`: in
     place of that of the kernel's release."""
     release, its, events, expected = read(path)
-    machine = Machine(profile or profile_for(release)[0], [design], large_folios=its.large_folios)
-    if its.mappings:
-        machine.max_map_count = its.mappings
+    machine = _machine(profile or profile_for(release)[0], design, its)
     player = Player(machine, in_guest(header()), batch=False)
     in_exec = False
     for event in events:
@@ -73,13 +71,56 @@ def model_differs(
 def read(path: Path) -> tuple[str, Setting, list[Event], list[str]]:
     """Release, setting, events, and lines of state of a file."""
     lines = path.read_text().splitlines()
-    release = lines[0].rpartition(" ")[2]
     events = [parse_event(line) for line in lines[1:] if not line.startswith("|")]
-    large = re.search(r"folios of up to (\d+) pages", lines[0])
+    return *_title(lines[0]), events, [line for line in lines[1:] if line.startswith("|")]
+
+
+def _title(line: str) -> tuple[str, Setting]:
+    """Release and setting."""
+    large = re.search(r"folios of up to (\d+) pages", line)
     order = int(large.group(1)).bit_length() - 1 if large else 0
-    crowded = re.search(r"(\d+) mappings at most", lines[0])
-    its = Setting(order, int(crowded.group(1)) if crowded else 0)
-    return release, its, events, [line for line in lines[1:] if line.startswith("|")]
+    crowded = re.search(r"(\d+) mappings at most", line)
+    return line.rpartition(" ")[2], Setting(order, int(crowded.group(1)) if crowded else 0)
+
+
+def random_histories(path: Path) -> dict[str, list[str]]:
+    """The lines of each history of a file, by its seed."""
+    histories: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines():
+        if line.startswith("# seed "):
+            lines = histories.setdefault(re.split("[ ,]", line)[2], [])
+        lines.append(line)
+    return histories
+
+
+def random_differs(lines: list[str], design: type[ReverseMap] = AnonVmaRmap) -> str:
+    """Where the model first does not say what the lines of a random history say; empty: nowhere."""
+    release, its = _title(lines[0])
+    machine = _machine(profile_for(release)[0], design, its)
+    player = Player(machine, in_guest(header()), batch=False)
+    in_exec = False
+    event = Event("mark", 0)
+    for number, line in enumerate(lines[1:], 2):
+        if line.startswith("| mmap_base "):
+            machine.mm_of(event.pid).mmap_base = int(line.split()[2], 0)
+        elif line.startswith("| "):
+            if digest(of_model(machine)) != line[2:]:
+                return f"line {number}, at or before {event}: another state"
+        else:
+            event = parse_event(line)
+            in_exec = event.op == "exec" or (in_exec and event.op == "fault")
+            machine.large_folios = 0 if in_exec else its.large_folios
+            got = answer(player, event)
+            if got != event.result:
+                return f"line {number}, {event}: {got:#x}"
+    return ""
+
+
+def _machine(profile: Profile, design: type[ReverseMap], its: Setting) -> Machine:
+    machine = Machine(profile, [design], large_folios=its.large_folios)
+    if its.mappings:
+        machine.max_map_count = its.mappings
+    return machine
 
 
 def parse_event(line: str) -> Event:

@@ -15,6 +15,7 @@ Many entries in a row that are alike are one line: 0x1000000000-0x10001ff000 p4-
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -109,6 +110,11 @@ def of_kernel(snapshot: real.Snapshot, pids: Mapping[int, int]) -> list[str]:
         refcount = refcount_of_kernel(snapshot, its)
         state.anon_vma(number, its.root, its.parent, (refcount, its.num_children, its.num_active_vmas), tree)
     return folded(state.lines)
+
+
+def digest(lines: list[str]) -> str:
+    """A few characters that stand for a state."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:10]
 
 
 def folded(lines: list[str]) -> list[str]:

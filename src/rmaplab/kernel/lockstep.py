@@ -219,11 +219,8 @@ class Lockstep:
 
     def _play(self, event: Event) -> Difference | None:
         """Play what happened; a difference if the result is another one."""
-        asked = _copy(event)
-        if event.op != "fault" or event.length <= 4096:
-            asked.result = -14  # let the machine find out everything for itself
         try:
-            got = self.player.do(asked)
+            got = answer(self.player, event)
         except (HistoryError, InvariantError) as error:
             return Difference(f"process {event.pid}", f"result of {event.op}", _result(event.result), str(error))
         if event.op == "exec":
@@ -243,6 +240,14 @@ class Lockstep:
         for pid in self.driver.pids.values():
             self.witness.forget(pid)
         self.driver.end()
+
+
+def answer(player: Player, event: Event) -> int:
+    """What the machine answers to what happened elsewhere; it is to find out everything for itself."""
+    asked = _copy(event)
+    if event.op != "fault" or event.length <= 4096:
+        asked.result = -14
+    return player.do(asked)
 
 
 def _first_place(mm: Mm) -> int:
@@ -394,21 +399,29 @@ class Random:
         self.lockstep.end()
 
 
+def random_history(
+    witness: Witness, seed: int, coverage: Coverage | None = None, design: type[ReverseMap] = AnonVmaRmap
+) -> tuple[Random, int]:
+    """The history of a seed, and by what its length is to be divided: every third with large folios, where the kernel
+    has them, every fifth with room for few mappings, and every eleventh with few processes and steps, but room for
+    folios of 2 MiB."""
+    setting = Setting(2 + seed // 3 % 3 if seed % 3 == 0 else 0, 6 + seed // 5 % 12 if seed % 5 == 0 else 0)
+    pages, processes, share = 48, 6, 1
+    if seed % 11 == 0:
+        setting, pages, processes, share = Setting(MAX_ORDER), _HUGE_ARENA, 3, 5
+    return Random(witness, seed, pages, processes, design, coverage=coverage, setting=setting), share
+
+
 def random_histories(
     witness: Witness, seed: int, steps: int, say: Callable[[str], None], coverage: Coverage | None = None,
     each: int = 500, design: type[ReverseMap] = AnonVmaRmap,
 ) -> tuple[Disagreement | None, int]:  # fmt: skip
-    """Histories of `each` steps, with seeds from `seed` on, until there were `steps` or one disagrees; every third
-    with large folios, where the kernel has them, every fifth with room for few mappings, and every eleventh with few
-    processes and steps, but room for folios of 2 MiB.  Returns the disagreement and the number of steps."""
+    """Histories of `each` steps, with seeds from `seed` on, until there were `steps` or one disagrees.  Returns the
+    disagreement and the number of steps."""
     done = 0
     while done < steps:
-        setting = Setting(2 + seed // 3 % 3 if seed % 3 == 0 else 0, 6 + seed // 5 % 12 if seed % 5 == 0 else 0)
-        pages, processes, length = 48, 6, each
-        if seed % 11 == 0:
-            setting, pages, processes, length = Setting(MAX_ORDER), _HUGE_ARENA, 3, each // 5
-        history = Random(witness, seed, pages, processes, design, coverage=coverage, setting=setting)
-        for found in history.steps(min(length, steps - done)):
+        history, share = random_history(witness, seed, coverage, design)
+        for found in history.steps(min(each // share, steps - done)):
             done += 1
             if found is not None:
                 history.end()
