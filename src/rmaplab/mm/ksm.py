@@ -157,11 +157,13 @@ def _maps(mm: MM, addr: int, pfn: int) -> bool:
 
 
 def forget_stale(system: System) -> int:
-    """ksmd visited every place, and found that some places do not map their page any more (cmp_and_merge_page(),
-    remove_trailing_rmap_items()).  Returns 0."""
+    """ksmd visited every mergeable VMA, and some places do not map their page any more (cmp_and_merge_page()), or do
+    so in a VMA that it does not visit (scan_get_next_rmap_item(), remove_trailing_rmap_items()): mremap() put there,
+    over the place, a copy that fork had made of another place.  Returns 0."""
     for pfn in list(system.ksm_pages):
         for mm, addr in list(system.ksm_pages[pfn]):
-            if not _maps(mm, addr, pfn):
+            vma = mm.tree.at(addr)
+            if vma is None or not vma.flags & VM_MERGEABLE or not _maps(mm, addr, pfn):
                 _forget(system, mm, addr, pfn)
     return 0
 
