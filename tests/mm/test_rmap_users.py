@@ -21,7 +21,7 @@ from rmaplab.mm.abi import (
 )
 from rmaplab.mm.folio import FOLIO_DIRTY
 from rmaplab.mm.huge_memory import split_folio
-from rmaplab.mm.ksm import AS_FOUND
+from rmaplab.mm.ksm import AS_FOUND, FORGET
 from rmaplab.mm.pagetable import PTE_EXCLUSIVE, PTE_WRITE
 from rmaplab.mm.profile import REFERENCE
 from rmaplab.mm.vmscan import KEPT, ONCE
@@ -36,9 +36,9 @@ def migrate(space: Space, page: int, pages: int = 1, pid: int = 1) -> int:
     return space.machine.migrate(space.machine.mm_of(pid), at(page), pages)
 
 
-def merge(space: Space, page: int, other: int, pid: int = 1, other_pid: int = 1) -> int:
+def merge(space: Space, page: int, other: int, pid: int = 1, other_pid: int = 1, how: int = 0) -> int:
     machine = space.machine
-    return machine.ksm_merge(machine.mm_of(pid), at(page), machine.mm_of(other_pid), at(other))
+    return machine.ksm_merge(machine.mm_of(pid), at(page), machine.mm_of(other_pid), at(other), how)
 
 
 @pytest.fixture
@@ -329,6 +329,25 @@ def test_no_ksm_page_moves(alike: Space) -> None:
     alike.mremap(0, 1, to=10)
     assert alike.entry(10) == "anon"
     assert alike.entry(1) == "ksm"
+
+
+@pytest.mark.parametrize("mergeable", [True, False])
+def test_ksmd_forgets_a_place_in_a_vma_that_it_does_not_visit(model: Space, mergeable: bool) -> None:
+    """mm/ksm.c scan_get_next_rmap_item() passes VMAs that are not mergeable, also where they map the page."""
+    model.mmap(4, 0)
+    model.write(0, 4)
+    child = model.fork()
+    for space, page in ((model, 0), (model, 1), (child, 3)):
+        space.madvise(page, 1, MADV_MERGEABLE)
+    assert merge(model, 0, 1, how=AS_FOUND) == merge(model, 0, 3, other_pid=child.pid, how=AS_FOUND) == 0
+    child.mremap(0, 1, to=3)  # the copy that fork made, over a place
+    if mergeable:
+        child.madvise(3, 1, MADV_MERGEABLE)
+    assert child.pfn(3) == model.pfn(0)
+    merge(model, 0, 0, how=FORGET)
+    kept = [(place.id, addr) for place, addr in model.machine.ksm_pages[model.pfn(0)]]
+    assert ((child.machine.mm_of(child.pid).id, at(3)) in kept) == mergeable
+    assert len(kept) == 2 + mergeable
 
 
 def test_ksm_pages_go_to_swap_and_come_back_apart(alike: Space) -> None:
