@@ -41,7 +41,7 @@ def state(snapshot: Snapshot) -> list[object]:
             for found, entries in zip(snapshot._dicts, snapshot._entries, strict=True)
         ],
         [(id(found), set(map(known, m))) for found, m in zip(snapshot._sets, snapshot._members, strict=True)],
-        [(id(found), e.tobytes()) for found, e in zip(snapshot._arrays, snapshot._elements, strict=True)],
+        [(id(found.obj), e.tobytes()) for found, e in zip(snapshot._arrays, snapshot._elements, strict=True)],
     ]
 
 

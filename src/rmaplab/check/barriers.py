@@ -20,7 +20,7 @@ import msgspec
 
 from rmaplab.check.race import SEQUENTIAL, Broken, Model, explain, name_ordering
 from rmaplab.check.race_mutants import SCENES, staged
-from rmaplab.check.scenarios import names, preemption_bound
+from rmaplab.check.scenarios import names
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.sync.interleave import explore
 
@@ -71,9 +71,8 @@ def scenes() -> list[str]:
 
 def _try(name: str, design: type[ReverseMap], memory: Model, limit: int) -> tuple[Shown | None, bool]:
     """What breaks, and whether nothing was left to try."""
-    bound = preemption_bound(name, design.name, weak=True)
     scenario = staged(name, design)
-    outcome = explore(scenario, limit=limit, preemptions=bound, begin=memory.begin)
+    outcome = explore(scenario, limit=limit, begin=memory.begin)
     if outcome.failures:
         failure = outcome.failures[0]
         name_ordering(failure, scenario, memory)

@@ -11,8 +11,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from rmaplab.check.truth import leaks
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_ANON, PTE_MIGRATION, PTE_SHIFT, PTE_SWAP
@@ -30,7 +28,7 @@ def first_broken(machine: Machine) -> tuple[str, list[Place]] | None:
     waits_for = swapped = 0
     for mm in machine.mms.values():
         for number, leaf in mm.page_table.leaves.items():
-            present: list[int] = np.flatnonzero(leaf.v).tolist()
+            present: list[int] = leaf.v.nonzero()[0].tolist()
             for i in present:
                 entry: int = leaf.m[i]
                 place = (mm.id, (number << LEAF_SHIFT) + (i << PAGE_SHIFT))

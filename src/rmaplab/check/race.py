@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from rmaplab.check.lock_order import complaints
-from rmaplab.check.scenarios import World, exists, names, preemption_bound, scenario
+from rmaplab.check.scenarios import World, exists, names, scenario
 from rmaplab.errors import CannotRun, in_a_line
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, VMA
@@ -145,7 +145,7 @@ def run(
     design: type[ReverseMap],
     *,
     limit: int = 0,
-    preemptions: int | None = None,
+    preemptions: int = -1,
     reduce: bool = True,
     every_failure: bool = False,
     random: int = 0,
@@ -154,17 +154,16 @@ def run(
 ) -> Verdict:
     """Try the interleavings of one scenario, or with `random` that many random ones."""
     begun = time.process_time()
-    bound = preemption_bound(name, design.name, memory.weak) if preemptions is None else preemptions
     what = scenario(name, design)
     if random:
-        bound = -1
+        preemptions = -1
         outcome = wander(what, random, seed, stop_at_first=not every_failure, begin=memory.begin)
     else:
         outcome = explore(
             what,
             reduce=reduce,
             limit=limit,
-            preemptions=bound,
+            preemptions=preemptions,
             stop_at_first=not every_failure,
             begin=memory.begin,
         )
@@ -176,7 +175,7 @@ def run(
         memory=memory.name,
         orderings=dict(sorted(memory.used.items())),
         cpus=cpus(name),
-        preemptions=bound,
+        preemptions=preemptions,
         orders=estimate(what, _PROBES, seed),
         interleavings=outcome.executions,
         pruned=outcome.pruned,

@@ -55,7 +55,7 @@ class Obligation(AssertionError):
 class World(script.World):
     """The machine of a scenario, and the folio that it is about.
 
-    events: all operations of processes, in order; the first ones set the world up
+    events: operations of processes, in order, that set the world up; once it is, those since then
     """
 
     def __init__(
@@ -321,13 +321,6 @@ _THREADS: Final = (
     ("copy", "madvise in the child"),
 )
 
-# Interleavings are tried without a bound, but where entries move under a migration while another operation is at it:
-# there a CPU is taken away at most so many times.
-_MOVES_IN_A_PAIR: Final = 2
-_PAIRS_UNDER_WEAK_MEMORY: Final = 2
-_SERIALISED: Final = ("anon_vma",)  # designs whose lock keeps their walks apart from all that: no bound is needed
-
-
 def names() -> list[str]:
     """All scenarios: "user / operation" and "user / operation + operation".  Neither KSM's pages nor those of a stack
     that exec moves are migrated, so there is nothing to restore."""
@@ -352,16 +345,6 @@ def exists(name: str) -> bool:
     return not any("exit" in word and doers.count(OPERATIONS[word].who) > 1 for word in words)
 
 
-def preemption_bound(name: str, design: str = "", weak: bool = False) -> int:
-    """The bound on preemptions in the scenario of that name; -1: none."""
-    user, _, rest = name.partition(" / ")
-    pair = " + " in rest
-    if weak and pair:
-        return _PAIRS_UNDER_WEAK_MEMORY
-    moves = user in ("migrate", "restore") and pair and "mremap" in rest
-    return _MOVES_IN_A_PAIR if moves and design not in _SERIALISED else -1
-
-
 def scenario(name: str, design: type[ReverseMap], machine: type[Machine] = Machine) -> Scenario:
     """The scenario of that name, for one design.
 
@@ -381,6 +364,7 @@ def scenario(name: str, design: type[ReverseMap], machine: type[Machine] = Machi
             operation.prepare(world)
         world.isolate()
         begin(world)
+        world.events.clear()
         execution.add(user, partial(act, world))
         for operation in operations:
             execution.add(operation.name, partial(operation.act, world))

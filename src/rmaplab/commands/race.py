@@ -41,12 +41,12 @@ DESIGNS: Final = ("anon_vma", "cow_context")  # where nothing else was asked for
 
 
 class Inputs(msgspec.Struct, frozen=True):
-    """What the verdicts depend on.  `preemptions` None: each scenario's own bound."""
+    """What the verdicts depend on.  `preemptions` -1: no bound."""
 
     scenarios: list[str]
     designs: list[str]
     profile: str
-    preemptions: int | None
+    preemptions: int
     limit: int
     random: int
     seed: int
@@ -73,7 +73,7 @@ def command(
         typer.Option(
             min=-1,
             metavar="N",
-            help="Preempt at most N times (default: each scenario's own bound, mostly none).",
+            help="Preempt at most N times (-1: as often as one likes).",
         ),
     ] = -1,
     limit: Annotated[
@@ -134,8 +134,7 @@ def command(
     if report is not None:
         check_output(report)
         return _report(scenarios or [], names, designs, jobs, report)
-    bound = preemptions if preemptions >= 0 else None
-    inputs = Inputs(names, designs, REFERENCE, bound, limit, random, seed, path, memory.value)
+    inputs = Inputs(names, designs, REFERENCE, preemptions, limit, random, seed, path, memory.value)
     verdicts = _try_all(inputs, jobs)
     wrong = lock_complaints(verdicts)
     holds = judge(len(verdicts), not all(v.holds for v in verdicts) or bool(wrong), "no scenario was tried")

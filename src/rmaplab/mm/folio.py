@@ -221,8 +221,11 @@ class Folios:
 
     def set_flag(self, head: int, flag: int) -> None:
         """Set a FOLIO_* flag of all pages of the folio."""
-        end = head + self.nr_pages(head)
-        self.flags.v[head:end] |= flag
+        nr_pages = self.nr_pages(head)
+        if nr_pages == 1:
+            self.flags.m[head] |= flag
+        else:
+            self.flags.v[head : head + nr_pages] |= flag
 
     def clear_flag(self, head: int, flag: int) -> None:
         """Clear a FOLIO_* flag of all pages of the folio."""

@@ -70,7 +70,7 @@ class Leaf:
         """Numbers of the entries in [first, last) that are not none, ascending, as they are now."""
         if last - first <= _FEW:
             return [i for i in range(first, last) if self.m[i]]
-        found: list[int] = (np.flatnonzero(self.v[first:last]) + first).tolist()
+        found: list[int] = (self.v[first:last].nonzero()[0] + first).tolist()
         return found
 
 

@@ -9,7 +9,7 @@ The search goes back and forth along one path; a strategy (strategy.py) decides 
 states: all, or those left after a reduction.
 
 What a scenario builds is built once, and put back before each execution, if the scenario says what it is
-(`Execution.subject`); after a failure another is built.
+(`Execution.subject`); after a failure another is built (`_Stage`).
 
 Invariant: `_Search.stack[d]` is the state before step d of the current path; the same path gives the same steps again.
 """
@@ -41,6 +41,49 @@ class Scenario:
     def __init__(self, name: str, build: Callable[[Execution], Callable[[], None]]) -> None:
         self.name: Final = name
         self.build: Final = build
+
+
+class _Stage:
+    """Where the executions of a scenario take place, one after the other.  What broke something stays as it is, to be
+    explained.
+
+    execution: the last one, also if the scenario raised as it was built
+    check:     what the scenario has to say about its end
+    """
+
+    def __init__(self, scenario: Scenario, begin: Callable[[], Execution], awaits: bool = False) -> None:
+        self.scenario: Final = scenario
+        self.begin: Final = begin
+        self.awaits: Final = awaits
+        self.execution = begin()
+        self.check: Callable[[], None] = _nothing
+        self._start: Snapshot | None = None
+        self._fresh = True
+
+    def set(self) -> None:
+        """An execution is about to begin."""
+        if self._start is not None:
+            self._start.restore()
+            return
+        if not self._fresh:
+            self.execution.stop()
+            self.execution = self.begin()
+        self._fresh = False
+        execution = self.execution
+        execution.awaits = self.awaits
+        self.check = self.scenario.build(execution)
+        if execution.subject is not None:
+            self._start = Snapshot(execution, execution.lasting())
+
+    def clear(self, broke: bool) -> None:
+        """It is over."""
+        self.execution.unwind()
+        if broke:
+            self._start = None
+
+
+def _nothing() -> None:
+    """There is nothing to say."""
 
 
 class Failure:
@@ -93,30 +136,22 @@ def explore(
     if reduce:
         strategy = SourceSets() if preemptions < 0 else WithinBound()
     search = _Search(strategy, preemptions)
-    execution = begin()
-    execution.awaits = reduce
-    start: Snapshot | None = None
-    check: Callable[[], None] | None = None
+    stage = _Stage(scenario, begin, reduce)
     while True:
         failure: Exception | None = None
         pruned = False
         try:
-            if start is not None:
-                start.restore()
-            else:
-                check = scenario.build(execution)
-                if execution.subject is not None:
-                    start = Snapshot(execution, execution.lasting())
-            assert check is not None
-            strategy.begins(len(execution.tasks))
-            execution.start()
+            stage.set()
+            strategy.begins(len(stage.execution.tasks))
+            stage.execution.start()
             search.begin()
-            execution.run(search)
+            stage.execution.run(search)
             pruned = search.pruned
             if not pruned:
-                check()
+                stage.check()
         except Exception as error:
             failure = error
+        execution = stage.execution
         search.end(execution)
         strategy.ended(search.stack, execution)
         outcome.steps += len(execution.trace)
@@ -127,17 +162,12 @@ def explore(
         outcome.lock_order |= execution.lock_order
         if failure is not None:
             outcome.failures.append(Failure(failure, search.path(len(execution.trace)), execution))
-        execution.unwind()
+        stage.clear(failure is not None)
         if (failure is not None and stop_at_first) or (limit and outcome.executions >= limit):
             break
         if not search.next():
             outcome.exhausted = True
             break
-        if start is None or failure is not None:  # what failed stays as it is, to be explained
-            execution.stop()
-            execution = begin()
-            execution.awaits = reduce
-            start = None
     execution.stop()
     return outcome
 
@@ -276,12 +306,14 @@ def estimate(scenario: Scenario, walks: int, seed: int) -> float:
     """How many interleavings there are without any reduction or bound: the mean, over random runs, of the product of
     the numbers of tasks that could go on at each step (Knuth, Math. Comp. 29, 1975).  Unbiased, and rough."""
     total = 0.0
+    stage = _Stage(scenario, Execution)
     for number in range(walks):
         dice = random.Random(f"{seed}/{number}")
-        execution = Execution()
         weight = 1.0
+        broke = False
         try:
-            scenario.build(execution)
+            stage.set()
+            execution = stage.execution
             execution.start()
             while True:
                 able = [task for task in execution.tasks if execution.enabled(task)]
@@ -290,9 +322,10 @@ def estimate(scenario: Scenario, walks: int, seed: int) -> float:
                 weight *= len(able)
                 execution.step(able[0] if len(able) == 1 else dice.choice(able))
         except Exception:
-            pass  # an interleaving that breaks something ends there
-        execution.stop()
+            broke = True  # an interleaving that breaks something ends there
+        stage.clear(broke)
         total += weight
+    stage.execution.stop()
     return total / walks
 
 

@@ -46,8 +46,8 @@ class Snapshot:
         self._entries: Final[list[dict[object, object]]] = []
         self._sets: Final[list[set[object]]] = []
         self._members: Final[list[set[object]]] = []
-        self._arrays: Final[list[Any]] = []
-        self._elements: Final[list[Any]] = []
+        self._arrays: Final[list[memoryview]] = []  # of numbers
+        self._elements: Final[list[memoryview]] = []
         seen: dict[int, object] = {id(other): other for other in lasting}
         left: list[object] = [root]
         while left:
@@ -77,8 +77,8 @@ class Snapshot:
         elif kind is np.ndarray:
             array: Any = found
             if array.flags.writeable:
-                self._arrays.append(array)
-                self._elements.append(array.copy())
+                self._arrays.append(array.data)
+                self._elements.append(array.copy().data)
         elif not isinstance(found, _CONTAINERS):
             names = _WRITABLE.get(kind)
             if names is None:
@@ -91,21 +91,23 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put everything back."""
-        for at, owner in enumerate(self._owners):
-            setattr(owner, self._names[at], self._values[at])
-        for at, items in enumerate(self._lists):
+        for owner, name, value in zip(self._owners, self._names, self._values, strict=True):
+            setattr(owner, name, value)
+        for items, kept in zip(self._lists, self._items, strict=True):
             if items:
                 items.clear()
-            items.extend(self._items[at])
-        for at, entries in enumerate(self._dicts):
+            if kept:
+                items.extend(kept)
+        for entries, known in zip(self._dicts, self._entries, strict=True):
             if entries:
                 entries.clear()
-            entries.update(self._entries[at])
-        for at, members in enumerate(self._sets):
+            if known:
+                entries.update(known)
+        for members, those in zip(self._sets, self._members, strict=True):
             members.clear()
-            members.update(self._members[at])
-        for at, array in enumerate(self._arrays):
-            array[...] = self._elements[at]
+            members.update(those)
+        for array, elements in zip(self._arrays, self._elements, strict=True):
+            array[:] = elements
 
 
 def _writable(found: object, kind: type) -> list[str]:
