@@ -4,7 +4,8 @@
 Stands for the maple tree (lib/maple_tree.c): find by address, neighbours, ranges, and the highest or
 lowest gap that fits.  The layout is two levels, as in `sortedcontainers`: a list of blocks, each of
 at most 128 VMAs with their start addresses beside them, so that a look-up is two bisections in C and an
-insertion moves at most a block.  Each block knows the largest gap *before* one of its VMAs, recomputed
+insertion moves at most a block.  Calls come in pairs, and a call looks at one place several times: a look-up begins
+where the last one ended.  Each block knows the largest gap *before* one of its VMAs, recomputed
 only where a VMA was added, removed or changed since.
 
 Invariants
@@ -50,6 +51,8 @@ class VMATree(Generic[R]):
         self._first: list[int] = []
         self._blocks: list[_Block[R]] = []
         self._size = 0
+        self._i = 0  # what _find() found last
+        self._j = 0
 
     def __len__(self) -> int:
         return self._size
@@ -95,6 +98,24 @@ class VMATree(Generic[R]):
             copy.fill(self.to_list())
         return copy
 
+    def _find(self, addr: int) -> int:
+        """Where in block `_i` the last VMA is that starts at or below `addr`; -1, and the first block, if none does."""
+        i = self._i
+        if i < len(self._blocks):
+            starts = self._blocks[i].starts
+            j = self._j
+            if j < len(starts) and starts[j] <= addr:
+                j += 1
+                if addr < starts[j] if j < len(starts) else i + 1 == len(self._blocks) or addr < self._first[i + 1]:
+                    return j - 1
+        i = bisect_right(self._first, addr) - 1
+        if i < 0:
+            self._i = self._j = 0
+            return -1
+        self._i = i
+        self._j = bisect_right(self._blocks[i].starts, addr) - 1
+        return self._j
+
     def at(self, addr: int) -> R | None:
         """The VMA that contains `addr`."""
         vma = self.last_from(addr)
@@ -104,25 +125,21 @@ class VMATree(Generic[R]):
 
     def last_from(self, addr: int) -> R | None:
         """The last VMA that starts at or below `addr`."""
-        i = bisect_right(self._first, addr) - 1
-        if i < 0:
-            return None
-        block = self._blocks[i]
-        return block.vmas[bisect_right(block.starts, addr) - 1]
+        j = self._find(addr)
+        return None if j < 0 else self._blocks[self._i].vmas[j]
 
     def first_after(self, addr: int) -> R | None:
         """The first VMA that ends above `addr` (find_vma())."""
-        i = bisect_right(self._first, addr) - 1
-        if i < 0:
-            return self._blocks[0].vmas[0] if self._blocks else None
-        block = self._blocks[i]
-        j = bisect_right(block.starts, addr) - 1
-        vma = block.vmas[j]
-        if addr < vma.end:
-            return vma
+        if not self._blocks:
+            return None
+        j = self._find(addr)
+        i = self._i
+        vmas = self._blocks[i].vmas
+        if j >= 0 and addr < vmas[j].end:
+            return vmas[j]
         j += 1
-        if j < len(block.vmas):
-            return block.vmas[j]
+        if j < len(vmas):
+            return vmas[j]
         i += 1
         return self._blocks[i].vmas[0] if i < len(self._blocks) else None
 
@@ -139,13 +156,9 @@ class VMATree(Generic[R]):
         result: list[R] = []
         if start >= end or not self._blocks:
             return result
-        i = bisect_right(self._first, start) - 1
-        if i < 0:
-            i = 0
+        j = max(self._find(start), 0)
+        i = self._i
         block = self._blocks[i]
-        j = bisect_right(block.starts, start) - 1
-        if j < 0:
-            j = 0
         while True:
             vmas = block.vmas
             nr = len(vmas)
@@ -170,11 +183,9 @@ class VMATree(Generic[R]):
             self._first.append(start)
             self._blocks.append(_Block([start], [vma]))
             return
-        i = bisect_right(self._first, start) - 1
-        if i < 0:
-            i = 0
+        j = self._find(start) + 1
+        i = self._i
         block = self._blocks[i]
-        j = bisect_right(block.starts, start)
         block.starts.insert(j, start)
         block.vmas.insert(j, vma)
         block.max_gap = -1
@@ -196,9 +207,9 @@ class VMATree(Generic[R]):
         :raises KeyError: it is not in the tree
         """
         start = vma.start
-        i = bisect_right(self._first, start) - 1
+        j = self._find(start)
+        i = self._i
         block = self._blocks[i]
-        j = bisect_right(block.starts, start) - 1
         if block.vmas[j] is not vma:
             raise KeyError(f"{vma!r} is not in the tree")
         self._size -= 1
@@ -217,9 +228,9 @@ class VMATree(Generic[R]):
 
     def moved(self, vma: R, old_start: int) -> None:
         """`vma` has new bounds, and had `old_start` before; its place among the others is the same."""
-        i = bisect_right(self._first, old_start) - 1
+        j = self._find(old_start)
+        i = self._i
         block = self._blocks[i]
-        j = bisect_right(block.starts, old_start) - 1
         if block.vmas[j] is not vma:
             raise KeyError(f"{vma!r} is not in the tree at {old_start:#x}")
         block.starts[j] = vma.start
