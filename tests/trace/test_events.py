@@ -7,6 +7,7 @@ import pytest
 from rmaplab.check import histories
 from rmaplab.explore import words
 from rmaplab.kernel import driver
+from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
@@ -48,7 +49,12 @@ def test_registers_beyond_the_parameters_are_no_arguments() -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_every_operation_is_played_and_told(op: str) -> None:
     player = Player(Machine(PROFILES[REFERENCE], [AnonVmaRmap]), Header(recorder="by hand"))
-    assert callable(getattr(player, f"_{op}"))
+    with pytest.raises(HistoryError, match="there is no operation 'none'"):
+        player.do(Event("none", 1))
+    try:
+        player.do(Event(op, 1, length=4096))
+    except HistoryError as error:
+        assert "operation" not in str(error)
     assert not words.tell(Event(op, 1)).startswith(f"Process 1 does {op}")
 
 

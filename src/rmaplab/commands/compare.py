@@ -80,7 +80,7 @@ class Asked:
             large_folios=self.large_folios, excused=frozenset() if self.rmap else EXCUSED,
         )  # fmt: skip
         with Meter() as meter:
-            figures = priced(compare(history, plan, meter), costs)
+            figures = priced(compare(history, plan, meter.tell), costs)
         names = [*found]
         inputs = Inputs(
             source, names, names[first], plan.profile.name, self.large_folios, self.seed, self.every, self.folios,

@@ -17,6 +17,7 @@ from rmaplab.measure.figures import Counts, DesignFigures, Locks, MachineFigures
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.sync.work import Ledger, Pool
+from rmaplab.trace.play import Watcher
 
 
 class Aside:
@@ -45,7 +46,7 @@ class Aside:
         return self._accounts[owner].work()
 
 
-class Operations:
+class Operations(Watcher):
     """Which operations of a history take the exclusive locks of each design: of classes that it has from its start."""
 
     def __init__(self, machine: Machine) -> None:

@@ -82,21 +82,23 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
     """
     total = len(history)
     machine = Machine(plan.profile, plan.designs, plan.leader, large_folios=plan.large_folios)
-    player = Player(machine, history.header, batch=plan.batch)
+    operations = Operations(machine)
+    player = Player(machine, history.header, batch=plan.batch, watcher=operations)
     checker = Checker(machine, limit=plan.folios)
     aside = Aside(machine)
     sampler = Sampler(machine, total)
-    operations = Operations(machine)
     found = _Found(history, plan)
     every = plan.every or max(1, total // MOMENTS)
     due = every if plan.check else total + 1
     try:
-        for played, event in player.steps(history):
+        player.begin(history)
+        while player.played < total:
+            player.play_to(min(due, sampler.due, total))
+            played = player.played
             sampler.look(played)
-            operations.look(event.op)
             if played >= due or (played == total and plan.check):
                 with aside:
-                    found.add_checked(checker.check(played - 1, event))
+                    found.add_checked(checker.check(played - 1, player.last()))
                 due = played // every * every + every
             progress("playing", played, total)
     except InvariantError as error:
@@ -141,9 +143,11 @@ def _alone(
     player = Player(machine, history.header, batch=plan.batch)
     sampler = Sampler(machine, len(history))
     try:
-        for played, _ in player.steps(history):
-            sampler.look(played)
-            progress(f"playing with {design.name} alone", played, len(history))
+        player.begin(history)
+        while player.played < len(history):
+            player.play_to(min(sampler.due, len(history)))
+            sampler.look(player.played)
+            progress(f"playing with {design.name} alone", player.played, len(history))
     except InvariantError as error:
         found.add_broken(str(error), player.played, design.name)
         return None

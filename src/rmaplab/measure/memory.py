@@ -106,7 +106,7 @@ class Sampler:
     def __init__(self, machine: Machine, total: int) -> None:
         self._machine: Final = machine
         self._every: Final = max(1, -(-total // MOMENTS))
-        self._due = self._every
+        self.due = self._every  # events played when it is time to look
         self._total: Final = total
         self._events: Final[list[int]] = []
         self._lines: Final[dict[str, list[int]]] = {design.name: [] for design in machine.designs}
@@ -117,9 +117,9 @@ class Sampler:
 
     def look(self, played: int) -> None:
         """`played` events have been played; it may be time to look."""
-        if played < self._due and played < self._total:
+        if played < self.due and played < self._total:
             return
-        self._due = played // self._every * self._every + self._every
+        self.due = played // self._every * self._every + self._every
         machine = self._machine
         vmas = machine.vma_pool.live
         if vmas > self._most[0]:

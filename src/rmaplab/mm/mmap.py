@@ -11,6 +11,8 @@ sealing, the rights with which a file was opened (a file may be mapped in every 
 
 from __future__ import annotations
 
+from typing import Final
+
 from rmaplab.mm import memory
 from rmaplab.mm.abi import (
     EEXIST,
@@ -67,9 +69,9 @@ from rmaplab.mm.vma import (
     File,
 )
 
-PMD_SIZE = 2 << 20
-_MAY_ALL = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
-_ALL_BITS = (1 << 64) - 1
+PMD_SIZE: Final = 2 << 20
+_MAY_ALL: Final = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+_MAX_PGOFF: Final = (1 << 52) - 1
 
 
 def page_align(length: int) -> int:
@@ -110,11 +112,11 @@ def mmap(
         addr &= PAGE_MASK
         if 0 < addr < system.mmap_min_addr:
             addr = system.mmap_min_addr
-    if length > _ALL_BITS - PAGE_SIZE:
+    if length > TASK_SIZE and page_align(length) >> 64:  # it wraps
         return -ENOMEM
     length = page_align(length)
     pgoff = offset >> PAGE_SHIFT
-    if pgoff + (length >> PAGE_SHIFT) > _ALL_BITS >> PAGE_SHIFT:
+    if pgoff + (length >> PAGE_SHIFT) > _MAX_PGOFF:
         return -EOVERFLOW
     if len(mm.tree) > system.max_map_count:
         return -ENOMEM

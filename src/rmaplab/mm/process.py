@@ -10,6 +10,8 @@ Neighbours form one run, since there are no entries between them.
 
 from __future__ import annotations
 
+from typing import Final
+
 from rmaplab.mm import memory
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.locking import write_unlock
@@ -42,8 +44,8 @@ from rmaplab.mm.vma import (
 )
 
 # Without VM_SOFTDIRTY: setup_arg_pages() gives the stack its rights with a set of flags that lacks it.
-_STACK_FLAGS = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_GROWSDOWN | VM_ACCOUNT
-_ARGUMENT_PAGES = 2  # pages of arguments and environment that a small program is started with
+_STACK_FLAGS: Final = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_GROWSDOWN | VM_ACCOUNT
+_ARGUMENT_PAGES: Final = 2  # pages of arguments and environment that a small program is started with
 
 
 def new_address_space(system: System, stack_start: int, stack_len: int, stack_offset: int) -> MM:

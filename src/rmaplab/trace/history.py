@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CODE", "FORMAT_VERSION", "Checkpoint", "FileEntry", "Header", "History", "HistoryFormatError",
-    "MapsRow", "Rows", "empty_columns", "read_history", "write_history",
+    "MapsRow", "Rows", "empty_columns", "parts_of", "read_history", "write_history",
 ]  # fmt: skip
 
 FORMAT_VERSION: Final = 1
@@ -69,7 +69,8 @@ _TYPES: Final[dict[str, type[np.generic]]] = {
     "cpu": np.int16,
 }
 CODE: Final = {op: code for code, op in enumerate(OPS)}
-_CHUNK: Final = 1 << 16  # rows turned into objects at a time
+_CHUNK: Final = 1 << 16  # rows kept as objects, at most
+_PART: Final = 1 << 12  # rows turned into objects at a time
 _REWRITE: Final = "Record it again, or copy the file again from where it is intact."
 
 
@@ -325,9 +326,7 @@ class History:
 
     def __iter__(self) -> Iterator[Event]:
         """The events in order."""
-        for start in range(0, len(self), _CHUNK):
-            part = [column[start : start + _CHUNK].tolist() for column in self.columns.values()]
-            part[0] = [OPS[code] for code in part[0]]
+        for part in parts_of(self):
             yield from map(Event, *part)
 
     def __eq__(self, other: object) -> bool:
@@ -399,6 +398,19 @@ class History:
             "lost": self.header.lost,
             "complete": self.header.complete,
         }
+
+
+def parts_of(events: Iterable[Event]) -> Iterator[list[list[Any]]]:
+    """Events in order, some at a time, as a list for each field."""
+    if isinstance(events, History):
+        for start in range(0, len(events), _PART):
+            part = [column[start : start + _PART].tolist() for column in events.columns.values()]
+            part[0] = [OPS[code] for code in part[0]]
+            yield part
+    else:
+        part = [list(field) for field in zip(*map(msgspec.structs.astuple, events), strict=True)]
+        if part:
+            yield part
 
 
 @cache

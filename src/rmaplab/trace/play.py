@@ -10,14 +10,16 @@ Consecutive faults of one process that touch consecutive pages are applied as on
 nothing but themselves (a fault in another process may copy what this one would have reused), so a run
 ends with the first event that is anything else.
 
+A history is played by its columns; an event becomes an object where somebody asks for it.
+
 Invariant: batched or one by one, the machine ends up in the same state, page numbers included.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
 
 import msgspec
 
@@ -25,8 +27,8 @@ from rmaplab.mm.abi import MAP_FIXED, MAP_FIXED_NOREPLACE, MREMAP_FIXED
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, File
-from rmaplab.trace.events import FAULT_WRITE, OPS, Event
-from rmaplab.trace.history import FileEntry, Header
+from rmaplab.trace.events import FAULT_WRITE, Event
+from rmaplab.trace.history import FileEntry, Header, parts_of
 from rmaplab.trace.maps import MapsDifference, compare_maps
 
 # Errors that a memory system call reports on behalf of somebody else: the file, limits, a signal.
@@ -83,14 +85,44 @@ def _result(value: int) -> str:
     return hex(value) if value else "0"
 
 
+class _Part:
+    """Some events of a history, one after the other, as a list for each field."""
+
+    def __init__(self, fields: list[list[Any]]) -> None:
+        self.fields: Final = fields
+        self.nr_rows: Final = len(fields[0])
+        self.op: Final[list[str]] = fields[0]
+        self.pid: Final[list[int]] = fields[1]
+        self.addr: Final[list[int]] = fields[2]
+        self.length: Final[list[int]] = fields[3]
+        self.prot: Final[list[int]] = fields[4]
+        self.flags: Final[list[int]] = fields[5]
+        self.addr2: Final[list[int]] = fields[6]
+        self.length2: Final[list[int]] = fields[7]
+        self.file: Final[list[int]] = fields[8]
+        self.offset: Final[list[int]] = fields[9]
+        self.pid2: Final[list[int]] = fields[10]
+        self.result: Final[list[int]] = fields[11]
+
+
+class Watcher:
+    """Somebody to be told of each step."""
+
+    def look(self, op: str) -> None:
+        """A step was played, of one event or of a run of faults."""
+
+
 class Player:
     """Plays events on `machine`.
 
-    header: says which files, names and checkpoints the events refer to
-    batch:  apply faults on consecutive pages as one run; otherwise each page is touched by itself
+    header:  says which files, names and checkpoints the events refer to
+    batch:   apply faults on consecutive pages as one run; otherwise each page is touched by itself
+    watcher: is told of each step
     """
 
-    def __init__(self, machine: Machine, header: Header, *, batch: bool = True) -> None:
+    def __init__(
+        self, machine: Machine, header: Header, *, batch: bool = True, watcher: Watcher | None = None
+    ) -> None:
         self.machine: Final = machine
         machine.mmap_min_addr = header.mmap_min_addr
         self.differences: Final[list[Difference]] = []
@@ -103,8 +135,13 @@ class Player:
         self._names: Final = header.names
         self._checkpoints: Final = {checkpoint.number: checkpoint for checkpoint in header.checkpoints}
         self._batch: Final = batch
-        # One method an operation, of its name.
-        self._acts: Final[Mapping[str, Callable[[Event], int]]] = {op: getattr(self, f"_{op}") for op in OPS}
+        self._watcher: Final = Watcher() if watcher is None else watcher
+        self._parts: Iterator[list[list[Any]]] = iter(())
+        self._part = _Part([[] for _ in Event.__struct_fields__])
+        self._row = 0  # of the part: what is played next
+        self._last_part = self._part
+        self._last_row = 0
+        self._last_length = 0  # of a run of faults: the sum
 
     def open_file(self, entry: FileEntry) -> None:
         """Events may map this file from now on."""
@@ -115,7 +152,8 @@ class Player:
 
         :raises HistoryError: an event is impossible; the message has its number
         """
-        for _ in self.steps(events):
+        self.begin(events)
+        while self.step():
             pass
 
     def steps(self, events: Iterable[Event]) -> Iterator[tuple[int, Event]]:
@@ -123,88 +161,149 @@ class Player:
 
         A step is one event, or one run of faults (then the event is their sum).
         """
-        run: Event | None = None  # faults that are not applied yet, as one event
-        nr_run = 0
-        for event in events:
-            if run is not None:
+        self.begin(events)
+        while self.step():
+            yield self.played, self.last()
+
+    def begin(self, events: Iterable[Event]) -> None:
+        """Let `events` be those that step() and play_to() play."""
+        self._parts = parts_of(events)
+        self._row = self._part.nr_rows
+
+    def play_to(self, played: int) -> bool:
+        """Play steps until `played` events or more have been played.  False if there were not so many."""
+        while self.played < played:
+            if not self.step():
+                return False
+        return True
+
+    def step(self) -> bool:
+        """Play one step.  False if no event is left."""
+        if self._row == self._part.nr_rows and not self._turn():
+            return False
+        part = self._part
+        row = self._row
+        op = part.op[row]
+        pid = part.pid[row]
+        addr = part.addr[row]
+        length = part.length[row]
+        flags = part.flags[row]
+        result = part.result[row]
+        self._last_part = part
+        self._last_row = row
+        self._row = row + 1
+        nr_events = 1
+        if op == "fault" and result == 0 and self._batch:
+            while self._row < self._part.nr_rows or self._turn():
+                next = self._part
+                i = self._row
                 if (
-                    event.op == "fault"
-                    and event.addr == run.addr + run.length
-                    and event.pid == run.pid
-                    and event.flags == run.flags
-                    and event.result == 0
+                    next.addr[i] != addr + length
+                    or next.op[i] != "fault"
+                    or next.pid[i] != pid
+                    or next.flags[i] != flags
+                    or next.result[i]
                 ):
-                    if nr_run == 1:
-                        run = _copy_of_fault(run)
-                    run.length += event.length
-                    nr_run += 1
-                    continue
-                self._step(run, nr_run)
-                yield self.played, run
-                run = None
-            if self._batch and event.op == "fault" and event.result == 0:
-                run = event
-                nr_run = 1
-            else:
-                self._step(event, 1)
-                yield self.played, event
-        if run is not None:
-            self._step(run, nr_run)
-            yield self.played, run
+                    break
+                length += next.length[i]
+                nr_events += 1
+                self._row = i + 1
+        self._last_length = length
+        if result >= 0 or result not in _FROM_OUTSIDE:
+            try:
+                got = self._do(
+                    op, pid, addr, length, part.prot[row], flags, part.addr2[row], part.length2[row], part.file[row],
+                    part.offset[row], part.pid2[row], result,
+                )  # fmt: skip
+            except HistoryError as error:
+                where = f"event {self.played}: {op} of process {pid}: {error}"
+                before = f" (it went another way before: {self.differences[0]})" if self.differences else ""
+                raise HistoryError(f"{where}{before}") from None
+            if got != result:
+                self.differences.append(Difference(self.played, self.last(), got))
+        self.played += nr_events
+        self._watcher.look(op)
+        return True
+
+    def _turn(self) -> bool:
+        """Go on with the next part, if there is one."""
+        for fields in self._parts:
+            self._part = _Part(fields)
+            self._row = 0
+            return True
+        return False
+
+    def last(self) -> Event:
+        """The last step that was played, as an event."""
+        event = Event(*[field[self._last_row] for field in self._last_part.fields])
+        event.length = self._last_length
+        return event
 
     def do(self, event: Event) -> int:
         """Do what `event` says, whatever its result was when it was recorded.  Returns the machine's.
 
         :raises HistoryError: the event is impossible
         """
-        act = self._acts.get(event.op)
-        if act is None:
-            raise HistoryError(f"there is no operation {event.op!r}")
-        return act(event)
+        return self._do(
+            event.op, event.pid, event.addr, event.length, event.prot, event.flags, event.addr2, event.length2,
+            event.file, event.offset, event.pid2, event.result,
+        )  # fmt: skip
 
-    def _step(self, event: Event, nr_events: int) -> None:
-        if event.result not in _FROM_OUTSIDE:
-            try:
-                got = self.do(event)
-            except HistoryError as error:
-                where = f"event {self.played}: {event.op} of process {event.pid}: {error}"
-                before = f" (it went another way before: {self.differences[0]})" if self.differences else ""
-                raise HistoryError(f"{where}{before}") from None
-            if got != event.result:
-                self.differences.append(Difference(self.played, event, got))
-        self.played += nr_events
-
-    def _mm(self, event: Event) -> MM:
-        return self.machine.mm_of(event.pid)
-
-    # Processes
-
-    def _exec(self, event: Event) -> int:
-        self.machine.exec(event.pid, event.addr, event.length, event.offset, event.addr2)
+    def _do(
+        self, op: str, pid: int, addr: int, length: int, prot: int, flags: int, addr2: int, length2: int, file: int,
+        offset: int, pid2: int, result: int,
+    ) -> int:  # fmt: skip
+        """One branch an operation of trace/events.py; those that are frequent come first."""
+        machine = self.machine
+        if op == "fault":
+            return self._fault(machine.mm_of(pid), addr, length, flags & FAULT_WRITE != 0, result)
+        if op == "mmap":
+            at = None if result < 0 or flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) else result
+            return machine.mmap(machine.mm_of(pid), addr, length, prot, flags, self._file(file), offset, at)
+        if op == "munmap":
+            return machine.munmap(machine.mm_of(pid), addr, length)
+        if op == "mprotect":
+            return machine.mprotect(machine.mm_of(pid), addr, length, prot)
+        if op == "madvise":
+            return machine.madvise(machine.mm_of(pid), addr, length, flags)
+        if op == "brk":
+            return machine.brk(machine.mm_of(pid), addr)
+        if op == "mremap":
+            at = None if result < 0 or flags & MREMAP_FIXED else result
+            return machine.mremap(machine.mm_of(pid), addr, length, length2, flags, addr2, at)
+        if op == "fork":
+            machine.fork(pid, pid2, flags)
+        elif op == "exit":
+            machine.exit(pid)
+        elif op == "exec":
+            machine.exec(pid, addr, length, offset, addr2)
+        elif op == "mlock":
+            return machine.mlock(machine.mm_of(pid), addr, length, flags)
+        elif op == "munlock":
+            return machine.munlock(machine.mm_of(pid), addr, length)
+        elif op == "mlockall":
+            return machine.mlockall(machine.mm_of(pid), flags)
+        elif op == "munlockall":
+            return machine.munlockall(machine.mm_of(pid))
+        elif op == "name":
+            if not 0 <= file < len(self._names):
+                raise HistoryError(f"name {file} is not among the history's {len(self._names)} names")
+            return machine.set_name(machine.mm_of(pid), addr, length, self._names[file])
+        elif op == "swap_out":
+            machine.swap_out(machine.mm_of(pid), addr, length >> PAGE_SHIFT, flags)
+        elif op == "migrate":
+            machine.migrate(machine.mm_of(pid), addr, length >> PAGE_SHIFT)
+        elif op == "referenced":
+            machine.referenced(machine.mm_of(pid), addr, length >> PAGE_SHIFT)
+        elif op == "ksm":
+            machine.ksm_merge(machine.mm_of(pid), addr, machine.mm_of(pid2), addr2, flags)
+        elif op == "uffd_move":
+            return machine.uffd_move(machine.mm_of(pid), addr, addr2, length)
+        elif op == "mark":
+            self._mark(pid, offset)
+        else:
+            raise HistoryError(f"there is no operation {op!r}")
         return 0
-
-    def _fork(self, event: Event) -> int:
-        self.machine.fork(event.pid, event.pid2, event.flags)
-        return 0
-
-    def _exit(self, event: Event) -> int:
-        self.machine.exit(event.pid)
-        return 0
-
-    # System calls
-
-    def _mmap(self, event: Event) -> int:
-        chosen = event.result >= 0 and not event.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)
-        return self.machine.mmap(
-            self._mm(event),
-            event.addr,
-            event.length,
-            event.prot,
-            event.flags,
-            self._file(event.file),
-            event.offset,
-            event.result if chosen else None,
-        )
 
     def _file(self, number: int) -> File | None:
         if number < 0:
@@ -214,59 +313,13 @@ class Player:
             raise HistoryError(f"file {number} is not among the history's {len(self._files)} files")
         return file
 
-    def _munmap(self, event: Event) -> int:
-        return self.machine.munmap(self._mm(event), event.addr, event.length)
-
-    def _mprotect(self, event: Event) -> int:
-        return self.machine.mprotect(self._mm(event), event.addr, event.length, event.prot)
-
-    def _madvise(self, event: Event) -> int:
-        return self.machine.madvise(self._mm(event), event.addr, event.length, event.flags)
-
-    def _mlock(self, event: Event) -> int:
-        return self.machine.mlock(self._mm(event), event.addr, event.length, event.flags)
-
-    def _munlock(self, event: Event) -> int:
-        return self.machine.munlock(self._mm(event), event.addr, event.length)
-
-    def _mlockall(self, event: Event) -> int:
-        return self.machine.mlockall(self._mm(event), event.flags)
-
-    def _munlockall(self, event: Event) -> int:
-        return self.machine.munlockall(self._mm(event))
-
-    def _mremap(self, event: Event) -> int:
-        chosen = event.result >= 0 and not event.flags & MREMAP_FIXED
-        return self.machine.mremap(
-            self._mm(event),
-            event.addr,
-            event.length,
-            event.length2,
-            event.flags,
-            event.addr2,
-            event.result if chosen else None,
-        )
-
-    def _brk(self, event: Event) -> int:
-        return self.machine.brk(self._mm(event), event.addr)
-
-    def _name(self, event: Event) -> int:
-        if not 0 <= event.file < len(self._names):
-            raise HistoryError(f"name {event.file} is not among the history's {len(self._names)} names")
-        return self.machine.set_name(self._mm(event), event.addr, event.length, self._names[event.file])
-
-    # Faults
-
-    def _fault(self, event: Event) -> int:
-        mm = self._mm(event)
-        write = event.flags & FAULT_WRITE != 0
-        if event.result or event.length <= PAGE_SIZE:
-            got = self.machine.fault(mm, event.addr, write)
-            if got and not event.result and mm.tree.at(event.addr) is None:
-                raise HistoryError(f"touches {event.addr:#x}, where nothing is mapped")
+    def _fault(self, mm: MM, addr: int, length: int, write: bool, result: int) -> int:
+        if result or length <= PAGE_SIZE:
+            got = self.machine.fault(mm, addr, write)
+            if got and not result and mm.tree.at(addr) is None:
+                raise HistoryError(f"touches {addr:#x}, where nothing is mapped")
             return got
-        addr = event.addr
-        end = event.addr + event.length
+        end = addr + length
         got = 0
         while addr < end:
             nr_pages = (end - addr + PAGE_SIZE - 1) >> PAGE_SHIFT if self._batch else 1
@@ -279,39 +332,11 @@ class Player:
                 addr += PAGE_SIZE
         return got
 
-    # Users of the reverse map
-
-    def _swap_out(self, event: Event) -> int:
-        self.machine.swap_out(self._mm(event), event.addr, event.length >> PAGE_SHIFT, event.flags)
-        return 0
-
-    def _migrate(self, event: Event) -> int:
-        self.machine.migrate(self._mm(event), event.addr, event.length >> PAGE_SHIFT)
-        return 0
-
-    def _referenced(self, event: Event) -> int:
-        self.machine.referenced(self._mm(event), event.addr, event.length >> PAGE_SHIFT)
-        return 0
-
-    def _ksm(self, event: Event) -> int:
-        other = self.machine.mm_of(event.pid2)
-        self.machine.ksm_merge(self._mm(event), event.addr, other, event.addr2, event.flags)
-        return 0
-
-    def _uffd_move(self, event: Event) -> int:
-        return self.machine.uffd_move(self._mm(event), event.addr, event.addr2, event.length)
-
-    def _mark(self, event: Event) -> int:
-        checkpoint = self._checkpoints.get(event.offset)
+    def _mark(self, pid: int, number: int) -> None:
+        checkpoint = self._checkpoints.get(number)
         if checkpoint is not None:
             self.marks += 1
             self.geometry.extend(
-                GeometryDifference(self.played, event.pid, difference)
-                for difference in compare_maps(checkpoint.maps, self._mm(event))
+                GeometryDifference(self.played, pid, difference)
+                for difference in compare_maps(checkpoint.maps, self.machine.mm_of(pid))
             )
-        return 0
-
-
-def _copy_of_fault(event: Event) -> Event:
-    """A fault of its own that may grow."""
-    return Event("fault", event.pid, event.addr, event.length, 0, event.flags, time=event.time, cpu=event.cpu)
