@@ -179,6 +179,17 @@ def test_every_flipped_byte_is_noticed_or_harmless(tmp_path: Path) -> None:
         assert np.array_equal(again.columns["addr"], history.columns["addr"]), f"byte {at} went unnoticed"
 
 
+@pytest.mark.parametrize("nr_rows", [b"\x62", b"\x66"])  # 49 and 51, as the footer writes them
+def test_a_footer_that_counts_other_rows_is_noticed(tmp_path: Path, nr_rows: bytes) -> None:
+    path = tmp_path / "h.parquet"
+    write_history(path, History(HEADER, [FAULT] * 50))
+    whole = path.read_bytes()
+    size = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    at = whole.index(b"\x16\x64\x19", size) + 1  # num_rows, before row_groups
+    path.write_bytes(whole[:at] + nr_rows + whole[at + 1 :])
+    assert "is damaged" in refusal(path)
+
+
 def test_text_is_no_history(tmp_path: Path) -> None:
     path = tmp_path / "h.parquet"
     path.write_text("hello\n" * 100)

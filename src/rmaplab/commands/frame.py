@@ -39,9 +39,9 @@ _STATUS: Final = "Exit status: 0 all holds, 1 something does not, 2 could not ru
 def main(arguments: Sequence[str] | None = None) -> None:
     """The program `rmaplab`."""
     # Thousands of VMAs and chains live as long as their machine: looking through them for cycles so often, as
-    # the default has it, takes a tenth of a replay.
-    gc.freeze()
+    # the default has it, takes a tenth of a replay.  Modules stay for good.
     gc.set_threshold(50_000, 20, 100)
+    gc.disable()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for encodings that lack a character
@@ -52,6 +52,8 @@ def run(arguments: list[str]) -> int:
     """Do what `arguments` say; the exit status."""
     try:
         job = _job(arguments)
+        gc.freeze()
+        gc.enable()
         found = job is None or job()
         sys.stdout.flush()
         if isinstance(found, bool):

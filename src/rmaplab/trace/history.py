@@ -473,24 +473,25 @@ def read_history(path: str | os.PathLike[str]) -> History:
         raise HistoryFormatError(
             f"{path} has other columns than a history: {_difference(schema)}. {_REWRITE}"
         )
+    damaged = HistoryFormatError(f"{path} is damaged: its contents do not match their checksums. {_REWRITE}")
+    nr_rows = reader.metadata.num_rows
+    row = 0
     try:
-        table = reader.read(use_threads=False)
-    except (pa.ArrowException, OSError, UnicodeDecodeError):
-        raise HistoryFormatError(
-            f"{path} is damaged: its contents do not match their checksums. {_REWRITE}"
-        ) from None
-    columns: dict[str, Column] = {}
-    for name in _TYPES:
-        column = table.column(name).combine_chunks()
-        if isinstance(column, pa.ChunkedArray):  # no rows, or several row groups
-            chunks = column.unify_dictionaries().chunks
-            column = pa.concat_arrays(chunks or [pa.array([], column.type)])
-        if column.null_count:
-            raise HistoryFormatError(f"{path} has rows without a value for {name}. {_REWRITE}")
-        if name == "op":
-            columns[name] = _codes(path, column)
-        else:
-            columns[name] = column.to_numpy(zero_copy_only=False)
+        columns: dict[str, Column] = {name: np.empty(nr_rows, dtype=kind) for name, kind in _TYPES.items()}
+        # A part at a time: what it is decoded into need not be found, and cleared, for the whole.
+        for batch in reader.iter_batches(_CHUNK, use_threads=False):
+            if row + len(batch) > nr_rows:
+                raise damaged
+            for name, values in zip(_TYPES, batch.columns, strict=True):
+                if values.null_count:
+                    raise HistoryFormatError(f"{path} has rows without a value for {name}. {_REWRITE}")
+                found = _codes(path, values) if name == "op" else values.to_numpy()
+                columns[name][row : row + len(batch)] = found
+            row += len(batch)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError):
+        raise damaged from None
+    if row < nr_rows:
+        raise damaged
     _check_values(path, header, columns)
     return History.of_columns(header, columns)
 
