@@ -10,20 +10,21 @@ import pytest
 
 from rmaplab.check.barriers import barriers
 from rmaplab.check.race import Model, explain, name_ordering, run, run_path
-from rmaplab.check.race_mutants import outcome, staged
+from rmaplab.check.race_mutants import outcome
+from rmaplab.check.scenarios import scenario
 from rmaplab.check.weak_mutants import WEAKENED
 from rmaplab.commands.frame import main
 from rmaplab.rmap import load
 from rmaplab.sync.interleave import explore, replay
 
-FIRST_FAULTS = "first faults of two neighbours, in two threads"
+FIRST_FAULTS = "first fault below / first fault above"
 NOT_MERGED = "migrate / mprotect that merges"
 
 
 @pytest.mark.parametrize("ordering", ["publish vma->anon_vma", "neighbour's vma->anon_vma"])
 def test_a_fresh_anon_vma_needs_a_release_and_a_dependency(ordering: str) -> None:
     """b6ac0b3f6013 (7.3-rc5): __anon_vma_prepare() published it by a plain store."""
-    scene = staged(FIRST_FAULTS, load("anon_vma"))
+    scene = scenario(FIRST_FAULTS, load("anon_vma"))
     assert explore(scene, begin=Model("weak").begin).failures == []
     without = Model("weak", [ordering])
     [failure] = explore(scene, begin=without.begin).failures
@@ -33,7 +34,7 @@ def test_a_fresh_anon_vma_needs_a_release_and_a_dependency(ordering: str) -> Non
 
 
 def test_no_interleaving_shows_it_under_sequential_consistency() -> None:
-    outcome = explore(staged(FIRST_FAULTS, load("anon_vma")))
+    outcome = explore(scenario(FIRST_FAULTS, load("anon_vma")))
     assert outcome.exhausted and outcome.failures == []
 
 
@@ -49,15 +50,15 @@ def test_no_interleaving_shows_it_under_sequential_consistency() -> None:
 )
 def test_a_context_needs_what_publishes_it_and_what_guards_moves(scene: str, ordering: str, why: str) -> None:
     design = load("cow_context")
-    assert explore(staged(scene, design), limit=200, begin=Model("weak").begin).failures == []
-    [failure] = explore(staged(scene, design), limit=200, begin=Model("weak", [ordering]).begin).failures
+    assert explore(scenario(scene, design), limit=200, begin=Model("weak").begin).failures == []
+    [failure] = explore(scenario(scene, design), limit=200, begin=Model("weak", [ordering]).begin).failures
     assert why in explain(failure).error
 
 
 def test_the_timeline_says_since_when_a_value_was_old_and_what_would_have_forbidden_it() -> None:
     [mutant] = [each for each in WEAKENED if each.name == "anon-vma-put-anon-vma"]
     memory = Model("weak", [mutant.weakened])
-    scene = staged(mutant.scene, load("anon_vma"))
+    scene = scenario(mutant.scene, load("anon_vma"))
     [failure] = explore(scene, begin=memory.begin).failures
     assert not any("forbidden" in step.what for step in explain(failure).timeline)
     name_ordering(failure, scene, memory)
@@ -97,11 +98,11 @@ def test_a_path_says_how_old_the_values_are() -> None:
 
 def test_the_command_prints_a_table_of_orderings(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as status:
-        main(["race", "--barriers", "anon_vma", "first faults"])
+        main(["race", "--barriers", "anon_vma", "first fault below"])
     out = capsys.readouterr().out
     assert status.value.code == 0 and "smp_store_release()" in out and "without neighbour's vma->anon_vma" in out
     with pytest.raises(SystemExit) as status:
-        main(["race", "--barriers", "anon_vma", "first faults", "--json"])
+        main(["race", "--barriers", "anon_vma", "first fault below", "--json"])
     assert status.value.code == 0 and json.loads(capsys.readouterr().out)["holds"] is True
     with pytest.raises(SystemExit) as status:
         main(["race", "--barriers", "anon_vma", "no such thing"])
@@ -111,13 +112,14 @@ def test_the_command_prints_a_table_of_orderings(capsys: pytest.CaptureFixture[s
 def test_needed_orderings_become_litmus_tests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "litmus"
     with pytest.raises(SystemExit) as status:
-        main(["race", "--barriers", "anon_vma", "first faults", "--litmus", str(folder)])
+        main(["race", "--barriers", "anon_vma", "first fault below", "--litmus", str(folder)])
     assert status.value.code == 0 and capsys.readouterr().out
     published = folder / "anon-vma-publish-vma-anon-vma.litmus"
     assert "smp_store_release(pointer, field);" in published.read_text()
     assert "WRITE_ONCE(*pointer, field);" in published.with_stem(f"{published.stem}-without").read_text()
     assert len(list(folder.iterdir())) == 8
-    for wrong in (["--litmus", str(folder)], ["--barriers", "anon_vma", "first faults", "--litmus", str(published)]):
+    asked = ["--barriers", "anon_vma", "first fault below"]
+    for wrong in (["--litmus", str(folder)], [*asked, "--litmus", str(published)]):
         with pytest.raises(SystemExit) as status:
             main(["race", *wrong])
         assert status.value.code == 2 and "rmaplab:" in capsys.readouterr().err

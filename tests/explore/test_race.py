@@ -10,8 +10,9 @@ from random import Random
 import pytest
 
 from rmaplab.check.race import RaceError, run, run_path, write_path
-from rmaplab.check.race_mutants import ChildrenFirst, staged
-from rmaplab.check.scenarios import HOME, World, names
+from rmaplab.check.race_mutants import ChildrenFirst
+from rmaplab.check.scenarios import names, scenario
+from rmaplab.check.world import HOME, World
 from rmaplab.explore import text
 from rmaplab.explore.parts import DOOMED, MISSED, Area, Cell, Cpu, Folio, Space, State, states
 from rmaplab.explore.race import by, shoot_race, shoot_tour
@@ -44,7 +45,7 @@ def at_random(name: str, design: type[ReverseMap], seed: int) -> tuple[str, list
         counted.update({name: tally.count for name, tally in tallies.items()})
         counted.subtract(before)
 
-    perform(staged(name, design), by(plan))
+    perform(scenario(name, design), by(plan))
     return write_path(path), steps, +counted
 
 

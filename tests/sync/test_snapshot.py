@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 import pytest
 
-from rmaplab.check.race_mutants import SCENES, staged
 from rmaplab.check.scenarios import names, scenario
 from rmaplab.rmap import DESIGNS
 from rmaplab.sync.interleave import Execution, Scenario, explore
@@ -19,7 +18,6 @@ from rmaplab.sync.weak import WeakExecution
 # Each preparation once, and one that ends amid a migration.
 STARTS = [name for name in names() if name.startswith("migrate /") and " + " not in name] + [
     "restore / fork",
-    *SCENES,
 ]
 
 
@@ -57,7 +55,7 @@ def run_to_the_end(execution: Execution) -> None:
 def test_every_world_is_put_back_as_it_was_built(design: str, begin: type[Execution]) -> None:
     for name in STARTS:
         execution = begin()
-        staged(name, DESIGNS[design]).build(execution)
+        scenario(name, DESIGNS[design]).build(execution)
         snapshot = Snapshot(execution, [])
         before = state(snapshot)
         run_to_the_end(execution)

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from rmaplab.check.race import SEQUENTIAL, Broken, Model, explain, name_ordering
-from rmaplab.check.race_mutants import SCENES, staged
-from rmaplab.check.scenarios import names
+from rmaplab.check.scenarios import names, scenario
+from rmaplab.check.scenes import SCENES
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.sync.interleave import explore
 
@@ -66,16 +66,16 @@ class Barriers(msgspec.Struct, frozen=True):
 
 def scenes() -> list[str]:
     """The scenarios that are tried."""
-    return [*(name for name in names() if " + " not in name), *SCENES]
+    return [name for name in names() if " + " not in name or name in SCENES]
 
 
 def _try(name: str, design: type[ReverseMap], memory: Model, limit: int) -> tuple[Shown | None, bool]:
     """What breaks, and whether nothing was left to try."""
-    scenario = staged(name, design)
-    outcome = explore(scenario, limit=limit, begin=memory.begin)
+    what = scenario(name, design)
+    outcome = explore(what, limit=limit, begin=memory.begin)
     if outcome.failures:
         failure = outcome.failures[0]
-        name_ordering(failure, scenario, memory)
+        name_ordering(failure, what, memory)
         return Shown(name, failure.names, explain(failure)), True
     return None, outcome.exhausted
 

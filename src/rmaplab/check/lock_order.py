@@ -28,6 +28,7 @@ ORDER: Final = (
     DESIGN,  # anon_vma->rwsem
     "page_table_lock",
     "page map lock",  # pte_chain_lock(), rmap_lock()
+    "zone lock",
 )
 
 NESTING: Final = {

@@ -42,7 +42,7 @@ class Mutant(msgspec.Struct, frozen=True):
     leads:   only where its own merges come true, so that no other design can watch
     origin:  the commit that brought the rule, where Linux once lacked it
     machine: on which it shows, if that is what lacks the rule
-    scene:   for "race": the scenario that shows it (check/scenarios.py, or SCENES in check/race_mutants.py)
+    scene:   for "race": the scenario that shows it (check/scenarios.py)
     memory:  for "race": the memory model
     weakened: the ordering that is taken away (sync/order.py), under weak memory
     profile, ops, pages, processes, large_folios: what random histories are best made of to show it

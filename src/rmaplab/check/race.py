@@ -17,7 +17,8 @@ from typing import Final
 import msgspec
 
 from rmaplab.check.lock_order import complaints
-from rmaplab.check.scenarios import World, exists, names, scenario
+from rmaplab.check.scenarios import exists, names, scenario
+from rmaplab.check.world import World
 from rmaplab.errors import CannotRun, in_a_line
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, VMA

@@ -6,14 +6,12 @@ Each is a `Mutant` (check/mutants.py) with the scenario that shows it; `outcome`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Final, cast
 
 from rmaplab.check.mutants import Mutant
 from rmaplab.check.race import Model
-from rmaplab.check.scenarios import AWAY, HOME, World, scenario
-from rmaplab.mm.abi import PROT_EXEC, PROT_READ
+from rmaplab.check.scenarios import scenario
 from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.locking import lock_of
 from rmaplab.mm.machine import Machine
@@ -23,9 +21,8 @@ from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, VmaFields
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
 from rmaplab.rmap.context import CowContext
 from rmaplab.rmap.cow_context import CowContextRmap
-from rmaplab.sync.interleave import Execution, Outcome, Scenario, explore
+from rmaplab.sync.interleave import Outcome, Scenario, explore
 from rmaplab.sync.locks import RwSemaphore
-from rmaplab.trace.script import PAGE, READ_WRITE, Process
 
 # anon_vma
 
@@ -405,95 +402,9 @@ class FaultsDuringFork(Machine):
         return vma
 
 
-# Scenarios of their own
-
-
-def _fork(process: Process) -> None:
-    process.fork(pid=2)
-
-
-def _mmap(process: Process) -> None:
-    process.mmap(PAGE, at=AWAY)
-
-
-def _protect(process: Process, addr: int, rights: int) -> None:
-    process.mprotect(addr, PAGE, rights)
-
-
-def _fork_and_first_fault(process: Process, execution: Execution) -> None:
-    process.mmap(PAGE, at=AWAY)
-    execution.add("fork", lambda: _fork(process))
-    execution.add("first fault", lambda: process.write(AWAY))
-
-
-def _first_faults_of_neighbours(process: Process, execution: Execution) -> None:
-    process.mmap(2 * PAGE, at=AWAY)
-    process.mprotect(AWAY, PAGE, READ_WRITE | PROT_EXEC)
-    execution.add("first fault below", lambda: process.write(AWAY))
-    execution.add("first fault above", lambda: process.write(AWAY + PAGE))
-
-
-def _fault_in_what_is_mapped(process: Process, execution: Execution) -> None:
-    execution.add("mmap", partial(_mmap, process))
-    execution.add("fault", lambda: process.write(AWAY))
-
-
-def _never_forked(process: Process, execution: Execution) -> World:
-    """The folio is of a VMA of two pages that nobody has forked."""
-    world = cast(World, process.world)
-    process.fork(pid=2)
-    process.mmap(2 * PAGE, at=AWAY)
-    process.write(AWAY, 2 * PAGE)
-    world.addr = AWAY
-    world.isolate()
-    return world
-
-
-def _split_before_any_fork(process: Process, execution: Execution) -> None:
-    world = _never_forked(process, execution)
-    execution.add("migrate", world.migrate)
-    execution.add("mprotect", partial(_protect, process, AWAY, PROT_READ))
-
-
-def _merge_before_any_fork(process: Process, execution: Execution) -> None:
-    world = _never_forked(process, execution)
-    process.mprotect(AWAY + PAGE, PAGE, PROT_READ)
-    execution.add("migrate", world.migrate)
-    execution.add("mprotect", partial(_protect, process, AWAY + PAGE, READ_WRITE))
-
-
-SCENES: Final[dict[str, Callable[[Process, Execution], None]]] = {
-    "fork / first fault in another thread": _fork_and_first_fault,
-    "first faults of two neighbours, in two threads": _first_faults_of_neighbours,
-    "mmap / fault in another thread": _fault_in_what_is_mapped,
-    "migrate / mprotect that splits, before any fork": _split_before_any_fork,
-    "migrate / mprotect that merges, before any fork": _merge_before_any_fork,
-}
-
-
-def staged(name: str, design: type[ReverseMap], machine: type[Machine] = Machine) -> Scenario:
-    """The scenario of that name, SCENES included.
-
-    :raises KeyError: there is none
-    """
-    begin = SCENES.get(name)
-    if begin is None:
-        return scenario(name, design, machine)
-
-    def build(execution: Execution) -> Callable[[], None]:
-        execution.subject = world = World(execution, design, machine)
-        process = world.spawn(1)
-        process.mmap(PAGE, at=HOME)
-        process.write(HOME)
-        begin(process, execution)
-        return world.check
-
-    return Scenario(name, build)
-
-
 def scene(mutant: Mutant) -> Scenario:
     """The scenario that shows the mutant."""
-    return staged(mutant.scene, mutant.mutated, mutant.machine)
+    return scenario(mutant.scene, mutant.mutated, mutant.machine)
 
 
 def outcome(mutant: Mutant, limit: int, preemptions: int = -1) -> Outcome:
@@ -528,7 +439,7 @@ RACED: Final = (
     _raced("moves into a VMA take the lock", AnonVmaRmap, MovesWithoutLock, "restore / mremap that merges",
            "38a76013ad80"),
     _raced("also a fresh anon_vma is locked", AnonVmaRmap, LinkedWithoutLock,
-           "first faults of two neighbours, in two threads", "d9d332e0874f"),
+           "first fault below / first fault above", "d9d332e0874f"),
     _raced("fork keeps faults out", AnonVmaRmap, AnonVmaRmap, "fork / first fault in another thread", "fb49c455323f",
            FaultsDuringFork),
     _raced("the parent comes before its child", AnonVmaRmap, ChildFirst, "restore / fork"),

@@ -16,123 +16,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-import msgspec
-
-from rmaplab.check.obligations import first_broken
-from rmaplab.mm.abi import EFAULT, MADV_DONTNEED, MADV_MERGEABLE, MAP_FIXED, PROT_READ
+from rmaplab.check.scenes import SCENES
+from rmaplab.check.world import AWAY, BARE, BEYOND, HOME, World
+from rmaplab.mm.abi import MADV_DONTNEED, MADV_MERGEABLE, PROT_READ
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.migrate import migrate_folio, move, unmap
-from rmaplab.mm.pagetable import PTE_ANON, PTE_SHIFT
-from rmaplab.mm.profile import PROFILES, REFERENCE
+from rmaplab.mm.pagetable import PTE_SHIFT
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.vma import MM
-from rmaplab.mm.vmscan import referenced_folio, swap_out_folio
 from rmaplab.sync.interleave import Execution, Scenario
-from rmaplab.trace import script
-from rmaplab.trace.events import Event
-from rmaplab.trace.history import Header
-from rmaplab.trace.play import Player
-from rmaplab.trace.script import PAGE, READ_WRITE, Layout, Process
+from rmaplab.trace.script import PAGE, READ_WRITE, Process
 
-HOME: Final = 0x10000000
-AWAY: Final = 0x20000000
-BEYOND: Final = 0x30000000
-_BARE: Final = Layout(stack=0x7FFFFFFF0000, length=PAGE, linked=0x7FFFFFFF0000, heap=0)
-_MOVED: Final = _BARE._replace(stack=0x7FFC6F8D3000)
-
-
-class Obligation(AssertionError):
-    """An obligation that was broken.
-
-    places: (mm id, address) of the entries by which it shows
-    """
-
-    def __init__(self, words: str, places: list[tuple[int, int]]) -> None:
-        super().__init__(words)
-        self.places: Final = places
-
-
-class World(script.World):
-    """The machine of a scenario, and the folio that it is about.
-
-    events: operations of processes, in order, that set the world up; once it is, those since then
-    """
-
-    def __init__(
-        self, execution: Execution | None, design: type[ReverseMap], machine: type[Machine] = Machine
-    ) -> None:
-        super().__init__(_BARE, MAP_FIXED)
-        self.events: Final[list[Event]] = []
-        self.machine: Final = machine(PROFILES[REFERENCE], [design], scheduler=execution)
-        self.head = 0
-        self.addr = HOME
-        self.program: MM | None = None  # that process 3 is about to execute; the folio is of its stack
-        self._player: Final = Player(self.machine, Header(recorder="race"))
-        self._made = 0
-
-    def do(self, event: Event) -> int:
-        self.events.append(event)
-        if event.op == "fault" and event.length == PAGE:
-            # It may fail: another thread may have unmapped the page.
-            event = msgspec.structs.replace(event, result=-EFAULT)
-        return self._player.do(event)
-
-    def number_of_name(self, name: str) -> int:
-        raise NotImplementedError("no scenario gives names to mappings")
-
-    def process(self, pid: int) -> Process:
-        return Process(self, pid)
-
-    def spawn(self, pid: int) -> Process:
-        """A process with nothing mapped."""
-        process = self.process(pid)
-        process.exec()
-        process.munmap(_BARE.stack, _BARE.length)
-        return process
-
-    def mm(self, pid: int) -> MM:
-        return self.machine.mm_of(pid)
-
-    def isolate(self) -> None:
-        """Take a reference to the folio at `addr` of the program, or of process 1, or of process 2 if 1 has none."""
-        for mm in (self.program, self.mm(1), self.mm(2)):
-            entry = 0 if mm is None else mm.page_table.get(self.addr)
-            if entry & PTE_ANON:
-                self.head = entry >> PTE_SHIFT
-                self.machine.get_folio(self.head)
-                return
-        raise AssertionError("the scenario has no folio to look for")
-
-    # What users do, each in one task
-
-    def look(self) -> None:
-        referenced_folio(self.machine, self.head)
-
-    def reclaim(self) -> None:
-        swap_out_folio(self.machine, self.head, again=True)
-
-    def migrate(self) -> None:
-        migrate_folio(self.machine, self.head)
-
-    def begin_migration(self) -> None:
-        self.machine.lock_folio(self.head)
-        self.machine.leader.hold(self.head)
-        self._made = unmap(self.machine, self.head)
-        self.machine.unlock_folio(self.head)
-
-    def finish_migration(self) -> None:
-        machine = self.machine
-        machine.lock_folio(self.head)
-        move(machine, self.head, self._made)
-        machine.leader.unhold(self.head)
-        machine.unlock_folio(self.head)
-        machine.put_folio(self.head)
-
-    def check(self) -> None:
-        """The obligations."""
-        broken = first_broken(self.machine)
-        if broken is not None:
-            raise Obligation(*broken)
+_MOVED: Final = BARE._replace(stack=0x7FFC6F8D3000)
 
 
 class Operation:
@@ -332,7 +225,7 @@ def names() -> list[str]:
     ]
     pairs = [f"{user} / {one} + {other}" for user in USERS for one in _PAIRED[0] for other in _PAIRED[1]]
     threads = [f"{user} / {one} + {other}" for user in USERS for one, other in _THREADS]
-    return alone + pairs + threads
+    return alone + pairs + threads + list(SCENES)
 
 
 def exists(name: str) -> bool:
@@ -350,6 +243,8 @@ def scenario(name: str, design: type[ReverseMap], machine: type[Machine] = Machi
 
     :raises KeyError: there is none
     """
+    if name in SCENES:
+        return _staged(name, design, machine)
     user, _, rest = name.partition(" / ")
     begin, act = USERS[user]
     operations = [OPERATIONS[part] for part in rest.split(" + ")]
@@ -368,6 +263,21 @@ def scenario(name: str, design: type[ReverseMap], machine: type[Machine] = Machi
         execution.add(user, partial(act, world))
         for operation in operations:
             execution.add(operation.name, partial(operation.act, world))
+        return world.check
+
+    return Scenario(name, build)
+
+
+def _staged(name: str, design: type[ReverseMap], machine: type[Machine]) -> Scenario:
+    """One of SCENES: process 1 has a page at HOME, and the scene says the rest."""
+
+    def build(execution: Execution) -> Callable[[], None]:
+        execution.subject = world = World(execution, design, machine)
+        process = world.spawn(1)
+        process.mmap(PAGE, at=HOME)
+        process.write(HOME)
+        SCENES[name](world, process, execution)
+        world.events.clear()
         return world.check
 
     return Scenario(name, build)

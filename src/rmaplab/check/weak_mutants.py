@@ -23,6 +23,10 @@ PLACES: Final = {
     "mm_users, mmget_not_zero()": "mmget_not_zero(), include/linux/sched/mm.h: atomic_inc_not_zero()",
     "mm_users, mmput()": "mmput(), kernel/fork.c: atomic_dec_and_test()",
     "change mapcount": "folio_remove_rmap_pte(), mm/rmap.c: atomic_add_negative()",
+    "folio_try_get()": "page_idle_get_folio(), mm/page_idle.c: atomic_add_unless()",
+    "folio_put_testzero()": "folio_put_testzero(), include/linux/mm.h: atomic_dec_and_test()",
+    "folio_test_clear_unevictable()": "lru_add(), mm/folio.c: test_and_clear_bit(), before folio_set_lru()",
+    "folio_trylock()": "folio_trylock(), include/linux/pagemap.h: test_and_set_bit_lock(), of the word that has PG_lru",
     "free anon_vma": "anon_vma_free(), mm/rmap.c: SLAB_TYPESAFE_BY_RCU",
     "change VMA tree": "vma_iter_store_new(), mm/vma.h: rcu_assign_pointer() in lib/maple_tree.c",
     "look up VMA": "mas_walk(), lib/maple_tree.c: rcu_dereference_check()",
@@ -55,13 +59,14 @@ def place(ordering: str) -> str:
     return PLACES.get(ordering.rpartition(": ")[2], "")
 
 
-_FIRST_FAULTS: Final = "first faults of two neighbours, in two threads"
+_FIRST_FAULTS: Final = "first fault below / first fault above"
 _MAPPED: Final = "mmap / fault in another thread"
 _UNMAPPED: Final = "referenced / munmap before any fork"
 _TWO_EXIT: Final = "referenced / exit of the parent + exit of the child"
 _MOVED: Final = "referenced / mremap before any fork"
 _MERGED: Final = "migrate / mprotect that merges"
 _FORKED: Final = "referenced / fork"
+_BY_NUMBER: Final = "page_idle / munmap + first fault"
 
 # Scenarios, and what breaks in each.
 _NEEDED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
@@ -71,6 +76,7 @@ _NEEDED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "migrate / first fork": ("pmd_install()", "pmdp_get_lockless()"),
         _UNMAPPED: ("free anon_vma",),
         _TWO_EXIT: ("put_anon_vma()",),
+        _BY_NUMBER: ("folio_try_get()", "folio_put_testzero()", "folio_test_clear_unevictable()"),
     },
     "anon_vma_lazy": {
         _FIRST_FAULTS: ("publish vma->anon_vma", "neighbour's vma->anon_vma"),

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from rmaplab.check.race import SEQUENTIAL, Labels, Model, RaceError, name_ordering, read_path, write_path
-from rmaplab.check.race_mutants import staged
-from rmaplab.check.scenarios import Obligation, World
+from rmaplab.check.scenarios import scenario
+from rmaplab.check.world import Obligation, World
 from rmaplab.explore.camera import FINE, Camera, pids_of
 from rmaplab.explore.film import Reel
 from rmaplab.explore.parts import Cpu, Film, State, Step
@@ -93,7 +93,7 @@ def follow(tour: RaceTour, design: type[ReverseMap]) -> tuple[list[int], list[Pa
             yield number
         parts.append((steps, tour.end, False))
 
-    failure = perform(staged(tour.scenario, design, watching(tour.machine)), by(turns), tour.memory().begin)
+    failure = perform(scenario(tour.scenario, design, watching(tour.machine)), by(turns), tour.memory().begin)
     if failure is not None and len(parts) == len(tour.turns):  # it breaks in the last turn, and nobody goes on
         steps, say, ask = parts[-1]
         parts[-1] = (steps, f"{say} {tour.end}", ask)
@@ -301,7 +301,7 @@ class _Shooting:
         return _MM.sub(lambda found: names.get(int(found[1]), found[0]), words)
 
     def _staged(self, machine: type[Machine]) -> Scenario:
-        return staged(self.name, self.design, machine)
+        return scenario(self.name, self.design, machine)
 
     def _film(self, execution: Execution) -> Iterator[int]:
         """Follow the path, and take a picture after each part of it."""

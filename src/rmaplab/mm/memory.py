@@ -409,16 +409,17 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
         system.pages_copied.count += 1
     else:
         system.pages_zeroed.count += 1
-    pfn = folios.alloc(vma.anon_pgoff + ((addr - vma.start) >> PAGE_SHIFT))
+    pfn = system.new_folio(vma.anon_pgoff + ((addr - vma.start) >> PAGE_SHIFT))
     if vma.flags & VM_DROPPABLE:  # never swap-backed (folio_add_new_anon_rmap())
         folios.flags.m[pfn] |= FOLIO_LAZYFREE
     for design in system.designs:
         design.folio_mapped(vma, addr, pfn, 1)
-    folios.mapcount.m[pfn] = 1
+    system.mapped_first(pfn)
+    system.refs.add_to_lru(pfn)
     leaf.lock.assert_held()
     new = pfn << PTE_SHIFT | (_NEW if vma.flags & VM_WRITE else _NEW_READ_ONLY)
     leaf.m[i] = new
-    left = 1
+    left = 0
     if old == 0:
         leaf.used += 1
     else:
@@ -428,8 +429,8 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
             left = system.drop_mapcount(vma.mm, old >> PTE_SHIFT)
     system.tell_entry_added(vma.mm, addr, new)
     leaf.lock.unlock()
-    if left == 0:
-        system.try_free(folios.head.m[old >> PTE_SHIFT])
+    if old & PTE_ANON:
+        system.put_unmapped(old >> PTE_SHIFT, left)
     return True
 
 
@@ -524,7 +525,7 @@ def zap_at(system: System, mm: MM, addr: int, markers: bool = True) -> None:
         return
     i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
     entry: int = leaf.m[i]
-    left = 1
+    left = -1
     if entry and (markers or not entry & PTE_GUARD):
         system.entries_zapped.count += 1
         leaf.lock.assert_held()
@@ -534,8 +535,8 @@ def zap_at(system: System, mm: MM, addr: int, markers: bool = True) -> None:
         if entry & PTE_ANON:
             left = system.drop_mapcount(mm, entry >> PTE_SHIFT)
     leaf.lock.unlock()
-    if left == 0:
-        system.try_free(system.folios.head.m[entry >> PTE_SHIFT])
+    if left >= 0:
+        system.put_unmapped(entry >> PTE_SHIFT, left)
     elif entry & PTE_SWAP:
         system.put_slot(entry >> PTE_SHIFT)
 

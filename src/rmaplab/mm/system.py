@@ -21,6 +21,7 @@ from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.folio import FOLIO_DIRTY, MAX_ORDER, Folios, Int64s, folio_mapcount
 from rmaplab.mm.locking import lock_of, start_write
 from rmaplab.mm.mm_ids import MmIds
+from rmaplab.mm.page_ref import PageRefs
 from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
@@ -144,6 +145,7 @@ class System:
         self._any_folio_lock: Final = SpinLock(self.folio_lock_class, None)
         self._any_vma_lock: Final = RwSemaphore(self.vma_lock_class, None)
         self.rcu: Final = Rcu(ledger, scheduler)
+        self.refs: Final = PageRefs(self.folios, scheduler, ledger)
         self.vma_pool: Final = ledger.pool("vm_area_struct", profile.sizes["vm_area_struct"])
         # Where the per-VMA lock is an object of its own, each VMA has one.
         lock_size = profile.sizes.get("vma_lock", 0)
@@ -287,6 +289,12 @@ class System:
         """One more entry is about to map `pfn`, whatever others do."""
         atomic_inc(self.scheduler, "change mapcount", self.folios.mapcount, OF_PAGE, pfn)
 
+    def mapped_first(self, pfn: int) -> None:
+        """The first entry is about to map `pfn`, whose folio is fresh (folio_add_new_anon_rmap())."""
+        if pfn in self.refs.pages:
+            write_once(self.scheduler, "set mapcount", self.folios.mapcount, OF_PAGE, pfn)
+        self.folios.mapcount.m[pfn] = 1
+
     def mapcount(self, head: int) -> int:
         """Entries that map the folio, for who holds no lock that keeps it (folio_mapcount())."""
         return folio_mapcount(self.scheduler, self.folios, head)
@@ -299,7 +307,10 @@ class System:
 
     def trylock_folio(self, head: int) -> bool:
         """folio_trylock(): False if somebody else has it locked"""
-        return self._folio_lock(head).try_lock()
+        locked = self._folio_lock(head).try_lock()
+        if locked and head in self.refs.pages:
+            self.refs.locked(head)
+        return locked
 
     def unlock_folio(self, head: int) -> None:
         """folio_unlock()"""
@@ -324,17 +335,34 @@ class System:
             self.folio_locks[head] = lock
         return lock
 
+    def new_folio(self, index: int) -> int:
+        """A fresh folio of one page (folio_alloc()); its number."""
+        return self.refs.alloc(index) if self.refs.pages else self.folios.alloc(index)
+
     def get_folio(self, head: int) -> None:
         """Keep the folio from being freed while its mappings change (folio_get())."""
+        if head in self.refs.pages:
+            self.refs.get(head)
         self.pins[head] = self.pins.get(head, 0) + 1
+
+    def try_get_folio(self, head: int) -> bool:
+        """The same for who has come by it without a reference; False: there was none to be had (folio_try_get())."""
+        if not self.refs.try_get(head):
+            return False
+        self.pins[head] = self.pins.get(head, 0) + 1
+        return True
 
     def put_folio(self, head: int) -> None:
         """folio_put()"""
-        if self.pins[head] == 1:
+        last = self.pins[head] == 1
+        if last:
             del self.pins[head]
-            self.try_free(head)
         else:
             self.pins[head] -= 1
+        if head in self.refs.pages:
+            self._put_counted(head)
+        elif last:
+            self.try_free(head)
 
     # Locking that a rule depends on
 
@@ -463,13 +491,18 @@ class System:
 
     def release_page(self, mm: MM, pfn: int) -> None:
         """One entry of `mm` that mapped `pfn` is gone: the folio may be free now (folio_remove_rmap_pte())."""
-        folios = self.folios
-        if self.drop_mapcount(mm, pfn) == 0:
-            self.try_free(folios.head.m[pfn])
+        self.put_unmapped(pfn, self.drop_mapcount(mm, pfn))
+
+    def put_unmapped(self, pfn: int, left: int) -> None:
+        """An entry that mapped `pfn` is gone, of which `left` are left: its reference goes, too.  No page-table lock is
+        held."""
+        if pfn in self.refs.pages:
+            self._put_counted(pfn)
+        elif left == 0:
+            self.try_free(self.folios.head.m[pfn])
 
     def drop_mapcount(self, mm: MM, pfn: int) -> int:
-        """One entry of `mm` that mapped `pfn` is gone; returns how many are left.  If none, try_free() is next, when
-        no page-table lock is held."""
+        """One entry of `mm` that mapped `pfn` is gone; returns how many are left.  put_unmapped() is next."""
         self.mapcount_changes(pfn)
         mapcount = self.folios.mapcount.m
         count: int = mapcount[pfn] - 1
@@ -517,9 +550,15 @@ class System:
             self.uncache(head)
         self.free_folio(head)
 
+    def _put_counted(self, head: int) -> None:
+        """The same for one whose references are counted: one of them is given back."""
+        if self.refs.put(head):
+            self.free_folio(head)
+
     def free_folio(self, head: int) -> None:
         """Free the folio, which no task can reach any more (free_unref_folios())."""
-        if self.scheduler is not None:
+        watched = head in self.refs.pages
+        if self.scheduler is not None and not watched:
             self.scheduler.free("page", head)
         nr_pages = self.folios.nr_pages(head)
         self.pages_freed.count += nr_pages
@@ -529,7 +568,10 @@ class System:
             self.ksm_pages.pop(head, None)
         if nr_pages > 1:
             self.mm_ids.pop(head, None)
-        self.folios.free(head, self.scheduler is None or self.scheduler.reuses())
+        if watched:
+            self.refs.free(head)
+        else:
+            self.folios.free(head, self.scheduler is None or self.scheduler.reuses())
 
     # Swap
 
