@@ -22,6 +22,14 @@ ORDERINGS = {
     "pmd_install()": "smp_wmb()",
     "free cow_context": "call_rcu()",
     "put_anon_vma()": "fully ordered atomic",
+    "folio_try_get()": "fully ordered atomic",
+    "folio_test_clear_unevictable()": "fully ordered atomic",
+    "folio_trylock()": "atomic with _acquire",
+    "refcount_sub_and_test()": "atomic with _release",
+    "raw_read_seqcount()": "smp_load_acquire()",
+    "folio_migrate_ksm()": "smp_wmb()",
+    "ksm_get_folio()": "smp_rmb()",
+    "folio_try_share_anon_rmap_pte()": "smp_mb()",
 }
 
 

@@ -253,3 +253,28 @@ def test_a_reader_that_a_grace_period_does_not_wait_for_sees_all_before_it() -> 
 def test_memory_that_is_freed_at_once_is_not_safe_in_a_section() -> None:
     with pytest.raises(Finding, match="use after free"):
         outcomes(unlinked(lambda e, rcu, old: e.free("old", old)), "value")
+
+
+def test_it_matters_which_of_two_full_atomics_comes_first() -> None:
+    """Whichever comes later finds what the other's task had stored before, though they are of different words: an order
+    in which the reader's comes first has to be tried, too."""
+
+    def program(e: Execution, cells: list[Cell], r: dict[str, Any]) -> list[Callable[[], None]]:
+        data, flag = cells
+        mine, its = Cell(), Cell()
+
+        def writer() -> None:
+            put(e, data, 1)
+            atomic(e, "writer's", mine, "value")
+            put(e, flag, 1)
+
+        def reader() -> None:
+            atomic(e, "reader's", its, "value")
+            r["flag"] = once(e, flag)
+            r["data"] = once(e, data)
+
+        return [writer, reader]
+
+    every = outcomes(program, "flag", "data", reduce=False)
+    assert (1, 0) in every
+    assert outcomes(program, "flag", "data") == every

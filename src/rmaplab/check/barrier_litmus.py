@@ -2,9 +2,9 @@
 """The orderings that a design needs as litmus tests in the kernel's C, for herd7.
 
 An ordering that a scenario needs (barriers.py) is reduced to its shape: a fresh object that is published and followed,
-a change that a sequence count covers, an object that is freed when nobody can look at it any more, or one whose last
-reference is dropped.  Each test exists twice, with the ordering and without; LKMM forbids the outcome of the first and
-allows that of the second.
+a change that a sequence count covers or of which a word tells, an object that is freed when nobody can look at it any
+more, one whose last reference is dropped, or two words of which each says something of the other.  Each test exists
+twice, with the ordering and without; LKMM forbids the outcome of the first and allows that of the second.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from rmaplab.printable import slug
 
 _RELEASE: Final = "smp_store_release(pointer, field);"
 _PLAIN: Final = "WRITE_ONCE(*pointer, field);"
+
+
+# Atomics that nobody needs for what they change, but for what comes before them and after.
+_BETWEEN: Final = ("folio_test_clear_unevictable()", "folio_test_clear_active()")
 
 
 class Litmus(NamedTuple):
@@ -49,6 +53,27 @@ def _body(ordering: Ordering, there: bool) -> str:
         return _published(_RELEASE, there)
     if primitive == "call_rcu()":
         return _freed(there)
+    if primitive == "smp_mb()":
+        return _crossed("smp_mb();" if there else "")
+    if what in _BETWEEN:
+        how = "atomic_fetch_add" if there else "atomic_fetch_add_relaxed"
+        return _told(f"r0 = {how}(1, other);", "WRITE_ONCE(*word, 1);", "r0 = READ_ONCE(*word);", "smp_rmb();")
+    if what == "folio_try_get()":
+        how = "atomic_cmpxchg" if there else "atomic_cmpxchg_relaxed"
+        return _told("smp_wmb();", "WRITE_ONCE(*word, 1);", f"r0 = {how}(word, 1, 2);", "")
+    if primitive == "atomic with _acquire":
+        how = "atomic_xchg_acquire" if there else "atomic_xchg_relaxed"
+        return _told("", "smp_store_release(word, 1);", f"r0 = {how}(word, 2);", "")
+    if primitive == "atomic with _release":
+        how = "atomic_xchg_release" if there else "atomic_xchg_relaxed"
+        return _told("", f"r0 = {how}(word, 1);", "r0 = smp_load_acquire(word);", "")
+    if primitive == "smp_load_acquire()":
+        how = "smp_load_acquire(word)" if there else "READ_ONCE(*word)"
+        return _told("", "smp_store_release(word, 1);", f"r0 = {how};", "")
+    if what == "folio_migrate_ksm()":
+        return _told("smp_wmb();" if there else "", "WRITE_ONCE(*word, 1);", "r0 = READ_ONCE(*word);", "smp_rmb();")
+    if what == "ksm_get_folio()":
+        return _told("smp_wmb();", "WRITE_ONCE(*word, 1);", "r0 = READ_ONCE(*word);", "smp_rmb();" if there else "")
     if primitive == "fully ordered atomic":
         return _dropped("atomic_dec_return" if there else "atomic_dec_return_relaxed")
     if what == "pmd_install()":
@@ -83,6 +108,62 @@ P1(int **pointer, int *field)
 }}
 
 exists (1:r0=field /\\ 1:r1=0)
+"""
+
+
+def _told(between: str, tell: str, learn: str, after: str) -> str:
+    """Something changes, and then a word tells of it; does who reads the word find the change?"""
+    return f"""{{
+atomic_t word = ATOMIC_INIT(0);
+atomic_t other = ATOMIC_INIT(0);
+int field = 0;
+}}
+
+P0(atomic_t *word, atomic_t *other, int *field)
+{{
+	int r0;
+
+	WRITE_ONCE(*field, 1);
+{_line(between)}{_line(tell)}}}
+
+P1(atomic_t *word, int *field)
+{{
+	int r0;
+	int r1;
+
+{_line(learn)}{_line(after)}	r1 = READ_ONCE(*field);
+}}
+
+exists (1:r0=1 /\\ 1:r1=0)
+"""
+
+
+def _line(words: str) -> str:
+    return f"\t{words}\n" if words else ""
+
+
+def _crossed(fence: str) -> str:
+    """Each of two changes a word and looks at the other's; does at least one find the other's change?"""
+    return f"""{{}}
+
+P0(int *entry, int *pins)
+{{
+	int r0;
+
+	WRITE_ONCE(*entry, 1);
+{_line(fence)}	r0 = READ_ONCE(*pins);
+}}
+
+P1(int *entry, int *pins)
+{{
+	int r0;
+
+	WRITE_ONCE(*pins, 1);
+	smp_mb();
+	r0 = READ_ONCE(*entry);
+}}
+
+exists (0:r0=0 /\\ 1:r0=0)
 """
 
 

@@ -276,8 +276,14 @@ def _staged(name: str, design: type[ReverseMap], machine: type[Machine]) -> Scen
         process = world.spawn(1)
         process.mmap(PAGE, at=HOME)
         process.write(HOME)
-        SCENES[name](world, process, execution)
+        its = SCENES[name](world, process, execution)
         world.events.clear()
-        return world.check
+
+        def check() -> None:
+            if its is not None:
+                its()
+            world.check()
+
+        return check
 
     return Scenario(name, build)

@@ -10,12 +10,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from rmaplab.check.world import AWAY, HOME, World
+from rmaplab.check.world import AWAY, HOME, Obligation, World
 from rmaplab.mm.abi import PROT_EXEC, PROT_READ
+from rmaplab.mm.gup_fast import pin_fast
+from rmaplab.mm.ksm_node import StableNode, get_folio, migrate
 from rmaplab.mm.page_idle import clear_references
-from rmaplab.mm.pagetable import PTE_SHIFT
+from rmaplab.mm.pagetable import PTE_ANON, PTE_EXCLUSIVE, PTE_SHIFT
+from rmaplab.mm.vma_lock import Area, Space, VmaLocks
 from rmaplab.sync.interleave import Execution
 from rmaplab.trace.script import PAGE, READ_WRITE, Process
+
+Check = Callable[[], None] | None  # what has to be true at the end, besides the obligations of all scenarios
+_EXCLUSIVE: Final = PTE_ANON | PTE_EXCLUSIVE
 
 
 def _fork(process: Process) -> None:
@@ -38,22 +44,25 @@ def _protect(process: Process, addr: int, rights: int) -> None:
     process.mprotect(addr, PAGE, rights)
 
 
-def _fork_and_first_fault(world: World, process: Process, execution: Execution) -> None:
+def _fork_and_first_fault(world: World, process: Process, execution: Execution) -> Check:
     process.mmap(PAGE, at=AWAY)
     execution.add("fork", lambda: _fork(process))
     execution.add("first fault", lambda: process.write(AWAY))
+    return None
 
 
-def _first_faults_of_neighbours(world: World, process: Process, execution: Execution) -> None:
+def _first_faults_of_neighbours(world: World, process: Process, execution: Execution) -> Check:
     process.mmap(2 * PAGE, at=AWAY)
     process.mprotect(AWAY, PAGE, READ_WRITE | PROT_EXEC)
     execution.add("first fault below", lambda: process.write(AWAY))
     execution.add("first fault above", lambda: process.write(AWAY + PAGE))
+    return None
 
 
-def _fault_in_what_is_mapped(world: World, process: Process, execution: Execution) -> None:
+def _fault_in_what_is_mapped(world: World, process: Process, execution: Execution) -> Check:
     execution.add("mmap", partial(_mmap, process))
     execution.add("fault", lambda: process.write(AWAY))
+    return None
 
 
 def _never_forked(world: World, process: Process) -> None:
@@ -65,20 +74,22 @@ def _never_forked(world: World, process: Process) -> None:
     world.isolate()
 
 
-def _split_before_any_fork(world: World, process: Process, execution: Execution) -> None:
+def _split_before_any_fork(world: World, process: Process, execution: Execution) -> Check:
     _never_forked(world, process)
     execution.add("migrate", world.migrate)
     execution.add("mprotect", partial(_protect, process, AWAY, PROT_READ))
+    return None
 
 
-def _merge_before_any_fork(world: World, process: Process, execution: Execution) -> None:
+def _merge_before_any_fork(world: World, process: Process, execution: Execution) -> Check:
     _never_forked(world, process)
     process.mprotect(AWAY + PAGE, PAGE, PROT_READ)
     execution.add("migrate", world.migrate)
     execution.add("mprotect", partial(_protect, process, AWAY + PAGE, READ_WRITE))
+    return None
 
 
-def _found_by_number(world: World, process: Process, execution: Execution) -> None:
+def _found_by_number(world: World, process: Process, execution: Execution) -> Check:
     """The page goes, and another process gets it, while somebody comes by its number."""
     other = world.spawn(2)
     other.mmap(PAGE, at=AWAY)
@@ -87,13 +98,106 @@ def _found_by_number(world: World, process: Process, execution: Execution) -> No
     execution.add("page_idle", partial(_idle, world, pfn))
     execution.add("munmap", partial(_munmap, process))
     execution.add("first fault", lambda: other.write(AWAY))
+    return None
 
 
-SCENES: Final[dict[str, Callable[[World, Process, Execution], None]]] = {
+def _pinned_without_lock(world: World, process: Process, execution: Execution) -> Check:
+    """Reclaim takes a page that somebody pins meanwhile."""
+    machine = world.machine
+    mm = world.mm(1)
+    pfn = mm.page_table.get(HOME) >> PTE_SHIFT
+    machine.refs.watch(pfn)
+    machine.get_folio(pfn)
+    world.head = pfn
+
+    def pin() -> None:
+        world.pinned = pin_fast(machine, mm.page_table, HOME)
+
+    def check() -> None:
+        entry = mm.page_table.get(HOME)
+        if world.pinned and (entry >> PTE_SHIFT != pfn or entry & _EXCLUSIVE != _EXCLUSIVE):
+            raise Obligation(f"pinned: page {pfn} is pinned, and not exclusive any more", [(mm.id, HOME)])
+
+    execution.add("gup_fast", pin)
+    execution.add("reclaim", world.reclaim)
+    return check
+
+
+def _stable_node(world: World, process: Process, execution: Execution) -> Check:
+    """A page of KSM migrates while ksmd comes by it through its stable node."""
+    refs = world.machine.refs
+    old, new = 1, 2
+    refs.watch(old)
+    refs.watch(new)
+    node = StableNode(old)
+    refs.pages[old].mapping = node
+
+    def check() -> None:
+        if node.removed:
+            raise Obligation("found: the stable node was removed, and its page is KSM's still", [])
+
+    execution.add("ksmd", partial(_ksmd, world, node))
+    execution.add("migrate", partial(migrate, refs, node, new))
+    return check
+
+
+def _ksmd(world: World, node: StableNode) -> None:
+    get_folio(world.machine.refs, node)
+
+
+def _fault_under_vma_lock(locks: VmaLocks, mm: Space, addr: int) -> None:
+    """What a fault does that does not take mmap_lock."""
+    vma = locks.lock_vma_under_rcu(mm, addr)
+    if vma is not None:
+        if locks.start_of(vma) != addr or vma.vm_mm is not mm:
+            raise Obligation("locked: the VMA that was locked is not the one that was looked for", [])
+        locks.end_read(vma)
+
+
+def _vma_changes(world: World, process: Process, execution: Execution) -> Check:
+    """A VMA begins elsewhere while a fault locks it."""
+    locks = VmaLocks(execution)
+    mm = Space()
+    mm.vma = vma = Area(mm, HOME)
+
+    def shrink() -> None:
+        locks.begin_write(mm)
+        locks.start_write(vma)
+        locks.move_start(vma, HOME + PAGE)
+        locks.end_write(mm)
+
+    execution.add("lock_vma_under_rcu", partial(_fault_under_vma_lock, locks, mm, HOME))
+    execution.add("munmap of its beginning", shrink)
+    return None
+
+
+def _vma_used_again(world: World, process: Process, execution: Execution) -> Check:
+    """A VMA goes while a fault locks it, and another process has its memory for one of its own at once."""
+    locks = VmaLocks(execution)
+    mm, other = Space(), Space()
+    mm.vma = vma = Area(mm, HOME)
+
+    def unmap() -> None:
+        locks.begin_write(mm)
+        locks.start_write(vma)
+        locks.unlink(vma)
+        locks.end_write(mm)
+        locks.use_again(vma, other, AWAY)
+
+    execution.add("lock_vma_under_rcu", partial(_fault_under_vma_lock, locks, mm, HOME))
+    execution.add("munmap, and mmap of another", unmap)
+    return None
+
+
+SCENES: Final[dict[str, Callable[[World, Process, Execution], Check]]] = {
     "fork / first fault in another thread": _fork_and_first_fault,
     "first fault below / first fault above": _first_faults_of_neighbours,
     "mmap / fault in another thread": _fault_in_what_is_mapped,
     "migrate / mprotect that splits, before any fork": _split_before_any_fork,
     "migrate / mprotect that merges, before any fork": _merge_before_any_fork,
     "page_idle / munmap + first fault": _found_by_number,
+    "gup_fast / reclaim": _pinned_without_lock,
+    "ksmd / migrate": _stable_node,
+    "lock_vma_under_rcu / munmap of its beginning": _vma_changes,
+    "lock_vma_under_rcu / munmap, and mmap of another": _vma_used_again,
 }

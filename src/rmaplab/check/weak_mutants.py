@@ -25,6 +25,18 @@ PLACES: Final = {
     "change mapcount": "folio_remove_rmap_pte(), mm/rmap.c: atomic_add_negative()",
     "folio_try_get()": "page_idle_get_folio(), mm/page_idle.c: atomic_add_unless()",
     "folio_put_testzero()": "folio_put_testzero(), include/linux/mm.h: atomic_dec_and_test()",
+    "folio_test_clear_active()": "folio_migrate_flags(), mm/migrate.c: test_and_clear_bit()",
+    "folio_migrate_ksm()": "folio_migrate_ksm(), mm/ksm.c: smp_wmb()",
+    "ksm_get_folio()": "ksm_get_folio(), mm/ksm.c: smp_rmb()",
+    "stable_node->kpfn": "ksm_get_folio(), mm/ksm.c: READ_ONCE(), and an address dependency",
+    "folio_try_share_anon_rmap_pte()": "__folio_try_share_anon_rmap(), include/linux/rmap.h: smp_mb()",
+    "try_grab_folio_fast()": "try_grab_folio_fast(), mm/gup.c: smp_mb__after_atomic()",
+    "__refcount_inc_not_zero_limited_acquire()":
+        "vma_start_read(), mm/mmap_lock.c: __refcount_inc_not_zero_limited_acquire()",
+    "raw_read_seqcount()": "vma_start_read(), mm/mmap_lock.c: raw_read_seqcount(), an smp_load_acquire()",
+    "vma_end_write_all()": "vma_end_write_all(), include/linux/mmap_lock.h: a release in mm_lock_seqcount_end()",
+    "refcount_sub_and_test()": "__vma_end_exclude_readers(), mm/mmap_lock.c: refcount_sub_and_test()",
+    "vma_mark_attached()": "vma_mark_attached(), include/linux/mmap_lock.h: refcount_set_release()",
     "folio_test_clear_unevictable()": "lru_add(), mm/folio.c: test_and_clear_bit(), before folio_set_lru()",
     "folio_trylock()": "folio_trylock(), include/linux/pagemap.h: test_and_set_bit_lock(), of the word that has PG_lru",
     "free anon_vma": "anon_vma_free(), mm/rmap.c: SLAB_TYPESAFE_BY_RCU",
@@ -76,7 +88,19 @@ _NEEDED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "migrate / first fork": ("pmd_install()", "pmdp_get_lockless()"),
         _UNMAPPED: ("free anon_vma",),
         _TWO_EXIT: ("put_anon_vma()",),
-        _BY_NUMBER: ("folio_try_get()", "folio_put_testzero()", "folio_test_clear_unevictable()"),
+        _BY_NUMBER: (
+            "folio_try_get()", "folio_put_testzero()", "folio_test_clear_unevictable()", "folio_trylock()",
+        ),
+        "gup_fast / reclaim": ("folio_try_share_anon_rmap_pte()", "try_grab_folio_fast()"),
+        "ksmd / migrate": (
+            "folio_migrate_ksm()", "ksm_get_folio()", "stable_node->kpfn", "folio_test_clear_active()",
+        ),
+        "lock_vma_under_rcu / munmap of its beginning": (
+            "vma_end_write_all()", "raw_read_seqcount()", "refcount_sub_and_test()",
+        ),
+        "lock_vma_under_rcu / munmap, and mmap of another": (
+            "vma_mark_attached()", "__refcount_inc_not_zero_limited_acquire()",
+        ),
     },
     "anon_vma_lazy": {
         _FIRST_FAULTS: ("publish vma->anon_vma", "neighbour's vma->anon_vma"),
@@ -125,6 +149,8 @@ _NEEDED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
 _SHIPPED: Final = {
     ("anon_vma", "publish vma->anon_vma"): "b6ac0b3f6013",
     ("anon_vma", "pmd_install()"): "362a61ad6119",
+    ("anon_vma", "folio_try_share_anon_rmap_pte()"): "088b8aa537c2",
+    ("anon_vma", "try_grab_folio_fast()"): "088b8aa537c2",
 }
 
 WEAKENED: Final = tuple(

@@ -54,6 +54,7 @@ class World(script.World):
         self.machine: Final = machine(PROFILES[REFERENCE], [design], scheduler=execution)
         self.head = 0
         self.addr = HOME
+        self.pinned = 0  # a page that somebody has pinned
         self.program: MM | None = None  # that process 3 is about to execute; the folio is of its stack
         self._player: Final = Player(self.machine, Header(recorder="race"))
         self._made = 0

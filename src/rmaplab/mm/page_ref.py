@@ -24,12 +24,13 @@ PG_LRU: Final = 1
 
 
 class Page:
-    """Two words of a struct page: _refcount, of a folio that one entry maps, and flags."""
+    """Words of a struct page: _refcount, of a folio that one entry maps, flags, and mapping, as far as KSM has it."""
 
     def __init__(self, number: int) -> None:
         self.number: Final = number
         self.count = 1
         self.flags = PG_LRU
+        self.mapping: object | None = None
 
 
 class PageRefs:
@@ -76,11 +77,11 @@ class PageRefs:
         atomic_inc(self.scheduler, "folio_get()", page, "count")
         page.count += 1
 
-    def put(self, pfn: int) -> bool:
-        """A reference is given back; was it the last (folio_put_testzero())?"""
+    def put(self, pfn: int, count: int = 1) -> bool:
+        """So many references are given back; was the last among them (folio_put_testzero())?"""
         page = self.pages[pfn]
         atomic(self.scheduler, "folio_put_testzero()", page, "count")
-        page.count -= 1
+        page.count -= count
         return page.count == 0
 
     def free(self, pfn: int) -> None:

@@ -360,7 +360,7 @@ class System:
         else:
             self.pins[head] -= 1
         if head in self.refs.pages:
-            self._put_counted(head)
+            self.put_counted(head)
         elif last:
             self.try_free(head)
 
@@ -497,7 +497,7 @@ class System:
         """An entry that mapped `pfn` is gone, of which `left` are left: its reference goes, too.  No page-table lock is
         held."""
         if pfn in self.refs.pages:
-            self._put_counted(pfn)
+            self.put_counted(pfn)
         elif left == 0:
             self.try_free(self.folios.head.m[pfn])
 
@@ -548,11 +548,12 @@ class System:
             if self.swap[slot].count > 0:
                 return  # stays in the swap cache
             self.uncache(head)
-        self.free_folio(head)
+        if head not in self.refs.pages:
+            self.free_folio(head)
 
-    def _put_counted(self, head: int) -> None:
-        """The same for one whose references are counted: one of them is given back."""
-        if self.refs.put(head):
+    def put_counted(self, head: int, count: int = 1) -> None:
+        """The same for one whose references are counted: so many are given back."""
+        if self.refs.put(head, count):
             self.free_folio(head)
 
     def free_folio(self, head: int) -> None:
@@ -587,6 +588,8 @@ class System:
 
     def cache(self, slot: int, pfn: int) -> None:
         """`pfn` holds what `slot` holds (add_to_swap_cache())."""
+        if pfn in self.refs.pages:
+            self.refs.get(pfn)
         self.swap[slot].cached_pfn = pfn
         self.slot_of[pfn] = slot
 
@@ -597,6 +600,8 @@ class System:
         self.swap[slot].cached_pfn = 0
         if self.swap[slot].count == 0:
             self._free_slot(slot)
+        if pfn in self.refs.pages:
+            self.put_counted(pfn)
 
     def put_slot(self, slot: int) -> None:
         """One entry that referred to `slot` is gone (free_swap_and_cache())."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from rmaplab.mm import huge_pmd
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE, FOLIO_REFERENCED, Int64s
+from rmaplab.mm.gup_fast import try_share
 from rmaplab.mm.huge_memory import batch, partly_mapped, split_cut, split_folio
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
@@ -34,6 +35,8 @@ from rmaplab.mm.pagetable import (
 from rmaplab.mm.rmap_walk import Visit, rmap_walk
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_DROPPABLE, VM_LOCKED, VMA
+from rmaplab.sync.fields import OF_ENTRY
+from rmaplab.sync.order import write_once
 
 # How a real kernel's reclaim took what MADV_FREE had given up, and was in use again:
 ONCE: Final = 1  # reclaim did not visit it a second time
@@ -201,8 +204,13 @@ class _Unmap(Visit):
             return True
         if slot < 0:
             return self._free(vma, addr, leaf, i)
+        watched = self.head in system.refs.pages
+        if watched and entry & PTE_EXCLUSIVE and not try_share(system.refs, leaf, i):
+            return True
         system.swap[slot].count += 1
         leaf.lock.assert_held()
+        if watched:
+            write_once(system.scheduler, "set_pte_at()", leaf, OF_ENTRY, i, leaf.lock)
         leaf.m[i] = slot << PTE_SHIFT | PTE_SWAP | entry & (PTE_EXCLUSIVE | PTE_SOFT_CLEAN)
         return self._gone(vma, addr, entry)
 
@@ -260,7 +268,10 @@ class _Unmap(Visit):
         system = self.system
         system.flush_later(vma.mm, entry)
         system.tell_entry_removed(vma.mm, addr, entry)
-        return system.drop_mapcount(vma.mm, entry >> PTE_SHIFT) == 0 and system.folios.total_mapcount(self.head) == 0
+        left = system.drop_mapcount(vma.mm, entry >> PTE_SHIFT)
+        if self.head in system.refs.pages:
+            system.put_unmapped(self.head, left)
+        return left == 0 and system.folios.total_mapcount(self.head) == 0
 
 
 def _try_to_unmap(system: System, head: int, slot: int) -> bool:

@@ -118,6 +118,7 @@ class Step:
         self.also: Final = also
         self.also_mode: Final = ADD if kind == CALL else TOUCH
         self.inside: Final = inside
+        self.full = -1  # of an atomic that is a full barrier: what stands for all of these
         self.lock: LockState | None = None
         self.location: Location | None = None  # of a load that may return an old value (weak.py)
         self.order = 0
@@ -138,11 +139,13 @@ class Step:
 
     def depends_on(self, other: Step) -> bool:
         """Can it matter which of the two comes first?"""
-        return self.clashes_on(self.key, other) or (self.also >= 0 and self.clashes_on(self.also, other))
+        if self.clashes_on(self.key, other) or (self.also >= 0 and self.clashes_on(self.also, other)):
+            return True
+        return self.full >= 0 and self.clashes_on(self.full, other)
 
     def clashes_on(self, key: int, other: Step) -> bool:
         """Can it, because of the object `key`, which is one of this step's?"""
-        if key != other.key and key != other.also:
+        if key != other.key and key != other.also and key != other.full:
             return False
         mode, its = self.mode_on(key), other.mode_on(key)
         if _CONFLICTS[mode] >> its & 1 == 0:
@@ -158,8 +161,10 @@ class Step:
         return self.key == other.key and self.kind == other.kind and self.mode == other.mode
 
     def mode_on(self, key: int) -> int:
-        """How it is on one of its two objects."""
-        return self.mode if self.key == key else self.also_mode
+        """How it is on one of its objects."""
+        if self.key == key:
+            return self.mode
+        return WRITE if self.full == key else self.also_mode
 
     def words(self) -> str:
         return f"{_VERBS[self.kind]} {self.what}".strip()

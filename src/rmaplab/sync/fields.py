@@ -12,6 +12,9 @@ OF_DESIGN: Final = "rmap"
 # And the leaf with a number, of a page table.
 OF_LEAF: Final = "leaves"
 
+# An entry of a leaf of a page table, where somebody reads it without the leaf's lock.
+OF_ENTRY: Final = "entries"
+
 # Attributes that are none.  All of an object that has `frozen()`, a copy that stays as it is; and the pointer to it
 # where each change makes a new one (a tree whose nodes are replaced, as those of a maple tree are): what the pointer
 # leads to is fresh.
@@ -43,7 +46,7 @@ def look(subject: object, field: str, index: int) -> object:
     VERSION)."""
     if field == WHOLE or field == VERSION:
         return subject
-    if field == OF_PAGE:
+    if field == OF_PAGE or field == OF_ENTRY:
         return subject.m[index]  # type: ignore[attr-defined]
     if field == OF_DESIGN:
         return subject.rmap[index]  # type: ignore[attr-defined]

@@ -126,6 +126,8 @@ class Past:
         self._by_key.setdefault(step.key, []).append(depth)
         if step.also >= 0:
             self._by_key.setdefault(step.also, []).append(depth)
+        if step.full >= 0:
+            self._by_key.setdefault(step.full, []).append(depth)
         if step.mode == POISON or step.mode == DEFER:
             self._poisoned[step.key] = self._poisoned.get(step.key, 0) + 1
         self._by_task[number].append(depth)
@@ -149,6 +151,8 @@ class Past:
             self._by_key[step.key].pop()
             if step.also >= 0:
                 self._by_key[step.also].pop()
+            if step.full >= 0:
+                self._by_key[step.full].pop()
             if step.mode == POISON or step.mode == DEFER:
                 self._poisoned[step.key] -= 1
             self._by_task[step.task].pop()
@@ -165,9 +169,12 @@ class Past:
     def _keys_of(self, step: Step) -> list[int]:
         """The objects on which earlier steps may be in its way."""
         also = step.also
-        if also < 0 or (step.also_mode == TOUCH and not self._poisoned.get(also)):
-            return [step.key]
-        return [step.key, also]
+        keys = [step.key]
+        if also >= 0 and (step.also_mode != TOUCH or self._poisoned.get(also)):
+            keys.append(also)
+        if step.full >= 0:
+            keys.append(step.full)
+        return keys
 
     def _covers(self, other: Step, step: Step, key: int) -> bool:
         """Is whatever may be in the way of `step` before `other`, which is, before that as well?"""

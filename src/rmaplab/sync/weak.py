@@ -28,6 +28,7 @@ from rmaplab.sync.execution import (
     CALL,
     ENTER,
     LEAVE,
+    NEWEST,
     POINT,
     UPDATE,
     WAIT,
@@ -94,6 +95,8 @@ class WeakExecution(Execution):
 
     def locate(self, step: Step, subject: object, key: int, field: str, index: int) -> None:
         step.location = self.memory.location(subject, key, field, index)
+        if step.order == UPDATE + FULL and step.what not in self.memory.weakened:
+            step.full = self._key(self.full)
 
     def initialised(self, what: str, subject: object, fields: str) -> None:
         task = self.current
@@ -153,6 +156,8 @@ class WeakExecution(Execution):
             same = [age for age in ages if location.messages[newest - age].value == step.begun]
             return same + [age for age in ages if age not in same][-1:]
         if step.kind == WAIT:  # of a sequence count, only those that do not make it wait
+            if location.field != "sequence":
+                return NEWEST
             return [age for age in ages if not self._is_odd(location.messages[newest - age].value)]
         return ages
 

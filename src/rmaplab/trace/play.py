@@ -136,7 +136,7 @@ class Player:
         self._checkpoints: Final = {checkpoint.number: checkpoint for checkpoint in header.checkpoints}
         self._batch: Final = batch
         self._watcher: Final = Watcher() if watcher is None else watcher
-        self._parts: Iterator[list[list[Any]]] = iter(())
+        self._parts: Iterable[list[list[Any]]] = ()
         self._part = _Part([[] for _ in Event.__struct_fields__])
         self._row = 0  # of the part: what is played next
         self._last_part = self._part
