@@ -9,7 +9,7 @@ dependency, an acquire, a fence, an atomic that returns a value.  Without it
 Scenarios that break with all orderings in place show one that is missing, unless they break under sequential
 consistency as well: that is another bug, and they tell nothing of orderings.
 
-The scenarios are those of one operation and those of first faults in two threads.
+The scenarios are those of one operation, those with a start of their own, and those that show a mutant.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import msgspec
 from rmaplab.check.race import SEQUENTIAL, Broken, Model, explain, name_ordering
 from rmaplab.check.scenarios import names, scenario
 from rmaplab.check.scenes import SCENES
+from rmaplab.check.weak_mutants import WEAKENED
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.sync.interleave import explore
 
@@ -66,7 +67,8 @@ class Barriers(msgspec.Struct, frozen=True):
 
 def scenes() -> list[str]:
     """The scenarios that are tried."""
-    return [name for name in names() if " + " not in name or name in SCENES]
+    shown = {mutant.scene for mutant in WEAKENED}
+    return [name for name in names() if " + " not in name or name in SCENES or name in shown]
 
 
 def _try(name: str, design: type[ReverseMap], memory: Model, limit: int) -> tuple[Shown | None, bool]:

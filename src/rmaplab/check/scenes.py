@@ -11,11 +11,13 @@ from functools import partial
 from typing import Final
 
 from rmaplab.check.world import AWAY, HOME, Obligation, World
-from rmaplab.mm.abi import PROT_EXEC, PROT_READ
+from rmaplab.mm.abi import MADV_WILLNEED, PROT_EXEC, PROT_READ
 from rmaplab.mm.gup_fast import pin_fast
 from rmaplab.mm.ksm_node import StableNode, get_folio, migrate
 from rmaplab.mm.page_idle import clear_references
 from rmaplab.mm.pagetable import PTE_ANON, PTE_EXCLUSIVE, PTE_SHIFT
+from rmaplab.mm.swap import get_cached
+from rmaplab.mm.system import SwapSlot
 from rmaplab.mm.vma_lock import Area, Space, VmaLocks
 from rmaplab.sync.interleave import Execution
 from rmaplab.trace.script import PAGE, READ_WRITE, Process
@@ -123,6 +125,29 @@ def _pinned_without_lock(world: World, process: Process, execution: Execution) -
     return check
 
 
+def _found_in_swap_cache(world: World, process: Process, execution: Execution) -> Check:
+    """The page leaves the swap cache and is another process's, while somebody finds it there."""
+    machine = world.machine
+    process.swap_out(HOME)
+    process.madvise(HOME, PAGE, MADV_WILLNEED)
+    other = world.spawn(2)
+    other.mmap(PAGE, at=AWAY)
+    [slot] = machine.swap.values()
+    machine.refs.watch(slot.cached_pfn)
+    execution.add("swap_cache_get_folio", partial(_look_in_swap_cache, world, slot))
+    execution.add("munmap", partial(_munmap, process))
+    execution.add("first fault", lambda: other.write(AWAY))
+    return None
+
+
+def _look_in_swap_cache(world: World, slot: SwapSlot) -> None:
+    pfn = get_cached(world.machine, slot)
+    if pfn:
+        if world.mm(2).page_table.get(AWAY) >> PTE_SHIFT == pfn:
+            raise Obligation(f"found: page {pfn}, which was found in the swap cache, is another process's", [])
+        world.machine.put_folio(pfn)
+
+
 def _stable_node(world: World, process: Process, execution: Execution) -> Check:
     """A page of KSM migrates while ksmd comes by it through its stable node."""
     refs = world.machine.refs
@@ -196,6 +221,7 @@ SCENES: Final[dict[str, Callable[[World, Process, Execution], Check]]] = {
     "migrate / mprotect that splits, before any fork": _split_before_any_fork,
     "migrate / mprotect that merges, before any fork": _merge_before_any_fork,
     "page_idle / munmap + first fault": _found_by_number,
+    "swap_cache_get_folio / munmap + first fault": _found_in_swap_cache,
     "gup_fast / reclaim": _pinned_without_lock,
     "ksmd / migrate": _stable_node,
     "lock_vma_under_rcu / munmap of its beginning": _vma_changes,

@@ -9,7 +9,7 @@ Locking: the folio that caches the slot is locked, then the leaf of the page tab
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 from rmaplab.mm.folio import (
     FOLIO_ANON,
@@ -30,7 +30,7 @@ from rmaplab.mm.pagetable import (
     Leaf,
 )
 from rmaplab.mm.rmap_walk import end_walk, unevictable
-from rmaplab.mm.system import System
+from rmaplab.mm.system import SwapSlot, System
 from rmaplab.mm.vma import (
     MM,
     PAGE_SHIFT,
@@ -39,6 +39,7 @@ from rmaplab.mm.vma import (
     VM_WRITE,
     VMA,
 )
+from rmaplab.sync.order import read_once
 
 # How a fault ended; any other number is a folio that somebody else has locked.
 AGAIN: Final = 0  # something came in between, and the access has to be tried again
@@ -88,6 +89,19 @@ def _read_swap(system: System, slot_number: int, pgoff: int) -> int:
         system.cache(slot_number, pfn)
         system.pages_copied.count += 1
     return slot.cached_pfn
+
+
+def get_cached(system: System, slot: SwapSlot) -> int:
+    """The page that caches what `slot` holds, with a reference to it; 0 if there is none (swap_cache_get_folio()).  The
+    caller has no lock that keeps it there, and it is one to which references are counted.  Where Linux would look once
+    more, there is none by then."""
+    pfn = cast(int, read_once(system.scheduler, "swap_table_get()", slot, "cached_pfn", slot.cached_pfn))
+    if pfn == 0 or not system.try_get_folio(pfn):
+        return 0
+    if read_once(system.scheduler, "swap_table_get() again", slot, "cached_pfn", slot.cached_pfn) == pfn:
+        return pfn
+    system.put_folio(pfn)
+    return 0
 
 
 def read_ahead(system: System, mm: MM, start: int, end: int) -> None:

@@ -541,14 +541,15 @@ class System:
     def try_free(self, head: int) -> None:
         """Free the folio if nothing maps it and no swap entry wants it (folio_put(), __folio_put())."""
         folios = self.folios
-        if folios.order.m[head] < 0 or folios.total_mapcount(head) != 0 or head in self.pins:
+        counted = head in self.refs.pages
+        if folios.order.m[head] < 0 or folios.total_mapcount(head) != 0 or (head in self.pins and not counted):
             return
         slot = self.slot_of.get(head)
         if slot is not None:
             if self.swap[slot].count > 0:
                 return  # stays in the swap cache
             self.uncache(head)
-        if head not in self.refs.pages:
+        if not counted:
             self.free_folio(head)
 
     def put_counted(self, head: int, count: int = 1) -> None:
@@ -597,6 +598,8 @@ class System:
         """`pfn` leaves the swap cache (delete_from_swap_cache()); its slot goes with the last entry."""
         slot = self.slot_of.pop(pfn)
         self.folios.flags.m[pfn] |= FOLIO_DIRTY
+        if pfn in self.refs.pages:
+            write_once(self.scheduler, "__swap_table_set()", self.swap[slot], "cached_pfn")
         self.swap[slot].cached_pfn = 0
         if self.swap[slot].count == 0:
             self._free_slot(slot)
