@@ -22,11 +22,11 @@ test-verify: install
 	$(BIN)/rmaplab verify --steps 210000 --every 1
 
 # Every interleaving of every scenario (docs/races.md), with both designs that keep their promises; then, under weak
-# memory, pairs of operations with anon_vma and at most two preemptions, and scenarios of one operation with and without each ordering
+# memory, those whose user has no second chance, and scenarios of one operation with and without each ordering
 # (docs/memory-model.md).  race-weak tries all scenarios of both designs under weak memory.
 test-race: install
 	$(BIN)/rmaplab race --jobs 2
-	$(BIN)/rmaplab race --jobs 2 --memory weak --rmap anon_vma --preemptions 2 " + "
+	$(BIN)/rmaplab race --jobs 2 --memory weak "restore / "
 	$(BIN)/rmaplab race --barriers anon_vma --timelines 0
 	$(BIN)/rmaplab race --barriers cow_context --timelines 0 --limit 100
 

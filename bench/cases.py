@@ -210,15 +210,21 @@ def verify(every: int, rounds: int) -> list[float]:
     return result
 
 
-SMALL = ("referenced / copy", "unmap / copy", "restore / copy", "restore / exit of the child")
+# One of each user, with as many steps as is usual, and enough interleavings that to build its world takes a small part.
+WHOLE = (
+    "referenced / mremap onto another",
+    "unmap / mremap onto another",
+    "migrate / exit of the child",
+    "restore / fork, and its child forks",
+)
 # Few enough steps that plain search ends within seconds.
 PLAIN = ("referenced / madvise in the child", "referenced / KSM page unshared")
 
 
 def race(repetitions: int, rounds: int, begin: type[Execution] = Execution) -> list[float]:
-    """Seconds that an interleaving of the smallest scenarios takes, each run so often with two designs."""
+    """Seconds that an interleaving of whole scenarios takes, each run so often with two designs."""
     collect_often()
-    scenarios = [scenario(name, design) for name in SMALL for design in LOCKSTEP]
+    scenarios = [scenario(name, design) for name in WHOLE for design in LOCKSTEP]
     result = []
     for _ in range(rounds):
         tried = 0

@@ -39,9 +39,9 @@ class Operation:
         self.prepare: Final = prepare
         self.body: Final = body
 
-    def act(self, world: World) -> None:
-        """The task that runs on its CPU."""
-        self.body(world.process(self.who))
+    def task(self, world: World) -> Callable[[], object]:
+        """What runs on its CPU."""
+        return partial(self.body, world.process(self.who))
 
 
 def _nothing(world: World) -> None:
@@ -262,7 +262,7 @@ def scenario(name: str, design: type[ReverseMap], machine: type[Machine] = Machi
         world.events.clear()
         execution.add(user, partial(act, world))
         for operation in operations:
-            execution.add(operation.name, partial(operation.act, world))
+            execution.add(operation.name, operation.task(world))
         return world.check
 
     return Scenario(name, build)

@@ -70,8 +70,11 @@ class Leaf:
         """Numbers of the entries in [first, last) that are not none, ascending, as they are now."""
         if last - first <= _FEW:
             return [i for i in range(first, last) if self.m[i]]
-        found: list[int] = (self.v[first:last].nonzero()[0] + first).tolist()
-        return found
+        found = self.v[first:last].nonzero()[0]
+        if first:
+            found += first
+        numbers: list[int] = found.tolist()
+        return numbers
 
 
 class PageTable:

@@ -47,7 +47,7 @@ from rmaplab.sync.order import ONCE, PLAIN
 NEWEST: Final = [0]
 AGE: Final = 256  # a step of a path: the number of its task, and that times how old a value it loads
 UPDATE: Final = 16  # added to the order of an atomic
-EVERYTHING: Final = 1 << 62  # above the numbers of all elements
+EVERYTHING: Final = (1 << 62) - 1  # above the numbers of all elements; what compiled code holds without an object
 
 # What a step does
 POINT: Final = 0
@@ -213,7 +213,7 @@ class Stack:
     def __init__(self, hub: Any) -> None:
         self.hub: Final = hub
         self.green: Final = greenlet.greenlet(self._serve)
-        self.body: Callable[[], None] | None = None
+        self.body: Callable[[], object] | None = None
         self.wrong: Exception | None = None
         self.stopping = False
 
@@ -233,7 +233,7 @@ class Stack:
 class Task:
     """One thread of control."""
 
-    def __init__(self, number: int, name: str, body: Callable[[], None]) -> None:
+    def __init__(self, number: int, name: str, body: Callable[[], object]) -> None:
         self.number: Final = number
         self.name: Final = name
         self.body: Final = body
@@ -273,29 +273,29 @@ class Execution(Scheduler):
     def __init__(self) -> None:
         self.awaits = False
         self.weak = False  # else what designs keep in a VMA is looked at and changed along with the step before
-        self.tasks: list[Task] = []
-        self.stacks: list[Stack] = []  # that no task runs on
-        self.trace: list[Step] = []
+        self.tasks: Final[list[Task]] = []
+        self.stacks: Final[list[Stack]] = []  # that no task runs on
+        self.trace: Final[list[Step]] = []
         self.hub: Any = None
         self.driver: Driver | None = None
         self.current: Task | None = None
         self.running: Task | None = None  # who went on last, also while somebody decides
         self.halted = False  # by the driver's decision
         self.wrong: Exception | None = None  # ... or by what broke as it decided
-        self.keys: dict[int, int] = {}  # id of an object -> its number
-        self.kept: list[object] = []  # keeps those ids from being used again
-        self._fields: dict[tuple[int, str, int], int] = {}  # an object's number and a field -> its number
-        self.freed: dict[int, Freed] = {}  # by the number of the object
+        self.keys: Final[dict[int, int]] = {}  # id of an object -> its number
+        self.kept: Final[list[object]] = []  # keeps those ids from being used again
+        self._fields: Final[dict[tuple[int, str, int], int]] = {}  # an object's number and a field -> its number
+        self.freed: Final[dict[int, Freed]] = {}  # by the number of the object
         self.rcu: Final = object()
         self.subject: object = None  # what the scenario built: all of its state can be reached from here
-        self.released: list[int] = []  # keys of the spin locks given back since the last step
-        self.lock_order: set[tuple[str, str]] = set()
+        self.released: Final[list[int]] = []  # keys of the spin locks given back since the last step
+        self.lock_order: Final[set[tuple[str, str]]] = set()
 
     def lasting(self) -> list[object]:
         """What it keeps of all runs, should it be put back to begin another (snapshot.py)."""
         return [self.lock_order, self.stacks]
 
-    def add(self, name: str, body: Callable[[], None]) -> None:
+    def add(self, name: str, body: Callable[[], object]) -> None:
         self.tasks.append(Task(len(self.tasks), name, body))
 
     # What tasks call
@@ -333,14 +333,18 @@ class Execution(Scheduler):
         task = self.current
         if task is None:
             return
-        if (lock, write) not in task.held:
+        at = -1
+        for number, (held, how) in enumerate(task.held):
+            if held is lock and how == write:
+                at = number
+        if at < 0:
             raise Finding(f"{task.name} gives back {class_of(lock)}, which it does not hold like that")
         state = self._state(lock)
         if state.tried:
             self._announce_lock(task, RELEASE, lock, state, WRITE if write else READ)
         else:
             self.released.append(state.key)
-        task.held.remove((lock, write))
+        del task.held[at]
         if write:
             state.writer = -1
         else:

@@ -22,8 +22,8 @@ from functools import partial
 from typing import Final
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.execution import ACQUIRE, AGE, TRY, Driver, Execution, Step, Task
-from rmaplab.sync.path import Node
+from rmaplab.sync.execution import ACQUIRE, AGE, NEWEST, TRY, Driver, Execution, Step, Task
+from rmaplab.sync.path import NONE, Node
 from rmaplab.sync.snapshot import Snapshot
 from rmaplab.sync.strategy import All, SourceSets, Strategy, WithinBound
 
@@ -392,7 +392,9 @@ class _Search(Driver):
                 raise RuntimeError(f"step {depth + 1}, of {task.name}, is not what it was after the same steps before")
         number = node.chosen
         if not node.ages:
-            node.ages = execution.ages(execution.tasks[number], strategy.clock_of(number))
+            node.ages = (
+                execution.ages(execution.tasks[number], strategy.clock_of(number)) if execution.weak else NEWEST
+            )
         self._depth = depth + 1
         return number + AGE * node.ages[node.age]
 
@@ -405,7 +407,7 @@ class _Search(Driver):
                 node.age += 1
                 self.strategy.back_to(len(stack) - 1)
                 return True
-            node.ages = []
+            node.ages = NONE
             node.age = 0
             if node.chosen >= 0:
                 node.done.append(node.chosen)

@@ -31,7 +31,7 @@ from rmaplab.sync.execution import (
     Step,
 )
 
-_NONE: Final[list[int]] = []
+NONE: Final[list[int]] = []
 
 
 class Node:
@@ -48,7 +48,7 @@ class Node:
         self.backtrack: Final[list[int]] = []
         self.done: Final[list[int]] = []
         self.chosen = -1
-        self.ages: list[int] = []
+        self.ages = NONE
         self.age = 0
 
     def choose(self, last: int) -> None:
@@ -110,7 +110,7 @@ class Past:
         happened = clock
         for key in self._keys_of(step):
             unseen = step.changes - 1
-            for before in reversed(self._by_key.get(key, _NONE)):
+            for before in reversed(self._by_key.get(key, NONE)):
                 other = self.steps[before]
                 if step.clashes_on(key, other) and other.changes <= 0:
                     if unseen > 0:
@@ -195,7 +195,7 @@ class Past:
         newest = own[-1] if own else -1
         for key in self._keys_of(step):
             unseen = step.changes - 1
-            for before in reversed(self._by_key.get(key, _NONE)):
+            for before in reversed(self._by_key.get(key, NONE)):
                 other = self.steps[before]
                 if not step.clashes_on(key, other) or other.changes > 0:
                     continue

@@ -70,7 +70,7 @@ class WeakExecution(Execution):
     def lasting(self) -> list[object]:
         return [*super().lasting(), self.memory.used]
 
-    def add(self, name: str, body: Callable[[], None]) -> None:
+    def add(self, name: str, body: Callable[[], object]) -> None:
         super().add(name, body)
         self.memory.tasks.append(TaskView())
 

@@ -112,9 +112,9 @@ class Ledger:
     def __init__(self, owner: str) -> None:
         self.owner: Final = owner
         self.entries = 0
-        self.tallies: dict[str, Tally] = {}
-        self.pools: dict[str, Pool] = {}
-        self.locks: dict[str, LockClass] = {}
+        self.tallies: Final[dict[str, Tally]] = {}
+        self.pools: Final[dict[str, Pool]] = {}
+        self.locks: Final[dict[str, LockClass]] = {}
 
     def tally(self, name: str) -> Tally:
         if name not in self.tallies:
