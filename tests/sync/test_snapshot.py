@@ -27,19 +27,15 @@ def state(snapshot: Snapshot) -> list[object]:
     def known(value: object) -> object:
         return value if isinstance(value, int | str) else id(value)
 
-    attributes = zip(map(id, snapshot._owners), snapshot._names, map(known, snapshot._values), strict=True)
     return [
-        list(attributes),
-        [
-            (id(found), list(map(known, items)))
-            for found, items in zip(snapshot._lists, snapshot._items, strict=True)
-        ],
+        [(id(owner), name, known(value)) for owner, name, value in snapshot._attributes],
+        [(id(found), list(map(known, items))) for found, items in snapshot._lists],
         [
             (id(found), [(known(key), known(value)) for key, value in entries.items()])
-            for found, entries in zip(snapshot._dicts, snapshot._entries, strict=True)
+            for found, entries in snapshot._dicts
         ],
-        [(id(found), set(map(known, m))) for found, m in zip(snapshot._sets, snapshot._members, strict=True)],
-        [(id(found.obj), e.tobytes()) for found, e in zip(snapshot._arrays, snapshot._elements, strict=True)],
+        [(id(found), set(map(known, members))) for found, members in snapshot._sets],
+        [(id(found.obj), elements.tobytes()) for found, elements in snapshot._arrays],
     ]
 
 

@@ -37,17 +37,11 @@ class Snapshot:
     """Of all that can be reached from `root`, but for what `lasting` holds."""
 
     def __init__(self, root: object, lasting: Sequence[object]) -> None:
-        self._owners: Final[list[object]] = []  # of attributes
-        self._names: Final[list[str]] = []
-        self._values: Final[list[object]] = []
-        self._lists: Final[list[list[object]]] = []
-        self._items: Final[list[list[object]]] = []
-        self._dicts: Final[list[dict[object, object]]] = []
-        self._entries: Final[list[dict[object, object]]] = []
-        self._sets: Final[list[set[object]]] = []
-        self._members: Final[list[set[object]]] = []
-        self._arrays: Final[list[memoryview]] = []  # of numbers
-        self._elements: Final[list[memoryview]] = []
+        self._attributes: Final[list[tuple[object, str, object]]] = []
+        self._lists: Final[list[tuple[list[object], list[object]]]] = []
+        self._dicts: Final[list[tuple[dict[object, object], dict[object, object]]]] = []
+        self._sets: Final[list[tuple[set[object], set[object]]]] = []
+        self._arrays: Final[list[tuple[memoryview, memoryview]]] = []  # of numbers
         seen: dict[int, object] = {id(other): other for other in lasting}
         left: list[object] = [root]
         while left:
@@ -64,49 +58,43 @@ class Snapshot:
     def _keep(self, found: object, kind: type) -> None:
         if kind is list:
             items: Any = found
-            self._lists.append(items)
-            self._items.append(items.copy())
+            self._lists.append((items, items.copy()))
         elif kind is dict:
             entries: Any = found
-            self._dicts.append(entries)
-            self._entries.append(entries.copy())
+            self._dicts.append((entries, entries.copy()))
         elif kind is set:
             members: Any = found
-            self._sets.append(members)
-            self._members.append(members.copy())
+            self._sets.append((members, members.copy()))
         elif kind is np.ndarray:
             array: Any = found
             if array.flags.writeable:
-                self._arrays.append(array.data)
-                self._elements.append(array.copy().data)
+                self._arrays.append((array.data, array.copy().data))
         elif not isinstance(found, _CONTAINERS):
             names = _WRITABLE.get(kind)
             if names is None:
                 names = _writable(found, kind)
                 _WRITABLE[kind] = names
             for name in names:
-                self._owners.append(found)
-                self._names.append(name)
-                self._values.append(getattr(found, name))
+                self._attributes.append((found, name, getattr(found, name)))
 
     def restore(self) -> None:
         """Put everything back."""
-        for owner, name, value in zip(self._owners, self._names, self._values, strict=True):
+        for owner, name, value in self._attributes:
             setattr(owner, name, value)
-        for items, kept in zip(self._lists, self._items, strict=True):
+        for items, kept in self._lists:
             if items:
                 items.clear()
             if kept:
                 items.extend(kept)
-        for entries, known in zip(self._dicts, self._entries, strict=True):
+        for entries, known in self._dicts:
             if entries:
                 entries.clear()
             if known:
                 entries.update(known)
-        for members, those in zip(self._sets, self._members, strict=True):
+        for members, those in self._sets:
             members.clear()
             members.update(those)
-        for array, elements in zip(self._arrays, self._elements, strict=True):
+        for array, elements in self._arrays:
             array[:] = elements
 
 
