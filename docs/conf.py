@@ -2,7 +2,7 @@
 """How Sphinx builds the site: `make docs`.
 
 Pages are Markdown (MyST).  The reference of the library comes from docstrings, that of the commands from their
-`--help`; both are read from the sources beside this file, interpreted, because compiled modules have no docstrings.
+`--help-all`; both are read from the sources beside this file, interpreted, because compiled modules have no docstrings.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ autodoc_member_order = "bysource"
 
 
 def help_of(*words: str) -> str:
-    """What `rmaplab WORDS --help` prints on 80 columns."""
+    """What `rmaplab WORDS` prints on 80 columns."""
     done = subprocess.run(
-        [sys.executable, "-m", "rmaplab", *words, "--help"],
+        [sys.executable, "-m", "rmaplab", *words],
         env={**os.environ, "PYTHONPATH": SOURCES, "COLUMNS": "80"},
         capture_output=True,
         text=True,
@@ -57,10 +57,10 @@ def write_commands(app: Sphinx) -> None:
     target = Path(app.srcdir, "reference", "commands.md")
     if not target.parent.is_dir():  # another site, of a test
         return
-    top = help_of()
+    top = help_of("--help")
     page = ["# Commands", "", "```text", top, "```", ""]
     for verb in verbs_in(top):
-        page += [f"## rmaplab {' '.join(verb)}", "", "```text", help_of(*verb), "```", ""]
+        page += [f"## rmaplab {' '.join(verb)}", "", "```text", help_of(*verb, "--help-all"), "```", ""]
     written = "\n".join(page)
     if not target.exists() or target.read_text() != written:
         target.write_text(written)

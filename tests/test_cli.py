@@ -125,8 +125,14 @@ def examples(verb: str) -> list[str]:
 def test_help_fits_a_screen_and_shows_an_example(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(example.startswith(f"rmaplab {verb} ") for example in examples(verb))
     done = rmaplab_apart(*verb.split(), "--help", COLUMNS="80").stdout.splitlines()
-    assert len(done) <= 40
+    assert len(done) <= 24
     assert max(map(len, done)) <= 80
+
+
+def test_what_help_leaves_out_is_shown_by_help_all() -> None:
+    short, full = (rmaplab("compare", option).stdout for option in ("--help", "--help-all"))
+    assert "Show 8 more" in short and "--folios" not in short
+    assert "--folios" in full and "A recording, a workload, or a command" in full and "--help-all" not in full
 
 
 @pytest.mark.parametrize("verb", [verb.name for verb in VERBS if not verb.name.startswith(("kernel", "calibrate"))])

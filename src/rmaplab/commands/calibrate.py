@@ -68,12 +68,12 @@ def command(
     ] = None,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Predict programs that were held out of the fit, and judge by bounds."),
+        typer.Option("--check", help="Predict programs that the fit has not seen."),
     ] = False,
     costs: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Check this profile (a file or a shipped one) instead of measuring a new one."
+            metavar="NAME|F", help="With --check: a profile to check; none is measured."
         ),
     ] = "",
     programs: Annotated[
@@ -81,7 +81,7 @@ def command(
         typer.Option(metavar="TEXT,...", help="Only programs whose names contain one of these."),
     ] = None,
     repeats: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Runs of each program in each of three rounds.")
+        int, typer.Option(min=1, metavar="N", help="Runs of each program in each round.", hidden=True)
     ] = 5,
     json: options.Json = False,
 ) -> bool:

@@ -131,13 +131,14 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="[F | WORKLOAD [NAME=VALUE]... | -- CMD...]",
-            help="A recording, a workload, or a command to record.",
+            help="A recording, a workload, or a command to record.", hidden=True,
         ),
     ] = None,
     asked: Asked = Asked(),
     names: options.Names = False,
 ) -> bool:
-    """Compare designs on one history: memory, work, locks, and whether walks find every mapping.
+    """Compare designs on one history, a recording F, a workload or a command's: memory, work, locks, and whether walks
+    find every mapping.
 
     \b
     Examples:

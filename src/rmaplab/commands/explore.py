@@ -39,6 +39,7 @@ What = Annotated[
         metavar="F | WORKLOAD [NAME=VALUE]... | RACE | TOUR",
         help="A recording, a workload, a scenario of `rmaplab race` with the --path of an execution or one design"
         f" for which to look for a failing one, or a guided tour ({', '.join((*TOURS, *RACES))}).",
+        hidden=True,
     ),
 ]
 
@@ -53,7 +54,7 @@ class Asked:
         str,
         typer.Option(
             metavar="PATH",
-            help="Of a race: who takes each step, as `rmaplab race` prints it (default: one that fails).",
+            help="Of a race: which execution (default: one that fails).",
         ),
     ] = ""
     memory: options.MemoryModel = options.Memory.sc
@@ -87,18 +88,19 @@ def command(
     ],
     first: Annotated[
         int,
-        typer.Option("--from", min=1, metavar="N", help="Begin at event N; earlier events are played, not shown."),
+        typer.Option("--from", min=1, metavar="N", help="Begin to show at event N."),
     ] = 1,
     last: Annotated[
         int, typer.Option("--to", min=0, metavar="N", help="End at event N (0: the last).")
     ] = 0,
     steps: Annotated[
         int,
-        typer.Option(min=1, max=2000, metavar="N", help="At most N steps; longer histories are folded."),
+        typer.Option(min=1, max=2000, metavar="N", help="Fold a history to at most N steps.", hidden=True),
     ] = STEPS,
     asked: Asked = Asked(),
 ) -> bool:
-    """Write one self-contained HTML page that shows a history step by step, in designs side by side.
+    """Write one self-contained HTML page that shows a history step by step, in designs side by side: a recording F, a
+    workload, a scenario of `rmaplab race`, or one of the guided tours that --help-all lists.
 
     \b
     Examples:

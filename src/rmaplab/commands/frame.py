@@ -4,7 +4,8 @@
 A verb's function does its work and returns whether what it looked at holds (or, as `record` does, the exit status of
 another command); every way to fail becomes one sentence on stderr here.  Data goes to stdout, progress to stderr.
 Its parameters are the command line; options that several verbs have are the fields of a dataclass, of which a verb has
-a parameter: what that has as its default are the defaults of that verb.
+a parameter: what that has as its default are the defaults of that verb.  Help fits a screen of 24 lines: what is rarely
+asked for is `hidden`, and shown by --help-all.
 
 Exit status 0: done, and all holds; 1: done, and something does not hold; 2: could not be done; 141: the reader of the
 output has gone before its end (as in `rmaplab compare … | head`), so that nobody takes it for a verdict.
@@ -12,6 +13,7 @@ output has gone before its end (as in `rmaplab compare … | head`), so that nob
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -22,7 +24,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Final, get_type_hints
+from typing import Annotated, Any, Final, get_type_hints
 
 from rmaplab.commands import VERBS, Verb
 from rmaplab.errors import CannotRun
@@ -33,6 +35,7 @@ DOES_NOT_HOLD: Final = 1
 COULD_NOT_RUN: Final = 2
 NO_READER: Final = 141  # as a shell says of what SIGPIPE has ended
 
+_HELP_ALL: Final = "--help-all"
 _STATUS: Final = "Exit status: 0 all holds, 1 something does not, 2 could not run, 141 output cut"
 
 
@@ -132,7 +135,10 @@ def _parse(verb: Verb, arguments: list[str]) -> Callable[[], int] | None:
     """The call that `arguments` describe.  The words after "--" are a command, which the verb finds in its context."""
     import typer
 
-    function = _spread(function_of(verb))
+    everything = _HELP_ALL in arguments
+    if everything:
+        arguments = ["--help"]
+    function = _spread(function_of(verb), everything)
     after: list[str] = []
     if "--" in arguments:
         cut = arguments.index("--")
@@ -151,8 +157,9 @@ def _parse(verb: Verb, arguments: list[str]) -> Callable[[], int] | None:
     return job if callable(job) else None
 
 
-def _spread(function: Callable[..., int]) -> Callable[..., int]:
-    """`function`, with the fields of a dataclass that it takes as parameters in its place."""
+def _spread(function: Callable[..., int], everything: bool) -> Callable[..., int]:
+    """`function`, with the fields of a dataclass that it takes as parameters in its place, and an option that shows
+    what is hidden, if that is not `everything`."""
     parameters: list[inspect.Parameter] = []
     records: dict[str, Any] = {}
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
@@ -169,7 +176,17 @@ def _spread(function: Callable[..., int]) -> Callable[..., int]:
             for name in (field.name for field in dataclasses.fields(record))
         ]
 
+    hidden = sum(_hidden(parameter.annotation) is not None for parameter in parameters)
+    if everything:
+        parameters = [parameter.replace(annotation=_shown(parameter.annotation)) for parameter in parameters]
+    elif hidden:
+        import typer
+
+        more = Annotated[bool, typer.Option(_HELP_ALL, help=f"Show {hidden} more, and exit.")]
+        parameters.append(inspect.Parameter("more", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=more))
+
     def call(**given: Any) -> int:
+        given.pop("more", None)
         for name, record in records.items():
             own = {field.name: given.pop(field.name) for field in dataclasses.fields(record)}
             given[name] = dataclasses.replace(record, **own)
@@ -179,3 +196,17 @@ def _spread(function: Callable[..., int]) -> Callable[..., int]:
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return call
+
+
+def _hidden(annotation: Any) -> Any:
+    """What Typer knows of a parameter that help does not show; None: help shows it."""
+    return next((info for info in getattr(annotation, "__metadata__", ()) if info.hidden), None)
+
+
+def _shown(annotation: Any) -> Any:
+    """The annotation of a parameter that help shows."""
+    info = copy.copy(_hidden(annotation))
+    if info is None:
+        return annotation
+    info.hidden = False
+    return Annotated[annotation.__origin__, info]

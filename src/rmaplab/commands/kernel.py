@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rmaplab.trace.history import History
 
 
-Version = Annotated[str, typer.Option("--version", metavar="|".join(VERSIONS), help="Which kernel.")]
+Version = Annotated[str, typer.Option("--version", metavar="V", help=f"Which kernel: {', '.join(VERSIONS)}.")]
 Vmlinux = Annotated[Path | None, typer.Option(metavar="FILE", help="The same kernel with debug information.")]
 Save = Annotated[Path | None, typer.Option("--save", metavar="F", help="Where to write the history that differs.")]
 
@@ -44,7 +44,7 @@ class Which:
     vmlinux: Vmlinux = None
     modules: Annotated[
         Path | None,
-        typer.Option(metavar="TREE", help="Its modules, as `make modules_install` or a package leaves them."),
+        typer.Option(metavar="TREE", help="Its modules, as `make modules_install` leaves them."),
     ] = None
 
     def kernel(self) -> Kernel:
@@ -62,17 +62,21 @@ class Which:
 class Guest(Which):
     """The same, and how it is booted and asked."""
 
-    command_line: Annotated[str, typer.Option(metavar="TEXT", help="What to add to the kernel's command line.")] = ""
-    accelerator: Annotated[str, typer.Option(metavar="NAME", help="QEMU's accelerator: tcg or kvm.")] = "tcg"
+    command_line: Annotated[
+        str, typer.Option(metavar="TEXT", help="Add to the kernel's command line.", hidden=True)
+    ] = ""
+    accelerator: Annotated[
+        str, typer.Option(metavar="NAME", help="QEMU's accelerator: tcg or kvm.", hidden=True)
+    ] = "tcg"
     large_folios: Annotated[
         int,
         typer.Option(
             min=0, max=9, metavar="ORDER",
-            help="Faults may allocate folios of up to 2**ORDER pages (6.8 on; before, 9 for 2 MiB).",
+            help="Faults may allocate folios of up to 2**ORDER pages (6.8 on; before, 9 for 2 MiB).", hidden=True,
         ),
     ] = 0
     mappings: Annotated[
-        int, typer.Option(min=0, metavar="N", help="A process may have N mappings (0: as many as the kernel lets it).")
+        int, typer.Option(min=0, metavar="N", help="Mappings of a process (0: as the kernel has it).", hidden=True)
     ] = 0
 
     def setting(self) -> Setting:
@@ -98,16 +102,16 @@ def setup(version: Version = DEFAULT) -> bool:
 
 def compare(
     history: Annotated[
-        Path | None, typer.Argument(metavar="[F]", help="A history; without one, random ones.")
+        Path | None, typer.Argument(metavar="[F]", help="A history; without one, random ones.", hidden=True)
     ] = None,
     guest: Guest = Guest(),
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Random steps, after the aimed histories.")] = 3000,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Random steps after aimed histories.")] = 3000,
     seed: options.Seed = 1,
-    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Guests that run random histories side by side.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="Guests side by side.")] = 1,
     save: Save = None,
     json: options.Json = False,
 ) -> bool:
-    """Run a history in a real kernel and in the model, and compare their state after each step.
+    """Run a history F, or random ones, in a real kernel and in the model, and compare their state after each step.
 
     \b
     Example:
@@ -168,7 +172,7 @@ def compare(
 
 def native(
     history: Annotated[
-        Path | None, typer.Argument(metavar="[F]", help="A history; without one, random ones.")
+        Path | None, typer.Argument(metavar="[F]", help="A history; without one, random ones.", hidden=True)
     ] = None,
     source: Annotated[
         Path | None, typer.Option("--source", metavar="TREE", help="Linux's sources (default: Debian's of --version).")
@@ -185,8 +189,8 @@ def native(
     save: Save = None,
     json: options.Json = False,
 ) -> bool:
-    """Run a history in Linux's own mm/vma.c, built in user space, and in the machine, and compare the VMAs after each
-    operation.
+    """Run a history F, or random ones, in Linux's own mm/vma.c, built in user space, and in the machine, and compare
+    the VMAs after each operation.
 
     \b
     Example:
@@ -235,10 +239,10 @@ def native(
 
 
 def run(
-    history: Annotated[Path, typer.Argument(metavar="F", help="A history.")],
+    history: Annotated[Path, typer.Argument(metavar="F", help="A history.", hidden=True)],
     guest: Guest = Guest(),
 ) -> bool:
-    """Run a history in a real kernel, and print what the kernel answers and holds after each step.
+    """Run a history F in a real kernel, and print what the kernel answers and holds after each step.
 
     \b
     Example:

@@ -36,48 +36,44 @@ Designs = Annotated[
         help="Designs: names, package.module:Class, files, or 'all'.",
     ),
 ]
-Leader = Annotated[str, typer.Option(metavar="DESIGN", help="Design that VMA merging follows (default: the first).")]
 ProfileName = Annotated[
-    str,
-    typer.Option(
-        "--profile",
-        metavar="NAME",
-        help=f"Rules of a kernel: {', '.join(PROFILES)} (default: the recording's, else {REFERENCE}).",
-    ),
+    str, typer.Option("--profile", metavar="NAME", help=f"Rules of a kernel: {', '.join(PROFILES)}.")
 ]
-Check = Annotated[
-    bool, typer.Option("--check/--no-check", help="Check walks of every design against the page tables.")
-]
-Every = Annotated[int, typer.Option(min=0, metavar="N", help="Check after every N events (0: at 20 moments).")]
-Folios = Annotated[
-    int,
-    typer.Option(
-        min=0, metavar="N", help="Check at most N folios, a different sample each time (0: all)."
-    ),
-]
-LargeFolios = Annotated[
-    int, typer.Option(min=0, max=9, metavar="ORDER", help="Faults allocate folios of up to 2**ORDER pages.")
-]
-MemoryModel = Annotated[
-    Memory, typer.Option(help="What a load of a race may return.")
-]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.")]
 Costs = Annotated[
-    str,
-    typer.Option(metavar="NAME|F", help="Cost profile: a shipped one, cold (caches) or a file of `rmaplab calibrate`."),
+    str, typer.Option(metavar="NAME|F", help="Costs: a shipped profile, or a file of `calibrate`.")
 ]
+MemoryModel = Annotated[Memory, typer.Option(help="Sequential consistency, or CPUs that reorder.")]
 Jobs = Annotated[int, typer.Option(min=0, metavar="N", help="Worker processes (0: one per CPU).")]
 Full = Annotated[bool, typer.Option("--full", help="Print all figures as tables, too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Names = Annotated[bool, typer.Option("--names", help="Keep names of files and processes, and the command line.")]
 Outputs = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--output", "-o", metavar="F", help="F.html: a page with pictures; F.parquet: the history. Repeatable."
-    ),
+    typer.Option("--output", "-o", metavar="F", help="F.html: a page; F.parquet: the history. Repeatable."),
 ]
 
-
+# Rarely asked for.
+Leader = Annotated[
+    str, typer.Option(metavar="DESIGN", help="Design that VMA merging follows (default: the first).", hidden=True)
+]
+Check = Annotated[
+    bool,
+    typer.Option("--check/--no-check", help="Check walks of every design against the page tables.", hidden=True),
+]
+Every = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Check after every N events (0: at 20 moments).", hidden=True)
+]
+Folios = Annotated[
+    int,
+    typer.Option(min=0, metavar="N", help="Check at most N folios, other ones each time (0: all).", hidden=True),
+]
+LargeFolios = Annotated[
+    int,
+    typer.Option(min=0, max=9, metavar="ORDER", help="Faults allocate folios of up to 2**ORDER pages.", hidden=True),
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Random seed.", hidden=True)]
+Names = Annotated[
+    bool, typer.Option("--names", help="Keep names of files and processes, and the command line.", hidden=True)
+]
 
 
 def listed(given: Sequence[str] | None) -> list[str]:

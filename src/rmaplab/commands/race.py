@@ -65,7 +65,7 @@ class Differences(msgspec.Struct, frozen=True):
 def command(
     scenarios: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SCENARIO]...", help="Only scenarios whose names contain this."),
+        typer.Argument(metavar="[SCENARIO]...", help="Only scenarios whose names contain this.", hidden=True),
     ] = None,
     rmap: options.Designs = None,
     preemptions: Annotated[
@@ -74,19 +74,20 @@ def command(
             min=-1,
             metavar="N",
             help="Preempt at most N times (-1: as often as one likes).",
+            hidden=True,
         ),
     ] = -1,
     limit: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Abandon a scenario after N interleavings (0: never).")
+        int, typer.Option(min=0, metavar="N", help="Abandon a scenario after N interleavings (0: never).", hidden=True)
     ] = 0,
     random: Annotated[
         int,
-        typer.Option(min=0, metavar="N", help="Try N random interleavings of each scenario, without a bound."),
+        typer.Option(min=0, metavar="N", help="Try N random interleavings instead."),
     ] = 0,
     seed: options.Seed = 1,
     timelines: Annotated[
         int,
-        typer.Option(min=0, metavar="N", help="Show the timelines of at most N failures per design."),
+        typer.Option(min=0, metavar="N", help="Show the timelines of at most N failures per design.", hidden=True),
     ] = 1,
     jobs: options.Jobs = 1,
     memory: options.MemoryModel = options.Memory.sc,
@@ -95,28 +96,26 @@ def command(
         typer.Option(metavar="DESIGN", help="Take each ordering of a design away under weak memory."),
     ] = "",
     litmus: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="With --barriers: write each as a litmus test.")
+        Path | None, typer.Option(metavar="DIR", help="With --barriers: write each as a litmus test.", hidden=True)
     ] = None,
-    path: Annotated[str, typer.Option(metavar="PATH", help="Replay this path of one scenario exactly.")] = "",
+    path: Annotated[str, typer.Option(metavar="PATH", help="Replay this path of one scenario.", hidden=True)] = "",
     show_names: Annotated[bool, typer.Option("--list", help="Print the names of all scenarios.")] = False,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write what one design breaks, with minimal timelines, as Markdown."),
+        typer.Option(metavar="FILE", help="Write what one design breaks as Markdown.", hidden=True),
     ] = None,
     json: options.Json = False,
 ) -> bool:
     """Try every interleaving of users of the reverse map with other CPUs.
 
-    A scenario is "USER / OPERATION": a walk that looks for references, unmaps, migrates or restores after migration,
-    while other CPUs fault, fork, exit, unmap, protect or move. docs/races.md lists the obligations. Memory:
-    sequential consistency plus RCU (sc), or what CPUs that reorder do (weak).
+    A scenario is "USER / OPERATION": a walk that looks for references, unmaps, migrates or restores, while others
+    fault, fork, exit, unmap or move.
 
     \b
     Examples:
       rmaplab race "referenced / fork" --jobs 2
       rmaplab race --rmap cow_context "restore / " --memory weak
       rmaplab race --barriers anon_vma "first"
-      rmaplab race --random 1000 "migrate / fork + mremap in the child"
       rmaplab race --rmap cow_context_prototype "unmap / fork of the child"
     """
     if litmus is not None and not barriers:

@@ -12,10 +12,10 @@ from rmaplab.measure import sources
 
 
 def command(
-    recording: Annotated[str, typer.Argument(metavar="F", help="A history that `rmaplab record` wrote.")],
+    recording: Annotated[str, typer.Argument(metavar="F", help="A history that `rmaplab record` wrote.", hidden=True)],
     asked: Asked = Asked(check=False),  # noqa: B008 (frozen)
 ) -> bool:
-    """Run a recording through designs (default: anon_vma) and print what they hold and do.
+    """Run a recording F through designs (default: anon_vma) and print what they hold and do.
 
     \b
     Example:

@@ -24,6 +24,7 @@ def command(
         typer.Argument(
             metavar="DIR | F | WORKLOAD [NAME=VALUE]...",
             help="Where `rmaplab sweep` kept its results, or a history as of `rmaplab compare`.",
+            hidden=True,
         ),
     ],
     output: Annotated[
@@ -38,7 +39,8 @@ def command(
     seed: options.Seed = 1,
     json: options.Json = False,
 ) -> bool:
-    """Write one self-contained page: findings first, then pictures and tables, and where every figure comes from.
+    """Write one self-contained page about a sweep's results in DIR, or a history as of `rmaplab compare`: findings,
+    then pictures and tables, and where every figure comes from.
 
     \b
     Examples:

@@ -18,7 +18,7 @@ def command(
         str, typer.Argument(metavar="WORKLOAD", help=f"One of {', '.join(FAMILIES)}.", show_default=False)
     ] = "",
     parameters: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Its parameters (--list prints all).")
+        list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Its parameters.", hidden=True)
     ] = None,
     list_: Annotated[
         bool, typer.Option("--list", help="Print the workloads, their parameters and defaults.")

@@ -42,37 +42,37 @@ def command(
         list[str],
         typer.Argument(
             metavar="F | WORKLOAD [NAME=VALUE]...",
-            help="A recording, or a workload; a VALUE may be `cpus` or `N*cpus`.",
+            help="A recording, or a workload; a VALUE may be `cpus` or `N*cpus`.", hidden=True,
         ),
     ],
     cpus: Annotated[
         list[str] | None,
-        typer.Option(metavar="N,...", help="CPUs (default: 1,2,4,8,16; 1,...,1024 doubles)."),
+        typer.Option(metavar="N,...", help="CPUs (default: 1,2,4,8,16; 1,...,64 doubles)."),
     ] = None,
     rmap: options.Designs = None,
     costs: options.Costs = "",
     profile: options.ProfileName = "",
     timing: Annotated[
-        str, typer.Option(metavar="fast|recorded", help="fast, or no event before its recorded time.")
+        str, typer.Option(metavar="fast|recorded", help="fast, or no event before its recorded time.", hidden=True)
     ] = "fast",
     large_folios: options.LargeFolios = 0,
     seed: options.Seed = 1,
     lock_report: Annotated[
-        bool, typer.Option("--lock-report", help="Print lock contention, for the most CPUs.")
+        bool, typer.Option("--lock-report", help="Print lock contention.")
     ] = False,
     latencies: Annotated[
-        bool, typer.Option("--latencies", help="Print latencies, for the most CPUs.")
+        bool, typer.Option("--latencies", help="Print latencies.")
     ] = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="F", help="Draw throughput over CPUs: F.svg or F.png.")
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="F", help="Write a timeline of the last run for Perfetto."),
+        typer.Option(metavar="F", help="Write a timeline of the last run for Perfetto.", hidden=True),
     ] = None,
     json: options.Json = False,
 ) -> bool:
-    """Run a workload as parallel programs on simulated CPUs, once for each design and number of CPUs.
+    """Run a workload on simulated CPUs, once for each design and number of them.
 
     Time is virtual: it passes by counted work, at the costs of a profile, and by waiting for locks, CPUs and cache
     lines. The same inputs give the same figures on any machine (docs/scaling.md).

@@ -26,19 +26,19 @@ def command(
     profile: options.ProfileName = "",
     seed: options.Seed = 1,
     steps: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Events to play (default: 20,000, or what --time allows).")
+        int, typer.Option(min=0, metavar="N", help="Events (0: 20,000, or until --time).")
     ] = 0,
     seconds: Annotated[
-        float, typer.Option("--time", min=0, metavar="SECONDS", help="Start no new history after SECONDS.")
+        float, typer.Option("--time", min=0, metavar="S", help="Start no new history after S seconds.")
     ] = 0,
     every: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Check after every N events (0: never, which gives no verdict).")
+        int, typer.Option(min=0, metavar="N", help="Check after every N events.")
     ] = 1,
     pages: Annotated[
-        int, typer.Option(min=0, max=2000, metavar="N", help="Pages of a history (0: various).")
+        int, typer.Option(min=0, max=2000, metavar="N", help="Pages of a history (0: various).", hidden=True)
     ] = 0,
     large_folios: Annotated[
-        int, typer.Option(min=0, max=9, metavar="ORDER", help="Highest order of folios (0: various).")
+        int, typer.Option(min=0, max=9, metavar="ORDER", help="Highest order of folios (0: various).", hidden=True)
     ] = 0,
     jobs: options.Jobs = 0,
     output: Annotated[
@@ -47,15 +47,16 @@ def command(
             "--output",
             "-o",
             metavar="F",
-            help="Where to save a history that fails (default: verify-failure.parquet), or the page of --mutants.",
+            help="Where to save a history that fails, or the page of --mutants.",
+            hidden=True,
         ),
     ] = None,
     mutants: Annotated[
-        bool, typer.Option("--mutants", help="Search for each re-introduced bug: all have to be found.")
+        bool, typer.Option("--mutants", help="Search for each re-introduced bug instead.")
     ] = False,
     json: options.Json = False,
 ) -> bool:
-    """Check every design against the page tables, after every step of random histories.
+    """Check designs against the page tables in random histories.
 
     The same seed gives the same result on any number of CPUs. A history that fails is shortened, printed and saved
     for `rmaplab replay`.
