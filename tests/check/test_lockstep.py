@@ -225,6 +225,10 @@ def vma_cut(machine: Machine, mm: MM) -> None:
     vma.end -= 100
 
 
+def locked_twice(machine: Machine, mm: MM) -> None:
+    mm.locked_vm += 1
+
+
 def vma_detached(machine: Machine, mm: MM) -> None:
     vma = mm.tree.at(BASE)
     assert vma is not None
@@ -252,6 +256,7 @@ def leaked(machine: Machine, mm: MM) -> None:
         (moved_out, "but no VMA"),
         (vma_stretched, "begins below"),
         (vma_cut, "not page aligned"),
+        (locked_twice, "have 0 locked pages, locked_vm is 1"),
         (vma_detached, "belongs elsewhere"),
         (vma_unprepared, "never prepared"),
         (leaked, "neither mapped nor in the swap cache"),

@@ -360,10 +360,27 @@ def test_ksm_pages_go_to_swap_and_come_back_apart(alike: Space) -> None:
     assert alike.pfn(0) != alike.pfn(1)
 
 
-def test_only_what_is_advised_is_merged(model: Space) -> None:
+def test_a_ksm_page_that_stays_in_the_swap_cache_is_mapped_again_where_it_was(alike: Space) -> None:
+    """mm/memory.c do_swap_page(), ksm_might_need_to_copy(): its own page needs no copy."""
+    merge(alike, 0, 1)
+    page = alike.pfn(1)
+    alike.mprotect(1, 1, R)  # else mlock() would copy it
+    alike.mlock(1, 1)
+    assert swap_out(alike, 0) == 0
+    assert alike.entry(0) == "swap" and alike.pfn(1) == page
+    alike.read(0)
+    assert alike.pfn(0) == page
+
+
+@pytest.mark.parametrize("advised", [None, 0, 1])
+@pytest.mark.parametrize("how", [0, AS_FOUND])
+def test_only_what_is_advised_is_merged(model: Space, advised: int | None, how: int) -> None:
     model.mmap(2, 0)
     model.write(0, 2)
-    assert merge(model, 0, 1) < 0
+    if advised is not None:
+        model.madvise(advised, 1, MADV_MERGEABLE)
+    mm = model.machine.mm_of(1)
+    assert model.machine.ksm_merge(mm, at(0), mm, at(1), how) == -EINVAL
     assert model.pfn(0) != model.pfn(1)
 
 

@@ -41,7 +41,7 @@ from rmaplab.mm.pagetable import (
     Leaf,
 )
 from rmaplab.mm.reverse_map import miscounted
-from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, VMA
+from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, VM_LOCKED, VMA
 
 Place = tuple[VMA, int]
 Bools = npt.NDArray[np.bool_]
@@ -313,7 +313,7 @@ def _mm_ids(machine: Machine, wrong: list[str]) -> None:
 
 def _vmas(mm: MM, wrong: list[str]) -> None:
     end = 0
-    total = 0
+    total = locked = 0
     for vma in mm.tree.to_list():
         if vma.start < end:
             wrong.append(f"{vma!r} begins below {end:#x}, where the VMA before it ends")
@@ -322,9 +322,13 @@ def _vmas(mm: MM, wrong: list[str]) -> None:
         if vma.mm is not mm or vma.detached:
             wrong.append(f"{vma!r} is in the tree of mm {mm.id}, but belongs elsewhere")
         end = vma.end
-        total += (vma.end - vma.start) >> PAGE_SHIFT
+        total += vma.nr_pages
+        if vma.flags & VM_LOCKED:
+            locked += vma.nr_pages
     if total != mm.total_vm:
         wrong.append(f"the VMAs of mm {mm.id} have {total} pages, total_vm is {mm.total_vm}")
+    if locked != mm.locked_vm:
+        wrong.append(f"the VMAs of mm {mm.id} have {locked} locked pages, locked_vm is {mm.locked_vm}")
 
 
 def _leaves(truth: Truth, wrong: list[str]) -> None:
