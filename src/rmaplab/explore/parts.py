@@ -162,27 +162,9 @@ class Answer(msgspec.Struct):
     waits: list[str] = []
 
 
-class Part(msgspec.Struct, tag="part", tag_field="is"):
-    """An object of a design.
+class Part(Item, tag="part", tag_field="is"):
+    """An object of a design, and where it is drawn."""
 
-    group: the drawing that it belongs to; "id|title"
-    kind:  its type, in the kernel's words
-    facts: what it holds
-    above: key of its parent in its drawing; side: "l" or "r" in a binary tree
-    area:  id of the VMA that it is for; mm: id of the address space; 0 if neither
-    count: objects that this one represents, where some are folded
-    """
-
-    group: str
-    kind: str
-    label: str
-    facts: list[tuple[str, str]]
-    why: str
-    above: str = ""
-    side: str = ""
-    area: int = 0
-    mm: int = 0
-    count: int = 1
     x: float = 0.0
     y: float = 0.0
     born: int = 0
@@ -190,9 +172,7 @@ class Part(msgspec.Struct, tag="part", tag_field="is"):
 
 def part_of(item: Item) -> Part:
     """A design's object as a part of a picture, not placed yet."""
-    return Part(
-        item.group, item.kind, item.label, item.facts, item.why, item.above, item.side, item.area, item.mm, item.count
-    )
+    return Part(*msgspec.structs.astuple(item))
 
 
 class Holding(msgspec.Struct, tag="holding", tag_field="is"):

@@ -19,7 +19,7 @@ from typing import Final
 import pyarrow
 
 
-def zstd(data: bytes) -> bytes:
+def _zstd(data: bytes) -> bytes:
     with pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd") as stream:
         contents: bytes = stream.read()
     return contents
@@ -29,7 +29,7 @@ BROKEN: Final = (OSError, EOFError, lzma.LZMAError, zlib.error)  # what decompre
 _HEADER: Final = slice(0x202, 0x206)
 _SECTORS, _VERSION, _PAYLOAD = 0x1F1, 0x206, 0x248
 _FORMATS: Final[dict[bytes, Callable[[bytes], bytes]]] = {
-    b"\x28\xb5\x2f\xfd": zstd, b"\xfd7zXZ\0": lzma.decompress, b"\x1f\x8b": gzip.decompress,
+    b"\x28\xb5\x2f\xfd": _zstd, b"\xfd7zXZ\0": lzma.decompress, b"\x1f\x8b": gzip.decompress,
 }  # fmt: skip
 _PT_NOTE: Final = 4
 _XEN_ELFNOTE_PHYS32_ENTRY: Final = 18
@@ -54,15 +54,17 @@ def unpacked(image: bytes) -> bytes | None:
         return None
     offset, length = struct.unpack_from("<II", image, _PAYLOAD)
     start = ((image[_SECTORS] or 4) + 1) * 512 + offset
-    data, size = image[start : start + length - 4], int.from_bytes(image[start + length - 4 : start + length], "little")
-    for magic, decompress in _FORMATS.items():
-        if data.startswith(magic):
-            try:
-                kernel = decompress(data)
-            except BROKEN:
-                return None
-            return kernel if len(kernel) == size and kernel.startswith(b"\x7fELF\x02\x01") else None
-    return None
+    size = int.from_bytes(image[start + length - 4 : start + length], "little")
+    try:
+        kernel = plain(image[start : start + length - 4])
+    except BROKEN:
+        return None
+    return kernel if len(kernel) == size and kernel.startswith(b"\x7fELF\x02\x01") else None
+
+
+def plain(data: bytes) -> bytes:
+    """`data`, decompressed if its first bytes say that it is compressed.  :raises BROKEN: it cannot be"""
+    return next((do for magic, do in _FORMATS.items() if data.startswith(magic)), bytes)(data)
 
 
 def _xen_notes(elf: bytes) -> Iterator[int]:

@@ -8,26 +8,20 @@ in: the guest says if it is not (guest.py).
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from rmaplab.kernel.errors import KernelUnavailable
-from rmaplab.kernel.image import BROKEN, zstd
+from rmaplab.kernel.image import BROKEN, plain
 
 # What a guest may need; what is built in is not there.
 DISK: Final = ("virtio", "virtio_ring", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk")
 MODULES: Final = ("qemu_fw_cfg", "brd")
 
 _DEPENDS: Final = re.compile(rb"\0depends=([^\0]*)\0")  # in a module's section .modinfo
-
-
-_PLAIN: Final[dict[str, Callable[[bytes], bytes]]] = {
-    ".ko": bytes, ".ko.xz": lzma.decompress, ".ko.zst": zstd, ".ko.gz": gzip.decompress,
-}  # fmt: skip
+_SUFFIXES: Final = ("", ".xz", ".zst", ".gz")
 
 
 def read(tree: Path, names: Iterable[str]) -> dict[str, bytes]:
@@ -35,19 +29,19 @@ def read(tree: Path, names: Iterable[str]) -> dict[str, bytes]:
 
     :raises KernelUnavailable: a file cannot be read or decompressed
     """
-    paths: dict[str, tuple[Path, str]] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(tree.rglob("*.ko*")):
-        stem, dot, suffix = path.name.partition(".ko")
-        if dot + suffix in _PLAIN and "/lib/debug/" not in f"/{path.relative_to(tree)}":
-            paths.setdefault(stem.replace("-", "_"), (path, dot + suffix))
+        stem, _, suffix = path.name.partition(".ko")
+        if suffix in _SUFFIXES and "/lib/debug/" not in f"/{path.relative_to(tree)}":
+            paths.setdefault(stem.replace("-", "_"), path)
     ordered: dict[str, bytes] = {}
 
     def add(name: str) -> None:
         if name not in paths or name in ordered:
             return
-        path, suffix = paths[name]
+        path = paths[name]
         try:
-            contents = _PLAIN[suffix](path.read_bytes())
+            contents = plain(path.read_bytes())
         except BROKEN as error:
             raise KernelUnavailable(f"module {path} cannot be read ({error}): give the tree of this kernel.") from None
         depends = _DEPENDS.search(contents)

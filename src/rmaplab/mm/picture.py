@@ -11,9 +11,9 @@ middle of a change by the design.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Final
 
+import msgspec
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.vma import MM, VMA
@@ -21,8 +21,7 @@ from rmaplab.mm.vma import MM, VMA
 MANY: Final = 24  # objects of one sort that are shown one by one
 
 
-@dataclass(eq=False)
-class Item:
+class Item(msgspec.Struct):
     """An object of a design.
 
     group: "id|title" of the drawing that it belongs to; the title is for people
