@@ -51,6 +51,10 @@ from rmaplab.trace.history import Header
 from rmaplab.trace.play import Player
 
 _HUGE_ARENA: Final = 6144  # pages of the arena where folios have 512
+_ODD_FIELDS: Final = {
+    **dict.fromkeys(("munmap", "mprotect", "madvise", "mlock", "munlock", "name"), ("addr", "length")),
+    "mmap": ("addr", "length", "offset"), "mremap": ("addr", "length", "addr2", "length2"), "brk": ("addr",),
+}  # fmt: skip
 _GUARDS: Final = (MADV_GUARD_INSTALL, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE)  # what a random history advises as well
 
 
@@ -191,7 +195,11 @@ class Lockstep:
             return False
         if self.snapshot is None or event.pid not in self.driver.pids or event.op == "exec":
             return True
-        ranges = ((event.addr, event.addr + event.length), (event.addr2, event.addr2 + event.length2))
+        ranges = [
+            (start, start + length)
+            for start, length in ((event.addr, event.length), (event.addr2, event.length2))
+            if start + length < 1 << 64  # else it is refused
+        ]
         return not any(
             vma.start < end and start < vma.end
             for vma in self.snapshot.by_pid[self.driver.pids[event.pid]].vmas if not belongs(vma)
@@ -366,13 +374,16 @@ class Random:
     """A random history in lockstep.
 
     ops: operations to choose among, of those that a guest can do (default: all of these)
+    odd: the share of system calls of which an address or a length is one that few programs would give
     """
 
     def __init__(
         self, witness: Witness, seed: int, pages: int = 48, processes: int = 6,
         design: type[ReverseMap] = AnonVmaRmap, ops: Sequence[str] = (), coverage: Coverage | None = None,
-        setting: Setting = ORDINARY, machine: type[Machine] = Machine,
+        setting: Setting = ORDINARY, machine: type[Machine] = Machine, odd: float = 0.0,
     ) -> None:  # fmt: skip
+        self._odd: Final = odd
+        self._dice: Final = random.Random(f"odd/{seed}")
         self.lockstep: Final = Lockstep(witness, None, design, coverage, setting, machine)
         known = self.lockstep.driver.known()
         self._author = Author(
@@ -386,6 +397,8 @@ class Random:
         done = 0
         while done < count:
             event = self._author.first() if self._first else self._author.propose()
+            if event is not None and event.op in _ODD_FIELDS and self._dice.random() < self._odd:
+                self._make_odd(event)
             if event is None or not self.lockstep.possible(event):
                 continue
             self._first = False
@@ -395,6 +408,13 @@ class Random:
             if found is not None:
                 return
 
+    def _make_odd(self, event: Event) -> None:
+        field = self._dice.choice(_ODD_FIELDS[event.op])
+        value = getattr(event, field)
+        nothing = 0 if field.startswith("length") else value - 1  # who may map what lies at 0?
+        odd = (nothing, value + 1, value + 0xFFF, value | 1 << 63, (1 << 64) - PAGE_SIZE, (1 << 64) - 1)
+        setattr(event, field, self._dice.choice(odd))
+
     def end(self) -> None:
         self.lockstep.end()
 
@@ -403,13 +423,14 @@ def random_history(
     witness: Witness, seed: int, coverage: Coverage | None = None, design: type[ReverseMap] = AnonVmaRmap
 ) -> tuple[Random, int]:
     """The history of a seed, and by what its length is to be divided: every third with large folios, where the kernel
-    has them, every fifth with room for few mappings, and every eleventh with few processes and steps, but room for
+    has them, every third with odd arguments, every fifth with room for few mappings, and every eleventh with few processes and steps, but room for
     folios of 2 MiB."""
     setting = Setting(2 + seed // 3 % 3 if seed % 3 == 0 else 0, 6 + seed // 5 % 12 if seed % 5 == 0 else 0)
     pages, processes, share = 48, 6, 1
     if seed % 11 == 0:
         setting, pages, processes, share = Setting(MAX_ORDER), _HUGE_ARENA, 3, 5
-    return Random(witness, seed, pages, processes, design, coverage=coverage, setting=setting), share
+    odd = 0.3 if seed % 3 == 1 else 0.0
+    return Random(witness, seed, pages, processes, design, coverage=coverage, setting=setting, odd=odd), share
 
 
 def random_histories(

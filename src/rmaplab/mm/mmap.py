@@ -71,7 +71,8 @@ from rmaplab.mm.vma import (
 
 PMD_SIZE: Final = 2 << 20
 _MAY_ALL: Final = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
-_MAX_PGOFF: Final = (1 << 52) - 1
+ULONG_MAX: Final = (1 << 64) - 1
+_MAX_LFS_FILESIZE: Final = (1 << 63) - 1
 
 
 def page_align(length: int) -> int:
@@ -116,8 +117,6 @@ def mmap(
         return -ENOMEM
     length = page_align(length)
     pgoff = offset >> PAGE_SHIFT
-    if pgoff + (length >> PAGE_SHIFT) > _MAX_PGOFF:
-        return -EOVERFLOW
     if len(mm.tree) > system.max_map_count:
         return -ENOMEM
 
@@ -158,6 +157,8 @@ def _map_locked(
 
     kind = flags & MAP_TYPE
     if file is not None:
+        if not file.special and pgoff > (_MAX_LFS_FILESIZE - length) >> PAGE_SHIFT:
+            return -EOVERFLOW  # file_mmap_ok()
         if kind == MAP_SHARED or kind == MAP_SHARED_VALIDATE:
             if kind == MAP_SHARED_VALIDATE and flags & MAP_FIXED_NOREPLACE:  # not in LEGACY_MAP_MASK
                 return -EOPNOTSUPP
@@ -184,11 +185,9 @@ def _map_locked(
     if flags & MAP_NORESERVE:
         vm_flags |= VM_NORESERVE
 
-    overlapping = mm.tree.overlapping(addr, addr + length)
-    if overlapping:
-        error = unmap_locked(system, mm, addr, addr + length, overlapping, False)
-        if error:
-            return error
+    error = do_munmap(system, mm, addr, length)
+    if error:
+        return error
     if vm_flags & (VM_NORESERVE | VM_SHARED | VM_WRITE) == VM_WRITE:
         vm_flags |= VM_ACCOUNT
     _region(system, mm, addr, addr + length, vm_flags, file, pgoff)
@@ -225,6 +224,8 @@ def _place(system: System, mm: MM, addr: int, length: int, flags: int, file: Fil
     if length > TASK_SIZE:
         return -ENOMEM
     if flags & MAP_FIXED:
+        if addr > ULONG_MAX - 4095:
+            return addr - (ULONG_MAX + 1)  # which looks like an error (IS_ERR_VALUE())
         if addr > TASK_SIZE - length:
             return -ENOMEM
         if addr & ~PAGE_MASK:
@@ -281,6 +282,14 @@ def munmap(system: System, mm: MM, addr: int, length: int) -> int:
     else:
         mm.mmap_lock.up_read()
     return error
+
+
+def do_munmap(system: System, mm: MM, addr: int, length: int) -> int:
+    """Unmap whole pages, with mmap_lock held for writing (do_vmi_munmap())."""
+    if addr > TASK_SIZE or length > TASK_SIZE - addr:
+        return -EINVAL
+    vmas = mm.tree.overlapping(addr, addr + length)
+    return unmap_locked(system, mm, addr, addr + length, vmas, False) if vmas else 0
 
 
 def unmap_locked(system: System, mm: MM, start: int, end: int, vmas: list[VMA], downgrade: bool) -> int:

@@ -26,7 +26,7 @@ from rmaplab.mm.gup import populate
 from rmaplab.mm.locking import assert_write_locked, lock_leaf, lock_new_leaf, start_write, write_unlock
 from rmaplab.mm.memory import chunk
 from rmaplab.mm.merge import attributes_of, merge_new, split_checked
-from rmaplab.mm.mmap import page_align, unmap_locked, unmapped_area
+from rmaplab.mm.mmap import ULONG_MAX, do_munmap, page_align, unmap_locked, unmapped_area
 from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, LEAF_SIZE, PTE_SOFT_CLEAN, Leaf, PageTable
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.system import System
@@ -59,8 +59,8 @@ def mremap(
         return -EINVAL
     if addr & ~PAGE_MASK:
         return -EINVAL
-    old_len = page_align(old_len)
-    new_len = page_align(new_len)
+    old_len = page_align(old_len) & ULONG_MAX
+    new_len = page_align(new_len) & ULONG_MAX
     if new_len == 0:
         return -EINVAL
     if system.profile.move_many and flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
@@ -92,13 +92,8 @@ def _mremap_locked(
     if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
         return _mremap_to(system, mm, addr, old_len, new_len, flags, new_addr, at)
     if old_len >= new_len:
-        if old_len > new_len:
-            vmas = mm.tree.overlapping(addr + new_len, addr + old_len)
-            if vmas:
-                error = unmap_locked(system, mm, addr + new_len, addr + old_len, vmas, False)
-                if error:
-                    return error
-        return addr
+        error = do_munmap(system, mm, addr + new_len, old_len - new_len) if old_len > new_len else 0
+        return error or addr
     error = _check_resize(vma, addr, old_len, new_len, flags)
     if error:
         return error
@@ -183,10 +178,10 @@ def _check_resize(vma: VMA, addr: int, old_len: int, new_len: int, flags: int) -
 
 
 def _check_target(addr: int, old_len: int, new_len: int, new_addr: int) -> int:
-    """The new place is aligned, in the address space, and apart from the old one."""
+    """The new place is aligned, in the address space, and apart from the old one, whose end may wrap around."""
     if new_addr & ~PAGE_MASK or new_len > TASK_SIZE or new_addr > TASK_SIZE - new_len:
         return -EINVAL
-    if addr + old_len > new_addr and new_addr + new_len > addr:
+    if (addr + old_len) & ULONG_MAX > new_addr and new_addr + new_len > addr:
         return -EINVAL
     return 0
 
@@ -210,17 +205,13 @@ def _mremap_to(
     if flags & MREMAP_FIXED:
         if new_addr < system.mmap_min_addr:
             return -EINVAL
-        vmas = mm.tree.overlapping(new_addr, new_addr + new_len)
-        if vmas:
-            error = unmap_locked(system, mm, new_addr, new_addr + new_len, vmas, False)
-            if error:
-                return error
+        error = do_munmap(system, mm, new_addr, new_len)
+        if error:
+            return error
     if old_len > new_len:
-        vmas = mm.tree.overlapping(addr + new_len, addr + old_len)
-        if vmas:
-            error = unmap_locked(system, mm, addr + new_len, addr + old_len, vmas, False)
-            if error:
-                return error
+        error = do_munmap(system, mm, addr + new_len, old_len - new_len)
+        if error:
+            return error
         old_len = new_len
     vma = mm.tree.at(addr)
     if vma is None:
