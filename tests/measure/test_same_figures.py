@@ -21,6 +21,7 @@ from rmaplab.check.truth import Truth
 from rmaplab.measure.cost import REQUIRED, CostProfile
 from rmaplab.measure.scale import Plan, Run
 from rmaplab.measure.sources import history_for
+from rmaplab.mm.folio import FOLIO_KSM
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.rmap import DESIGNS, EXCUSED
@@ -85,14 +86,14 @@ def test_figures_are_what_they_were(what: str, design: str, cpus: int, large_fol
 
 # By design: its objects, locks and other counts, and the places of each walk in their order, over random histories.
 WORK = {
-    "anon_vma": "7790361a1b69",
-    "anon_vma_lazy": "2c052ceeddee",
-    "cow_context": "ee67be51ab98",
-    "lineage": "b8ebffbba62c",
-    "cow_context_prototype": "63e183d07625",
-    "anonmm": "5d1fbb8651a8",
-    "pte_chain": "8ef4bc4f5c75",
-    "page_scan": "1cce7ef11a12",
+    "anon_vma": "e595b7e753d1",
+    "anon_vma_lazy": "cbd2bf3c1a14",
+    "cow_context": "e677dc43efdc",
+    "lineage": "2828bbead1d0",
+    "cow_context_prototype": "e60ac298d731",
+    "anonmm": "27f911cf9e36",
+    "pte_chain": "50e7441e001f",
+    "page_scan": "999261cf6712",
 }
 HISTORIES, STEPS, WALKED = 20, 250, 10  # 5,000 steps; all folios are walked at each tenth
 
@@ -113,8 +114,12 @@ def work(name: str) -> str:
             author.next()
             if step % WALKED == 0:
                 held = [(o.type, o.objects, o.nbytes, o.slab_pages) for o in design.footprint()]
-                walks = [[(vma.id, addr) for vma, addr in design.walk(head)] for head in Truth(machine).heads]
-                seen.update(repr([held, walks]).encode())
+                heads = Truth(machine).heads
+                walks = [[(vma.id, addr) for vma, addr in design.walk(head)] for head in heads]
+                vmas = [vma for mm in machine.mms.values() for vma in mm.tree.to_list() if vma.prepared]
+                own = [head for head in heads if not machine.folios.flags.m[head] & FOLIO_KSM][:4]
+                related = [design.related(vma, head) for head in own for vma in vmas]
+                seen.update(repr([held, walks, related]).encode())
         for ledger in (machine.ledger, design.ledger):
             counts = sorted((name, tally.count) for name, tally in ledger.tallies.items())
             pools = sorted((name, pool.live, pool.peak, pool.allocated) for name, pool in ledger.pools.items())

@@ -423,8 +423,8 @@ def random_history(
     witness: Witness, seed: int, coverage: Coverage | None = None, design: type[ReverseMap] = AnonVmaRmap
 ) -> tuple[Random, int]:
     """The history of a seed, and by what its length is to be divided: every third with large folios, where the kernel
-    has them, every third with odd arguments, every fifth with room for few mappings, and every eleventh with few processes and steps, but room for
-    folios of 2 MiB."""
+    has them, every third with odd arguments, every fifth with room for few mappings, and every eleventh with few
+    processes and steps, but room for folios of 2 MiB."""
     setting = Setting(2 + seed // 3 % 3 if seed % 3 == 0 else 0, 6 + seed // 5 % 12 if seed % 5 == 0 else 0)
     pages, processes, share = 48, 6, 1
     if seed % 11 == 0:
