@@ -66,7 +66,7 @@ from rmaplab.mm.pagetable import (
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.takeover import FoundAnonVma, FoundFolio, FoundPlace, FoundVma, TakenOver
-from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA, File
+from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VM_LOCKED, VMA, File
 from rmaplab.rmap import DESIGNS as KNOWN
 from rmaplab.verdict import judge
 
@@ -170,6 +170,7 @@ class _Importer:
             copy.anon_pgoff = vma.anon_pgoff
             mine.tree.insert(copy)
             mine.total_vm += copy.nr_pages
+            mine.locked_vm += copy.nr_pages if vma.flags & VM_LOCKED else 0
             self.vmas[vma.address] = copy
 
     def _find_vmas(self) -> None:
