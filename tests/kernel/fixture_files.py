@@ -2,7 +2,8 @@
 """The files in fixtures/ and random_answers/, which kernel/fixtures.py wrote: read, and held against the model.
 
 Where execve() puts a stack and mmap() a mapping is a matter of chance (address space randomisation), and so are the
-values that follow from it: two files are compared without them.
+values that follow from it: two files are compared without them.  Where reclaim puts pages in swap is another, which
+decides whether small folios come back as large ones: only files that agree on that are compared.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rmaplab.kernel.lockstep import answer, in_guest
 from rmaplab.mm.folio import FOLIO_KSM
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import (
+    LEAF_ENTRIES,
     PTE_ANON,
     PTE_EXCLUSIVE,
     PTE_FILE,
@@ -31,6 +33,7 @@ from rmaplab.mm.pagetable import (
 from rmaplab.mm.profile import Profile, profile_for
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import PAGE_SIZE
+from rmaplab.mm.vmscan import PLACED
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, VmaFields
 from rmaplab.sync.work import Tally
 from rmaplab.trace.events import Event
@@ -38,20 +41,27 @@ from rmaplab.trace.play import Player
 
 _LAST_PGOFF = (1 << 62) - 1
 _CHANCE = re.compile(r"0x7[0-9a-f]{8,11}\b")
+_PLACE = re.compile(rf"^swap_out .*flags={PLACED} offset=(.*)$", re.M)
 
 
 def without_chance(text: str) -> str:
     """`text` without what differs from run to run, and without the comment."""
-    return _CHANCE.sub("0x7…", text.partition("\n")[2])
+    return _CHANCE.sub("0x7…", _PLACE.sub("swap_out", text.partition("\n")[2]))
+
+
+def places(text: str) -> list[int]:
+    """Where in swap reclaim put runs of pages, as far as it matters to the largest folio that comes back."""
+    return [int(place, 0) % (LEAF_ENTRIES // 2) for place in _PLACE.findall(text)]
 
 
 def model_differs(
-    path: Path, design: type[ReverseMap] = AnonVmaRmap, profile: Profile | None = None
-) -> list[str]:
+    path: Path, design: type[ReverseMap] = AnonVmaRmap, profile: Profile | None = None,
+    kind: type[Machine] = Machine,
+) -> list[str]:  # fmt: skip
     """Where the model does not say what the file says: lines of either, marked - (file) and + (model).  `profile`: in
-    place of that of the kernel's release."""
+    place of that of the kernel's release; `kind`: in place of the machine."""
     release, its, events, expected = read(path)
-    machine = _machine(profile or profile_for(release)[0], design, its)
+    machine = _machine(profile or profile_for(release)[0], design, its, kind)
     player = Player(machine, in_guest(header()), batch=False)
     in_exec = False
     for event in events:
@@ -116,8 +126,8 @@ def random_differs(lines: list[str], design: type[ReverseMap] = AnonVmaRmap) -> 
     return ""
 
 
-def _machine(profile: Profile, design: type[ReverseMap], its: Setting) -> Machine:
-    machine = Machine(profile, [design], large_folios=its.large_folios)
+def _machine(profile: Profile, design: type[ReverseMap], its: Setting, kind: type[Machine] = Machine) -> Machine:
+    machine = kind(profile, [design], large_folios=its.large_folios)
     if its.mappings:
         machine.max_map_count = its.mappings
     return machine

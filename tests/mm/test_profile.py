@@ -57,7 +57,7 @@ def test_profiles_differ_in_their_rules_as_the_kernels_do() -> None:
         "upper_first", "close_forbids_merge", "unaccount_unprepared", "stack_nohugepage", "thp_placement",
         "swap_in_writable", "clean_writable", "split_to_zero", "migrated_partly", "ksm_unshares", "unmerges_none",
         "populates_past_holes", "droppable", "migration_splits", "mthp", "huge_writable", "huge_split_dirty",
-        "realigns_moves",
+        "realigns_moves", "large_swap_in",
     }  # fmt: skip
 
 

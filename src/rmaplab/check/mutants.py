@@ -18,13 +18,13 @@ import msgspec
 from rmaplab.check.histories import OPERATIONS, Author
 from rmaplab.check.lockstep import Checker
 from rmaplab.mm.errors import HistoryError
-from rmaplab.mm.folio import Int64s
+from rmaplab.mm.folio import FOLIO_PARTLY, Int64s
 from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import LEAF_SHIFT
 from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.vma import MM, PAGE_SIZE, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA
 from rmaplab.printable import slug
 from rmaplab.rmap import DESIGNS
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaRmap, VmaFields
@@ -439,6 +439,48 @@ class SlotNotPut(Machine):
 
     def put_slot(self, slot: int) -> None:
         pass
+
+
+class RowsAnywhere(Machine):
+    """What lies anywhere in swap may be read as one folio."""
+
+    def place_in_swap(self, mm: MM, addr: int, nr_pages: int, first: int) -> None:
+        super().place_in_swap(mm, addr, nr_pages, addr >> PAGE_SHIFT)
+
+
+class ContentsForgotten(Machine):
+    """What comes back from swap seems to be zeroes."""
+
+    def add_to_swap(self, head: int) -> None:
+        super().add_to_swap(head)
+        for slot in self.swap.values():
+            slot.written = False
+
+
+class ZeroesNotMarked(Machine):
+    """What is all zeroes is read with the rest."""
+
+    def add_to_swap(self, head: int) -> None:
+        super().add_to_swap(head)
+        for slot in self.swap.values():
+            slot.zeroes = False
+
+
+class SwapCacheLeftEarly(Machine):
+    """A folio leaves the swap cache although entries refer to pages of it."""
+
+    def free_swap(self, head: int) -> bool:
+        if head in self.slot_of and self.folios.order.m[head]:
+            self.uncache(head)
+        return super().free_swap(head)
+
+
+class TornInSwapCache(Machine):
+    """A folio in the swap cache counts as partly mapped, too."""
+
+    def note_torn(self, head: int) -> None:
+        if self.folios.total_mapcount(head):
+            self.folios.set_flag(head, FOLIO_PARTLY)
 
 
 class NeighboursTableFreed(Machine):

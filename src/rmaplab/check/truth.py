@@ -397,6 +397,10 @@ def _swap(machine: Machine, truth: Truth, wrong: list[str]) -> None:
     counted: dict[int, int] = {}
     for slot in (swapped >> PTE_SHIFT).tolist():
         counted[slot] = counted.get(slot, 0) + 1
+    heads = {machine.folios.head.m[pfn] for pfn in machine.slot_of}
+    cached = sum(machine.folios.nr_pages(head) for head in heads)
+    if cached != len(machine.slot_of):
+        wrong.append(f"{len(machine.slot_of)} pages are in the swap cache, of folios of {cached}")
     for slot in sorted(counted.keys() | machine.swap.keys()):
         held = machine.swap.get(slot)
         if held is None or held.count != counted.get(slot, 0):

@@ -16,7 +16,7 @@ from rmaplab.mm.vma import VM_GROWSDOWN
 LARGE: Final = (
     "large folio: mapped whole", "large folio: mapped in part", "large folio: shared by processes",
     "large folio: in two VMAs", "large folio: split", "large folio: first page mapped nowhere and exclusive",
-    "large folio: first page mapped nowhere and not exclusive", "large folio: to swap",
+    "large folio: first page mapped nowhere and not exclusive", "large folio: to swap", "large folio: from swap",
 )  # fmt: skip
 # Of a merge: those of mm/vma.c (vma_merge_new_range(), vma_merge_existing_range()), which are the eight cases of
 # vma_merge() in 6.1 in the order 2, 3, 1, 7, 5, 8, 4, 6.
@@ -71,14 +71,18 @@ class Coverage:
         for pfn, page in before.pages.items():
             if page.order and pfn in after.pages and not after.pages[pfn].order:
                 reached.add("large folio: split")
-        if not any(page.order for page in before.pages.values()):
+        if not any(page.order for page in (*before.pages.values(), *after.pages.values())):
             return
         for address, mm in before.mms.items():
             now = after.mms[address].entries if address in after.mms else {}
             for addr, entry in mm.entries.items():
-                if entry.kind == "anon" and before.pages[entry.number].order and addr in now:
-                    if now[addr].kind == "swap":
-                        reached.add("large folio: to swap")
+                there = now.get(addr)
+                if there is None or "swap" not in (entry.kind, there.kind):
+                    continue
+                if entry.kind == "anon" and before.pages[entry.number].order:
+                    reached.add("large folio: to swap")
+                if there.kind == "anon" and after.pages[there.number].order:
+                    reached.add("large folio: from swap")
 
     def _merges(self, before: Mm, after: Mm, reached: set[str]) -> None:
         old = {vma.address: vma for vma in before.vmas}

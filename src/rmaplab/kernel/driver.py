@@ -10,8 +10,7 @@ program would use; two things need preparation or help:
 - Nor can it say which pages KSM merges: `ksm` lets ksmd scan everything, and what it merged becomes the events.
 - No program can have a shared page swapped out.  `swap_out` starts reclaim on the workers' control group; the
   pages that it took become the events that the model plays, and the folios must then be gone everywhere.
-- Pages come back from swap one by one: while one is touched, its worker may have no large folios, since which the
-  kernel would bring back together depends on their places in swap.
+- Where reclaim put pages in swap decides which come back as one folio: events tell the model.
 - What MADV_FREE gives up is given up at once: no folio waits for others on a list of its CPU.
 """
 
@@ -19,7 +18,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -40,13 +39,12 @@ from rmaplab.mm.abi import (
 )
 from rmaplab.mm.folio import MAX_ORDER
 from rmaplab.mm.ksm import AS_FOUND, BREAK, FORGET, SPLIT
-from rmaplab.mm.vmscan import KEPT, ONCE
+from rmaplab.mm.vmscan import KEPT, ONCE, PLACED
 from rmaplab.trace.calls import DOES
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry
 
 _MAX_MAP_COUNT: Final = "/proc/sys/vm/max_map_count"
-_PR_SET_THP_DISABLE: Final = 41
 _PR_SET_MM: Final = 35
 _PR_SET_MM_START_BRK: Final = 6
 _PR_SET_MM_BRK: Final = 7
@@ -107,6 +105,7 @@ class Driver:
         self._mappings = setting.mappings
         self._allow_large("always")
         self._allow_huge("always")
+        guest.write_file(f"{GROUP}/cgroup.procs", "1")  # and so all that it makes: swap knows whose pages it has
         self._descriptors: Final[dict[int, int]] = {-1: -1}
         for entry in files.values():
             self._open(entry)
@@ -144,11 +143,8 @@ class Driver:
         if event.op == "madvise" and event.flags == MADV_PAGEOUT:
             before = self._look(self.pids.values())
             event.result = self._madvise(event)
-            return [event, *self._gone_files(before, self._look(self.pids.values()))]
-        if event.op == "fault" and self._orders:
-            swapped = self._swapped(event)
-            if swapped:
-                return self._page_by_page(event, swapped)
+            after = self._look(self.pids.values())
+            return [event, *self._placed(before, after), *self._gone_files(before, after)]
         event.result = self._acts[event.op](event)
         if event.op == "fault" and event.result and event.length > _PAGE:
             return self._page_by_page(event)
@@ -181,7 +177,6 @@ class Driver:
             guest.exec(self.slots[pid])
         else:
             self.slots[pid], self.pids[pid] = guest.spawn()
-            guest.write_file(f"{GROUP}/cgroup.procs", str(self.pids[pid]))
         slot = self.slots[pid]
         if event.addr2:
             for what in (_PR_SET_MM_BRK, _PR_SET_MM_START_BRK):
@@ -244,26 +239,14 @@ class Driver:
         write = int(event.flags & FAULT_WRITE != 0)
         return self.guest.call(self.slots[event.pid], TOUCH, event.addr, event.length, write)
 
-    def _page_by_page(self, event: Event, swapped: Container[int] = ()) -> list[Event]:
-        """Which pages of a run could not be touched?  Those that could are touched again, which changes nothing.  Where
-        something is `swapped`, without large folios."""
+    def _page_by_page(self, event: Event) -> list[Event]:
+        """Which pages of a run could not be touched?  Those that could are touched again, which changes nothing."""
         pages = [
             Event("fault", event.pid, event.addr + at, _PAGE, flags=event.flags) for at in range(0, event.length, _PAGE)
         ]
         for page in pages:
-            single = page.addr & -_PAGE in swapped
-            if single:
-                self._call(event, "prctl", _PR_SET_THP_DISABLE, 1, 0, 0, 0)
             page.result = self._fault(page)
-            if single:
-                self._call(event, "prctl", _PR_SET_THP_DISABLE, 0, 0, 0, 0)
         return pages
-
-    def _swapped(self, event: Event) -> set[int]:
-        """Where in the range of the event something is in swap."""
-        entries = self._look([self.pids[event.pid]]).by_pid[self.pids[event.pid]].entries
-        pages = range(event.addr & -_PAGE, event.addr + event.length, _PAGE)
-        return {addr for addr in pages if addr in entries and entries[addr].kind == "swap"}
 
     # Users of the reverse map
 
@@ -387,7 +370,25 @@ class Driver:
                     taken.add(entry.number)
                     kept = 0 if before.pages[entry.number].head in dropped else KEPT
                     events.append(Event("swap_out", pid, addr, _PAGE, flags=kept))
-        return events + self._gone_files(before, after)
+        return events + self._placed(before, after) + self._gone_files(before, after)
+
+    def _placed(self, before: Snapshot, after: Snapshot) -> list[Event]:
+        """Where in swap lies what has gone there, in runs; only where there are large folios it matters."""
+        events: list[Event] = []
+        seen: set[int] = set()
+        for pid, guest_pid in self.pids.items() if self._orders else ():
+            known = before.by_pid[guest_pid].entries
+            for addr, entry in sorted(after.by_pid[guest_pid].entries.items()):
+                if entry.kind != "swap" or entry.number in seen or (addr in known and known[addr].kind == "swap"):
+                    continue
+                seen.add(entry.number)
+                last = events[-1] if events else Event("swap_out", 0)
+                if pid == last.pid and addr == last.addr + last.length:
+                    if entry.number == last.offset + last.length // _PAGE:
+                        last.length += _PAGE
+                        continue
+                events.append(Event("swap_out", pid, addr, _PAGE, offset=entry.number, flags=PLACED))
+        return events
 
     def _dropped(self, before: Snapshot, after: Snapshot) -> dict[int, Event]:
         """By first page, each folio of which reclaim dropped what MADV_FREE had given up: all of it, or what its walk

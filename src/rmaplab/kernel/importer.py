@@ -326,7 +326,7 @@ class _Importer:
         """The model's swap slot for a swap entry; one entry more refers to it."""
         slot = self.slots.get(number)
         if slot is None:
-            slot = self.slots[number] = self.machine.alloc_slot(False)
+            slot = self.slots[number] = self.machine.alloc_slots(1)
         self.machine.swap[slot].count += 1
         return slot
 

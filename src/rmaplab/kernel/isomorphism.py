@@ -274,7 +274,7 @@ class _Comparison:
         if page.swapcache != cached:
             raise _Found(where, "folio is in the swap cache", page.swapcache, cached)
         if cached:
-            slot = self._machine.slot_of[folios.head.m[pfn]]
+            slot = self._machine.slot_of[pfn]
             self._slots.bind(where, "swap slot that the folio caches", page.swap, slot)
         if ksm:
             self._compare_places(where, page.pfn, pfn)

@@ -33,15 +33,12 @@ from rmaplab.mm.abi import (
     MADV_FREE,
     MADV_GUARD_INSTALL,
     MADV_GUARD_REMOVE,
-    MADV_POPULATE_READ,
-    MADV_POPULATE_WRITE,
     MADV_REMOVE,
-    MCL_CURRENT,
 )
 from rmaplab.mm.errors import HistoryError, InvariantError
 from rmaplab.mm.folio import MAX_ORDER
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.pagetable import LEAF_SHIFT, LEAF_SIZE, PTE_ANON, PTE_SHIFT, PTE_SWAP
+from rmaplab.mm.pagetable import LEAF_SHIFT, LEAF_SIZE, PTE_ANON, PTE_SHIFT
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import PAGE_SIZE, VM_DROPPABLE, VM_LOCKED, VM_MERGEABLE, VM_SHARED
@@ -307,11 +304,12 @@ def possible(machine: Machine, event: Event) -> bool:
         return True
     if event.pid not in there or (event.op == "fork" and event.pid2 in there):
         return False
-    if machine.nr_large and not _possible_with_large_folios(machine, event):
+    if machine.knows_contents and not _possible_with_large_folios(machine, event):
         return False
     if event.op == "swap_out":
         # A page that is in the swap cache and mapped nowhere cannot be seen from page tables when it goes.
-        return all(s.cached_pfn == 0 or machine.mapcount(s.cached_pfn) for s in machine.swap.values())
+        heads = {machine.folios.head.m[slot.cached_pfn] for slot in machine.swap.values() if slot.cached_pfn}
+        return all(machine.mapcount(head) for head in heads)
     if event.op == "uffd_move":
         # Registering a VMA would merge it with neighbours that an ordinary VMA does not merge with.  And a source
         # without page table is reported before a target that has a page, but empty ones may be there in a kernel.
@@ -338,17 +336,13 @@ def possible(machine: Machine, event: Event) -> bool:
 
 
 def _possible_with_large_folios(machine: Machine, event: Event) -> bool:
-    """What is in swap comes back page by page (driver.py), so nothing may bring it back by the way.  A large folio of
-    which a locked VMA maps some may count as locked or not (docs/kernel.md): reclaim and MADV_FREE stay away."""
+    """A large folio of which a locked VMA maps some may count as locked or not (docs/kernel.md): reclaim and MADV_FREE
+    stay away.  And so does reclaim from what several places share in KSM: read back as a large folio, it would be
+    mapped where no walk finds it (docs/findings/ksm-large-swap-in.md)."""
+    if event.op == "swap_out" and any(machine.mapcount(pfn) > 1 for pfn in machine.ksm_pages):
+        return False
     if event.op == "swap_out" or (event.op == "madvise" and event.flags == MADV_FREE):
         return not _locks_large_folio(machine)
-    populates = event.op in ("mlock", "mprotect") or event.flags in (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
-    page_table = machine.mm_of(event.pid).page_table
-    if event.op == "mlockall" and event.flags & MCL_CURRENT:
-        return not any((leaf.v & PTE_SWAP).any() for leaf in page_table.leaves.values())
-    if event.op in ("mlock", "mprotect", "madvise") and populates:
-        pages = range(event.addr, event.addr + event.length, PAGE_SIZE)
-        return not any(page_table.get(addr) & PTE_SWAP for addr in pages)
     return True
 
 

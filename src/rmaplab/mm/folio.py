@@ -34,7 +34,7 @@ FOLIO_DIRTY: Final = 4  # not as it is in swap, found out when an entry that was
 FOLIO_LAZYFREE: Final = 8  # not swap-backed: may be dropped, while it stays clean (MADV_FREE) or anyway (VM_DROPPABLE)
 FOLIO_LOCKED: Final = 16  # in the hands of reclaim or migration
 FOLIO_REFERENCED: Final = 32
-FOLIO_WRITTEN: Final = 64  # of a page of a large folio: the program wrote to it, so it is not all zeroes
+FOLIO_WRITTEN: Final = 64  # where there are large folios: the program wrote to it, so it is not all zeroes
 FOLIO_PARTLY: Final = 128  # of a large folio: passes for mapped in part, and is split when it is next migrated
 
 MAX_ORDER: Final = 9

@@ -35,12 +35,8 @@ from rmaplab.mm.vma import (
 
 
 def partly_mapped(system: System, head: int) -> bool:
-    """Is a page of the folio, which is mapped, mapped nowhere, or taken to be (folio_test_partially_mapped())?"""
-    folios = system.folios
-    nr_pages = folios.nr_pages(head)
-    if nr_pages == 1:
-        return False
-    return folios.flags.m[head] & FOLIO_PARTLY != 0 or not folios.mapcount.v[head : head + nr_pages].all()
+    """Was a page of the folio unmapped, or taken to be, while others stayed mapped (folio_test_partially_mapped())?"""
+    return system.folios.flags.m[head] & FOLIO_PARTLY != 0
 
 
 def split_folio(system: System, head: int, in_place: bool = True) -> None:
@@ -79,7 +75,7 @@ def split_folio(system: System, head: int, in_place: bool = True) -> None:
             system.drop_mapcount(vma.mm, pfn)
             leaf.lock.unlock()
     for pfn in range(head, head + nr_pages):
-        folios.flags.m[pfn] &= ~(FOLIO_WRITTEN | FOLIO_PARTLY) & 0xFF
+        folios.flags.m[pfn] &= ~FOLIO_PARTLY & 0xFF
         system.try_free(pfn)
 
 

@@ -226,6 +226,8 @@ def unmapped(system: System, mm: MM, head: int) -> int:
     left, seen as one a page."""
     system.folios.mapcount.v[head : head + LEAF_ENTRIES] -= 1
     system.large_unmapped(mm, head, 1)
+    if not system.folios.mapcount.v[head : head + LEAF_ENTRIES].all():
+        system.note_torn(head)
     return system.folios.total_mapcount(head)
 
 

@@ -269,7 +269,7 @@ class Machine(System):
             error = memory.access_error(vma, write) or memory.fault_vma(self, vma, addr & PAGE_MASK, 1, write, True)
             lock_of(vma).up_read()
             if error <= 0:
-                if write and self.nr_large and not error:
+                if write and self.knows_contents and not error:
                     memory.note_written(self, mm, addr & PAGE_MASK, 1)
                 return error
             self.wait_for_folio(error)
@@ -283,7 +283,7 @@ class Machine(System):
         error = -EFAULT if vma is None else memory.access_error(vma, write)
         if vma is not None and not error:
             error = memory.fault_vma(self, vma, addr & PAGE_MASK, 1, write)
-            if write and self.nr_large:
+            if write and self.knows_contents:
                 memory.note_written(self, mm, addr & PAGE_MASK, 1)
         mm.mmap_lock.up_read()
         return error
@@ -319,7 +319,7 @@ class Machine(System):
                     self.rcu.count_sections(rest - 1)
                     lock_of(vma).lock_class.reads += rest - 1
                     memory.fault_vma(self, vma, addr, rest, write)
-                    if write and self.nr_large:
+                    if write and self.knows_contents:
                         memory.note_written(self, mm, addr, rest)
                     addr += rest << PAGE_SHIFT
                 lock_of(vma).up_read()
@@ -334,6 +334,10 @@ class Machine(System):
     def swap_out(self, mm: MM, addr: int, nr_pages: int, how: int = 0) -> int:
         """Reclaim the folios of this range; returns the pages that became free.  `how`: vmscan.ONCE, vmscan.KEPT"""
         return vmscan.swap_out(self, mm, addr, addr + (nr_pages << PAGE_SHIFT), how)
+
+    def place_in_swap(self, mm: MM, addr: int, nr_pages: int, first: int) -> None:
+        """What is in swap in this range lies there in a row, from `first` on, where a real kernel put it."""
+        vmscan.place(self, mm, addr, addr + (nr_pages << PAGE_SHIFT), first)
 
     def migrate(self, mm: MM, addr: int, nr_pages: int) -> int:
         """Migrate the folios of this range; returns the pages that moved."""

@@ -420,15 +420,12 @@ def _cleaned(system: System, head: int) -> bool:
     """Give up what swap has of the folio, and that it is dirty, if nothing else maps it.  Whether it could be, or
     there was nothing to give up, so that nobody asked who maps it."""
     folios = system.folios
-    slot = system.slot_of.get(head)
-    if slot is None and not folios.flags.m[head] & FOLIO_DIRTY:
+    if head not in system.slot_of and not folios.flags.m[head] & FOLIO_DIRTY:
         return True
     if not system.trylock_folio(head):
         return False
-    clean = system.mapcount(head) == folios.nr_pages(head) and (slot is None or system.swap[slot].count == 0)
+    clean = system.mapcount(head) == folios.nr_pages(head) and system.free_swap(head)
     if clean:
-        if slot is not None:
-            system.uncache(head)
         folios.clear_flag(head, FOLIO_DIRTY)
     system.unlock_folio(head)
     return clean

@@ -371,11 +371,7 @@ def _can_reuse(system: System, vma: VMA, pfn: int, entry: int) -> bool:
         return False
     if pfn in system.pins or not system.trylock_folio(pfn):
         return False
-    slot = system.slot_of.get(pfn)
-    if slot is not None and system.swap[slot].count == 0:
-        system.uncache(pfn)
-        slot = None
-    alone = slot is None and pfn not in system.pins and folios.mapcount.m[pfn] == 1
+    alone = system.free_swap(pfn) and pfn not in system.pins and folios.mapcount.m[pfn] == 1
     if alone:
         system.assert_folio_locked(pfn)  # folio_move_anon_rmap()
         for design in system.designs:
@@ -388,7 +384,14 @@ def _can_reuse_large(system: System, pfn: int) -> bool:
     """__wp_can_reuse_large_anon_folio(): one page of a folio that this address space alone maps, and nobody else holds,
     becomes exclusive; of a single page that is left, a copy lets the folio go."""
     head: int = system.folios.head.m[pfn]
-    if system.mapcount(head) <= 1 or system.mm_ids[head].shared or head in system.pins:
+    if system.mapcount(head) <= 1 or system.mm_ids[head].shared:
+        return False
+    if head in system.slot_of:
+        if not system.trylock_folio(head):
+            return False
+        system.free_swap(head)
+        system.unlock_folio(head)
+    if head in system.slot_of or head in system.pins:
         return False
     system.folios.exclusive.m[pfn] = True
     return True
@@ -412,6 +415,8 @@ def _new_page(system: System, vma: VMA, addr: int, leaf: Leaf, i: int, old: int)
     pfn = system.new_folio(vma.anon_pgoff + ((addr - vma.start) >> PAGE_SHIFT))
     if vma.flags & VM_DROPPABLE:  # never swap-backed (folio_add_new_anon_rmap())
         folios.flags.m[pfn] |= FOLIO_LAZYFREE
+    if old & PTE_ANON:
+        folios.flags.m[pfn] |= folios.flags.m[old >> PTE_SHIFT] & FOLIO_WRITTEN
     for design in system.designs:
         design.folio_mapped(vma, addr, pfn, 1)
     system.mapped_first(pfn)
@@ -455,11 +460,11 @@ def _new_large(system: System, vma: VMA, addr: int, leaf: Leaf, i: int) -> bool:
 
 
 def note_written(system: System, mm: MM, addr: int, nr_pages: int) -> None:
-    """The program wrote to `nr_pages` pages from `addr`: what of a large folio it never wrote to is zeroes."""
+    """The program wrote to `nr_pages` pages from `addr`: what it never wrote to is zeroes."""
     folios = system.folios
     for i in range(nr_pages):
         entry = mm.page_table.get(addr + (i << PAGE_SHIFT))
-        if entry & PTE_ANON and folios.order.m[entry >> PTE_SHIFT] > 0:
+        if entry & PTE_ANON:
             folios.flags.m[entry >> PTE_SHIFT] |= FOLIO_WRITTEN
 
 # Zapping

@@ -47,12 +47,15 @@ def migrate_folio(system: System, head: int) -> int:
     """Move one folio (unmap_and_move()); the caller's reference is dropped."""
     moved = 0
     if system.trylock_folio(head):
-        if head in system.ksm_pages or head in system.slot_of:
+        if head in system.ksm_pages or (head in system.slot_of and system.folios.order.m[head] == 0):
             # The stable node of KSM and the swap cache would have to follow; both are left to a later pass.
             moved = 0
         elif system.mapcount(head):  # else there is nothing to be found, and nothing to hold on to
             system.leader.hold(head)
+            partly = partly_mapped(system, head)
             made = unmap(system, head)
+            if not partly and not system.profile.migrated_partly:
+                system.folios.clear_flag(head, FOLIO_PARTLY)
             moved = move(system, head, made)
             system.leader.unhold(head)
         system.unlock_folio(head)
@@ -75,9 +78,8 @@ class _Unmap(Visit):
         if entry & PTE_DIRTY:
             system.folios.set_flag(self.head, FOLIO_DIRTY)
         system.flush_entry(vma.mm)  # at once, under all locks: kcompactd and move_pages(2) defer nothing
-        left = system.drop_mapcount(vma.mm, entry >> PTE_SHIFT)
+        system.drop_mapcount(vma.mm, entry >> PTE_SHIFT)
         system.folios.exclusive.m[entry >> PTE_SHIFT] = False  # the entry keeps it
-        self._unmapped(left == 0)
         return False
 
     def whole(self, vma: VMA, addr: int, leaf: Leaf) -> bool:
@@ -90,16 +92,7 @@ class _Unmap(Visit):
         system.flush_entry(vma.mm)
         huge_pmd.unmapped(system, vma.mm, self.head)
         system.folios.exclusive.m[self.head] = False
-        self._unmapped(not system.folios.mapcount.v[self.head : self.head + self.nr_pages].all())
         return False
-
-    def _unmapped(self, some: bool) -> None:
-        """`some` pages of the folio are mapped nowhere any more.  If others are mapped still, it counts as partly
-        mapped, and so will its copy (deferred_split_folio())."""
-        system = self.system
-        if some and self.nr_pages > 1 and system.profile.migrated_partly:
-            if not system.folios.flags.m[self.head] & FOLIO_PARTLY and system.folios.total_mapcount(self.head):
-                system.folios.set_flag(self.head, FOLIO_PARTLY)
 
     def done(self) -> bool:
         return self.system.mapcount(self.head) == 0
@@ -127,6 +120,8 @@ def move(system: System, head: int, made: int) -> int:
     folios.flags.v[new : new + nr_pages] = folios.flags.v[head : head + nr_pages]
     system.get_folio(new)
     system.lock_folio(new)
+    for i in range(nr_pages if head in system.slot_of else 0):
+        system.cache(system.slot_of.pop(head + i), new + i)
     for design in system.designs:
         design.folio_migrated(head, new, nr_pages)
     _restore(system, head, new, made)

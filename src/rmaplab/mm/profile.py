@@ -121,6 +121,9 @@ class Profile:
     as no entry is left, on a read as well, where swap is a synchronous device (as the machine's is).  Before, such a
     page skips the cache for the last entry that refers to it, and is exclusive then.
     (mm/memory.c do_swap_page() and should_try_to_free_swap() in 7.2 and 7.3)"""
+    large_swap_in: bool = True
+    """Entries that lie in swap as they lie in memory come back as one folio, where swap is a synchronous device.
+    (mm/memory.c alloc_swap_folio() since 6.12, thp_swapin_suitable_orders() in 7.2 and 7.3)"""
     mm_ids: bool = True
     """A large folio remembers two address spaces that map it (mm/mm_ids.py).  If it seems to be one's alone, a write to
     a page of it that is not exclusive makes it so and copies nothing; the folio stays with the anon_vma that it has.
@@ -300,6 +303,7 @@ _KNOWN: Final = (
         thp_placement=False,
         swap_in_writable=False,
         swap_uncaches=False,
+        large_swap_in=False,
         mm_ids=False,
         batches=False,
         clean_writable=False,

@@ -238,8 +238,8 @@ class ReverseMap:
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
         """The new page `pfn`, read from swap, is about to be mapped at `addr`; unless `exclusive`, other entries may
-        refer to it (folio_add_new_anon_rmap() in do_swap_page()).  Locks: the VMA lock or mmap_lock for reading, the
-        folio lock and the leaf lock."""
+        refer to it (folio_add_new_anon_rmap() in do_swap_page()).  Of a large folio, once for each page.  Locks: the
+        VMA lock or mmap_lock for reading, the folio lock and the leaf lock."""
 
     def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
         """Copy-on-write found pages pfn .. pfn+nr_pages-1 (one whole folio) mapped by `vma` alone and takes them over

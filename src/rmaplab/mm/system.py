@@ -18,7 +18,15 @@ from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.abi import MAX_MAP_COUNT, MMAP_MIN_ADDR
 from rmaplab.mm.errors import HistoryError
-from rmaplab.mm.folio import FOLIO_DIRTY, MAX_ORDER, Folios, Int64s, folio_mapcount
+from rmaplab.mm.folio import (
+    FOLIO_DIRTY,
+    FOLIO_PARTLY,
+    FOLIO_WRITTEN,
+    MAX_ORDER,
+    Folios,
+    Int64s,
+    folio_mapcount,
+)
 from rmaplab.mm.locking import lock_of, start_write
 from rmaplab.mm.mm_ids import MmIds
 from rmaplab.mm.page_ref import PageRefs
@@ -35,16 +43,25 @@ _CEILING: Final = 1 << 47  # above all VMAs (USER_PGTABLES_CEILING)
 
 
 class SwapSlot:
-    """A page's worth of swap: how many entries refer to it, and the page that caches it (0: none).
+    """A page's worth of swap.
+
+    count:      how many entries refer to it
+    cached_pfn: the page that caches it (0: none)
+    place:      where it lies in swap
+    written:    what it holds is not all zeroes
+    zeroes:     its folio was, so that nothing of it was written out (swap_zeromap_folio_set())
 
     The users of a slot that was filled from a KSM page need not be related: who is not related to the page that
     caches it gets a copy (mm/ksm.c, ksm_might_need_to_copy()).
     """
 
-    def __init__(self, from_ksm: bool) -> None:
+    def __init__(self, place: int) -> None:
+        self.place = place
         self.count = 0
         self.cached_pfn = 0
-        self.from_ksm = from_ksm
+        self.from_ksm = False
+        self.written = False
+        self.zeroes = False
 
 
 class _References(AddressSpaces):
@@ -105,6 +122,7 @@ class System:
         self.scheduler: Final = scheduler
         self.large_folios = large_folios
         self.huge: Final = large_folios == MAX_ORDER  # may a leaf be huge?  False keeps the fast paths fast
+        self.knows_contents: Final = large_folios > 0  # does it matter whether a page is all zeroes?
         self.folios: Final = Folios()
         self.spaces: Final = _References(scheduler)
         self.designs: Final[list[ReverseMap]] = [
@@ -507,9 +525,19 @@ class System:
         mapcount = self.folios.mapcount.m
         count: int = mapcount[pfn] - 1
         mapcount[pfn] = count
-        if self.mm_ids:
-            self.large_unmapped(mm, self.folios.head.m[pfn], 1)
+        if self.nr_large and self.folios.order.m[pfn]:
+            head = self.folios.head.m[pfn]
+            self.large_unmapped(mm, head, 1)
+            if count == 0:
+                self.note_torn(head)
         return count
+
+    def note_torn(self, head: int) -> None:
+        """A page of the large folio is mapped nowhere any more: it is split when something has a reason to, if others
+        are mapped still and it is not in the swap cache (deferred_split_folio())."""
+        folios = self.folios
+        if not folios.flags.m[head] & FOLIO_PARTLY and head not in self.slot_of and folios.total_mapcount(head):
+            folios.set_flag(head, FOLIO_PARTLY)
 
     def release_pages(self, mm: MM, pfns: Int64s, repeated: bool) -> None:
         """The same for many pages; `repeated` if a page may be among them twice (KSM)."""
@@ -535,6 +563,8 @@ class System:
         else:
             for pfn in unmapped:
                 head: int = folios.head.m[pfn]
+                if folios.order.m[head] > 0:
+                    self.note_torn(head)
                 if folios.order.m[head] >= 0:
                     self.try_free(head)
 
@@ -544,12 +574,7 @@ class System:
         counted = head in self.refs.pages
         if folios.order.m[head] < 0 or folios.total_mapcount(head) != 0 or (head in self.pins and not counted):
             return
-        slot = self.slot_of.get(head)
-        if slot is not None:
-            if self.swap[slot].count > 0:
-                return  # stays in the swap cache
-            self.uncache(head)
-        if not counted:
+        if self.free_swap(head) and not counted:
             self.free_folio(head)
 
     def put_counted(self, head: int, count: int = 1) -> None:
@@ -577,15 +602,31 @@ class System:
 
     # Swap
 
-    def alloc_slot(self, from_ksm: bool) -> int:
-        """A page's worth of swap, to which no entry refers yet; its number (folio_alloc_swap())."""
-        if self._free_slots:
-            slot = self._free_slots.pop()
+    def alloc_slots(self, count: int) -> int:
+        """Room in swap to which no entry refers yet, in a row and aligned (cluster_alloc_swap_entry()); the number of
+        the first slot."""
+        if count == 1 and self._free_slots:
+            first = self._free_slots.pop()
         else:
-            slot = self._next_slot
-            self._next_slot += 1
-        self.swap[slot] = SwapSlot(from_ksm)
-        return slot
+            first = -(-self._next_slot // count) * count
+            self._free_slots += range(self._next_slot, first)
+            self._next_slot = first + count
+        for slot in range(first, first + count):
+            self.swap[slot] = SwapSlot(slot)
+        return first
+
+    def add_to_swap(self, head: int) -> None:
+        """Give the folio room in swap, a large one in a row (folio_alloc_swap())."""
+        folios = self.folios
+        nr_pages = folios.nr_pages(head)
+        first = self.alloc_slots(nr_pages)
+        written = folios.flags.v[head : head + nr_pages] & FOLIO_WRITTEN != 0
+        for i in range(nr_pages):
+            slot = self.swap[first + i]
+            slot.written = bool(written[i])
+            slot.zeroes = not written.any()
+            self.cache(first + i, head + i)
+        folios.set_flag(head, FOLIO_DIRTY)
 
     def cache(self, slot: int, pfn: int) -> None:
         """`pfn` holds what `slot` holds (add_to_swap_cache())."""
@@ -594,17 +635,27 @@ class System:
         self.swap[slot].cached_pfn = pfn
         self.slot_of[pfn] = slot
 
-    def uncache(self, pfn: int) -> None:
-        """`pfn` leaves the swap cache (delete_from_swap_cache()); its slot goes with the last entry."""
-        slot = self.slot_of.pop(pfn)
-        self.folios.flags.m[pfn] |= FOLIO_DIRTY
-        if pfn in self.refs.pages:
-            write_once(self.scheduler, "__swap_table_set()", self.swap[slot], "cached_pfn")
-        self.swap[slot].cached_pfn = 0
-        if self.swap[slot].count == 0:
-            self._free_slot(slot)
-        if pfn in self.refs.pages:
-            self.put_counted(pfn)
+    def uncache(self, head: int) -> None:
+        """The folio leaves the swap cache (swap_cache_del_folio()); its slots go with their last entries."""
+        for pfn in range(head, head + self.folios.nr_pages(head)):
+            slot = self.slot_of.pop(pfn)
+            self.folios.flags.m[pfn] |= FOLIO_DIRTY
+            if pfn in self.refs.pages:
+                write_once(self.scheduler, "__swap_table_set()", self.swap[slot], "cached_pfn")
+            self.swap[slot].cached_pfn = 0
+            if self.swap[slot].count == 0:
+                self._free_slot(slot)
+        if head in self.refs.pages:
+            self.put_counted(head)
+
+    def free_swap(self, head: int) -> bool:
+        """The folio leaves the swap cache if no entry refers to any of it (folio_free_swap()).  Is it out of it?"""
+        if head in self.slot_of:
+            for pfn in range(head, head + self.folios.nr_pages(head)):
+                if self.swap[self.slot_of[pfn]].count:
+                    return False
+            self.uncache(head)
+        return True
 
     def put_slot(self, slot: int) -> None:
         """One entry that referred to `slot` is gone (free_swap_and_cache())."""
@@ -615,7 +666,7 @@ class System:
             if pfn == 0:
                 self._free_slot(slot)
             else:
-                self.try_free(pfn)
+                self.try_free(self.folios.head.m[pfn])
 
     def _free_slot(self, slot: int) -> None:
         del self.swap[slot]

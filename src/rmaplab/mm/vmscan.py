@@ -4,8 +4,9 @@
 Models mm/rmap.c folio_referenced() and try_to_unmap(), with their caller, mm/vmscan.c
 shrink_folio_list().  They walk with the leading design and believe it: a mapping that the walk misses leaves the folio
 mapped, and the caller gives up.  A large folio is split before it is swapped out; a kernel that has room for all of it
-in a row in swap splits only a partly mapped one, which leaves the same entries.  A folio that MADV_FREE gave up is not
-split: its clean pages are freed up to the first dirty one, or the first batch that has one (`batches`).
+in a row in swap, as is assumed here, splits only a partly mapped one, which leaves the same entries.  A folio that
+MADV_FREE gave up is not split: its clean pages are freed up to the first dirty one, or the first batch that has one
+(`batches`).
 
 Locking: a user holds a reference to the folio and its lock, and takes the page-table lock at each place.
 """
@@ -34,13 +35,14 @@ from rmaplab.mm.pagetable import (
 )
 from rmaplab.mm.rmap_walk import Visit, rmap_walk
 from rmaplab.mm.system import System
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_DROPPABLE, VM_LOCKED, VMA
+from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VM_DROPPABLE, VM_LOCKED, VMA
 from rmaplab.sync.fields import OF_ENTRY
 from rmaplab.sync.order import write_once
 
 # How a real kernel's reclaim took what MADV_FREE had given up, and was in use again:
 ONCE: Final = 1  # reclaim did not visit it a second time
 KEPT: Final = 2  # ageing had seen a dirty entry, which may be gone by now, so that nothing was dropped
+PLACED: Final = 4  # it had taken them before, and what is in swap there lies in a row
 _FREED_AT_ONCE: Final = 31  # PAGEVEC_SIZE: folios that are freed together, after TLBs are flushed for all of them
 
 
@@ -121,6 +123,14 @@ def swap_out(system: System, mm: MM, start: int, end: int, how: int = 0) -> int:
     return freed
 
 
+def place(system: System, mm: MM, start: int, end: int, first: int) -> None:
+    """What is in swap in [start, end) lies there in a row, at place number `first`."""
+    for addr in range(start, end, PAGE_SIZE):
+        entry = mm.page_table.get(addr)
+        if entry & PTE_SWAP:
+            system.swap[entry >> PTE_SHIFT].place = first + ((addr - start) >> PAGE_SHIFT)
+
+
 def page_out(system: System, mm: MM, start: int, end: int) -> None:
     """MADV_PAGEOUT: reclaim what only this range maps (madvise_cold_or_pageout_pte_range())."""
     left = split_cut(system, mm, start, end).left
@@ -149,7 +159,10 @@ def swap_out_folio(system: System, head: int, again: bool) -> int:
             system.put_folio(head)
             return nr_pages if freed else 0
     if nr_pages > 1:
-        split_folio(system, head, partly_mapped(system, head))
+        in_place = head not in system.slot_of and partly_mapped(system, head)
+        if head not in system.slot_of and not in_place and system.profile.large_swap_in:
+            system.add_to_swap(head)
+        split_folio(system, head, in_place)
         system.unlock_folio(head)
         pages = [pfn for pfn in range(head, head + nr_pages) if pfn == head or folios.order.m[pfn] == 0]
         for pfn in pages[1:]:
@@ -159,10 +172,8 @@ def swap_out_folio(system: System, head: int, again: bool) -> int:
     if was_mapped:
         _unmap_folio(system, head, again)
     freed = was_mapped and system.mapcount(head) == 0
-    if freed:
-        slot = system.slot_of.get(head)
-        if slot is not None:
-            system.uncache(head)  # what it held is in swap now
+    if system.mapcount(head) == 0 and head in system.slot_of:
+        system.uncache(head)  # what it held is in swap now
     system.unlock_folio(head)
     system.put_folio(head)
     return 1 if freed else 0
@@ -175,11 +186,9 @@ def _unmap_folio(system: System, pfn: int, again: bool) -> None:
         if system.folios.flags.m[pfn] & FOLIO_LAZYFREE or not again:
             return
         # It was used again, and goes to swap at the next visit of reclaim.
-    slot = system.slot_of.get(pfn)
-    if slot is None:
-        slot = system.alloc_slot(False)
-        system.cache(slot, pfn)
-        system.folios.set_flag(pfn, FOLIO_DIRTY)
+    if pfn not in system.slot_of:
+        system.add_to_swap(pfn)
+    slot = system.slot_of[pfn]
     system.swap[slot].from_ksm |= pfn in system.ksm_pages
     locked = _try_to_unmap(system, pfn, slot)
     system.flush_deferred(if_dirty=True)  # nobody may write to it while it is written out

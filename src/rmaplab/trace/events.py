@@ -59,8 +59,9 @@ OPERATIONS: Final = (
     Operation("fault", ("addr", "length", "flags", "result"),
               "a run of pages touched one after the other; flags: FAULT_WRITE; result: 0, or -EFAULT for an access that "
               "gets a signal", of_pages=True),
-    Operation("swap_out", ("addr", "length", "flags"),
-              "reclaim of the folios mapped there; flags: what a real kernel's did (mm/vmscan.py)", "kswapd", True),
+    Operation("swap_out", ("addr", "length", "flags", "offset"),
+              "reclaim of the folios mapped there; flags: what a real kernel's did (mm/vmscan.py); offset: where it put"
+              " them in swap", "kswapd", True),
     Operation("migrate", ("addr", "length"), "the folios mapped there move to other frames", "kcompactd", True),
     Operation("referenced", ("addr", "length"), "were the folios mapped there used?", "kswapd", True),
     Operation("ksm", ("addr", "pid2", "addr2", "flags"),

@@ -27,6 +27,7 @@ from rmaplab.mm.abi import MAP_FIXED, MAP_FIXED_NOREPLACE, MREMAP_FIXED
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, File
+from rmaplab.mm.vmscan import PLACED
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry, Header, parts_of
 from rmaplab.trace.maps import MapsDifference, compare_maps
@@ -290,7 +291,10 @@ class Player:
                 raise HistoryError(f"name {file} is not among the history's {len(self._names)} names")
             return machine.set_name(machine.mm_of(pid), addr, length, self._names[file])
         elif op == "swap_out":
-            machine.swap_out(machine.mm_of(pid), addr, length >> PAGE_SHIFT, flags)
+            if flags & PLACED:
+                machine.place_in_swap(machine.mm_of(pid), addr, length >> PAGE_SHIFT, offset)
+            else:
+                machine.swap_out(machine.mm_of(pid), addr, length >> PAGE_SHIFT, flags)
         elif op == "migrate":
             machine.migrate(machine.mm_of(pid), addr, length >> PAGE_SHIFT)
         elif op == "referenced":
