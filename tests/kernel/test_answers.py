@@ -36,7 +36,7 @@ def test_each_aimed_history_has_answers_of_each_kernel(version: str) -> None:
     [
         mutants.SplitWithoutClone, mutants.JoinWithoutClone, mutants.CopyWithoutClone, mutants.ChildNotLinked,
         mutants.InheritedPointerKept, mutants.NeighbourNotSingular, mutants.KeysLeftBehind,
-        mutants.NotUnlinked, mutants.NotTakenOver, mutants.MovedIntoUnprepared,
+        mutants.NotUnlinked, mutants.NotTakenOver, mutants.MovedIntoUnprepared, mutants.HugeTakenOverInPart,
     ],
 )  # fmt: skip
 def test_a_bug_that_is_put_back_contradicts_the_kernel(design: type[ReverseMap]) -> None:
@@ -47,7 +47,7 @@ def test_a_bug_that_is_put_back_contradicts_the_kernel(design: type[ReverseMap])
     "kind",
     [
         mutants.SlotNotPut, mutants.RowsAnywhere, mutants.ContentsForgotten, mutants.ZeroesNotMarked,
-        mutants.SwapCacheLeftEarly, mutants.TornInSwapCache,
+        mutants.SwapCacheLeftEarly, mutants.TornInSwapCache, mutants.HugeCountedByPage, mutants.HugeNeverTorn,
     ],
 )  # fmt: skip
 def test_a_rule_of_the_machine_that_is_broken_contradicts_the_kernel(kind: type[Machine]) -> None:

@@ -122,6 +122,17 @@ def dump(witness: Witness, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@needs_kernel
+def test_a_dump_that_qemu_compressed_is_refused(
+    witness: Witness, vmlinux: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "dump"
+    with witness.guest.stopped():
+        witness.guest.monitor("dump-guest-memory", paging=False, protocol=f"file:{path}", format="kdump-zlib")
+    path.chmod(0o600)
+    assert "compressed by kdump" in said(capsys, str(path), "--vmlinux", str(vmlinux))
+
+
 def summary(state: State) -> tuple[object, ...]:
     assert state.problems == []
     assert state.findings[0].entries > 0

@@ -18,10 +18,10 @@ import msgspec
 from rmaplab.check.histories import OPERATIONS, Author
 from rmaplab.check.lockstep import Checker
 from rmaplab.mm.errors import HistoryError
-from rmaplab.mm.folio import FOLIO_PARTLY, Int64s
+from rmaplab.mm.folio import FOLIO_PARTLY, MAX_ORDER, Int64s
 from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.pagetable import LEAF_SHIFT
+from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT
 from rmaplab.mm.profile import PROFILES, REFERENCE
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA
@@ -481,6 +481,29 @@ class TornInSwapCache(Machine):
     def note_torn(self, head: int) -> None:
         if self.folios.total_mapcount(head):
             self.folios.set_flag(head, FOLIO_PARTLY)
+
+
+class HugeCountedByPage(Machine):
+    """An entry that maps 2 MiB counts once for each page."""
+
+    def large_mapped(self, mm: MM, head: int, count: int) -> None:
+        whole = count == 1 and self.folios.order.m[head] == MAX_ORDER
+        super().large_mapped(mm, head, LEAF_ENTRIES if whole else count)
+
+
+class HugeNeverTorn(Machine):
+    """A folio of 2 MiB is not split for the pages of it that were unmapped."""
+
+    def note_torn(self, head: int) -> None:
+        if self.folios.order.m[head] < MAX_ORDER:
+            super().note_torn(head)
+
+
+class HugeTakenOverInPart(AnonVmaRmap):
+    """Of a folio that a write takes over whole, only the first page moves to the writer's anon_vma."""
+
+    def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
+        super().folio_reused(vma, pfn, 1)
 
 
 class NeighboursTableFreed(Machine):
