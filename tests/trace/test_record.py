@@ -121,6 +121,32 @@ def test_names_are_kept_only_where_asked(tmp_path: Path, recorder: str) -> None:
     assert any(entry.name.endswith(".so.6") for entry in header.files)
 
 
+def test_memory_of_the_recorder_does_not_grow_with_the_number_of_faults(tmp_path: Path, recorder: str) -> None:
+    """Half a million faults make a dozen events; a record of each has 24 bytes and more."""
+    program = """
+        import ctypes, mmap, sys
+        for _ in range(int(sys.argv[1])):
+            pages = mmap.mmap(-1, 1 << 27)
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+            ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(pages)), 1, 1 << 27)
+            del pages
+    """
+    script = """
+        import resource, sys
+        from rmaplab.trace.record import record
+        history = record(sys.argv[3:], sys.argv[1], recorder=sys.argv[2]).history
+        print(history.summary()["faults"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """
+    kilobytes = []
+    for times in (1, 16):
+        command = [sys.executable, "-S", "-c", textwrap.dedent(program), str(times)]
+        recording = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "h"), recorder, *command]
+        faults, peak = map(int, subprocess.run(recording, check=True, stdout=subprocess.PIPE).stdout.split())
+        assert faults >= times << 15
+        kilobytes.append(peak)
+    assert kilobytes[1] < kilobytes[0] + 8_192
+
+
 def test_lost_events_are_told_and_the_command_is_run_again(tmp_path: Path, recorder: str) -> None:
     said: list[str] = []
     program = "import mmap; [mmap.mmap(-1, 4096, 34)[0] for _ in range(6000)]"

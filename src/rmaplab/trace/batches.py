@@ -243,9 +243,7 @@ class Batch:
         elif number == _MPROTECT or number == _PKEY_MPROTECT:
             space.protect(start, start + page_align(self._si[i]), self._dx[i] & 7)
         elif number == _BRK:
-            if not space.brk and space.born >= 0:
-                self._events.correct(space.born, "addr2", self._result[i])
-            return space.set_brk(start, self._result[i])
+            return space.set_brk(start, self._result[i], self._events)
         elif number == _MREMAP:
             space.remap(start, self._si[i], self._dx[i], self._r10[i], self._result[i])
         return True

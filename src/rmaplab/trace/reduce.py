@@ -360,11 +360,8 @@ class Reducer:
         self._touch(process, result + fresh, result + page_align(new_length))
 
     def _call_brk(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
-        addr, space = registers[0], process.space
-        old = space.brk
-        if not old and space.born >= 0:
-            self.events.correct(space.born, "addr2", result)
-        if space.set_brk(addr, result):
+        addr, old = registers[0], process.space.brk
+        if process.space.set_brk(addr, result, self.events):
             self._emit("brk", process, addr=addr, result=result)
             self._touch(process, page_align(old), page_align(addr))
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from rmaplab.mm.abi import MREMAP_DONTUNMAP, PROT_READ, PROT_WRITE, STACK_GUARD_GAP
 from rmaplab.mm.vma import PAGE_MASK, PAGE_SIZE
+from rmaplab.trace.history import Rows
 
 # What setrlimit allows unless it is asked for more.  The machine has no limits (mm/mmap.py).
 STACK_LIMIT: Final = 8 << 20
@@ -160,11 +161,13 @@ class Space:
             self._starts[first:i] = [range.start for range in joined]
         return fresh
 
-    def set_brk(self, addr: int, result: int) -> bool:
+    def set_brk(self, addr: int, result: int, events: Rows) -> bool:
         """brk(`addr`) returned `result`; returns whether the heap has another end.  The first answer is where the heap
-        starts: the kernel tells it nowhere else."""
+        starts, which the kernel tells nowhere else: it belongs to the exec event."""
         if not self.brk:
             self.brk = result
+            if self.born >= 0:
+                events.correct(self.born, "addr2", result)
             return False
         if addr != result or addr == self.brk:
             return False  # a question, or refused
