@@ -194,10 +194,11 @@ PROGRAMS: Final = {
 
 # stress-ng's stressors of memory, VMs and processes; not forkheavy and resources, which fill the disk.
 STRESSORS: Final = (
-    "bigheap brk clone daemon env exec exit-group fork kill madvise malloc mcontend membarrier memfd mincore "
-    "mlock mlockmany mmap mmapaddr mmapfixed mmapfork mmaphuge mmapmany mprotect mremap msync munmap numa nice "
-    "pageswap pidfd pthread remap schedpolicy secretmem session shm shm-sysv spawn stack stackmmap switch "
-    "userfaultfd vfork vforkmany vm vm-addr vm-rw vm-segv vm-splice wait yield zero zombie"
+    "bad-altstack bigheap brk clone context daemon dev-shm env exec exit-group fork full kill madvise malloc "
+    "mcontend membarrier memfd memrate mincore misaligned mlock mlockmany mmap mmapaddr mmapfixed mmapfork mmaphuge "
+    "mmapmany mprotect mremap msync msyncmany munmap nice null numa pagemove pageswap physpage pidfd pipe prefetch "
+    "pthread remap rmap schedpolicy secretmem session shm shm-sysv spawn stack stackmmap swap switch tlb-shootdown "
+    "tmpfs userfaultfd vfork vforkmany vm vm-addr vm-rw vm-segv vm-splice wait yield zero zombie"
 ).split()
 
 
