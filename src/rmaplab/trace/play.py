@@ -137,7 +137,7 @@ class Player:
         self._checkpoints: Final = {checkpoint.number: checkpoint for checkpoint in header.checkpoints}
         self._batch: Final = batch
         self._watcher: Final = Watcher() if watcher is None else watcher
-        self._parts: Iterable[list[list[Any]]] = ()
+        self._parts: Iterator[list[list[Any]]] | None = None  # that are left
         self._part = _Part([[] for _ in Event.__struct_fields__])
         self._row = 0  # of the part: what is played next
         self._last_part = self._part
@@ -228,10 +228,11 @@ class Player:
 
     def _turn(self) -> bool:
         """Go on with the next part, if there is one."""
-        for fields in self._parts:
+        for fields in self._parts or ():
             self._part = _Part(fields)
             self._row = 0
             return True
+        self._parts = None
         return False
 
     def last(self) -> Event:
