@@ -173,7 +173,7 @@ def test_a_signal_ends_the_program_and_keeps_the_recording(
         pytest.skip(refusal(recorder))
     script = f"""
         from rmaplab.trace.record import record
-        command = ["sh", "-c", "echo ready; while :; do sleep 0.1; done"]
+        command = ["sh", "-c", "sleep 0; sleep 0; echo ready; while :; do sleep 0.1; done"]
         status = record(command, {str(tmp_path / "h")!r}, recorder={recorder!r}).status
         print("status", status)
     """
