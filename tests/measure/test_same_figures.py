@@ -89,7 +89,7 @@ WORK = {
     "anon_vma": "5a41a270eaa9",
     "anon_vma_lazy": "54dc29b02c32",
     "cow_context": "b2bed30dbbdb",
-    "lineage": "4679c951a48f",
+    "lineage": "4101f1438b2d",
     "cow_context_prototype": "51bae71eee2e",
     "anonmm": "584494f2f676",
     "pte_chain": "a3cef1e19268",

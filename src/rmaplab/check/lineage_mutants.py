@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final, cast
 
 from rmaplab.check.mutants import Mutant
+from rmaplab.mm.folio import Int64s
 from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, PTE_ANON, PTE_SHIFT, Leaf
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA
@@ -148,22 +149,18 @@ class LargeFolioHalfRecorded(LineageRmap):
 class IndexNotChecked(LineageRmap):
     name = "lineage, index believed without a look at the VMA"
 
-    def _vma_at(self, line: Line, mm: MM, addr: int) -> VMA | None:
+    def _vma_at(self, line: Line, mm: MM, leaf: Leaf, addr: int) -> VMA | None:
         index = line.indices.get(addr >> LEAF_SHIFT)
-        return super()._vma_at(line, mm, addr) if index is None else self._search(index, addr) or index.vmas[0]
+        if index is None or index.leaf is not leaf:
+            return super()._vma_at(line, mm, leaf, addr)
+        return next((vma for vma in reversed(index.vmas) if vma.start <= addr), index.vmas[0])
 
 
 class IndexNotLeft(LineageRmap):
-    name = "lineage, VMA that is unmapped and stays in an index"
+    name = "lineage, VMA that is unmapped and stays in the index of a leaf that stays"
 
     def vma_removed(self, vma: VMA) -> None:
-        number = vma.start >> LEAF_SHIFT
-        index = self.line_of(vma.mm).indices.get(number)
-        kept = [] if index is None else list(index.vmas)
-        super().vma_removed(vma)
-        if index is not None:
-            index.vmas = kept
-            self.line_of(vma.mm).indices[number] = index
+        CowContextRmap.vma_removed(self, vma)
 
 
 class IndexNotLeftAtSplit(LineageRmap):
@@ -193,6 +190,26 @@ class MigrationOverlooked(LineageRmap):
         return stop
 
 
+# The end of a walk
+
+
+class MigrationUncounted(LineageRmap):
+    name = "lineage, walk that ends at the only entry, although others wait for a migration"
+
+    def in_migration(self, top: CowContext) -> bool:
+        return False
+
+
+class EndsAtFirstEntry(LineageRmap):
+    name = "lineage, walk that takes each entry for the only one"
+
+    def _there(
+        self, line: Line, mm: MM, pfn: int, nr_pages: int, start: int
+    ) -> Iterator[tuple[VMA, int, bool]]:
+        for vma, addr, _ in super()._there(line, mm, pfn, nr_pages, start):
+            yield vma, addr, True
+
+
 # Heirs
 
 
@@ -219,23 +236,58 @@ class InheritedKeepsEpoch(LineageRmap):
 
     name = "lineage, page of the dead whose epoch is taken for one of the heir"
 
-    def _bearer(self, number: int) -> tuple[CowContext | None, bool]:
-        return super()._bearer(number)[0], False
+    def _bearer(self, first: Line) -> tuple[Line, bool]:
+        return super()._bearer(first)[0], False
 
 
-class HeirWithoutName(LineageRmap):
-    name = "lineage, heir that its pages are not led to"
+class NeverCollected(LineageRmap):
+    name = "lineage, contexts of the dead that stay as long as an heir"
 
-    def _make_room(self, gone: Line) -> bool:
-        done = super()._make_room(gone)
-        if gone.name.forward is not None:
-            gone.name.forward = None
-            gone.name.context = None
+    def _collect(self) -> None:
+        pass
+
+
+class CollectedUnseen(LineageRmap):
+    name = "lineage, context that is freed while folios point to it"
+    dead_per_living = 0
+
+    def _point_to(self, heir: Line, old: set[int]) -> bool:
+        return True
+
+
+class CollectedAtTheTop(LineageRmap):
+    """The heir's children have them, too."""
+
+    name = "lineage, folios pointed to the heir where it maps them itself alone"
+    dead_per_living = 0
+
+    def _point_leaf_to(self, leaf: Leaf, heir: Line, old: Int64s) -> bool:
+        if heir.mm is not None and leaf not in heir.mm.page_table.leaves.values():
+            return True
+        return super()._point_leaf_to(leaf, heir, old)
+
+
+class CollectedKeepsEpoch(LineageRmap):
+    name = "lineage, folio that is pointed to the heir and keeps the epoch of the dead"
+    dead_per_living = 0
+
+    def _point_leaf_to(self, leaf: Leaf, heir: Line, old: Int64s) -> bool:
+        kept = self.since.v.copy()
+        done = super()._point_leaf_to(leaf, heir, old)
+        self.since.v[:] = kept
         return done
 
 
+class SwapCacheOverlooked(LineageRmap):
+    name = "lineage, folio in the swap cache that is not pointed to the heir"
+    dead_per_living = 0
+
+    def _point_pages_to(self, pfns: Int64s, heir: Line, old: Int64s) -> None:
+        super()._point_pages_to(pfns[self.folios.mapcount.v[pfns] > 0], heir, old)
+
+
 class KeptTooLong(LineageRmap):
-    name = "lineage, names of the dead that outlive their heir"
+    name = "lineage, contexts of the dead that outlive their heir"
 
     def _free(self, context: CowContext) -> None:
         cast(Line, context).stands_for.clear()
@@ -316,11 +368,17 @@ LINEAGE_MUTANTS: Final = (
     _verify("what an index says is checked", IndexNotChecked),
     _verify("a VMA that goes leaves the indices", IndexNotLeft, "leak"),
     _verify("a VMA is in the indices of where it is", IndexNotLeftAtSplit, "leak"),
+    _race("what waits for a migration is looked for", MigrationUncounted, "restore / mremap back + copy"),
+    _verify("a page may have more than one entry", EndsAtFirstEntry),
     _verify("of the dead, none has one child", NoRoomMade, "leak"),
     _verify("an heir is born when the dead was", HeirKeepsBirth),
     _verify("pages of the dead are of any age", InheritedKeepsEpoch),
-    _verify("a name leads to the heir", HeirWithoutName),
-    _verify("names go with the last heir", KeptTooLong, "leak"),
+    _verify("there are no more dead than living", NeverCollected, "leak"),
+    _verify("folios point to the heir before the dead is freed", CollectedUnseen),
+    _verify("a page of the dead may be mapped by any below the heir", CollectedAtTheTop),
+    _verify("a page that is pointed to the heir is of any age", CollectedKeepsEpoch),
+    _verify("a folio in the swap cache is mapped again", SwapCacheOverlooked),
+    _verify("the dead go with the last heir", KeptTooLong, "leak"),
     _race("a migration entry is an entry", MigrationOverlooked, "restore / copy"),
     _race("walks look again where entries moved", MovedUnnoticed, "restore / mremap back"),
     _race("a parent comes before its children", ChildrenBefore, "restore / fork of the child"),

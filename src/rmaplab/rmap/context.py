@@ -85,6 +85,7 @@ class ContextRmap(ReverseMap):
     spaces_under_rcu = True  # get_mm()
     tables_under_rcu = True
     context_fields: ClassVar[int] = 0  # bytes of a context besides those of context_size()
+    highest_apart: ClassVar[bool] = False  # RemapMemory
     tries_locks: ClassVar[bool] = False  # does anybody take the lock of a context only if it is free?
     drawn_by = "rmaplab.rmap.pictures.context:ContextPicture"
 
@@ -93,7 +94,7 @@ class ContextRmap(ReverseMap):
         sizes = attachment.profile.sizes
         size = context_size(sizes["maple_tree"]) + self.context_fields
         self.context_pool: Final[Pool] = self.ledger.pool("cow_context", size)
-        self.memory: Final = RemapMemory(self.ledger, sizes["maple_node"])
+        self.memory: Final = RemapMemory(self.ledger, sizes["maple_node"], self.highest_apart)
         self.lock_class: Final[LockClass] = self.ledger.lock_class("cow_context lock", tried=self.tries_locks)
         self.rcu: Final = Rcu(self.ledger, self.scheduler)
         self.walks: Final[Tally] = self.ledger.tally("walks")
@@ -162,9 +163,17 @@ class ContextRmap(ReverseMap):
             if above is not None:
                 self._unlink(gone, above)
                 above.lock.unlock()
-            self.context_pool.free()
+            self.context_pool.free(1 + self.stand_ins(gone))
+            self.going(gone)
             self.rcu.call("cow_context", gone, partial(self._free, gone))
             gone = above
+
+    def stand_ins(self, context: CowContext) -> int:
+        """How many contexts in whose place it stands are kept, and go with it."""
+        return 0
+
+    def going(self, context: CowContext) -> None:
+        """Nobody refers to `context` any more; it is freed after a grace period."""
 
     def still_referred_to(self, context: CowContext) -> None:
         """A reference was dropped, and it was not the last."""
@@ -214,7 +223,8 @@ class ContextRmap(ReverseMap):
                     break
                 reached[at.number] = at
                 at = at.parent  # a child refers to its parent
-        miscounted(said, "contexts in use", -1, self.context_pool.live, len(reached))
+        found = sum(1 + self.stand_ins(context) for context in reached.values())
+        miscounted(said, "contexts in use", -1, self.context_pool.live, found)
         children: dict[int, int] = {}
         for context in reached.values():
             miscounted(said, "references to context", context.number, context.refcount, references[context.number])

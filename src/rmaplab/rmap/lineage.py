@@ -2,15 +2,18 @@
 """Design `lineage`: who descends from a page's owner, since when, and a look at the entry before the VMA.
 
 A successor of `cow_context` (see there, and mm/cow_context.c of the prototype): a folio points to the context of the
-address space that first had it, and a walk goes down the tree of forks.  Four things are new.
+address space that first had it, and a walk goes down the tree of forks.  Six things are new.
 
 - *Epochs.*  A page knows how many forks its owner had made when it was mapped.  A child that was forked before has no
   entry for it.  So a page that came after its owner's last fork is looked for in one address space.
 - *Entries first.*  A walk looks at the page-table entry, under the leaf lock that its user takes anyway, and asks for
   the VMA only where the entry is one.  What it hands to its user maps the folio, or did a moment ago.
-- *An index in each leaf.*  The page that holds a leaf of a page table (struct ptdesc) has a word to spare (pt_index and
-  pt_mm share one, which a PTE table does not use).  The first walk that finds an entry there leaves in it a small array
-  of the VMAs in this range of 2 MiB, by address.  Faults and forks do nothing for it.
+- *An end.*  The walk ends where it found the only entry, and goes on to the next address space where it found one.
+- *Words in each leaf.*  The page that holds a leaf of a page table (struct ptdesc) has three words that no PTE table
+  uses (pt_index, __page_mapping, pmd_huge_pte).  The first walk that finds an entry there leaves in them the VMAs of
+  this range of 2 MiB, if they are no more.  Faults and forks do nothing for it.
+- *Heirs.*  A context without an address space and with one child makes room for it, and leads there.  When there are
+  more of the dead than of the living, folios are pointed to the heirs, and the dead are freed.
 - *No references.*  Page tables, VMAs and mm_structs outlive a grace period, and a walk is one RCU section.
 
 Data
@@ -20,8 +23,9 @@ Data
 - for each context: the epoch of its address space, and `born`, the epoch of its parent when it was forked.
 - for each context, a remap tree: of page offsets that are not at the address that they say alone, *all* displacements
   at which this address space has them, 0 among them.
-- for each leaf that walks came to, the index.  Nothing in a VMA: the shift of `cow_context` is 0, for 7.3 has the
-  anonymous page offset.
+- the highest record, in nearly every process that of the stack, which exec moved, lies in the context, in no node.
+- for each leaf that walks came to, what its words say.  Nothing in a VMA: the shift of `cow_context` is 0, for 7.3 has
+  the anonymous page offset.
 
 Invariants
 - Index, Subtree: those of `cow_context`, with shift 0.
@@ -36,7 +40,15 @@ Invariants
 - Indices: whoever takes a VMA out of the tree, or takes a range away from it, takes it out of the indices there
   afterwards, under the leaf locks.  A walk puts one in under the same lock, if it finds it in the tree then.  So a VMA
   that is freed is in no index.  A walk that got it from one before is in its RCU section still; it checks the address
-  space and the range, and asks the tree if they are wrong.
+  space and the range, and asks the tree if they are wrong.  A leaf that lies in a VMA which goes is out of the page
+  table before that is freed, and needs no word.
+- End: with the leaf locked, its entry present and a mapcount of 1, nothing else maps the page.  What a fork copies from
+  there before the walk's user has the leaf lock is seen by `forks`; what it copies later is as the user left it.
+  Entries that wait for a migration are in no mapcount: a walk from a context that a migration holds ends nowhere early.
+- Heirs: what points to a context that made room is in the subtree of its heir.  A grace period after it made room,
+  nothing comes to point to it that does not.  So it may be freed, a grace period after all entries below the heir were
+  visited, parents before children, and again where entries moved, if none waited for a migration and no migration
+  holds it.
 
 Proof that a walk is complete: every entry is in the subtree (Subtree), in no child that is left out (Epoch, Order), at
 the index plus 0 or a recorded displacement (Index, Records), where the walk looks under the leaf lock, as the user of a
@@ -48,45 +60,51 @@ Locking: as there.  The leaf lock, which is innermost, covers the entries of the
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import Final, cast
+from functools import partial
+from typing import ClassVar, Final, cast
 
 import numpy as np
 from mypy_extensions import mypyc_attr
 
-from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s
+from rmaplab.mm.folio import FOLIO_KSM, Column, Int64s, folio_mapcount
 from rmaplab.mm.geometry import Bounds, GeometryChange, bounds_of
 from rmaplab.mm.locking import lock_leaf
-from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, PTE_ANON, PTE_MIGRATION, PTE_SHIFT, Leaf
-from rmaplab.mm.reverse_map import Attachment, miscounted
+from rmaplab.mm.pagetable import (
+    LEAF_ENTRIES,
+    LEAF_SHIFT,
+    LEAF_SIZE,
+    PTE_ANON,
+    PTE_KSM,
+    PTE_MIGRATION,
+    PTE_SHIFT,
+    PTE_SWAP,
+    Leaf,
+)
+from rmaplab.mm.reverse_map import Attachment
 from rmaplab.mm.takeover import TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VM_DONTCOPY, VM_WIPEONFORK, VMA, seen
 from rmaplab.rmap.context import CowContext
 from rmaplab.rmap.cow_context import CONTEXT_SHIFT, PGOFF_BIAS, PGOFF_MASK, CowContextRmap, Displaced
 from rmaplab.rmap.remap_tree import RemapTree
 from rmaplab.sync.fields import OF_PAGE
-from rmaplab.sync.locks import SpinLock
+from rmaplab.sync.locks import Data, SpinLock
 from rmaplab.sync.order import initialised, read_once, smp_load_acquire, smp_store_release, write_once
-from rmaplab.sync.work import Pool, Tally
+from rmaplab.sync.work import Tally
 
 _LAST_EPOCH: Final = (1 << 19) - 1
+WORDS: Final = 3  # of struct ptdesc that a PTE table does not use: pmd_huge_pte, __page_mapping, pt_index
 _ANY: Final = -1  # an epoch that no child is too old for
 
 
 class Index:
-    """The VMAs of one leaf that may have pages, by address; `room`: of the array."""
+    """What one leaf says: its VMAs that may have pages, at most WORDS, by address, and where each began."""
 
-    def __init__(self) -> None:
-        self.vmas: list[VMA] = []
-        self.room = 0
-
-
-class Name:
-    """What folios hold of a context: a slot of a table, with the context, or with the name of who stands for it."""
-
-    def __init__(self) -> None:
-        self.context: CowContext | None = None
-        self.forward: Name | None = None
+    def __init__(self, leaf: Leaf, vmas: list[VMA]) -> None:
+        self.leaf: Final = leaf  # another that is made in its place says nothing
+        self.vmas: Final = vmas
+        self.starts: Final = [vma.start for vma in vmas]
 
 
 class Line(CowContext):
@@ -96,12 +114,17 @@ class Line(CowContext):
         self, number: int, mm: MM, parent: CowContext | None, lock: SpinLock, remaps: RemapTree, born: int
     ) -> None:
         super().__init__(number, mm, parent, lock, remaps)
-        self.name: Final = Name()
-        self.name.context = self
-        self.stands_for: Final[list[int]] = []  # numbers of those whose place it took
+        self.forward: Line | None = None  # who took its place, or took the place of who did
+        self.stands_for: Final[list[Line]] = []  # in whose place it stands, and to which folios may point
+        self.settled = False  # it made room a grace period ago: no folio will point to it that does not now
         self.born = born
-        self.epoch = 0
+        self.forks = 0  # two for each fork that this address space made; odd while it makes one
         self.indices: Final[dict[int, Index]] = {}  # by number of the leaf
+
+    @property
+    def epoch(self) -> int:
+        """How many forks this address space has made."""
+        return min(self.forks >> 1, _LAST_EPOCH)
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -110,17 +133,21 @@ class LineageRmap(CowContextRmap):
 
     name = "lineage"
     vma_fields = 0
-    context_fields = 32  # epoch, born; number; where records begin and end
+    context_fields = 48  # forks, born; the highest record; where the others begin and end
+    highest_apart = True
     tries_locks = True
+    dead_per_living: ClassVar[int] = 1  # contexts, before those of the dead are collected
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
+        self._collecting = False
         self.since: Final[Column] = attachment.folios.column(np.int64)
         self.in_vain: Final[Tally] = self.ledger.tally("entries looked at in vain")
         self.searched: Final[Tally] = self.ledger.tally("vma index nodes visited")
         self.changed: Final[Tally] = self.ledger.tally("vma index entries changed")
-        self.names: Final[dict[int, Name]] = {}  # by number
-        self.name_pool: Final[Pool] = self.ledger.pool("context name", 16)
+        self.entries: Final[Tally] = self.ledger.tally("page-table entries looked at")
+        self.living = 0  # contexts with an address space
+        self.made_room: Final[list[Line]] = []  # that folios may still point to, the oldest first
         self._taking_over = False
         self._glances = False
 
@@ -132,17 +159,34 @@ class LineageRmap(CowContextRmap):
     def make_context(self, number: int, mm: MM, parent: CowContext | None, lock: SpinLock) -> CowContext:
         born = 0 if parent is None else cast(Line, parent).epoch
         line = Line(number, mm, parent, lock, self.new_remap_tree(), born)
-        initialised(self.scheduler, "new context", line, "parent born")
-        initialised(self.scheduler, "new name", line.name, "context forward")
-        self.names[number] = line.name
-        self.name_pool.alloc()
+        initialised(self.scheduler, "new context", line, "parent born forward")
+        self.living += 1
         return line
 
+    def mm_gone(self, mm: MM) -> None:
+        self.living -= 1
+        super().mm_gone(mm)
+        self._collect()
+
+    def mm_forked(self, parent: MM, child: MM) -> None:
+        self._count_fork(self.line_of(parent))
+        super().mm_forked(parent, child)
+
     def mm_fork_end(self, parent: MM, child: MM) -> None:
-        line = self.line_of(parent)
-        if line.epoch < _LAST_EPOCH:
-            write_once(self.scheduler, "next epoch", line, "epoch")
-            line.epoch += 1
+        self._count_fork(self.line_of(parent))
+
+    def _count_fork(self, line: Line) -> None:
+        write_once(self.scheduler, "next epoch", line, "forks")
+        line.forks += 1
+
+    def _forks(self, line: Line) -> int:
+        return cast(int, read_once(self.scheduler, "epoch", line, "forks", line.forks))
+
+    def put(self, context: CowContext) -> None:
+        """In an RCU section: who has the last but one reference may find that another dropped the last meanwhile."""
+        self.rcu.read_lock()
+        super().put(context)
+        self.rcu.read_unlock()
 
     def still_referred_to(self, context: CowContext) -> None:
         """What only a child refers to makes room.  Who finds its lock taken leaves that to the holder, who looks
@@ -170,15 +214,16 @@ class LineageRmap(CowContextRmap):
         if gone.lock.try_lock():
             done = False
             child = cast("Line | None", gone.first_child)
-            write_once(self.scheduler, "forward name", gone.name, "forward")
+            write_once(self.scheduler, "forward", gone, "forward")
             if gone.refcount == 1 and child is not None:
                 # One step: whoever would hold it from now on (refcount_inc_not_zero()) is led to the heir.
                 gone.refcount = 0
-                gone.name.forward = child.name
-                child.stands_for.extend([gone.number, *gone.stands_for])
+                gone.forward = child
+                child.stands_for.extend([gone, *gone.stands_for])
+                gone.stands_for.clear()
+                self.made_room.append(gone)
                 self._take_place(child, gone, above)
-                self.context_pool.free()
-                self.rcu.call("cow_context", gone, gone.remaps.clear)
+                self.rcu.call("links of a cow_context", Data(), partial(self._settle, gone))
                 done = True
             gone.lock.unlock()
         if above is not None:
@@ -209,16 +254,111 @@ class LineageRmap(CowContextRmap):
         if after is not None:
             after.previous_sibling = child
 
+    def _settle(self, gone: Line) -> None:
+        gone.remaps.clear()
+        gone.settled = True
+
+    def stand_ins(self, context: CowContext) -> int:
+        return len(cast(Line, context).stands_for)
+
     def _free(self, context: CowContext) -> None:
         line = cast(Line, context)
-        line.name.context = None
-        for number in line.stands_for:
-            self.contexts[number] = None
-            self.free_numbers.append(number)
-            del self.names[number]
-        del self.names[line.number]
-        self.name_pool.free(1 + len(line.stands_for))
+        for other in line.stands_for:
+            super()._free(other)
         super()._free(context)
+
+    def going(self, context: CowContext) -> None:
+        for gone in cast(Line, context).stands_for:
+            self.made_room.remove(gone)
+
+    # The dead
+
+    def _collect(self) -> None:
+        """If there are more contexts of the dead than of the living, let folios point to the heirs of those that made
+        room, the oldest first.  One task at a time does this (mutex_trylock())."""
+        if self._collecting:
+            return
+        self._collecting = True
+        tried: list[Line] = []
+        for gone in list(self.made_room):
+            if self.context_pool.live - self.living <= self.dead_per_living * self.living:
+                break
+            self.rcu.read_lock()  # until it holds the heir
+            heir = self._heir(gone) if gone.settled and gone in self.made_room else None
+            held = heir is not None and heir not in tried and heir.refcount != 0
+            if heir is not None and held:
+                heir.refcount += 1  # it stays, and does not make room
+            self.rcu.read_unlock()
+            if heir is not None and held:
+                tried.append(heir)
+                self._collect_for(heir)
+                self.put(heir)
+        self._collecting = False
+
+    def _collect_for(self, heir: Line) -> None:
+        old = [line for line in heir.stands_for if line.settled]
+        for line in heir.stands_for:
+            write_once(self.scheduler, "forward", line, "forward")
+            line.forward = heir
+        if self._point_to(heir, {line.number for line in old}):
+            held = {self.where.m[pfn] >> CONTEXT_SHIFT for pfn in self.held}
+            for line in old:
+                if line.number not in held:
+                    heir.stands_for.remove(line)
+                    self.context_pool.free()
+                    self.made_room.remove(line)
+                    self.rcu.call("cow_context", line, partial(self._free, line))
+
+    def _point_to(self, heir: Line, old: set[int]) -> bool:
+        """Let each folio that is mapped and points to one of `old` point to `heir`, where all who map it are.  False if
+        an entry waits for a migration, whose folio nobody finds by it."""
+        numbers = np.array(sorted(old), dtype=np.int64)
+        self.rcu.read_lock()
+        try:
+            for context in self._younger(heir, _ANY):
+                mm = self._space(context)
+                again = mm is not None
+                while mm is not None and again:
+                    begun = context.moves.read_begin()
+                    for number in sorted(mm.page_table.leaves):
+                        leaf = lock_leaf(mm.page_table, number << LEAF_SHIFT)
+                        if leaf is not None:
+                            done = self._point_leaf_to(leaf, heir, numbers)
+                            leaf.lock.unlock()
+                            if not done:
+                                return False
+                    again = context.moves.read_retry(begun)
+        finally:
+            self.rcu.read_unlock()
+        return True
+
+    def _point_leaf_to(self, leaf: Leaf, heir: Line, old: Int64s) -> bool:
+        """The same of the pages of one leaf, which is locked: cmpxchg(folio->mapping), after the epoch in folio->index
+        is 0.  A page of KSM points to its places."""
+        self.entries.count += leaf.used
+        if (leaf.v & PTE_MIGRATION).any():
+            return False
+        pfns = leaf.v[(leaf.v & (PTE_ANON | PTE_KSM)) == PTE_ANON] >> PTE_SHIFT
+        self._point_pages_to(pfns, heir, old)
+        if (leaf.v & PTE_SWAP).any():  # who faults there may find a folio in the swap cache (swap_cache_get_folio())
+            self._point_pages_to(np.flatnonzero(self.folios.mapcount.v == 0), heir, old)
+        return True
+
+    def _point_pages_to(self, pfns: Int64s, heir: Line, old: Int64s) -> None:
+        pfns = pfns[np.isin(self.where.v[pfns] >> CONTEXT_SHIFT, old)]
+        if (self.folios.order.v[pfns] != 0).any():  # all rows of a large folio
+            pfns = np.flatnonzero(np.isin(self.folios.head.v, self.folios.head.v[pfns]))
+        for pfn in pfns.tolist():
+            self._set(pfn)
+        self.since.v[pfns] = 0
+        self.where.v[pfns] = self.where.v[pfns] & PGOFF_MASK | heir.number << CONTEXT_SHIFT
+
+    def _heir(self, gone: Line) -> Line:
+        """Who has its place now."""
+        at = gone
+        while at.forward is not None:
+            at = at.forward
+        return at
 
     # VMAs
 
@@ -325,43 +465,39 @@ class LineageRmap(CowContextRmap):
     # Indices
 
     def _leave_indices(self, vma: VMA, start: int, end: int) -> None:
-        """No leaf of that range says any more that `vma` is there."""
-        line = self.line_of(vma.mm)
-        if self.scheduler is None:
-            there = [n for n in line.indices if start >> LEAF_SHIFT <= n <= (end - 1) >> LEAF_SHIFT]
-        else:  # a walk may be about to make one, under the lock
-            there = vma.mm.page_table.numbers(start, end)
+        """No leaf of that range that stays says any more that `vma` is there.  Those that lie in a VMA which goes are
+        taken out before it is freed (free_pgtables(), remove_vma())."""
+        mm = vma.mm
+        if mm.users == 0:
+            return
+        if vma.detached:
+            ends = [addr >> LEAF_SHIFT for addr in (start, end) if addr & (LEAF_SIZE - 1)]
+            there = [number for number in dict.fromkeys(ends) if number in mm.page_table.leaves]
+        else:
+            there = mm.page_table.numbers(start, end)
+        line = self.line_of(mm)
         for number in there:
-            leaf = lock_leaf(vma.mm.page_table, number << LEAF_SHIFT)
+            leaf = lock_leaf(mm.page_table, number << LEAF_SHIFT)
+            if leaf is None:
+                continue
             index = line.indices.get(number)
             if index is not None and vma in index.vmas:
-                index.vmas.remove(vma)
                 self.changed.count += 1
-                if not index.vmas:
-                    self._resize(index)
-                    del line.indices[number]
-            if leaf is not None:
-                leaf.lock.unlock()
+                self._name(line, number, leaf, [other for other in index.vmas if other is not vma])
+            leaf.lock.unlock()
 
-    def _resize(self, index: Index) -> None:
-        """Let the array have room for what is in it; each entry is an address and a pointer."""
-        room = 0
-        if len(index.vmas) > 1:  # one alone is where the pointer to the array would be
-            room = max(index.room, 4)
-            while room < 2 * len(index.vmas):
-                room *= 2
-        if room != index.room:
-            if index.room:
-                self.memory.array(index.room).free()
-            if room:
-                self.memory.array(room).alloc()
-            index.room = room
+    def _name(self, line: Line, number: int, leaf: Leaf, vmas: list[VMA]) -> None:
+        """Let the locked leaf say that these are there."""
+        leaf.lock.assert_held()
+        if vmas:
+            line.indices[number] = Index(leaf, vmas)
+        else:
+            line.indices.pop(number, None)
 
     # Folios
 
     def _epoch(self, vma: VMA) -> int:
-        line = self.line_of(vma.mm)
-        return cast(int, read_once(self.scheduler, "epoch", line, "epoch", line.epoch))
+        return min(self._forks(self.line_of(vma.mm)) >> 1, _LAST_EPOCH)
 
     def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
         super().folio_mapped(vma, addr, pfn, nr_pages)
@@ -372,8 +508,25 @@ class LineageRmap(CowContextRmap):
         self.since.v[pfns] = self._epoch(vma)
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
-        super().folio_swapped_in(vma, addr, pfn, exclusive)
-        self.since.m[pfn] = self._epoch(vma) if exclusive else 0
+        if exclusive:
+            super().folio_swapped_in(vma, addr, pfn, exclusive)
+            self.since.m[pfn] = self._epoch(vma)
+            return
+        self.rcu.read_lock()  # from here on the oldest does not settle, if it makes room
+        self._set(pfn)
+        self.where.m[pfn] = self._where(self._oldest(self.line_of(vma.mm)), vma, addr)
+        self.since.m[pfn] = 0
+        self.rcu.read_unlock()
+
+    def _oldest(self, line: Line) -> Line:
+        """The context that all of its tree descend from."""
+        at = line
+        while True:
+            above = self._parent(at)
+            self.visited.count += 1
+            if above is None:
+                return self._heir(at)
+            at = cast(Line, above)
 
     def folio_reused(self, vma: VMA, pfn: int, nr_pages: int) -> None:
         super().folio_reused(vma, pfn, nr_pages)
@@ -396,36 +549,39 @@ class LineageRmap(CowContextRmap):
         self._taking_over = True
         try:
             super(CowContextRmap, self).take_over(found)
+            for mm, _ in found.spaces:
+                self.line_of(mm).forks = 0  # forks that are over
         finally:
             self._taking_over = False
 
-    # Names
+    # Who stands for whom
 
-    def _bearer(self, number: int) -> tuple[CowContext | None, bool]:
-        """The context that the name stands for now, and whether it was made for another one."""
-        name = self.names.get(number)
-        if name is None:
-            return None, False
-        first = name
+    def stays(self, pfn: int, top: CowContext) -> bool:
+        """As in `cow_context`, of the context that the folio points to itself, which is not looked at before."""
+        if any(self.where.m[held] >> CONTEXT_SHIFT == top.number for held in self.held):
+            return True
+        return folio_mapcount(self.scheduler, self.folios, pfn) != 0
+
+    def _bearer(self, first: Line) -> tuple[Line, bool]:
+        """The context that stands for that one now, and whether it is another one."""
+        at = first
         hops = 0
         while True:
-            forward = cast("Name | None", read_once(self.scheduler, "name", name, "forward", name.forward))
+            forward = cast("Line | None", read_once(self.scheduler, "context", at, "forward", at.forward))
             if forward is None:
                 break
-            name = forward
+            at = forward
             hops += 1
         self.visited.count += hops
         if hops > 1 and not self._glances:  # whoever comes next has one step to go
-            write_once(self.scheduler, "forward name", first, "forward")
-            first.forward = name
-        return cast("CowContext | None", read_once(self.scheduler, "context", name, "context", name.context)), hops > 0
+            write_once(self.scheduler, "forward", first, "forward")
+            first.forward = at
+        return at, hops > 0
 
     def anchor_of(self, pfn: int) -> tuple[CowContext | None, int]:
         where: int = self.where.m[pfn]
-        name = self.names.get(where >> CONTEXT_SHIFT)
-        while name is not None and name.forward is not None:
-            name = name.forward
-        return None if name is None else name.context, (where & PGOFF_MASK) - PGOFF_BIAS
+        line = cast("Line | None", self.contexts[where >> CONTEXT_SHIFT])
+        return None if line is None else self._heir(line), (where & PGOFF_MASK) - PGOFF_BIAS
 
     # The walk
 
@@ -468,24 +624,45 @@ class LineageRmap(CowContextRmap):
         self.rcu.read_lock()
         try:
             where = cast(int, read_once(self.scheduler, "folio->mapping", self.where, OF_PAGE, self.where.m[pfn], pfn))
-            top, inherited = self._bearer(where >> CONTEXT_SHIFT)
-            if top is None or not self.stays(pfn, top):
+            pointed_to = self.contexts[where >> CONTEXT_SHIFT]
+            if pointed_to is None or not self.stays(pfn, pointed_to):
                 return
+            top, inherited = self._bearer(cast(Line, pointed_to))
             first = (where & PGOFF_MASK) - PGOFF_BIAS
             since: int = 0 if inherited else self.since.m[pfn]
             nr_pages = self.folios.nr_pages(pfn)
+            everywhere = nr_pages > 1 or self.in_migration(top)
             for context in self._younger(top, since):
                 mm = self._space(context)
                 if mm is None:
                     continue
+                line = cast(Line, context)
                 again = True
                 while again:
+                    forks = self._forks(line)
                     begun = context.moves.read_begin()
+                    found = alone = False
                     for offset in self._offsets(context, first, nr_pages):
-                        yield from self._there(cast(Line, context), mm, pfn, nr_pages, (first + offset) << PAGE_SHIFT)
+                        start = (first + offset) << PAGE_SHIFT
+                        for vma, addr, only in self._there(line, mm, pfn, nr_pages, start):
+                            found = True
+                            alone = only
+                            yield vma, addr
+                        if found and not everywhere:
+                            break  # an address space maps a page once
                     again = context.moves.read_retry(begun)
+                if alone and not everywhere and self._unforked(line, forks):
+                    return
         finally:
             self.rcu.read_unlock()
+
+    def in_migration(self, top: CowContext) -> bool:
+        """May entries for its pages wait for a migration, which no mapcount knows?"""
+        return top in self.held.values()
+
+    def _unforked(self, line: Line, forks: int) -> bool:
+        """Has no fork copied an entry of that address space since it had made `forks`?"""
+        return not forks & 1 and self._forks(line) == forks
 
     def glance(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         """Without an index that was not there before."""
@@ -503,8 +680,13 @@ class LineageRmap(CowContextRmap):
     def _offsets(self, context: CowContext, first: int, nr_pages: int) -> list[int]:
         """The displacements at which an address space may have these page offsets."""
         tree = self.records(context)
-        if not tree.firsts or tree.firsts[0] >= first + nr_pages or tree.lasts[-1] < first:
-            return [0]  # the context says so itself: where the first record begins, and where the last one ends
+        others = len(tree.firsts) - tree.apart()
+        # The context says itself what the highest record is, and where the others begin and end.
+        if others < len(tree.firsts) and tree.lasts[others] >= first and tree.firsts[others] < first + nr_pages:
+            if nr_pages == 1:
+                return tree.entries[others].values
+        elif others == 0 or tree.firsts[0] >= first + nr_pages or tree.lasts[others - 1] < first:
+            return [0]
         found = tree.offsets(first, first + nr_pages - 1)
         if not found:
             return [0]
@@ -512,8 +694,8 @@ class LineageRmap(CowContextRmap):
             return [0, *found]  # a part of them may have no record
         return found
 
-    def _there(self, line: Line, mm: MM, pfn: int, nr_pages: int, start: int) -> Iterator[tuple[VMA, int]]:
-        """The VMAs with entries for the folio from `start` on."""
+    def _there(self, line: Line, mm: MM, pfn: int, nr_pages: int, start: int) -> Iterator[tuple[VMA, int, bool]]:
+        """The VMAs with entries for the folio from `start` on, and whether the entry there is all that maps it."""
         end = start + nr_pages * PAGE_SIZE
         at = start
         found = False
@@ -525,15 +707,20 @@ class LineageRmap(CowContextRmap):
                 at = stop
                 continue
             at = self._hit(leaf, at, stop, pfn, nr_pages)
-            vma = self._vma_at(line, mm, at) if at < stop else None
-            if at == stop:
+            vma = None
+            alone = False
+            if at < stop:
+                vma = self._vma_at(line, mm, leaf, at)
+                entry: int = leaf.m[at >> PAGE_SHIFT & (LEAF_ENTRIES - 1)]
+                alone = entry & PTE_ANON != 0 and folio_mapcount(self.scheduler, self.folios, pfn) == 1
+            else:
                 leaf.lock.looked()
             leaf.lock.unlock()
             if vma is not None:
                 found = True
                 self.places.count += 1
                 then = seen(self.scheduler, vma)
-                yield vma, max(start, then.start)
+                yield vma, max(start, then.start), alone
                 at = max(then.end, at + PAGE_SIZE)
             elif at < stop:
                 at += PAGE_SIZE  # munmap() took the VMA out, and is about to take the entry away
@@ -550,46 +737,31 @@ class LineageRmap(CowContextRmap):
             at += PAGE_SIZE
         return stop
 
-    def _vma_at(self, line: Line, mm: MM, addr: int) -> VMA | None:
-        """The VMA with the entry at `addr`, whose leaf is locked: the one that the leaf names, or it names it next."""
+    def _vma_at(self, line: Line, mm: MM, leaf: Leaf, addr: int) -> VMA | None:
+        """The VMA with the entry at `addr`, whose leaf is locked: the one that the leaf says, or it says so next, if it
+        has no more than it has words for."""
         number = addr >> LEAF_SHIFT
         index = line.indices.get(number)
-        if index is not None:
-            vma = self._search(index, addr)
-            if vma is not None:
+        if index is not None and index.leaf is leaf:
+            self.searched.count += 1
+            at = bisect_right(index.starts, addr) - 1
+            if at >= 0:
+                vma = index.vmas[at]
                 then = seen(self.scheduler, vma)
                 if then.mm is mm and then.start <= addr < then.end and not then.detached:
                     return vma
-        else:
-            index = Index()
         found: VMA | None = None
+        vmas: list[VMA] = []
         for vma in self.vmas_at(mm, number << LEAF_SHIFT, (number + 1) << LEAF_SHIFT):
-            self.searched.count += 1
             if self.shift_of(vma) is not None:
                 then = seen(self.scheduler, vma)
                 if then.start <= addr < then.end:
                     found = vma
-                if vma not in index.vmas and not self._glances:
-                    index.vmas.append(vma)
-                    self.changed.count += 1
-        index.vmas.sort(key=_start)
-        self._resize(index)
-        if index.vmas:
-            line.indices[number] = index
+                vmas.append(vma)
+        if not self._glances and len(vmas) <= WORDS:
+            self.changed.count += len(vmas)
+            self._name(line, number, leaf, vmas)
         return found
-
-    def _search(self, index: Index, addr: int) -> VMA | None:
-        """The last of its VMAs that begins at `addr` or below it: a line of the array for each three halvings."""
-        low = 0
-        high = len(index.vmas)
-        self.searched.count += 1 + high.bit_length() // 3
-        while low < high:
-            middle = (low + high) // 2
-            if index.vmas[middle].start <= addr:
-                low = middle + 1
-            else:
-                high = middle
-        return index.vmas[low - 1] if low else None
 
     def _walk_ksm(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         places = self.ksm.newest_first(pfn)
@@ -607,7 +779,8 @@ class LineageRmap(CowContextRmap):
     def _ksm_there(self, line: Line, pfn: int, addr: int) -> Iterator[tuple[VMA, int]]:
         mm = self._space(line)
         if mm is not None:
-            yield from self._there(line, mm, pfn, 1, addr)
+            for vma, at, _ in self._there(line, mm, pfn, 1, addr):
+                yield vma, at
 
     # What the design says of itself
 
@@ -623,12 +796,9 @@ class LineageRmap(CowContextRmap):
                 if at.mm is None and id(at) not in kept:
                     dead.add(id(at))
                 at = at.parent
-        miscounted(said, "names", -1, self.name_pool.live, len(self.names))
-        if self.scheduler is None:  # with one, what was freed keeps its number
-            reached = sum(1 + len(cast(Line, at).stands_for) for at in self.contexts if at is not None and at.refcount)
-            miscounted(said, "names of contexts", -1, self.name_pool.live, reached)
-        if len(dead) > max(0, len(mms) + len(kept) - 1):
-            said.append(f"{len(dead)} contexts without an address space, and {len(mms)} with one")
+        number = len(dead) + len(self.made_room)
+        if number > len(mms) + len(kept):
+            said.append(f"{number} contexts without an address space, and {len(mms)} with one")
         return said
 
     def _stray_records(self, mm: MM) -> list[str]:
@@ -654,15 +824,13 @@ class LineageRmap(CowContextRmap):
         for pgoff, offset in sorted(recorded):
             wrong.append(f"mm {mm.id} has a record too many, of page offset {pgoff:#x} at offset {offset:#x}")
         for number, index in self.line_of(mm).indices.items():
+            if mm.page_table.leaves.get(number) is not index.leaf:
+                continue
             for vma in index.vmas:
                 start, end = number << LEAF_SHIFT, (number + 1) << LEAF_SHIFT
                 if vma.mm is not mm or mm.tree.at(vma.start) is not vma or vma.end <= start or vma.start >= end:
                     wrong.append(f"mm {mm.id} has a VMA in the index of leaf {number} that is not there")
         return wrong
-
-
-def _start(vma: VMA) -> int:
-    return vma.start
 
 
 def _common(vma: VMA, first: int, last: int) -> tuple[int, int]:

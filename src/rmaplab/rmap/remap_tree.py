@@ -36,10 +36,12 @@ class Offsets:
 
 
 class RemapMemory:
-    """What the remap trees of one design take: maple nodes and arrays of offsets."""
+    """What the remap trees of one design take: maple nodes and arrays of offsets.  `highest_apart`: the owner of a tree
+    has room for its highest entry, if that is a single offset, which takes no node then."""
 
-    def __init__(self, ledger: Ledger, maple_node_size: int) -> None:
+    def __init__(self, ledger: Ledger, maple_node_size: int, highest_apart: bool = False) -> None:
         self._ledger: Final = ledger
+        self.highest_apart: Final = highest_apart
         self.nodes: Final[Pool] = ledger.pool("maple_node", maple_node_size)
         self.visited: Final[Tally] = ledger.tally("remap tree nodes visited")
 
@@ -117,6 +119,10 @@ class RemapTree:
         self.memory.visited.count += (i - start) // _LEAF_SLOTS
         found.sort()
         return found
+
+    def apart(self) -> int:
+        """How many entries are in no node: one, or none (RemapMemory)."""
+        return 1 if self.memory.highest_apart and self.entries and len(self.entries[-1].values) == 1 else 0
 
     def frozen(self) -> RemapTree:
         """A copy that stays as it is: what a reader under RCU sees who came before a change."""
@@ -208,10 +214,11 @@ class RemapTree:
 
     def account(self) -> None:
         """Count the maple nodes: as full as they can be, and every entry with a gap beside it."""
-        slots = 2 * len(self.firsts) + 1
+        inside = len(self.firsts) - self.apart()
+        slots = 2 * inside + 1
         nodes = 0
         depth = 0
-        if self.firsts:
+        if inside:
             level = (slots + _LEAF_SLOTS - 1) // _LEAF_SLOTS
             nodes = level
             depth = 1

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How far the design `lineage` looks, and what it leaves behind."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from rmap.world import LOW, MOVED, PAGE, Process, World
+from rmaplab.rmap.lineage import WORDS, LineageRmap
+
+LEAF = 512 * PAGE
+
+
+@pytest.fixture
+def world() -> World:
+    return World("lineage", kernel="7.3")
+
+
+def design(world: World) -> LineageRmap:
+    return cast(LineageRmap, world.design("lineage"))
+
+
+def visited(world: World, process: Process, addr: int) -> int:
+    """Address spaces that a walk for that page looks at."""
+    before = design(world).visited.count
+    list(design(world).walk(process.pfn(addr)))
+    return design(world).visited.count - before
+
+
+def named(world: World, process: Process) -> list[int]:
+    """How many VMAs each leaf of the process names."""
+    return [len(index.vmas) for index in design(world).line_of(process.mm).indices.values()]
+
+
+def test_a_walk_for_a_page_that_its_owner_alone_maps_looks_at_one_address_space(world: World) -> None:
+    parent = world.spawn()
+    addr = parent.mmap(PAGE)
+    parent.write(addr)
+    children = [parent.fork() for _ in range(5)]
+    assert visited(world, parent, addr) == 6
+    for child in children:
+        child.write(addr)
+    assert visited(world, parent, addr) == 1
+
+
+def test_who_is_forked_between_two_looks_is_visited(world: World) -> None:
+    parent = world.spawn()
+    addr = parent.mmap(PAGE)
+    parent.write(addr)
+    walk = iter(design(world).walk(parent.pfn(addr)))
+    assert next(walk)[0].mm is parent.mm  # the only entry
+    child = parent.fork()
+    assert [vma.mm for vma, _ in walk] == [child.mm]
+
+
+def test_a_leaf_names_its_vmas_if_they_are_few(world: World) -> None:
+    process = world.spawn()
+    for i in range(WORDS + 1):
+        addr = process.mmap(PAGE, at=LOW + 2 * i * PAGE)
+        process.write(addr)
+        list(design(world).walk(process.pfn(addr)))
+        assert named(world, process) == [min(i + 1, WORDS)]
+
+
+def test_of_a_vma_that_goes_only_leaves_that_stay_are_told(world: World) -> None:
+    process = world.spawn()
+    process.mmap(3 * LEAF, at=LOW + PAGE)
+    for i in range(3):
+        addr = LOW + PAGE + i * LEAF
+        process.write(addr)
+        list(design(world).walk(process.pfn(addr)))
+    assert named(world, process) == [1, 1, 1]
+    changed = design(world).changed.count
+    process.munmap(LOW + PAGE, 3 * LEAF)
+    assert design(world).changed.count == changed + 1  # the first, which another VMA might share; not those within
+
+
+def test_the_record_of_a_stack_needs_no_node(world: World) -> None:
+    process = world.spawn(MOVED)
+    process.write(process.mmap(PAGE))
+    assert len(design(world).context_of(process.mm).remaps.ranges()) == 1
+    assert not any(count.objects for count in design(world).footprint() if count.type == "maple_node")
