@@ -26,7 +26,7 @@ print(*[text for failure in outcome.failures for text in (failure.error, failure
 
 UNLINK = "            if above is not None:\n                self._unlink(gone, above)\n"
 KSM = "                rwsem.down_read()\n                try:\n                    addr = place.addr\n"
-ZAPPED = "    left = 1\n    if entry and "
+ZAPPED = "    left = -1\n    if entry and "
 
 # Where the bug is, what becomes what, the design and the scenario that show it, and what is said to be missing.
 DROPPED: dict[str, tuple[str, str, str, str, str, str]] = {
