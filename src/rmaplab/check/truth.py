@@ -327,7 +327,7 @@ def _vmas(mm: MM, counts_locked: bool, wrong: list[str]) -> None:
             locked += vma.nr_pages
     if total != mm.total_vm:
         wrong.append(f"the VMAs of mm {mm.id} have {total} pages, total_vm is {mm.total_vm}")
-    # Where MREMAP_DONTUNMAP does not split a locked VMA first, Linux unlocks more than it moves, and counts it for good.
+    # Where MREMAP_DONTUNMAP does not split a locked VMA first, Linux unlocks more than it moves and counts it still.
     if counts_locked and locked != mm.locked_vm:
         wrong.append(f"the VMAs of mm {mm.id} have {locked} locked pages, locked_vm is {mm.locked_vm}")
 
