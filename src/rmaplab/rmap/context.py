@@ -117,6 +117,10 @@ class ContextRmap(ReverseMap):
         """mm->cow_context; it stays known when the mm is gone."""
         return cast(CowContext, mm.rmap[self.slot])
 
+    def heir_of(self, context: CowContext) -> CowContext | None:
+        """Who stands for a context that folios alone still know; None for any other."""
+        return None
+
     # An address space
 
     def mm_created(self, mm: MM) -> None:

@@ -154,6 +154,10 @@ class LineageRmap(CowContextRmap):
     def line_of(self, mm: MM) -> Line:
         return cast(Line, mm.rmap[self.slot])
 
+    def heir_of(self, context: CowContext) -> CowContext | None:
+        line = cast(Line, context)
+        return self._heir(line) if line in self.made_room else None
+
     # An address space
 
     def make_context(self, number: int, mm: MM, parent: CowContext | None, lock: SpinLock) -> CowContext:

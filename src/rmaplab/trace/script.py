@@ -226,9 +226,9 @@ class Process:
         """Ask whether they were accessed lately (folio_referenced())."""
         self._do("referenced", addr, length)
 
-    def swap_out(self, addr: int, length: int | None = None, how: int = 0) -> None:
-        """Reclaim them (try_to_unmap()); `how`: see mm/reclaim.py."""
-        self._do("swap_out", addr, length, flags=how)
+    def swap_out(self, addr: int, length: int | None = None, how: int = 0, offset: int = 0) -> None:
+        """Reclaim them (try_to_unmap()); `how`, and `offset` in swap: see mm/vmscan.py."""
+        self._do("swap_out", addr, length, flags=how, offset=offset)
 
     def migrate(self, addr: int, length: int | None = None) -> None:
         """Move them to other frames (try_to_migrate(), remove_migration_ptes())."""

@@ -34,7 +34,10 @@ class ContextPicture(Picture):
     def items(self, scope: Scope) -> dict[str, Item]:
         result: dict[str, Item] = {}
         # With a scheduler, what was freed keeps its number.
-        every = [context for context in self.design.contexts if context is not None and context.refcount > 0]
+        every = [
+            context for context in self.design.contexts
+            if context is not None and (context.refcount > 0 or self.design.heir_of(context) is not None)
+        ]  # fmt: skip
         kept: set[int] = {context.number for context in every}
         if len(every) > MANY:
             kept = set()
@@ -44,7 +47,8 @@ class ContextPicture(Picture):
                     kept.add(context.number)
                     context = context.parent
         for top in every:
-            if top.number in kept and (top.parent is None or top.parent.number not in kept):
+            apart = top.refcount == 0 or top.parent is None or top.parent.number not in kept
+            if top.number in kept and apart:
                 self._below(result, top, kept, scope)
         if len(every) > len(kept):
             result["…"] = more(
@@ -63,6 +67,7 @@ class ContextPicture(Picture):
             mm = context.mm
             whose = "an exited process" if mm is None else scope.whose(mm)
             records = context.remaps.ranges()
+            heir = self.design.heir_of(context)
             result[name] = Item(
                 "ancestry|Contexts, in the tree of forks",
                 "cow_context",
@@ -70,7 +75,9 @@ class ContextPicture(Picture):
                 [("of", whose), ("refs", str(context.refcount)), ("records", str(len(records)))],
                 f"The address space of {whose}."
                 if mm is not None
-                else "Its address space is gone, but contexts below it are alive, and folios may point here.",
+                else "Its address space is gone, but contexts below it are alive, and folios may point here."
+                if heir is None
+                else f"Its address space is gone. Folios that point here are led to {self._name(heir)}.",
                 above=above,
                 mm=0 if mm is None else mm.id,
             )
@@ -88,7 +95,7 @@ class ContextPicture(Picture):
             if len(records) > MANY:
                 result[f"{name}@…"] = more(group, "record", len(records) - MANY)
             below = []
-            child = context.first_child
+            child = context.first_child if heir is None else None
             while child is not None:
                 if child.number in kept:
                     below.append((child, name))
