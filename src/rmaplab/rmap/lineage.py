@@ -517,8 +517,9 @@ class LineageRmap(CowContextRmap):
             self.since.m[pfn] = self._epoch(vma)
             return
         self.rcu.read_lock()  # from here on the oldest does not settle, if it makes room
+        where = self._where(self._oldest(self.line_of(vma.mm)), vma, addr)
         self._set(pfn)
-        self.where.m[pfn] = self._where(self._oldest(self.line_of(vma.mm)), vma, addr)
+        self.where.m[pfn] = where
         self.since.m[pfn] = 0
         self.rcu.read_unlock()
 
