@@ -222,7 +222,7 @@ def compare(host: Host, machine: Machine) -> list[str]:
     entries read while /proc/sys/vm/compact_memory was written to, 1,100 were such; of as many at rest, none), so a
     difference counts if it is still there a little later.
     """
-    for pause in (0.05, 0.5, 0.0):
+    for pause in (0.05, 0.5, 2.0, 0.0):
         comparison = _Comparison(host, machine)
         for pid in sorted(host.processes):
             comparison.compare_process(pid)

@@ -83,9 +83,11 @@ class Space(Process):
         """The end of a test: nothing is broken, and the kernel agrees."""
         host = self.world.host if isinstance(self.world, Witnessed) else None
         try:
-            assert invariants(self.machine, Truth(self.machine)) == []
+            broken = invariants(self.machine, Truth(self.machine))
+            assert not broken, "\n".join(broken)
             if host is not None:
-                assert compare(host, self.machine) == []
+                wrong = compare(host, self.machine)
+                assert not wrong, "\n".join(wrong)
         finally:
             if host is not None:
                 host.close()
