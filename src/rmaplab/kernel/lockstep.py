@@ -329,6 +329,10 @@ def possible(machine: Machine, event: Event) -> bool:
         # Nothing is collapsed, as in Linux where no aligned 2 MiB fit into a VMA.
         vmas = machine.mm_of(event.pid).tree.overlapping(event.addr, event.addr + event.length)
         return all((vma.end & -LEAF_SIZE) - vma.start < LEAF_SIZE for vma in vmas)
+    if event.op == "mremap":
+        # The machine knows no sizes: shared anonymous memory ends where its first mapping did.
+        vma = machine.mm_of(event.pid).tree.at(event.addr)
+        return vma is None or vma.file is None or not vma.file.is_anonymous or event.addr + event.length2 <= vma.end
     if event.op == "ksm":
         # ksmd has nothing to scan where nothing is mergeable.
         return any(vma.flags & VM_MERGEABLE for mm in machine.mms.values() for vma in mm.tree.to_list())
