@@ -26,7 +26,8 @@ test-verify: install
 # (docs/memory-model.md).  race-weak tries all scenarios of both designs under weak memory.
 test-race: install
 	$(BIN)/rmaplab race --jobs 2
-	$(BIN)/rmaplab race --jobs 2 --memory weak "restore / "
+	$(BIN)/rmaplab race --jobs 2 --memory weak --rmap anon_vma "restore / "
+	$(BIN)/rmaplab race --jobs 2 --memory weak --rmap cow_context "referenced / fork" "unmap / fork" "restore / fork"
 	$(BIN)/rmaplab race --barriers anon_vma --timelines 0
 	$(BIN)/rmaplab race --barriers cow_context --timelines 0 --limit 100
 
