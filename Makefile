@@ -22,8 +22,8 @@ test-verify: install
 	$(BIN)/rmaplab verify --steps 210000 --every 1
 
 # Every interleaving of every scenario (docs/races.md), with both designs that keep their promises; then, under weak
-# memory, those whose user has no second chance, and scenarios of one operation with and without each ordering
-# (docs/memory-model.md).  race-weak tries all scenarios of both designs under weak memory.
+# memory, a part of them, and scenarios of one operation with and without each ordering (docs/memory-model.md).
+# race-weak tries all scenarios of both designs under weak memory.
 test-race: install
 	$(BIN)/rmaplab race --jobs 2
 	$(BIN)/rmaplab race --jobs 2 --memory weak --rmap anon_vma "restore / "
