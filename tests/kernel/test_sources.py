@@ -200,9 +200,13 @@ class TestSources:
             reading = Reading(witness.memory.program, witness.memory)
             address, change = PLACES[what](reading, witness.memory)
             flip(forged, physical(witness.memory, address), change)
-        state = read_source(str(forged), vmlinux)
-        assert state.problems
-        assert state.findings == []
+        try:
+            state = read_source(str(forged), vmlinux)
+        except KernelUnavailable as why:  # a forged pointer may lead to where a pointer has to be, and none is
+            assert "is damaged" in str(why)
+        else:
+            assert state.problems
+            assert state.findings == []
 
 
 def flip(dump: Path, address: int, change: int) -> None:
