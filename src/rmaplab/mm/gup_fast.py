@@ -22,6 +22,7 @@ from typing import Final, cast
 from rmaplab.mm.page_ref import PageRefs
 from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, PTE_ANON, PTE_SHIFT, PTE_WRITE, Leaf, PageTable
 from rmaplab.mm.system import System
+from rmaplab.mm.vma import PAGE_SHIFT
 from rmaplab.sync.fields import OF_ENTRY
 from rmaplab.sync.order import atomic_inc, read_once, smp_mb, write_once
 
@@ -34,7 +35,7 @@ def pin_fast(system: System, page_table: PageTable, addr: int) -> int:
     leaf = page_table.look_up(addr >> LEAF_SHIFT)
     if leaf is None:
         return 0
-    i = addr >> 12 & (LEAF_ENTRIES - 1)
+    i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
     entry = _entry(refs, leaf, i)
     pfn = entry >> PTE_SHIFT
     if not entry & PTE_ANON or not entry & PTE_WRITE or not refs.try_get(pfn):
