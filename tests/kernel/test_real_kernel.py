@@ -253,23 +253,24 @@ def test_what_ksm_merged_comes_back_where_no_walk_finds_it(witness: Witness) -> 
     try:
         for pid in (1, 2):
             driver.do(Event("exec", pid, 0xF_0000_0000, 3 * 4096, addr2=0x12_0000_0000))
-            driver.do(Event("mmap", pid, start, 8 * 4096, prot=3, flags=0x32))
-            for page in range(8):
+            driver.do(Event("mmap", pid, start, 16 * 4096, prot=3, flags=0x32))
+            for page in range(16):
                 assert guest.call(driver.slots[pid], FILL, start + page * 4096, 4096, 65 + page) == 0
-            driver.do(Event("madvise", pid, start, 8 * 4096, flags=abi.MADV_MERGEABLE))
+            driver.do(Event("madvise", pid, start, 16 * 4096, flags=abi.MADV_MERGEABLE))
         driver.do(Event("ksm", 1, pid2=1))
         for _ in attempts():
             driver.do(Event("swap_out", 1, start, 4096))
             entries = witness.look(driver.pids.values()).by_pid[driver.pids[1]].entries
-            if all(entries[start + page * 4096].kind == "swap" for page in range(8)):
+            if all(entries[start + page * 4096].kind == "swap" for page in range(16)):
                 break
-        slots = [entries[start + page * 4096].number for page in range(8)]
-        assert slots == list(range(slots[0], slots[0] + 8))
-        aligned = start + (1 << 20) + slots[0] % 4 * 4096  # so that pages lie as their slots do
+        slots = [entries[start + page * 4096].number for page in range(16)]
+        # Four aligned slots of one cluster: a new cluster may begin anywhere among the pages.
+        page = next(i for i in range(13) if slots[i] % 4 == 0 and slots[i : i + 4] == list(range(slots[i], slots[i] + 4)))
+        moved = start + (1 << 20) + -page % 4 * 4096  # so that these pages lie as their slots do
         for pid in (1, 2):
             flags = abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED
-            driver.do(Event("mremap", pid, start, 8 * 4096, length2=8 * 4096, addr2=aligned, flags=flags))
-        touched = aligned + -slots[0] % 4 * 4096
+            driver.do(Event("mremap", pid, start, 16 * 4096, length2=16 * 4096, addr2=moved, flags=flags))
+        touched = moved + page * 4096
         guest.write_file(f"{THP}/hugepages-16kB/enabled", "always")
         for pid in (1, 2):
             driver.do(Event("fault", pid, touched, 4096))
