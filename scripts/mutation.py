@@ -145,7 +145,7 @@ _RACES: Final = [
     " sys.exit(not all(run(name, load(d), preemptions=1).holds for d in sys.argv[1:] for name in wanted))",
 ]
 _KERNEL: Final = ("tests/kernel/test_answers.py", "tests/kernel/test_random_answers.py")
-_WORK: Final = "tests/measure/test_same_figures.py"
+_WORK: Final = ("tests/measure/test_same_figures.py", "tests/check/test_announced_steps.py")
 _DRAWN: Final = ("tests/explore", "tests/library")
 _REST: Final = ("tests/check/test_lockstep.py", "tests/check/test_coverage.py", "tests/trace/test_recordings.py",
                 "tests/kernel/test_takeover.py", "tests/workloads", *_DRAWN)  # fmt: skip
@@ -162,7 +162,7 @@ def stages(path: str) -> list[Stage]:
         *([(f"tests of {stem}", [*_PYTEST, *own])] if own else []),
         *([("pictures", [*_PYTEST, *_DRAWN])] if "picture" in path else []),
         *([("answers of kernels", [*_PYTEST, *_KERNEL, "-k", "the_model"])] if answered else []),
-        ("figures", [*_PYTEST, _WORK]),
+        ("figures and steps", [*_PYTEST, *_WORK]),
         ("verify", [*verify, "--steps", "1500", "--seed", "5"]),
         ("tests of rmap", [*_PYTEST, "tests/rmap", "tests/check/test_ksm_histories.py"]),
         ("tests of mm", [*_PYTEST, "tests/mm", "-k", "not running"]),  # without a running kernel beside it

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `race` is told: every step that each scenario announces to the scheduler, with each design that has no known gaps.
+"""What `race` is told: the steps that each scenario announces to the scheduler, with each design without known gaps.
 
 An announcement that is left out, or names less than it should, makes no scenario fail: it takes interleavings away.
 So the steps are kept, as a digest for each scenario (announced_steps.json), of three orders: CPU after CPU, the last

@@ -265,7 +265,8 @@ def test_what_ksm_merged_comes_back_where_no_walk_finds_it(witness: Witness) -> 
                 break
         slots = [entries[start + page * 4096].number for page in range(16)]
         # Four aligned slots of one cluster: a new cluster may begin anywhere among the pages.
-        page = next(i for i in range(13) if slots[i] % 4 == 0 and slots[i : i + 4] == list(range(slots[i], slots[i] + 4)))
+        in_a_row = [[slots[i] + n for n in range(4)] == slots[i : i + 4] for i in range(13)]
+        page = next(i for i in range(13) if slots[i] % 4 == 0 and in_a_row[i])
         moved = start + (1 << 20) + -page % 4 * 4096  # so that these pages lie as their slots do
         for pid in (1, 2):
             flags = abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED

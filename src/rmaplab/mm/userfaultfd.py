@@ -58,7 +58,7 @@ def move(system: System, mm: MM, target: int, source: int, length: int) -> int:
     if vmas is None:
         return -ENOENT
     result = _move(system, *vmas, target, source, length)
-    for vma in {*vmas}:
+    for vma in dict.fromkeys(reversed(vmas)):  # uffd_move_unlock()
         lock_of(vma).up_read()
     return result
 
