@@ -55,7 +55,8 @@ def steps_of(name: str, design: str, order: Callable[[Execution], int]) -> list[
 
 def announced(step: Step) -> str:
     subject = type(step.subject).__name__
-    return f"{step.task} {step.kind} {step.mode} {step.key} {step.also} {step.first} {step.last} {subject} {step.what}"
+    places = f"{step.place.number} {-1 if step.also is None else step.also.number}"
+    return f"{step.task} {step.kind} {step.mode} {places} {step.first} {step.last} {subject} {step.what}"
 
 
 def digest(name: str) -> str:

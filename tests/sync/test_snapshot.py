@@ -60,6 +60,27 @@ def test_every_world_is_put_back_as_it_was_built(design: str, begin: type[Execut
         assert state(Snapshot(execution, [])) == before, name
 
 
+@pytest.mark.parametrize("begin", [Execution, WeakExecution])
+@pytest.mark.parametrize("design", ["anon_vma", "cow_context"])
+@pytest.mark.parametrize("name", ["migrate / exit of the child", "restore / fork", "referenced / munmap"])
+def test_a_world_that_is_put_back_is_searched_as_one_that_is_built_anew(
+    name: str, design: str, begin: type[Execution]
+) -> None:
+    what = scenario(name, DESIGNS[design])
+
+    def build(execution: Execution) -> Callable[[], None]:
+        check = what.build(execution)
+        execution.subject = None
+        return check
+
+    put_back = explore(what, begin=begin)
+    anew = explore(Scenario(name, build), begin=begin)
+    assert put_back.exhausted and not put_back.failures
+    found = [(each.executions, each.pruned, each.steps) for each in (put_back, anew)]
+    assert found[0] == found[1]
+    assert found[0][0] > 1
+
+
 class Hidden:
     """A number where a snapshot does not find it."""
 

@@ -37,17 +37,21 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 import greenlet
+from mypy_extensions import i64
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.fields import OF_PAGE, VERSION, WAYS, ends_of, look
+from rmaplab.sync.fields import OF_PAGE, VERSION, ends_of, is_way, look
 from rmaplab.sync.locks import Lock, RwSemaphore, Scheduler
 from rmaplab.sync.memory import Location
 from rmaplab.sync.order import ONCE, PLAIN
+from rmaplab.sync.places import Freed, Place, Places
 
 NEWEST: Final = [0]
 AGE: Final = 256  # a step of a path: the number of its task, and that times how old a value it loads
 UPDATE: Final = 16  # added to the order of an atomic
-EVERYTHING: Final = (1 << 62) - 1  # above the numbers of all elements; what compiled code holds without an object
+EVERYTHING: Final = (
+    1 << 62
+) - 1  # above the numbers of all elements; what compiled code holds without an object
 
 # What a step does
 POINT: Final = 0
@@ -92,9 +96,17 @@ _CONFLICTS: Final = (
 class Step:
     """One operation by one task on one object, or on two.
 
-    also:   of a part, the whole that it is freed with, which has to be there; of a call, RCU; -1: no second object
+    also:   of a part, the whole that it is freed with, which has to be there; of a call, RCU
+    full:   of an atomic that is a full barrier: what stands for all of these
     inside: taken within an RCU section.  Whether that began before a call or after it makes a difference; when
             within the section an object is come by does not.
+    owner, field, index: of a step on a field
+    first, last: of the elements that it looks at or changes, if its object has such
+    begun, changes: of a load that only asks whether a count is still this one, and how often it had changed
+    note:   what it found, if that was old (race.py adds what would have forbidden it)
+
+    A path that is followed again has the same steps: those that are on the same objects are not made anew
+    (`Execution.known`).  What a path knows of its steps (path.py) is kept with them.
     """
 
     def __init__(
@@ -103,29 +115,46 @@ class Step:
         kind: int,
         what: str,
         subject: object,
-        key: int,
+        place: Place,
         mode: int,
-        also: int = -1,
+        also: Place | None = None,
         inside: bool = False,
+        owner: object = None,
+        field: str = "",
+        index: int = 0,
     ) -> None:
         self.task: Final = task
         self.kind: Final = kind
         self.what: Final = what
         self.subject: Final = subject
-        self.key: Final = key  # number of the object within the execution
-        self.mode: Final = mode
+        self.place: Final = place
+        self.mode: Final[i64] = mode
         self.also: Final = also
-        self.also_mode: Final = ADD if kind == CALL else TOUCH
+        self.also_mode: Final[i64] = ADD if kind == CALL else TOUCH
         self.inside: Final = inside
-        self.full = -1  # of an atomic that is a full barrier: what stands for all of these
+        self.owner: Final = owner
+        self.field: Final = field
+        self.index: Final = index
+        self.full: Place | None = None
         self.lock: LockState | None = None
         self.location: Location | None = None  # of a load that may return an old value (weak.py)
         self.order = 0
-        self.first = 0  # of the elements that it looks at or changes, if its object has such
-        self.last = EVERYTHING
-        self.begun = -1  # of a load that only asks whether a count is still this one
-        self.changes = 0  # ... how often it had changed
-        self.note = ""  # what it found, if that was old (race.py adds what would have forbidden it)
+        self.first: i64 = 0
+        self.last: i64 = EVERYTHING
+        self.begun = -1
+        self.changes = 0
+        self.note = ""
+        # On a path: the step before it of its task, and on each of its places, with whose steps were there.
+        self.depth: i64 = -1
+        self.clock: i64 = 0
+        self.until: Step | None = None  # of a spin lock's acquisition: its owner's last step under it
+        self.before: Step | None = None
+        self.prior: Step | None = None
+        self.prior_also: Step | None = None
+        self.prior_full: Step | None = None
+        self.tasks: i64 = 0
+        self.tasks_also: i64 = 0
+        self.tasks_full: i64 = 0
 
     @property
     def write(self) -> bool:
@@ -138,18 +167,27 @@ class Step:
 
     def depends_on(self, other: Step) -> bool:
         """Can it matter which of the two comes first?"""
-        if self.clashes_on(self.key, other) or (self.also >= 0 and self.clashes_on(self.also, other)):
+        if other.is_on(self.place) and self.clashes_at(self.place, other):
             return True
-        return self.full >= 0 and self.clashes_on(self.full, other)
+        also = self.also
+        if also is not None and other.is_on(also) and self.clashes_at(also, other):
+            return True
+        full = self.full
+        return full is not None and other.is_on(full) and self.clashes_at(full, other)
 
-    def clashes_on(self, key: int, other: Step) -> bool:
-        """Can it, because of the object `key`, which is one of this step's?"""
-        if key != other.key and key != other.also and key != other.full:
+    def is_on(self, place: Place) -> bool:
+        return place is self.place or place is self.also or place is self.full
+
+    def clashes_at(self, place: Place, other: Step) -> bool:
+        """Can it, because of `place`, which both are on?"""
+        mode, its = self.mode_at(place), other.mode_at(place)
+        if i64(_CONFLICTS) >> (mode * 8 + its) & 1 == 0:
             return False
-        mode, its = self.mode_on(key), other.mode_on(key)
-        if _CONFLICTS >> (mode * 8 + its) & 1 == 0:
-            return False
-        if (self.last < other.first or other.last < self.first) and key == self.key and key == other.key:
+        if (
+            (self.last < other.first or other.last < self.first)
+            and place is self.place
+            and place is other.place
+        ):
             return mode == its  # changes come one after the other, wherever
         if mode == DEFER:
             return its == DEFER or not other.inside
@@ -157,44 +195,64 @@ class Step:
 
     def is_again(self, other: Step) -> bool:
         """Is it the same step of another execution?"""
-        return self.key == other.key and self.kind == other.kind and self.mode == other.mode
+        return self is other or (
+            self.place is other.place and self.kind == other.kind and self.mode == other.mode
+        )
 
-    def mode_on(self, key: int) -> int:
-        """How it is on one of its objects."""
-        if self.key == key:
+    def is_still(self, kind: int, what: str, mode: int, inside: bool) -> bool:
+        """Is it this one, if it is on the same object?  What tasks made is another each time."""
+        also = self.also
+        return (
+            self.kind == kind
+            and self.mode == mode
+            and self.inside == inside
+            and not self.place.fresh
+            and (also is None or not also.fresh)
+            and self.what == what
+        )
+
+    def mode_at(self, place: Place) -> i64:
+        """How it is on one of its places."""
+        if self.place is place:
             return self.mode
-        return WRITE if self.full == key else self.also_mode
+        return WRITE if self.full is place else self.also_mode
+
+    def earlier(self, place: Place) -> Step | None:
+        """The step before it on one of its places."""
+        if self.place is place:
+            return self.prior
+        return self.prior_full if self.full is place else self.prior_also
 
     def words(self) -> str:
         return f"{_VERBS[self.kind]} {self.what}".strip()
-
-
-class Freed:
-    """Who freed what, and who may still come to it: the readers that its grace period waits for."""
-
-    def __init__(self, what: str, by: str, readers: list[int], deferred: bool) -> None:
-        self.words: Final = f"{by} freed that {what}" + (", a grace period later" if deferred else "")
-        self.readers: Final = readers
 
 
 class LockState:
     """Who holds a lock in an execution, and which writers queue for it.
 
     name:  of its class
-    key:   its number, and `whole`, that of what it is freed with
+    place: its own, and `whole`, that of what it is freed with
     tried: somebody who does not wait for it may see that it is held
     """
 
-    def __init__(self, execution: Execution, lock: Lock, key: int, whole: int) -> None:
+    def __init__(self, execution: Execution, lock: Lock, place: Place, whole: Place | None) -> None:
         self.execution: Final = execution
         self.name: Final = lock.lock_class.name
-        self.key: Final = key
+        self.place: Final = place
         self.whole: Final = whole
         self.tried: Final = isinstance(lock, RwSemaphore) or lock.lock_class.tried
         self.asked: Final = lock.lock_class.asked
         self.writer = -1
-        self.readers: list[int] = []
-        self.queue: list[int] = []
+        self.readers: Final[list[int]] = []
+        self.queue: Final[list[int]] = []
+
+    def reset(self) -> None:
+        """Nobody has it."""
+        self.writer = -1
+        if self.readers:
+            self.readers.clear()
+        if self.queue:
+            self.queue.clear()
 
     @property
     def held(self) -> bool:
@@ -236,11 +294,15 @@ class Task:
         self.number: Final = number
         self.name: Final = name
         self.body: Final = body
+        self.held: Final[list[tuple[object, bool]]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """It has not begun."""
         self.stack: Stack | None = None
         self.green: Any = None
         self.pending: Step | None = None
         self.done = False
-        self.held: list[tuple[object, bool]] = []
         self.rcu_depth = 0
         self.ready: Callable[[], bool] | None = None
         self.queued = False  # behind the readers of the rwsem that it is about to take
@@ -248,6 +310,8 @@ class Task:
         self.looks_at: object = None  # the sequence count that it last began to read
         self.looks_since = 0  # ... and how often it had acted then
         self.idle = False  # it looked in vain (`Execution.awaits`)
+        if self.held:
+            self.held.clear()
 
     def at_end(self) -> bool:
         """It ran, and announced no step more."""
@@ -271,7 +335,9 @@ class Execution(Scheduler):
 
     def __init__(self) -> None:
         self.awaits = False
-        self.weak = False  # else what designs keep in a VMA is looked at and changed along with the step before
+        self.weak = (
+            False  # else what designs keep in a VMA is looked at and changed along with the step before
+        )
         self.tasks: Final[list[Task]] = []
         self.stacks: Final[list[Stack]] = []  # that no task runs on
         self.trace: Final[list[Step]] = []
@@ -281,18 +347,38 @@ class Execution(Scheduler):
         self.running: Task | None = None  # who went on last, also while somebody decides
         self.halted = False  # by the driver's decision
         self.wrong: Exception | None = None  # ... or by what broke as it decided
-        self.keys: Final[dict[int, int]] = {}  # id of an object -> its number
-        self.kept: Final[list[object]] = []  # keeps those ids from being used again
-        self._fields: Final[dict[tuple[int, str, int], int]] = {}  # an object's number and a field -> its number
-        self.freed: Final[dict[int, Freed]] = {}  # by the number of the object
+        self.known: list[
+            list[Step | None]
+        ] = []  # what tasks announced at the states of a path that is followed again
+        self.places = Places()  # of all executions of a search
+        self._states: Final[list[LockState]] = []  # of locks that were there before tasks began
         self.rcu: Final = object()
         self.subject: object = None  # what the scenario built: all of its state can be reached from here
-        self.released: Final[list[int]] = []  # keys of the spin locks given back since the last step
+        self.released: Final[list[Place]] = []  # the spin locks given back since the last step
         self.lock_order: Final[set[tuple[str, str]]] = set()
 
-    def lasting(self) -> list[object]:
-        """What it keeps of all runs, should it be put back to begin another (snapshot.py)."""
-        return [self.lock_order, self.stacks]
+    def meet(self, found: list[object]) -> None:
+        """These objects are there before the tasks begin: they have the same places from run to run."""
+        self.places.meet([*found, self.rcu])
+        for each in found:
+            if isinstance(each, Lock):
+                self._states.append(self._state(each))
+
+    def again(self) -> None:
+        """Another run is to begin, with all objects as they were (snapshot.py)."""
+        for task in self.tasks:
+            task.reset()
+        for state in self._states:
+            state.reset()
+        self.places.again()
+        self.released.clear()
+        self.trace.clear()
+        self.known = []
+        self.driver = None
+        self.current = None
+        self.running = None
+        self.halted = False
+        self.wrong = None
 
     def add(self, name: str, body: Callable[[], object]) -> None:
         self.tasks.append(Task(len(self.tasks), name, body))
@@ -306,8 +392,11 @@ class Execution(Scheduler):
         state = self._state(lock)
         for held, _ in task.held:
             if held is lock:
-                raise Finding(f"{task.name} takes {state.name} while it holds it: it waits for itself for ever")
-            self.lock_order.add((class_of(held), state.name))
+                raise Finding(
+                    f"{task.name} takes {state.name} while it holds it: it waits for itself for ever"
+                )
+            if len(self.trace) >= len(self.known):
+                self.lock_order.add((class_of(held), state.name))
         self._announce_lock(task, ACQUIRE, lock, state, WRITE if write else READ)
         task.held.append((lock, write))
 
@@ -342,7 +431,7 @@ class Execution(Scheduler):
         if state.tried:
             self._announce_lock(task, RELEASE, lock, state, WRITE if write else READ)
         else:
-            self.released.append(state.key)
+            self.released.append(state.place)
         del task.held[at]
         if write:
             state.writer = -1
@@ -372,8 +461,8 @@ class Execution(Scheduler):
         if task is None:
             return False
         state = self._state(lock)
-        step = Step(task.number, ASK, state.name, lock, state.key, WRITE, state.whole, task.rcu_depth > 0)
-        self.locate(step, state, state.key, "held", 0)
+        step = Step(task.number, ASK, state.name, lock, state.place, WRITE, state.whole, task.rcu_depth > 0)
+        self.locate(step, state, state.place, "held", 0)
         task.pending = step
         self._pause(task)
         return bool(self.loaded(state, "held", 0))
@@ -402,8 +491,9 @@ class Execution(Scheduler):
             if task.rcu_depth == 1:
                 # Whoever calls before that waits for it, whoever calls after it does not need to: the same.
                 self._announce(task, LEAVE, "the RCU section", self.rcu, NOTHING)
-                for freed in self.freed.values():
-                    if task.number in freed.readers:
+                for place in self.places.freed:
+                    freed = place.freed
+                    if freed is not None and task.number in freed.readers:
                         freed.readers.remove(task.number)
             task.rcu_depth -= 1
 
@@ -447,7 +537,7 @@ class Execution(Scheduler):
 
     def load(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> object:
         task = self.current
-        if task is not None and (self.weak or field not in WAYS):
+        if task is not None and (self.weak or not is_way(field)):
             self._announce_location(task, POINT, what, subject, field, index, READ, order, whole)
             return self.loaded(subject, field, index)
         return look(subject, field, index)
@@ -471,7 +561,7 @@ class Execution(Scheduler):
 
     def store(self, what: str, subject: object, field: str, index: int, order: int, whole: object) -> None:
         task = self.current
-        if task is not None and (self.weak or field not in WAYS):
+        if task is not None and (self.weak or not is_way(field)):
             self._announce_location(task, POINT, what, subject, field, index, WRITE, order, whole)
 
     def update(
@@ -484,7 +574,7 @@ class Execution(Scheduler):
         succeeds: Callable[[object], bool] | None = None,
     ) -> None:
         task = self.current
-        if task is not None and (self.weak or field not in WAYS):
+        if task is not None and (self.weak or not is_way(field)):
             mode = ADD if order == PLAIN else WRITE
             self._announce_location(task, POINT, what, subject, field, index, mode, order + UPDATE, None)
 
@@ -516,29 +606,28 @@ class Execution(Scheduler):
 
     # Running
 
-    def _key(self, subject: object) -> int:
-        """The number of an object; an int stands for itself (a page by its pfn, say)."""
-        identity = -1 - subject if isinstance(subject, int) else id(subject)
-        key = self.keys.get(identity)
-        if key is None:
-            key = len(self.keys)
-            self.keys[identity] = key
-            self.kept.append(subject)
-        return key
-
     def _state(self, lock: object) -> LockState:
         """What the lock itself remembers, if it was of this execution that it did."""
         its = cast(Lock, lock)
         state = its.state
         if isinstance(state, LockState) and state.execution is self:
             return state
-        made = LockState(self, its, self._key(lock), -1 if its.whole is None else self._key(its.whole))
+        place = self.places.of(lock)
+        made = LockState(self, its, place, None if its.whole is None else self.places.of(its.whole))
         its.state = made
         return made
 
+    def _known(self, task: Task) -> Step | None:
+        """What the task announced here when the path was taken before."""
+        depth = len(self.trace)
+        return self.known[depth][task.number] if depth < len(self.known) else None
+
     def _announce_lock(self, task: Task, kind: int, lock: object, state: LockState, mode: int) -> None:
-        step = Step(task.number, kind, state.name, lock, state.key, mode, state.whole, task.rcu_depth > 0)
-        step.lock = state
+        inside = task.rcu_depth > 0
+        step = self._known(task)
+        if step is None or step.lock is not state or not step.is_still(kind, state.name, mode, inside):
+            step = Step(task.number, kind, state.name, lock, state.place, mode, state.whole, inside)
+            step.lock = state
         task.acted += 1
         task.pending = step
         self._pause(task)
@@ -546,11 +635,14 @@ class Execution(Scheduler):
     def _announce(
         self, task: Task, kind: int, what: str, subject: object, mode: int, whole: object = None
     ) -> None:
-        also = -1 if whole is None else self._key(whole)
         inside = task.rcu_depth > 0
         if kind != POINT or (mode != TOUCH and mode != READ):
             task.acted += 1
-        task.pending = Step(task.number, kind, what, subject, self._key(subject), mode, also, inside)
+        step = self._known(task)
+        if step is None or step.subject is not subject or not step.is_still(kind, what, mode, inside):
+            also = None if whole is None else self.places.of(whole)
+            step = Step(task.number, kind, what, subject, self.places.of(subject), mode, also, inside)
+        task.pending = step
         self._pause(task)
 
     def _announce_location(
@@ -567,26 +659,38 @@ class Execution(Scheduler):
         begun: int = -1,
     ) -> Step:
         """A step on one field: an object of its own, which is freed with `whole` or the subject, a page's with it."""
-        key = self._key(subject)
-        also = self._key(index) if field == OF_PAGE else key if whole is None else self._key(whole)
+        inside = task.rcu_depth > 0
         part = 0
         if field == VERSION:
             part = index
             index = 0
-        identity = (key, field, index)
-        own = self._fields.get(identity)
-        if own is None:
-            own = self._key(identity)
-            self._fields[identity] = own
-        shown = index if field == OF_PAGE else subject
         if mode != READ:
             task.acted += 1
-        step = Step(task.number, kind, what, shown, own, mode, also, task.rcu_depth > 0)
+        step = self._known(task)
+        if (
+            step is None
+            or step.owner is not subject
+            or step.index != index
+            or step.field != field
+            or not step.is_still(kind, what, mode, inside)
+        ):
+            place = self.places.of(subject)
+            also = place
+            if field == OF_PAGE:
+                also = self.places.of(index)
+            elif whole is not None:
+                also = self.places.of(whole)
+            own = self.places.of_field(place, field, index)
+            shown = index if field == OF_PAGE else subject
+            step = Step(task.number, kind, what, shown, own, mode, also, inside, subject, field, index)
+            if part and not self.weak:
+                step.first, step.last = ends_of(part)
         step.order = order
         step.begun = begun
-        if part and not self.weak:
-            step.first, step.last = ends_of(part)
-        self.locate(step, subject, key, field, index)
+        step.changes = 0
+        step.note = ""
+        if self.weak:
+            self.locate(step, subject, self.places.of(subject), field, index)
         task.pending = step
         self._pause(task)
         return step
@@ -596,7 +700,8 @@ class Execution(Scheduler):
         self.current = None
         green = self.hub
         if self.driver is not None:
-            self._settle()
+            if self.weak:
+                self._settle()
             following: Task | None = None
             try:
                 following = self._decide(self.driver)
@@ -628,8 +733,8 @@ class Execution(Scheduler):
     def _settle(self) -> None:
         """A task has come to its next step, or to its end."""
 
-    def locate(self, step: Step, subject: object, key: int, field: str, index: int) -> None:
-        """`step` is about a field of the object that has the number `key`."""
+    def locate(self, step: Step, subject: object, place: Place, field: str, index: int) -> None:
+        """`step` is about a field of the object that has this place."""
 
     def ages(self, task: Task, clock: list[int]) -> list[int]:
         """How old the value may be that the task's next step loads: 0 is the newest.  `clock`: for each task, how many
@@ -663,7 +768,9 @@ class Execution(Scheduler):
             return True
         step = task.pending
         assert step is not None
-        return step.lock is not None and step.kind == ACQUIRE and step.mode == WRITE and bool(step.lock.readers)
+        return (
+            step.lock is not None and step.kind == ACQUIRE and step.mode == WRITE and bool(step.lock.readers)
+        )
 
     def start(self) -> None:
         """Let every task run to its first step."""
@@ -723,7 +830,8 @@ class Execution(Scheduler):
         step = task.pending
         assert step is not None
         kind = step.kind
-        self.released.clear()
+        if self.released:
+            self.released.clear()
         if kind == ACQUIRE:
             state = step.lock
             assert state is not None
@@ -733,7 +841,7 @@ class Execution(Scheduler):
                 state.queue.append(task.number)
                 task.queued = True
                 self.trace.append(
-                    Step(step.task, QUEUE, step.what, step.subject, step.key, WRITE, step.also, step.inside)
+                    Step(step.task, QUEUE, step.what, step.subject, step.place, WRITE, step.also, step.inside)
                 )
                 self._look(task, step)
                 return False
@@ -745,10 +853,10 @@ class Execution(Scheduler):
         self.trace.append(step)
         self._look(task, step)
         if kind == FREE:
-            self.freed[step.key] = Freed(step.what, task.name, [], False)
+            self.places.free(step.place, Freed(step.what, task.name, [], False))
         elif kind == CALL:
             readers = [reader.number for reader in self.tasks if reader.rcu_depth > 0]
-            self.freed[step.key] = Freed(step.what, task.name, readers, True)
+            self.places.free(step.place, Freed(step.what, task.name, readers, True))
         if step.location is not None:
             self._perform(task, step, age)
         # A section's depth changes in the task itself, just after it resumes: nothing runs in between.
@@ -759,14 +867,16 @@ class Execution(Scheduler):
 
     def _look(self, task: Task, step: Step) -> None:
         """Are the objects still there?"""
-        if self.freed:
-            self._look_at(task, step, step.key)
-            if step.also >= 0:
-                self._look_at(task, step, step.also)
+        freed = step.place.freed
+        if freed is not None:
+            self._look_at(task, step, freed)
+        if step.also is not None:
+            freed = step.also.freed
+            if freed is not None:
+                self._look_at(task, step, freed)
 
-    def _look_at(self, task: Task, step: Step, key: int) -> None:
-        freed = self.freed.get(key)
-        if freed is not None and (task.number not in freed.readers or step.kind == CALL or step.kind == FREE):
+    def _look_at(self, task: Task, step: Step, freed: Freed) -> None:
+        if task.number not in freed.readers or step.kind == CALL or step.kind == FREE:
             raise Finding(f"use after free: {task.name} {step.words()} after {freed.words}")
 
     def stop(self) -> None:

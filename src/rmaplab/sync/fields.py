@@ -37,8 +37,9 @@ def ends_of(index: int) -> tuple[int, int]:
     return first, first + (index & ((1 << _LENGTH) - 1)) - 1
 
 
-# Read without a lock only to get to one; under sequential consistency nothing comes of when that is.
-WAYS: Final = (OF_DESIGN, OF_LEAF)
+def is_way(field: str) -> bool:
+    """Is it read without a lock only to get to one?  Under sequential consistency nothing comes of when that is."""
+    return field == OF_DESIGN or field == OF_LEAF
 
 
 def look(subject: object, field: str, index: int) -> object:

@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from mypy_extensions import i64
+
 from rmaplab.sync.errors import Finding
 from rmaplab.sync.execution import ACQUIRE, AGE, NEWEST, TRY, Driver, Execution, Step, Task
 from rmaplab.sync.path import NONE, Node
@@ -56,6 +58,7 @@ class _Stage:
         self.begin: Final = begin
         self.awaits: Final = awaits
         self.execution = begin()
+        self.places: Final = self.execution.places
         self.check: Callable[[], None] = _nothing
         self._start: Snapshot | None = None
         self._fresh = True
@@ -64,16 +67,20 @@ class _Stage:
         """An execution is about to begin."""
         if self._start is not None:
             self._start.restore()
+            self.execution.again()
             return
         if not self._fresh:
             self.execution.stop()
+            self.places.again()
             self.execution = self.begin()
+            self.execution.places = self.places
         self._fresh = False
         execution = self.execution
         execution.awaits = self.awaits
         self.check = self.scenario.build(execution)
         if execution.subject is not None:
-            self._start = Snapshot(execution, execution.lasting())
+            bodies = [task.body for task in execution.tasks]
+            self._start = Snapshot([execution.subject, bodies, self.check], [execution], execution.meet)
 
     def clear(self, broke: bool) -> None:
         """It is over."""
@@ -143,8 +150,8 @@ def explore(
         try:
             stage.set()
             strategy.begins(len(stage.execution.tasks))
+            search.begin(stage.execution)
             stage.execution.start()
-            search.begin()
             stage.execution.run(search)
             pruned = search.pruned
             if not pruned:
@@ -347,11 +354,12 @@ class _Search(Driver):
         """The first `length` steps of the last run: tasks, and how old the values are that they load (AGE)."""
         return [node.chosen + AGE * node.ages[node.age] for node in self.stack[:length]]
 
-    def begin(self) -> None:
+    def begin(self, execution: Execution) -> None:
         """An execution begins."""
         self.pruned = False
         self._depth = 0
         self._followed = max(0, len(self.stack) - 1)
+        execution.known = [node.steps for node in self.stack]
 
     def end(self, execution: Execution) -> None:
         """It is over, maybe by a step that broke something: another order may break something else."""
@@ -365,10 +373,15 @@ class _Search(Driver):
         depth = self._depth
         if depth > self._followed:
             strategy.took(stack, execution, depth - 1)
+        tasks = execution.tasks
         if depth == len(stack):
-            tasks = execution.tasks
-            enabled = [execution.enabled(task) for task in tasks]
-            if True not in enabled:
+            steps: list[Step | None] = []
+            enabled: i64 = 0
+            for task in tasks:
+                steps.append(task.pending)
+                if execution.enabled(task):
+                    enabled |= i64(1) << task.number
+            if not enabled:
                 for task in tasks:
                     if task.idle:
                         self.pruned = True
@@ -377,7 +390,7 @@ class _Search(Driver):
                 if waiting:
                     raise Finding("deadlock: " + waiting)
                 return -1
-            node = Node([task.pending for task in tasks], enabled, strategy.asleep(stack))
+            node = Node(steps, enabled, strategy.asleep(stack, steps))
             node.choose(stack[-1].chosen if stack else -1)
             stack.append(node)
             if node.chosen < 0:
@@ -386,14 +399,18 @@ class _Search(Driver):
             strategy.reached(stack)
         else:
             node = stack[depth]
-            task = execution.tasks[node.chosen]
+            task = tasks[node.chosen]
             before, now = node.steps[node.chosen], task.pending
             if before is None or now is None or not now.is_again(before):
-                raise RuntimeError(f"step {depth + 1}, of {task.name}, is not what it was after the same steps before")
+                raise RuntimeError(
+                    f"step {depth + 1}, of {task.name}, is not what it was after the same steps before"
+                )
         number = node.chosen
         if not node.ages:
             node.ages = (
-                execution.ages(execution.tasks[number], strategy.clock_of(number)) if execution.weak else NEWEST
+                execution.ages(execution.tasks[number], strategy.clock_of(number))
+                if execution.weak
+                else NEWEST
             )
         self._depth = depth + 1
         return number + AGE * node.ages[node.age]
@@ -410,13 +427,16 @@ class _Search(Driver):
             node.ages = NONE
             node.age = 0
             if node.chosen >= 0:
-                node.done.append(node.chosen)
+                node.done |= i64(1) << node.chosen
                 self.strategy.left(node)
-            for number in node.backtrack:
-                if number not in node.done and not node.is_asleep(number) and self._within_bound(number):
-                    node.chosen = number
-                    self.strategy.back_to(len(stack) - 1)
-                    return True
+            number = node.left()
+            while number >= 0 and not self._within_bound(number):
+                node.done |= i64(1) << number
+                number = node.left()
+            if number >= 0:
+                node.chosen = number
+                self.strategy.back_to(len(stack) - 1)
+                return True
             stack.pop()
         return False
 
@@ -428,7 +448,7 @@ class _Search(Driver):
         last = -1
         for node in self.stack:
             chosen = number if node is self.stack[-1] else node.chosen
-            if last >= 0 and chosen != last and node.enabled[last]:
+            if last >= 0 and chosen != last and node.can(last):
                 taken += 1
             last = chosen
         return taken <= self.preemptions

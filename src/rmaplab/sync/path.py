@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from mypy_extensions import i64
+
 from rmaplab.sync.execution import (
     ACQUIRE,
     DEFER,
@@ -30,206 +32,275 @@ from rmaplab.sync.execution import (
     WRITE,
     Step,
 )
+from rmaplab.sync.places import Place
 
 NONE: Final[list[int]] = []
+_NO_STEPS: Final[list[Step]] = []
 
 
 class Node:
-    """A state on the current path: who could go on, who has to be tried, who was.
+    """A state on the current path: who could go on, who has to be tried, who was.  Sets of tasks have a bit each.
 
-    steps: what each task announced; sleep: steps with which nothing is left to try from here
-    ages:  of the chosen one, how old the values may be that it loads (none: not asked yet); `age`: which is tried
+    steps:     what each task announced
+    enabled:   those that can go on
+    asleep:    those with whose steps nothing is left to try from here
+    backtrack: those to be tried, in this order; `done`: those of them that were
+    ages:      of the chosen one, how old the values may be that it loads (none: not asked yet); `age`: which is tried
     """
 
-    def __init__(self, steps: list[Step | None], enabled: list[bool], sleep: list[Step]) -> None:
+    def __init__(self, steps: list[Step | None], enabled: i64, asleep: i64) -> None:
         self.steps: Final = steps
-        self.enabled: Final = enabled
-        self.sleep: Final = sleep
+        self.enabled: Final[i64] = enabled
+        self.asleep: i64 = asleep
         self.backtrack: Final[list[int]] = []
-        self.done: Final[list[int]] = []
+        self.wanted: i64 = 0  # the same as `backtrack`
+        self.done: i64 = 0
         self.chosen = -1
         self.ages = NONE
         self.age = 0
 
     def choose(self, last: int) -> None:
         """Have the task that went on `last` go on if that can be, else the first that can."""
-        enabled = self.enabled
-        if 0 <= last < len(enabled) and enabled[last] and not self.is_asleep(last):
+        able: i64 = self.enabled & ~self.asleep
+        if able:
+            if last < 0 or able >> last & 1 == 0:
+                last = 0
+                while able >> last & 1 == 0:
+                    last += 1
             self.chosen = last
-            return
-        for number, able in enumerate(enabled):
-            if able and not self.is_asleep(number):
-                self.chosen = number
-                return
+
+    def can(self, number: int) -> bool:
+        """Can task `number` go on?"""
+        return self.enabled >> number & 1 != 0
+
+    def wants(self, number: int) -> bool:
+        """Is task `number` tried here?"""
+        return self.wanted >> number & 1 != 0
+
+    def want(self, number: int) -> None:
+        """Have task `number`, which can go on, tried here."""
+        if not self.wants(number):
+            self.wanted |= i64(1) << number
+            self.backtrack.append(number)
 
     def try_too(self, number: int) -> None:
         """Have `number` tried here; if it cannot go on here, whoever can."""
-        if self.enabled[number]:
-            if number not in self.backtrack:
-                self.backtrack.append(number)
+        if self.can(number):
+            self.want(number)
             return
-        for other, able in enumerate(self.enabled):
-            if able and other not in self.backtrack:
-                self.backtrack.append(other)
+        for other in range(len(self.steps)):
+            if self.can(other):
+                self.want(other)
 
-    def is_asleep(self, number: int) -> bool:
-        for step in self.sleep:
-            if step.task == number:
-                return True
-        return False
+    def left(self) -> int:
+        """The next task to try here, -1: none.  One that is asleep need not be."""
+        for number in self.backtrack:
+            if (self.done | self.asleep) >> number & 1 == 0:
+                return number
+        return -1
 
 
 class Past:
     """The steps of a path by depth (a step that queued is one of kind QUEUE).
 
-    clocks: of each step, the last step of every task that happened before it or is it, plus one
+    newest: of each task
+
+    A clock says, for each task, the last of its steps that happened before some step or is it, plus one: so many bits
+    each, in one number.
     """
 
     def __init__(self) -> None:
         self.steps: Final[list[Step]] = []
-        self.clocks: Final[list[list[int]]] = []
-        self._until: Final[
-            list[int]
-        ] = []  # of a spin lock's acquisition: depth of its owner's last step under it
-        self._ends: Final[list[tuple[int, int]]] = []  # (depth, acquisition whose `until` was set there)
-        self._by_key: Final[dict[int, list[int]]] = {}  # depths of the steps on an object, ascending
-        self._poisoned: Final[dict[int, int]] = {}  # how many of those free it
-        self._by_task: list[list[int]] = []  # and of those of a task
-        self._before_all: list[int] = []  # the clock of a task that has taken no step
+        self._ends: Final[list[Step]] = []  # acquisitions whose `until` was set, by when that was
+        self.newest: list[Step | None] = []
+        self._number: i64 = 0
+        self._bits: i64 = 1
+        self._mask: i64 = 1
 
     def begin(self, number: int) -> None:
         """So many tasks are going to run."""
-        if not self._by_task:
-            self._by_task = [[] for _ in range(number)]
-            self._before_all = [0] * number
+        if not self.newest:
+            self.newest = [None] * number
+            self._number = number
+            self._bits = 62 // max(1, number)
+            mask: i64 = 0
+            for _ in range(self._bits):  # compiled code would shift a constant as an int of C
+                mask += mask + 1
+            self._mask = mask
 
-    def add(self, step: Step, clock: list[int], released: list[int]) -> None:
+    def since(self, clock: i64, task: i64) -> i64:
+        """How many steps of the path there are up to the last one of `task` that `clock` knows."""
+        return clock >> task * self._bits & self._mask
+
+    def join(self, clock: i64, other: i64) -> i64:
+        """What either knows."""
+        joined: i64 = 0
+        shift: i64 = 0
+        for _ in range(self._number):
+            one: i64 = clock >> shift & self._mask
+            its: i64 = other >> shift & self._mask
+            joined |= (its if its > one else one) << shift
+            shift += self._bits
+        return joined
+
+    def add(self, step: Step, clock: i64, released: list[Place]) -> None:
         """`step`, which had this clock, was taken, and gave back the spin locks `released`."""
-        number = step.task
-        depth = len(self.steps)
+        task: i64 = step.task
+        own: i64 = i64(1) << task
+        depth: i64 = len(self.steps)
+        if depth >= self._mask:
+            raise RuntimeError(f"a path of {depth} steps of {self._number} tasks is too long")
+        step.depth = depth
+        step.until = None
         happened = clock
-        for key in self._keys_of(step):
-            unseen = step.changes - 1
-            for before in reversed(self._by_key.get(key, NONE)):
-                other = self.steps[before]
-                if step.clashes_on(key, other) and other.changes <= 0:
-                    if unseen > 0:
-                        unseen -= 1
-                        continue
-                    if happened[other.task] <= before:
-                        end = self._until[before]
-                        happened = join(happened, self.clocks[end if end >= 0 else before])
-                    if self._covers(other, step, key):
-                        break
-        happened = list(happened)
-        happened[number] = depth + 1
-        self._by_key.setdefault(step.key, []).append(depth)
-        if step.also >= 0:
-            self._by_key.setdefault(step.also, []).append(depth)
-        if step.full >= 0:
-            self._by_key.setdefault(step.full, []).append(depth)
-        if step.mode == POISON or step.mode == DEFER:
-            self._poisoned[step.key] = self._poisoned.get(step.key, 0) + 1
-        self._by_task[number].append(depth)
-        self.steps.append(step)
-        self.clocks.append(happened)
-        self._until.append(-1)
-        for key in released:
-            for before in reversed(self._by_key[key]):
-                kind = self.steps[before].kind
-                if kind == ACQUIRE or kind == TRY:
-                    self._until[before] = depth
-                    self._ends.append((depth, before))
-                    break
-
-    def forget(self, depth: int) -> None:
-        """The steps from `depth` on are to be taken anew."""
-        while len(self.steps) > depth:
-            step = self.steps.pop()
-            self.clocks.pop()
-            self._until.pop()
-            self._by_key[step.key].pop()
-            if step.also >= 0:
-                self._by_key[step.also].pop()
-            if step.full >= 0:
-                self._by_key[step.full].pop()
-            if step.mode == POISON or step.mode == DEFER:
-                self._poisoned[step.key] -= 1
-            self._by_task[step.task].pop()
-        while self._ends and self._ends[-1][0] >= depth:
-            at = self._ends.pop()[1]
-            if at < depth:
-                self._until[at] = -1
-
-    def clock_of(self, number: int) -> list[int]:
-        """What happened before the next step of task `number`, its object left aside."""
-        own = self._by_task[number]
-        return self.clocks[own[-1]] if own else self._before_all
-
-    def _keys_of(self, step: Step) -> list[int]:
-        """The objects on which earlier steps may be in its way."""
+        place = step.place
+        if place.tasks & ~own != 0:
+            happened = self._happened(step, place, happened)
+        step.prior = place.newest
+        step.tasks = place.tasks
         also = step.also
-        keys = [step.key]
-        if also >= 0 and (step.also_mode != TOUCH or self._poisoned.get(also)):
-            keys.append(also)
-        if step.full >= 0:
-            keys.append(step.full)
-        return keys
+        if also is not None:
+            if also.tasks & ~own != 0 and self._is_on(step, also):
+                happened = self._happened(step, also, happened)
+            step.prior_also = also.newest
+            step.tasks_also = also.tasks
+            also.newest = step
+            also.tasks |= own
+        full = step.full
+        if full is not None:
+            if full.tasks & ~own != 0:
+                happened = self._happened(step, full, happened)
+            step.prior_full = full.newest
+            step.tasks_full = full.tasks
+            full.newest = step
+            full.tasks |= own
+        place.newest = step
+        place.tasks |= own
+        if step.mode == POISON or step.mode == DEFER:
+            place.poisons += 1
+        shift = task * self._bits
+        step.clock = happened & ~(self._mask << shift) | depth + 1 << shift
+        step.before = self.newest[step.task]
+        self.newest[step.task] = step
+        self.steps.append(step)
+        for given in released:
+            before = given.newest
+            while before is not None:
+                if before.kind == ACQUIRE or before.kind == TRY:
+                    before.until = step
+                    self._ends.append(before)
+                    break
+                before = before.earlier(given)
 
-    def _covers(self, other: Step, step: Step, key: int) -> bool:
-        """Is whatever may be in the way of `step` before `other`, which is, before that as well?"""
-        return (
-            other.mode_on(key) == WRITE
-            and other.first <= step.first
-            and other.last >= step.last
-            and step.mode_on(key) != POISON
-            and step.mode_on(key) != DEFER
-            and not self._poisoned.get(key)
-        )
+    def forget(self, depth: i64) -> None:
+        """The steps from `depth` on are to be taken anew."""
+        steps = self.steps
+        while len(steps) > depth:
+            step = steps.pop()
+            place = step.place
+            place.newest = step.prior
+            place.tasks = step.tasks
+            step.prior = None
+            also = step.also
+            if also is not None:
+                also.newest = step.prior_also
+                also.tasks = step.tasks_also
+                step.prior_also = None
+            full = step.full
+            if full is not None:
+                full.newest = step.prior_full
+                full.tasks = step.tasks_full
+                step.prior_full = None
+            if step.mode == POISON or step.mode == DEFER:
+                place.poisons -= 1
+            self.newest[step.task] = step.before
+            step.before = None
+            while self._ends:
+                until = self._ends[-1].until
+                if until is not step:
+                    break
+                self._ends.pop().until = None
 
-    def races(self, step: Step, clock: list[int], stack: list[Node]) -> list[int]:
-        """Depths of the steps that `step`, which would have this clock, races with, the latest first."""
-        found: list[int] = []
-        seen = clock
-        own = self._by_task[step.task]
-        newest = own[-1] if own else -1
-        for key in self._keys_of(step):
-            unseen = step.changes - 1
-            for before in reversed(self._by_key.get(key, NONE)):
-                other = self.steps[before]
-                if not step.clashes_on(key, other) or other.changes > 0:
-                    continue
+    def clock_of(self, task: int) -> i64:
+        """What happened before the next step of a task, its object left aside."""
+        newest = self.newest[task]
+        return 0 if newest is None else newest.clock
+
+    def _is_on(self, step: Step, also: Place) -> bool:
+        """May earlier steps on its second object be in its way?"""
+        return step.also_mode != TOUCH or also.poisons > 0
+
+    def _happened(self, step: Step, place: Place, happened: i64) -> i64:
+        """`happened`, and all steps at `place` that happened before `step`."""
+        unseen: i64 = step.changes - 1
+        other = place.newest
+        while other is not None:
+            if other.changes <= 0 and step.clashes_at(place, other):
                 if unseen > 0:
                     unseen -= 1
-                    continue
-                if other.task == step.task:
-                    continue
-                if seen[other.task] <= before:
-                    if self._had_to_wait(step, other, before, newest, stack):
-                        continue
-                    found.append(before)
-                    seen = join(seen, self.clocks[before])
-                if self._covers(other, step, key):
-                    break
+                else:
+                    if self.since(happened, other.task) <= other.depth:
+                        until = other.until
+                        happened = self.join(happened, other.clock if until is None else until.clock)
+                    if self._covers(other, step, place):
+                        break
+            other = other.earlier(place)
+        return happened
+
+    def _covers(self, other: Step, step: Step, place: Place) -> bool:
+        """Is whatever may be in the way of `step` before `other`, which is, before that as well?"""
+        if (
+            other.mode_at(place) != WRITE
+            or place.poisons > 0
+            or other.first > step.first
+            or other.last < step.last
+        ):
+            return False
+        mode = step.mode_at(place)
+        return mode != POISON and mode != DEFER
+
+    def races(self, step: Step, clock: i64, stack: list[Node]) -> list[Step]:
+        """The steps that `step`, which would have this clock, races with, of each place the latest first."""
+        others: i64 = ~(i64(1) << step.task)
+        place, also, full = step.place, step.also, step.full
+        on_also = also is not None and also.tasks & others != 0 and self._is_on(step, also)
+        if place.tasks & others == 0 and not on_also and full is None:
+            return _NO_STEPS
+        found: list[Step] = []
+        seen = self._races_at(step, place, clock, stack, found)
+        if also is not None and on_also:
+            seen = self._races_at(step, also, seen, stack, found)
+        if full is not None:
+            self._races_at(step, full, seen, stack, found)
         return found
 
-    def _had_to_wait(self, step: Step, other: Step, before: int, newest: int, stack: list[Node]) -> bool:
-        """Could `step` not have come before `other`, which was taken at depth `before`?"""
+    def _races_at(self, step: Step, place: Place, seen: i64, stack: list[Node], found: list[Step]) -> i64:
+        """Those at `place`, added to `found`, if `step` came after all that is `seen`; returns what that is then."""
+        unseen: i64 = step.changes - 1
+        other = place.newest
+        while other is not None:
+            if other.changes <= 0 and step.clashes_at(place, other):
+                if unseen > 0:
+                    unseen -= 1
+                elif other.task != step.task:
+                    late = self.since(seen, other.task) <= other.depth
+                    if not late or not self._had_to_wait(step, other, stack):
+                        if late:
+                            found.append(other)
+                            seen = self.join(seen, other.clock)
+                        if self._covers(other, step, place):
+                            break
+            other = other.earlier(place)
+        return seen
+
+    def _had_to_wait(self, step: Step, other: Step, stack: list[Node]) -> bool:
+        """Could `step` not have come before `other`?"""
         kind = step.kind
         if kind == ACQUIRE:
             if other.kind == RELEASE:
                 return step.mode == READ or other.mode == WRITE
             return other.kind == DOWNGRADE
         if kind == WAIT:
-            if newest >= before:
-                return False
-            return not stack[before].enabled[step.task]
+            newest = self.newest[step.task]
+            return (newest is None or newest.depth < other.depth) and not stack[other.depth].can(step.task)
         return False
-
-
-def join(one: list[int], other: list[int]) -> list[int]:
-    joined = list(one)
-    for i in range(len(other)):
-        if other[i] > joined[i]:
-            joined[i] = other[i]
-    return joined

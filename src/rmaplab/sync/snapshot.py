@@ -13,7 +13,7 @@ Invariant: what a snapshot does not know how to put back it refuses.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from gc import get_referents
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -21,22 +21,33 @@ from typing import Any, Final
 
 import numpy as np
 
-# Immutable, with nothing but their like inside.
+from rmaplab.sync.work import LockClass, Tally
+
+# Immutable, with nothing but their like inside; and counts of work that is done, by which nobody decides.
 _PLAIN: Final = frozenset(
-    [int, bool, float, str, bytes, type(None), range, object, ModuleType, FunctionType, BuiltinFunctionType]
-)
+    [
+        int, bool, float, str, bytes, type(None), range, object, ModuleType, FunctionType, BuiltinFunctionType, Tally,
+        LockClass,
+    ]
+)  # fmt: skip
 # Immutable, whatever is inside.
 _BEHIND_A_VIEW: Final = type(get_referents(memoryview(b""))[0])
 _CONTAINERS: Final = (tuple, frozenset, MethodType, partial, memoryview, _BEHIND_A_VIEW)
+_COLLECTIONS: Final = frozenset([list, dict, set, np.ndarray, *_CONTAINERS])
 
 # Of the classes met so far, the attributes of instances that can be assigned to.
 _WRITABLE: Final[dict[type, list[str]]] = {}
 
 
 class Snapshot:
-    """Of all that can be reached from `root`, but for what `lasting` holds."""
+    """Of all that can be reached from `root`, but for what `lasting` holds.
 
-    def __init__(self, root: object, lasting: Sequence[object]) -> None:
+    meet: is told of all these objects, without lists and the like, before their state is kept
+    """
+
+    def __init__(
+        self, root: object, lasting: Sequence[object], meet: Callable[[list[object]], None] | None = None
+    ) -> None:
         self._attributes: Final[list[tuple[object, str, object]]] = []
         self._lists: Final[list[tuple[list[object], list[object]]]] = []
         self._dicts: Final[list[tuple[dict[object, object], dict[object, object]]]] = []
@@ -44,16 +55,21 @@ class Snapshot:
         self._arrays: Final[list[tuple[memoryview, memoryview]]] = []  # of numbers
         seen: dict[int, object] = {id(other): other for other in lasting}
         left: list[object] = [root]
+        states: list[object] = []
         while left:
             found = left.pop()
             kind = type(found)
             if kind in _PLAIN or id(found) in seen or isinstance(found, type):
                 continue
             seen[id(found)] = found
-            self._keep(found, kind)
+            states.append(found)
             left.extend(get_referents(found))
             if kind.__dictoffset__:
                 left.append(getattr(found, "__dict__", None))
+        if meet is not None:
+            meet([found for found in states if type(found) not in _COLLECTIONS])
+        for found in states:
+            self._keep(found, type(found))
 
     def _keep(self, found: object, kind: type) -> None:
         if kind is list:

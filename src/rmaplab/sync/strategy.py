@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from mypy_extensions import i64
+
 from rmaplab.sync.execution import Execution, Step
 from rmaplab.sync.path import Node, Past
 
@@ -27,9 +29,9 @@ class Strategy:
     def begins(self, number: int) -> None:
         """An execution of so many tasks begins, along the path so far."""
 
-    def asleep(self, stack: list[Node]) -> list[Step]:
-        """Steps that need not be tried at the state that comes after `stack`."""
-        return []
+    def asleep(self, stack: list[Node], steps: list[Step | None]) -> i64:
+        """Tasks (a bit each) that need not be tried at the state after `stack`, where they announced `steps`."""
+        return 0
 
     def reached(self, stack: list[Node]) -> None:
         """The last of `stack` is new, and what goes on there is chosen."""
@@ -57,7 +59,9 @@ class All(Strategy):
 
     def reached(self, stack: list[Node]) -> None:
         node = stack[-1]
-        node.backtrack.extend([n for n, able in enumerate(node.enabled) if able])
+        for number in range(len(node.steps)):
+            if node.can(number):
+                node.want(number)
 
 
 class _Reduction(Strategy):
@@ -71,7 +75,7 @@ class _Reduction(Strategy):
 
     def reached(self, stack: list[Node]) -> None:
         node = stack[-1]
-        node.backtrack.append(node.chosen)
+        node.want(node.chosen)
 
     def back_to(self, depth: int) -> None:
         self.past.forget(depth)
@@ -81,74 +85,77 @@ class SourceSets(_Reduction):
     """One order of all that are the same."""
 
     def clock_of(self, task: int) -> list[int]:
-        return self.past.clock_of(task)
+        clock = self.past.clock_of(task)
+        return [self.past.since(clock, other) for other in range(len(self.past.newest))]
 
-    def asleep(self, stack: list[Node]) -> list[Step]:
-        if not stack:
-            return []
+    def asleep(self, stack: list[Node], steps: list[Step | None]) -> i64:
+        if not stack or not stack[-1].asleep:
+            return 0
         taken = self.past.steps[-1]
-        return [step for step in stack[-1].sleep if step.task != taken.task and not step.depends_on(taken)]
+        asleep: i64 = stack[-1].asleep
+        for number, step in enumerate(steps):
+            if asleep >> number & 1 and (number == taken.task or step is None or step.depends_on(taken)):
+                asleep &= ~(i64(1) << number)
+        return asleep
 
     def took(self, stack: list[Node], execution: Execution, depth: int) -> None:
-        if depth == len(self.past.steps):
+        past = self.past
+        if depth == len(past.steps):
             step = execution.trace[depth]
-            clock = self.past.clock_of(step.task)
-            for before in self.past.races(step, clock, stack):
-                self._reverse(stack, before, step, clock, depth)
-            self.past.add(step, clock, execution.released)
+            clock = past.clock_of(step.task)
+            for before in past.races(step, clock, stack):
+                self._reverse(stack, before, step, clock)
+            past.add(step, clock, execution.released)
 
     def ended(self, stack: list[Node], execution: Execution) -> None:
         past = self.past
-        depth = len(past.steps)
-        broke = (
-            past.steps[-1] if depth else None
-        )  # if a step was not even allowed, it is both taken and pending
+        # if a step was not even allowed, it is both taken and pending
+        broke = past.steps[-1] if past.steps else None
         for task in execution.tasks:
             step = task.pending
             if step is not None and not task.done and step is not broke:
                 clock = past.clock_of(task.number)
                 for before in past.races(step, clock, stack):
-                    self._reverse(stack, before, step, clock, depth)
+                    self._reverse(stack, before, step, clock)
 
     def left(self, node: Node) -> None:
-        step = node.steps[node.chosen]
-        if step is not None:
-            node.sleep.append(step)
+        node.asleep |= i64(1) << node.chosen
 
-    def _reverse(self, stack: list[Node], before: int, step: Step, clock: list[int], depth: int) -> None:
-        """Have an order tried in which `step`, about to be or just taken at `depth`, comes before that of depth
-        `before`: the steps between that did not happen after that one, then `step`."""
-        node = stack[before]
-        steps, clocks = self.past.steps, self.past.clocks
-        racing = steps[before].task
-        firsts: list[int] = [-1] * len(node.enabled)
-        for at in range(before + 1, depth):
-            if clocks[at][racing] <= before:
-                task = steps[at].task
-                if firsts[task] < 0:
-                    firsts[task] = at
-        beginners: list[int] = []
-        for task, first in enumerate(firsts):
-            if first >= 0 and _begins(clocks[first], firsts, task):
-                beginners.append(task)
-        mine = False
-        if firsts[step.task] < 0:
-            mine = _begins(clock, firsts, step.task)
-            if mine:
-                for at in range(before + 1, depth):
-                    if step.depends_on(steps[at]) and clocks[at][racing] <= before:
-                        mine = False
-                        break
-            if mine:
-                beginners.append(step.task)
-        for task in beginners:
-            if task in node.backtrack:
-                return
+    def _reverse(self, stack: list[Node], before: Step, step: Step, clock: i64) -> None:
+        """Have an order tried in which `step`, about to be or just taken at the end of the path, comes before `before`:
+        the steps between that did not happen after that one, then `step`."""
+        past = self.past
+        start: i64 = before.depth
+        node = stack[start]
+        firsts: list[Step | None] = [None] * len(node.steps)
+        waits = False
+        for at in range(start + 1, len(past.steps)):
+            between = past.steps[at]
+            if past.since(between.clock, before.task) <= start:
+                if firsts[between.task] is None:
+                    firsts[between.task] = between
+                if not waits and step.depends_on(between):
+                    waits = True
         choice = -1
-        for task in beginners:
-            if node.enabled[task] and (choice < 0 or task == step.task):
-                choice = task
+        for task, first in enumerate(firsts):
+            if first is not None and self._begins(first.clock, firsts, task):
+                if node.wants(task):
+                    return
+                if node.can(task) and (choice < 0 or task == step.task):
+                    choice = task
+        if firsts[step.task] is None and not waits and self._begins(clock, firsts, step.task):
+            if node.wants(step.task):
+                return
+            if node.can(step.task):
+                choice = step.task
         node.try_too(choice if choice >= 0 else step.task)
+
+    def _begins(self, clock: i64, firsts: list[Step | None], task: int) -> bool:
+        """Does none of the first steps of other tasks come before what has this clock?"""
+        for other, first in enumerate(firsts):
+            if first is not None and other != task and self.past.since(clock, other) > first.depth:
+                return False
+        return True
 
 
 class WithinBound(_Reduction):
@@ -176,17 +183,9 @@ class WithinBound(_Reduction):
             if step is None:
                 continue
             for before in self.past.races(step, self.past.clock_of(number), stack):
-                node = stack[before]
+                start = before.depth
+                node = stack[start]
                 node.try_too(number)
-                start = before
                 while start > 0 and stack[start - 1].chosen == node.chosen:
                     start -= 1
                 stack[start].try_too(number)
-
-
-def _begins(clock: list[int], firsts: list[int], task: int) -> bool:
-    """Does none of the first steps of other tasks come before what has this clock?"""
-    for other, first in enumerate(firsts):
-        if first >= 0 and other != task and clock[other] > first:
-            return False
-    return True

@@ -41,6 +41,7 @@ from rmaplab.sync.execution import (
 from rmaplab.sync.fields import VERSION, WHOLE
 from rmaplab.sync.memory import UNINITIALISED, Location, Memory, Message, TaskView, View, join
 from rmaplab.sync.order import ALL, FULL, ONCE, PLAIN
+from rmaplab.sync.places import Place
 
 
 class WeakExecution(Execution):
@@ -53,9 +54,11 @@ class WeakExecution(Execution):
     ) -> None:
         super().__init__()
         self.weak = True
-        self.memory: Final = Memory(weakened, racing)
-        self.calls: Final[list[tuple[View, int, int]]] = []  # grace periods: what each hands over, who asked, and when
-        self.called: Final[list[int]] = []  # and the number of what each frees
+        self.memory = Memory(weakened, racing)
+        self.calls: Final[
+            list[tuple[View, int, int]]
+        ] = []  # grace periods: what each hands over, who asked, and when
+        self.called: Final[list[Place]] = []  # and what each frees
         self.synchronous: Final = synchronous
         self.waited: Final[list[list[int]]] = []  # the readers that each still waits for
         self.left: Final[list[View]] = []  # what readers knew that left before it, or that it waited for
@@ -67,8 +70,23 @@ class WeakExecution(Execution):
         self._loaded: object = None
         self._succeeds: Final[dict[int, Callable[[object], bool] | None]] = {}  # of each task's next atomic
 
-    def lasting(self) -> list[object]:
-        return [*super().lasting(), self.memory.used]
+    def meet(self, found: list[object]) -> None:
+        super().meet([*found, self.gate, self.full])
+
+    def again(self) -> None:
+        super().again()
+        used = self.memory.used
+        self.memory = Memory(self.memory.weakened, self.memory.racing)
+        self.memory.used = used
+        for _ in self.tasks:
+            self.memory.tasks.append(TaskView())
+        self.calls.clear()
+        self.called.clear()
+        self.waited.clear()
+        self.left.clear()
+        self.gone.clear()
+        self.over.clear()
+        self._unfilled.clear()
 
     def add(self, name: str, body: Callable[[], object]) -> None:
         super().add(name, body)
@@ -93,10 +111,14 @@ class WeakExecution(Execution):
     def loaded(self, subject: object, field: str, index: int) -> object:
         return self._loaded
 
-    def locate(self, step: Step, subject: object, key: int, field: str, index: int) -> None:
-        step.location = self.memory.location(subject, key, field, index)
+    def locate(self, step: Step, subject: object, place: Place, field: str, index: int) -> None:
+        step.location = self.memory.location(subject, place.number, field, index)
         if step.order == UPDATE + FULL and step.what not in self.memory.weakened:
-            step.full = self._key(self.full)
+            step.full = self.places.of(self.full)
+
+    def _key(self, subject: object) -> int:
+        """The number of the place of an object."""
+        return self.places.of(subject).number
 
     def initialised(self, what: str, subject: object, fields: str) -> None:
         task = self.current
@@ -169,7 +191,9 @@ class WeakExecution(Execution):
         assert location is not None
         memory = self.memory
         if location.field not in (WHOLE, VERSION) and location.messages[-1].value != location.now():
-            raise RuntimeError(f"{step.what}: {location.field} of {step.subject!r} changed, and nobody announced it")
+            raise RuntimeError(
+                f"{step.what}: {location.field} of {step.subject!r} changed, and nobody announced it"
+            )
         if step.loads:
             number = len(location.messages) - 1 - age
             message = location.messages[number]
@@ -231,21 +255,23 @@ class WeakExecution(Execution):
 
     def _taken(self, task: Task, lock: object) -> None:
         state = self._state(lock)
-        self.memory.acquire(task.number, state.key)
+        self.memory.acquire(task.number, state.place.number)
         self._changed(task, state)
 
     def _changed(self, task: Task, state: LockState) -> None:
         """The word of a lock, which somebody may ask, is another: who took it, or gave it back, knows."""
         if state.asked:
-            location = self.memory.location(state, state.key, "held", 0)
-            self.memory.update(task.number, location, PLAIN, state.name, len(self.trace) - 1).value = state.held
+            location = self.memory.location(state, state.place.number, "held", 0)
+            self.memory.update(
+                task.number, location, PLAIN, state.name, len(self.trace) - 1
+            ).value = state.held
 
     def release(self, lock: object, write: bool) -> None:
         super().release(lock, write)
         task = self.current
         if task is not None:
             state = self._state(lock)
-            self.memory.release(task.number, state.key)
+            self.memory.release(task.number, state.place.number)
             self._changed(task, state)
 
     def downgrade(self, lock: object) -> None:
@@ -292,7 +318,7 @@ class WeakExecution(Execution):
         self.memory.fence(task.number, ALL, what)
         token = object()
         self.rcu_call(what, token)
-        number = self.called.index(self._key(token))
+        number = self.called.index(self.places.of(token))
         waited = self.waited[number]
         self.wait("the end of a grace period", self.gate, lambda: not waited)
         self.over.add(number)
@@ -307,7 +333,9 @@ class WeakExecution(Execution):
                 if number < known:
                     self.memory.take_over(task.number, handed)
                 else:
-                    self.freed[self.called[number]].readers.append(task.number)
+                    freed = self.called[number].freed
+                    assert freed is not None
+                    freed.readers.append(task.number)
                     self.waited[number].append(task.number)
         elif step is not None and step.kind == CALL:
             told: View = {}
@@ -317,7 +345,7 @@ class WeakExecution(Execution):
                 join(told, self.memory.tasks[task.number].now)
                 join(told, self.memory.tasks[task.number].aside)
             self.calls.append((told, task.number, len(self.trace)))
-            self.called.append(step.key)
+            self.called.append(step.place)
             self.left.append(dict(self.gone))
             self.waited.append([reader.number for reader in self.tasks if reader.rcu_depth > 0])
         elif step is not None and step.kind == LEAVE:
