@@ -27,7 +27,7 @@ def say(sentence: str) -> None:
 
 
 def console(width: int | None = None) -> Console:
-    """Where tables go: stdout, `width` columns or as many as the terminal has; markup is text.
+    """Where tables go: stdout, `width` columns or as many as the terminal has; markup is text, :words: too.
 
     What nobody reads any more is a BrokenPipeError.
     """
@@ -37,7 +37,7 @@ def console(width: int | None = None) -> Console:
         def on_broken_pipe(self) -> None:
             raise
 
-    return Terminal(width=width, highlight=False, markup=False)
+    return Terminal(width=width, highlight=False, markup=False, emoji=False)
 
 
 class Grid:

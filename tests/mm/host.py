@@ -18,7 +18,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -35,6 +34,7 @@ from rmaplab.trace.events import FAULT_WRITE, Event
 # Quiet: above any program that is not position independent, below all others.
 ARENA_PAGES: Final = 512
 BELOW_FENCE: Final = 64 << 20  # bytes under the fence that are looked at
+_LOOKS: Final = 100  # at what the kernel has, until two of them see the same
 
 PLAYABLE: Final = ("mmap", "munmap", "mprotect", "mremap", "madvise", "mlock", "munlock", "fault", "fork", "exit")
 # What the witness is asked for; without swap, MADV_PAGEOUT does nothing there.
@@ -85,6 +85,7 @@ class _Process:
         self.pid: Final = pid
         self.fence: Final = fence
         self.pagemap: Final = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY)
+        self.memory: Final = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
 
     def ask(self, order: str) -> int:
         self.stream.write(order + "\n")
@@ -93,6 +94,15 @@ class _Process:
         if not line:
             raise HostUnavailable(f"the process for `{order}` has died")
         return int(line)
+
+    def entries(self, addr: int, nr_pages: int) -> tuple[int, ...]:
+        data = os.pread(self.pagemap, nr_pages * 8, addr >> PAGE_SHIFT << 3)
+        return struct.unpack(f"{len(data) // 8}Q", data)
+
+    def close(self) -> None:
+        os.close(self.pagemap)
+        os.close(self.memory)
+        self.stream.close()
 
 
 class Host:
@@ -150,8 +160,7 @@ class Host:
     def close(self) -> None:
         """End all processes."""
         for process in self.processes.values():
-            os.close(process.pagemap)
-            process.stream.close()
+            process.close()
         self._driver.wait(10)
         self._listener.close()
         for fd in self._files:
@@ -184,8 +193,7 @@ class Host:
             process.stream.flush()
             select.select([gone], [], [], 10)
             os.close(gone)
-            os.close(process.pagemap)
-            process.stream.close()
+            process.close()
             del self.processes[event.pid]
             return 0
         fd = self._files[e.file] if e.file >= 0 else 2**64 - 1
@@ -206,9 +214,20 @@ class Host:
         return found
 
     def pagemap(self, pid: int, addr: int, nr_pages: int) -> tuple[int, ...]:
-        """Entries of /proc/PID/pagemap."""
-        data = os.pread(self.processes[pid].pagemap, nr_pages * 8, addr >> PAGE_SHIFT << 3)
-        return struct.unpack(f"{len(data) // 8}Q", data)
+        """Entries of /proc/PID/pagemap.
+
+        There is no swap, so what looks swapped out is on its way to another frame (compaction).  Who migrates it may
+        have lost its CPU half-way, for seconds where many want it.  Whoever touches the page waits
+        (migration_entry_wait() in mm/migrate.c): the process itself, or where it may not, who traces it.
+        """
+        process = self.processes[pid]
+        entries = process.entries(addr, nr_pages)
+        for i in [i for i, entry in enumerate(entries) if entry & _SWAPPED]:
+            page = addr + (i << PAGE_SHIFT)
+            if process.ask(f"touch {page} 0"):
+                os.pread(process.memory, 1, page)
+            entries = process.entries(addr, nr_pages)
+        return entries
 
     def is_zero_page(self, entry: int) -> bool:
         """Is it the page of zeros that reads of fresh anonymous memory map?"""
@@ -218,17 +237,17 @@ class Host:
 def compare(host: Host, machine: Machine) -> list[str]:
     """Where the machine's VMAs and pages are not the kernel's, a sentence each; nothing where they agree.
 
-    A page that the kernel is about to compact or migrate is for a moment in no place that pagemap shows (of 19 million
-    entries read while /proc/sys/vm/compact_memory was written to, 1,100 were such; of as many at rest, none), so a
-    difference counts if it is still there a little later.
+    The kernel moves pages to other frames when it likes, also while some places that map one have been looked at and
+    others have not.  So a difference counts if all is as it was when it was looked at before.
     """
-    for pause in (0.05, 0.5, 2.0, 0.0):
+    before: list[object] = []
+    for _ in range(_LOOKS):
         comparison = _Comparison(host, machine)
         for pid in sorted(host.processes):
             comparison.compare_process(pid)
-        if not comparison.wrong:
+        if not comparison.wrong or comparison.seen == before:
             break
-        time.sleep(pause)
+        before = comparison.seen
     return comparison.wrong
 
 
@@ -237,6 +256,7 @@ class _Comparison:
 
     def __init__(self, host: Host, machine: Machine) -> None:
         self.wrong: Final[list[str]] = []
+        self.seen: Final[list[object]] = []  # of the kernel
         self._host: Final = host
         self._machine: Final = machine
         self._page_of: Final[dict[int, int]] = {}  # by frame
@@ -248,6 +268,7 @@ class _Comparison:
         theirs = [vma for vma in self._host.vmas(pid) if _is_watched(vma.start, fence)]
         shown = [_show(v.start, v.end, v.offset if v.has_file else 0, v.flags) for v in theirs]
         expected = [_show(v.start, v.end, v.pgoff << PAGE_SHIFT if v.file else 0, v.flags) for v in ours]
+        self.seen.append(shown)
         if shown != expected:
             lost = [line for line in shown if line not in expected]
             extra = [line for line in expected if line not in shown]
@@ -255,6 +276,7 @@ class _Comparison:
             return
         for vma in ours:
             entries = self._host.pagemap(pid, vma.start, vma.nr_pages)
+            self.seen.append(entries)
             for i, entry in enumerate(entries):
                 self._compare_page(pid, vma, vma.start + (i << PAGE_SHIFT), entry)
 

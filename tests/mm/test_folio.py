@@ -31,7 +31,7 @@ def test_runs_leave_the_state_that_one_by_one_leaves(work: list[tuple[str, int]]
     for what, count in work:
         if what == "alloc":
             index = rng.randrange(1 << 40)
-            got = runs.alloc_run(index, count).tolist()
+            got = runs.alloc_run(np.arange(index, index + count)).tolist()
             assert got == [singles.alloc(index + i) for i in range(count)]
             live += got
         else:
@@ -80,7 +80,7 @@ def test_a_designs_column_grows_with_the_rows() -> None:
     mine = folios.column(np.int64)
     first = folios.alloc(1)
     mine.m[first] = 77
-    folios.alloc_run(2, 5000)
+    folios.alloc_run(np.arange(2, 5002))
     assert len(mine.v) == folios.rows >= 5512
     assert mine.m[first] == 77
 

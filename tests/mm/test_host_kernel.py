@@ -79,10 +79,10 @@ def test_another_kernels_rules_are_told_apart(host: Host) -> None:
     assert first_difference(host, other, 1, 350) != ""
 
 
-def test_sharing_is_compared_not_only_presence(host: Host) -> None:
-    """After a fork the child copies one page of two; a machine in which it copied the other is found out."""
-    machine = Machine(own_profile(), [AnonVmaRmap])
-    player = Player(machine, header(), batch=False)
+@pytest.fixture
+def shared(host: Host) -> Player:
+    """Two processes, of the host, too, that share two pages."""
+    player = Player(Machine(own_profile(), [AnonVmaRmap]), header(), batch=False)
     rw, flags = PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
     player.do(START)
     for event in (
@@ -92,9 +92,50 @@ def test_sharing_is_compared_not_only_presence(host: Host) -> None:
     ):
         player.do(event)
         host.play(event)
-    assert compare(host, machine) == []
-    player.do(Event("fault", 2, ARENA, PAGE, flags=FAULT_WRITE))
+    return player
+
+
+def test_sharing_is_compared_not_only_presence(host: Host, shared: Player) -> None:
+    """After a fork the child copies one page of two; a machine in which it copied the other is found out."""
+    assert compare(host, shared.machine) == []
+    shared.do(Event("fault", 2, ARENA, PAGE, flags=FAULT_WRITE))
     host.play(Event("fault", 2, ARENA + PAGE, PAGE, flags=FAULT_WRITE))
-    wrong = compare(host, machine)
+    wrong = compare(host, shared.machine)
     assert any("not shared by the same places" in sentence for sentence in wrong)
     assert any("more than once" in sentence for sentence in wrong)
+
+
+def test_a_page_that_is_being_migrated_is_waited_for(
+    host: Host, shared: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long who migrates it is kept from going on: until it is touched, it is in no frame."""
+    process = host.processes[1]
+    entries, ask = process.entries, process.ask
+    orders: list[str] = []
+
+    def on_their_way(addr: int, nr_pages: int) -> tuple[int, ...]:
+        return entries(addr, nr_pages) if orders else (1 << 62,) * nr_pages
+
+    def noted(order: str) -> int:
+        orders.append(order)
+        return ask(order)
+
+    monkeypatch.setattr(process, "entries", on_their_way)
+    monkeypatch.setattr(process, "ask", noted)
+    assert compare(host, shared.machine) == []
+    assert orders == [f"touch {ARENA} 0", f"touch {ARENA + PAGE} 0"]
+
+
+def test_pages_that_are_migrated_between_two_looks_are_looked_at_again(
+    host: Host, shared: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = host.processes[2].entries
+    looks: list[int] = []
+
+    def moving(addr: int, nr_pages: int) -> tuple[int, ...]:
+        """Somewhere else at each of the first looks."""
+        looks.append(addr)
+        return tuple(entry + max(0, 5 - len(looks)) for entry in entries(addr, nr_pages))
+
+    monkeypatch.setattr(host.processes[2], "entries", moving)
+    assert compare(host, shared.machine) == [] and len(looks) == 5

@@ -130,8 +130,9 @@ class Guarded(PageScanRmap):
     def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
         self.of_pages("folio_mapped", vma, addr, nr_pages)
 
-    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
-        self.of_pages("folios_mapped", vma, addr, len(pfns))
+    def folios_mapped(self, vma: VMA, addrs: Int64s, pfns: Int64s) -> None:
+        for addr in addrs.tolist():
+            self.of_pages("folios_mapped", vma, addr, 1)
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
         self.of_pages("folio_swapped_in", vma, addr, 1)

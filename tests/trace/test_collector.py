@@ -103,6 +103,7 @@ def test_nothing_is_told_that_followed_a_lock_whose_call_has_not_returned(watche
     watched.ring.happens(now - SECOND)
     watched.held = 1 << 62
     assert within(10, lambda: watched.told == [now - SECOND, now - SECOND // 2])
+    assert watched.timeline.late == 0
 
 
 def test_a_lock_that_was_taken_long_ago_holds_nothing_up(watched: Source) -> None:

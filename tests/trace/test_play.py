@@ -2,16 +2,19 @@
 """The kernel's answers are honoured where it was free to choose, and a difference is named where it leads."""
 
 import errno
+import random
 
 import pytest
 
-from rmaplab.mm.abi import MREMAP_MAYMOVE
+from rmaplab.check.batching import state_of
+from rmaplab.mm.abi import MADV_DONTNEED, MAP_DROPPABLE, MREMAP_MAYMOVE
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
+from rmaplab.rmap import DESIGNS
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import FAULT_WRITE, Event
-from rmaplab.trace.history import Header, History
+from rmaplab.trace.history import FileEntry, Header, History
 from rmaplab.trace.play import Player
 
 A = 0x7F0000000000
@@ -47,3 +50,69 @@ def test_what_grew_where_it_was_does_so_or_differs_and_an_impossible_event_names
     free = player()
     free.play(History(Header(recorder="by hand"), [*START, grown, touched]))
     assert free.differences == []
+
+
+# Not who watches entries, and so is told of each; walks of the last one take long, and it keeps nothing.
+WATCHING = [design for name, design in DESIGNS.items() if not design.watches_entries and name != "page_scan"]
+
+
+def work_of(machine: Machine) -> dict[str, object]:
+    """All that a machine and its designs counted."""
+    return {
+        ledger.owner: (
+            {name: tally.count for name, tally in ledger.tallies.items()},
+            {name: (pool.live, pool.peak, pool.allocated) for name, pool in ledger.pools.items()},
+            {name: (lock.writes, lock.reads) for name, lock in ledger.locks.items()},
+        )
+        for ledger in (machine.ledger, *(design.ledger for design in machine.designs))
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_faults_in_no_order_are_as_faults_one_by_one(seed: int) -> None:
+    """Three VMAs, of which the last is a file's; some pages were there before, are touched twice, or are shared."""
+    rng = random.Random(seed)
+    files = [FileEntry(0)]
+    events = [
+        *START[:1],
+        Event("mmap", 1, length=900 * PAGE, prot=3, flags=0x22, result=A),
+        Event("mmap", 1, length=700 * PAGE, prot=3, flags=MAP_DROPPABLE | 0x20, result=A + 0x1000 * PAGE),
+        Event("mmap", 1, length=800 * PAGE, prot=3, flags=2, file=0, result=A + 0x2000 * PAGE),
+    ]
+    sizes = (900, 700, 800)
+    for _ in range(8):
+        pid = 1
+        part = rng.randrange(3)
+        for _ in range(rng.choice((10, 60, 300))):
+            if not rng.randrange(100):
+                part = rng.randrange(3)
+            addr = A + (0x1000 * part + rng.randrange(sizes[part])) * PAGE
+            events.append(Event("fault", pid, addr, PAGE, flags=FAULT_WRITE if rng.randrange(80) else 0))
+        if rng.randrange(2):
+            events.append(Event("madvise", 1, A + rng.randrange(400) * PAGE, 200 * PAGE, flags=MADV_DONTNEED))
+        if not rng.randrange(4):
+            child = 2 + len(events)
+            events.append(Event("fork", 1, pid2=child))
+            events += [Event("fault", child, A + i * PAGE, PAGE, flags=FAULT_WRITE) for i in rng.sample(range(900), 99)]
+    header = Header(recorder="by hand", files=files)
+    played = []
+    for batch in (True, False):
+        playing = Player(Machine(PROFILES["7.3"], WATCHING), header, batch=batch)
+        playing.play(History(header, events))
+        assert playing.differences == []
+        played.append((state_of(playing.machine), work_of(playing.machine)))
+    for many, one_by_one in zip(*played, strict=True):
+        assert many == one_by_one
+
+
+def test_faults_in_no_order_end_where_they_are_asked_to() -> None:
+    """So that who looks now and then looks at what it asked for."""
+    playing = player()
+    pages = random.Random(1).sample(range(500), 400)
+    events = [START[0], Event("mmap", 1, length=500 * PAGE, prot=3, flags=0x22, result=A)]
+    events += [Event("fault", 1, A + page * PAGE, PAGE, flags=FAULT_WRITE) for page in pages]
+    playing.begin(events)
+    for played in (100, 133, 300):
+        assert playing.play_to(played)
+        assert playing.played == played and playing.last() == events[played - 1]
+        assert playing.machine.folios.in_use == played  # two pages of the stack, and no page for two events

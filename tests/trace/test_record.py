@@ -121,6 +121,92 @@ def test_names_are_kept_only_where_asked(tmp_path: Path, recorder: str) -> None:
     assert any(entry.name.endswith(".so.6") for entry in header.files)
 
 
+ODD: Final = os.fsdecode(b"a\n\r\x0b\xe2\x80\xa8\xff\x1b[2J z")  # all that ends a line somewhere, and no UTF-8
+SHOWN: Final = r"a\n\r\x0b\u2028\udcff\x1b[2J z"
+
+
+@pytest.mark.parametrize("recorder", ["bpf", "perf", "strace"])
+def test_a_name_of_several_lines_that_is_not_utf_8_is_kept_in_one_line(tmp_path: Path, recorder: str) -> None:
+    """Of the program, of its file, and of the recording."""
+    if refusal(recorder):
+        pytest.skip(refusal(recorder))
+    program, output = tmp_path / ODD, tmp_path / f"{ODD}.parquet"
+    shutil.copy(shutil.which("true") or "/bin/true", program)
+    checked = recorder != "strace"
+    assert record([str(program)], output, recorder=recorder, check=checked, names=True).status == 0
+    history = read_history(output)
+    player = replayed(history)
+    assert player.marks == checked and player.geometry == [] and player.differences == []
+    header = history.header
+    texts = [header.command, *header.processes.values(), *(entry.name for entry in header.files)]
+    assert all(text.isprintable() for text in texts)
+    if checked:
+        assert SHOWN in header.command and list(header.processes.values()) == [SHOWN]
+        assert str(tmp_path / SHOWN) in texts
+    done = subprocess.run(
+        [sys.executable, "-m", "rmaplab", "compare", output], env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"\x1b" not in done.stdout and SHOWN.encode() + b".parquet" in done.stdout
+
+
+def test_a_task_whose_name_looks_like_a_line_of_its_status_is_known(tmp_path: Path, recorder: str) -> None:
+    """The kernel escapes a newline in a name, and no other end of a line."""
+    program = """
+        import ctypes, threading
+        libc = ctypes.CDLL(None)
+        named = threading.Barrier(2)
+        def work():
+            libc.prctl(15, b"\\rTgid:\\t1\\r", 0, 0, 0)  # PR_SET_NAME
+            named.wait()
+        thread = threading.Thread(target=work)
+        thread.start()
+        named.wait()
+        thread.join()
+    """
+    command = [sys.executable, "-S", "-c", textwrap.dedent(program)]
+    history = record(command, tmp_path / "h", recorder=recorder, check=True).history
+    player = replayed(history)
+    assert player.marks == 1 and player.geometry == []
+
+
+def test_a_process_that_ends_while_a_thread_of_it_ends_is_compared(tmp_path: Path, recorder: str) -> None:
+    """The thread may be on its way already when it is killed, and then does not stop for who traces it."""
+    program = """
+        import os, _thread
+        for i in range(60):
+            if not os.fork():
+                begun = _thread.allocate_lock()
+                begun.acquire()
+                for _ in range(3):
+                    _thread.start_new_thread(begun.release if not _ else int, ())
+                begun.acquire()
+                for _ in range(i * 20):
+                    pass
+                os._exit(0)
+            os.wait()
+    """
+    command = [sys.executable, "-S", "-c", textwrap.dedent(program)]
+    history = record(command, tmp_path / "h", recorder=recorder, check=True).history
+    assert "maps of 61 of 61 processes compared" in history.evidence
+    player = replayed(history)
+    assert player.marks == 61 and [str(difference) for difference in player.geometry] == []
+
+
+def test_processes_that_nobody_could_look_at_are_counted(tmp_path: Path, recorder: str) -> None:
+    """Those that live on when the command has ended have no end at which to compare them."""
+    script = "for i in 1 2 3 4; do (:); done; for i in 1 2 3; do sleep 2 >/dev/null 2>&1 & done"
+    history = record(["sh", "-c", script], tmp_path / "h", recorder=recorder, check=True).history
+    assert "maps of 5 of 8 processes compared" in history.evidence
+    done = subprocess.run(
+        [sys.executable, "-m", "rmaplab", "compare", tmp_path / "h"], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    )  # fmt: skip
+    said = " ".join(done.stdout.split())
+    assert "maps of 5 of 8 processes compared" in said, done.stderr
+
+
 def test_memory_of_the_recorder_does_not_grow_with_the_number_of_faults(tmp_path: Path, recorder: str) -> None:
     """Half a million faults make a dozen events; a record of each has 24 bytes and more."""
     program = """

@@ -35,6 +35,7 @@ DOES_NOT_HOLD: Final = 1
 COULD_NOT_RUN: Final = 2
 NO_READER: Final = 141  # as a shell says of what SIGPIPE has ended
 
+_THREADS: Final = "OPENBLAS_NUM_THREADS"
 _HELP_ALL: Final = "--help-all"
 _STATUS: Final = "Exit status: 0 all holds, 1 something does not, 2 could not run, 141 output cut"
 
@@ -127,7 +128,15 @@ def _overview(verbs: Sequence[Verb], group: str) -> str:
 def function_of(verb: Verb) -> Callable[..., int]:
     """The function that does what `verb` says."""
     module, _, name = verb.module.partition(":")
-    found: Callable[..., int] = getattr(importlib.import_module(f"rmaplab.commands.{module}"), name or "command")
+    # NumPy's linear algebra, which nobody needs here, begins a thread for each CPU, in a quarter of the time that it
+    # takes to import NumPy.  A program that is recorded finds its environment as it was.
+    given = os.environ.get(_THREADS)
+    os.environ[_THREADS] = given or "1"
+    try:
+        found: Callable[..., int] = getattr(importlib.import_module(f"rmaplab.commands.{module}"), name or "command")
+    finally:
+        if given is None:
+            del os.environ[_THREADS]
     return found
 
 

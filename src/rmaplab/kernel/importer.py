@@ -201,7 +201,7 @@ class _Importer:
         known whether they are exclusive)."""
         folios, pages = self.machine.folios, self.columns.pages
         single = pages.order == 0
-        self.pfns[single] = folios.alloc_run(0, int(single.sum()))
+        self.pfns[single] = folios.alloc_run(np.zeros(int(single.sum()), dtype=np.int64))
         large = np.flatnonzero(~single)
         heads, first = np.unique(pages.head[large], return_index=True)
         for head, row in zip(heads.tolist(), large[first].tolist(), strict=True):

@@ -53,20 +53,27 @@ class Operations(Watcher):
         ledgers = [design.ledger for design in machine.designs]
         self._locks: Final = [(ledger.owner, lock) for ledger in ledgers for lock in ledger.locks.values()]
         self._before: Final = [lock.writes for _, lock in self._locks]
+        self._op = ""  # of the steps since then
         self._counts: Final[dict[str, dict[str, dict[str, int]]]] = {}
 
     def look(self, op: str) -> None:
-        """What was taken since the last look, `op` took."""
+        if op != self._op:
+            self._count()
+            self._op = op
+
+    def _count(self) -> None:
+        """What was taken since the last count, `_op` took."""
         before = self._before
         for i, (owner, lock) in enumerate(self._locks):
             more = lock.writes - before[i]
             if more:
                 before[i] += more
                 by_op = self._counts.setdefault(owner, {}).setdefault(lock.name, {})
-                by_op[op] = by_op.get(op, 0) + more
+                by_op[self._op] = by_op.get(self._op, 0) + more
 
     def of(self, owner: str) -> dict[str, dict[str, int]]:
         """Exclusive locks of a design, by class and operation."""
+        self._count()
         return self._counts.get(owner, {})
 
 

@@ -122,9 +122,10 @@ class Folios:
         self._count(1)
         return pfn
 
-    def alloc_run(self, index: int, count: int) -> Int64s:
-        """`count` new folios of order 0 with consecutive indices from `index`.  Returns their pfns,
-        in the order in which `count` calls of `alloc` would have handed them out."""
+    def alloc_run(self, indices: Int64s) -> Int64s:
+        """A new folio of order 0 for each index.  Returns their pfns, which `alloc` would have handed out for one after
+        the other."""
+        count = len(indices)
         reused = count if count < self._nr_free else self._nr_free
         fresh = count - reused
         self._reserve(self._next + fresh)
@@ -138,7 +139,7 @@ class Folios:
             self.head.v[pfns[reused:]] = pfns[reused:]
         self.order.v[pfns] = 0
         self.flags.v[pfns] = FOLIO_ANON
-        self.index.v[pfns] = np.arange(index, index + count)
+        self.index.v[pfns] = indices
         self._count(count)
         return pfns
 

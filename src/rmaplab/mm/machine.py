@@ -325,6 +325,21 @@ class Machine(System):
                 lock_of(vma).up_read()
         return (addr - start) >> PAGE_SHIFT
 
+    def fault_many(self, mm: MM, addrs: list[int], least: int) -> int:
+        """Write to `addrs`, one after the other, as `fault` would one by one: to as many, from the first on, as get a
+        new page and need nothing else, if these are `least` or more; else to none.  Returns how many."""
+        if (
+            self.scheduler is not None or self.guards or self.large_folios or self.entry_watchers or self.refs.pages
+        ):  # fmt: skip
+            return 0
+        vma = mm.tree.at(addrs[0])
+        if vma is None or not vma.prepared or vma.flags & VM_SHARED or memory.access_error(vma, True):
+            return 0
+        count = memory.new_pages(self, vma, addrs, least)
+        self.rcu.count_sections(count)
+        lock_of(vma).lock_class.reads += count
+        return count
+
     # Users of the reverse map
 
     def referenced(self, mm: MM, addr: int, nr_pages: int) -> int:

@@ -77,6 +77,7 @@ _BATCH: Final = 4  # shorter runs are quicker one by one
 _FEW: Final = 32  # up to so many entries it is quicker to look at each than to have NumPy look at all
 # Constants for NumPy, which takes longer to convert an int than to do a short run.
 _SHIFT: Final = np.array(PTE_SHIFT, dtype=np.int64)
+_PAGE_SHIFT: Final = np.array(PAGE_SHIFT, dtype=np.int64)
 _NEW_RUN: Final = np.array(_NEW, dtype=np.int64)
 _NEW_READ_ONLY_RUN: Final = np.array(_NEW_READ_ONLY, dtype=np.int64)
 _WRITTEN: Final = np.array(PTE_WRITE | PTE_DIRTY | PTE_YOUNG, dtype=np.int64)
@@ -194,10 +195,6 @@ def _new_pages(
     system.faults.count += count
     entries = leaf.v[first : first + count]
     old = entries.copy()
-    pgoff = vma.anon_pgoff + ((addr - vma.start) >> PAGE_SHIFT)
-    pfns = system.folios.alloc_run(pgoff, count)
-    if vma.flags & VM_DROPPABLE:
-        system.folios.flags.v[pfns] |= FOLIO_LAZYFREE
     nr_old = int(np.count_nonzero(old))
     # What a file's page is copied from need not be mapped (do_cow_fault()).
     copied = 0
@@ -207,11 +204,8 @@ def _new_pages(
         copied = int(np.count_nonzero(old & PTE_ANON))
     system.pages_copied.count += copied
     system.pages_zeroed.count += count - copied
-    for design in system.designs:
-        design.folios_mapped(vma, addr, pfns)
-    system.folios.mapcount.v[pfns] = 1
     leaf.lock.assert_held()
-    entries[:] = (pfns << _SHIFT) | (_NEW_RUN if vma.flags & VM_WRITE else _NEW_READ_ONLY_RUN)
+    entries[:] = _new_entries(system, vma, np.arange(addr, addr + (count << PAGE_SHIFT), PAGE_SIZE))
     leaf.used += count - nr_old
     for watcher in system.entry_watchers:
         watcher.entries_removed(vma.mm, addr, old)
@@ -222,6 +216,49 @@ def _new_pages(
         shared = old[(old & PTE_ANON) != 0]
         if len(shared):
             system.release_pages(vma.mm, shared >> PTE_SHIFT, False)
+
+
+def _new_entries(system: System, vma: VMA, addrs: Int64s) -> Int64s:
+    """Entries for pages of `vma` at `addrs`, each of which gets a new folio, in this order."""
+    folios = system.folios
+    pfns = folios.alloc_run((addrs >> _PAGE_SHIFT) + (vma.anon_pgoff - (vma.start >> PAGE_SHIFT)))
+    if vma.flags & VM_DROPPABLE:
+        folios.flags.v[pfns] |= FOLIO_LAZYFREE
+    for design in system.designs:
+        design.folios_mapped(vma, addrs, pfns)
+    folios.mapcount.v[pfns] = 1
+    entries: Int64s = (pfns << _SHIFT) | (_NEW_RUN if vma.flags & VM_WRITE else _NEW_READ_ONLY_RUN)
+    return entries
+
+
+def new_pages(system: System, vma: VMA, addrs: list[int], least: int) -> int:
+    """Write faults at `addrs`, one after the other: those, from the first on, that lie in `vma`, which is prepared, and
+    find nothing mapped, if they are `least` or more; else none.  Returns how many.  Nobody else runs, or watches
+    entries."""
+    page_table = vma.mm.page_table
+    found: list[Leaf] = []
+    for addr in addrs:
+        if not vma.start <= addr < vma.end:
+            break
+        leaf = page_table.leaf(addr)
+        i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
+        if leaf.m[i]:
+            break
+        leaf.m[i] = PTE_ANON  # taken: it may come again
+        found.append(leaf)
+    count = len(found)
+    if count < least:
+        for leaf, addr in zip(found, addrs, strict=False):
+            leaf.m[(addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)] = 0
+        return 0
+    entries: list[int] = _new_entries(system, vma, np.array(addrs[:count], dtype=np.int64)).tolist()
+    for leaf, addr, entry in zip(found, addrs, entries, strict=False):
+        leaf.m[(addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)] = entry
+        leaf.used += 1
+    system.faults.count += count
+    system.ptl_class.writes += count
+    (system.pages_zeroed if vma.file is None else system.pages_copied).count += count
+    return count
 
 
 def _lock_run(

@@ -231,10 +231,10 @@ class ReverseMap:
         """The new pages pfn .. pfn+nr_pages-1, one folio, are about to be mapped at `addr` in `vma` alone
         (folio_add_new_anon_rmap(), exclusive).  Locks: the VMA lock or mmap_lock for reading, and the leaf lock."""
 
-    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
-        """The same for many folios of order 0 at consecutive addresses, in one go."""
-        for i in range(len(pfns)):
-            self.folio_mapped(vma, addr + (i << 12), int(pfns[i]), 1)
+    def folios_mapped(self, vma: VMA, addrs: Int64s, pfns: Int64s) -> None:
+        """The same for many folios of order 0, each at an address of its own, in one go."""
+        for addr, pfn in zip(addrs.tolist(), pfns.tolist(), strict=True):
+            self.folio_mapped(vma, addr, pfn, 1)
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
         """The new page `pfn`, read from swap, is about to be mapped at `addr`; unless `exclusive`, other entries may

@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
@@ -81,6 +80,8 @@ def load(spec: str) -> type[ReverseMap]:
         return _from_file(Path(place), attribute)
     if attribute:
         return _from_module(place, attribute)
+    from importlib.metadata import entry_points  # a twentieth of the time in which a command begins
+
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == spec:
             return _checked(entry.load(), f"entry point {spec!r}")

@@ -430,7 +430,7 @@ class AnonVmaRmap(ReverseMap):
     def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
         self._point(pfn, nr_pages, self._own(vma))
 
-    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
+    def folios_mapped(self, vma: VMA, addrs: Int64s, pfns: Int64s) -> None:
         self.anchor.v[pfns] = self._own(vma).number
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:

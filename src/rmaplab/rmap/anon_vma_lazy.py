@@ -343,7 +343,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
     def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
         self.anchor.v[pfn : pfn + nr_pages] = self._own_number(vma)
 
-    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
+    def folios_mapped(self, vma: VMA, addrs: Int64s, pfns: Int64s) -> None:
         self.anchor.v[pfns] = self._own_number(vma)
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:

@@ -40,7 +40,7 @@ from mypy_extensions import mypyc_attr
 from rmaplab.mm.folio import Column, Int64s
 from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
-from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, find_vmas, seen
+from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA, find_vmas, seen
 from rmaplab.rmap.numbers import take_number
 from rmaplab.rmap.page_entries import PageLocks, page_of
 from rmaplab.sync.locks import Rcu, SpinLock
@@ -184,15 +184,15 @@ class AnonMMRmap(ReverseMap):
 
     def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
         # page_add_anon_rmap(), of a page that nothing maps yet
-        self.folios_mapped(vma, addr, np.arange(pfn, pfn + nr_pages))
+        addrs = np.arange(addr, addr + (nr_pages << PAGE_SHIFT), PAGE_SIZE)
+        self.folios_mapped(vma, addrs, np.arange(pfn, pfn + nr_pages))
 
-    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
+    def folios_mapped(self, vma: VMA, addrs: Int64s, pfns: Int64s) -> None:
         anonmm = self.anonmm_of(vma.mm)
         anonmm.count += len(pfns)
         self.map_lock_class.writes += len(pfns)
         self.owner.v[pfns] = anonmm.number
-        first = addr >> PAGE_SHIFT
-        self.page_number.v[pfns] = np.arange(first, first + len(pfns))
+        self.page_number.v[pfns] = addrs >> PAGE_SHIFT
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
         self.folio_mapped(vma, addr, pfn, 1)

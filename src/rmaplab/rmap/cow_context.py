@@ -208,9 +208,9 @@ class CowContextRmap(ContextRmap):
         else:
             self.where.v[pfn : pfn + nr_pages] = np.arange(where, where + nr_pages)
 
-    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
-        where = self._where(self.context_of(vma.mm), vma, addr)
-        self.where.v[pfns] = np.arange(where, where + len(pfns))
+    def folios_mapped(self, vma: VMA, addrs: Int64s, pfns: Int64s) -> None:
+        where = self._where(self.context_of(vma.mm), vma, 0)
+        self.where.v[pfns] = (addrs >> PAGE_SHIFT) + where
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
         # Others may have the same swap entry, and whoever faults it in next gets this folio without anybody

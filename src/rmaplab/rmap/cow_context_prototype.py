@@ -258,7 +258,7 @@ class CowContextPrototypeRmap(ContextRmap):
         else:
             self.anchor.v[pfn : pfn + nr_pages] = number
 
-    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
+    def folios_mapped(self, vma: VMA, addrs: Int64s, pfns: Int64s) -> None:
         self.anchor.v[pfns] = self.context_of(vma.mm).number
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:

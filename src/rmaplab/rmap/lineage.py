@@ -507,8 +507,8 @@ class LineageRmap(CowContextRmap):
         super().folio_mapped(vma, addr, pfn, nr_pages)
         self.since.v[pfn : pfn + nr_pages] = 0 if self._taking_over else self._epoch(vma)
 
-    def folios_mapped(self, vma: VMA, addr: int, pfns: Int64s) -> None:
-        super().folios_mapped(vma, addr, pfns)
+    def folios_mapped(self, vma: VMA, addrs: Int64s, pfns: Int64s) -> None:
+        super().folios_mapped(vma, addrs, pfns)
         self.since.v[pfns] = self._epoch(vma)
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:

@@ -321,7 +321,7 @@ class BpfEvents:
         return int.from_bytes(bpf.lookup(self._lost, bytes(4), 8), "little")
 
     def settled(self, now: int) -> int:
-        """When the first of those locks was taken whose calls have no record yet."""
+        """When the first of those locks was taken whose calls have no record yet; `now`: none was."""
         locks = np.frombuffer(bpf.values(self._followed, 4, 16, _MOST_TASKS), dtype=np.uint64)
         return min(now, int(locks[locks > 0].min(initial=now)))
 

@@ -129,7 +129,7 @@ class Source(Protocol):
     def streams(self) -> Sequence[Stream]: ...
 
     def settled(self, now: int) -> int:
-        """Up to when all that took effect has a record, or one that the timeline knows to wait for; at most `now`."""
+        """When the first took effect of what has no record, nor is known to the timeline; `now`: all before has one."""
 
     def lost(self) -> int:
         """Events that did not fit into the rings, beside those that a stream told of."""
@@ -187,7 +187,7 @@ class Collector:
             settled = max(self._source.settled(now), now - _PATIENCE)
             for stream in self._streams:
                 stream.ring.drain(stream.file)
-            self._emptied = min(settled, now - _SETTLES)
+            self._emptied = min(settled - 1, now - _SETTLES)
         self._emptied = _NEVER
 
     def _tell_all(self) -> None:

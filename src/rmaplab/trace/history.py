@@ -532,14 +532,15 @@ def _codes(path: str | os.PathLike[str], column: pa.DictionaryArray) -> Column:
     """Indices into OPS, whatever order the file's dictionary has."""
     words = column.dictionary.to_pylist()
     indices = column.indices.to_numpy(zero_copy_only=False)
-    for used in np.unique(indices):
-        if not 0 <= used < len(words) or words[used] not in CODE:
-            word = words[used] if 0 <= used < len(words) else used
-            raise HistoryFormatError(
-                f"{path} has an unknown operation {word!r}. Update rmaplab, or record again with this one."
-            )
-    translate = np.array([CODE.get(word, 0) for word in words] or [0], dtype=np.int8)
-    codes: Column = translate[indices]
+    inside = (indices >= 0) & (indices < len(words))
+    codes = np.array([CODE.get(word, -1) for word in words] or [-1], dtype=np.int8)[np.where(inside, indices, 0)]
+    unknown = np.flatnonzero(~inside | (codes < 0))
+    if len(unknown):
+        used = int(indices[unknown[0]])
+        word = words[used] if inside[unknown[0]] else used
+        raise HistoryFormatError(
+            f"{path} has an unknown operation {word!r}. Update rmaplab, or record again with this one."
+        )
     return codes
 
 

@@ -47,7 +47,7 @@ def import_text(path: str | os.PathLike[str], *, kernel: str = "") -> History:
     from rmaplab.trace.strace import StraceText
 
     text = Path(path).read_text(errors="replace")
-    lines = text.splitlines()
+    lines = text.split("\n")
     is_perf = any(mark in line for mark in _PERF_MARKS for line in lines[:1000])
     source = PerfText() if is_perf else StraceText()
     reducer = Reducer(names=False, synthesise=not is_perf)

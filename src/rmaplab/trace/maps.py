@@ -56,7 +56,8 @@ def parse_maps(lines: Iterable[str]) -> list[MapsRow]:
 
 def maps_of(pid: int) -> list[MapsRow]:
     """What the process `pid` has mapped now."""
-    return parse_maps(Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines())
+    # Of what may end a line elsewhere, the kernel escapes "\n" alone (fs/proc/task_mmu.c show_map_vma()).
+    return parse_maps(Path(f"/proc/{pid}/maps").read_bytes().decode(errors="replace").split("\n")[:-1])
 
 
 def row_of(vma: VMA) -> MapsRow:

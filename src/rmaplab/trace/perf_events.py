@@ -357,7 +357,7 @@ class _Decoder:
             timeline.gone(time, cpu, _TASKS.unpack_from(data)[2])
         elif kind == _COMM_RECORD:
             pid, tid = struct.unpack_from("<ii", data)
-            comm = data[8:].split(b"\0", 1)[0].decode(errors="replace")
+            comm = os.fsdecode(data[8:].split(b"\0", 1)[0])
             timeline.named(time, cpu, pid, tid, comm, misc & _MISC_COMM_EXEC != 0)
         elif kind == _LOST:
             timeline.lost += struct.unpack_from("<QQ", data)[1]

@@ -6,9 +6,9 @@ an errno that differs is kept as a `Difference`.  Two answers are taken from the
 asked for: where the kernel was free to place a mapping, and failures whose cause lies outside memory
 management (a file that may not be mapped, say), which changed nothing.
 
-Consecutive faults of one process that touch consecutive pages are applied as one run.  They commute with
-nothing but themselves (a fault in another process may copy what this one would have reused), so a run
-ends with the first event that is anything else.
+Consecutive faults of one process that touch consecutive pages are applied as one run, and so are those that write to
+fresh pages, in any order.  They commute with nothing but themselves (a fault in another process may copy what this one
+would have reused), so a run ends with the first event that is anything else.
 
 A history is played by its columns; an event becomes an object where somebody asks for it.
 
@@ -48,6 +48,10 @@ _FROM_OUTSIDE: Final = frozenset(
         errno.ENOSYS,
     )
 )
+
+_ALL: Final = 1 << 62  # events
+_MANY: Final = 16  # faults that are worth arrays, and as many as it takes at a time
+_MOST: Final = 1024
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -110,7 +114,7 @@ class Watcher:
     """Somebody to be told of each step."""
 
     def look(self, op: str) -> None:
-        """A step was played, of one event or of a run of faults."""
+        """A step is about to be played, of one event or of a run of faults."""
 
 
 class Player:
@@ -143,6 +147,11 @@ class Player:
         self._last_part = self._part
         self._last_row = 0
         self._last_length = 0  # of a run of faults: the sum
+        # Faults that may need fresh pages: who touched a page in the last step (0: nobody), the row behind those of the
+        # same process that write to a page each, and the row before which it is not worth to look for many.
+        self._pid = 0
+        self._writes_end = 0
+        self._next_try = 0
 
     def open_file(self, entry: FileEntry) -> None:
         """Events may map this file from now on."""
@@ -154,8 +163,7 @@ class Player:
         :raises HistoryError: an event is impossible; the message has its number
         """
         self.begin(events)
-        while self.step():
-            pass
+        self.play_to(_ALL)
 
     def steps(self, events: Iterable[Event]) -> Iterator[tuple[int, Event]]:
         """Play `events`, and yield after each step the number of events played so far, and the step.
@@ -174,8 +182,40 @@ class Player:
     def play_to(self, played: int) -> bool:
         """Play steps until `played` events or more have been played.  False if there were not so many."""
         while self.played < played:
-            if not self.step():
+            if not self._write_to_many(played - self.played) and not self.step():
                 return False
+        return True
+
+    def _write_to_many(self, most: int) -> bool:
+        """Play the next events, at most so many, as one step, as far as they are faults that need fresh pages.  False
+        if these are few: then it takes longer to call NumPy than to play them one by one."""
+        row = self._row
+        pid = self._pid
+        if not pid or row < self._next_try or row == self._part.nr_rows:
+            return False
+        part = self._part
+        end = self._writes_end
+        if end <= row:
+            end = row
+            while (
+                end < part.nr_rows and part.flags[end] == FAULT_WRITE and part.length[end] == PAGE_SIZE
+                and part.pid[end] == pid and part.op[end] == "fault" and part.result[end] == 0
+            ):  # fmt: skip
+                end += 1
+            self._writes_end = end
+        end = min(end, row + most, row + _MOST)
+        count = 0
+        if end - row >= _MANY:
+            self._watcher.look("fault")
+            count = self.machine.fault_many(self.machine.mm_of(pid), part.addr[row:end], _MANY)
+        if not count:
+            self._next_try = row + _MANY
+            return False
+        self._row = row + count
+        self.played += count
+        self._last_part = part
+        self._last_row = row + count - 1
+        self._last_length = PAGE_SIZE
         return True
 
     def step(self) -> bool:
@@ -185,6 +225,7 @@ class Player:
         part = self._part
         row = self._row
         op = part.op[row]
+        self._watcher.look(op)
         pid = part.pid[row]
         addr = part.addr[row]
         length = part.length[row]
@@ -220,17 +261,17 @@ class Player:
                 where = f"event {self.played}: {op} of process {pid}: {error}"
                 before = f" (it went another way before: {self.differences[0]})" if self.differences else ""
                 raise HistoryError(f"{where}{before}") from None
+            self._pid = pid if op == "fault" and got == 0 and self._batch else 0
             if got != result:
                 self.differences.append(Difference(self.played, self.last(), got))
         self.played += nr_events
-        self._watcher.look(op)
         return True
 
     def _turn(self) -> bool:
         """Go on with the next part, if there is one."""
         for fields in self._parts or ():
             self._part = _Part(fields)
-            self._row = 0
+            self._row = self._writes_end = self._next_try = 0
             return True
         self._parts = None
         return False

@@ -3,7 +3,9 @@
 
 PTRACE_O_TRACEEXIT stops each task early in do_exit() (kernel/exit.c), while its address space is still whole.
 The tracer reads the maps there and lets the task go on; it changes nothing.  A process's address space is
-at its end when its last thread stops, so nothing is read where others have still to come there.
+at its end when its last thread stops, so nothing is read where others have still to come there.  A thread that is
+already in do_exit() when exit_group() kills it does not stop (ptrace_stop() in kernel/signal.c), nor does it change
+anything any more: who has been killed is not waited for, and if it stops all the same, what is read then counts.
 
 Linux tells a tracer about tasks in the thread that attached, so all of this runs in one thread.
 """
@@ -52,10 +54,20 @@ def _ptrace(request: int, tid: int, data: int = 0) -> bool:
 def _pid_of(tid: int) -> int:
     """The process that task `tid` belongs to; itself, if it is gone."""
     try:
-        status = Path(f"/proc/{tid}/status").read_text(errors="replace")
+        status = Path(f"/proc/{tid}/status").read_bytes()
     except OSError:
         return tid
-    return int(status.partition("\nTgid:")[2].split(None, 1)[0])
+    return int(status.partition(b"\nTgid:")[2].split(None, 1)[0])
+
+
+def _is_killed(pid: int, tid: int) -> bool:
+    """Whether task `tid` of process `pid` has been killed, or is gone."""
+    try:
+        status = Path(f"/proc/{pid}/task/{tid}/status").read_bytes()
+    except OSError:
+        return True
+    state, pending = (status.partition(field)[2].split(None, 1)[0] for field in (b"\nState:", b"\nSigPnd:"))
+    return state in b"ZX" or int(pending, 16) >> (signal.SIGKILL - 1) & 1 != 0
 
 
 def _is_from_itself(tid: int) -> bool:
@@ -133,7 +145,7 @@ class Tracer:
         pid = _pid_of(tid)
         running = self._running.get(pid, set())
         running.discard(tid)
-        if any(os.path.exists(f"/proc/{pid}/task/{other}") for other in running):
+        if not all(_is_killed(pid, other) for other in running):
             return
         try:
             rows = maps_of(tid)
