@@ -36,7 +36,6 @@ from rmaplab.mm.pagetable import (
     PTE_EXCLUSIVE,
     PTE_MIGRATION,
     PTE_SHIFT,
-    PTE_SOFT_CLEAN,
     PTE_WRITE,
     PTE_YOUNG,
     PTE_ZERO,
@@ -48,14 +47,12 @@ from rmaplab.mm.vma import (
     PAGE_SHIFT,
     VM_DROPPABLE,
     VM_NOHUGEPAGE,
-    VM_SHARED,
     VM_STACK_INCOMPLETE_SETUP,
     VM_WRITE,
     VMA,
 )
 
 _NEW: Final = PTE_ANON | PTE_EXCLUSIVE | PTE_DIRTY | PTE_YOUNG
-_UNSUITABLE: Final = VM_NOHUGEPAGE | VM_SHARED
 
 
 # Faults
@@ -86,7 +83,7 @@ def fault(system: System, vma: VMA, addr: int, write: bool) -> bool:
 
 def _fits(vma: VMA, start: int) -> bool:
     """May one entry map the 2 MiB at `start` (thp_vma_allowable_order(), thp_vma_suitable_order())?"""
-    if vma.file is not None or vma.flags & _UNSUITABLE or start < vma.start or start + LEAF_SIZE > vma.end:
+    if vma.file is not None or vma.flags & VM_NOHUGEPAGE or start < vma.start or start + LEAF_SIZE > vma.end:
         return False
     return vma.flags & VM_STACK_INCOMPLETE_SETUP != VM_STACK_INCOMPLETE_SETUP
 
@@ -155,7 +152,6 @@ def _write_protected(system: System, vma: VMA, start: int, leaf: Leaf) -> bool:
         folios.exclusive.m[head] = True
     system.pages_reused.count += LEAF_ENTRIES
     leaf.lock.assert_held()
-    leaf.v[:] &= ~PTE_SOFT_CLEAN
     leaf.v[:] |= PTE_EXCLUSIVE | (PTE_WRITE if vma.flags & VM_WRITE else 0)
     return True
 
@@ -279,8 +275,6 @@ def move(system: System, mm: MM, old: int, new: int) -> bool:
     page_table.pmd_lock.lock()
     leaf.lock.lock()
     leaf.lock.assert_held()
-    if leaf.huge:
-        leaf.v[:] &= ~PTE_SOFT_CLEAN
     system.flush_tlb(mm)
     system.entries_moved.count += leaf.used
     page_table.move(old >> LEAF_SHIFT, new >> LEAF_SHIFT)

@@ -167,7 +167,8 @@ class PageTable:
         """The leaf with a number, for who has no lock of the level above (pmdp_get_lockless()); None: there is none."""
         leaf = self.leaves.get(number)
         if self.scheduler is not None:
-            leaf = cast("Leaf | None", read_once(self.scheduler, "pmdp_get_lockless()", self, self._field, leaf, number))
+            seen = read_once(self.scheduler, "pmdp_get_lockless()", self, self._field, leaf, number)
+            leaf = cast("Leaf | None", seen)
             if leaf is not None:
                 uses(self.scheduler, "pte_lockptr()", leaf, "lock")
         return leaf

@@ -30,7 +30,7 @@ from rmaplab.mm.folio import (
 from rmaplab.mm.locking import lock_of, start_write
 from rmaplab.mm.mm_ids import MmIds
 from rmaplab.mm.page_ref import PageRefs
-from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, PageTable
+from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, Leaf, PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File, pages_of, vma_lookup
