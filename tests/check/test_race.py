@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from rmaplab.check.race import (
+    Model,
     RaceError,
     chosen,
     lock_complaints,
@@ -96,6 +97,11 @@ def test_a_walk_that_does_not_look_again_misses_what_moves_home() -> None:
 def test_a_walk_that_lists_contexts_children_first_misses_the_child_of_a_fork() -> None:
     verdict = run("restore / fork of the child", ChildrenFirst)
     assert [broken.error.split(":")[0] for broken in verdict.broken] == ["restored"]
+
+
+def test_whether_the_roots_lock_is_held_is_asked_without_it() -> None:
+    """wait_for_walks(): put_anon_vma() looks at the lock's word (rwsem_is_locked())."""
+    assert run("referenced / munmap before any fork", load("anon_vma"), memory=Model("weak")).holds
 
 
 @pytest.mark.parametrize("user", ["referenced", "restore"])

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Final
 
 from rmaplab.check.scenes import SCENES
 from rmaplab.check.world import AWAY, BARE, BEYOND, HOME, World
 from rmaplab.mm.abi import MADV_DONTNEED, MADV_MERGEABLE, PROT_READ
+from rmaplab.mm.folio import MAX_ORDER
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.pagetable import PTE_SHIFT
+from rmaplab.mm.pagetable import LEAF_SIZE, PTE_SHIFT
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.sync.interleave import Execution, Scenario
 from rmaplab.trace.script import PAGE, READ_WRITE, Process
@@ -29,15 +31,22 @@ _MOVED: Final = BARE._replace(stack=0x7FFC6F8D3000)
 
 
 class Operation:
-    """An operation of process `who`: `prepare` sets the world up for it, `body` performs it."""
+    """An operation of process `who`: `prepare` sets the world up for it, `body` performs it.  `huge`: in the world
+    whose folio has 2 MiB."""
 
     def __init__(
-        self, name: str, who: int, prepare: Callable[[World], None], body: Callable[[Process], object]
+        self,
+        name: str,
+        who: int,
+        prepare: Callable[[World], None],
+        body: Callable[[Process], object],
+        huge: bool = False,
     ) -> None:
         self.name: Final = name
         self.who: Final = who
         self.prepare: Final = prepare
         self.body: Final = body
+        self.huge: Final = huge
 
     def task(self, world: World) -> Callable[[], object]:
         """What runs on its CPU."""
@@ -140,6 +149,38 @@ def _execute(process: Process) -> None:
     world.machine.end_exec(process.pid, world.program, _MOVED.stack, _MOVED.length, _MOVED.heap)
 
 
+def _huge_alone(world: World) -> None:
+    world.process(1).munmap(HOME, LEAF_SIZE)
+
+
+def _huge_moved_away(world: World) -> None:
+    world.process(1).mremap(HOME, LEAF_SIZE, to=AWAY)
+    world.addr = AWAY
+
+
+def _huge_first_fault(process: Process) -> None:
+    process.mmap(LEAF_SIZE, at=AWAY)
+    process.write(AWAY)
+
+
+# On a folio of 2 MiB, which one entry maps in processes 1 and 2.
+_HUGE: Final = (
+    Operation("first fault of 2 MiB", 2, _nothing, _huge_first_fault, True),
+    Operation("copy of a page of 2 MiB", 2, _nothing, lambda p: p.write(HOME), True),
+    Operation("reuse of 2 MiB", 2, _huge_alone, lambda p: p.write(HOME), True),
+    Operation("fork of 2 MiB", 1, _nothing, lambda p: p.fork(pid=3), True),
+    Operation("fork of the child's 2 MiB", 2, _nothing, lambda p: p.fork(pid=5), True),
+    Operation("exit with 2 MiB", 1, _nothing, Process.exit, True),
+    Operation("exit of the child with 2 MiB", 2, _nothing, Process.exit, True),
+    Operation("munmap of 2 MiB", 1, _nothing, lambda p: p.munmap(HOME, LEAF_SIZE), True),
+    Operation("munmap of a page of 2 MiB", 1, _nothing, lambda p: p.munmap(HOME, PAGE), True),
+    Operation("madvise of 2 MiB", 2, _nothing, lambda p: p.madvise(HOME, LEAF_SIZE, MADV_DONTNEED), True),
+    Operation("mprotect of a page of 2 MiB", 1, _nothing, lambda p: p.mprotect(HOME, PAGE, PROT_READ), True),
+    Operation("mremap of 2 MiB away", 1, _nothing, lambda p: p.mremap(HOME, LEAF_SIZE, to=AWAY), True),
+    Operation("mremap of 2 MiB back", 1, _huge_moved_away, lambda p: p.mremap(AWAY, LEAF_SIZE, to=HOME), True),
+    Operation("mremap of a page of 2 MiB", 2, _nothing, lambda p: p.mremap(HOME, PAGE, to=AWAY), True),
+)  # fmt: skip
+
 OPERATIONS: Final = {
     operation.name: operation
     for operation in (
@@ -157,6 +198,7 @@ OPERATIONS: Final = {
         Operation("munmap with its page table", 1, _nothing, lambda p: p.munmap(HOME, 2 * PAGE)),
         Operation("munmap before any fork", 1, _never_shared, lambda p: p.munmap(AWAY, 2 * PAGE)),
         Operation("munmap in the child", 2, _nothing, lambda p: p.munmap(HOME, PAGE)),
+        Operation("munmap of all in the child", 2, _nothing, lambda p: p.munmap(HOME, 2 * PAGE)),
         Operation("mprotect that splits", 1, _nothing, lambda p: p.mprotect(HOME, PAGE, PROT_READ)),
         Operation("mprotect that merges", 1, _protected, lambda p: p.mprotect(HOME, PAGE, READ_WRITE)),
         Operation("mremap away", 1, _nothing, lambda p: p.mremap(HOME, PAGE, to=AWAY)),
@@ -177,6 +219,7 @@ OPERATIONS: Final = {
         Operation("KSM page forked", 1, _merged_by_ksm, lambda p: p.fork(pid=3)),
         Operation("KSM page's exit of a sharer", 2, _merged_by_ksm, Process.exit),
         Operation("KSM page's exit of a copy", 3, _merged_by_ksm_and_forked, Process.exit),
+        *_HUGE,
     )
 }
 
@@ -201,6 +244,12 @@ _PAIRED: Final = (
     ),
 )
 
+# Of those on 2 MiB, what leaves its entries whole: entries of their own go one by one, and each may meet the walk.
+_HUGE_PAIRED: Final = (
+    ("munmap of 2 MiB", "mremap of 2 MiB away"),
+    ("fork of the child's 2 MiB",),
+)
+
 # Threads: operations of one process that do not wait for each other's mmap_lock.  A fault takes the lock of its VMA
 # alone, and madvise() takes mmap_lock for reading.  So fork, which holds mmap_lock for writing, meets faults in VMAs
 # that it has not locked yet (vma_start_write() in dup_mmap(), fb49c455323f).
@@ -212,20 +261,26 @@ _THREADS: Final = (
     ("copy", "mremap in the child"),
     ("copy", "munmap in the child"),
     ("copy", "madvise in the child"),
+    ("munmap of all in the child", "madvise in the child"),
+    ("mremap in the child", "madvise in the child"),
+    ("fork of the child", "madvise in the child"),
 )
 
 def names() -> list[str]:
-    """All scenarios: "user / operation" and "user / operation + operation".  Neither KSM's pages nor those of a stack
-    that exec moves are migrated, so there is nothing to restore."""
-    alone = [
-        f"{user} / {operation}"
-        for user in USERS
-        for operation in OPERATIONS
-        if not (user == "restore" and operation.startswith(("KSM", "exec")))
-    ]
-    pairs = [f"{user} / {one} + {other}" for user in USERS for one in _PAIRED[0] for other in _PAIRED[1]]
-    threads = [f"{user} / {one} + {other}" for user in USERS for one, other in _THREADS]
-    return alone + pairs + threads + list(SCENES)
+    """All scenarios: "user / operation" and "user / operation + operation"."""
+    alone = [f"{user} / {operation}" for user in USERS for operation in OPERATIONS if _go_together(user, [operation])]
+    two = [pair for firsts, seconds in (_PAIRED, _HUGE_PAIRED) for pair in product(firsts, seconds)] + [*_THREADS]
+    pairs = [f"{user} / {one} + {other}" for user in USERS for one, other in two if _go_together(user, [one, other])]
+    return alone + pairs + list(SCENES)
+
+
+def _go_together(user: str, operations: list[str]) -> bool:
+    """Neither KSM's pages nor those of a stack that exec moves are migrated, so there is nothing to restore.  Reclaim
+    takes the 512 pages of a large folio one by one, which no search comes to the end of; and its world is another."""
+    huge = {OPERATIONS[operation].huge for operation in operations}
+    if user == "restore" and any(operation.startswith(("KSM", "exec")) for operation in operations):
+        return False
+    return len(huge) == 1 and not (user == "unmap" and True in huge)
 
 
 def exists(name: str) -> bool:
@@ -233,6 +288,8 @@ def exists(name: str) -> bool:
     user, _, rest = name.partition(" / ")
     words = rest.split(" + ")
     if user not in USERS or len({*words}) < len(words) or not all(word in OPERATIONS for word in words):
+        return False
+    if not _go_together(user, words):
         return False
     doers = [OPERATIONS[word].who for word in words]
     return not any("exit" in word and doers.count(OPERATIONS[word].who) > 1 for word in words)
@@ -250,9 +307,10 @@ def scenario(name: str, design: type[ReverseMap], machine: type[Machine] = Machi
     operations = [OPERATIONS[part] for part in rest.split(" + ")]
 
     def build(execution: Execution) -> Callable[[], None]:
-        execution.subject = world = World(execution, design, machine)
+        huge = operations[0].huge
+        execution.subject = world = World(execution, design, machine, MAX_ORDER if huge else 0)
         parent = world.spawn(1)
-        parent.mmap(2 * PAGE, at=HOME)
+        parent.mmap(LEAF_SIZE if huge else 2 * PAGE, at=HOME)
         parent.write(HOME)
         parent.fork(pid=2)
         for operation in operations:
@@ -272,7 +330,7 @@ def _staged(name: str, design: type[ReverseMap], machine: type[Machine]) -> Scen
     """One of SCENES: process 1 has a page at HOME, and the scene says the rest."""
 
     def build(execution: Execution) -> Callable[[], None]:
-        execution.subject = world = World(execution, design, machine)
+        execution.subject = world = World(execution, design, machine, MAX_ORDER if "2 MiB" in name else 0)
         process = world.spawn(1)
         process.mmap(PAGE, at=HOME)
         process.write(HOME)

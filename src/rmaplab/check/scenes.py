@@ -15,7 +15,7 @@ from rmaplab.mm.abi import MADV_WILLNEED, PROT_EXEC, PROT_READ
 from rmaplab.mm.gup_fast import pin_fast
 from rmaplab.mm.ksm_node import StableNode, get_folio, migrate
 from rmaplab.mm.page_idle import clear_references
-from rmaplab.mm.pagetable import PTE_ANON, PTE_EXCLUSIVE, PTE_SHIFT
+from rmaplab.mm.pagetable import LEAF_SIZE, PTE_ANON, PTE_EXCLUSIVE, PTE_SHIFT
 from rmaplab.mm.swap import get_cached
 from rmaplab.mm.system import SwapSlot
 from rmaplab.mm.vma_lock import Area, Space, VmaLocks
@@ -58,6 +58,13 @@ def _first_faults_of_neighbours(world: World, process: Process, execution: Execu
     process.mprotect(AWAY, PAGE, READ_WRITE | PROT_EXEC)
     execution.add("first fault below", lambda: process.write(AWAY))
     execution.add("first fault above", lambda: process.write(AWAY + PAGE))
+    return None
+
+
+def _first_faults_of_one_huge_entry(world: World, process: Process, execution: Execution) -> Check:
+    process.mmap(LEAF_SIZE, at=AWAY)
+    execution.add("write", lambda: process.write(AWAY))
+    execution.add("read", lambda: process.read(AWAY + PAGE))
     return None
 
 
@@ -217,6 +224,7 @@ def _vma_used_again(world: World, process: Process, execution: Execution) -> Che
 SCENES: Final[dict[str, Callable[[World, Process, Execution], Check]]] = {
     "fork / first fault in another thread": _fork_and_first_fault,
     "first fault below / first fault above": _first_faults_of_neighbours,
+    "write to 2 MiB / read of 2 MiB": _first_faults_of_one_huge_entry,
     "mmap / fault in another thread": _fault_in_what_is_mapped,
     "migrate / mprotect that splits, before any fork": _split_before_any_fork,
     "migrate / mprotect that merges, before any fork": _merge_before_any_fork,

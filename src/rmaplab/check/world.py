@@ -47,11 +47,17 @@ class World(script.World):
     """
 
     def __init__(
-        self, execution: Execution | None, design: type[ReverseMap], machine: type[Machine] = Machine
+        self,
+        execution: Execution | None,
+        design: type[ReverseMap],
+        machine: type[Machine] = Machine,
+        large_folios: int = 0,
     ) -> None:
         super().__init__(BARE, MAP_FIXED)
         self.events: Final[list[Event]] = []
-        self.machine: Final = machine(PROFILES[REFERENCE], [design], scheduler=execution)
+        self.machine: Final = machine(
+            PROFILES[REFERENCE], [design], scheduler=execution, large_folios=large_folios
+        )
         self.head = 0
         self.addr = HOME
         self.pinned = 0  # a page that somebody has pinned

@@ -15,7 +15,8 @@ Invariants
 - it lies within one VMA: vma_adjust_trans_huge() splits what a new boundary would cut.
 - once its entry is gone, so is the leaf: there is no empty huge leaf.
 
-Locking: the leaf's lock, which stands for that of the level above.
+Locking: the leaf's lock, which stands for that of the level above where a leaf is; where it goes to or leaves, also
+PageTable.pmd_lock, for who finds nothing there meanwhile.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Final
 import numpy as np
 
 from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE, MAX_ORDER
+from rmaplab.mm.locking import lock_leaf
 from rmaplab.mm.pagetable import (
     LEAF_ENTRIES,
     LEAF_SHIFT,
@@ -34,7 +36,6 @@ from rmaplab.mm.pagetable import (
     PTE_EXCLUSIVE,
     PTE_MIGRATION,
     PTE_SHIFT,
-    PTE_SOFT_CLEAN,
     PTE_WRITE,
     PTE_YOUNG,
     PTE_ZERO,
@@ -46,14 +47,12 @@ from rmaplab.mm.vma import (
     PAGE_SHIFT,
     VM_DROPPABLE,
     VM_NOHUGEPAGE,
-    VM_SHARED,
     VM_STACK_INCOMPLETE_SETUP,
     VM_WRITE,
     VMA,
 )
 
 _NEW: Final = PTE_ANON | PTE_EXCLUSIVE | PTE_DIRTY | PTE_YOUNG
-_UNSUITABLE: Final = VM_NOHUGEPAGE | VM_SHARED
 
 
 # Faults
@@ -62,13 +61,17 @@ _UNSUITABLE: Final = VM_NOHUGEPAGE | VM_SHARED
 def fault(system: System, vma: VMA, addr: int, write: bool) -> bool:
     """An access where no leaf is, or a huge one.  False: it needs an entry of its own
     (create_huge_pmd() and wp_huge_pmd(): VM_FAULT_FALLBACK)."""
-    leaf = vma.mm.page_table.look_up(addr >> LEAF_SHIFT)
-    if leaf is None:
-        return system.large_folios == MAX_ORDER and _create(system, vma, addr & -LEAF_SIZE, write)
-    leaf.lock.lock()
+    start = addr & -LEAF_SIZE
+    leaf = lock_leaf(vma.mm.page_table, addr)
+    while leaf is None:
+        if system.large_folios < MAX_ORDER or not _fits(vma, start):
+            return False
+        if _create(system, vma, start, write):
+            return True
+        leaf = lock_leaf(vma.mm.page_table, addr)  # somebody was faster
     done = False
     if leaf.huge and not leaf.m[0] & PTE_MIGRATION:
-        done = not write or leaf.m[0] & PTE_WRITE != 0 or _write_protected(system, vma, addr & -LEAF_SIZE, leaf)
+        done = not write or leaf.m[0] & PTE_WRITE != 0 or _write_protected(system, vma, start, leaf)
         if done:
             leaf.lock.assert_held()
             leaf.v[:] |= PTE_YOUNG | (PTE_DIRTY if write else 0)
@@ -78,26 +81,30 @@ def fault(system: System, vma: VMA, addr: int, write: bool) -> bool:
     return done
 
 
+def _fits(vma: VMA, start: int) -> bool:
+    """May one entry map the 2 MiB at `start` (thp_vma_allowable_order(), thp_vma_suitable_order())?"""
+    if vma.file is not None or vma.flags & VM_NOHUGEPAGE or start < vma.start or start + LEAF_SIZE > vma.end:
+        return False
+    return vma.flags & VM_STACK_INCOMPLETE_SETUP != VM_STACK_INCOMPLETE_SETUP
+
+
 def _create(system: System, vma: VMA, start: int, write: bool) -> bool:
-    """do_huge_pmd_anonymous_page(): a folio where something writes, else the zero page."""
-    if vma.file is not None or vma.flags & _UNSUITABLE or start < vma.start or start + LEAF_SIZE > vma.end:
-        return False
-    if vma.flags & VM_STACK_INCOMPLETE_SETUP == VM_STACK_INCOMPLETE_SETUP:
-        return False
+    """do_huge_pmd_anonymous_page(): a folio where something writes, else the zero page.  False: there is a leaf now, of
+    whatever kind."""
     system.prepare(vma)
-    leaf = vma.mm.page_table.leaf(start)
+    page_table = vma.mm.page_table
+    leaf = page_table.new_leaf(np.zeros(LEAF_ENTRIES, dtype=np.int64), 0)
+    leaf.huge = True
     leaf.lock.lock()
-    empty = leaf.used == 0
-    if empty and write:
+    first = page_table.install(start >> LEAF_SHIFT, leaf) is leaf
+    if first and write:
         map_new(system, vma, start, MAX_ORDER, leaf, 0, whole=True)
-    elif empty:
+    elif first:
         leaf.lock.assert_held()
         leaf.v[:] = PTE_ZERO | PTE_YOUNG
         leaf.used = LEAF_ENTRIES
-    if empty:
-        leaf.huge = True
     leaf.lock.unlock()
-    return empty
+    return first
 
 
 def map_new(system: System, vma: VMA, start: int, order: int, leaf: Leaf, first: int, whole: bool) -> None:
@@ -136,7 +143,7 @@ def _write_protected(system: System, vma: VMA, start: int, leaf: Leaf) -> bool:
         map_new(system, vma, start, MAX_ORDER, leaf, 0, whole=True)
         return True
     if not entry & PTE_EXCLUSIVE:
-        if folios.total_mapcount(head) > LEAF_ENTRIES or head in system.pins or not system.trylock_folio(head):
+        if system.mapcount(head) > LEAF_ENTRIES or head in system.pins or not system.trylock_folio(head):
             return False
         system.assert_folio_locked(head)  # folio_move_anon_rmap()
         for design in system.designs:
@@ -145,7 +152,6 @@ def _write_protected(system: System, vma: VMA, start: int, leaf: Leaf) -> bool:
         folios.exclusive.m[head] = True
     system.pages_reused.count += LEAF_ENTRIES
     leaf.lock.assert_held()
-    leaf.v[:] &= ~PTE_SOFT_CLEAN
     leaf.v[:] |= PTE_EXCLUSIVE | (PTE_WRITE if vma.flags & VM_WRITE else 0)
     return True
 
@@ -195,7 +201,7 @@ def adjust(system: System, vma: VMA, addr: int) -> None:
 def zap(system: System, mm: MM, number: int, leaf: Leaf) -> bool:
     """Remove the leaf with that number and what it maps, if it is huge (zap_huge_pmd())."""
     leaf.lock.lock()
-    if not leaf.huge:
+    if not leaf.huge:  # split before we had the lock
         leaf.lock.unlock()
         return False
     head: int = leaf.m[0] >> PTE_SHIFT
@@ -224,6 +230,7 @@ def remove(system: System, mm: MM, addr: int, leaf: Leaf) -> int:
 def unmapped(system: System, mm: MM, head: int) -> int:
     """An entry of `mm` that mapped all of the folio is gone (folio_remove_rmap_pmd()).  Returns how many entries are
     left, seen as one a page."""
+    system.mapcount_changes(head)
     system.folios.mapcount.v[head : head + LEAF_ENTRIES] -= 1
     system.large_unmapped(mm, head, 1)
     if not system.folios.mapcount.v[head : head + LEAF_ENTRIES].all():
@@ -233,6 +240,7 @@ def unmapped(system: System, mm: MM, head: int) -> int:
 
 def mapped(system: System, mm: MM, head: int, exclusive: bool) -> None:
     """One more entry of `mm` maps all of the folio (folio_add_anon_rmap_pmd())."""
+    system.mapcount_grows(head)
     system.folios.mapcount.v[head : head + LEAF_ENTRIES] += 1
     system.large_mapped(mm, head, 1)
     system.folios.exclusive.m[head] = exclusive
@@ -245,31 +253,33 @@ def copy(system: System, target: MM, number: int, leaf: Leaf, shared: int) -> No
     leaf.v[:] &= shared
     new = target.page_table.new_leaf(leaf.v.copy(), LEAF_ENTRIES)
     new.huge = True
-    target.page_table.leaves[number] = new
+    new.lock.lock()
+    target.page_table.install(number, new)
     system.entries_copied.count += LEAF_ENTRIES
     entry: int = leaf.m[0]
     if entry & PTE_ANON:
         mapped(system, target, entry >> PTE_SHIFT, False)
     for watcher in system.entry_watchers:
         watcher.entries_added(target, number << LEAF_SHIFT, new.v)
+    new.lock.unlock()
     leaf.lock.unlock()
 
 
 def move(system: System, mm: MM, old: int, new: int) -> bool:
     """mremap moves all that the leaf at `old` maps to `new`, a multiple of 2 MiB as well: the leaf goes there, huge or
     not, where none is (move_huge_pmd(), move_normal_pmd())."""
-    leaves = mm.page_table.leaves
-    leaf = leaves[old >> LEAF_SHIFT]
-    if new >> LEAF_SHIFT in leaves:
+    page_table = mm.page_table
+    leaf = page_table.leaves[old >> LEAF_SHIFT]
+    if new >> LEAF_SHIFT in page_table.leaves:
         return False
+    page_table.pmd_lock.lock()
     leaf.lock.lock()
     leaf.lock.assert_held()
-    if leaf.huge:
-        leaf.v[:] &= ~PTE_SOFT_CLEAN
     system.flush_tlb(mm)
     system.entries_moved.count += leaf.used
-    leaves[new >> LEAF_SHIFT] = leaves.pop(old >> LEAF_SHIFT)
+    page_table.move(old >> LEAF_SHIFT, new >> LEAF_SHIFT)
     for watcher in system.entry_watchers:
         watcher.entries_moved(mm, old, new, leaf.v)
     leaf.lock.unlock()
+    page_table.pmd_lock.unlock()
     return True

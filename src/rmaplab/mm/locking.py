@@ -67,12 +67,16 @@ def write_downgrade(mm: MM) -> None:
 def lock_leaf(page_table: PageTable, addr: int) -> Leaf | None:
     """The leaf for `addr`, locked; None if there is none (pte_offset_map_lock())."""
     number = addr >> LEAF_SHIFT
+    rcu = page_table.rcu
     while page_table.scheduler is not None:
+        if rcu is not None:
+            rcu.read_lock()
         leaf = page_table.look_up(number)
-        if leaf is None:
-            return None
-        leaf.lock.lock()
-        if page_table.leaves.get(number) is leaf:
+        if leaf is not None:
+            leaf.lock.lock()
+        if rcu is not None:
+            rcu.read_unlock()  # whoever frees it has its lock until it is taken out
+        if leaf is None or page_table.leaves.get(number) is leaf:
             return leaf
         leaf.lock.unlock()  # taken out, and perhaps made anew, before we had the lock
     leaf = page_table.leaves.get(number)

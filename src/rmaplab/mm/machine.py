@@ -292,7 +292,8 @@ class Machine(System):
         """The VMA at `addr`, locked for a fault, unless it takes mmap_lock: there is no VMA, it is changing, or it
         would have to be prepared, for which its neighbours must stay (vmf_anon_prepare())."""
         vma = self.lock_vma_under_rcu(mm, addr)
-        if vma is not None and write and not vma.prepared and not vma.flags & VM_SHARED:
+        prepares = write or (self.huge and vma is not None and vma.file is None)  # also for the zero page of 2 MiB
+        if vma is not None and prepares and not vma.prepared and not vma.flags & VM_SHARED:
             lock_of(vma).up_read()
             vma = None
         return vma

@@ -333,6 +333,9 @@ def _fault_once(system: System, vma: VMA, addr: int, write: bool, may_retry: boo
     leaf = lock_new_leaf(page_table, addr)
     i = (addr >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
     entry: int = leaf.m[i]
+    if leaf.huge and not entry & PTE_MIGRATION:  # since we looked (pte_offset_map_rw_nolock() finds no table)
+        leaf.lock.unlock()
+        return AGAIN
     if entry & PTE_SWAP:
         leaf.lock.unlock()
         return swap_in(system, vma, addr, i, entry, write, may_retry)
@@ -514,8 +517,14 @@ def zap_range(system: System, mm: MM, start: int, end: int, reclaims: bool = Fal
         system.flush_tlb(mm)
     if reclaims and system.huge and system.profile.reclaims_tables:
         for number in mm.page_table.numbers(-(-start // LEAF_SIZE) * LEAF_SIZE, end & -LEAF_SIZE):
-            if mm.page_table.leaves[number].used == 0:
-                mm.page_table.remove(number)
+            leaf = lock_leaf(mm.page_table, number << LEAF_SHIFT)
+            if leaf is not None:
+                empty = leaf.used == 0
+                if empty:
+                    mm.page_table.remove(number)
+                leaf.lock.unlock()
+                if empty:
+                    system.free_leaf(leaf, late=True)
 
 
 def unmap_region(system: System, mm: MM, vmas: list[VMA], start: int, end: int) -> None:

@@ -134,6 +134,8 @@ def move(system: System, head: int, made: int) -> int:
 class _Restore(Visit):
     """remove_migration_pte(): entries for the folio `old` become entries that map `head`, page by page."""
 
+    waits = True
+
     def __init__(self, system: System, old: int, new: int) -> None:
         super().__init__(system, new)
         self.old = old

@@ -28,8 +28,8 @@ from typing import Final, cast
 import numpy as np
 
 from rmaplab.mm.folio import Int64s
-from rmaplab.sync.fields import OF_LEAF
-from rmaplab.sync.locks import Scheduler, SpinLock
+from rmaplab.sync.fields import OF_LEAF, OF_PMD
+from rmaplab.sync.locks import Rcu, Scheduler, SpinLock
 from rmaplab.sync.order import ONCE, atomic, initialised, read_once, smp_wmb, uses
 from rmaplab.sync.work import Ledger, LockClass
 
@@ -78,11 +78,26 @@ class Leaf:
 
 
 class PageTable:
-    """The page table of one address space.  Its leaves are counted in `ledger`."""
+    """The page table of one address space.  Its leaves are counted in `ledger`.
 
-    def __init__(self, lock_class: LockClass, scheduler: Scheduler | None, ledger: Ledger) -> None:
+    huge:     a leaf may be huge
+    rcu:      under which leaves are locked, if one may be freed while its VMA stays (pte_offset_map())
+    pmd_lock: of the level above, for who moves a leaf
+    """
+
+    def __init__(
+        self,
+        lock_class: LockClass,
+        scheduler: Scheduler | None,
+        ledger: Ledger,
+        huge: bool = False,
+        rcu: Rcu | None = None,
+    ) -> None:
         self.lock_class: Final = lock_class
         self._any_lock: Final = SpinLock(lock_class, None)  # where nobody else is there, of all leaves: it only counts
+        self.pmd_lock: Final = SpinLock(lock_class, scheduler)
+        self.rcu: Final = rcu
+        self._field: Final = OF_PMD if huge else OF_LEAF
         self.scheduler: Final = scheduler
         self._allocated: Final = ledger.tally("leaves made")
         self._freed: Final = ledger.tally("leaves freed")
@@ -103,9 +118,17 @@ class PageTable:
 
     def remove(self, number: int) -> Leaf:
         """Take out one leaf (pmd_clear())."""
-        atomic(self.scheduler, "pmd_clear()", self, OF_LEAF, number, ONCE)
+        atomic(self.scheduler, "pmd_clear()", self, self._field, number, ONCE)
         self._freed.count += 1
         return self.leaves.pop(number)
+
+    def move(self, old: int, new: int) -> None:
+        """The leaf with number `old` gets the number `new`, which nobody has: for a moment it is at neither, as who
+        reads without `pmd_lock` sees (pmdp_huge_get_and_clear(), set_pmd_at(); move_normal_pmd())."""
+        atomic(self.scheduler, "pmd_clear()", self, self._field, old, ONCE)
+        leaf = self.leaves.pop(old)
+        atomic(self.scheduler, "pmd_populate()", self, self._field, new, ONCE)
+        self.leaves[new] = leaf
 
     def get(self, addr: int) -> int:
         """The entry at `addr`, 0 if there is none."""
@@ -126,24 +149,26 @@ class PageTable:
         leaf = self.leaves.get(number)
         if leaf is None:
             leaf = self.new_leaf(np.zeros(LEAF_ENTRIES, dtype=np.int64), 0)
-            if self.scheduler is not None:
-                return self._install(number, leaf)
-            self.leaves[number] = leaf
+            return self.install(number, leaf)
         return leaf
 
-    def _install(self, number: int, leaf: Leaf) -> Leaf:
+    def install(self, number: int, leaf: Leaf) -> Leaf:
         """pmd_install().  Under the lock of the level above, so that who comes second finds the first one's; that lock
         is an atomic here."""
+        if self.scheduler is None:
+            self.leaves[number] = leaf
+            return leaf
         initialised(self.scheduler, "pte_alloc_one()", leaf, "lock")
         smp_wmb(self.scheduler, "pmd_install()")
-        atomic(self.scheduler, "pmd_populate()", self, OF_LEAF, number, ONCE)
+        atomic(self.scheduler, "pmd_populate()", self, self._field, number, ONCE)
         return self.leaves.setdefault(number, leaf)
 
     def look_up(self, number: int) -> Leaf | None:
         """The leaf with a number, for who has no lock of the level above (pmdp_get_lockless()); None: there is none."""
         leaf = self.leaves.get(number)
         if self.scheduler is not None:
-            leaf = cast("Leaf | None", read_once(self.scheduler, "pmdp_get_lockless()", self, OF_LEAF, leaf, number))
+            seen = read_once(self.scheduler, "pmdp_get_lockless()", self, self._field, leaf, number)
+            leaf = cast("Leaf | None", seen)
             if leaf is not None:
                 uses(self.scheduler, "pte_lockptr()", leaf, "lock")
         return leaf

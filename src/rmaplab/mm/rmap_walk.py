@@ -9,7 +9,7 @@ Invariants: the task that begins a walk ends it, early or not, so that the desig
 visited is counted, and each at which an entry was found.
 
 Locking: the caller has the folio locked, and a reference to it; the design takes its own locks as it walks; the leaf's
-lock is held around `Visit.entry()`.
+lock is held while its entries are visited, all in one go.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ from rmaplab.mm.vma import PAGE_SHIFT, PAGE_SIZE, VM_LOCKED, VMA
 
 
 class Visit:
-    """What a user of the reverse map does with the folio `head` of so many pages (struct rmap_walk_control)."""
+    """What a user of the reverse map does with the folio `head` of so many pages (struct rmap_walk_control).
+
+    waits: where nothing maps a folio of 2 MiB, for who is moving an entry of that size just now (PVMW_SYNC)
+    """
+
+    waits = False
 
     def __init__(self, system: System, head: int) -> None:
         self.system = system
@@ -69,25 +74,34 @@ def rmap_walk(visit: Visit) -> int:
         over = False
         addr = first
         end = min(vma.end, first + (visit.nr_pages << PAGE_SHIFT))
+        page_table = vma.mm.page_table
         while addr < end and not over:
-            leaf = lock_leaf(vma.mm.page_table, addr)
-            i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
-            addr += PAGE_SIZE
+            stop = min(end, (addr | (LEAF_SIZE - 1)) + 1)
+            leaf = lock_leaf(page_table, addr)
             if leaf is None:
+                if visit.waits and visit.nr_pages == LEAF_ENTRIES:  # sync_with_folio_pmd_zap()
+                    page_table.pmd_lock.lock()
+                    page_table.pmd_lock.unlock()
+                addr = stop
                 continue
-            entry: int = leaf.m[i]
-            if visit.wants(entry):
-                if leaf.huge:
-                    over = visit.whole(vma, addr - PAGE_SIZE, leaf)
-                if leaf.huge:  # not split
-                    hits += 1
-                    addr += LEAF_SIZE - PAGE_SIZE
-                elif not over:
-                    hits += 1
-                    over = visit.entry(vma, addr - PAGE_SIZE, leaf, i, entry)
-            else:
+            before = hits
+            while addr < stop and not over:
+                i = addr >> PAGE_SHIFT & (LEAF_ENTRIES - 1)
+                entry: int = leaf.m[i]
+                if visit.wants(entry):
+                    if leaf.huge:
+                        over = visit.whole(vma, addr, leaf)
+                    if leaf.huge:  # not split
+                        hits += 1
+                        break
+                    if not over:
+                        hits += 1
+                        over = visit.entry(vma, addr, leaf, i, entry)
+                addr += PAGE_SIZE
+            if hits == before:
                 leaf.lock.looked()
             leaf.lock.unlock()
+            addr = stop
         system.walk_hits.count += hits > 0
         found += hits
         if over or visit.done():

@@ -30,7 +30,7 @@ from rmaplab.mm.folio import (
 from rmaplab.mm.locking import lock_of, start_write
 from rmaplab.mm.mm_ids import MmIds
 from rmaplab.mm.page_ref import PageRefs
-from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, PageTable
+from rmaplab.mm.pagetable import PTE_ANON, PTE_DIRTY, PTE_MIGRATION, Leaf, PageTable
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import AddressSpaces, Attachment, ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, File, pages_of, vma_lookup
@@ -190,7 +190,8 @@ class System:
 
     def new_mm(self) -> MM:
         """An address space with nothing in it (mm_init()); the designs are told by the caller."""
-        page_table = PageTable(self.ptl_class, self.scheduler, self.ledger)
+        rcu = self.rcu if self.huge and self.profile.reclaims_tables else None
+        page_table = PageTable(self.ptl_class, self.scheduler, self.ledger, self.huge, rcu)
         mm = MM(self._next_mm, RwSemaphore(self.mmap_lock_class, self.scheduler), page_table)
         self._next_mm += 1
         mm.rmap = [None] * len(self.designs)
@@ -250,12 +251,17 @@ class System:
         gone = mm.page_table.take_out(start, end, floor, _CEILING if above is None else above.start)
         if zapped or gone:
             self.flush_tlb(mm, freed_tables=len(gone) > 0)
+        for leaf in gone:
+            self.free_leaf(leaf)
+
+    def free_leaf(self, leaf: Leaf, late: bool = False) -> None:
+        """Free one that is in no page table any more (pte_free_tlb()); after a grace period if it is to be `late`, or
+        if walks find page tables under RCU alone."""
         if self.scheduler is not None:
-            for leaf in gone:
-                if self.tables_under_rcu:
-                    self.scheduler.rcu_call("page table", leaf.lock)
-                else:
-                    self.scheduler.free("page table", leaf.lock)
+            if late or self.tables_under_rcu:
+                self.scheduler.rcu_call("page table", leaf.lock)
+            else:
+                self.scheduler.free("page table", leaf.lock)
 
     def shared_memory(self) -> File:
         """A file behind a shared anonymous mapping (shmem_zero_setup())."""

@@ -9,8 +9,9 @@ from typing import Final
 OF_PAGE: Final = "m"
 OF_DESIGN: Final = "rmap"
 
-# And the leaf with a number, of a page table.
+# And the leaf with a number, of a page table; where an entry for 2 MiB may be in its place, it says what is mapped.
 OF_LEAF: Final = "leaves"
+OF_PMD: Final = "pmds"
 
 # An entry of a leaf of a page table, where somebody reads it without the leaf's lock.
 OF_ENTRY: Final = "entries"
@@ -43,14 +44,14 @@ def is_way(field: str) -> bool:
 
 
 def look(subject: object, field: str, index: int) -> object:
-    """The value as it is: of an attribute, of an element of one (OF_PAGE, OF_DESIGN, OF_LEAF), or the object (WHOLE,
-    VERSION)."""
+    """The value as it is: of an attribute, of an element of one (OF_PAGE, OF_DESIGN, OF_LEAF, OF_PMD), or the object
+    (WHOLE, VERSION)."""
     if field == WHOLE or field == VERSION:
         return subject
     if field == OF_PAGE or field == OF_ENTRY:
         return subject.m[index]  # type: ignore[attr-defined]
     if field == OF_DESIGN:
         return subject.rmap[index]  # type: ignore[attr-defined]
-    if field == OF_LEAF:
+    if field == OF_LEAF or field == OF_PMD:
         return subject.leaves.get(index)  # type: ignore[attr-defined]
     return getattr(subject, field)

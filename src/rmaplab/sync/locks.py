@@ -13,7 +13,7 @@ from typing import Final
 
 from mypy_extensions import i64, mypyc_attr
 
-from rmaplab.sync.fields import OF_LEAF, OF_PAGE, look
+from rmaplab.sync.fields import OF_LEAF, OF_PAGE, OF_PMD, look
 from rmaplab.sync.work import Ledger, LockClass
 
 
@@ -89,7 +89,7 @@ class Scheduler:
     def _point_at(self, what: str, subject: object, field: str, index: int, whole: object, write: bool) -> None:
         if field == OF_PAGE:
             self.point(what, index, write)
-        elif field == OF_LEAF:
+        elif field == OF_LEAF or field == OF_PMD:
             pass  # the leaf's lock is taken next
         elif whole is None:
             self.point(what, subject, write)
