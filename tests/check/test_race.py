@@ -124,7 +124,7 @@ def broken_with_one_preemption(design: str) -> dict[str, str]:
     return {v.scenario: v.broken[0].error.split(":")[0] for v in verdicts if v.broken}
 
 
-@pytest.mark.parametrize("design", ["anon_vma_lazy", "pte_chain"])
+@pytest.mark.parametrize("design", ["anon_vma_own_lock", "anon_vma_lazy", "unshare_on_remap", "pte_chain"])
 def test_a_rival_that_holds(design: str) -> None:
     assert broken_with_one_preemption(design) == {}
 

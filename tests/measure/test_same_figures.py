@@ -87,10 +87,12 @@ def test_figures_are_what_they_were(what: str, design: str, cpus: int, large_fol
 # By design: its objects, locks and other counts, and the places of each walk in their order, over random histories.
 WORK = {
     "anon_vma": "5a41a270eaa9",
+    "anon_vma_own_lock": "f0043d33a2ef",
     "anon_vma_lazy": "54dc29b02c32",
     "cow_context": "b2bed30dbbdb",
     "lineage": "4101f1438b2d",
     "cow_context_prototype": "51bae71eee2e",
+    "unshare_on_remap": "4d8ba4d38f70",
     "anonmm": "584494f2f676",
     "pte_chain": "a3cef1e19268",
     "page_scan": "31655908de30",

@@ -50,11 +50,11 @@ def test_an_odd_entry_that_goes_during_a_migration_is_forgotten() -> None:
     child = process.fork()
     child.mremap(addr, PAGE, to=AWAY)
     head = process.pfn(addr)
-    assert anonmm(world).odd
+    assert anonmm(world).odd.places
     assert world.machine.trylock_folio(head)
     made = unmap(world.machine, head)
     child.munmap(AWAY, PAGE)  # a migration entry
-    assert not anonmm(world).odd
+    assert not anonmm(world).odd.places
     assert move(world.machine, head, made - 1) == 1  # the entry that went is not waited for
     assert world.finds("anonmm", process.pfn(addr)) == {(process, addr)}
 

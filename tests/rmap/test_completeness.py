@@ -13,11 +13,11 @@ from rmaplab.check.histories import header
 from rmaplab.mm.abi import MADV_DONTFORK, MADV_MERGEABLE, MADV_WIPEONFORK, PROT_EXEC, PROT_READ
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
-from rmaplab.rmap import DESIGNS
+from rmaplab.rmap import DESIGNS, EXCUSED
 from rmaplab.trace.events import Event
 from rmaplab.trace.play import Player
 
-COMPLETE = ("anon_vma", "anon_vma_lazy", "cow_context", "anonmm", "pte_chain", "page_scan")
+COMPLETE = tuple(name for name in DESIGNS if name not in EXCUSED)
 design = pytest.mark.parametrize("name", COMPLETE)
 
 

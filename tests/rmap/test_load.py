@@ -28,10 +28,12 @@ class {name}(ReverseMap):
 def test_the_designs_that_come_with_it_have_a_fixed_order_and_their_own_names() -> None:
     assert list(DESIGNS) == [
         "anon_vma",
+        "anon_vma_own_lock",
         "anon_vma_lazy",
         "cow_context",
         "lineage",
         "cow_context_prototype",
+        "unshare_on_remap",
         "anonmm",
         "pte_chain",
         "page_scan",
@@ -76,7 +78,7 @@ def test_a_file_with_two_designs_needs_a_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("anonvma", "no design is called 'anonvma': give one of anon_vma, anon_vma_lazy, cow_context"),
+        ("anonvma", "no design is called 'anonvma': give one of anon_vma, anon_vma_own_lock, anon_vma_lazy"),
         ("nowhere.py", "there is no file 'nowhere.py'"),
         ("no.such.module:X", "cannot import 'no.such.module'"),
         ("rmaplab.rmap:Nothing", "module 'rmaplab.rmap' has no 'Nothing'"),

@@ -47,7 +47,10 @@ def run_to_the_end(execution: Execution) -> None:
 
 
 @pytest.mark.parametrize("begin", [Execution, WeakExecution])
-@pytest.mark.parametrize("design", ["anon_vma", "cow_context", "anon_vma_lazy", "anonmm", "pte_chain"])
+@pytest.mark.parametrize(
+    "design",
+    ["anon_vma", "cow_context", "anon_vma_own_lock", "anon_vma_lazy", "unshare_on_remap", "anonmm", "pte_chain"],
+)
 def test_every_world_is_put_back_as_it_was_built(design: str, begin: type[Execution]) -> None:
     for name in STARTS:
         execution = begin()

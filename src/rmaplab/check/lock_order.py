@@ -36,6 +36,7 @@ NESTING: Final = {
     "vma_lock": "one mmap_lock covers all VMAs that are locked under it (vma_start_write())",
     "folio lock": "a migration holds the old folio and the new one, which nobody else can see yet",
     "page_table_lock": "copy_pte_range() and move_ptes() take a second one (SINGLE_DEPTH_NESTING)",
+    "anon_vma rwsem": "those of a chain are taken in the order of their addresses (anon_vma_own_lock.py)",
     "page map lock": "a list goes from the old page of a migration to the new one, which nobody else can see yet",
 }
 

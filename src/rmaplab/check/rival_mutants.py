@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, cast
 
 from rmaplab.check.mutants import Mutant
@@ -12,8 +12,10 @@ from rmaplab.mm.pagetable import PTE_ANON, PTE_SHIFT
 from rmaplab.mm.vma import MM, VMA
 from rmaplab.rmap.anon_vma import AnonVma
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap, LazyFields, RootVma
+from rmaplab.rmap.anon_vma_own_lock import AnonVmaOwnLockRmap
 from rmaplab.rmap.anonmm import AnonMM, AnonMMRmap
 from rmaplab.rmap.pte_chain import PteChainRmap
+from rmaplab.rmap.unshare_on_remap import UnshareOnRemapRmap
 
 # anon_vma_lazy
 
@@ -79,8 +81,9 @@ class UpgradeNotNoticed(AnonVmaLazyRmap):
 class OddNotRecorded(AnonMMRmap):
     name = "anonmm, shared page that mremap moves not recorded as odd"
 
-    def _add_odd(self, mm: MM, pfn: int, number: int) -> None:
-        pass
+    def entries_moved(self, mm: MM, old: int, new: int, entries: Int64s) -> None:
+        super().entries_moved(mm, old, new, entries)
+        self.entries_removed(mm, new, entries)
 
 
 class AddressKept(AnonMMRmap):
@@ -116,6 +119,36 @@ class FreedWithSpace(AnonMMRmap):
         if self.scheduler is not None:
             self.scheduler.free("anonmm", self.anonmm_of(mm))
 
+
+# unshare_on_remap
+
+
+class AddressStays(UnshareOnRemapRmap):
+    name = "unshare_on_remap, page keeps its address when mremap moves it"
+
+    def entries_moved(self, mm: MM, old: int, new: int, entries: Int64s) -> None:
+        pass
+
+
+class AloneDuringMigration(UnshareOnRemapRmap):
+    """The entries that wait for it are in no mapcount."""
+
+    name = "unshare_on_remap, page with one mapping moved during its migration"
+
+    def _is_alone(self, entry: int, pfn: int) -> bool:
+        return entry & PTE_ANON != 0 and bool(self.folios.mapcount.m[pfn] == 1)
+
+
+# anon_vma_own_lock
+
+
+class NewestLocked(AnonVmaOwnLockRmap):
+    """As 2.6.34 did, which 2.6.36 mended with the root's lock."""
+
+    name = "anon_vma_own_lock, bounds changed with the lock of the VMA's own anon_vma alone"
+
+    def _linked(self, vmas: Sequence[VMA]) -> list[AnonVma]:
+        return super()._linked(vmas)[-1:]
 
 # pte_chain
 
@@ -176,6 +209,15 @@ RIVAL_MUTANTS: Final = (
     Mutant(
         "an anonmm stays while pages point to it", AnonMMRmap, FreedWithSpace, "race",
         scene="referenced / exit of the parent",
+    ),
+    Mutant("a page that is moved gets its address, or is odd", UnshareOnRemapRmap, AddressStays, "incomplete"),
+    Mutant(
+        "a page that is migrated stays where it is", UnshareOnRemapRmap, AloneDuringMigration, "race",
+        scene="restore / mremap away",
+    ),
+    Mutant(
+        "who changes bounds has all locks of the chain", AnonVmaOwnLockRmap, NewestLocked, "race",
+        scene="restore / munmap in the child",
     ),
     Mutant("fork adds the entries that it copies", PteChainRmap, ForkAddsNothing, "incomplete"),
     Mutant("the newest takes the place of what is removed", PteChainRmap, NewestLost, "incomplete"),

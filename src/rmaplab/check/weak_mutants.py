@@ -102,6 +102,9 @@ _NEEDED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
             "vma_mark_attached()", "__refcount_inc_not_zero_limited_acquire()",
         ),
     },
+    "anon_vma_own_lock": {
+        "migrate / first fork": ("pmd_install()", "pmdp_get_lockless()"),
+    },
     "anon_vma_lazy": {
         _FIRST_FAULTS: ("publish vma->anon_vma", "neighbour's vma->anon_vma"),
         "referenced / first fork": ("write vma->anon_vma", "read vma->anon_vma"),
@@ -124,6 +127,10 @@ _NEEDED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "referenced / first fault": ("change VMA tree", "look up VMA"),
         "referenced / mremap away": ("update record", "read records", "free vm_area_struct"),
         "referenced / exit of the parent": ("free mm_struct",),
+    },
+    "unshare_on_remap": {
+        _FORKED: ("link child context", "first child", "pmd_install()", "pmdp_get_lockless()"),
+        "referenced / first fault": ("change VMA tree", "look up VMA"),
     },
     "lineage": {
         _FORKED: ("link child context", "first child", "pmd_install()", "pmdp_get_lockless()"),

@@ -52,6 +52,7 @@ COLD_LINES: Final = {
     "rmap places visited": 3,  # the entry of the level above, the page of the leaf with its lock, the entry
     "rmap places that mapped": 1,  # the VMA's other line: rights, operations
     "lock anon_vma root rwsem": 2,  # the anon_vma, and its root
+    "lock anon_vma rwsem": 1,
     "interval tree nodes visited": 1,  # the anon_vma_chain; the VMA of the last one, which is the next key's, besides
     "places visited": 1,  # the first line of the VMA: its range
     "contexts visited": 2,  # its address space and place in the tree of forks; its records

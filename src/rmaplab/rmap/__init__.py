@@ -19,21 +19,25 @@ from typing import Final
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
+from rmaplab.rmap.anon_vma_own_lock import AnonVmaOwnLockRmap
 from rmaplab.rmap.anonmm import AnonMMRmap
 from rmaplab.rmap.cow_context import CowContextRmap
 from rmaplab.rmap.cow_context_prototype import CowContextPrototypeRmap
 from rmaplab.rmap.lineage import LineageRmap
 from rmaplab.rmap.page_scan import PageScanRmap
 from rmaplab.rmap.pte_chain import PteChainRmap
+from rmaplab.rmap.unshare_on_remap import UnshareOnRemapRmap
 
 __all__ = ["ALL", "DESIGNS", "ENTRY_POINT_GROUP", "EXCUSED", "STANDARD", "load", "specs"]
 
 DESIGNS: Final[dict[str, type[ReverseMap]]] = {
     "anon_vma": AnonVmaRmap,
+    "anon_vma_own_lock": AnonVmaOwnLockRmap,
     "anon_vma_lazy": AnonVmaLazyRmap,
     "cow_context": CowContextRmap,
     "lineage": LineageRmap,
     "cow_context_prototype": CowContextPrototypeRmap,
+    "unshare_on_remap": UnshareOnRemapRmap,
     "anonmm": AnonMMRmap,
     "pte_chain": PteChainRmap,
     "page_scan": PageScanRmap,

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Final, cast
+from typing import ClassVar, Final, cast
 
 import numpy as np
 from mypy_extensions import mypyc_attr
@@ -108,6 +108,7 @@ class AnonVmaRmap(ReverseMap):
     name = "anon_vma"
     vma_fields = 8 + 16  # anon_vma: a pointer; anon_vma_chain: a list_head
     drawn_by = "rmaplab.rmap.pictures.anon_vma:AnonVmaPicture"
+    lock_name: ClassVar[str] = "anon_vma root rwsem"  # what covers the trees
 
     def __init__(self, attachment: Attachment) -> None:
         super().__init__(attachment)
@@ -115,7 +116,7 @@ class AnonVmaRmap(ReverseMap):
         self.anchor: Final[Column] = attachment.folios.column(np.int32)
         self.anon_vma_pool: Final[Pool] = self.ledger.pool("anon_vma", sizes["anon_vma"])
         self.chain_pool: Final[Pool] = self.ledger.pool("anon_vma_chain", sizes["anon_vma_chain"])
-        self.lock_class: Final[LockClass] = self.ledger.lock_class("anon_vma root rwsem", asked=True)
+        self.lock_class: Final[LockClass] = self.ledger.lock_class(self.lock_name, asked=True)
         self.visited: Final[Tally] = self.ledger.tally("interval tree nodes visited")
         self.reused: Final[Tally] = self.ledger.tally("anon_vmas reused")
         self.walks: Final[Tally] = self.ledger.tally("walks")
@@ -228,7 +229,7 @@ class AnonVmaRmap(ReverseMap):
         for vma in change.vmas:
             fields = self.fields_of(vma)
             if fields is not None and fields.chain:
-                return _rwsem(fields.chain[0].anon_vma)
+                return rwsem_of(fields.chain[0].anon_vma)
         return None
 
     def _take_out(self, fields: VmaFields) -> None:
@@ -315,7 +316,7 @@ class AnonVmaRmap(ReverseMap):
 
     def _link(self, fields: VmaFields, vma: VMA, anon_vma: AnonVma) -> None:
         """One more AVC.  The caller holds the root's lock."""
-        _rwsem(anon_vma).assert_held_write()
+        rwsem_of(anon_vma).assert_held_write()
         avc = AnonVmaChain(vma, anon_vma)
         self.chain_pool.alloc()
         fields.chain.append(avc)
@@ -405,7 +406,7 @@ class AnonVmaRmap(ReverseMap):
     def wait_for_walks(self, anon_vma: AnonVma) -> None:
         """A walk that slept for the lock has given its reference up once it had it, and may be at it still.  Who drops
         the last reference sees that the lock is held, as each put_anon_vma() is fully ordered."""
-        if _rwsem(anon_vma).is_locked():
+        if rwsem_of(anon_vma).is_locked():
             self._lock(anon_vma)
             self._unlock(anon_vma)
 
@@ -416,14 +417,14 @@ class AnonVmaRmap(ReverseMap):
     def _assert_locked(self, fields: VmaFields) -> None:
         """The caller changes the trees that a VMA is in, which are all of one root (anon_vma_assert_locked())."""
         if fields.chain:
-            _rwsem(fields.chain[0].anon_vma).assert_held_write()
+            rwsem_of(fields.chain[0].anon_vma).assert_held_write()
 
     def _lock(self, anon_vma: AnonVma) -> None:
         """anon_vma_lock_write()"""
         self._root_rwsem(anon_vma).down_write()
 
     def _unlock(self, anon_vma: AnonVma) -> None:
-        _rwsem(anon_vma).up_write()
+        rwsem_of(anon_vma).up_write()
 
     # Folios
 
@@ -568,7 +569,7 @@ class AnonVmaRmap(ReverseMap):
             return
         anon_vma = self._mapping(pfn)
         if anon_vma is not None and self.held and anon_vma in self.held.values():
-            _rwsem(anon_vma).down_read()  # the folio need not be mapped: see rmap_walk_anon_lock()
+            rwsem_of(anon_vma).down_read()  # the folio need not be mapped: see rmap_walk_anon_lock()
         else:
             anon_vma = self._lock_mapped(pfn)
         if anon_vma is not None:
@@ -596,7 +597,7 @@ class AnonVmaRmap(ReverseMap):
     def _root_rwsem(self, anon_vma: AnonVma) -> RwSemaphore:
         """That of READ_ONCE(anon_vma->root)"""
         root = cast(AnonVma, read_once(self.scheduler, "anon_vma->root", anon_vma, "root", anon_vma.root))
-        return _rwsem(root)
+        return rwsem_of(root)
 
     def _lock_mapped(self, pfn: int) -> AnonVma | None:
         """folio_lock_anon_vma_read(): the anon_vma of a folio, its root locked for reading, or None if nothing maps the
@@ -633,9 +634,9 @@ class AnonVmaRmap(ReverseMap):
 
     def _lock_referenced(self, anon_vma: AnonVma) -> bool:
         """Lock it for reading, and drop the reference that kept it until then.  False: that was the last one."""
-        _rwsem(anon_vma).down_read()
+        rwsem_of(anon_vma).down_read()
         if self._drop(anon_vma):
-            _rwsem(anon_vma).up_read()
+            rwsem_of(anon_vma).up_read()
             self._free_with_root(anon_vma)
             return False
         return True
@@ -645,7 +646,7 @@ class AnonVmaRmap(ReverseMap):
         first: int = self.folios.index.m[pfn]
         last = first + self.folios.nr_pages(pfn) - 1
         try:
-            _rwsem(anon_vma).assert_held()
+            rwsem_of(anon_vma).assert_held()
             self.touch("anon_vma", anon_vma)
             node = anon_vma.first_touching(first, last, self.visited)
             while node is not None:
@@ -656,7 +657,7 @@ class AnonVmaRmap(ReverseMap):
                 yield vma, vma.start + (distance << PAGE_SHIFT if distance > 0 else 0)
                 node = anon_vma.next_touching(node, first, last, self.visited)
         finally:
-            _rwsem(anon_vma).up_read()
+            rwsem_of(anon_vma).up_read()
 
     def _walk_ksm(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         """rmap_walk_ksm(): each place in its own address space, then, in a second round, the same address
@@ -664,7 +665,7 @@ class AnonVmaRmap(ReverseMap):
         for search_new_forks in (False, True):
             for place in self.ksm.newest_first(pfn):
                 anon_vma = cast(AnonVma, place.anchor)
-                rwsem = _rwsem(anon_vma)
+                rwsem = rwsem_of(anon_vma)
                 rwsem.down_read()
                 try:
                     addr = place.addr
@@ -772,8 +773,8 @@ class AnonVmaRmap(ReverseMap):
     # What the design says of itself
 
 
-def _rwsem(anon_vma: AnonVma) -> RwSemaphore:
-    """The root's."""
+def rwsem_of(anon_vma: AnonVma) -> RwSemaphore:
+    """What covers its tree: the root's."""
     rwsem = anon_vma.rwsem
     assert rwsem is not None
     return rwsem

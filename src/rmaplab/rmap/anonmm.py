@@ -38,11 +38,10 @@ import numpy as np
 from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import Column, Int64s
-from rmaplab.mm.pagetable import PTE_ANON, PTE_MIGRATION, PTE_SHIFT
 from rmaplab.mm.reverse_map import Attachment, ReverseMap, miscounted
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA, find_vmas, seen
 from rmaplab.rmap.numbers import take_number
-from rmaplab.rmap.page_entries import PageLocks, page_of
+from rmaplab.rmap.odd_entries import OddEntries
 from rmaplab.sync.locks import Rcu, SpinLock
 from rmaplab.sync.work import LockClass, Pool, Tally
 
@@ -85,7 +84,6 @@ class AnonMMRmap(ReverseMap):
         super().__init__(attachment)
         self.pool: Final[Pool] = self.ledger.pool("anonmm", _ANONMM_SIZE)
         self.head_lock_class: Final[LockClass] = self.ledger.lock_class("anonmm head lock")
-        self.map_lock_class: Final[LockClass] = self.ledger.lock_class("page map lock")
         self.rcu: Final = Rcu(self.ledger, self.scheduler)
         self.walks: Final[Tally] = self.ledger.tally("walks")
         self.visited: Final[Tally] = self.ledger.tally("anonmms visited")
@@ -95,12 +93,10 @@ class AnonMMRmap(ReverseMap):
         self.copies: Final[Tally] = self.ledger.tally("pages that Linux would have copied")
         self.owner: Final[Column] = attachment.folios.column(np.int32)
         self.page_number: Final[Column] = attachment.folios.column(np.int64)  # address >> PAGE_SHIFT
-        self.odd: Final[dict[int, list[tuple[MM, int]]]] = {}  # by pfn: address space, and address >> PAGE_SHIFT
+        self.odd: Final = OddEntries(self.ledger, self.scheduler)
         self.anonmms: Final[list[AnonMM | None]] = [None]  # by number
         self.free_numbers: Final[list[int]] = []
         self.held: Final[dict[int, AnonMM]] = {}
-        self.replaced: Final[dict[int, int]] = {}  # during a migration: page -> the page that stands for it
-        self.map_locks: Final = PageLocks(self.map_lock_class, self.scheduler)
 
     def anonmm_of(self, mm: MM) -> AnonMM:
         """mm->anonmm"""
@@ -190,7 +186,7 @@ class AnonMMRmap(ReverseMap):
     def folios_mapped(self, vma: VMA, addrs: Int64s, pfns: Int64s) -> None:
         anonmm = self.anonmm_of(vma.mm)
         anonmm.count += len(pfns)
-        self.map_lock_class.writes += len(pfns)
+        self.odd.lock_class.writes += len(pfns)
         self.owner.v[pfns] = anonmm.number
         self.page_number.v[pfns] = addrs >> PAGE_SHIFT
 
@@ -205,21 +201,13 @@ class AnonMMRmap(ReverseMap):
             anonmm.count += 1
             self.owner.m[new + i] = number
             self.page_number.m[new + i] = self.page_number.m[old + i]
-            odd = self.odd.pop(old + i, None)
-            if odd is not None:
-                self.odd[new + i] = odd
-            self.replaced[old + i] = new + i
+            self.odd.migrated(old + i, new + i)
 
     def folio_freed(self, pfn: int, nr_pages: int) -> None:
-        for page in range(pfn, pfn + nr_pages):
-            self.replaced.pop(page, 0)
-            self._forget(self.owner.m[page], 1)
-            self.owner.m[page] = 0
+        self.folios_freed(np.arange(pfn, pfn + nr_pages))
 
     def folios_freed(self, pfns: Int64s) -> None:
-        if self.replaced:
-            for i in range(len(pfns)):
-                self.replaced.pop(int(pfns[i]), 0)
+        self.odd.freed(pfns)
         owners = self.owner.v[pfns]
         for number in np.unique(owners).tolist():
             self._forget(number, int(np.count_nonzero(owners == number)))
@@ -236,13 +224,10 @@ class AnonMMRmap(ReverseMap):
     def entries_added(self, mm: MM, addr: int, entries: Int64s) -> None:
         # page_dup_rmap() and page_add_anon_rmap() note nothing: an entry is where its page says, or it is odd.
         for pfn, number in self._elsewhere(mm, addr, entries):
-            self._add_odd(mm, pfn, number)
+            self.odd.add(mm, pfn, number)
 
     def entries_removed(self, mm: MM, addr: int, entries: Int64s) -> None:
-        if self.odd:
-            first = addr >> PAGE_SHIFT
-            for i in np.flatnonzero((entries & (PTE_ANON | PTE_MIGRATION)) != 0).tolist():
-                self._remove_odd(mm, page_of(int(entries[i]), self.replaced), first + i)
+        self.odd.removed(mm, addr, entries)
 
     def entries_moved(self, mm: MM, old: int, new: int, entries: Int64s) -> None:
         # mremap_move_anon_rmap() in move_one_page()
@@ -251,7 +236,7 @@ class AnonMMRmap(ReverseMap):
         for pfn, number in self._elsewhere(mm, new, entries):
             owner = self.anonmms[self.owner.m[pfn]]
             if mapcount[pfn] == 1 and owner is not None and owner.head() is self.anonmm_of(mm).head():
-                lock = self.map_locks.of(pfn)
+                lock = self.odd.locks.of(pfn)
                 lock.lock()
                 lock.assert_held()
                 self.page_number.m[pfn] = number
@@ -259,15 +244,12 @@ class AnonMMRmap(ReverseMap):
                 self.readdressed.count += 1
             else:
                 self.copies.count += 1
-                self._add_odd(mm, pfn, number)
+                self.odd.add(mm, pfn, number)
 
     def _elsewhere(self, mm: MM, addr: int, entries: Int64s) -> list[tuple[int, int]]:
         """Pages of those entries, from `addr` of `mm` on, that are not where their page says: at another address,
         or (KSM) in another family; and where they are, in pages."""
-        at = np.flatnonzero((entries & (PTE_ANON | PTE_MIGRATION)) != 0)
-        pfns = entries[at] >> PTE_SHIFT
-        if self.replaced:
-            pfns = np.array([page_of(int(entries[i]), self.replaced) for i in at], dtype=np.int64)
+        at, pfns = self.odd.pages(entries)
         numbers = at + (addr >> PAGE_SHIFT)
         apart = self.page_number.v[pfns] != numbers
         head = self.anonmm_of(mm).head()
@@ -278,24 +260,6 @@ class AnonMMRmap(ReverseMap):
                 apart |= owners == owner
         elsewhere = np.flatnonzero(apart)
         return [(int(pfns[i]), int(numbers[i])) for i in elsewhere]
-
-    def _add_odd(self, mm: MM, pfn: int, number: int) -> None:
-        lock = self.map_locks.of(pfn)
-        lock.lock()
-        lock.assert_held()
-        self.odd.setdefault(pfn, []).append((mm, number))
-        lock.unlock()
-
-    def _remove_odd(self, mm: MM, pfn: int, number: int) -> None:
-        entries = self.odd.get(pfn)
-        if entries is not None and (mm, number) in entries:
-            lock = self.map_locks.of(pfn)
-            lock.lock()
-            lock.assert_held()
-            entries.remove((mm, number))
-            if not entries:
-                del self.odd[pfn]
-            lock.unlock()
 
     # Counting again
 
@@ -368,7 +332,7 @@ class AnonMMRmap(ReverseMap):
                     for first in self._addresses(pfn, nr_pages):
                         yield from self._at(mm, first, nr_pages)
             for page in range(nr_pages):
-                for mm, number in list(self.odd.get(pfn + page, [])) if self.odd else []:
+                for mm, number in self.odd.of(pfn + page):
                     yield from self._at(mm, number - page, nr_pages)
         finally:
             self._unlock(head)
@@ -376,7 +340,7 @@ class AnonMMRmap(ReverseMap):
 
     def _addresses(self, pfn: int, nr_pages: int) -> list[int]:
         """Where the folio's first page is, or would be: one address, unless a part of a large folio was moved."""
-        lock = self.map_locks.of(pfn)
+        lock = self.odd.locks.of(pfn)
         lock.lock()
         first: int = self.page_number.m[pfn]
         found = [first]

@@ -144,9 +144,9 @@ class AnonVmaPicture(Picture):
 
     def locks(self) -> dict[int, str]:
         return {
-            id(anon_vma.rwsem): f"root rwsem of {self._name(anon_vma)}"
+            id(anon_vma.rwsem): f"{self.design.lock_name.removeprefix('anon_vma ')} of {self._name(anon_vma)}"
             for anon_vma in self.design.anon_vmas
-            if anon_vma is not None and anon_vma.parent is anon_vma
+            if anon_vma is not None and (anon_vma.parent is anon_vma or anon_vma.rwsem is not anon_vma.root.rwsem)
         }
 
     def why_apart(self, prev: VMA, next: VMA) -> str:

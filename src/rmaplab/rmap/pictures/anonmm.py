@@ -33,7 +33,9 @@ class AnonMMPicture(Picture):
         every = [
             anonmm
             for anonmm in self.design.anonmms
-            if anonmm is not None and anonmm.head().count > 1 and anonmm.head().members.get(anonmm.number) is anonmm
+            if anonmm is not None
+            and anonmm.head().count > 1
+            and anonmm.head().members.get(anonmm.number) is anonmm
         ]
         group = "family|Lists of address spaces, since exec"
         for anonmm in every:
@@ -51,7 +53,7 @@ class AnonMMPicture(Picture):
                 mm=0 if anonmm.mm is None else anonmm.mm.id,
             )
         group = "odd|Entries that are not where their page says"
-        odd = [(pfn, mm, at) for pfn, found in self.design.odd.items() for mm, at in found]
+        odd = [(pfn, mm, at) for pfn, found in self.design.odd.places.items() for mm, at in found]
         for pfn, mm, at in [one for one in odd if one[1].id in mms][:MANY]:
             result[self._odd(pfn, mm, at << PAGE_SHIFT)] = Item(
                 group,
@@ -74,7 +76,7 @@ class AnonMMPicture(Picture):
 
     def via(self, pfn: int, vma: VMA, addr: int) -> list[str]:
         member = self.key(self.design.anonmm_of(vma.mm))
-        if (vma.mm, addr >> PAGE_SHIFT) in self.design.odd.get(pfn, []):
+        if (vma.mm, addr >> PAGE_SHIFT) in self.design.odd.of(pfn):
             return [member, self._odd(pfn, vma.mm, addr)]
         return [member]
 
