@@ -47,10 +47,10 @@ def test_profiles_differ_in_their_rules_as_the_kernels_do() -> None:
         for name, profile in PROFILES.items()
     }
     assert changed["7.2"] == {"anon_pgoff", "huge_lazyfree"}
-    since_7_0 = {"clone_reverses", "sticky_flags", "swap_uncaches", "batches", "dofork_special", "remap_reserve"}
+    since_7_0 = {"clone_reverses", "sticky_flags", "swap_uncaches", "dofork_special", "remap_reserve"}
     since_7_0 |= {"moves_under_anon_vma"}
     assert changed["6.18"] == changed["7.2"] | since_7_0 | {"dontunmap_apart", "migrated_partly"}
-    since_6_13 = {"guard_regions", "mm_ids", "relaxed_anon_merge", "move_many", "madvise_locks_vma"}
+    since_6_13 = {"guard_regions", "mm_ids", "relaxed_anon_merge", "move_many", "madvise_locks_vma", "batches"}
     since_6_13 |= {"huge_zero_replaced", "reclaims_tables"}
     assert changed["6.12"] == changed["7.2"] - {"huge_lazyfree"} | since_7_0 | since_6_13
     assert changed["6.1"] == changed["6.12"] | {

@@ -7,8 +7,9 @@ other.  Rules that all of them share are not in a profile.
 Sources
 - 6.1 and 6.12: the sources of Debian's linux-source-6.1 (6.1.192) and linux-source-6.12 (6.12.117), and the
   BTF in its cloud images of the same versions, for x86-64.
-- 6.18: BTF, /proc/slabinfo and the behaviour of a running 6.18.44 on x86-64: each rule was tried there with
-  system calls, and /proc/self/smaps read afterwards.
+- 6.18: BTF, /proc/slabinfo and the behaviour of a running 6.18.44 on x86-64: each rule that a program without swap on
+  one NUMA node can see was tried there with system calls (tests/mm/test_host_rules.py).  The others, swap_uncaches,
+  large_swap_in, huge_lazyfree, sticky_flags, clone_reverses and what says so below, are taken from 6.12 or 7.2.
 A rule is named with the file and function that has it, or where a version lacks it, would have it.
 
 Sizes
@@ -99,11 +100,12 @@ class Profile:
     (include/linux/mm.h VMA_STICKY_FLAGS, mm/vma.c vma_merge_existing_range() and vma_expand() in 7.3.4)"""
     moves_under_anon_vma: bool = False
     """UFFDIO_MOVE locks the folio's anon_vma for writing, beside the folio.
-    (mm/userfaultfd.c move_pages_pte() in 6.12, not in 7.2 and 7.3, where all walks have the folio locked; 6.18 was not
-    looked at)"""
+    (mm/userfaultfd.c move_pages_pte() in 6.12, not in 7.2 and 7.3, where all walks have the folio locked; taken
+    from 6.12 for 6.18, whose programs cannot see it)"""
     madvise_locks_vma: bool = True
     """MADV_DONTNEED, MADV_FREE and the advice about guard regions lock a single VMA where that is enough.
-    (mm/madvise.c try_vma_read_lock() and is_vma_lock_sufficient() in 7.2 and 7.3; 6.18 was not looked at)"""
+    (mm/madvise.c try_vma_read_lock() and is_vma_lock_sufficient() in 7.2 and 7.3; the BTF of 6.18.44 has
+    MADVISE_VMA_READ_LOCK)"""
     fresh_pgoff: bool = True
     """An anonymous VMA that mremap() moves before it was prepared gets the page offset of its new place.
     (mm/vma.c copy_vma(), in all of them; a profile without it is a bug for the checks to find)"""
@@ -134,7 +136,8 @@ class Profile:
     """Entries that map a large folio one after the other, alike in whether they are writable and soft-dirty, are
     handled as one.  mprotect() makes all dirty if one is; reclaim drops all of what MADV_FREE gave up, or, if one is
     dirty, none and leaves all dirty.  Before, entry by entry.  Extra references no longer make such a folio swap-backed
-    again.  (mm/mprotect.c change_pte_range(), mm/rmap.c folio_unmap_pte_batch() and try_to_unmap_one())"""
+    again.  (mm/mprotect.c change_pte_range(), mm/rmap.c folio_unmap_pte_batch() and try_to_unmap_one(); tried on
+    6.18.44, which has both)"""
     clean_writable: bool = True
     """mprotect() that gives the right to write gives it to entries of exclusive pages, clean or dirty.
     (mm/mprotect.c can_change_pte_writable(); 6.1 asks for a dirty entry)"""
@@ -144,7 +147,7 @@ class Profile:
     migrated_partly: bool = True
     """A large folio that was migrated counts as partly mapped from then on: unmapping it entry by entry puts the old
     one on the list of those to be split, and the new one inherits that.
-    (mm/migrate.c migrate_folio_move() in 6.12.117; 6.18.44 was not looked at)"""
+    (mm/migrate.c migrate_folio_move() in 6.12.117; 6.18.44 had one NUMA node, where nothing migrates)"""
     migration_splits: bool = True
     """A large folio that is partly mapped is split before it is migrated.
     (mm/migrate.c migrate_pages_batch() in 6.12, not in 6.1)"""
@@ -244,7 +247,6 @@ _KNOWN: Final = (
         clone_reverses=False,
         sticky_flags=False,
         swap_uncaches=False,
-        batches=False,
         huge_lazyfree=True,
         migrated_partly=False,
         dofork_special=False,
