@@ -47,7 +47,8 @@ from rmaplab.trace.play import Player
 
 NOWHERE = ("merged_and_found_nowhere", "merged_and_moved_over")  # a KSM page that no walk finds in Linux either
 KINDS = ((PTE_ANON, "anon"), (PTE_ZERO, "zero"), (PTE_FILE, "file"))
-FIXTURES = sorted((Path(__file__).parent / "fixtures" / "6.12").glob("*.txt"))
+FIXTURES = [path for kernel in ("6.12", "7.3")
+            for path in sorted((Path(__file__).parent / "fixtures" / kernel).glob("*.txt"))]  # fmt: skip
 
 
 def played(path: Path) -> Machine:
@@ -103,7 +104,8 @@ class Writer:
     def vma(self, vma: VMA, mm: int) -> Vma:
         family = self.design.fields_of(vma)
         own = 0 if family is None or family.anon_vma is None else self.family(family.anon_vma)
-        its = Vma(self.address(vma), mm, vma.start, vma.end, vma.pgoff, vma.flags, 0, own, vma.pgoff)
+        file = int(vma.file is not None)
+        its = Vma(self.address(vma), mm, vma.start, vma.end, vma.pgoff, vma.flags, file, own, vma.anon_pgoff)
         its.inode = 0 if vma.file is None else vma.file.id
         self.snapshot.vmas[its.address] = its
         for link in reversed(family.chain if family is not None else []):
@@ -163,7 +165,7 @@ def found(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.design: finding for finding in findings}
 
 
-@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: f"{path.parent.name} {path.stem}")
 def test_whoever_takes_over_finds_all_that_is_mapped(path: Path) -> None:
     saw = played(path)
     seen = found(examine(saw))

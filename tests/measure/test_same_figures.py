@@ -90,7 +90,7 @@ WORK = {
     "anon_vma_own_lock": "f0043d33a2ef",
     "anon_vma_lazy": "54dc29b02c32",
     "cow_context": "b2bed30dbbdb",
-    "lineage": "4101f1438b2d",
+    "lineage": "92e90b4f01e4",
     "cow_context_prototype": "51bae71eee2e",
     "unshare_on_remap": "4d8ba4d38f70",
     "anonmm": "584494f2f676",

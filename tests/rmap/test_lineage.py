@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from rmap.world import LOW, MOVED, PAGE, Process, World
-from rmaplab.rmap.lineage import WORDS, LineageRmap
+from rmaplab.rmap.lineage import LineageRmap
 
 LEAF = 512 * PAGE
 
@@ -30,8 +30,9 @@ def visited(world: World, process: Process, addr: int) -> int:
 
 
 def named(world: World, process: Process) -> list[int]:
-    """How many VMAs each leaf of the process names."""
-    return [len(index.vmas) for index in design(world).line_of(process.mm).indices.values()]
+    """How many VMAs each half of a leaf names, from LOW on."""
+    indices = design(world).line_of(process.mm).indices
+    return [len(indices[number].vmas()) for number in sorted(indices) if 0 <= (number << 20) - LOW < 8 * LEAF]
 
 
 def test_a_walk_for_a_page_that_its_owner_alone_maps_looks_at_one_address_space(world: World) -> None:
@@ -55,13 +56,31 @@ def test_who_is_forked_between_two_looks_is_visited(world: World) -> None:
     assert [vma.mm for vma, _ in walk] == [child.mm]
 
 
-def test_a_leaf_names_its_vmas_if_they_are_few(world: World) -> None:
+def test_a_leaf_names_each_vma_that_a_walk_came_to(world: World) -> None:
     process = world.spawn()
-    for i in range(WORDS + 1):
-        addr = process.mmap(PAGE, at=LOW + 2 * i * PAGE)
-        process.write(addr)
+    addrs = [LOW + 2 * i * PAGE for i in range(20)]
+    for i, addr in enumerate(addrs):
+        process.write(process.mmap(PAGE, at=addr))
         list(design(world).walk(process.pfn(addr)))
-        assert named(world, process) == [min(i + 1, WORDS)]
+        assert named(world, process) == [i + 1]
+    looked, searched = design(world).look_ups.count, design(world).searched.count
+    assert all(world.finds("lineage", process.pfn(addr)) == {(process, addr)} for addr in addrs)
+    assert design(world).look_ups.count == looked
+    assert design(world).searched.count - searched <= 20 * 5  # red-black: as deep as 20 nodes need
+
+
+def test_a_vma_that_begins_in_another_leaf_by_now_is_named_anew(world: World) -> None:
+    process = world.spawn()
+    addr = process.mmap(PAGE, at=LOW + LEAF)
+    process.write(addr)
+    list(design(world).walk(process.pfn(addr)))
+    index = design(world).line_of(process.mm).indices[addr >> 20]
+    assert index.before is None and named(world, process) == [1]
+    process.mmap(PAGE, at=LOW + LEAF - PAGE)  # the VMA grows down
+    assert process.vma(addr).start == LOW + LEAF - PAGE and named(world, process) == [0]
+    list(design(world).walk(process.pfn(addr)))
+    assert index.before is process.vma(addr) and named(world, process) == [1]
+    assert design(world).audit(list(world.machine.mms.values()), 100) == []
 
 
 def test_of_a_vma_that_goes_only_leaves_that_stay_are_told(world: World) -> None:

@@ -8,12 +8,12 @@ from typing import Final, cast
 
 from rmaplab.check.mutants import Mutant
 from rmaplab.mm.folio import Int64s
-from rmaplab.mm.geometry import GeometryChange, bounds_of
-from rmaplab.mm.pagetable import LEAF_ENTRIES, LEAF_SHIFT, PTE_ANON, PTE_SHIFT, Leaf
+from rmaplab.mm.geometry import Bounds, bounds_of
+from rmaplab.mm.pagetable import LEAF_ENTRIES, PTE_ANON, PTE_SHIFT, Leaf
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VMA
 from rmaplab.rmap.context import CowContext
 from rmaplab.rmap.cow_context import CowContextRmap
-from rmaplab.rmap.lineage import Line, LineageRmap
+from rmaplab.rmap.lineage import HALF_SHIFT, Line, LineageRmap
 from rmaplab.sync.locks import SpinLock
 
 # Epochs
@@ -150,10 +150,11 @@ class IndexNotChecked(LineageRmap):
     name = "lineage, index believed without a look at the VMA"
 
     def _vma_at(self, line: Line, mm: MM, leaf: Leaf, addr: int) -> VMA | None:
-        index = line.indices.get(addr >> LEAF_SHIFT)
+        index = line.indices.get(addr >> HALF_SHIFT)
         if index is None or index.leaf is not leaf:
             return super()._vma_at(line, mm, leaf, addr)
-        return next((vma for vma in reversed(index.vmas) if vma.start <= addr), index.vmas[0])
+        vmas = sorted(index.vmas(), key=lambda vma: vma.start, reverse=True)
+        return next((vma for vma in vmas if vma.start <= addr), None)
 
 
 class IndexNotLeft(LineageRmap):
@@ -166,16 +167,8 @@ class IndexNotLeft(LineageRmap):
 class IndexNotLeftAtSplit(LineageRmap):
     name = "lineage, VMA that stays in the index of a range that it lost"
 
-    _shrinks = False
-
-    def geometry_end(self, change: GeometryChange) -> None:
-        self._shrinks = True
-        super().geometry_end(change)
-        self._shrinks = False
-
-    def _leave_indices(self, vma: VMA, start: int, end: int) -> None:
-        if not self._shrinks:
-            super()._leave_indices(vma, start, end)
+    def _moved_in_indices(self, vma: VMA, old: Bounds, new: Bounds) -> None:
+        pass
 
 
 class MigrationOverlooked(LineageRmap):

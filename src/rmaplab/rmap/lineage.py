@@ -9,9 +9,11 @@ address space that first had it, and a walk goes down the tree of forks.  Six th
 - *Entries first.*  A walk looks at the page-table entry, under the leaf lock that its user takes anyway, and asks for
   the VMA only where the entry is one.  What it hands to its user maps the folio, or did a moment ago.
 - *An end.*  The walk ends where it found the only entry, and goes on to the next address space where it found one.
-- *Words in each leaf.*  The page that holds a leaf of a page table (struct ptdesc) has three words that no PTE table
-  uses (pt_index, __page_mapping, pmd_huge_pte).  The first walk that finds an entry there leaves in them the VMAs of
-  this range of 2 MiB, if they are no more.  Faults and forks do nothing for it.
+- *A tree in each leaf.*  The page that holds a leaf of a page table (struct ptdesc) has words that no PTE table uses
+  (pt_index, __page_mapping).  In them begins a red-black tree of the VMAs of this range of 2 MiB that walks came to: a
+  node is three words of the VMA, which anon_vma has there for itself (anon_vma, anon_vma_chain) and this design does
+  not.  A walk links what it had to look for in the address space's tree.  Faults and forks do nothing for it, and
+  nothing is allocated.
 - *Heirs.*  A context without an address space and with one child makes room for it, and leads there.  When there are
   more of the dead than of the living, folios are pointed to the heirs, and the dead are freed.
 - *No references.*  Page tables, VMAs and mm_structs outlive a grace period, and a walk is one RCU section.
@@ -24,8 +26,8 @@ Data
 - for each context, a remap tree: of page offsets that are not at the address that they say alone, *all* displacements
   at which this address space has them, 0 among them.
 - the highest record, in nearly every process that of the stack, which exec moved, lies in the context, in no node.
-- for each leaf that walks came to, what its words say.  Nothing in a VMA: the shift of `cow_context` is 0, for 7.3 has
-  the anonymous page offset.
+- for each leaf that walks came to: the VMA that begins before it and has its first page, and a tree of those that begin
+  in it.  So a VMA is in one tree at most.  The shift of `cow_context` is 0, for 7.3 has the anonymous page offset.
 
 Invariants
 - Index, Subtree: those of `cow_context`, with shift 0.
@@ -37,11 +39,13 @@ Invariants
 - Order: children stand newest first, so `born` falls along the list, and a walk ends at the first that is too old.
 - Records: page offsets without a record are at the address that they say.  Others are where the record says, and the
   record says all of it, before the first entry is there and until the last one is gone.
-- Indices: whoever takes a VMA out of the tree, or takes a range away from it, takes it out of the indices there
-  afterwards, under the leaf locks.  A walk puts one in under the same lock, if it finds it in the tree then.  So a VMA
-  that is freed is in no index.  A walk that got it from one before is in its RCU section still; it checks the address
-  space and the range, and asks the tree if they are wrong.  A leaf that lies in a VMA which goes is out of the page
-  table before that is freed, and needs no word.
+- Indices: whoever takes a VMA out of the address space's tree, or takes a range away from it, or lets it begin in
+  another leaf, takes it out of the indices there afterwards, under the leaf locks.  A walk puts one in under the same
+  lock, if it finds it in the address space's tree then.  So a VMA that is freed is in no index.  A walk that got it
+  from one before is in its RCU section still; it checks the address space and the range, and asks the address space's
+  tree if they are wrong.  VMAs do not overlap and do not pass each other, so the order in a tree is right; while bounds
+  change, a search may miss, which is the same as not to be there.  A leaf that lies in a VMA which goes is out of the
+  page table before that is freed, and needs no word.
 - End: with the leaf locked, its entry present and a mapcount of 1, nothing else maps the page.  What a fork copies from
   there before the walk's user has the leaf lock is seen by `forks`; what it copies later is as the user left it.
   Entries that wait for a migration are in no mapcount: a walk from a context that a migration holds ends nowhere early.
@@ -60,7 +64,6 @@ Locking: as there.  The leaf lock, which is innermost, covers the entries of the
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import ClassVar, Final, cast
@@ -87,6 +90,7 @@ from rmaplab.mm.takeover import TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VM_DONTCOPY, VM_WIPEONFORK, VMA, seen
 from rmaplab.rmap.context import CowContext
 from rmaplab.rmap.cow_context import CONTEXT_SHIFT, PGOFF_BIAS, PGOFF_MASK, CowContextRmap, Displaced
+from rmaplab.rmap.interval_tree import IntervalNode, IntervalTree
 from rmaplab.rmap.remap_tree import RemapTree
 from rmaplab.sync.fields import OF_PAGE
 from rmaplab.sync.locks import Data, SpinLock
@@ -94,17 +98,34 @@ from rmaplab.sync.order import initialised, read_once, smp_load_acquire, smp_sto
 from rmaplab.sync.work import Tally
 
 _LAST_EPOCH: Final = (1 << 19) - 1
-WORDS: Final = 3  # of struct ptdesc that a PTE table does not use: pmd_huge_pte, __page_mapping, pt_index
+HALF_SHIFT: Final = LEAF_SHIFT - 1
+HALF: Final = 1 << HALF_SHIFT  # bytes that one index covers: half a leaf
+MISSES: Final = 8  # walks that have to look elsewhere before a leaf that has a VMA takes in what they found
 _ANY: Final = -1  # an epoch that no child is too old for
 
 
-class Index:
-    """What one leaf says: its VMAs that may have pages, at most WORDS, by address, and where each began."""
+class Place(IntervalNode):
+    """The three words of a VMA that are its place in the tree of the leaf in which it begins."""
 
-    def __init__(self, leaf: Leaf, vmas: list[VMA]) -> None:
+    def __init__(self, vma: VMA) -> None:
+        super().__init__()
+        self.vma: Final = vma
+
+
+class Index:
+    """What one half of a leaf says of its VMAs that may have pages."""
+
+    def __init__(self, leaf: Leaf) -> None:
         self.leaf: Final = leaf  # another that is made in its place says nothing
-        self.vmas: Final = vmas
-        self.starts: Final = [vma.start for vma in vmas]
+        self.before: VMA | None = None  # has the first page there, and begins before it: in the other half, or the leaf
+        self.tree: Final = IntervalTree()  # those that begin in it
+        self.places: Final[dict[int, Place]] = {}  # by VMA
+        self.missed = 0  # walks that it said nothing to
+
+    def vmas(self) -> list[VMA]:
+        """All of them."""
+        inside = [place.vma for place in self.places.values()]
+        return inside if self.before is None else [self.before, *inside]
 
 
 class Line(CowContext):
@@ -119,7 +140,7 @@ class Line(CowContext):
         self.settled = False  # it made room a grace period ago: no folio will point to it that does not now
         self.born = born
         self.forks = 0  # two for each fork that this address space made; odd while it makes one
-        self.indices: Final[dict[int, Index]] = {}  # by number of the leaf
+        self.indices: Final[dict[int, Index]] = {}  # by address >> HALF_SHIFT
 
     @property
     def epoch(self) -> int:
@@ -132,7 +153,7 @@ class LineageRmap(CowContextRmap):
     """Contexts with epochs; entries are looked at first, and VMAs found by an index in the leaf."""
 
     name = "lineage"
-    vma_fields = 0
+    vma_fields = 24  # its place in the tree of a leaf: struct rb_node
     context_fields = 48  # forks, born; the highest record; where the others begin and end
     highest_apart = True
     tries_locks = True
@@ -143,7 +164,7 @@ class LineageRmap(CowContextRmap):
         self._collecting = False
         self.since: Final[Column] = attachment.folios.column(np.int64)
         self.in_vain: Final[Tally] = self.ledger.tally("entries looked at in vain")
-        self.searched: Final[Tally] = self.ledger.tally("vma index nodes visited")
+        self.searched: Final[Tally] = self.ledger.tally("interval tree nodes visited")  # those of leaves
         self.changed: Final[Tally] = self.ledger.tally("vma index entries changed")
         self.entries: Final[Tally] = self.ledger.tally("page-table entries looked at")
         self.living = 0  # contexts with an address space
@@ -398,18 +419,18 @@ class LineageRmap(CowContextRmap):
     def geometry_end(self, change: GeometryChange) -> None:
         self._move_records(change)
         for i in range(len(change.vmas)):
-            old = change.before[i]
-            if old.start < change.after[i].start or old.end > change.after[i].end:
-                self._leave_indices(change.vmas[i], old.start, old.end)
+            self._moved_in_indices(change.vmas[i], change.before[i], change.after[i])
+        if change.split_off is not None:
+            self._named_beside(change.vmas[0], change.split_off)
         self.context_of(change.vmas[0].mm).moves.write_end()
 
     def vma_absorbed(self, vma: VMA, gone: VMA) -> None:
         super().vma_absorbed(vma, gone)
-        self._leave_indices(gone, gone.start, gone.end)
+        self._leave_indices(gone)
 
     def vma_removed(self, vma: VMA) -> None:
         super().vma_removed(vma)
-        self._leave_indices(vma, vma.start, vma.end)
+        self._leave_indices(vma)
 
     # Records
 
@@ -468,35 +489,91 @@ class LineageRmap(CowContextRmap):
 
     # Indices
 
-    def _leave_indices(self, vma: VMA, start: int, end: int) -> None:
-        """No leaf of that range that stays says any more that `vma` is there.  Those that lie in a VMA which goes are
-        taken out before it is freed (free_pgtables(), remove_vma())."""
+    def _leave_indices(self, vma: VMA) -> None:
+        """`vma` goes: no half of a leaf that stays says any more that it is there.  Those that lie in it are taken out
+        before it is freed (free_pgtables(), remove_vma())."""
         mm = vma.mm
         if mm.users == 0:
             return
+        there = _halves(mm, vma.start, vma.end)
         if vma.detached:
-            ends = [addr >> LEAF_SHIFT for addr in (start, end) if addr & (LEAF_SIZE - 1)]
-            there = [number for number in dict.fromkeys(ends) if number in mm.page_table.leaves]
-        else:
-            there = mm.page_table.numbers(start, end)
-        line = self.line_of(mm)
-        for number in there:
-            leaf = lock_leaf(mm.page_table, number << LEAF_SHIFT)
-            if leaf is None:
-                continue
-            index = line.indices.get(number)
-            if index is not None and vma in index.vmas:
-                self.changed.count += 1
-                self._name(line, number, leaf, [other for other in index.vmas if other is not vma])
-            leaf.lock.unlock()
+            stay = [addr >> LEAF_SHIFT for addr in (vma.start, vma.end) if addr & (LEAF_SIZE - 1)]
+            there = [number for number in there if number << HALF_SHIFT >> LEAF_SHIFT in stay]
+        self._leave(vma, there)
 
-    def _name(self, line: Line, number: int, leaf: Leaf, vmas: list[VMA]) -> None:
-        """Let the locked leaf say that these are there."""
+    def _moved_in_indices(self, vma: VMA, old: Bounds, new: Bounds) -> None:
+        """It says no more that `vma` is there where that has lost its range, or begins in another half now."""
+        lost = [number for number in _halves(vma.mm, old.start, old.end)
+                if not new.start >> HALF_SHIFT <= number <= (new.end - 1) >> HALF_SHIFT]  # fmt: skip
+        if old.start >> HALF_SHIFT != new.start >> HALF_SHIFT:
+            lost += [number for number in (old.start >> HALF_SHIFT, new.start >> HALF_SHIFT) if number not in lost]
+        self._leave(vma, lost)
+        line = self.line_of(vma.mm)
+        index = line.indices.get(new.start >> HALF_SHIFT)
+        if index is not None and vma.id in index.places:  # the words hold no bounds
+            index.places[vma.id].first, index.places[vma.id].last = new.start, new.end - 1
+
+    def _leave(self, vma: VMA, there: list[int]) -> None:
+        """These halves of leaves say no more that `vma` is there."""
+        line = self.line_of(vma.mm)
+        for number in dict.fromkeys(there):
+            if number in line.indices:
+                leaf = lock_leaf(vma.mm.page_table, number << HALF_SHIFT)
+                if leaf is not None:
+                    self._unname(line.indices[number], leaf, vma)
+                    leaf.lock.unlock()
+
+    def _named_beside(self, vma: VMA, new: VMA) -> None:
+        """`new` was split from `vma`: it is named where that is."""
+        line = self.line_of(vma.mm)
+        number = new.start >> HALF_SHIFT
+        if number in line.indices:
+            leaf = lock_leaf(vma.mm.page_table, number << HALF_SHIFT)
+            if leaf is not None:
+                index = line.indices[number]
+                if vma.id in index.places or index.before is vma:
+                    self._name(line, number, leaf, new)
+                leaf.lock.unlock()
+
+    def _unname(self, index: Index, leaf: Leaf, vma: VMA) -> None:
+        """The locked leaf says no more that `vma` is there."""
         leaf.lock.assert_held()
-        if vmas:
-            line.indices[number] = Index(leaf, vmas)
-        else:
-            line.indices.pop(number, None)
+        place = index.places.pop(vma.id, None)
+        if place is not None:
+            index.tree.remove(place, self.searched)
+            self.changed.count += 1
+        elif index.before is vma:
+            index.before = None
+            self.changed.count += 1
+
+    def _name(self, line: Line, number: int, leaf: Leaf, vma: VMA) -> None:
+        """Let the locked leaf say that `vma` is in this half, or in both, if it begins before the leaf."""
+        leaf.lock.assert_held()
+        then = seen(self.scheduler, vma)
+        if then.start >> LEAF_SHIFT != number >> 1:
+            number &= ~1
+        index = self._index(line, number, leaf)
+        if then.start >> HALF_SHIFT != number:
+            index.before = vma
+        elif vma.id not in index.places:
+            place = index.places[vma.id] = Place(vma)
+            index.tree.insert(place, then.start, then.end - 1, self.searched)
+        self.changed.count += 1
+
+    def _index(self, line: Line, number: int, leaf: Leaf) -> Index:
+        index = line.indices.get(number)
+        if index is None or index.leaf is not leaf:
+            index = line.indices[number] = Index(leaf)
+        return index
+
+    def _has_new_page(self, vma: VMA, addr: int) -> None:
+        """A page of its own comes to `addr`: if it begins in this half of the leaf, which is locked, that says so."""
+        number = addr >> HALF_SHIFT
+        leaf = vma.mm.page_table.leaves.get(addr >> LEAF_SHIFT)
+        if leaf is not None and not self._taking_over and vma.start >> HALF_SHIFT == number:
+            line = self.line_of(vma.mm)
+            if vma.id not in self._index(line, number, leaf).places:
+                self._name(line, number, leaf, vma)
 
     # Folios
 
@@ -505,10 +582,13 @@ class LineageRmap(CowContextRmap):
 
     def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
         super().folio_mapped(vma, addr, pfn, nr_pages)
+        self._has_new_page(vma, addr)
         self.since.v[pfn : pfn + nr_pages] = 0 if self._taking_over else self._epoch(vma)
 
     def folios_mapped(self, vma: VMA, addrs: Int64s, pfns: Int64s) -> None:
         super().folios_mapped(vma, addrs, pfns)
+        if (addrs >> HALF_SHIFT == vma.start >> HALF_SHIFT).any():
+            self._has_new_page(vma, vma.start)
         self.since.v[pfns] = self._epoch(vma)
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
@@ -743,30 +823,55 @@ class LineageRmap(CowContextRmap):
         return stop
 
     def _vma_at(self, line: Line, mm: MM, leaf: Leaf, addr: int) -> VMA | None:
-        """The VMA with the entry at `addr`, whose leaf is locked: the one that the leaf says, or it says so next, if it
-        has no more than it has words for."""
-        number = addr >> LEAF_SHIFT
+        """The VMA with the entry at `addr`, whose leaf is locked: the one that the leaf says, or it says so next."""
+        number = addr >> HALF_SHIFT
+        vma = self._said(line, leaf, number, addr)
+        if vma is not None:
+            then = seen(self.scheduler, vma)
+            if then.mm is mm and then.start <= addr < then.end and not then.detached:
+                return vma
+        for vma in self.vmas_at(mm, addr, addr + 1):
+            then = seen(self.scheduler, vma)
+            if self.shift_of(vma) is not None and then.start <= addr < then.end:
+                if not self._glances:
+                    self._missed(line, number, leaf, vma)
+                return vma
+        return None
+
+    def _said(self, line: Line, leaf: Leaf, number: int, addr: int) -> VMA | None:
+        """Which VMA the locked leaf says is at `addr`, in that half: one that begins there, or what comes from before
+        the half, or from before the leaf."""
         index = line.indices.get(number)
         if index is not None and index.leaf is leaf:
-            self.searched.count += 1
-            at = bisect_right(index.starts, addr) - 1
-            if at >= 0:
-                vma = index.vmas[at]
+            node = index.tree.rb_root
+            while node is not None:
+                self.searched.count += 1
+                vma = cast(Place, node).vma
                 then = seen(self.scheduler, vma)
-                if then.mm is mm and then.start <= addr < then.end and not then.detached:
+                if addr < then.start:
+                    node = node.left
+                elif addr >= then.end:
+                    node = node.right
+                else:
                     return vma
-        found: VMA | None = None
-        vmas: list[VMA] = []
-        for vma in self.vmas_at(mm, number << LEAF_SHIFT, (number + 1) << LEAF_SHIFT):
-            if self.shift_of(vma) is not None:
-                then = seen(self.scheduler, vma)
-                if then.start <= addr < then.end:
-                    found = vma
-                vmas.append(vma)
-        if not self._glances and len(vmas) <= WORDS:
-            self.changed.count += len(vmas)
-            self._name(line, number, leaf, vmas)
-        return found
+            if index.before is not None:
+                self.searched.count += 1
+                if addr < seen(self.scheduler, index.before).end:
+                    return index.before
+        if number & 1:
+            below = line.indices.get(number - 1)
+            if below is not None and below.leaf is leaf and below.before is not None:
+                self.searched.count += 1
+                return below.before
+        return None
+
+    def _missed(self, line: Line, number: int, leaf: Leaf, vma: VMA) -> None:
+        """A walk had to look elsewhere for `vma`.  The first VMA of a half costs nothing to put in; of many, those that
+        are looked for once would cost more than they save."""
+        index = self._index(line, number, leaf)
+        index.missed += 1
+        if index.tree.rb_root is None or vma.start >> HALF_SHIFT != number or index.missed > MISSES:
+            self._name(line, number, leaf, vma)
 
     def _walk_ksm(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         places = self.ksm.newest_first(pfn)
@@ -829,13 +934,21 @@ class LineageRmap(CowContextRmap):
         for pgoff, offset in sorted(recorded):
             wrong.append(f"mm {mm.id} has a record too many, of page offset {pgoff:#x} at offset {offset:#x}")
         for number, index in self.line_of(mm).indices.items():
-            if mm.page_table.leaves.get(number) is not index.leaf:
+            if mm.page_table.leaves.get(number << HALF_SHIFT >> LEAF_SHIFT) is not index.leaf:
                 continue
-            for vma in index.vmas:
-                start, end = number << LEAF_SHIFT, (number + 1) << LEAF_SHIFT
+            for vma in index.vmas():
+                start, end = number << HALF_SHIFT, (number + 1) << HALF_SHIFT
                 if vma.mm is not mm or mm.tree.at(vma.start) is not vma or vma.end <= start or vma.start >= end:
                     wrong.append(f"mm {mm.id} has a VMA in the index of leaf {number} that is not there")
+                if (vma.start < start) != (vma is index.before):
+                    wrong.append(f"mm {mm.id} has a VMA in the index of leaf {number} that begins in another one")
         return wrong
+
+
+def _halves(mm: MM, start: int, end: int) -> list[int]:
+    """Numbers of the halves of leaves that exist and touch [start, end)."""
+    numbers = [2 * leaf + half for leaf in mm.page_table.numbers(start, end) for half in (0, 1)]
+    return [number for number in numbers if start >> HALF_SHIFT <= number <= (end - 1) >> HALF_SHIFT]
 
 
 def _common(vma: VMA, first: int, last: int) -> tuple[int, int]:
