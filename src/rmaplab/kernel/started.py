@@ -17,6 +17,7 @@ from typing import Final
 from rmaplab.kernel.setup import cache
 
 _MEMORY: Final = ("memory0", "memory1")
+_KEPT: Final = 8  # states: the newest
 
 
 class Started:
@@ -57,6 +58,8 @@ class Started:
             being_made.rename(self._own)
         except OSError:  # somebody was faster
             shutil.rmtree(being_made)
+        for old in sorted(self._all.iterdir(), key=os.path.getmtime)[:-_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
 
     def discard(self) -> None:
         shutil.rmtree(self._own, ignore_errors=True)
