@@ -22,6 +22,7 @@ from kernel.hands import read_file
 from rmaplab.check import mutants
 from rmaplab.check.histories import header
 from rmaplab.commands.kernel import explained
+from rmaplab.kernel import setup
 from rmaplab.kernel.aimed import history, setting
 from rmaplab.kernel.consistency import problems
 from rmaplab.kernel.coverage import Coverage
@@ -86,6 +87,17 @@ def test_aimed_histories_have_the_answers_that_are_kept_and_reach_every_case(wit
     for case, count in sorted(coverage.reached.items()):
         print(f"{count:6} {case}")
     assert coverage.missing(witness.has_large_folios) == []
+
+
+def test_a_guest_that_goes_on_from_a_kept_state_has_random_numbers_of_its_own(witness: Witness) -> None:
+    kernel = setup.need(witness.profile.name)
+    stacks = set()
+    for _ in range(2):
+        with Witness(kernel) as other:  # `witness` has kept its state, or gone on from one
+            assert "Linux version" not in other.guest.console()
+            _, pid = other.guest.spawn()
+            stacks.add(other.look([pid]).by_pid[pid].vmas[-1].start)
+    assert len(stacks) == 2
 
 
 def test_random_histories_agree(witness: Witness) -> None:

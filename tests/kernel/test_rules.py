@@ -145,7 +145,7 @@ BROKEN = PAGE.partition("\n## 8.")[2]
 
 def test_each_rule_of_7_3_has_a_row_that_says_what_finds_a_bug_in_it() -> None:
     rows = dict(re.findall(r"^\| ([a-z0-9-]+) \| ([^|]*) \|", BROKEN.partition("| rule |")[0], re.M))
-    assert [*rows] == IDS
+    assert [name for name in rows if name != "---"] == IDS
     known = {field.name for field in fields(Profile)} | vars(mutants).keys() | vars(race_mutants).keys()
     known |= {mutant.name for mutant in WEAKENED}
     for bugs in rows.values():

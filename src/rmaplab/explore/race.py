@@ -222,10 +222,11 @@ def watching(machine: type[Machine]) -> type[Machine]:
             designs: Sequence[type[ReverseMap]],
             leader: int = 0,
             scheduler: Scheduler | None = None,
+            large_folios: int = 0,
         ) -> None:
             assert isinstance(scheduler, Execution)
             self.made: Final[list[MM]] = []
-            super().__init__(profile, designs, leader, Watched(scheduler, self.made))
+            super().__init__(profile, designs, leader, Watched(scheduler, self.made), large_folios)
 
         def new_mm(self) -> MM:
             mm: MM = super().new_mm()

@@ -5,6 +5,8 @@ The guest's first process (guest/init.c) is a server of system calls behind the 
 follows here decides which calls are made, from mounting /proc on.  QEMU's monitor (QMP, on two sockets: one
 for us, one for drgn) stops the guest while it is read.  Guest memory is a file that both sides map.
 
+What QEMU starts once goes on as often as asked for (started.py).
+
 QEMU emulates the processor (TCG) unless told otherwise: /dev/kvm may be there and still not run a kernel.
 """
 
@@ -14,6 +16,7 @@ import contextlib
 import mmap
 import os
 import select
+import shlex
 import shutil
 import socket
 import struct
@@ -28,6 +31,7 @@ from rmaplab.kernel.errors import GuestError, KernelUnavailable
 from rmaplab.kernel.image import startable
 from rmaplab.kernel.initramfs import archive
 from rmaplab.kernel.qmp import Monitor
+from rmaplab.kernel.started import Started
 from rmaplab.trace.calls import CALLS
 
 # Beyond the system calls: guest/init.c, enum.
@@ -51,6 +55,8 @@ _MS_REMOUNT: Final = 32
 _CLOSE_RANGE_CLOEXEC: Final = 4
 _PR_SET_MEMORY_MERGE: Final = 67
 _SIOCSIFFLAGS: Final = 0x8914
+_RNDADDENTROPY: Final = 0x40085203
+_RNDRESEEDCRNG: Final = 0x5207
 _IFF_UP: Final = 1
 ROOT: Final = "/root"  # where the disk's file system is
 
@@ -64,6 +70,7 @@ _COMMAND_LINE: Final = (
     f" slab_nomerge brd.rd_nr=1 brd.rd_size={_SWAP_KIB}"
 )
 
+_MEMORY_STAYS: Final = {"capability": "x-ignore-shared", "state": True}  # in its files
 _STARTING: Final = 120.0  # seconds that QEMU may take to make its sockets, on a busy machine
 
 
@@ -134,6 +141,11 @@ class Guest:
         ]  # fmt: skip
         if disk is not None:
             command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot={'off' if keep else 'on'}"]
+        started = Started(command, directory) if disk is None and accelerator == "tcg" else None
+        goes_on = started is not None and started.exists()
+        if started is not None and goes_on:
+            started.copy_to(directory)
+            command += ["-incoming", "defer"]
         self._qemu = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
@@ -144,10 +156,19 @@ class Guest:
             with (directory / f"memory{node}").open("r+b") as file:
                 self.memory.append(mmap.mmap(file.fileno(), self.memory_size // 2))
         self.free_slots = list(range(SLOTS - 1, 0, -1))
+        if started is not None and goes_on:
+            try:
+                self._go_on(started)
+            except GuestError:
+                started.discard()
+                raise
+            return
         if self._reply(600.0) != 0:
             raise GuestError(f"the guest's init did not start; its console says:\n{self.console()}")
         self.scratch = self.call(0, SCRATCH)
         self._prepare(modules)
+        if started is not None:
+            self._save(started)
         if disk is not None:
             if not self.has_file("/dev/vda"):
                 raise KernelUnavailable(
@@ -155,6 +176,32 @@ class Guest:
                     " modules, with what they depend on."
                 )
             self._mount("ext4", ROOT, "/dev/vda")
+
+    def _save(self, started: Started) -> None:
+        """Keep the state as it is now, for others to go on from."""
+        being_made = started.begin()
+        with self.stopped():
+            self.monitor("migrate-set-capabilities", capabilities=[_MEMORY_STAYS])
+            self.monitor("migrate", uri=f"exec:cat > {shlex.quote(str(being_made / 'state'))}")
+            while (status := self.monitor("query-migrate").get("status")) not in ("completed", "failed"):
+                time.sleep(0.01)
+            if status == "completed":
+                started.end(being_made, self.directory)
+
+    def _go_on(self, started: Started) -> None:
+        """Be where `started` was; with another seed for all that is random, where execve() puts things among it."""
+        self.monitor("migrate-set-capabilities", capabilities=[_MEMORY_STAYS])
+        self.monitor("migrate-incoming", uri=f"exec:cat {shlex.quote(str(started.state))}")
+        while self.monitor("query-status")["status"] == "inmigrate":
+            time.sleep(0.01)
+        self.monitor("cont")
+        self.scratch = self.call(0, SCRATCH)
+        descriptor = self.open(0, "/dev/urandom", os.O_WRONLY)
+        seed = self.poke(0, struct.pack("<ii", 320, 40) + os.urandom(40))  # struct rand_pool_info
+        for request in ((_RNDADDENTROPY, seed), (_RNDRESEEDCRNG,)):
+            if self.syscall(0, "ioctl", descriptor, *request):
+                raise GuestError("the guest's kernel takes no new seed")
+        self.syscall(0, "close", descriptor)
 
     def _connect(self, path: Path) -> socket.socket:
         deadline = time.monotonic() + _STARTING
