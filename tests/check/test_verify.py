@@ -73,7 +73,7 @@ def test_who_watches() -> None:
     assert all(len(designs) == 3 and designs[0] is AnonVmaRmap for designs in shared)
     for name, design in DESIGNS.items():
         share = sum(design in designs for designs in shared) / len(shared)
-        assert share == 1 if name in ("anon_vma", "cow_context") else 0.15 < share < 0.25
+        assert share == 1 if name in ("anon_vma", "cow_context") else 0.8 < share * (len(DESIGNS) - 2) < 1.3
 
 
 def test_a_page_of_ksm_from_swap_is_not_mapped_where_no_walk_finds_it() -> None:

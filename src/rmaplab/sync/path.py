@@ -15,7 +15,7 @@ it: an acquisition and the release before it, a wait and what ended it.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 from mypy_extensions import i64
 
@@ -156,13 +156,13 @@ class Past:
         place = step.place
         if place.tasks & ~own != 0:
             happened = self._happened(step, place, happened)
-        step.prior = place.newest
+        step.prior = cast("Step | None", place.newest)
         step.tasks = place.tasks
         also = step.also
         if also is not None:
             if also.tasks & ~own != 0 and self._is_on(step, also):
                 happened = self._happened(step, also, happened)
-            step.prior_also = also.newest
+            step.prior_also = cast("Step | None", also.newest)
             step.tasks_also = also.tasks
             also.newest = step
             also.tasks |= own
@@ -170,7 +170,7 @@ class Past:
         if full is not None:
             if full.tasks & ~own != 0:
                 happened = self._happened(step, full, happened)
-            step.prior_full = full.newest
+            step.prior_full = cast("Step | None", full.newest)
             step.tasks_full = full.tasks
             full.newest = step
             full.tasks |= own
@@ -184,7 +184,7 @@ class Past:
         self.newest[step.task] = step
         self.steps.append(step)
         for given in released:
-            before = given.newest
+            before = cast("Step | None", given.newest)
             while before is not None:
                 if before.kind == ACQUIRE or before.kind == TRY:
                     before.until = step
@@ -233,7 +233,7 @@ class Past:
     def _happened(self, step: Step, place: Place, happened: i64) -> i64:
         """`happened`, and all steps at `place` that happened before `step`."""
         unseen: i64 = step.changes - 1
-        other = place.newest
+        other = cast("Step | None", place.newest)
         while other is not None:
             if other.changes <= 0 and step.clashes_at(place, other):
                 if unseen > 0:
@@ -277,7 +277,7 @@ class Past:
     def _races_at(self, step: Step, place: Place, seen: i64, stack: list[Node], found: list[Step]) -> i64:
         """Those at `place`, added to `found`, if `step` came after all that is `seen`; returns what that is then."""
         unseen: i64 = step.changes - 1
-        other = place.newest
+        other = cast("Step | None", place.newest)
         while other is not None:
             if other.changes <= 0 and step.clashes_at(place, other):
                 if unseen > 0:

@@ -11,12 +11,9 @@ Invariant: two steps of one search are on the same thing if and only if they hav
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from mypy_extensions import i64
-
-if TYPE_CHECKING:
-    from rmaplab.sync.execution import Step
 
 
 class Freed:
@@ -32,7 +29,7 @@ class Place:
 
     fresh: tasks made it, so it is another object in each execution
     freed: in this execution
-    newest, tasks, poisons: of the steps on it of a path (path.py): the last one, whose they are (a bit each), and how
+    newest, tasks, poisons: of the steps on it of a path (path.py): the last Step, whose they are (a bit each), and how
                             many of them free it
     """
 
@@ -40,7 +37,7 @@ class Place:
         self.number: Final = number
         self.fresh: Final = fresh
         self.freed: Freed | None = None
-        self.newest: Step | None = None
+        self.newest: object = None
         self.tasks: i64 = 0
         self.poisons: i64 = 0
         self.fields: Final[dict[str, Place]] = {}
