@@ -113,7 +113,8 @@ def test_a_lazy_walk_needs_the_mm_struct_of_its_root(user: str) -> None:
     assert broken.error.endswith("freed that mm_struct")
 
 
-ALONE = [name for name in names() if " + " not in name]
+# Designs that keep an object for each page take thousands of steps for 2 MiB.
+ALONE = [name for name in names() if " + " not in name and "2 MiB" not in name]
 
 
 def broken_with_one_preemption(design: str) -> dict[str, str]:

@@ -52,7 +52,8 @@ def at_random(name: str, design: type[ReverseMap], seed: int) -> tuple[str, list
 @pytest.mark.parametrize("design", [design for design in DESIGNS if design != "page_scan"])
 def test_a_camera_can_look_between_any_two_steps_and_changes_nothing(design: str) -> None:
     chosen = load(design)
-    for seed, name in enumerate(names()[len(design) % 7 :: 7]):
+    few_pages = [name for name in names() if "2 MiB" not in name]  # a picture has each page
+    for seed, name in enumerate(few_pages[len(design) % 7 :: 7]):
         path, steps, counted = at_random(name, chosen, seed)
         film = shoot_race(name, chosen, path)
         assert film.path == path

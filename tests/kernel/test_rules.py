@@ -134,7 +134,7 @@ CHANGES = (
            "page_table.install(start >> LEAF_SHIFT, leaf) is leaf",
            "page_table.install(start >> LEAF_SHIFT, leaf) is not None", "write to 2 MiB / read of 2 MiB"),
     Change("the last entry frees the folio", "huge_pmd.py", "    if left == 0:\n        system.try_free(head)\n", "",
-           "referenced / munmap of 2 MiB + exit of the child with 2 MiB"),
+           "referenced / munmap of 2 MiB + exit with the child's 2 MiB"),
 )  # fmt: skip
 
 # The table of what finds a bug in each rule that 7.3 brought (docs/kernels/7.3.md, section 8).

@@ -169,9 +169,9 @@ _HUGE: Final = (
     Operation("copy of a page of 2 MiB", 2, _nothing, lambda p: p.write(HOME), True),
     Operation("reuse of 2 MiB", 2, _huge_alone, lambda p: p.write(HOME), True),
     Operation("fork of 2 MiB", 1, _nothing, lambda p: p.fork(pid=3), True),
-    Operation("fork of the child's 2 MiB", 2, _nothing, lambda p: p.fork(pid=5), True),
+    Operation("fork with the child's 2 MiB", 2, _nothing, lambda p: p.fork(pid=5), True),
     Operation("exit with 2 MiB", 1, _nothing, Process.exit, True),
-    Operation("exit of the child with 2 MiB", 2, _nothing, Process.exit, True),
+    Operation("exit with the child's 2 MiB", 2, _nothing, Process.exit, True),
     Operation("munmap of 2 MiB", 1, _nothing, lambda p: p.munmap(HOME, LEAF_SIZE), True),
     Operation("munmap of a page of 2 MiB", 1, _nothing, lambda p: p.munmap(HOME, PAGE), True),
     Operation("madvise of 2 MiB", 2, _nothing, lambda p: p.madvise(HOME, LEAF_SIZE, MADV_DONTNEED), True),
@@ -247,7 +247,7 @@ _PAIRED: Final = (
 # Of those on 2 MiB, what leaves its entries whole: entries of their own go one by one, and each may meet the walk.
 _HUGE_PAIRED: Final = (
     ("munmap of 2 MiB", "mremap of 2 MiB away"),
-    ("fork of the child's 2 MiB",),
+    ("fork with the child's 2 MiB",),
 )
 
 # Threads: operations of one process that do not wait for each other's mmap_lock.  A fault takes the lock of its VMA
