@@ -262,7 +262,7 @@ def test_a_design_of_ones_own_is_raced_by_file_and_by_module(
 
 
 def test_a_wrong_design_of_ones_own_is_found_and_can_be_replayed(own: str, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = command(capsys, "restore / fork of the child", "--rmap", f"{own}:Wrong")
+    status, out, _ = command(capsys, "restore / fork, and its child forks", "--rmap", f"{own}:Wrong")
     assert status == 1 and "wrong: 0 of 1 scenario holds, 1 is broken" in out
     again = shlex.split(out.partition("again:")[2].splitlines()[0])
     assert again[:2] == ["rmaplab", "race"]
@@ -303,7 +303,7 @@ def test_a_design_that_cannot_be_built_is_refused(tmp_path: Path, capsys: pytest
 
 
 def test_what_was_given_up_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = command(capsys, "restore / fork of the child", "--rmap", "anon_vma", "--limit", "2")
+    status, out, _ = command(capsys, "restore / fork, and its child forks", "--rmap", "anon_vma", "--limit", "2")
     assert status == 1 and "0 are broken" in out
     assert "1 not finished: --limit 2 abandoned them" in out
 
