@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 
 from rmap.world import LOW, MOVED, PAGE, Process, World
+from rmaplab.check.race import run
 from rmaplab.rmap.lineage import LineageRmap
 
 LEAF = 512 * PAGE
@@ -94,6 +95,10 @@ def test_of_a_vma_that_goes_only_leaves_that_stay_are_told(world: World) -> None
     changed = design(world).changed.count
     process.munmap(LOW + PAGE, 3 * LEAF)
     assert design(world).changed.count == changed + 1  # the first, which another VMA might share; not those within
+
+
+def test_a_leaf_that_moves_away_and_back_says_nothing_of_a_vma_that_is_gone() -> None:
+    assert run("referenced / mremap of 2 MiB back", LineageRmap, preemptions=1).holds
 
 
 def test_the_record_of_a_stack_needs_no_node(world: World) -> None:

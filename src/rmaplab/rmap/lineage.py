@@ -64,7 +64,7 @@ Locking: as there.  The leaf lock, which is innermost, covers the entries of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import ClassVar, Final, cast
 
@@ -498,6 +498,13 @@ class LineageRmap(CowContextRmap):
         there = _halves(mm, vma.start, vma.end)
         if vma.detached:
             stay = [addr >> LEAF_SHIFT for addr in (vma.start, vma.end) if addr & (LEAF_SIZE - 1)]
+            indices = self.line_of(mm).indices
+            lost: Iterable[int] = range(vma.start >> HALF_SHIFT, (vma.end - 1 >> HALF_SHIFT) + 1)
+            if vma.nr_pages >> (HALF_SHIFT - PAGE_SHIFT) > len(indices):
+                lost = [number for number in indices if vma.start <= number << HALF_SHIFT < vma.end]
+            for number in lost:
+                if number << HALF_SHIFT >> LEAF_SHIFT not in stay:  # its leaf is gone, or mremap() moved it elsewhere
+                    indices.pop(number, None)
             there = [number for number in there if number << HALF_SHIFT >> LEAF_SHIFT in stay]
         self._leave(vma, there)
 
