@@ -206,9 +206,7 @@ class AnonVmaRmap(ReverseMap):
 
     def geometry_begin(self, change: GeometryChange) -> None:
         # The keys are about to change, so all AVCs leave their trees (vma_prepare() of mm/vma.c).
-        rwsem = self._rwsem_of(change)
-        if rwsem is not None:
-            rwsem.down_write()
+        self._lock_geometry(change)
         for vma in change.vmas:
             fields = self.fields_of(vma)
             if fields is not None:
@@ -220,6 +218,14 @@ class AnonVmaRmap(ReverseMap):
             fields = self.fields_of(vma)
             if fields is not None:
                 self._put_back(fields, vma)
+        self._unlock_geometry(change)
+
+    def _lock_geometry(self, change: GeometryChange) -> None:
+        rwsem = self._rwsem_of(change)
+        if rwsem is not None:
+            rwsem.down_write()
+
+    def _unlock_geometry(self, change: GeometryChange) -> None:
         rwsem = self._rwsem_of(change)
         if rwsem is not None:
             rwsem.up_write()

@@ -102,18 +102,10 @@ class AnonVmaOwnLockRmap(AnonVmaRmap):
 
     # Keys and moves, with all locks of a chain
 
-    def geometry_begin(self, change: GeometryChange) -> None:
+    def _lock_geometry(self, change: GeometryChange) -> None:
         self._lock_all(change.vmas)
-        for vma in change.vmas:
-            fields = self.fields_of(vma)
-            if fields is not None:
-                self._take_out(fields)
 
-    def geometry_end(self, change: GeometryChange) -> None:
-        for vma in change.vmas:
-            fields = self.fields_of(vma)
-            if fields is not None:
-                self._put_back(fields, vma)
+    def _unlock_geometry(self, change: GeometryChange) -> None:
         self._unlock_all(change.vmas)
 
     def move_lock(self, vma: VMA) -> None:
