@@ -64,8 +64,8 @@ DROPPED: dict[str, tuple[str, str, str, str, str, str]] = {
     ),
     "a geometry changes without the anon_vma's lock": (
         "rmap/anon_vma.py",
-        "            rwsem.down_write()\n        for vma in change.vmas:",
-        "            pass\n        for vma in change.vmas:",
+        "            rwsem.down_write()\n\n    def _unlock_geometry",
+        "            pass\n\n    def _unlock_geometry",
         "anon_vma",
         "referenced / mprotect that splits",
         "anon_vma root rwsem",
