@@ -229,6 +229,9 @@ class ContextRmap(ReverseMap):
                 at = at.parent  # a child refers to its parent
         found = sum(1 + self.stand_ins(context) for context in reached.values())
         miscounted(said, "contexts in use", -1, self.context_pool.live, found)
+        if self.scheduler is None:  # no grace period keeps any
+            numbered = sum(context is not None for context in self.contexts)
+            miscounted(said, "numbers of contexts in use", -1, numbered, found)
         children: dict[int, int] = {}
         for context in reached.values():
             miscounted(said, "references to context", context.number, context.refcount, references[context.number])
