@@ -316,6 +316,16 @@ def test_a_failed_move_has_unmapped_its_target_in_6_12(space: Space) -> None:
     assert space.vmas() == ("0-2 rw" if space.kernel == "6.12" else "0-2 rw, 10-14 r")
 
 
+def test_a_move_onto_itself_finds_nothing_left_to_move(space: Space) -> None:
+    """Where addr + old_len wraps around, the source may be in the target, which mremap_to() unmaps; since 6.17 it looks
+    for the source at once, before 6.17 it unmaps the rest of the old range first."""
+    space.mmap(4, 0)
+    fixed = MREMAP_MAYMOVE | MREMAP_FIXED
+    event = Event("mremap", 1, at(0), (1 << 64) - PAGE, flags=fixed, length2=2 * PAGE, addr2=at(0))
+    assert do(space, event) == (-EINVAL if space.kernel == "6.12" else -EFAULT)
+    assert space.vmas() == "2-4 rw"
+
+
 def test_of_many_none_is_moved_after_one_that_cannot_be() -> None:
     """mm/mremap.c remap_move(): an error ends it, and leaves the rest where it was."""
     space = begin("6.18")

@@ -76,7 +76,7 @@ def lock_leaf(page_table: PageTable, addr: int) -> Leaf | None:
             leaf.lock.lock()
         if rcu is not None:
             rcu.read_unlock()  # whoever frees it has its lock until it is taken out
-        if leaf is None or page_table.leaves.get(number) is leaf:
+        if leaf is None or page_table.look_up(number) is leaf:
             return leaf
         leaf.lock.unlock()  # taken out, and perhaps made anew, before we had the lock
     leaf = page_table.leaves.get(number)

@@ -208,6 +208,8 @@ def _mremap_to(
         error = do_munmap(system, mm, new_addr, new_len)
         if error:
             return error
+        if system.profile.move_many and mm.tree.at(addr) is None:  # the two overlap where addr + old_len wraps around
+            return -EFAULT
     if old_len > new_len:
         error = do_munmap(system, mm, addr + new_len, old_len - new_len)
         if error:
