@@ -231,6 +231,12 @@ def test_dontunmap_unlocks_the_source(space: Space) -> None:
     assert [bool(space.vma(page).flags & VM_LOCKED) for page in (0, 10)] == [False, True]
 
 
+def test_dontunmap_compares_lengths_in_pages_since_6_17(space: Space) -> None:
+    space.mmap(2, 0)
+    event = Event("mremap", 1, at(0), 1, flags=MREMAP_MAYMOVE | MREMAP_FIXED | KEEP, length2=PAGE, addr2=at(10))
+    assert do(space, event) == (-EINVAL if space.kernel == "6.12" else at(10))
+
+
 def test_an_unprepared_source_does_not_merge_with_its_own_copy_in_6_12(model: Space) -> None:
     model.mmap(2, 0)
     model.mremap(0, 2, to=2, flags=MOVE | KEEP)

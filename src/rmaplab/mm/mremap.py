@@ -55,12 +55,17 @@ def mremap(
         return -EINVAL
     if flags & MREMAP_FIXED and not flags & MREMAP_MAYMOVE:
         return -EINVAL
-    if flags & MREMAP_DONTUNMAP and (not flags & MREMAP_MAYMOVE or old_len != new_len):
+    if flags & MREMAP_DONTUNMAP and not flags & MREMAP_MAYMOVE:
         return -EINVAL
     if addr & ~PAGE_MASK:
         return -EINVAL
+    resized = old_len != new_len
     old_len = page_align(old_len) & ULONG_MAX
     new_len = page_align(new_len) & ULONG_MAX
+    if system.profile.move_many:  # do_mremap() aligns the lengths before check_mremap_params() compares them
+        resized = old_len != new_len
+    if flags & MREMAP_DONTUNMAP and resized:
+        return -EINVAL
     if new_len == 0:
         return -EINVAL
     if system.profile.move_many and flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
