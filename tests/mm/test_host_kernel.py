@@ -12,11 +12,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from mm.host import ADVICE, PLAYABLE, Host, HostUnavailable, compare
-from rmaplab.check.histories import ARENA, Author, Flags, header
-from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
+from mm.host import ADVICE, ARENA_PAGES, PLAYABLE, Host, HostUnavailable, compare
+from rmaplab.check.histories import ARENA, ODD_FIELDS, Author, Flags, header, make_odd
+from rmaplab.mm.abi import (
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_PRIVATE,
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    PROT_READ,
+    PROT_WRITE,
+)
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES, Profile, profile_for
+from rmaplab.mm.vma import TASK_SIZE
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.play import Player
@@ -45,15 +54,43 @@ def own_profile() -> Profile:
     return profile
 
 
-def first_difference(host: Host, profile: Profile, seed: int, steps: int, ops: tuple[str, ...] = PLAYABLE) -> str:
-    """What the kernel does differently, "" if nothing."""
+def stays_in_the_arena(event: Event) -> bool:
+    """Whether a call with odd arguments may be asked for: what the kernel does not refuse is about the arena, and about
+    no more memory than it would lend."""
+    refused = TASK_SIZE + PAGE  # as a length, or an address
+    addr, length, end = event.addr, event.length, ARENA + ARENA_PAGES * PAGE
+    if any(ARENA_PAGES * PAGE < size < TASK_SIZE for size in (length, event.length2)):
+        return False
+    inside = ARENA <= addr and addr + length <= end
+    if event.op == "madvise":  # goes on behind a hole
+        return inside or addr + length >= 1 << 64
+    if event.op == "mremap" and event.flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+        inside = inside and ARENA <= event.addr2 and event.addr2 + event.length2 <= end
+        return inside or event.addr2 >= refused or event.length2 >= refused
+    return inside or addr >= refused or (addr >= ARENA and length >= refused)
+
+
+def first_difference(
+    host: Host, profile: Profile, seed: int, steps: int, ops: tuple[str, ...] = PLAYABLE, odd: float = 0.0
+) -> str:
+    """What the kernel does differently, "" if nothing.  `odd`: the share of calls with odd arguments."""
     machine = Machine(profile, [AnonVmaRmap])
     author = Author(machine, random.Random(seed), ops, processes=4, choices=Flags(advice=tuple(ADVICE)), sharing=0)
     author.begin(START)
     machine.mm_of(1).mmap_base = host.fence()
-    for step in range(steps):
-        event = author.next()
-        result = host.play(event)
+    dice = random.Random(seed)
+    step = 0
+    while step < steps:
+        asked = author.propose()
+        if asked is not None and asked.op in ODD_FIELDS and dice.random() < odd:
+            make_odd(asked, dice)
+            if not stays_in_the_arena(asked):
+                continue
+        if asked is None:
+            continue
+        step += 1
+        result = host.play(asked)
+        event = author.play(asked)
         wrong = [] if result == event.result else [f"the kernel returns {result:#x}, the machine {event.result:#x}"]
         wrong += compare(host, machine)
         if wrong:
@@ -71,6 +108,11 @@ def test_the_kernel_merges_and_moves_as_the_machine_does(host: Host, seed: int) 
     """Few kinds of events, and so more merges, in fewer processes."""
     ops = ("mmap", "munmap", "mprotect", "mremap", "mremap", "fault", "madvise")
     assert first_difference(host, own_profile(), 100 + seed, 350, ops) == ""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_kernel_refuses_odd_arguments_as_the_machine_does(host: Host, seed: int) -> None:
+    assert first_difference(host, own_profile(), 200 + seed, 350, odd=0.6) == ""
 
 
 def test_another_kernels_rules_are_told_apart(host: Host) -> None:

@@ -32,6 +32,7 @@ from rmaplab.mm.pagetable import PTE_ANON, PTE_EXCLUSIVE
 from rmaplab.mm.vma import (
     PAGE_SHIFT,
     PAGE_SIZE,
+    TASK_SIZE,
     VM_ACCESS_FLAGS,
     VM_MERGEABLE,
     VM_READ,
@@ -125,6 +126,28 @@ class Dice:
         if stop is None:
             return int(self.random() * start)
         return start + int(self.random() * (stop - start))
+
+
+# Of which system calls an argument can be odd, and which.
+ODD_FIELDS: Final = {
+    **dict.fromkeys(("munmap", "mprotect", "madvise", "mlock", "munlock", "name"), ("addr", "length")),
+    "mmap": ("addr", "length", "offset"), "mremap": ("addr", "length", "addr2", "length2"), "brk": ("addr",),
+}  # fmt: skip
+
+
+def make_odd(event: Event, dice: random.Random) -> None:
+    """Let an address or a length, or two, be what few programs would give, and mremap() have any flags."""
+    fields = ODD_FIELDS[event.op]
+    for field in dice.sample(fields, min(len(fields), dice.choice((1, 1, 2)))):
+        value: int = getattr(event, field)
+        end = 1 << 64
+        nothing = 0 if field.startswith("length") else value - 1  # who may map what lies at 0?
+        odd = [nothing, value + 1, value + 0xFFF, value | 1 << 63, end - PAGE_SIZE, end - 1]
+        if field != "offset":  # what lies behind a file's end is not the machine's
+            odd += [1, value + PAGE_SIZE, TASK_SIZE, TASK_SIZE + PAGE_SIZE, event.addr]
+        setattr(event, field, dice.choice(odd) % end)
+    if event.op == "mremap" and dice.random() < 0.3:
+        event.flags ^= 1 << dice.randrange(4)
 
 
 def header() -> Header:

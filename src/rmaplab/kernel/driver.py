@@ -325,16 +325,20 @@ class Driver:
         return events
 
     def _copied(self, before: Snapshot, after: Snapshot) -> list[Event]:
-        """For each page that ksmd copied in vain."""
+        """For each page that ksmd took and gave back as a copy.  A later scan may have merged the copy; then others map
+        what was taken, a page of KSM that has no place."""
+        taken = {pfn for pfn, page in after.pages.items() if page.ksm and not after.ksm_places.get(pfn)}
         events = []
         for pid, guest_pid in self.pids.items():
             now = after.by_pid[guest_pid].entries
             for addr, entry in before.by_pid[guest_pid].entries.items():
                 there = now.get(addr)
-                if entry.kind == "anon" and there is not None and there.kind == "anon":
-                    copied = there.number != entry.number and not after.pages[there.number].ksm
-                    if copied and not before.pages[entry.number].ksm:
-                        events.append(Event("ksm", pid, addr, flags=BREAK, pid2=pid))
+                if entry.kind != "anon" or there is None or there.kind != "anon" or there.number == entry.number:
+                    continue
+                copied = not after.pages[there.number].ksm or entry.number in taken
+                if copied and not before.pages[entry.number].ksm:
+                    taken.discard(entry.number)
+                    events.append(Event("ksm", pid, addr, flags=BREAK, pid2=pid))
         return events
 
     def _await_scans(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rmaplab.check.histories import EVERY_FLAG, Author, Flags, header, shortest
+from rmaplab.check.histories import EVERY_FLAG, ODD_FIELDS, Author, Flags, header, make_odd, shortest
 from rmaplab.kernel.coverage import Coverage
 from rmaplab.kernel.driver import ORDINARY, Driver, Setting
 from rmaplab.kernel.errors import KernelUnavailable
@@ -41,17 +41,14 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import LEAF_SHIFT, LEAF_SIZE, PTE_ANON, PTE_SHIFT
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
-from rmaplab.mm.vma import PAGE_SIZE, VM_DROPPABLE, VM_LOCKED, VM_MERGEABLE, VM_SHARED
+from rmaplab.mm.vma import PAGE_SIZE, TASK_SIZE, VM_DROPPABLE, VM_LOCKED, VM_MERGEABLE, VM_SHARED
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header
 from rmaplab.trace.play import Player
 
 _HUGE_ARENA: Final = 6144  # pages of the arena where folios have 512
-_ODD_FIELDS: Final = {
-    **dict.fromkeys(("munmap", "mprotect", "madvise", "mlock", "munlock", "name"), ("addr", "length")),
-    "mmap": ("addr", "length", "offset"), "mremap": ("addr", "length", "addr2", "length2"), "brk": ("addr",),
-}  # fmt: skip
+_LENT: Final = 1 << 30  # bytes that a guest with 512 MiB may still promise to a process
 _GUARDS: Final = (MADV_GUARD_INSTALL, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE)  # what a random history advises as well
 
 
@@ -306,6 +303,8 @@ def possible(machine: Machine, event: Event) -> bool:
         return False
     if machine.knows_contents and not _possible_with_large_folios(machine, event):
         return False
+    if any(_LENT < length <= TASK_SIZE for length in (event.length, event.length2)):
+        return False  # how much memory a kernel lends is not the machine's (__vm_enough_memory())
     if event.op == "swap_out":
         # A page that is in the swap cache and mapped nowhere cannot be seen from page tables when it goes.
         heads = {machine.folios.head.m[slot.cached_pfn] for slot in machine.swap.values() if slot.cached_pfn}
@@ -395,8 +394,8 @@ class Random:
         done = 0
         while done < count:
             event = self._author.first() if self._first else self._author.propose()
-            if event is not None and event.op in _ODD_FIELDS and self._dice.random() < self._odd:
-                self._make_odd(event)
+            if event is not None and event.op in ODD_FIELDS and self._dice.random() < self._odd:
+                make_odd(event, self._dice)
             if event is None or not self.lockstep.possible(event):
                 continue
             self._first = False
@@ -405,13 +404,6 @@ class Random:
             yield found
             if found is not None:
                 return
-
-    def _make_odd(self, event: Event) -> None:
-        field = self._dice.choice(_ODD_FIELDS[event.op])
-        value = getattr(event, field)
-        nothing = 0 if field.startswith("length") else value - 1  # who may map what lies at 0?
-        odd = (nothing, value + 1, value + 0xFFF, value | 1 << 63, (1 << 64) - PAGE_SIZE, (1 << 64) - 1)
-        setattr(event, field, self._dice.choice(odd))
 
     def end(self) -> None:
         self.lockstep.end()

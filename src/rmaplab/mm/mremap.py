@@ -68,11 +68,11 @@ def mremap(
         return -EINVAL
     if new_len == 0:
         return -EINVAL
-    if system.profile.move_many and flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+    if system.profile.move_many:
         # check_mremap_params() comes before the look for a VMA there.
-        error = _check_target(addr, old_len, new_len, new_addr)
-        if error:
-            return error
+        fixed = flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)
+        if new_len > TASK_SIZE or (fixed and _check_target(addr, old_len, new_len, new_addr)):
+            return -EINVAL
     mm.mmap_lock.down_write()
     if system.profile.remap_reserve and _exceeds(system, mm, 4 + (flags & MREMAP_DONTUNMAP != 0)):
         write_unlock(mm)
@@ -346,6 +346,8 @@ def move_page_tables(system: System, vma: VMA, old: int, new_vma: VMA, new: int,
         if leaf is not None and system.huge and _move_leaf(system, vma, leaf, old, new, stop - old, locking):
             leaf = None
         if leaf is not None:
+            if system.huge:
+                page_table.leaf(new)  # pte_alloc(): there is no room for a folio of 2 MiB now, even if nothing moves
             first = (old >> PAGE_SHIFT) & (LEAF_ENTRIES - 1)
             count = (stop - old) >> PAGE_SHIFT
             if step:
