@@ -8,6 +8,7 @@ from rmaplab.mm.abi import (
     EFAULT,
     EINVAL,
     ENOMEM,
+    EPERM,
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_PRIVATE,
@@ -222,6 +223,15 @@ def test_dontunmap_without_a_place_finds_one(space: Space) -> None:
     top = space.mremap(0, 2, flags=MREMAP_MAYMOVE | KEEP)
     assert top == (space.mm.mmap_base - at(0)) // PAGE - 2
     assert space.vmas() == "0-2 rw"
+
+
+def test_dontunmap_with_a_hint_below_the_lowest_address(model: Space) -> None:
+    """mmap() raises such a hint (round_hint_to_min()), mremap() does not, and only root may map what lies there."""
+    model.mmap(2, 0)
+    event = Event("mremap", 1, at(0), PAGE, flags=MREMAP_MAYMOVE | KEEP, length2=PAGE, addr2=PAGE)
+    assert do(model, event) == -EPERM
+    model.machine.mmap_min_addr = 0
+    assert do(model, event) == PAGE
 
 
 def test_dontunmap_unlocks_the_source(space: Space) -> None:

@@ -244,10 +244,10 @@ def unmapped_area(system: System, mm: MM, addr: int, length: int, file: File | N
         return -ENOMEM
     if addr:
         addr = page_align(addr)
-        if system.mmap_min_addr <= addr <= TASK_SIZE - length:
+        if addr <= TASK_SIZE - length:
             next = mm.tree.first_after(addr)
             if next is None or addr + length <= gap_start(next):
-                return addr
+                return addr if addr >= system.mmap_min_addr else -EPERM  # security_mmap_addr(): mremap() rounds no hint
     guard = STACK_GUARD_GAP
     high = mm.mmap_base
     if system.profile.thp_placement and not addr and file is None and not flags & MAP_SHARED:
