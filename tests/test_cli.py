@@ -392,6 +392,22 @@ def test_bad_input_is_one_sentence(arguments: list[str], sentence: str) -> None:
     assert refused(*arguments).startswith(sentence)
 
 
+def test_a_design_that_breaks_a_rule_on_simulated_cpus_is_one_sentence(tmp_path: Path) -> None:
+    design = tmp_path / "twice.py"
+    design.write_text(
+        "from rmaplab.rmap.anon_vma import AnonVmaRmap\n"
+        "class Twice(AnonVmaRmap):\n"
+        "    name = 'twice'\n"
+        "    def vma_forked(self, parent, child):\n"
+        "        super().vma_forked(parent, child)\n"
+        "        self.fields_of(child).anon_vma.root.rwsem.up_write()\n"
+    )
+    said = refused("scale", "storm", "rounds=1", "vmas=2", "--cpus", "2", "--rmap", str(design))
+    assert said.startswith("twice on 2 CPUs: ")
+    assert "gives back anon_vma root rwsem, which it does not hold, in vma_forked(), line 6 of twice.py." in said
+    assert said.endswith(f"What led there: rmaplab race --rmap {design}")
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
