@@ -84,7 +84,7 @@ class Figures(msgspec.Struct, frozen=True, tag_field="of", tag="explore"):
 def command(
     what: What,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="PAGE", help="The HTML page to write.")
+        Path, typer.Option("--output", "-o", metavar="PAGE", help="The HTML page to write.", readable=False)
     ],
     first: Annotated[
         int,

@@ -71,9 +71,9 @@ def columns_of(report: Report) -> list[Column]:
 
 
 def _time(name: str, values: Sequence[float | None]) -> Column:
-    """Nanoseconds, in the unit that suits the greatest."""
+    """Nanoseconds, in the greatest unit of which the greatest is at least ten, so that the others still have digits."""
     most = max((value or 0 for value in values), default=0)
-    unit, size = next(((u, s) for u, s in (("s", 1e9), ("ms", 1e6), ("us", 1e3)) if most >= s), ("ns", 1.0))
+    unit, size = next(((u, s) for u, s in (("s", 1e9), ("ms", 1e6), ("us", 1e3)) if most >= 10 * s), ("ns", 1.0))
     return Column(name, unit, [None if value is None else value / size for value in values], 1)
 
 

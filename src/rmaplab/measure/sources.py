@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -51,14 +52,25 @@ def find(what: Sequence[str], seed: int) -> tuple[History, Source]:
     """
     if what[0] in FAMILIES or not os.path.exists(what[0]):
         return from_workload(what[0], what[1:], seed)
+    if _is_program(what[0]):
+        raise WorkloadError(f"{what[0]} is a program, not a recording: rmaplab record -o F -- CMD records one")
     if len(what) > 1:
         raise WorkloadError(f"a recording has no parameters, so {what[1]!r} means nothing after {what[0]}")
     return from_file(what[0])
 
 
+def _is_program(path: str) -> bool:
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return file.read(4).startswith((b"\x7fELF", b"#!")) or path.endswith(".py")
+
+
 def from_workload(name: str, parameters: Sequence[str], seed: int) -> tuple[History, Source]:
     if name not in FAMILIES and ("/" in name or name.endswith(".parquet")):
         raise WorkloadError(f"there is no file {name}")
+    if name not in FAMILIES and shutil.which(name):
+        raise WorkloadError(f"{name} is a command, not a workload: rmaplab record -o F -- CMD records one")
     values: dict[str, str] = {"seed": str(seed)}
     for parameter in parameters:
         key, equals, value = parameter.partition("=")
