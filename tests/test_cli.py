@@ -360,6 +360,7 @@ def test_a_result_that_the_machine_does_not_give_is_reported_with_its_event(tmp_
         (["compare", "zygot"], "there is no workload 'zygot'; did you mean 'zygote'?"),
         (["compare", "./none.parquet"], "there is no file ./none.parquet"),
         (["compare", sys.executable], f"{sys.executable} is a program, not a recording: rmaplab record -o F"),
+        (["replay", __file__], f"{__file__} is a program, not a recording: rmaplab record -o F"),
         (["compare", __file__], f"{__file__} is a program, not a recording: rmaplab record -o F"),
         (["compare", "sh", "server.sh"], "sh is a command, not a workload: rmaplab record -o F -- CMD records one"),
         (

@@ -52,8 +52,6 @@ def find(what: Sequence[str], seed: int) -> tuple[History, Source]:
     """
     if what[0] in FAMILIES or not os.path.exists(what[0]):
         return from_workload(what[0], what[1:], seed)
-    if _is_program(what[0]):
-        raise WorkloadError(f"{what[0]} is a program, not a recording: rmaplab record -o F -- CMD records one")
     if len(what) > 1:
         raise WorkloadError(f"a recording has no parameters, so {what[1]!r} means nothing after {what[0]}")
     return from_file(what[0])
@@ -82,6 +80,8 @@ def from_workload(name: str, parameters: Sequence[str], seed: int) -> tuple[Hist
 
 
 def from_file(path: str) -> tuple[History, Source]:
+    if _is_program(path):
+        raise WorkloadError(f"{path} is a program, not a recording: rmaplab record -o F -- CMD records one")
     history = open_history(path)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
