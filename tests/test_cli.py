@@ -350,6 +350,16 @@ def test_a_result_that_the_machine_does_not_give_is_reported_with_its_event(tmp_
     assert "\nVerdict   does not hold\n" in done.stdout
 
 
+def test_differences_by_the_rules_of_another_kernel_are_said_to_be_so(tmp_path: Path) -> None:
+    path = tmp_path / "odd.parquet"
+    odd = mmap(1, AREA, 1)
+    odd.result = -12
+    write_history(path, History(Header(recorder="by hand", kernel="6.18.44"), [start(1), odd]))
+    words = "played by the rules of 6.1, not of Linux 6.18.44, which may be why:"
+    assert words in rmaplab("replay", str(path), "--profile", "6.1", status=1).stdout
+    assert "may be why" not in rmaplab("replay", str(path), status=1).stdout
+
+
 # What cannot run
 
 
