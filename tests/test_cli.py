@@ -350,6 +350,16 @@ def test_a_result_that_the_machine_does_not_give_is_reported_with_its_event(tmp_
     assert "\nVerdict   does not hold\n" in done.stdout
 
 
+def test_differences_by_the_rules_of_another_kernel_are_said_to_be_so(tmp_path: Path) -> None:
+    path = tmp_path / "odd.parquet"
+    odd = mmap(1, AREA, 1)
+    odd.result = -12
+    write_history(path, History(Header(recorder="by hand", kernel="6.18.44"), [start(1), odd]))
+    words = "played by the rules of 6.1, not of Linux 6.18.44, which may be why:"
+    assert words in rmaplab("replay", str(path), "--profile", "6.1", status=1).stdout
+    assert "may be why" not in rmaplab("replay", str(path), status=1).stdout
+
+
 # What cannot run
 
 
@@ -359,6 +369,10 @@ def test_a_result_that_the_machine_does_not_give_is_reported_with_its_event(tmp_
         (["compare"], "compare needs one of: a recording, a workload, or -- and a command"),
         (["compare", "zygot"], "there is no workload 'zygot'; did you mean 'zygote'?"),
         (["compare", "./none.parquet"], "there is no file ./none.parquet"),
+        (["compare", sys.executable], f"{sys.executable} is a program, not a recording: rmaplab record -o F"),
+        (["replay", __file__], f"{__file__} is a program, not a recording: rmaplab record -o F"),
+        (["compare", __file__], f"{__file__} is a program, not a recording: rmaplab record -o F"),
+        (["compare", "sh", "server.sh"], "sh is a command, not a workload: rmaplab record -o F -- CMD records one"),
         (
             ["compare", "aim7", "--", "true"],
             "compare needs one of: a recording, a workload, or -- and a command",
@@ -390,6 +404,22 @@ def test_a_result_that_the_machine_does_not_give_is_reported_with_its_event(tmp_
 )
 def test_bad_input_is_one_sentence(arguments: list[str], sentence: str) -> None:
     assert refused(*arguments).startswith(sentence)
+
+
+def test_a_design_that_breaks_a_rule_on_simulated_cpus_is_one_sentence(tmp_path: Path) -> None:
+    design = tmp_path / "twice.py"
+    design.write_text(
+        "from rmaplab.rmap.anon_vma import AnonVmaRmap\n"
+        "class Twice(AnonVmaRmap):\n"
+        "    name = 'twice'\n"
+        "    def vma_forked(self, parent, child):\n"
+        "        super().vma_forked(parent, child)\n"
+        "        self.fields_of(child).anon_vma.root.rwsem.up_write()\n"
+    )
+    said = refused("scale", "storm", "rounds=1", "vmas=2", "--cpus", "2", "--rmap", str(design))
+    assert said.startswith("twice on 2 CPUs: ")
+    assert "gives back anon_vma root rwsem, which it does not hold, in vma_forked(), line 6 of twice.py." in said
+    assert said.endswith(f"What led there: rmaplab race --rmap {design}")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from traceback import extract_tb
+from traceback import FrameSummary, extract_tb
 from typing import Final
 
 _PACKAGE: Final = Path(__file__).resolve().parent
@@ -28,8 +29,22 @@ def in_a_line(error: Exception) -> str:
     if type(error).__module__ != "builtins":
         return said or type(error).__name__
     frames = extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not Path(frame.filename).resolve().is_relative_to(_PACKAGE)]
     words = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    for frame in (own or frames)[-1:]:
-        words += f", in {frame.name}(), line {frame.lineno} of {Path(frame.filename).name}"
+    for frame in (_outside(frames) or frames)[-1:]:
+        words += f", {_place(frame)}"
     return words
+
+
+def place_outside(error: Exception) -> str:
+    """Where in a design's own file `error` came about; "" if no such file had to do with it."""
+    for frame in _outside(extract_tb(error.__traceback__))[-1:]:
+        return _place(frame)
+    return ""
+
+
+def _outside(frames: Sequence[FrameSummary]) -> list[FrameSummary]:
+    return [frame for frame in frames if not Path(frame.filename).resolve().is_relative_to(_PACKAGE)]
+
+
+def _place(frame: FrameSummary) -> str:
+    return f"in {frame.name}(), line {frame.lineno} of {Path(frame.filename).name}"

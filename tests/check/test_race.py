@@ -306,6 +306,7 @@ def test_what_was_given_up_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = command(capsys, "restore / fork, and its child forks", "--rmap", "anon_vma", "--limit", "2")
     assert status == 1 and "0 are broken" in out
     assert "1 not finished: --limit 2 abandoned them" in out
+    assert "\nVerdict   not finished: nothing is broken, and not everything was tried\n" in out
 
 
 def test_two_designs_of_one_name_are_refused(own: str, capsys: pytest.CaptureFixture[str]) -> None:

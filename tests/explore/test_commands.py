@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +59,12 @@ def test_a_recording_becomes_a_page(tmp_path: Path) -> None:
     assert told["figures"]["nbytes"] == target.stat().st_size
     assert (told["figures"]["first"], told["figures"]["last"], told["figures"]["steps"]) == (2, 4, 4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "r.parquet"]
+
+
+def test_a_page_with_fewer_steps_than_events_says_so(tmp_path: Path) -> None:
+    target = tmp_path / "page.html"
+    done = rmaplab("explore", "forkchain", "generations=3", "--steps", 5, "-o", target)
+    assert re.fullmatch(rf"{target}: 5 steps for [1-9]\d+ events, [\d,]+ bytes\n", done.stderr)
 
 
 def test_the_same_input_gives_the_same_page(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_walk_says_where_each_design_looks_and_what_maps_the_page() -> None:
     assert original == {name: [(parent, addr, True), (child, addr, False)] for name in BOTH}
     assert machine.walk(child, addr) == {name: [(child, addr, True)] for name in BOTH}
     assert str(original).splitlines()[1:4] == [
-        "  anon_vma visits 2, 1 of which map it",
+        "  anon_vma visits 2, 1 of which maps it",
         f"    1. process 1 at {addr:#x}: maps it",
         f"    2. process 2 at {addr:#x}: does not map it",
     ]
@@ -120,8 +120,11 @@ def test_an_access_that_may_not_be_raises_and_what_came_before_it_is_done() -> N
     with pytest.raises(rl.SystemCallError, match=r"SIGSEGV for a write at .*: the rights of the mapping forbid it"):
         process.write(addr, 4 * rl.PAGE)
     assert [process.page(addr + i * rl.PAGE).kind for i in range(4)] == ["anonymous page"] * 2 + ["not touched yet"] * 2
-    with pytest.raises(rl.SystemCallError, match="SIGSEGV for a read at 0x1000: nothing is mapped there"):
-        process.read(0x1000)
+    with pytest.raises(rl.SystemCallError, match="SIGSEGV for a read at 0x1008: nothing is mapped there") as failed:
+        process.read(0x1008)
+    assert (failed.value.addr, failed.value.event.addr) == (0x1008, 0x1000)
+    with pytest.raises(HistoryError, match=r"mmap: length is -1, not a whole number from 0 to 2\*\*64 - 1"):
+        process.mmap(-1)
 
 
 def test_what_cannot_happen_is_refused() -> None:
@@ -142,6 +145,7 @@ def test_what_cannot_happen_is_refused() -> None:
     [
         ({"profile": "2.4"}, "there is no profile '2.4': give one of "),
         ({"profile": "anon_vma"}, "designs come after it"),
+        ({"profile": 7.3}, "there is no profile 7.3: give one of '7.3', "),
         ({"designs": []}, "at least one design"),
         ({"designs": ["anon_vma", "anon_vma"]}, "each name once, not \\[anon_vma, anon_vma"),
         ({"designs": "anonvma"}, "no design is called 'anonvma': give one of anon_vma"),

@@ -29,6 +29,7 @@ from rmaplab.check.truth import MappedFolio, Truth, entry_name, invariants, leak
 from rmaplab.check.walks import Changes, Odd, Walker, is_stale
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.vma import MM, VMA
+from rmaplab.printable import plural
 from rmaplab.trace.events import OPERATIONS, Event
 
 Kind = Literal["incomplete", "stale", "missing", "additional", "invariant", "leak"]
@@ -245,7 +246,7 @@ class _Found:
     def difference(self, report: _Report) -> Difference:
         vma = self.vma
         pid = report.pid_of(vma.mm)
-        others = f" (and {self.folios - 1} more folios)" if self.folios > 1 else ""
+        others = f" (and {plural(self.folios - 1, 'more folio')})" if self.folios > 1 else ""
         where = f"{self.addr:#x} in VMA {vma.start:#x}-{vma.end:#x} of process {pid}"
         there = "maps it" if self.maps else f"has {entry_name(vma.mm.page_table.get(self.addr))}"
         reference = report.reference

@@ -84,7 +84,7 @@ class Figures(msgspec.Struct, frozen=True, tag_field="of", tag="explore"):
 def command(
     what: What,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="PAGE", help="The HTML page to write.")
+        Path, typer.Option("--output", "-o", metavar="PAGE", help="The HTML page to write.", readable=False)
     ],
     first: Annotated[
         int,
@@ -120,7 +120,10 @@ def command(
         figures = Figures(film.events, film.first, film.last, len(film.steps), len(text.encode()))
         print_json("explore", inputs_of(film, asked.seed), not film.differences, figures, film.differences[:LISTED])
     else:
-        print(f"{output}: {plural(len(film.steps) - 1, 'step')}, {len(text.encode()):,} bytes", file=sys.stderr)
+        shown = plural(len(film.steps) - 1, "step")
+        if not film.cpus and film.last - film.first + 1 >= len(film.steps):
+            shown += f" for {film.last - film.first + 1:,} events"
+        print(f"{output}: {shown}, {len(text.encode()):,} bytes", file=sys.stderr)
     return holds(film)
 
 

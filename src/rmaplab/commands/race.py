@@ -34,7 +34,7 @@ from rmaplab.mm.profile import REFERENCE
 from rmaplab.output import check_output, write_output
 from rmaplab.printable import plural
 from rmaplab.rmap import load
-from rmaplab.terminal import Grid, console, print_text, print_verdict, say
+from rmaplab.terminal import Grid, console, print_fact, print_text, print_verdict, say
 from rmaplab.verdict import judge
 
 DESIGNS: Final = ("anon_vma", "cow_context")  # where nothing else was asked for
@@ -312,7 +312,7 @@ def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, 
         )
         out.print()
         for v in failed[:timelines]:
-            out.print(f"{v.scenario}: the first interleaving that breaks an obligation")
+            out.print(f"{v.scenario}: the first interleaving that breaks an obligation", soft_wrap=True)
             for line in timeline(v.broken[0], v.cpus):
                 out.print(line, soft_wrap=True)
             which = f'"{v.scenario}" --rmap {design}'
@@ -333,7 +333,10 @@ def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, 
             out.print(f"{left} not finished: --limit {inputs.limit} abandoned them, so there is no verdict on them\n")
     for complaint in wrong:
         out.print(complaint, soft_wrap=True)
-    print_verdict(holds, out)
+    if not holds and not wrong and not any(v.broken for v in found):
+        print_fact("Verdict", "not finished: nothing is broken, and not everything was tried", out)
+    else:
+        print_verdict(holds, out)
 
 
 def _verdict(v: Verdict) -> str:

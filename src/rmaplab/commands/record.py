@@ -24,7 +24,7 @@ from rmaplab.trace.record import record
 def command(
     context: typer.Context,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="F", help="The history to write (Parquet).")
+        Path, typer.Option("--output", "-o", metavar="F", help="The history to write (Parquet).", readable=False)
     ],
     names: options.Names = False,
     recorder: Annotated[

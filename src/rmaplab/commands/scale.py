@@ -11,7 +11,7 @@ import typer
 
 from rmaplab.commands import options
 from rmaplab.commands.envelope import print_json
-from rmaplab.errors import CannotRun
+from rmaplab.errors import CannotRun, place_outside
 from rmaplab.measure.cost import load_costs
 from rmaplab.measure.progress import Meter
 from rmaplab.measure.scale import TIMINGS, Plan, Point, Run, fit
@@ -31,6 +31,8 @@ from rmaplab.measure.scale_report import (
 )
 from rmaplab.measure.sources import cpu_counts, history_for
 from rmaplab.output import check_output, write_output
+from rmaplab.printable import plural
+from rmaplab.sync.errors import Finding
 from rmaplab.terminal import console
 from rmaplab.verdict import judge
 
@@ -102,9 +104,16 @@ def command(
             header, parallel, source = history_for(what, count, seed)
             rules = options.profile(profile, source.kernel)
             plan = Plan(rules, cost_profile, timing, large_folios, trace is not None and count == counts[-1])
-            for design in designs:
+            for (name, spec), design in zip(found.items(), designs, strict=True):
                 run = Run(header, parallel, plan, design, count)
-                points.append(run.go(meter))
+                try:
+                    points.append(run.go(meter))
+                except Finding as error:
+                    place = place_outside(error)
+                    raise CannotRun(
+                        f"{name} on {plural(count, 'CPU')}: {error}{place and f', {place}'}. What led there:"
+                        f" rmaplab race --rmap {spec}"
+                    ) from error
                 unpriced |= run.unpriced()
     assert run is not None
     scaling = Scaling(

@@ -294,7 +294,8 @@ def walk_summary(film: Film, folio: Folio, slot: int) -> str:
     held = ", ".join(answer.held) or "no lock"
     more = f" {answer.more:,} of the places are folded." if answer.more else ""
     return (
-        f"Visits {plural(places, 'place')}, {hits:,} of which map it, holding {held}.{more} Counted: {work}.{waits}"
+        f"Visits {plural(places, 'place')}, {hits:,} of which {'maps' if hits == 1 else 'map'} it, holding {held}."
+        f"{more} Counted: {work}.{waits}"
     )
 
 

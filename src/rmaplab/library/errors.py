@@ -22,16 +22,18 @@ class SystemCallError(OSError):
 
     errno: as the system call has it (EFAULT for an access)
     event: the call, with its result, as the machine's history has it
+    addr:  of an access, in bytes: where it was, which the event has to the page
     """
 
-    def __init__(self, event: Event, mm: MM) -> None:
+    def __init__(self, event: Event, mm: MM, addr: int = 0) -> None:
         number = -event.result
         name = errno.errorcode.get(number, str(number))
         what = f"{_NAMES.get(event.op, event.op)} at {event.addr:#x} by process {event.pid}"
         if event.op == "fault":
-            what = f"process {event.pid} gets SIGSEGV for a {_access(event)} at {event.addr:#x}"
+            what = f"process {event.pid} gets SIGSEGV for a {_access(event)} at {addr or event.addr:#x}"
         super().__init__(number, f"{name}: {what}: {_why(event, mm) or os.strerror(number).lower()}")
         self.event: Final = event
+        self.addr: Final = addr or event.addr
 
 
 def _access(event: Event) -> str:

@@ -77,9 +77,12 @@ def profile_of(profile: str | Profile) -> Profile:
 
     :raises CannotRun: there is none of that name
     """
-    if isinstance(profile, str) and profile not in PROFILES:
-        raise CannotRun(f"there is no profile {profile!r}: give one of {', '.join(PROFILES)}; designs come after it")
-    return PROFILES[profile] if isinstance(profile, str) else profile
+    if isinstance(profile, Profile):
+        return profile
+    if profile not in PROFILES:
+        names = ", ".join(repr(name) for name in PROFILES)
+        raise CannotRun(f"there is no profile {profile!r}: give one of {names}; designs come after it")
+    return PROFILES[profile]
 
 
 class Process(script.Process):
@@ -229,7 +232,7 @@ class Machine(script.World):
         for field in ("addr", "length", "prot", "flags", "addr2", "length2", "offset"):
             value: object = getattr(event, field)
             if not isinstance(value, int) or not 0 <= value < 1 << 64:
-                raise HistoryError(f"{event.op}: {field} is {value!r}, not a whole number of 64 bits")
+                raise HistoryError(f"{event.op}: {field} is {value!r}, not a whole number from 0 to 2**64 - 1")
 
     def _touch(self, event: Event, space: MM) -> int:
         """A range of pages; it ends at the first that gets a signal, which is an event of its own."""
@@ -244,7 +247,7 @@ class Machine(script.World):
         addr = (event.addr & PAGE_MASK) + (touched << PAGE_SHIFT)
         failed = Event("fault", event.pid, addr, PAGE_SIZE, flags=event.flags, result=-errno.EFAULT)
         self.events.append(failed)
-        raise SystemCallError(failed, space)
+        raise SystemCallError(failed, space, max(addr, event.addr))
 
     def file(self, name: str) -> int:
         """A file to map, for `Process.mmap(file=...)`."""

@@ -46,7 +46,8 @@ class Walk(dict[str, list[Place]]):
     def __str__(self) -> str:
         lines = [str(self.page)]
         for name, places in self.items():
-            lines.append(f"  {name} visits {len(places)}, {sum(place.maps for place in places)} of which map it")
+            hits = sum(place.maps for place in places)
+            lines.append(f"  {name} visits {len(places)}, {hits} of which {'maps' if hits == 1 else 'map'} it")
             lines += [f"    {number}. {self._words(place)}" for number, place in enumerate(places, 1)]
             lines.append(f"    {self.counted(name)}")
         return "\n".join(lines)

@@ -100,7 +100,7 @@ def compare(
     :param costs: the cost profile by which times are derived: "default", a shipped one, or a file of `rmaplab
         calibrate`; "" derives none
     :param check: walk folios in every design and hold them against the page tables
-    :param every: check after every so many events; 0: at 20 moments in all
+    :param every: check after every so many events; 0: at 20 moments and at the end
     :param folios: folios to walk at each check; 0: all
     :param large_folios: highest order of folios that faults may allocate
     :raises CannotRun: there is no such source, design, profile or cost profile, or the history is impossible

@@ -14,12 +14,14 @@ from typing import Final, NamedTuple
 from rich.console import Console
 
 from rmaplab.measure.report import ERROR_KINDS, KINDS, REFERENCE, Report, sameness
+from rmaplab.mm.profile import profile_for
 from rmaplab.printable import plural
 from rmaplab.terminal import Grid, bar, has_unicode, print_fact, print_text, print_verdict
 
 _WIDTH: Final = 80  # columns at most: lines that the eye can follow
 _LONGEST_BAR: Final = 10
 _SHORTEST_BAR: Final = 3
+_OF_THE_KERNEL: Final = ("result", "geometry")  # kinds of differences that another kernel's rules may make
 _SHOWN: Final = 3  # errors in words; --full has more
 
 
@@ -71,9 +73,9 @@ def columns_of(report: Report) -> list[Column]:
 
 
 def _time(name: str, values: Sequence[float | None]) -> Column:
-    """Nanoseconds, in the unit that suits the greatest."""
+    """Nanoseconds, in the greatest unit of which the greatest is at least ten, so that the others still have digits."""
     most = max((value or 0 for value in values), default=0)
-    unit, size = next(((u, s) for u, s in (("s", 1e9), ("ms", 1e6), ("us", 1e3)) if most >= s), ("ns", 1.0))
+    unit, size = next(((u, s) for u, s in (("s", 1e9), ("ms", 1e6), ("us", 1e3)) if most >= 10 * s), ("ns", 1.0))
     return Column(name, unit, [None if value is None else value / size for value in values], 1)
 
 
@@ -144,6 +146,9 @@ def findings(report: Report) -> list[str]:
 
 def _print_errors(report: Report, out: Console) -> None:
     errors = [difference for difference in report.differences if difference.error]
+    kernel, rules = report.inputs.history.kernel, report.inputs.profile
+    if kernel and profile_for(kernel)[0].name != rules and any(d.kind in _OF_THE_KERNEL for d in errors):
+        print_text(f"played by the rules of {rules}, not of Linux {kernel}, which may be why:", 10, out)
     for difference in errors[:_SHOWN]:
         print_text(f"after event {difference.event:,}: {difference.what}", 10, out)
     if len(errors) > _SHOWN:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -56,9 +57,18 @@ def find(what: Sequence[str], seed: int) -> tuple[History, Source]:
     return from_file(what[0])
 
 
+def _is_program(path: str) -> bool:
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return file.read(4).startswith((b"\x7fELF", b"#!")) or path.endswith(".py")
+
+
 def from_workload(name: str, parameters: Sequence[str], seed: int) -> tuple[History, Source]:
     if name not in FAMILIES and ("/" in name or name.endswith(".parquet")):
         raise WorkloadError(f"there is no file {name}")
+    if name not in FAMILIES and shutil.which(name):
+        raise WorkloadError(f"{name} is a command, not a workload: rmaplab record -o F -- CMD records one")
     values: dict[str, str] = {"seed": str(seed)}
     for parameter in parameters:
         key, equals, value = parameter.partition("=")
@@ -70,6 +80,8 @@ def from_workload(name: str, parameters: Sequence[str], seed: int) -> tuple[Hist
 
 
 def from_file(path: str) -> tuple[History, Source]:
+    if _is_program(path):
+        raise WorkloadError(f"{path} is a program, not a recording: rmaplab record -o F -- CMD records one")
     history = open_history(path)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -182,5 +182,6 @@ export function walkSummary(film, folio, slot) {
   const more = answer.more === 0 ? "" : ` ${grouped(answer.more)} of the places are folded.`;
   const waits = answer.waits.length === 0 ? "" : ` Now it would have to wait: ${answer.waits.join(", ")}.`;
   if (places === 0) return `Visits nothing.${work === "" ? "" : ` Counted: ${work}.`}${waits}`;
-  return `Visits ${plural(places, "place")}, ${grouped(hits)} of which map it, holding ${held}.${more} Counted: ${work}.${waits}`;
+  const verb = hits === 1 ? "maps" : "map";
+  return `Visits ${plural(places, "place")}, ${grouped(hits)} of which ${verb} it, holding ${held}.${more} Counted: ${work}.${waits}`;
 }
