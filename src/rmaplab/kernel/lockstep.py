@@ -35,6 +35,7 @@ from rmaplab.mm.abi import (
     MADV_GUARD_REMOVE,
     MADV_REMOVE,
     MMAP_MIN_ADDR,
+    MREMAP_FIXED,
 )
 from rmaplab.mm.errors import HistoryError, InvariantError
 from rmaplab.mm.folio import MAX_ORDER
@@ -330,7 +331,7 @@ def possible(machine: Machine, event: Event) -> bool:
         vmas = machine.mm_of(event.pid).tree.overlapping(event.addr, event.addr + event.length)
         return all((vma.end & -LEAF_SIZE) - vma.start < LEAF_SIZE for vma in vmas)
     if event.op == "mremap":
-        if 0 < event.addr2 < MMAP_MIN_ADDR:
+        if event.addr2 < MMAP_MIN_ADDR and (event.addr2 or event.flags & MREMAP_FIXED):
             return False  # a guest's programs are root's, who may map it
         # The machine knows no sizes: shared anonymous memory ends where its first mapping did.
         vma = machine.mm_of(event.pid).tree.at(event.addr)
