@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -378,6 +379,46 @@ def test_in_a_container_each_fork_is_one(tmp_path: Path, recorder: str, inside: 
     assert history.header.doubts == [] and history.header.pid_namespaces == (0 if inside else 1)
     player = replayed(history)
     assert [str(difference) for difference in player.geometry + player.differences] == []
+
+
+def test_a_stack_has_the_limit_that_its_program_set(tmp_path: Path, recorder: str) -> None:
+    """BPF reads it; perf does not see it, and that is said where the stack is larger than it was allowed to be."""
+    program = """
+        import ctypes, resource
+        end = next(int(line[13:25], 16) for line in open("/proc/self/maps") if line.endswith("[stack]\\n"))
+        resource.setrlimit(resource.RLIMIT_STACK, (16 << 20, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+        ctypes.memset(end - (12 << 20), 1, 1)
+    """
+    beyond = "ctypes.memset(end - (24 << 20), 1, 1)" if recorder == "bpf" else ""
+    command = ["bash", "-c", 'ulimit -S -s 8192; exec "$@"', "bash", sys.executable, "-S", "-c"]
+    recording = record(
+        [*command, textwrap.dedent(program) + beyond], tmp_path / "h", recorder=recorder, check=True
+    )  # fmt: skip
+    assert recording.status == (-signal.SIGSEGV if beyond else 0)
+    player = replayed(recording.history)
+    assert player.marks == 1 and player.geometry == [] and player.differences == []
+    assert [doubt.split(" (")[0] for doubt in recording.history.header.doubts] == (
+        [] if beyond else ["the limit that a program set for its stack"]
+    )
+
+
+def test_an_executable_stack_is_recorded_as_one(tmp_path: Path, recorder: str) -> None:
+    """mov $60, %eax; xor %edi, %edi; syscall: exit(0); PT_GNU_STACK with all rights."""
+    code = bytes.fromhex("b83c00000031ff0f05")
+    start = 64 + 2 * 56
+    parts = [
+        struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 62, 1, 0x400000 + start, 64, 0, 0, 64, 56, 2, 0, 0, 0),
+        struct.pack("<IIQQQQQQ", 1, 5, 0, 0x400000, 0x400000, start + len(code), start + len(code), 4096),
+        struct.pack("<IIQQQQQQ", 0x6474E551, 7, 0, 0, 0, 0, 0, 16),
+    ]
+    program = tmp_path / "program"
+    program.write_bytes(b"".join(parts) + code)
+    program.chmod(0o755)
+    recording = record([str(program)], tmp_path / "h", recorder=recorder, check=True)
+    assert recording.status == 0
+    player = replayed(recording.history)
+    assert player.marks == 1 and [str(difference) for difference in player.geometry] == []
+    assert any(row.perms == "rwxp" for row in recording.history.header.checkpoints[0].maps)
 
 
 # A 32-bit program: ELF header, program header, and xor %eax,%eax; xor %ebx,%ebx; inc %eax; int $0x80: exit(0).
