@@ -388,7 +388,10 @@ def test_a_result_that_the_machine_does_not_give_is_reported_with_its_event(tmp_
         (["run", "aim7", "--rmap", "./no_such_file.py"], ""),
     ],
 )
-def test_bad_input_is_one_sentence(arguments: list[str], sentence: str) -> None:
+def test_bad_input_is_one_sentence(
+    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert refused(*arguments).startswith(sentence)
 
 

@@ -82,6 +82,24 @@ def test_a_lock_on_the_program_shows_that_it_is_there() -> None:
     ]  # fmt: skip
 
 
+def test_a_32_bit_program_is_said_not_to_be_followed() -> None:
+    text = """\
+7 execve("/bin/sh", ["sh"], 0x7ffd /* 0 vars */) = 0
+7 execve("/bin/old", ["old"], 0x7ffd /* 0 vars */) = 0
+7 [ Process PID=7 runs in 32 bit mode. ]
+7 mmap(NULL, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0xf7f00000
+7 execve("/bin/sh", ["sh"], 0x7ffd /* 0 vars */) = 0
+7 [ Process PID=7 runs in 64 bit mode. ]
+7 exit_group(0) = ?
+7 +++ exited with 0 +++
+"""
+    source, reducer = StraceText(), Reducer()
+    source.read(text.splitlines())
+    source.tell(reducer)
+    assert [event.op for event in reducer.events] == ["exec", "exec", "exit", "exec", "exit"]
+    assert reducer.finish(Header(recorder="strace")).header.unfollowed == {"a 32-bit program": 1}
+
+
 def test_a_failed_exec_changes_nothing() -> None:
     assert calls('5 execve("/bin/no", ["no"], 0x1) = -1 ENOENT (No such file or directory)\n') == []
 

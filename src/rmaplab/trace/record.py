@@ -16,6 +16,7 @@ import ctypes
 import datetime
 import os
 import resource
+import select
 import shlex
 import shutil
 import signal
@@ -280,7 +281,7 @@ def _with_strace(command: Sequence[str], header: Header, names: bool, say: Say) 
         os.unlink(path)
         with _Signals(child.pid) as signals:
             begun = time.monotonic()
-            status = os.waitpid(child.pid, 0)[1]
+            status = _wait(child.pid, descriptor, say)
             seconds = time.monotonic() - begun
         child.returncode = os.waitstatus_to_exitcode(status)
         text = StraceText()
@@ -297,6 +298,25 @@ def _with_strace(command: Sequence[str], header: Header, names: bool, say: Say) 
         )
     header.order = "inferred"
     return _finish(header, reducer, _Run(status, seconds, signals.count > 0))
+
+
+def _wait(pid: int, descriptor: int, say: Say) -> int:
+    """Let strace `pid` end; returns its wait status.  Meanwhile `say` whether a program asks to be traced, in what it
+    writes to `descriptor`."""
+    watched = os.pidfd_open(pid)
+    before, at = b"", 0
+    while not select.select([watched], [], [], 0.2)[0]:
+        while part := os.pread(descriptor, 1 << 20, at):
+            at += len(part)
+            if b"PTRACE_TRACEME" in before + part:
+                say(
+                    "a program asks for a tracer of its own (ptrace), and strace is one already: if it waits for that, "
+                    "it waits for ever; Ctrl-C ends it, if need be at the third time"
+                )
+                at = 1 << 62
+            before = part[-16:]
+    os.close(watched)
+    return os.waitpid(pid, 0)[1]
 
 
 def _runs(pid: int) -> bool:

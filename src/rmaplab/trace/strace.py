@@ -27,10 +27,12 @@ __all__ = ["STRACE_OPTIONS", "StraceText"]
 
 # What else it takes to understand them: how large a System V segment is, and when a task ends.
 _TRACED: Final = (*CALLS, "shmget", "exit", "exit_group")
-# -y: paths of descriptors.  pidns: also the number that lines begin with, where a clone in another PID namespace
-# returned that of the namespace.  A question mark: never mind if this kernel or strace does not know the call.
+# attach: not -q, which does not say either what runs in 32-bit mode.  -y: paths of descriptors.  pidns: also the number
+# that lines begin with, where a clone in another PID namespace returned that of the namespace.  A question mark: never
+# mind if this kernel or strace does not know the call.
 STRACE_OPTIONS: Final = (
-    "-f", "-q", "-ttt", "-y", "--decode-pids=pidns", "-e", "trace=" + ",".join("?" + name for name in _TRACED),
+    "-f", "--quiet=attach", "-ttt", "-y", "--decode-pids=pidns",
+    "-e", "trace=" + ",".join("?" + name for name in _TRACED),
 )  # fmt: skip
 
 _LINE: Final = re.compile(
@@ -46,6 +48,7 @@ _DONE: Final = re.compile(
 _UNFINISHED: Final = re.compile(r"(\w+)\((.*?)\s*<unfinished \.\.\.>$")
 _RESUMED: Final = re.compile(r"<\.\.\. (\w+) resumed>\s*(.*)$")
 _SUPERSEDED: Final = re.compile(r"\+\+\+ superseded by execve in pid (\d+) \+\+\+")
+_OTHER_MODE: Final = re.compile(r"\[ Process PID=\d+ runs in (?:32 bit|x32) mode")
 _DESCRIPTOR: Final = re.compile(r"(-?\d+)<(.*)>(?:\(deleted\))?$")
 _FLAGS: Final = re.compile(r"flags=([\w|]+)")
 
@@ -69,6 +72,7 @@ _FREES_AT_ENTRY: Final = frozenset(("munmap", "shmdt"))
 _STARTS: Final = frozenset(("clone", "clone3", "fork", "vfork"))
 _OPENS: Final = frozenset(("open", "openat", "openat2", "creat", "memfd_create"))
 _STACK: Final = (0x7FFFFFFDE000, 0x21000, 0x7FFFFFFDE000)
+_STACK_32: Final = (0xFFFDD000, 0x21000, 0xFFFDD000)
 _FIRST: Final = 1  # stands for the number of the first process where its lines do not tell it
 
 
@@ -163,6 +167,9 @@ class StraceText:
             elif int(superseded[1]) in self._entered:
                 self._entered[tid] = self._entered.pop(int(superseded[1]))
             return
+        if _OTHER_MODE.match(text):
+            self._acts.append(((self._line, 1), _Act(tid, self._time, "32 bit", [])))
+            return
         unfinished = _UNFINISHED.match(text)
         if unfinished is not None:
             if unfinished[1] in ("exit", "exit_group"):
@@ -221,6 +228,8 @@ class StraceText:
             reducer.gone(tid)
         elif name == "exit_group":
             reducer.process_gone(tid)
+        elif name == "32 bit":
+            reducer.executed(tid, tid, *_STACK_32)
         elif name in _STARTS:
             flags = _FLAGS.search(args[0])
             value = _value(flags[1]) if flags is not None else 0
