@@ -69,6 +69,19 @@ def test_threads_belong_to_their_process() -> None:
     assert [(event.op, event.pid) for event in calls(text)] == [("munmap", 5), ("exit", 5)]
 
 
+def test_pid_namespaces_are_counted() -> None:
+    source = StraceText()
+    text = """\
+5 unshare(CLONE_NEWIPC|CLONE_NEWPID) = 0
+5 unshare(CLONE_NEWPID) = -1 EPERM (Operation not permitted)
+5 clone(child_stack=NULL, flags=CLONE_NEWPID|SIGCHLD) = 6
+5 clone(child_stack=NULL, flags=SIGCHLD) = 7
+"""
+    source.read((START + text).splitlines())
+    source.tell(Reducer())
+    assert source.pid_namespaces == 2
+
+
 def test_in_another_pid_namespace_the_number_of_a_child_is_ours() -> None:
     text = "5 vfork( <unfinished ...>\n6 munmap(0x1000, 4096) = 0\n"
     text += "5 <... vfork resumed>) = 2 /* 6 in strace's PID NS */\n"

@@ -297,6 +297,7 @@ def _with_strace(command: Sequence[str], header: Header, names: bool, say: Say) 
             "(set TMPDIR to a directory with more room)"
         )
     header.order = "inferred"
+    header.pid_namespaces = text.pid_namespaces
     return _finish(header, reducer, _Run(status, seconds, signals.count > 0))
 
 

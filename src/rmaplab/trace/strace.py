@@ -22,6 +22,7 @@ import msgspec
 from rmaplab.mm import abi
 from rmaplab.trace.calls import CALLS
 from rmaplab.trace.reduce import CLONE_THREAD, PR_SET_VMA, SHM_EXEC, SHM_RDONLY, Backing, Reducer
+from rmaplab.trace.timeline import CLONE_NEWPID
 
 __all__ = ["STRACE_OPTIONS", "StraceText"]
 
@@ -58,6 +59,7 @@ _SYMBOLS: Final[dict[str, int]] = {
         for name, value in vars(abi).items()
         if name.startswith(("PROT_", "MAP_", "MREMAP_", "MADV_", "MLOCK_", "MCL_", "CLONE_"))
     },
+    "CLONE_NEWPID": CLONE_NEWPID,
     "CLONE_THREAD": CLONE_THREAD,
     "MAP_FILE": 0,
     "MAP_HUGETLB": 0x40000,
@@ -95,9 +97,13 @@ class _Life(msgspec.Struct):
 
 
 class StraceText:
-    """Reads the lines of `strace -f`, and tells a Reducer."""
+    """Reads the lines of `strace -f`, and tells a Reducer.
+
+    pid_namespaces: that were made, once it has told
+    """
 
     def __init__(self) -> None:
+        self.pid_namespaces = 0
         self._acts: list[tuple[tuple[int, int], _Act]] = []  # by line at which it took effect
         self._line = 0
         self._time = 0
@@ -236,7 +242,10 @@ class StraceText:
             if name == "vfork":
                 value = abi.CLONE_VM | abi.CLONE_VFORK
             if act.result > 0:
+                self.pid_namespaces += value & CLONE_NEWPID != 0
                 reducer.started(tid, act.result, value)
+        elif name == "unshare":
+            self.pid_namespaces += act.result == 0 and _value(args[0]) & CLONE_NEWPID != 0
         elif name in ("execve", "execveat"):
             if act.result == 0:
                 reducer.executed(tid, tid, *_STACK)
