@@ -267,7 +267,8 @@ class Player:
                 where = f"event {self.played}: {op} of process {pid}: {error}"
                 before = f" (it went another way before: {self.differences[0]})" if self.differences else ""
                 raise HistoryError(f"{where}{before}") from None
-            self.machine.stack_limit = self._stack_limit
+            if result < 0:
+                self.machine.stack_limit = self._stack_limit
             self._pid = pid if op == "fault" and got == 0 and self._batch else 0
             if got != result:
                 self.differences.append(Difference(self.played, self.last(), got))
