@@ -47,10 +47,11 @@ def write_output(path: str | os.PathLike[str], content: bytes | str) -> None:
     check_output(path)
     data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     target = _target(path)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}") if _is_replaced(target) else target
+    # A name that nobody can have taken before, not even as a link, and that is not longer than the target's may be.
+    scratch = target.with_name(f".rmaplab-{os.urandom(8).hex()}") if _is_replaced(target) else target
     try:
         try:
-            with scratch.open("wb") as file:
+            with scratch.open("wb" if scratch is target else "xb") as file:
                 file.write(data)
                 if scratch is not target:
                     file.flush()
