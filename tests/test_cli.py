@@ -402,7 +402,10 @@ def test_differences_by_the_rules_of_another_kernel_are_said_to_be_so(tmp_path: 
         (["run", "aim7", "--rmap", "./no_such_file.py"], ""),
     ],
 )
-def test_bad_input_is_one_sentence(arguments: list[str], sentence: str) -> None:
+def test_bad_input_is_one_sentence(
+    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert refused(*arguments).startswith(sentence)
 
 

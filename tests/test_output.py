@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -23,6 +24,12 @@ def test_a_file_is_replaced_and_keeps_its_mode(tmp_path: Path) -> None:
     write_output(path, "after")
     assert path.read_text() == "after"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_name_may_be_as_long_as_names_may_be(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 255)
+    write_output(path, "x")
     assert [*tmp_path.iterdir()] == [path]
 
 
@@ -93,6 +100,25 @@ def test_what_a_full_disk_cannot_hold_leaves_no_file(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert f"rmaplab: cannot write {path}: File too large; nothing was left there\n" in done.stderr
         assert [entry.read_text() for entry in tmp_path.iterdir()] == ([] if before is None else [before])
+
+
+def test_a_disk_a_socket_and_a_circle_of_links_are_refused(tmp_path: Path) -> None:
+    """Before there is something to write."""
+    address = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(address))
+        with pytest.raises(CannotWrite, match="it is a block device or a socket"):
+            check_output(address)
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.symlink_to(second)
+    second.symlink_to(first)
+    with pytest.raises(CannotWrite, match="Too many levels of symbolic links"):
+        check_output(first)
+    assert first.is_symlink() and second.is_symlink()
+    disks = [path for path in Path("/dev").iterdir() if path.is_block_device()]
+    for path in disks[:1]:
+        with pytest.raises(CannotWrite, match="it is a block device or a socket"):
+            check_output(path)
 
 
 def test_a_full_disk_is_one_sentence() -> None:

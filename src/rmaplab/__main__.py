@@ -7,11 +7,13 @@ goes.
 
 import os
 import signal
+import sys
 from types import FrameType
 
 
 def main() -> None:
     """The program `rmaplab`."""
+    _open_what_is_closed()
     heard = [  # not where it is ignored: nohup, or &
         number
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -24,6 +26,15 @@ def main() -> None:
     for number in heard:
         signal.signal(number, signal.default_int_handler)
     run()
+
+
+def _open_what_is_closed() -> None:
+    """Standard streams that are closed (`<&-`) lead to /dev/null, or the next file that is opened would be one of them.
+    What is written to stdout is an error there, as it was before."""
+    for number, name, flags in ((0, "stdin", os.O_RDONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, flags), number)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))
 
 
 def _too_early(_signal: int, _frame: FrameType | None) -> None:

@@ -3,7 +3,8 @@
 
 A regular file is written beside its place and moved there, so that whatever happens meanwhile the place holds all of
 the new content or what it held before.  A symbolic link stays one: what it leads to is written.  What is neither
-(/dev/null, /dev/stdout, a FIFO) is written to directly, and only when the content is complete.
+(/dev/null, /dev/stdout, a FIFO) is written to directly, and only when the content is complete.  A disk and a socket are
+refused.
 """
 
 from __future__ import annotations
@@ -23,13 +24,17 @@ class CannotWrite(CannotRun, OSError):
 def check_output(path: str | os.PathLike[str]) -> None:
     """See that `path` can be written, before there is something to write.
 
-    :raises CannotWrite: it is a directory, or in none, or may not be written
+    :raises CannotWrite: it is a directory, or in none, or nothing to write to, or may not be written
     """
     target = _target(path)
     if target.is_dir():
         raise CannotWrite(f"{path} is a directory: give the name of a file in it")
     if not target.parent.is_dir():
         raise CannotWrite(f"cannot write {path}: there is no directory {target.parent}")
+    if target.is_symlink() and not _is_name_of_open_file(target):
+        raise CannotWrite(f"cannot write {path}: {os.strerror(errno.ELOOP)}")
+    if target.is_block_device() or target.is_socket():
+        raise CannotWrite(f"cannot write {path}: it is a block device or a socket")
     if not os.access(target.parent if _is_replaced(target) else target, os.W_OK):
         raise CannotWrite(f"cannot write {path}: {os.strerror(errno.EACCES)}")
 
@@ -42,10 +47,11 @@ def write_output(path: str | os.PathLike[str], content: bytes | str) -> None:
     check_output(path)
     data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     target = _target(path)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}") if _is_replaced(target) else target
+    # A name that nobody can have taken before, not even as a link, and that is not longer than the target's may be.
+    scratch = target.with_name(f".rmaplab-{os.urandom(8).hex()}") if _is_replaced(target) else target
     try:
         try:
-            with scratch.open("wb") as file:
+            with scratch.open("wb" if scratch is target else "xb") as file:
                 file.write(data)
                 if scratch is not target:
                     file.flush()

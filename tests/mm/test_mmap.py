@@ -26,6 +26,8 @@ from rmaplab.mm.abi import (
     MCL_FUTURE,
     MCL_ONFAULT,
     MLOCK_ONFAULT,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
 )
 from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_DIRTY
 from rmaplab.mm.vma import (
@@ -166,6 +168,26 @@ def test_the_lowest_address_is_a_setting(model: Space) -> None:
     assert do(model, low) == -EPERM
     player = Player(model.machine, Header(recorder="", mmap_min_addr=0x1000))
     assert player.do(low) == 0x1000
+
+
+def test_below_the_lowest_address_root_may_map_and_that_is_in_the_history(model: Space) -> None:
+    """CAP_SYS_RAWIO (security/commoncap.c cap_mmap_addr()).  A hint is no address."""
+    player = Player(model.machine, Header(recorder=""))
+    low = Event("mmap", 1, 0x1000, PAGE, RW, ANON, result=0x1000)
+    moved = Event("mremap", 1, 0x1000, PAGE, flags=MREMAP_MAYMOVE | MREMAP_FIXED, length2=PAGE, addr2=0, result=0)
+    hint = Event("mmap", 1, 0x2000, PAGE, RW, HINT, result=player.machine.mmap_min_addr)
+    player.play([low, moved, hint])
+    assert player.differences == [] and player.machine.mm_of(1).tree.at(0) is not None
+    low.addr = 0x3000  # its result is of another
+    player.play([low])
+    assert [difference.got for difference in player.differences] == [-EPERM]
+
+
+def test_how_many_vmas_there_may_be_is_a_setting(model: Space) -> None:
+    """sysctl vm.max_map_count."""
+    player = Player(model.machine, Header(recorder="", max_map_count=3))
+    results = [player.do(Event("mmap", 1, at(2 * number), PAGE, RW, ANON)) for number in range(6)]
+    assert results[0] == at(0) and results[-1] == -ENOMEM
 
 
 def test_droppable_memory_is_private_and_never_locked(space: Space) -> None:

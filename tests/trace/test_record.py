@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -46,6 +47,14 @@ def refusal(recorder: str) -> str:
 @pytest.fixture(params=["bpf", "perf"])
 def recorder(request: pytest.FixtureRequest) -> str:
     """Each of those that see every fault."""
+    if refusal(request.param):
+        pytest.skip(refusal(request.param))
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=["bpf", "perf", "strace"])
+def any_recorder(request: pytest.FixtureRequest) -> str:
     if refusal(request.param):
         pytest.skip(refusal(request.param))
     name: str = request.param
@@ -125,11 +134,9 @@ ODD: Final = os.fsdecode(b"a\n\r\x0b\xe2\x80\xa8\xff\x1b[2J z")  # all that ends
 SHOWN: Final = r"a\n\r\x0b\u2028\udcff\x1b[2J z"
 
 
-@pytest.mark.parametrize("recorder", ["bpf", "perf", "strace"])
-def test_a_name_of_several_lines_that_is_not_utf_8_is_kept_in_one_line(tmp_path: Path, recorder: str) -> None:
+def test_a_name_of_several_lines_that_is_not_utf_8_is_kept_in_one_line(tmp_path: Path, any_recorder: str) -> None:
     """Of the program, of its file, and of the recording."""
-    if refusal(recorder):
-        pytest.skip(refusal(recorder))
+    recorder = any_recorder
     program, output = tmp_path / ODD, tmp_path / f"{ODD}.parquet"
     shutil.copy(shutil.which("true") or "/bin/true", program)
     checked = recorder != "strace"
@@ -320,7 +327,7 @@ def test_without_perf_strace_is_taken_and_that_is_said(
         record(["true"], tmp_path / "h")
 
 
-def test_a_program_that_wants_to_be_traced_is_told_of(tmp_path: Path, recorder: str) -> None:
+def test_a_program_that_wants_to_be_traced_is_told_of(tmp_path: Path, any_recorder: str) -> None:
     program = """
         import ctypes, os, signal, time
         child = os.fork()
@@ -334,8 +341,10 @@ def test_a_program_that_wants_to_be_traced_is_told_of(tmp_path: Path, recorder: 
     """
     said: list[str] = []
     command = [sys.executable, "-S", "-c", textwrap.dedent(program)]
-    assert record(command, tmp_path / "h", recorder=recorder, check=True, say=said.append).status == 0
-    assert len(said) == 1 and "has stopped itself" in said[0] and "--check traces it already" in said[0]
+    checked = any_recorder != "strace"
+    assert record(command, tmp_path / "h", recorder=any_recorder, check=checked, say=said.append).status == 0
+    assert len(said) == 1 and "it waits for ever" in said[0]
+    assert ("has stopped itself" in said[0] and "--check traces it already" in said[0]) == checked
 
 
 def test_a_process_whose_thread_executes_another_program_is_compared_at_its_end(tmp_path: Path, recorder: str) -> None:
@@ -380,6 +389,46 @@ def test_in_a_container_each_fork_is_one(tmp_path: Path, recorder: str, inside: 
     assert [str(difference) for difference in player.geometry + player.differences] == []
 
 
+def test_a_stack_has_the_limit_that_its_program_set(tmp_path: Path, recorder: str) -> None:
+    """BPF reads it; perf does not see it, and that is said where the stack is larger than it was allowed to be."""
+    program = """
+        import ctypes, resource
+        end = next(int(line[13:25], 16) for line in open("/proc/self/maps") if line.endswith("[stack]\\n"))
+        resource.setrlimit(resource.RLIMIT_STACK, (16 << 20, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+        ctypes.memset(end - (12 << 20), 1, 1)
+    """
+    beyond = "ctypes.memset(end - (24 << 20), 1, 1)" if recorder == "bpf" else ""
+    command = ["bash", "-c", 'ulimit -S -s 8192; exec "$@"', "bash", sys.executable, "-S", "-c"]
+    recording = record(
+        [*command, textwrap.dedent(program) + beyond], tmp_path / "h", recorder=recorder, check=True
+    )  # fmt: skip
+    assert recording.status == (-signal.SIGSEGV if beyond else 0)
+    player = replayed(recording.history)
+    assert player.marks == 1 and player.geometry == [] and player.differences == []
+    assert [doubt.split(" (")[0] for doubt in recording.history.header.doubts] == (
+        [] if beyond else ["the limit that a program set for its stack"]
+    )
+
+
+def test_an_executable_stack_is_recorded_as_one(tmp_path: Path, recorder: str) -> None:
+    """mov $60, %eax; xor %edi, %edi; syscall: exit(0); PT_GNU_STACK with all rights."""
+    code = bytes.fromhex("b83c00000031ff0f05")
+    start = 64 + 2 * 56
+    parts = [
+        struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, 62, 1, 0x400000 + start, 64, 0, 0, 64, 56, 2, 0, 0, 0),
+        struct.pack("<IIQQQQQQ", 1, 5, 0, 0x400000, 0x400000, start + len(code), start + len(code), 4096),
+        struct.pack("<IIQQQQQQ", 0x6474E551, 7, 0, 0, 0, 0, 0, 16),
+    ]
+    program = tmp_path / "program"
+    program.write_bytes(b"".join(parts) + code)
+    program.chmod(0o755)
+    recording = record([str(program)], tmp_path / "h", recorder=recorder, check=True)
+    assert recording.status == 0
+    player = replayed(recording.history)
+    assert player.marks == 1 and [str(difference) for difference in player.geometry] == []
+    assert any(row.perms == "rwxp" for row in recording.history.header.checkpoints[0].maps)
+
+
 # A 32-bit program: ELF header, program header, and xor %eax,%eax; xor %ebx,%ebx; inc %eax; int $0x80: exit(0).
 SMALL: Final = bytes.fromhex(
     "7f454c4601010100000000000000000002000300010000005480040834000000000000000000000034002000010000000000000001000000"
@@ -387,7 +436,7 @@ SMALL: Final = bytes.fromhex(
 )  # fmt: skip
 
 
-def test_a_32_bit_program_is_said_not_to_be_followed(tmp_path: Path, recorder: str) -> None:
+def test_a_32_bit_program_is_said_not_to_be_followed(tmp_path: Path, any_recorder: str) -> None:
     program = tmp_path / "small"
     program.write_bytes(SMALL)
     program.chmod(0o755)
@@ -395,7 +444,7 @@ def test_a_32_bit_program_is_said_not_to_be_followed(tmp_path: Path, recorder: s
         subprocess.run([program], check=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this kernel runs no 32-bit programs")
-    history = record(["sh", "-c", f"{program}; {program}; true"], tmp_path / "h", recorder=recorder).history
+    history = record(["sh", "-c", f"{program}; {program}; true"], tmp_path / "h", recorder=any_recorder).history
     assert history.header.unfollowed == {"a 32-bit program": 2}
     assert "a 32-bit program is not followed" in history.evidence
     assert [event.op for event in history].count("exit") == 3
@@ -433,14 +482,11 @@ def test_what_cannot_be_kept_is_no_recording(tmp_path: Path, recorder: str) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("recorder", ["bpf", "perf", "strace"])
-def test_a_recorder_that_is_killed_leaves_nothing(tmp_path: Path, recorder: str) -> None:
-    if refusal(recorder):
-        pytest.skip(refusal(recorder))
+def test_a_recorder_that_is_killed_leaves_nothing(tmp_path: Path, any_recorder: str) -> None:
     script = "import sys; from rmaplab.trace.record import record; "
     script += "record(['sh', '-c', 'echo ready; sleep 1'], sys.argv[1], recorder=sys.argv[2])"
     killed = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "h"), recorder],
+        [sys.executable, "-c", script, str(tmp_path / "h"), any_recorder],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     assert killed.stdout is not None

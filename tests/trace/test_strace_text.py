@@ -69,6 +69,19 @@ def test_threads_belong_to_their_process() -> None:
     assert [(event.op, event.pid) for event in calls(text)] == [("munmap", 5), ("exit", 5)]
 
 
+def test_pid_namespaces_are_counted() -> None:
+    source = StraceText()
+    text = """\
+5 unshare(CLONE_NEWIPC|CLONE_NEWPID) = 0
+5 unshare(CLONE_NEWPID) = -1 EPERM (Operation not permitted)
+5 clone(child_stack=NULL, flags=CLONE_NEWPID|SIGCHLD) = 6
+5 clone(child_stack=NULL, flags=SIGCHLD) = 7
+"""
+    source.read((START + text).splitlines())
+    source.tell(Reducer())
+    assert source.pid_namespaces == 2
+
+
 def test_in_another_pid_namespace_the_number_of_a_child_is_ours() -> None:
     text = "5 vfork( <unfinished ...>\n6 munmap(0x1000, 4096) = 0\n"
     text += "5 <... vfork resumed>) = 2 /* 6 in strace's PID NS */\n"
@@ -80,6 +93,24 @@ def test_a_lock_on_the_program_shows_that_it_is_there() -> None:
     assert [(event.op, event.addr, event.result) for event in made if event.op in ("mmap", "mlock")] == [
         ("mmap", 0x400000, 0x400000), ("mlock", 0x400000, 0), ("mlock", 0x500000, -12),
     ]  # fmt: skip
+
+
+def test_a_32_bit_program_is_said_not_to_be_followed() -> None:
+    text = """\
+7 execve("/bin/sh", ["sh"], 0x7ffd /* 0 vars */) = 0
+7 execve("/bin/old", ["old"], 0x7ffd /* 0 vars */) = 0
+7 [ Process PID=7 runs in 32 bit mode. ]
+7 mmap(NULL, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0xf7f00000
+7 execve("/bin/sh", ["sh"], 0x7ffd /* 0 vars */) = 0
+7 [ Process PID=7 runs in 64 bit mode. ]
+7 exit_group(0) = ?
+7 +++ exited with 0 +++
+"""
+    source, reducer = StraceText(), Reducer()
+    source.read(text.splitlines())
+    source.tell(reducer)
+    assert [event.op for event in reducer.events] == ["exec", "exec", "exit", "exec", "exit"]
+    assert reducer.finish(Header(recorder="strace")).header.unfollowed == {"a 32-bit program": 1}
 
 
 def test_a_failed_exec_changes_nothing() -> None:

@@ -8,12 +8,16 @@ import random
 import numpy as np
 import pytest
 
-from rmaplab.mm.abi import CLONE_VFORK, CLONE_VM, PROT_READ, PROT_WRITE
+from rmaplab.mm.abi import CLONE_VFORK, CLONE_VM, PROT_EXEC, PROT_READ, PROT_WRITE
+from rmaplab.mm.machine import Machine
+from rmaplab.mm.profile import PROFILES
+from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace import elf
 from rmaplab.trace.batches import Faults
 from rmaplab.trace.calls import CALLS
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header
+from rmaplab.trace.play import Player
 from rmaplab.trace.reduce import Reducer
 from rmaplab.trace.timeline import CLONE_NEWPID, Timeline
 
@@ -68,6 +72,60 @@ def test_the_lock_says_whether_a_fork_or_an_unmapping_was_first() -> None:
     timeline.flags_of_new_task(39, 0, 5, 9, 0x11)
     assert [event.op for event in events(timeline)] == ["mmap", "fork", "munmap"]
     assert timeline.locked
+
+
+def test_an_executable_stack_is_one_where_it_stays() -> None:
+    """The kernel changes its rights before it moves it (fs/exec.c setup_arg_pages()), and tells of it there."""
+    timeline = Timeline()
+    timeline.named(1, 0, 5, 5, "old", True)
+    timeline.mapped(2, 0, 5, 0x7FFFFFFFE000, PAGE, RW | PROT_EXEC, 0x7FFFFFFFE000, "//anon", "00:00 0 0")
+    timeline.mapped(3, 0, 5, STACK, 0x21000, RW | PROT_EXEC, 0x7FFFFFFDE000, "[stack]", "00:00 0 0")
+    timeline.mapped(4, 0, 5, A, PAGE, RW, A, "//anon", "00:00 0 0")
+    timeline.running(5)
+    reducer = Reducer()
+    timeline.tell(reducer)
+    assert [(event.op, event.addr, event.prot) for event in reducer.events] == [
+        ("exec", STACK, 0), ("mprotect", STACK, RW | PROT_EXEC), ("mmap", A, RW),
+    ]  # fmt: skip
+
+
+def limited(timeline: Timeline, at: int, limit: int) -> None:
+    """As BPF's programs tell of it; 0: as perf does."""
+    for time, args in ((at, [0, 7, A, 0, 0, limit]), (at + 5, [0, 3, 0, 0, 0, 99]), (at + 8, [0, 3, A, 0, 0, limit])):
+        if limit:
+            timeline.returned(time, 0, 5, 5, CALLS["prlimit64"], args, 0, 0)
+        else:
+            timeline.enter(time, 5, CALLS["prlimit64"], [*args[:5], 0xDEAD])
+            timeline.leave(time + 1, 0, 5, 5, CALLS["prlimit64"], 0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "grown", "doubts"), [(16 << 20, True, 0), (4 << 20, False, 0), (0, True, 1)], ids=["more", "less", "?"]
+)
+def test_a_stack_has_the_limit_that_was_set(limit: int, grown: bool, doubts: int) -> None:
+    """Also in a child, and in the program that it executes.  A replay honours it without being told of it."""
+    timeline = started()
+    mapped(timeline, 10)
+    limited(timeline, 20, limit)
+    timeline.new_task(40, 0, 5, 9, 0)
+    timeline.named(50, 0, 9, 9, "program", True)
+    timeline.mapped(51, 0, 9, STACK, 0x21000, RW, 0x7FFFFFFDE000, "[stack]", "00:00 0 0")
+    timeline.running(9)
+    for at, pid in ((60, 5), (70, 9)):
+        timeline.touched(Faults.of([(at, 0, pid, STACK + 0x21000 - (12 << 20), 1)]))
+    reducer = Reducer()
+    timeline.tell(reducer)
+    header = Header(recorder="bpf")
+    timeline.vouch(header)
+    history = reducer.finish(header)
+    faults = [event.result for event in history if event.op == "fault"]
+    assert faults == [0 if grown else -errno.EFAULT] * 2
+    assert len(header.doubts) == doubts
+    player = Player(Machine(PROFILES["6.18"], [AnonVmaRmap]), header)
+    player.play(history)
+    assert player.differences == []
+    stack = player.machine.mm_of(9).tree.at(STACK)
+    assert stack is not None and (stack.end - stack.start == 12 << 20) == grown
 
 
 def test_without_locks_an_unmapping_counts_from_its_entry() -> None:

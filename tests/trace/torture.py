@@ -15,6 +15,7 @@ PAGE = mmap.PAGESIZE
 RW = mmap.PROT_READ | mmap.PROT_WRITE
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 SHARED = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+FIXED = 0x10
 
 libc = ctypes.CDLL(None, use_errno=True)
 for name in ("mmap", "mremap", "shmat"):
@@ -110,6 +111,38 @@ def sorts_of_memory() -> None:
     libc.mremap(moved + 4 * PAGE, 2 * PAGE, 2 * PAGE, 1 | 4, None)  # MREMAP_DONTUNMAP
 
 
+def odd_calls() -> None:
+    """Calls that fail half-way, at a hole, beyond the end of memory, or are allowed to root alone."""
+    whole = 16 * PAGE
+    for hole in (0, 5, 15):
+        for advice in (4, 8, 10, 14, 16, 18, 21, 22, 23, 999):
+            libc.madvise(holed(hole), whole, advice)
+        libc.mprotect(holed(hole), whole, mmap.PROT_READ)
+        libc.mlock(holed(hole), whole, 0)
+        libc.munlock(holed(hole), whole, 0)
+    locked = map_pages(16)
+    libc.mlock(locked + 4 * PAGE, 4 * PAGE, 0)
+    libc.madvise(locked, whole, 4)  # MADV_DONTNEED
+    room = map_pages(32, 0)
+    moved = holed(5)
+    libc.mprotect(moved, PAGE, mmap.PROT_READ)
+    libc.mremap(moved, whole, whole, 1 | 2, room)
+    libc.mremap(holed(5), whole, 2 * whole, 1 | 2, room)
+    for length in (2**64 - 1, 2**64 - PAGE):
+        libc.mlock(locked, length, 0)
+    libc.mmap(0, PAGE, RW, PRIVATE | FIXED, -1, 0)
+    libc.mremap(locked, PAGE, PAGE, 1 | 2, PAGE)
+    libc.mmap(PAGE, PAGE, RW, PRIVATE, -1, 0)  # only a hint
+
+
+def holed(hole: int) -> int:
+    """16 pages, without one of them."""
+    addr = map_pages(16)
+    ctypes.memset(addr, 1, 16 * PAGE)
+    libc.munmap(addr + hole * PAGE, PAGE, 0)
+    return addr
+
+
 def deep(n: int) -> int:
     """Lets the stack grow."""
     buffer = (ctypes.c_char * 65536)()
@@ -125,6 +158,7 @@ for thread in threads:
 sorts_of_memory()
 in_child(bad_accesses)
 in_child(lambda: deep(20))
+in_child(odd_calls)
 os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
 try:
     os.posix_spawn(

@@ -66,12 +66,16 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _refuse("interrupted, so there is no result")
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter does not write to it once more at exit
+        _write_no_more()
         return NO_READER
     except CannotRun as error:
         return _refuse(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _write_no_more()
         return _refuse(f"{where}{error.strerror or error}")
     except MemoryError:
         return _refuse("there is not enough memory for a history of this size")
@@ -80,6 +84,11 @@ def run(arguments: list[str]) -> int:
 
         traceback.print_exc()
         return COULD_NOT_RUN
+
+
+def _write_no_more() -> None:
+    """So that the interpreter does not write to stdout once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _refuse(sentence: str) -> int:

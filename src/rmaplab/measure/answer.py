@@ -196,8 +196,8 @@ def checked(report: Report) -> str:
     checks, counted = report.figures.checks, report.figures.counted
     parts = []
     if report.inputs.history.sha256:
-        wrong = f"{counted['result']:,} differ" if "result" in counted else "as recorded"
-        parts.append(f"results of {plural(checks.results, 'event')} {wrong}")
+        wrong = f": {counted['result']:,} not" if "result" in counted else ""
+        parts.append(f"results of {plural(checks.results, 'event')}{wrong} as recorded")
         others = max(0, report.figures.machine.mms.made - checks.maps)
         wrong = f"{plural(counted['geometry'], 'VMA')} not" if "geometry" in counted else "all VMAs"
         if checks.maps:

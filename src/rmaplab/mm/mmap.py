@@ -35,7 +35,6 @@ from rmaplab.mm.abi import (
     MAP_STACK,
     MAP_TYPE,
     STACK_GUARD_GAP,
-    STACK_LIMIT,
 )
 from rmaplab.mm.gup import populate
 from rmaplab.mm.locking import start_write, write_downgrade, write_unlock
@@ -395,7 +394,7 @@ def grow_down(system: System, vma: VMA, start: int) -> int:
             return -ENOMEM
     grow = (vma.start - start) >> PAGE_SHIFT
     system.prepare(vma)
-    if grow > vma.pgoff or vma.end - start > STACK_LIMIT:
+    if grow > vma.pgoff or vma.end - start > system.stack_limit:
         return -ENOMEM
     vma.mm.total_vm += grow
     if vma.flags & VM_LOCKED:

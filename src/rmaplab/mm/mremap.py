@@ -16,6 +16,7 @@ from rmaplab.mm.abi import (
     EFAULT,
     EINVAL,
     ENOMEM,
+    EPERM,
     MAP_SHARED,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
@@ -209,7 +210,7 @@ def _mremap_to(
             return error
     if flags & MREMAP_FIXED:
         if new_addr < system.mmap_min_addr:
-            return -EINVAL
+            return -EPERM
         error = do_munmap(system, mm, new_addr, new_len)
         if error:
             return error

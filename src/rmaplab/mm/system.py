@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from mypy_extensions import mypyc_attr
 
-from rmaplab.mm.abi import MAX_MAP_COUNT, MMAP_MIN_ADDR
+from rmaplab.mm.abi import MAX_MAP_COUNT, MMAP_MIN_ADDR, STACK_LIMIT
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.folio import (
     FOLIO_DIRTY,
@@ -131,6 +131,7 @@ class System:
         ]
         self.max_map_count = MAX_MAP_COUNT  # sysctl vm.max_map_count: VMAs that a process may have
         self.mmap_min_addr = MMAP_MIN_ADDR  # sysctl vm.mmap_min_addr: no mapping begins below
+        self.stack_limit = STACK_LIMIT  # RLIMIT_STACK: bytes
         self.leader: Final = self.designs[leader]
         # Those besides the leader that would have made the same VMAs so far; nobody asks where others run, too.
         self.agreeing = [] if scheduler is not None else [d for d in self.designs if d is not self.leader]

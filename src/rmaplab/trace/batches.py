@@ -275,13 +275,11 @@ class Batch:
         process = self._tasks.get(tid)
         if process is None or addr >= TASK_SIZE:
             return False
-        grown: bool | None = False
+        grown = False
         space = process.space
         range = space.at(addr)
         if range is None:
-            grown = space.grow_stack(addr)
-            if grown is None:
-                return False  # beyond the stack's limit, which the machine does not have
+            grown = process.grow_stack(addr)
             range = space.at(addr)
         may_write = range is not None and range.prot & PROT_WRITE != 0
         write = may_write if kind > 1 else kind == 1
@@ -293,7 +291,7 @@ class Batch:
             and range.start < addr
         ):  # fmt: skip
             self._lengthen(1)
-            return bool(grown)
+            return grown
         self._put_away()
         flags, result = FAULT_WRITE if write else 0, 0 if allowed else -errno.EFAULT
         self._made.append((time, cpu, process.pid, addr, 1, flags, result))
@@ -301,7 +299,7 @@ class Batch:
         self._nr_rows += 1
         self._runs_here = True
         run.pid, run.end, run.write = process.pid if allowed else 0, addr + PAGE_SIZE, write
-        return bool(grown)
+        return grown
 
     def _lengthen(self, nr_pages: int) -> None:
         """The run that was told last goes on."""

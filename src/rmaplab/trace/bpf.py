@@ -37,7 +37,8 @@ _HEADER: Final = 8  # of a record in a ring buffer
 # Numbers of helpers (include/uapi/linux/bpf.h ___BPF_FUNC_MAPPER).
 _HELPERS: Final = {
     "map_lookup_elem": 1, "map_update_elem": 2, "map_delete_elem": 3, "ktime_get_ns": 5, "get_smp_processor_id": 8,
-    "get_current_pid_tgid": 14, "probe_read_kernel": 113, "ringbuf_output": 130,
+    "get_current_pid_tgid": 14, "probe_read_user": 112, "probe_read_kernel": 113,
+    "ringbuf_output": 130,
 }  # fmt: skip
 _SIZES: Final = {"u64": 0x18, "u32": 0x00, "u16": 0x08, "u8": 0x10}
 _ARITHMETIC: Final = {"=": 0xB0, "+=": 0x00, "&=": 0x50, ">>=": 0x70}

@@ -7,7 +7,8 @@ map of those that are followed, and write one small record for a fault, and one 
 parameters, its result, and when it got mmap_lock for writing.  perf's own records of what was mapped, executed and
 ended still come from perf_events.py.
 
-The programs read nothing of the kernel's but the parameters of tracepoints and pt_regs, so they need no types:
+The programs read nothing of the kernel's but the parameters of tracepoints and pt_regs, so they need no types, and of
+the program's the limit that it sets (setrlimit(2)):
 
 - page_fault_user and page_fault_kernel (arch/x86/include/asm/trace/exceptions.h): address, pt_regs, error code;
 - sys_exit (include/trace/events/syscalls.h): pt_regs, result;
@@ -167,6 +168,23 @@ _FORGET: Final = """
 """
 
 
+# What limit was set, in place of r9, which these calls do not have: its address is in si or in dx.
+_LIMIT: Final = f"""
+    if r8 == {CALLS["setrlimit"].number} goto second
+    if r8 != {CALLS["prlimit64"].number} goto all
+    r3 = *(u64 *)(r10 - 40)
+    goto read
+second:
+    r3 = *(u64 *)(r10 - 32)
+read:
+    r1 = r10
+    r1 += -72
+    r2 = 8
+    call probe_read_user  ; 0, where it cannot
+all:
+"""
+
+
 def _return() -> str:
     return f"""
     r6 = r1
@@ -180,6 +198,7 @@ def _return() -> str:
     {_search(sorted(BY_NUMBER))}
 found:
     {_FOLLOWED}
+    {_LIMIT}
     r1 = *(u64 *)(r6 + 8)
     *(u64 *)(r10 - 96) = r1
     r1 = *(u64 *)(r9 + 0)

@@ -115,6 +115,9 @@ CALLS: Final = {
         Call("execve", 59, "exec"),
         Call("execveat", 322, "exec"),
         Call("ptrace", 101, "", ("flags",)),
+        # Last, in a register that they do not have: the soft limit that the second or third leads to, if it was read.
+        Call("setrlimit", 160, "", ("flags", "addr", "", "", "", "length")),
+        Call("prlimit64", 302, "", ("flags", "flags", "addr", "", "", "length")),
         Call("unshare", 272, "", ("flags",)),
         *(Call(name, number, skipped=True) for name, number in _SKIPPED.items()),
     )

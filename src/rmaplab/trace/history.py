@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rmaplab.errors import CannotRun
-from rmaplab.mm.abi import MMAP_MIN_ADDR
+from rmaplab.mm.abi import MMAP_MIN_ADDR, STACK_LIMIT
 from rmaplab.mm.vma import (
     VM_DONTDUMP,
     VM_DONTEXPAND,
@@ -142,7 +142,9 @@ class Header(msgspec.Struct, kw_only=True):
     recorder:  "bpf", "perf", "strace", "import of perf script", "import of strace", or a workload's name
     rmaplab:   version that wrote it
     kernel:    release of the kernel that it was recorded on ("6.18.44"), by which the machine picks a profile
-    mmap_min_addr: sysctl vm.mmap_min_addr there, in bytes
+    mmap_min_addr: below which no mapping is placed or grows there, in bytes: sysctl vm.mmap_min_addr, or more
+    max_map_count: sysctl vm.max_map_count there; 0: not recorded
+    stack_limit: bytes that a stack may have: the largest RLIMIT_STACK that was seen
     command:   name of the program; the whole command line only where asked
     date:      ISO 8601, UTC
     faults:    "recorded", or "synthesised: " and by which policy
@@ -166,6 +168,8 @@ class Header(msgspec.Struct, kw_only=True):
     rmaplab: str = ""
     kernel: str = ""
     mmap_min_addr: int = MMAP_MIN_ADDR
+    max_map_count: int = 0
+    stack_limit: int = STACK_LIMIT
     command: str = ""
     date: str = ""
     faults: str = "recorded"

@@ -3,8 +3,8 @@
 
 The kernel's answers are part of a history, and the machine has to give the same ones: an address, 0 or
 an errno that differs is kept as a `Difference`.  Two answers are taken from the history instead of being
-asked for: where the kernel was free to place a mapping, and failures whose cause lies outside memory
-management (a file that may not be mapped, say), which changed nothing.
+asked for: where the kernel was free to place a mapping, or let root place one, and failures whose cause lies outside
+memory management (a file that may not be mapped, say), which changed nothing.
 
 Consecutive faults of one process that touch consecutive pages are applied as one run, and so are those that write to
 fresh pages, in any order.  They commute with nothing but themselves (a fault in another process may copy what this one
@@ -130,6 +130,10 @@ class Player:
     ) -> None:
         self.machine: Final = machine
         machine.mmap_min_addr = header.mmap_min_addr
+        machine.max_map_count = header.max_map_count or machine.max_map_count
+        machine.stack_limit = header.stack_limit
+        self._mmap_min_addr: Final = header.mmap_min_addr
+        self._stack_limit: Final = header.stack_limit
         self.differences: Final[list[Difference]] = []
         self.played = 0  # events
         self.geometry: Final[list[GeometryDifference]] = []
@@ -252,6 +256,8 @@ class Player:
                 self._row = i + 1
         self._last_length = length
         if result >= 0 or result not in _FROM_OUTSIDE:
+            if result < 0 and op == "fault":
+                self.machine.stack_limit = 0  # that stack did not grow: the process may have had a limit of its own
             try:
                 got = self._do(
                     op, pid, addr, length, part.prot[row], flags, part.addr2[row], part.length2[row], part.file[row],
@@ -261,6 +267,8 @@ class Player:
                 where = f"event {self.played}: {op} of process {pid}: {error}"
                 before = f" (it went another way before: {self.differences[0]})" if self.differences else ""
                 raise HistoryError(f"{where}{before}") from None
+            if result < 0:
+                self.machine.stack_limit = self._stack_limit
             self._pid = pid if op == "fault" and got == 0 and self._batch else 0
             if got != result:
                 self.differences.append(Difference(self.played, self.last(), got))
@@ -301,8 +309,13 @@ class Player:
         if op == "fault":
             return self._fault(machine.mm_of(pid), addr, length, flags & FAULT_WRITE != 0, result)
         if op == "mmap":
-            at = None if result < 0 or flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) else result
-            return machine.mmap(machine.mm_of(pid), addr, length, prot, flags, self._file(file), offset, at)
+            fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)
+            at = None if result < 0 or fixed else result
+            if fixed and addr == result:
+                self._allow(result)
+            got = machine.mmap(machine.mm_of(pid), addr, length, prot, flags, self._file(file), offset, at)
+            machine.mmap_min_addr = self._mmap_min_addr
+            return got
         if op == "munmap":
             return machine.munmap(machine.mm_of(pid), addr, length)
         if op == "mprotect":
@@ -312,8 +325,13 @@ class Player:
         if op == "brk":
             return machine.brk(machine.mm_of(pid), addr)
         if op == "mremap":
-            at = None if result < 0 or flags & MREMAP_FIXED else result
-            return machine.mremap(machine.mm_of(pid), addr, length, length2, flags, addr2, at)
+            fixed = flags & MREMAP_FIXED
+            at = None if result < 0 or fixed else result
+            if fixed and addr2 == result:
+                self._allow(result)
+            got = machine.mremap(machine.mm_of(pid), addr, length, length2, flags, addr2, at)
+            machine.mmap_min_addr = self._mmap_min_addr
+            return got
         if op == "fork":
             machine.fork(pid, pid2, flags)
         elif op == "exit":
@@ -350,6 +368,10 @@ class Player:
         else:
             raise HistoryError(f"there is no operation {op!r}")
         return 0
+
+    def _allow(self, addr: int) -> None:
+        """Let the next call map at `addr`, as the kernel did: root may below vm.mmap_min_addr (CAP_SYS_RAWIO)."""
+        self.machine.mmap_min_addr = min(self._mmap_min_addr, addr)
 
     def _file(self, number: int) -> File | None:
         if number < 0:

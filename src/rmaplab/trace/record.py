@@ -12,8 +12,11 @@ first Ctrl-C is passed on, the second becomes SIGTERM, the third SIGKILL, and th
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import os
+import resource
+import select
 import shlex
 import shutil
 import signal
@@ -31,7 +34,8 @@ from typing import Any, Final
 import msgspec
 
 from rmaplab.errors import CannotRun
-from rmaplab.mm.abi import MMAP_MIN_ADDR
+from rmaplab.mm.abi import MAP_ANONYMOUS, MAP_PRIVATE, MAX_MAP_COUNT, MMAP_MIN_ADDR, PROT_NONE
+from rmaplab.mm.vma import PAGE_SIZE, TASK_SIZE
 from rmaplab.output import check_output
 from rmaplab.trace.bpf_events import BpfEvents
 from rmaplab.trace.collector import Collector, Source
@@ -100,6 +104,7 @@ def record(
         rmaplab=__version__,
         kernel=os.uname().release,
         mmap_min_addr=_mmap_min_addr(),
+        max_map_count=_sysctl("max_map_count", MAX_MAP_COUNT),
         command=shlex.join(command) if names else os.path.basename(command[0]),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seconds_unrecorded=seconds_unrecorded,
@@ -109,12 +114,25 @@ def record(
     return recording
 
 
-def _mmap_min_addr() -> int:
-    """sysctl vm.mmap_min_addr of the running kernel, in bytes."""
+def _sysctl(name: str, default: int) -> int:
+    """vm.`name` of the running kernel."""
     try:
-        return int(Path("/proc/sys/vm/mmap_min_addr").read_text())
+        return int(Path("/proc/sys/vm", name).read_text())
     except OSError:
-        return MMAP_MIN_ADDR
+        return default
+
+
+def _mmap_min_addr() -> int:
+    """Below which the running kernel places no mapping, in bytes.  CONFIG_LSM_MMAP_MIN_ADDR may be more than the sysctl
+    says, and a hint is rounded up to it (mm/mmap.c round_hint_to_min())."""
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_size_t
+    libc.mmap.argtypes = [ctypes.c_size_t, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    placed: int = libc.mmap(PAGE_SIZE, PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if placed == ctypes.c_size_t(-1).value:
+        return _sysctl("mmap_min_addr", MMAP_MIN_ADDR)
+    libc.munmap(ctypes.c_size_t(placed), ctypes.c_size_t(PAGE_SIZE))
+    return placed if PAGE_SIZE < placed < 1 << 24 else _sysctl("mmap_min_addr", MMAP_MIN_ADDR)
 
 
 def _run(
@@ -165,7 +183,9 @@ def _with_events(
         size = buffer << 3 * attempt
         run = _Run()
         timeline = Timeline()
-        reducer = Reducer(names=names, maps=run.maps)
+        limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
+        stack_limit = TASK_SIZE if limit == resource.RLIM_INFINITY else min(limit, TASK_SIZE)
+        reducer = Reducer(names=names, maps=run.maps, stack_limit=stack_limit)
         run.record(recorder, command, size, check, timeline, reducer, say)
         if not timeline.lost:
             break
@@ -261,7 +281,7 @@ def _with_strace(command: Sequence[str], header: Header, names: bool, say: Say) 
         os.unlink(path)
         with _Signals(child.pid) as signals:
             begun = time.monotonic()
-            status = os.waitpid(child.pid, 0)[1]
+            status = _wait(child.pid, descriptor, say)
             seconds = time.monotonic() - begun
         child.returncode = os.waitstatus_to_exitcode(status)
         text = StraceText()
@@ -277,7 +297,27 @@ def _with_strace(command: Sequence[str], header: Header, names: bool, say: Say) 
             "(set TMPDIR to a directory with more room)"
         )
     header.order = "inferred"
+    header.pid_namespaces = text.pid_namespaces
     return _finish(header, reducer, _Run(status, seconds, signals.count > 0))
+
+
+def _wait(pid: int, descriptor: int, say: Say) -> int:
+    """Let strace `pid` end; returns its wait status.  Meanwhile `say` whether a program asks to be traced, in what it
+    writes to `descriptor`."""
+    watched = os.pidfd_open(pid)
+    before, at = b"", 0
+    while not select.select([watched], [], [], 0.2)[0]:
+        while part := os.pread(descriptor, 1 << 20, at):
+            at += len(part)
+            if b"PTRACE_TRACEME" in before + part:
+                say(
+                    "a program asks for a tracer of its own (ptrace), and strace is one already: if it waits for that, "
+                    "it waits for ever; Ctrl-C ends it, if need be at the third time"
+                )
+                at = 1 << 62
+            before = part[-16:]
+    os.close(watched)
+    return os.waitpid(pid, 0)[1]
 
 
 def _runs(pid: int) -> bool:

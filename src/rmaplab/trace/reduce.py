@@ -43,8 +43,9 @@ from rmaplab.mm.abi import (
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
+    STACK_LIMIT,
 )
-from rmaplab.mm.vma import PAGE_MASK, PAGE_SIZE
+from rmaplab.mm.vma import PAGE_MASK, PAGE_SIZE, TASK_SIZE
 from rmaplab.trace.batches import Batch, Calls, Faults, Run
 from rmaplab.trace.calls import CALLS, Call
 from rmaplab.trace.events import FAULT_WRITE, Event
@@ -55,6 +56,7 @@ CLONE_THREAD: Final = 0x10000
 PR_SET_VMA: Final = 0x53564D41
 SHM_RDONLY: Final = 0o10000
 SHM_EXEC: Final = 0o100000
+RLIMIT_STACK: Final = 3
 
 SYNTHESIS: Final = (
     "synthesised: each private range that becomes writable is written at once, from its start, at most 256 "
@@ -103,6 +105,7 @@ class Reducer:
     names:      keep the names of files and processes
     synthesise: faults are not observed; make them up, as SYNTHESIS says
     maps:       /proc/PID/maps at the end of each life of a pid
+    stack_limit: RLIMIT_STACK of the first process
     """
 
     def __init__(
@@ -111,7 +114,10 @@ class Reducer:
         names: bool = False,
         synthesise: bool = False,
         maps: dict[int, list[list[MapsRow]]] | None = None,
+        stack_limit: int = STACK_LIMIT,
     ) -> None:
+        self._first_limit: Final = stack_limit
+        self._stack_limit = stack_limit  # the largest
         self.events: Final = Rows()
         self._names: Final = names
         self._synthesise: Final = synthesise
@@ -129,7 +135,8 @@ class Reducer:
             for what, names in (
                 ("mmap", "mmap"), ("shmat", "shmat"), ("munmap", "munmap"), ("shmdt", "shmdt"), ("brk", "brk"),
                 ("mprotect", "mprotect pkey_mprotect"), ("mremap", "mremap"), ("madvise", "madvise"),
-                ("mlock", "mlock mlock2"), ("munlock", "munlock"), ("prctl", "prctl"),
+                ("mlock", "mlock mlock2"), ("munlock", "munlock"), ("prctl", "prctl"), ("setrlimit", "setrlimit"),
+                ("prlimit", "prlimit64"),
             )
             for name in names.split()
         }  # fmt: skip
@@ -157,7 +164,7 @@ class Reducer:
             self._tasks[child] = parent
             return
         space = parent.space if flags & CLONE_VM else parent.space.copy()
-        process = Process(child, space)
+        process = parent.made(child, space)
         self._tasks[child] = process
         self._emit("fork", parent, pid2=child, flags=flags & (CLONE_VM | CLONE_VFORK))
         if self._synthesise and not flags & CLONE_VM:
@@ -172,6 +179,7 @@ class Reducer:
         process.tids.discard(tid)
         if process.tids:
             return
+        self._note_guess(process)
         lives = self._maps.get(process.pid)
         if lives:
             number = len(self._checkpoints)
@@ -192,8 +200,10 @@ class Reducer:
         if self._names and process is not None:
             self._comms[process.pid] = comm
 
-    def executed(self, tid: int, pid: int, stack: int, length: int, offset: int) -> None:
-        """Task `tid` of process `pid` runs a new program; `stack` and so on as in the exec event."""
+    def executed(
+        self, tid: int, pid: int, stack: int, length: int, offset: int, prot: int = PROT_READ | PROT_WRITE
+    ) -> None:
+        """Task `tid` of process `pid` runs a new program; `stack` and so on as in the exec event; `prot`: of it."""
         old = self._tasks.get(tid)
         if old is not None:
             pid = old.pid
@@ -205,11 +215,23 @@ class Reducer:
             if old is not None:
                 self._emit("exit", old)
             return
-        process = Process(pid, Space(len(self.events)))
+        space = Space(len(self.events))
+        if old is not None:
+            self._note_guess(old)
+            process = old.made(pid, space)
+        else:
+            process = Process(pid, space, self._first_limit)
         self._tasks[pid] = process
         self._emit("exec", process, addr=stack, length=length, offset=offset)
-        process.space.insert(Range(stack, stack + length, PROT_READ | PROT_WRITE, True, grows_down=True))
+        process.space.insert(Range(stack, stack + length, prot, True, grows_down=True))
+        if prot & PROT_EXEC:
+            self._emit("mprotect", process, addr=stack, length=length, prot=prot)
         self._touch(process, stack + length - 2 * PAGE_SIZE, stack + length)
+
+    def _note_guess(self, process: Process) -> None:
+        if process.guessed:
+            what = "the limit that a program set for its stack (only bpf sees it)"
+            self._unfollowed[what] = self._unfollowed.get(what, 0) + 1
 
     @property
     def alive(self) -> bool:
@@ -306,6 +328,8 @@ class Reducer:
             # ENOMEM is RLIMIT_MEMLOCK where nothing else stands in the way.
             start = registers[0] & PAGE_MASK
             end = start + page_align(registers[1] + (registers[0] & ~PAGE_MASK))
+            if end >> 64:
+                return False  # the limit comes first
             return any(start < end and not range.prot for range in process.space.within(start, end)) or bool(
                 process.space.holes(start, end)
             )
@@ -398,6 +422,21 @@ class Reducer:
             self._texts.append(key if self._names or not key else f"name {len(self._texts)}")
         self._emit("name", process, addr=addr, length=length, file=self._labels[key])
 
+    def _call_setrlimit(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
+        self._limit(process, registers[0], registers[1], (registers + [0] * 6)[5])
+
+    def _call_prlimit(self, process: Process, registers: list[int], result: int, known: Particulars) -> None:
+        whose = self._tasks.get(registers[0]) if registers[0] else process
+        if whose is not None:
+            self._limit(whose, registers[1], registers[2], (registers + [0] * 6)[5])
+
+    def _limit(self, process: Process, resource: int, place: int, limit: int) -> None:
+        """The limit at `place` is for `process` now; `limit`: what it is, 0: that is not known."""
+        if resource == RLIMIT_STACK and place:
+            process.limit_unknown = not limit
+            process.stack_limit = min(limit, TASK_SIZE) or process.stack_limit
+            self._stack_limit = max(self._stack_limit, process.stack_limit if limit else TASK_SIZE)
+
     def _mmap(
         self, process: Process, addr: int, length: int, prot: int, flags: int, offset: int, result: int,
         backing: Backing | None,
@@ -461,6 +500,9 @@ class Reducer:
         header.processes = self._comms
         header.checkpoints = self._checkpoints
         header.skipped = self._skipped
+        header.stack_limit = self._stack_limit
+        for process in {process.pid: process for process in self._tasks.values()}.values():
+            self._note_guess(process)
         header.unfollowed |= self._unfollowed
         header.threads = self._nr_threads
         if self._synthesise:

@@ -17,11 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rmaplab.mm.abi import MREMAP_DONTUNMAP, PROT_READ, PROT_WRITE, STACK_GUARD_GAP
-from rmaplab.mm.vma import PAGE_MASK, PAGE_SIZE
+from rmaplab.mm.vma import PAGE_MASK, PAGE_SIZE, TASK_SIZE
 from rmaplab.trace.history import Rows
-
-# What setrlimit allows unless it is asked for more.  The machine has no limits (mm/mmap.py).
-STACK_LIMIT: Final = 8 << 20
 
 
 class Range:
@@ -198,20 +195,21 @@ class Space:
             if range.start < range.end:
                 self.insert(range)
 
-    def grow_stack(self, addr: int) -> bool | None:
-        """Let the range above `addr` grow down to it if it does that.  None: it would, but for the limit."""
+    def grow_stack(self, addr: int, limit: int) -> int:
+        """Let the range above `addr` grow down to it if it does that, up to `limit` bytes.  Returns its new length; 0:
+        it did not grow."""
         i = bisect_right(self._starts, addr)
         if i == len(self.ranges) or not self.ranges[i].grows_down:
-            return False
+            return 0
         range = self.ranges[i]
         start = addr & PAGE_MASK
         if i and self.ranges[i - 1].prot and start - self.ranges[i - 1].end < STACK_GUARD_GAP:
-            return False
-        if range.end - start > STACK_LIMIT:
-            return None
+            return 0
+        if range.end - start > limit:
+            return 0
         range.start = start
         self._starts[i] = start
-        return True
+        return range.end - start
 
     def allows(self, addr: int, write: bool) -> bool:
         """May `addr` be accessed?  (x86-64: what may be written or executed may be read.)"""
@@ -220,12 +218,32 @@ class Space:
 
 
 class Process:
-    """A process as a recorder sees it: threads in an address space."""
+    """A process as a recorder sees it: threads in an address space.
 
-    def __init__(self, pid: int, space: Space) -> None:
+    stack_limit:   RLIMIT_STACK, as far as it is known
+    limit_unknown: it was set since then, and what to was not seen
+    guessed:       the stack grew beyond what is known
+    """
+
+    def __init__(self, pid: int, space: Space, stack_limit: int) -> None:
         self.pid: Final = pid
         self.space = space
         self.tids = {pid}
+        self.stack_limit = stack_limit
+        self.limit_unknown = False
+        self.guessed = False
+
+    def made(self, pid: int, space: Space) -> Process:
+        """Its child, or itself when it has executed a program: limits stay."""
+        process = Process(pid, space, self.stack_limit)
+        process.limit_unknown = self.limit_unknown
+        return process
+
+    def grow_stack(self, addr: int) -> bool:
+        """Let the stack grow down to `addr`, if it does."""
+        length = self.space.grow_stack(addr, TASK_SIZE if self.limit_unknown else self.stack_limit)
+        self.guessed |= length > self.stack_limit
+        return length > 0
 
 
 def _are_one(low: Range, high: Range) -> bool:

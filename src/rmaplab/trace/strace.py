@@ -22,15 +22,18 @@ import msgspec
 from rmaplab.mm import abi
 from rmaplab.trace.calls import CALLS
 from rmaplab.trace.reduce import CLONE_THREAD, PR_SET_VMA, SHM_EXEC, SHM_RDONLY, Backing, Reducer
+from rmaplab.trace.timeline import CLONE_NEWPID
 
 __all__ = ["STRACE_OPTIONS", "StraceText"]
 
 # What else it takes to understand them: how large a System V segment is, and when a task ends.
 _TRACED: Final = (*CALLS, "shmget", "exit", "exit_group")
-# -y: paths of descriptors.  pidns: also the number that lines begin with, where a clone in another PID namespace
-# returned that of the namespace.  A question mark: never mind if this kernel or strace does not know the call.
+# attach: not -q, which does not say either what runs in 32-bit mode.  -y: paths of descriptors.  pidns: also the number
+# that lines begin with, where a clone in another PID namespace returned that of the namespace.  A question mark: never
+# mind if this kernel or strace does not know the call.
 STRACE_OPTIONS: Final = (
-    "-f", "-q", "-ttt", "-y", "--decode-pids=pidns", "-e", "trace=" + ",".join("?" + name for name in _TRACED),
+    "-f", "--quiet=attach", "-ttt", "-y", "--decode-pids=pidns",
+    "-e", "trace=" + ",".join("?" + name for name in _TRACED),
 )  # fmt: skip
 
 _LINE: Final = re.compile(
@@ -46,6 +49,7 @@ _DONE: Final = re.compile(
 _UNFINISHED: Final = re.compile(r"(\w+)\((.*?)\s*<unfinished \.\.\.>$")
 _RESUMED: Final = re.compile(r"<\.\.\. (\w+) resumed>\s*(.*)$")
 _SUPERSEDED: Final = re.compile(r"\+\+\+ superseded by execve in pid (\d+) \+\+\+")
+_OTHER_MODE: Final = re.compile(r"\[ Process PID=\d+ runs in (?:32 bit|x32) mode")
 _DESCRIPTOR: Final = re.compile(r"(-?\d+)<(.*)>(?:\(deleted\))?$")
 _FLAGS: Final = re.compile(r"flags=([\w|]+)")
 
@@ -55,6 +59,7 @@ _SYMBOLS: Final[dict[str, int]] = {
         for name, value in vars(abi).items()
         if name.startswith(("PROT_", "MAP_", "MREMAP_", "MADV_", "MLOCK_", "MCL_", "CLONE_"))
     },
+    "CLONE_NEWPID": CLONE_NEWPID,
     "CLONE_THREAD": CLONE_THREAD,
     "MAP_FILE": 0,
     "MAP_HUGETLB": 0x40000,
@@ -69,6 +74,7 @@ _FREES_AT_ENTRY: Final = frozenset(("munmap", "shmdt"))
 _STARTS: Final = frozenset(("clone", "clone3", "fork", "vfork"))
 _OPENS: Final = frozenset(("open", "openat", "openat2", "creat", "memfd_create"))
 _STACK: Final = (0x7FFFFFFDE000, 0x21000, 0x7FFFFFFDE000)
+_STACK_32: Final = (0xFFFDD000, 0x21000, 0xFFFDD000)
 _FIRST: Final = 1  # stands for the number of the first process where its lines do not tell it
 
 
@@ -91,9 +97,13 @@ class _Life(msgspec.Struct):
 
 
 class StraceText:
-    """Reads the lines of `strace -f`, and tells a Reducer."""
+    """Reads the lines of `strace -f`, and tells a Reducer.
+
+    pid_namespaces: that were made, once it has told
+    """
 
     def __init__(self) -> None:
+        self.pid_namespaces = 0
         self._acts: list[tuple[tuple[int, int], _Act]] = []  # by line at which it took effect
         self._line = 0
         self._time = 0
@@ -163,6 +173,9 @@ class StraceText:
             elif int(superseded[1]) in self._entered:
                 self._entered[tid] = self._entered.pop(int(superseded[1]))
             return
+        if _OTHER_MODE.match(text):
+            self._acts.append(((self._line, 1), _Act(tid, self._time, "32 bit", [])))
+            return
         unfinished = _UNFINISHED.match(text)
         if unfinished is not None:
             if unfinished[1] in ("exit", "exit_group"):
@@ -221,13 +234,18 @@ class StraceText:
             reducer.gone(tid)
         elif name == "exit_group":
             reducer.process_gone(tid)
+        elif name == "32 bit":
+            reducer.executed(tid, tid, *_STACK_32)
         elif name in _STARTS:
             flags = _FLAGS.search(args[0])
             value = _value(flags[1]) if flags is not None else 0
             if name == "vfork":
                 value = abi.CLONE_VM | abi.CLONE_VFORK
             if act.result > 0:
+                self.pid_namespaces += value & CLONE_NEWPID != 0
                 reducer.started(tid, act.result, value)
+        elif name == "unshare":
+            self.pid_namespaces += act.result == 0 and _value(args[0]) & CLONE_NEWPID != 0
         elif name in ("execve", "execveat"):
             if act.result == 0:
                 reducer.executed(tid, tid, *_STACK)

@@ -27,7 +27,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from rmaplab.mm.abi import CLONE_VM
+from rmaplab.mm.abi import CLONE_VM, PROT_READ, PROT_WRITE
 from rmaplab.mm.vma import PAGE_SIZE
 from rmaplab.trace import elf
 from rmaplab.trace.batches import Calls, Faults
@@ -43,7 +43,8 @@ CLONE_NEWPID: Final = 0x20000000
 _POKES: Final = (4, 5)  # PTRACE_POKETEXT, PTRACE_POKEDATA
 _OWN_RECORDS: Final = ("exec", "fork")  # told by records of their own
 _FREES_AT_ENTRY: Final = frozenset(("munmap", "shmdt"))
-_STACK: Final = (0x7FFFFFFDE000, 0x21000, 0x7FFFFFFDE000)  # of an exec that did not tell
+_LIMITS: Final = frozenset(("setrlimit", "prlimit64"))
+_STACK: Final = (0x7FFFFFFDE000, 0x21000, 0x7FFFFFFDE000, PROT_READ | PROT_WRITE)  # of an exec that did not tell
 
 
 class _Entered:
@@ -70,11 +71,15 @@ class _Mapped:
 
 
 class _Exec:
-    """An exec, from its point of no return to the new program's first step, and what it mapped."""
+    """An exec, from its point of no return to the new program's first step, and what it mapped.
+
+    moved: the stack is where it stays
+    """
 
     def __init__(self, pid: int) -> None:
         self.pid: Final = pid
         self.stack = _STACK
+        self.moved = False
         self.segments: Final[list[_Mapped]] = []
 
 
@@ -164,7 +169,8 @@ class Timeline:
         self._execs.pop(tid, None)
         self._mapped.pop(tid, None)
         if not self._is_noted(call, registers):
-            self._calls[tid] = _Entered(call, registers, time)
+            known = registers[:4] if call.name in _LIMITS else registers  # nobody read the limit
+            self._calls[tid] = _Entered(call, known, time)
 
     def _is_noted(self, call: Call, registers: list[int]) -> bool:
         """Whether `call` changes no memory of its own, and is only counted."""
@@ -269,8 +275,11 @@ class Timeline:
         executing = self._execs.get(tid)
         if executing is not None:
             if path == "[stack]":
-                executing.stack = (start, length, offset)
+                executing.stack = (start, length, offset, prot)
+                executing.moved = True
                 return
+            if backing is None and not executing.moved and not executing.segments:
+                return  # the stack before it moves: setup_arg_pages() changes its rights there
             segment = _Mapped(time, start, length, prot, offset, backing)
             for earlier in executing.segments:
                 _trim(earlier, segment)
