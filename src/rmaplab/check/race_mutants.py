@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final, cast
 
 from rmaplab.check.mutants import Mutant
-from rmaplab.check.race import Model
+from rmaplab.check.race import Model, name_ordering
 from rmaplab.check.scenarios import scenario
 from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.locking import lock_of
@@ -445,8 +445,11 @@ def scene(mutant: Mutant) -> Scenario:
 
 def outcome(mutant: Mutant, limit: int, preemptions: int = -1) -> Outcome:
     """Try the scenario of the mutant, up to the first interleaving that fails, or `limit` of them."""
-    begin = Model(mutant.memory, [mutant.weakened] if mutant.weakened else []).begin
-    return explore(scene(mutant), limit=limit, preemptions=preemptions, begin=begin)
+    memory = Model(mutant.memory, [mutant.weakened] if mutant.weakened else [])
+    found = explore(scene(mutant), limit=limit, preemptions=preemptions, begin=memory.begin)
+    for failure in found.failures:
+        name_ordering(failure, scene(mutant), memory)
+    return found
 
 
 def _raced(
