@@ -15,7 +15,15 @@ from rmaplab.sync.errors import Finding
 from rmaplab.sync.fields import VERSION, part
 from rmaplab.sync.interleave import Execution, Scenario, explore, wander
 from rmaplab.sync.locks import RwSemaphore, SpinLock
-from rmaplab.sync.order import ONCE, atomic, read_once, smp_rmb, smp_store_release, write_once
+from rmaplab.sync.order import (
+    ONCE,
+    atomic,
+    read_once,
+    smp_load_acquire,
+    smp_rmb,
+    smp_store_release,
+    write_once,
+)
 from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.sync.weak import WeakExecution
 from rmaplab.sync.work import LockClass
@@ -57,6 +65,12 @@ class Table:
 
     def __init__(self) -> None:
         self.rows = [0, 0]
+
+    def frozen(self) -> Table:
+        """A copy that stays as it is."""
+        copy = Table()
+        copy.rows = list(self.rows)
+        return copy
 
 
 class Shared:
@@ -353,3 +367,89 @@ def test_who_looks_again_after_it_acted_is_not_as_if_it_had_waited() -> None:
     plain, _ = reads_and_writes(program, Plain, Execution, reduce=False)
     assert reads_and_writes(program, Counted, Execution, reduce=True)[0] == plain
     assert reads_and_writes(program, Secretive, Execution, reduce=True)[0] < plain
+
+
+# Weak memory: rows of one table, each change of which is published, and a cell that is written and read beside it.
+
+of_rows = st.lists(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["look", "look at all", "acquire by a look", "change", "change all", "load", "store"]),
+            st.integers(0, 1),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    min_size=2,
+    max_size=3,
+)
+
+
+def looks_and_changes(
+    program: Program, *, apart: bool, reduce: bool = True, preemptions: int = -1, weakened: frozenset[str] = frozenset()
+) -> tuple[set[str], int]:
+    """What readers of a table can see; `apart`: a row is looked at and changed as such, not as the whole table."""
+    found: set[str] = set()
+
+    def build(execution: Execution) -> Callable[[], None]:
+        table = Table()
+        cells = [Cell(), Cell()]
+        lock = SpinLock(LockClass("writers"), execution)
+        seen: dict[int, list[object]] = {}
+
+        def task(number: int, operations: list[tuple[str, int]]) -> None:
+            mine = seen.setdefault(number, [])
+            for what, i in operations:
+                where = part(i, i) if apart and "all" not in what else 0
+                if "look" in what:
+                    load = smp_load_acquire if what.startswith("acquire") else read_once
+                    rows = cast(Table, load(execution, "look", table, VERSION, table, where)).rows
+                    mine.append(list(rows) if "all" in what else rows[i])
+                elif what.startswith("change"):
+                    lock.lock()
+                    smp_store_release(execution, "change", table, VERSION, where)
+                    for row in range(2):
+                        if row == i or "all" in what:
+                            table.rows[row] += number + 1
+                    lock.unlock()
+                elif what == "load":
+                    mine.append(read_once(execution, "load", cells[i], "value", cells[i].value))
+                elif number == 0:
+                    write_once(execution, "store", cells[i], "value")
+                    cells[i].value += 1
+
+        for number, operations in enumerate(program):
+            execution.add(f"task {number}", partial(task, number, operations))
+        return lambda: found.add(f"{sorted(seen.items())} {table.rows}")
+
+    outcome = explore(
+        Scenario("rows", build), reduce=reduce, preemptions=preemptions, stop_at_first=False, limit=1000,
+        begin=partial(WeakExecution, weakened),
+    )  # fmt: skip
+    found |= {str(failure.error) for failure in outcome.failures}
+    return found, outcome.executions if outcome.exhausted else -1
+
+
+@given(of_rows, st.integers(-1, 2))
+@settings(max_examples=40, deadline=None)
+def test_rows_that_are_told_apart_show_what_the_whole_table_shows(program: Program, preemptions: int) -> None:
+    plain, number = looks_and_changes(program, apart=False, reduce=False, preemptions=preemptions)
+    if number < 0:
+        return
+    reduced, fewer = looks_and_changes(program, apart=True, preemptions=preemptions)
+    assert reduced == plain and fewer <= number
+
+
+def test_who_looks_at_one_row_does_not_care_when_the_other_changed() -> None:
+    program = [[("store", 0), ("change", 0), ("store", 1)], [("load", 1), ("acquire by a look", 1), ("load", 0)]]
+    plain, number = looks_and_changes(program, apart=False)
+    reduced, fewer = looks_and_changes(program, apart=True)
+    assert reduced == plain and fewer < number
+
+
+@pytest.mark.parametrize("taken", ["look", "change"])
+def test_without_its_ordering_a_change_concerns_whoever_looks_at_the_table(taken: str) -> None:
+    """The row that one looks at may be in the node that the change of another made anew."""
+    program = [[("change", 0)], [("look", 1)]]
+    broken = looks_and_changes(program, apart=True, weakened=frozenset([taken]))[0]
+    assert any("before it is initialised" in outcome for outcome in broken)

@@ -21,6 +21,8 @@ _PLAIN: Final = "WRITE_ONCE(*pointer, field);"
 
 # Atomics that nobody needs for what they change, but for what comes before them and after.
 _BETWEEN: Final = ("folio_test_clear_unevictable()", "folio_test_clear_active()")
+# Who reads the word first, and then what was changed before it.
+_READERS: Final = ("ksm_get_folio()", "gup_must_unshare()")
 
 
 class Litmus(NamedTuple):
@@ -53,6 +55,8 @@ def _body(ordering: Ordering, there: bool) -> str:
         return _published(_RELEASE, there)
     if primitive == "call_rcu()":
         return _freed(there)
+    if what == "__folio_try_share_anon_rmap()":
+        return _told("smp_mb();" if there else "", "WRITE_ONCE(*word, 1);", "r0 = READ_ONCE(*word);", "smp_rmb();")
     if primitive == "smp_mb()":
         return _crossed("smp_mb();" if there else "")
     if what in _BETWEEN:
@@ -72,7 +76,7 @@ def _body(ordering: Ordering, there: bool) -> str:
         return _told("", "smp_store_release(word, 1);", f"r0 = {how};", "")
     if what == "folio_migrate_ksm()":
         return _told("smp_wmb();" if there else "", "WRITE_ONCE(*word, 1);", "r0 = READ_ONCE(*word);", "smp_rmb();")
-    if what == "ksm_get_folio()":
+    if what in _READERS:
         return _told("smp_wmb();", "WRITE_ONCE(*word, 1);", "r0 = READ_ONCE(*word);", "smp_rmb();" if there else "")
     if primitive == "fully ordered atomic":
         return _dropped("atomic_dec_return" if there else "atomic_dec_return_relaxed")

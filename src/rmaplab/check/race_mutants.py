@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from typing import Final, cast
 
 from rmaplab.check.mutants import Mutant
-from rmaplab.check.race import Model
+from rmaplab.check.race import Model, name_ordering
 from rmaplab.check.scenarios import scenario
 from rmaplab.mm.geometry import GeometryChange, bounds_of
 from rmaplab.mm.locking import lock_of
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VM_STACK_INCOMPLETE_SETUP, VMA, vma_lookup
+from rmaplab.mm.vma_lock import Area, Space, VmaLocks
 from rmaplab.rmap.anon_vma import AnonVma, AnonVmaChain, AnonVmaRmap, VmaFields
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
 from rmaplab.rmap.context import CowContext
@@ -391,6 +392,9 @@ class FaultsDuringFork(Machine):
         self._point("write vma->anon_vma", vma, True)
         super().prepare(vma)
 
+    def assert_neighbours_stay(self, mm: MM) -> None:
+        """It does not ask that they do."""
+
     def _point(self, what: str, subject: object, write: bool) -> None:
         if self.scheduler is not None:
             self.scheduler.point(what, subject, write)
@@ -402,6 +406,38 @@ class FaultsDuringFork(Machine):
         return vma
 
 
+class PreparedBeforeLocked(Machine):
+    """A fault asks whether a VMA is prepared before it locks it (each side is told to the checker)."""
+
+    def tell_removed(self, vma: VMA) -> None:
+        self._point(vma, True)
+        super().tell_removed(vma)
+
+    def _lock_vma(self, mm: MM, addr: int, write: bool) -> VMA | None:
+        vma = vma_lookup(self.scheduler, mm, addr)
+        if vma is None:
+            return None
+        self._point(vma, False)
+        if not vma.prepared:
+            return None
+        return self.lock_vma_under_rcu(mm, addr)
+
+    def _point(self, vma: VMA, write: bool) -> None:
+        if self.scheduler is not None:
+            self.scheduler.point("vma->anon_vma", vma, write)
+
+
+class ForeignSpaceNotHeld(VmaLocks):
+    def give_back(self, vma: Area, other: Space) -> None:
+        self.end_read(vma, other)
+
+
+class SpacesNotHeld(Machine):
+    """Who locked a VMA that is another mm's by now gives it back without holding that."""
+
+    vma_locks = ForeignSpaceNotHeld
+
+
 def scene(mutant: Mutant) -> Scenario:
     """The scenario that shows the mutant."""
     return scenario(mutant.scene, mutant.mutated, mutant.machine)
@@ -409,8 +445,11 @@ def scene(mutant: Mutant) -> Scenario:
 
 def outcome(mutant: Mutant, limit: int, preemptions: int = -1) -> Outcome:
     """Try the scenario of the mutant, up to the first interleaving that fails, or `limit` of them."""
-    begin = Model(mutant.memory, [mutant.weakened] if mutant.weakened else []).begin
-    return explore(scene(mutant), limit=limit, preemptions=preemptions, begin=begin)
+    memory = Model(mutant.memory, [mutant.weakened] if mutant.weakened else [])
+    found = explore(scene(mutant), limit=limit, preemptions=preemptions, begin=memory.begin)
+    for failure in found.failures:
+        name_ordering(failure, scene(mutant), memory)
+    return found
 
 
 def _raced(
@@ -442,6 +481,10 @@ RACED: Final = (
            "first fault below / first fault above", "d9d332e0874f"),
     _raced("fork keeps faults out", AnonVmaRmap, AnonVmaRmap, "fork / first fault in another thread", "fb49c455323f",
            FaultsDuringFork),
+    _raced("a fault asks under the VMA's lock whether it is prepared", AnonVmaRmap, AnonVmaRmap,
+           "mremap that keeps its source / write", "657b5146955e", PreparedBeforeLocked),
+    _raced("a VMA of another mm is given back while that mm is held", AnonVmaRmap, AnonVmaRmap,
+           "lock_vma_under_rcu / munmap, mmap of another, and its exit", "9bbffee67ffd", SpacesNotHeld),
     _raced("the parent comes before its child", AnonVmaRmap, ChildFirst, "restore / fork"),
     _raced("fork links the child also where it finds no pages", AnonVmaRmap, ForkedWithoutPages,
            "referenced / fault after madvise + fork of the child"),

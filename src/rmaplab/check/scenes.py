@@ -11,8 +11,15 @@ from functools import partial
 from typing import Final
 
 from rmaplab.check.world import AWAY, HOME, Obligation, World
-from rmaplab.mm.abi import MADV_WILLNEED, PROT_EXEC, PROT_READ
-from rmaplab.mm.gup_fast import pin_fast
+from rmaplab.mm.abi import (
+    MADV_WILLNEED,
+    MREMAP_DONTUNMAP,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    PROT_EXEC,
+    PROT_READ,
+)
+from rmaplab.mm.gup_fast import pin_fast, write_protect
 from rmaplab.mm.ksm_node import StableNode, get_folio, migrate
 from rmaplab.mm.page_idle import clear_references
 from rmaplab.mm.pagetable import LEAF_SIZE, PTE_ANON, PTE_EXCLUSIVE, PTE_SHIFT
@@ -32,6 +39,10 @@ def _fork(process: Process) -> None:
 
 def _mmap(process: Process) -> None:
     process.mmap(PAGE, at=AWAY)
+
+
+def _mremap_and_keep(process: Process) -> None:
+    process.mremap(HOME, PAGE, to=AWAY, flags=MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP)
 
 
 def _munmap(process: Process) -> None:
@@ -183,7 +194,7 @@ def _fault_under_vma_lock(locks: VmaLocks, mm: Space, addr: int) -> None:
     if vma is not None:
         if locks.start_of(vma) != addr or vma.vm_mm is not mm:
             raise Obligation("locked: the VMA that was locked is not the one that was looked for", [])
-        locks.end_read(vma)
+        locks.end_read(vma, mm)
 
 
 def _vma_changes(world: World, process: Process, execution: Execution) -> Check:
@@ -203,21 +214,66 @@ def _vma_changes(world: World, process: Process, execution: Execution) -> Check:
     return None
 
 
+def _vma_goes(locks: VmaLocks, mm: Space, vma: Area) -> None:
+    locks.begin_write(mm)
+    locks.start_write(vma)
+    locks.unlink(vma)
+    locks.end_write(mm)
+
+
+def _vma_goes_to(locks: VmaLocks, mm: Space, vma: Area, other: Space, exits: bool) -> None:
+    """Its memory is a VMA of `other` at once, which `exits` then."""
+    _vma_goes(locks, mm, vma)
+    locks.use_again(vma, other, AWAY)
+    if exits:
+        _vma_goes(locks, other, vma)
+        locks.drop(other)
+
+
 def _vma_used_again(world: World, process: Process, execution: Execution) -> Check:
     """A VMA goes while a fault locks it, and another process has its memory for one of its own at once."""
-    locks = VmaLocks(execution)
+    _lock_what_goes(world, execution, "munmap, and mmap of another", exits=False)
+    return None
+
+
+def _vma_used_again_by_one_that_exits(world: World, process: Process, execution: Execution) -> Check:
+    """The same, and the other process exits while the fault has the VMA."""
+    _lock_what_goes(world, execution, "munmap, mmap of another, and its exit", exits=True)
+    return None
+
+
+def _lock_what_goes(world: World, execution: Execution, name: str, exits: bool) -> None:
+    locks = world.machine.vma_locks(execution)
     mm, other = Space(), Space()
     mm.vma = vma = Area(mm, HOME)
-
-    def unmap() -> None:
-        locks.begin_write(mm)
-        locks.start_write(vma)
-        locks.unlink(vma)
-        locks.end_write(mm)
-        locks.use_again(vma, other, AWAY)
-
     execution.add("lock_vma_under_rcu", partial(_fault_under_vma_lock, locks, mm, HOME))
-    execution.add("munmap, and mmap of another", unmap)
+    execution.add(name, partial(_vma_goes_to, locks, mm, vma, other, exits))
+
+
+def _pinned_to_read(world: World, process: Process, execution: Execution) -> Check:
+    """KSM makes a page shared that somebody pins to read meanwhile; the entry looks the same before and after."""
+    process.mprotect(HOME, PAGE, PROT_READ)
+    machine = world.machine
+    page_table = world.mm(1).page_table
+    pfn = page_table.get(HOME) >> PTE_SHIFT
+    machine.refs.watch(pfn)
+
+    def pin() -> None:
+        world.pinned = pin_fast(machine, page_table, HOME, write=False)
+
+    def check() -> None:
+        if world.pinned and not machine.refs.pages[pfn].exclusive:
+            raise Obligation(f"pinned: page {pfn} is pinned, and not exclusive any more", [(1, HOME)])
+
+    execution.add("gup_fast to read", pin)
+    execution.add("write_protect_page", partial(write_protect, machine.refs, page_table, HOME))
+    return check
+
+
+def _moves_and_keeps_the_source(world: World, process: Process, execution: Execution) -> Check:
+    """What was a prepared VMA is empty, and not prepared (dontunmap_complete()), when somebody writes to it."""
+    execution.add("mremap that keeps its source", partial(_mremap_and_keep, process))
+    execution.add("write", lambda: process.write(HOME))
     return None
 
 
@@ -226,12 +282,15 @@ SCENES: Final[dict[str, Callable[[World, Process, Execution], Check]]] = {
     "first fault below / first fault above": _first_faults_of_neighbours,
     "write to 2 MiB / read of 2 MiB": _first_faults_of_one_huge_entry,
     "mmap / fault in another thread": _fault_in_what_is_mapped,
+    "mremap that keeps its source / write": _moves_and_keeps_the_source,
     "migrate / mprotect that splits, before any fork": _split_before_any_fork,
     "migrate / mprotect that merges, before any fork": _merge_before_any_fork,
     "page_idle / munmap + first fault": _found_by_number,
     "swap_cache_get_folio / munmap + first fault": _found_in_swap_cache,
     "gup_fast / reclaim": _pinned_without_lock,
+    "gup_fast to read / write_protect_page": _pinned_to_read,
     "ksmd / migrate": _stable_node,
     "lock_vma_under_rcu / munmap of its beginning": _vma_changes,
     "lock_vma_under_rcu / munmap, and mmap of another": _vma_used_again,
+    "lock_vma_under_rcu / munmap, mmap of another, and its exit": _vma_used_again_by_one_that_exits,
 }

@@ -30,6 +30,8 @@ PLACES: Final = {
     "ksm_get_folio()": "ksm_get_folio(), mm/ksm.c: smp_rmb()",
     "stable_node->kpfn": "ksm_get_folio(), mm/ksm.c: READ_ONCE(), and an address dependency",
     "folio_try_share_anon_rmap_pte()": "__folio_try_share_anon_rmap(), include/linux/rmap.h: smp_mb()",
+    "__folio_try_share_anon_rmap()": "__folio_try_share_anon_rmap(), include/linux/rmap.h: smp_mb__after_atomic()",
+    "gup_must_unshare()": "gup_must_unshare(), mm/internal.h: smp_rmb()",
     "try_grab_folio_fast()": "try_grab_folio_fast(), mm/gup.c: smp_mb__after_atomic()",
     "__refcount_inc_not_zero_limited_acquire()":
         "vma_start_read(), mm/mmap_lock.c: __refcount_inc_not_zero_limited_acquire()",
@@ -92,6 +94,7 @@ _NEEDED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
             "folio_try_get()", "folio_put_testzero()", "folio_test_clear_unevictable()", "folio_trylock()",
         ),
         "gup_fast / reclaim": ("folio_try_share_anon_rmap_pte()", "try_grab_folio_fast()"),
+        "gup_fast to read / write_protect_page": ("__folio_try_share_anon_rmap()", "gup_must_unshare()"),
         "ksmd / migrate": (
             "folio_migrate_ksm()", "ksm_get_folio()", "stable_node->kpfn", "folio_test_clear_active()",
         ),
@@ -158,6 +161,8 @@ _SHIPPED: Final = {
     ("anon_vma", "pmd_install()"): "362a61ad6119",
     ("anon_vma", "folio_try_share_anon_rmap_pte()"): "088b8aa537c2",
     ("anon_vma", "try_grab_folio_fast()"): "088b8aa537c2",
+    ("anon_vma", "__folio_try_share_anon_rmap()"): "088b8aa537c2",
+    ("anon_vma", "gup_must_unshare()"): "088b8aa537c2",
 }
 
 WEAKENED: Final = tuple(

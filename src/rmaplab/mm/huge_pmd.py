@@ -51,6 +51,8 @@ from rmaplab.mm.vma import (
     VM_WRITE,
     VMA,
 )
+from rmaplab.sync.fields import OF_PAGE
+from rmaplab.sync.order import alike
 
 _NEW: Final = PTE_ANON | PTE_EXCLUSIVE | PTE_DIRTY | PTE_YOUNG
 
@@ -231,6 +233,7 @@ def unmapped(system: System, mm: MM, head: int) -> int:
     """An entry of `mm` that mapped all of the folio is gone (folio_remove_rmap_pmd()).  Returns how many entries are
     left, seen as one a page."""
     system.mapcount_changes(head)
+    alike(system.scheduler, system.folios.mapcount, OF_PAGE, head + 1, LEAF_ENTRIES - 1)
     system.folios.mapcount.v[head : head + LEAF_ENTRIES] -= 1
     system.large_unmapped(mm, head, 1)
     if not system.folios.mapcount.v[head : head + LEAF_ENTRIES].all():
@@ -241,6 +244,7 @@ def unmapped(system: System, mm: MM, head: int) -> int:
 def mapped(system: System, mm: MM, head: int, exclusive: bool) -> None:
     """One more entry of `mm` maps all of the folio (folio_add_anon_rmap_pmd())."""
     system.mapcount_grows(head)
+    alike(system.scheduler, system.folios.mapcount, OF_PAGE, head + 1, LEAF_ENTRIES - 1)
     system.folios.mapcount.v[head : head + LEAF_ENTRIES] += 1
     system.large_mapped(mm, head, 1)
     system.folios.exclusive.m[head] = exclusive

@@ -17,7 +17,7 @@ What cannot happen (a process that does not exist) raises HistoryError.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 from mypy_extensions import mypyc_attr
 
@@ -41,6 +41,7 @@ from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.system import System
 from rmaplab.mm.vma import MM, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VMA, File
+from rmaplab.mm.vma_lock import VmaLocks
 from rmaplab.sync.locks import Scheduler
 
 
@@ -63,7 +64,10 @@ class Machine(System):
     leader:       index of the design that decides what may merge and whose walks reclaim uses
     large_folios: highest order of anonymous folios that faults may allocate (0 or 1: only single pages, as there are
         no anonymous folios of order 1)
+    vma_locks:    what the locks of VMAs are made of, where a scenario looks into them
     """
+
+    vma_locks: ClassVar[type[VmaLocks]] = VmaLocks
 
     def __init__(
         self,

@@ -24,13 +24,15 @@ PG_LRU: Final = 1
 
 
 class Page:
-    """Words of a struct page: _refcount, of a folio that one entry maps, flags, and mapping, as far as KSM has it."""
+    """Words of a struct page: _refcount, of a folio that one entry maps, flags, and mapping, as far as KSM has it.
+    `exclusive` is PG_anon_exclusive, for who has no lock; who has one finds it in the entry."""
 
     def __init__(self, number: int) -> None:
         self.number: Final = number
         self.count = 1
         self.flags = PG_LRU
         self.mapping: object | None = None
+        self.exclusive = True
 
 
 class PageRefs:

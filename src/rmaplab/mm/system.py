@@ -449,11 +449,16 @@ class System:
                 assert self.scheduler is not None  # who else could have begun
                 self.scheduler.wait("VMA to be prepared", vma, _Prepared(vma).ready)
                 return
+            self.assert_neighbours_stay(vma.mm)
             vma.preparing = True
             for design in self.designs:
                 design.vma_prepare(vma)
             vma.prepared = True
             vma.preparing = False
+
+    def assert_neighbours_stay(self, mm: MM) -> None:
+        """mmap_assert_locked()"""
+        mm.mmap_lock.assert_held()
 
     def tell_removed(self, vma: VMA) -> None:
         """`vma` is about to go, or has lost its pages: it is not prepared any more (unlink_anon_vmas())."""

@@ -2,13 +2,17 @@
 """What the lock of a VMA is made of: a reference count and two sequence numbers.
 
 Models mm/mmap_lock.c (vma_start_read(), lock_vma_under_rcu(), __vma_start_write(), __vma_exclude_readers_for_detach())
-and include/linux/mmap_lock.h (vma_mark_attached(), vma_end_write_all()) of 7.3.  Elsewhere in the machine the lock is
-one rwsem (locking.py), and no VMA is used again; here its memory may be another VMA's at once (SLAB_TYPESAFE_BY_RCU).
+and include/linux/mmap_lock.h (vma_refcount_put(), vma_mark_attached(), vma_end_write_all()) of 7.3.  Elsewhere in the
+machine the lock is one rwsem (locking.py), and no VMA is used again; here its memory may be another VMA's at once
+(SLAB_TYPESAFE_BY_RCU).
 
     vm_refcnt    0: detached; 1: attached; one more for each reader, EXCLUDED more while a writer keeps new ones out
     vm_lock_seq  mm_lock_seq of the mm when a writer locked the VMA last: locked for writing as long as they are equal
 
-Invariant: whoever has a VMA locked for reading finds in it what its last writer left, and nobody changes it.
+Invariants
+- Whoever has a VMA locked for reading finds in it what its last writer left, and nobody changes it.
+- Whoever gives back a VMA that a writer waits for wakes it through the mm, which has to be there still: it is the
+  caller's own, or he holds it.
 
 Locking: writers have mmap_lock for writing, which is not modelled: there is one.
 """
@@ -23,6 +27,7 @@ from rmaplab.sync.order import (
     FULL,
     RELEASE,
     atomic,
+    atomic_inc,
     read_once,
     read_plain,
     smp_load_acquire,
@@ -34,12 +39,13 @@ EXCLUDED: Final = 1 << 30
 
 
 class Space:
-    """Of struct mm_struct: its one VMA (None: no more), and mm_lock_seq, which is odd while mmap_lock is held for
-    writing."""
+    """Of struct mm_struct: its one VMA (None: no more), mm_lock_seq, which is odd while mmap_lock is held for
+    writing, and mm_count."""
 
     def __init__(self) -> None:
         self.vma: Area | None = None
         self.mm_lock_seq = 0
+        self.mm_count = 1
 
 
 class Area:
@@ -68,7 +74,7 @@ class VmaLocks:
             vma = None
         self.scheduler.rcu_leave()
         if vma is not None and self.start_of(vma) != addr:
-            self.end_read(vma)
+            self.end_read(vma, mm)
             return None
         return vma
 
@@ -83,19 +89,36 @@ class VmaLocks:
         if not _may_be_read(vma.vm_refcnt):
             return False
         vma.vm_refcnt += 1
-        if read_plain(scheduler, "vma->vm_mm", vma, "vm_mm", vma.vm_mm) is not mm:
-            self.end_read(vma)
+        found = cast(Space, read_plain(scheduler, "vma->vm_mm", vma, "vm_mm", vma.vm_mm))
+        if found is not mm:
+            self.give_back(vma, found)
             return False
         locked = read_plain(scheduler, "vma->vm_lock_seq", vma, "vm_lock_seq", vma.vm_lock_seq)
         if locked == smp_load_acquire(scheduler, "raw_read_seqcount()", mm, "mm_lock_seq", mm.mm_lock_seq):
-            self.end_read(vma)
+            self.end_read(vma, mm)
             return False
         return True
 
-    def end_read(self, vma: Area) -> None:
+    def give_back(self, vma: Area, other: Space) -> None:
+        """The VMA is one of another mm, which may go as soon as nobody has the VMA (`err_unstable`)."""
+        atomic_inc(self.scheduler, "mmgrab()", other, "mm_count")
+        other.mm_count += 1
+        self.end_read(vma, other)
+        self.drop(other)
+
+    def end_read(self, vma: Area, mm: Space) -> None:
         """vma_refcount_put()"""
         atomic(self.scheduler, "vma_refcount_put()", vma, "vm_refcnt", 0, RELEASE)
         vma.vm_refcnt -= 1
+        if vma.vm_refcnt >= EXCLUDED:
+            self.scheduler.touch("vma_writer_wait", mm)
+
+    def drop(self, mm: Space) -> None:
+        """mmdrop()"""
+        atomic(self.scheduler, "mmdrop()", mm, "mm_count")
+        mm.mm_count -= 1
+        if mm.mm_count == 0:
+            self.scheduler.free("mm_struct", mm)
 
     # Writers
 

@@ -40,7 +40,7 @@ import greenlet
 from mypy_extensions import i64
 
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.fields import OF_PAGE, VERSION, ends_of, is_way, look
+from rmaplab.sync.fields import EVERYTHING, OF_PAGE, VERSION, ends_of, is_way, look
 from rmaplab.sync.locks import Lock, RwSemaphore, Scheduler
 from rmaplab.sync.memory import Location
 from rmaplab.sync.order import ONCE, PLAIN
@@ -49,9 +49,6 @@ from rmaplab.sync.places import Freed, Place, Places
 NEWEST: Final = [0]
 AGE: Final = 256  # a step of a path: the number of its task, and that times how old a value it loads
 UPDATE: Final = 16  # added to the order of an atomic
-EVERYTHING: Final = (
-    1 << 62
-) - 1  # above the numbers of all elements; what compiled code holds without an object
 
 # What a step does
 POINT: Final = 0
@@ -331,10 +328,12 @@ class Execution(Scheduler):
     tasks, and `start`.  Until then, and after the end, operations pass through.
 
     awaits: a task that did nothing but look, under a sequence count that then had changed, does not look again
+    entire: names of accesses that are about all of an object, also where they are about a part of it
     """
 
     def __init__(self) -> None:
         self.awaits = False
+        self.entire: frozenset[str] = frozenset()
         self.weak = (
             False  # else what designs keep in a VMA is looked at and changed along with the step before
         )
@@ -683,7 +682,7 @@ class Execution(Scheduler):
             own = self.places.of_field(place, field, index)
             shown = index if field == OF_PAGE else subject
             step = Step(task.number, kind, what, shown, own, mode, also, inside, subject, field, index)
-            if part and not self.weak:
+            if part and what not in self.entire:
                 step.first, step.last = ends_of(part)
         step.order = order
         step.begun = begun

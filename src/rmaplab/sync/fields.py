@@ -25,6 +25,7 @@ VERSION: Final = "contents"
 # Of what each change makes anew one may look at, or change, a part: the elements with some numbers.  The `index` of
 # an access that is about such a part (0: about all of it).
 _LENGTH: Final = 48
+EVERYTHING: Final = (1 << 62) - 1  # above the numbers of all elements; what compiled code holds without an object
 
 
 def part(first: int, last: int) -> int:

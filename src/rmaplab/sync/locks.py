@@ -108,6 +108,9 @@ class Scheduler:
         """The caller is about to change a number atomically (Documentation/atomic_t.txt), if the old one `succeeds`."""
         self._point_at(what, subject, field, index, None, True)
 
+    def alike(self, subject: object, field: str, first: int, count: int) -> None:
+        """The caller is about to change elements along with what it has just announced."""
+
     def initialised(self, what: str, subject: object, fields: str) -> None:
         """The fields of a fresh object have their first values."""
 

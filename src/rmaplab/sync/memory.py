@@ -36,8 +36,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from mypy_extensions import i64
+
 from rmaplab.sync.errors import Finding
-from rmaplab.sync.fields import VERSION, WHOLE, look
+from rmaplab.sync.fields import EVERYTHING, VERSION, WHOLE, look
 from rmaplab.sync.order import ACQUIRE, ALL, FULL, ONCE, READS, RELEASE
 
 View = dict[int, int]
@@ -58,7 +60,7 @@ UNINITIALISED: Final = _Uninitialised()
 class Message:
     """A value that was stored: by whom (task, -1 before the tasks began), at which step, under which name, the view
     that it hands over, and what had reached all CPUs before (`gone`).  `content`: where what it points to was stored
-    just before, -1: nowhere; `taken`: an atomic read from it."""
+    just before, -1: nowhere; `taken`: an atomic read from it; `first`, `last`: the elements that it changed."""
 
     def __init__(
         self, value: object, at: int, task: int, step: int, what: str, view: View, gone: View, content: int = -1
@@ -72,6 +74,8 @@ class Message:
         self.view: Final = view
         self.gone: Final = gone
         self.content: Final = content
+        self.first: i64 = 0
+        self.last: i64 = EVERYTHING
 
 
 class Location:
@@ -83,6 +87,19 @@ class Location:
         self.field: Final = field
         self.index: Final = index
         self.messages: Final[list[Message]] = []
+
+    def which(self, age: int, first: i64, last: i64) -> int:
+        """The message that is so many older than the newest, of those that tell of elements `first` to `last`."""
+        number = len(self.messages) - 1
+        if self.field != VERSION:
+            return number - age
+        while True:
+            message = self.messages[number]
+            if message.first <= last and first <= message.last:
+                if age == 0:
+                    return number
+                age -= 1
+            number -= 1
 
     def now(self) -> object:
         """What the object holds, as a message keeps it."""
@@ -151,6 +168,10 @@ class Memory:
             self._locations[at] = found
         return found
 
+    def met(self, key: int, field: str, index: int) -> Location | None:
+        """That of the object with this number, if anybody came to it."""
+        return self._locations.get((key, field, index))
+
     def _number(self) -> int:
         self._numbers += 1
         return self._numbers - 1
@@ -166,10 +187,16 @@ class Memory:
             oldest = max(oldest, through.get(location.number, 0))
         return oldest
 
-    def allowed(self, task: int, location: Location, key: int) -> int:
-        """How many messages the task may load from it."""
+    def allowed(self, task: int, location: Location, key: int, first: i64 = 0, last: i64 = EVERYTHING) -> int:
+        """How many messages the task may load from it, of those that tell of elements `first` to `last`."""
         oldest = self.oldest(task, location, key)
         messages = location.messages
+        if location.field == VERSION:
+            newer = 0
+            for number in range(oldest + 1, len(messages)):
+                if messages[number].first <= last and first <= messages[number].last:
+                    newer += 1
+            return newer + 1
         if not self.racing:
             return len(messages) - oldest
         return sum([1 for message in messages if message.at >= oldest])

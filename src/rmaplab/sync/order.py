@@ -108,6 +108,13 @@ def atomic_inc(scheduler: Scheduler | None, what: str, subject: object, field: s
         scheduler.update(what, subject, field, index, PLAIN)
 
 
+def alike(scheduler: Scheduler | None, subject: object, field: str, first: int, count: int) -> None:
+    """The next statement changes `count` elements from `first` on as one with what was just announced: one word that
+    counts for each of them (_entire_mapcount)."""
+    if scheduler is not None:
+        scheduler.alike(subject, field, first, count)
+
+
 def depends(scheduler: Scheduler | None, what: str, subject: object) -> None:
     """What the caller has just loaded under the name `what` is the way to `subject`, by a number or through a part."""
     if scheduler is not None:

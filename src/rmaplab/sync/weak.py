@@ -54,6 +54,7 @@ class WeakExecution(Execution):
     ) -> None:
         super().__init__()
         self.weak = True
+        self.entire = weakened
         self.memory = Memory(weakened, racing)
         self.calls: Final[
             list[tuple[View, int, int]]
@@ -120,6 +121,16 @@ class WeakExecution(Execution):
         """The number of the place of an object."""
         return self.places.of(subject).number
 
+    def alike(self, subject: object, field: str, first: int, count: int) -> None:
+        task = self.current
+        if task is not None:
+            key = self._key(subject)
+            for index in range(first, first + count):
+                location = self.memory.met(key, field, index)
+                if location is not None:
+                    new = self.memory.update(task.number, location, PLAIN, "", len(self.trace) - 1)
+                    self._unfilled.append((location, new))
+
     def initialised(self, what: str, subject: object, fields: str) -> None:
         task = self.current
         if task is not None:
@@ -163,7 +174,7 @@ class WeakExecution(Execution):
         location = step.location
         if location is None or not (step.loads or self.memory.racing):
             return [0]
-        newest = len(location.messages) - 1
+        newest = location.which(0, step.first, step.last)
         message = location.messages[newest]
         if clock and not self.memory.racing and message.task >= 0 and clock[message.task] <= message.step:
             return [0]
@@ -173,7 +184,7 @@ class WeakExecution(Execution):
             return self.memory.sources(task.number, location, key, full, self._succeeds.get(task.number))
         if not step.loads:
             return self.memory.places(task.number, location, key)
-        ages = list(range(self.memory.allowed(task.number, location, key)))
+        ages = list(range(self.memory.allowed(task.number, location, key, step.first, step.last)))
         if step.begun >= 0:  # of those that are another value, the one that tells least
             same = [age for age in ages if location.messages[newest - age].value == step.begun]
             return same + [age for age in ages if age not in same][-1:]
@@ -195,7 +206,7 @@ class WeakExecution(Execution):
                 f"{step.what}: {location.field} of {step.subject!r} changed, and nobody announced it"
             )
         if step.loads:
-            number = len(location.messages) - 1 - age
+            number = location.which(age, step.first, step.last)
             message = location.messages[number]
             value = message.value
             if value is UNINITIALISED:
@@ -208,7 +219,7 @@ class WeakExecution(Execution):
                 raise self._too_early(task, step.what, location.field, message)
             self._loaded = location.subject if location.field in (WHOLE, VERSION) and age == 0 else value
             if age:
-                next = location.messages[number + 1]
+                next = location.messages[location.which(age - 1, step.first, step.last)]
                 step.note = f" (old since step {next.step + 1}: {self._who(next)}, {next.what})"
             return
         number = len(self.trace) - 1
@@ -225,6 +236,8 @@ class WeakExecution(Execution):
             new = memory.update(task.number, location, step.order - UPDATE, step.what, number, age)
         else:
             new = memory.store(task.number, location, step.order, step.what, number, task.name, age)
+            new.first = step.first
+            new.last = step.last
         self._unfilled.append((location, new))
 
     def _who(self, message: Message) -> str:
