@@ -200,6 +200,7 @@ OPERATIONS: Final = {
         Operation("munmap in the child", 2, _nothing, lambda p: p.munmap(HOME, PAGE)),
         Operation("munmap of all in the child", 2, _nothing, lambda p: p.munmap(HOME, 2 * PAGE)),
         Operation("mprotect that splits", 1, _nothing, lambda p: p.mprotect(HOME, PAGE, PROT_READ)),
+        Operation("mprotect behind the page", 1, _nothing, lambda p: p.mprotect(HOME + PAGE, PAGE, PROT_READ)),
         Operation("mprotect that merges", 1, _protected, lambda p: p.mprotect(HOME, PAGE, READ_WRITE)),
         Operation("mremap away", 1, _nothing, lambda p: p.mremap(HOME, PAGE, to=AWAY)),
         Operation("mremap back", 1, _moved_away, lambda p: p.mremap(AWAY, PAGE, to=HOME)),
