@@ -70,6 +70,23 @@ def test_a_leaf_names_each_vma_that_a_walk_came_to(world: World) -> None:
     assert design(world).searched.count - searched <= 20 * 5  # red-black: as deep as 20 nodes need
 
 
+def test_of_leaves_that_say_nothing_the_wide_vma_is_thought_of_first(world: World) -> None:
+    process = world.spawn()
+    addr = process.mmap(4 * LEAF, at=LOW)
+    for i in range(4):
+        process.write(addr + i * LEAF)
+    child = process.fork()
+    looked = design(world).look_ups.count
+    for i in range(1, 4):
+        page = addr + i * LEAF
+        assert world.finds("lineage", process.pfn(page)) == {(process, page), (child, page)}
+    assert design(world).look_ups.count == looked
+    child.munmap(addr, 4 * LEAF)
+    assert design(world).line_of(child.mm).wide is None
+    process.munmap(addr + LEAF // 4, 4 * LEAF)  # what is left is narrow
+    assert design(world).line_of(process.mm).wide is None
+
+
 def test_a_vma_that_begins_in_another_leaf_by_now_is_named_anew(world: World) -> None:
     process = world.spawn()
     addr = process.mmap(PAGE, at=LOW + LEAF)
@@ -86,6 +103,7 @@ def test_a_vma_that_begins_in_another_leaf_by_now_is_named_anew(world: World) ->
 
 def test_of_a_vma_that_goes_only_leaves_that_stay_are_told(world: World) -> None:
     process = world.spawn()
+    process.write(process.mmap(2 * LEAF, at=LOW + 16 * LEAF) + LEAF)  # the wide VMA is another one
     process.mmap(3 * LEAF, at=LOW + PAGE)
     for i in range(3):
         addr = LOW + PAGE + i * LEAF
