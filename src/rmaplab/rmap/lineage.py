@@ -28,6 +28,7 @@ Data
 - for each context, a remap tree: of page offsets that are not at the address that they say alone, *all* displacements
   at which this address space has them, 0 among them.
 - the highest record, in nearly every process that of the stack, which exec moved, lies in the context, in no node.
+- that 0 is among the displacements is a bit of the record: a VMA that moves needs no array while it is in both places.
 - for each leaf that walks came to: the VMA that begins before it and has its first page, and a tree of those that begin
   in it.  So a VMA is in one tree at most.  The shift of `cow_context` is 0, for 7.3 has the anonymous page offset.
 
@@ -169,6 +170,7 @@ class LineageRmap(CowContextRmap):
     vma_fields = 24  # its place in the tree of a leaf: struct rb_node
     context_fields = 56  # forks, born; the wide VMA; the highest record; where the others begin and end
     highest_apart = True
+    home_marked = True
     tries_locks = True
     dead_per_living: ClassVar[int] = 1  # contexts, before those of the dead are collected
 
