@@ -29,6 +29,7 @@ ROOT: Final = Path(__file__).parent.parent
 PICTURES: Final = ROOT / "docs" / "pictures"
 REFERENCE: Final = "anon_vma"
 PAIR: Final = ("cow_context", "lineage")
+FARTHEST: Final = 1.25  # walk over anon_vma's that is drawn
 COLOURS: Final = {REFERENCE: "tab:grey", "cow_context": "tab:orange", "lineage": "tab:blue"}
 
 
@@ -150,10 +151,10 @@ def scaling(results: Results, design: str) -> list[str]:
 def the_dead(generations: int) -> dict[str, list[int]]:
     """Contexts without an address space after each generation of a chain of forks."""
     machine = Machine(PROFILES["7.3"], [load(name) for name in PAIR])
-    history = workload("forkchain", {"generations": generations, "vmas": 2, "pages": 2}).history()
-    player = Player(machine, history.header)
+    chain = workload("forkchain", {"generations": generations, "vmas": 2, "pages": 2})
+    player = Player(machine, chain.history().header)
     found: dict[str, list[int]] = {name: [] for name in PAIR}
-    for event in history.events:
+    for event in chain.events():
         player.do(event)
         if event.op == "exit":
             for design in machine.designs:
@@ -175,14 +176,18 @@ def draw_ratios(results: Results) -> None:
         for design in PAIR:
             ratios = [results.ratio(history, design, what) for history in histories]
             panel.plot(ratios, range(len(histories)), "o", color=COLOURS[design], label=design, alpha=0.8)
+            for row, ratio in enumerate(ratios):
+                if what == "walk" and ratio > FARTHEST:  # too far away to draw
+                    panel.text(FARTHEST, row, f"{ratio:.2f} \u2192", ha="right", va="center", color=COLOURS[design])
             panel.axvline(median(ratios), color=COLOURS[design], linewidth=1, linestyle="--")
         panel.axvline(1, color=COLOURS[REFERENCE], linewidth=2)
         panel.axvline(most, color="black", linewidth=1, linestyle=":")
-        panel.set_title(f"{what}: bar {middle:g} in the median, {most:g} anywhere", fontsize=10)
-        panel.set_xscale("log")
+        panel.set_title(f"{what} (bars: {middle:g} in the median, {most:g})", fontsize=10)
         panel.grid(True, axis="y", alpha=0.3)
-    panels[0].set_xticks([1, 1.5, 2, 3], ["1", "1.5", "2", "3"])
-    panels[0].set_xticks([], minor=True)
+        if what == "walk":
+            panel.set_xlim(0.95, FARTHEST)
+        else:
+            panel.set_xscale("log")
     names = [history.replace("willitscale processes=4 case=", "") for history in histories]
     panels[0].set_yticks(range(len(histories)), names)
     panels[1].set_xlabel("over anon_vma's (grey line); dashed: median of the design; dotted: bar anywhere")
@@ -193,7 +198,7 @@ def draw_ratios(results: Results) -> None:
 def draw_throughput(hard: Results) -> None:
     three = ("storm related=1", "pressure", "zygote")
     shown = [history for history in hard.throughputs("lineage") if history.startswith(three)]
-    figure, panels = plt.subplots(1, len(shown), figsize=(3 * len(shown), 4), layout="constrained")
+    figure, (panels,) = plt.subplots(1, len(shown), figsize=(4 * len(shown), 4), layout="constrained", squeeze=False)
     for panel, history in zip(panels, shown, strict=True):
         for design in (REFERENCE, "lineage"):
             counts = sorted(cpus for name, cpus in hard.of if name == history and cpus)
@@ -214,8 +219,10 @@ def draw_the_dead(generations: int) -> None:
     figure, panel = plt.subplots(figsize=(7, 4), layout="constrained")
     for design, counts in the_dead(generations).items():
         label = f"{design}: at most {max(counts)}"
-        panel.plot(range(1, len(counts) + 1), counts, "-", color=COLOURS[design], label=label)
+        panel.plot(range(1, len(counts) + 1), counts, "-", color=COLOURS[design], label=label, linewidth=1)
+    panel.set_xscale("log")
     panel.set_yscale("symlog", linthresh=2)
+    panel.set_ylim(-0.5, generations)
     panel.set_yticks([0, 1, 2, 10, 100, generations], ["0", "1", "2", "10", "100", f"{generations}"])
     panel.set_xlabel("generations: each process forks a child and exits")
     panel.set_ylabel("contexts without an address space")

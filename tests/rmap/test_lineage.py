@@ -9,7 +9,9 @@ import pytest
 
 from rmap.world import LOW, MOVED, PAGE, Process, World
 from rmaplab.check.race import run
-from rmaplab.rmap.lineage import LineageRmap
+from rmaplab.mm.pagetable import Leaf
+from rmaplab.mm.vma import VMA
+from rmaplab.rmap.lineage import Line, LineageRmap
 
 LEAF = 512 * PAGE
 
@@ -124,3 +126,23 @@ def test_the_record_of_a_stack_needs_no_node(world: World) -> None:
     process.write(process.mmap(PAGE))
     assert len(design(world).context_of(process.mm).remaps.ranges()) == 1
     assert not any(count.objects for count in design(world).footprint() if count.type == "maple_node")
+
+
+class WideAlone(LineageRmap):
+    """Leaves say nothing, and any VMA with a page is a wide one."""
+
+    name = "lineage, with a wide VMA and no indices"
+
+    def _is_wide(self, vma: VMA, addr: int) -> bool:
+        return self.line_of(vma.mm).wide is None
+
+    def _has_new_page(self, vma: VMA, addr: int) -> None:
+        pass
+
+    def _missed(self, line: Line, number: int, leaf: Leaf, vma: VMA) -> None:
+        pass
+
+
+@pytest.mark.parametrize("other", ["munmap", "munmap in the child", "fork", "mremap there and back", "exit of the child"])
+def test_whoever_takes_the_wide_vma_away_meets_no_walk_that_believes_in_it(other: str) -> None:
+    assert run(f"referenced / {other}", WideAlone, preemptions=1).holds
