@@ -143,6 +143,9 @@ class WideAlone(LineageRmap):
         pass
 
 
-@pytest.mark.parametrize("other", ["munmap", "munmap in the child", "fork", "mremap there and back", "exit of the child"])
+OTHERS = ["munmap", "munmap in the child", "fork", "mremap there and back", "exit of the child"]
+
+
+@pytest.mark.parametrize("other", OTHERS)
 def test_whoever_takes_the_wide_vma_away_meets_no_walk_that_believes_in_it(other: str) -> None:
     assert run(f"referenced / {other}", WideAlone, preemptions=1).holds
