@@ -9,6 +9,7 @@ import pytest
 
 from rmap.world import LOW, MOVED, PAGE, Process, World
 from rmaplab.check.race import run
+from rmaplab.mm.abi import MADV_MERGEABLE
 from rmaplab.mm.pagetable import Leaf
 from rmaplab.mm.vma import VMA
 from rmaplab.rmap.lineage import Line, LineageRmap
@@ -126,6 +127,23 @@ def test_the_record_of_a_stack_needs_no_node(world: World) -> None:
     process.write(process.mmap(PAGE))
     assert len(design(world).context_of(process.mm).remaps.ranges()) == 1
     assert not any(count.objects for count in design(world).footprint() if count.type == "maple_node")
+
+
+def test_the_dead_that_a_page_of_ksm_held_do_not_outlive_it(world: World) -> None:
+    """Found by `verify --rmap lineage --seed 9100 --every 20`."""
+    parent = world.spawn()
+    addr = parent.mmap(PAGE)
+    parent.madvise(addr, PAGE, MADV_MERGEABLE)
+    child = parent.fork()
+    for process in (parent, child):
+        process.write(addr)
+    parent.ksm(addr, child, addr)
+    parent.exit()
+    grandchild = child.fork()
+    child.exit()
+    assert design(world).context_pool.live == 3
+    grandchild.write(addr)
+    assert design(world).context_pool.live <= 2
 
 
 class WideAlone(LineageRmap):

@@ -97,6 +97,7 @@ from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VM_DONTCOPY, VM_WIPEONFORK
 from rmaplab.rmap.context import CowContext
 from rmaplab.rmap.cow_context import CONTEXT_SHIFT, PGOFF_BIAS, PGOFF_MASK, CowContextRmap, Displaced
 from rmaplab.rmap.interval_tree import IntervalNode, IntervalTree
+from rmaplab.rmap.ksm_places import KsmPlace
 from rmaplab.rmap.remap_tree import RemapTree
 from rmaplab.sync.fields import OF_PAGE
 from rmaplab.sync.locks import Data, SpinLock
@@ -668,6 +669,24 @@ class LineageRmap(CowContextRmap):
         super().folio_migrated(old, new, nr_pages)
         since = self.since.v
         since[new : new + nr_pages] = since[old : old + nr_pages]
+
+    # KSM
+
+    def ksm_removed(self, mm: MM, addr: int, pfn: int) -> None:
+        self._let_go(self.ksm.remove(pfn, mm, addr))
+
+    def folio_freed(self, pfn: int, nr_pages: int) -> None:
+        self._let_go(self.ksm.freed(pfn))
+
+    def folios_freed(self, pfns: Int64s) -> None:
+        self._let_go(self.ksm.all_freed(pfns))
+
+    def _let_go(self, places: list[KsmPlace]) -> None:
+        """These places held contexts, maybe of the dead: more of them than of the living may be left."""
+        for place in places:
+            self.put(cast(CowContext, place.anchor))
+        if places:
+            self._collect()
 
     # Memory that is there already
 
