@@ -54,11 +54,13 @@ kernel-long: $(VENV)/tools
 bench: $(VENV)/tools
 	$(BIN)/python -m bench
 
-# Which design wins where, on every workload and recording: docs/results.md.
+# Which design wins where, on every workload and recording: docs/results.md, and the tables and pictures of docs/answer.md.
 results: install
 	$(BIN)/rmaplab sweep docs/results.toml -o build/results
+	$(BIN)/rmaplab sweep docs/hard.toml -o build/hard
 	$(BIN)/rmaplab report build/results
 	$(BIN)/rmaplab report build/results --markdown docs/results.md
+	$(BIN)/python scripts/answer.py
 
 # Sphinx reads docstrings from the sources: compiled modules have none.
 docs: $(VENV)/tools

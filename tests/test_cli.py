@@ -34,6 +34,7 @@ SMALL = {
     "bgsave": ["pages=300", "saves=2", "writes=20"],
     "elf": ["processes=2", "libraries=2"],
     "forkchain": ["generations=5", "vmas=2"],
+    "ksm": ["guests=2", "helpers=3", "vmas=2", "pages=4"],
     "prefork": ["workers=3", "requests=30", "vmas=2"],
     "reclaim": ["processes=3", "steps=60", "vmas=3"],
     "pressure": ["processes=2", "rounds=2", "vmas=4"],

@@ -9,7 +9,10 @@ import pytest
 
 from rmap.world import LOW, MOVED, PAGE, Process, World
 from rmaplab.check.race import run
-from rmaplab.rmap.lineage import LineageRmap
+from rmaplab.mm.abi import MADV_MERGEABLE
+from rmaplab.mm.pagetable import Leaf
+from rmaplab.mm.vma import VMA
+from rmaplab.rmap.lineage import Line, LineageRmap
 
 LEAF = 512 * PAGE
 
@@ -70,6 +73,23 @@ def test_a_leaf_names_each_vma_that_a_walk_came_to(world: World) -> None:
     assert design(world).searched.count - searched <= 20 * 5  # red-black: as deep as 20 nodes need
 
 
+def test_of_leaves_that_say_nothing_the_wide_vma_is_thought_of_first(world: World) -> None:
+    process = world.spawn()
+    addr = process.mmap(4 * LEAF, at=LOW)
+    for i in range(4):
+        process.write(addr + i * LEAF)
+    child = process.fork()
+    looked = design(world).look_ups.count
+    for i in range(1, 4):
+        page = addr + i * LEAF
+        assert world.finds("lineage", process.pfn(page)) == {(process, page), (child, page)}
+    assert design(world).look_ups.count == looked
+    child.munmap(addr, 4 * LEAF)
+    assert design(world).line_of(child.mm).wide is None
+    process.munmap(addr + LEAF // 4, 4 * LEAF)  # what is left is narrow
+    assert design(world).line_of(process.mm).wide is None
+
+
 def test_a_vma_that_begins_in_another_leaf_by_now_is_named_anew(world: World) -> None:
     process = world.spawn()
     addr = process.mmap(PAGE, at=LOW + LEAF)
@@ -86,6 +106,7 @@ def test_a_vma_that_begins_in_another_leaf_by_now_is_named_anew(world: World) ->
 
 def test_of_a_vma_that_goes_only_leaves_that_stay_are_told(world: World) -> None:
     process = world.spawn()
+    process.write(process.mmap(2 * LEAF, at=LOW + 16 * LEAF) + LEAF)  # the wide VMA is another one
     process.mmap(3 * LEAF, at=LOW + PAGE)
     for i in range(3):
         addr = LOW + PAGE + i * LEAF
@@ -106,3 +127,43 @@ def test_the_record_of_a_stack_needs_no_node(world: World) -> None:
     process.write(process.mmap(PAGE))
     assert len(design(world).context_of(process.mm).remaps.ranges()) == 1
     assert not any(count.objects for count in design(world).footprint() if count.type == "maple_node")
+
+
+def test_the_dead_that_a_page_of_ksm_held_do_not_outlive_it(world: World) -> None:
+    """Found by `verify --rmap lineage --seed 9100 --every 20`."""
+    parent = world.spawn()
+    addr = parent.mmap(PAGE)
+    parent.madvise(addr, PAGE, MADV_MERGEABLE)
+    child = parent.fork()
+    for process in (parent, child):
+        process.write(addr)
+    parent.ksm(addr, child, addr)
+    parent.exit()
+    grandchild = child.fork()
+    child.exit()
+    assert design(world).context_pool.live == 3
+    grandchild.write(addr)
+    assert design(world).context_pool.live <= 2
+
+
+class WideAlone(LineageRmap):
+    """Leaves say nothing, and any VMA with a page is a wide one."""
+
+    name = "lineage, with a wide VMA and no indices"
+
+    def _is_wide(self, vma: VMA, addr: int) -> bool:
+        return self.line_of(vma.mm).wide is None
+
+    def _has_new_page(self, vma: VMA, addr: int) -> None:
+        pass
+
+    def _missed(self, line: Line, number: int, leaf: Leaf, vma: VMA) -> None:
+        pass
+
+
+OTHERS = ["munmap", "munmap in the child", "fork", "mremap there and back", "exit of the child"]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_whoever_takes_the_wide_vma_away_meets_no_walk_that_believes_in_it(other: str) -> None:
+    assert run(f"referenced / {other}", WideAlone, preemptions=1).holds

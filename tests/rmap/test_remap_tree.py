@@ -64,3 +64,17 @@ def test_nodes_grow_with_the_number_of_ranges() -> None:
     # 2001 slots, 16 a leaf, 10 a branch
     assert ledger.pools["maple_node"].live == 126 + 13 + 2 + 1
     assert tree.depth == 4
+
+
+def test_where_a_bit_says_that_a_range_is_at_home_as_well_two_places_need_no_array() -> None:
+    ledger = Ledger("test")
+    tree = RemapTree(RemapMemory(ledger, 256, home_marked=True))
+    tree.add(5, 9, 100)
+    tree.add(5, 9, 0)
+    assert tree.offsets(5, 9) == [0, 100] and "kmalloc-32" not in ledger.pools
+    tree.add(5, 9, 200)
+    assert ledger.pools["kmalloc-32"].live == 1
+    tree.remove(5, 9, 0)
+    assert ledger.pools["kmalloc-32"].live == 1
+    tree.remove(5, 9, 200)
+    assert ledger.pools["kmalloc-32"].live == 0

@@ -23,6 +23,7 @@ WORKLOADS = {
     "bgsave pages=900 saves=3 writes=30": "754334077fcb",
     "elf processes=9 alive=4": "e511c93539ab",
     "forkchain generations=9": "dcf8c50a6e43",
+    "ksm guests=3 helpers=4": "6369fbbfd2c5",
     "prefork workers=5 requests=300 lifetime=7": "0a5ae7b0dd00",
     "pressure rounds=4 processes=3": "a6af934af81a",
     "pressure rounds=4 processes=3 related=0": "ed260c7d41dc",

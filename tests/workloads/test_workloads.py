@@ -22,6 +22,7 @@ from rmaplab.workloads.aim7 import Aim7
 from rmaplab.workloads.bgsave import BgSave
 from rmaplab.workloads.elf import Elf
 from rmaplab.workloads.forkchain import ForkChain
+from rmaplab.workloads.ksm import Ksm
 from rmaplab.workloads.prefork import Prefork
 from rmaplab.workloads.pressure import Pressure
 from rmaplab.workloads.reclaim import Reclaim
@@ -48,6 +49,9 @@ WORKLOADS: dict[str, st.SearchStrategy[Workload]] = {
     ),
     "elf": st.builds(Elf, seed=seeds, processes=small, alive=small, libraries=small, text=small, relro=long),
     "forkchain": st.builds(ForkChain, seed=seeds, generations=small, vmas=small, pages=long, writes=long),
+    "ksm": st.builds(
+        Ksm, seed=seeds, guests=small, helpers=small, vmas=small, pages=long, same=st.integers(0, 100), writes=few
+    ),
     "prefork": st.builds(
         Prefork,
         seed=seeds,

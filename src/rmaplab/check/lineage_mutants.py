@@ -171,6 +171,24 @@ class IndexNotLeftAtSplit(LineageRmap):
         pass
 
 
+class WideNotLeft(LineageRmap):
+    name = "lineage, VMA that is unmapped and remembered as the wide one"
+
+    def _leave_indices(self, vma: VMA) -> None:
+        line = self.line_of(vma.mm)
+        wide = line.wide
+        super()._leave_indices(vma)
+        line.wide = wide
+
+
+class WideNotChecked(LineageRmap):
+    name = "lineage, wide VMA believed without a look at it"
+
+    def _vma_at(self, line: Line, mm: MM, leaf: Leaf, addr: int) -> VMA | None:
+        wide = None if addr >> HALF_SHIFT in line.indices else line.wide
+        return super()._vma_at(line, mm, leaf, addr) if wide is None else wide
+
+
 class MigrationOverlooked(LineageRmap):
     name = "lineage, look at an entry that takes a migration for nothing"
 
@@ -361,6 +379,8 @@ LINEAGE_MUTANTS: Final = (
     _verify("what an index says is checked", IndexNotChecked),
     _verify("a VMA that goes leaves the indices", IndexNotLeft, "leak"),
     _verify("a VMA is in the indices of where it is", IndexNotLeftAtSplit, "leak"),
+    _verify("a VMA that goes is no wide one", WideNotLeft, "leak"),
+    _verify("the wide VMA is not everywhere", WideNotChecked),
     _race("what waits for a migration is looked for", MigrationUncounted, "restore / mremap back + copy"),
     _verify("a page may have more than one entry", EndsAtFirstEntry),
     _verify("of the dead, none has one child", NoRoomMade, "leak"),

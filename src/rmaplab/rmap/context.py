@@ -86,6 +86,7 @@ class ContextRmap(ReverseMap):
     tables_under_rcu = True
     context_fields: ClassVar[int] = 0  # bytes of a context besides those of context_size()
     highest_apart: ClassVar[bool] = False  # RemapMemory
+    home_marked: ClassVar[bool] = False
     tries_locks: ClassVar[bool] = False  # does anybody take the lock of a context only if it is free?
     drawn_by = "rmaplab.rmap.pictures.context:ContextPicture"
 
@@ -94,7 +95,7 @@ class ContextRmap(ReverseMap):
         sizes = attachment.profile.sizes
         size = context_size(sizes["maple_tree"]) + self.context_fields
         self.context_pool: Final[Pool] = self.ledger.pool("cow_context", size)
-        self.memory: Final = RemapMemory(self.ledger, sizes["maple_node"], self.highest_apart)
+        self.memory: Final = RemapMemory(self.ledger, sizes["maple_node"], self.highest_apart, self.home_marked)
         self.lock_class: Final[LockClass] = self.ledger.lock_class("cow_context lock", tried=self.tries_locks)
         self.rcu: Final = Rcu(self.ledger, self.scheduler)
         self.walks: Final[Tally] = self.ledger.tally("walks")

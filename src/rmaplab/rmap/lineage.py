@@ -2,7 +2,7 @@
 """Design `lineage`: who descends from a page's owner, since when, and a look at the entry before the VMA.
 
 A successor of `cow_context` (see there, and mm/cow_context.c of the prototype): a folio points to the context of the
-address space that first had it, and a walk goes down the tree of forks.  Six things are new.
+address space that first had it, and a walk goes down the tree of forks.  Seven things are new.
 
 - *Epochs.*  A page knows how many forks its owner had made when it was mapped.  A child that was forked before has no
   entry for it.  So a page that came after its owner's last fork is looked for in one address space.
@@ -12,8 +12,10 @@ address space that first had it, and a walk goes down the tree of forks.  Six th
 - *A tree in each leaf.*  The page that holds a leaf of a page table (struct ptdesc) has words that no PTE table uses
   (pt_index, __page_mapping).  In them begins a red-black tree of the VMAs of this range of 2 MiB that walks came to: a
   node is three words of the VMA, which anon_vma has there for itself (anon_vma, anon_vma_chain) and this design does
-  not.  A walk links what it had to look for in the address space's tree.  Faults and forks do nothing for it, and
-  nothing is allocated.
+  not.  A walk links what it had to look for in the address space's tree.  Forks do nothing for it, and nothing is
+  allocated.
+- *A wide VMA.*  A context remembers one VMA that got a page in another half of a leaf than where it begins, and fork
+  its copy.  Of most leaves that say nothing it is the only VMA.
 - *Heirs.*  A context without an address space and with one child makes room for it, and leads there.  When there are
   more of the dead than of the living, folios are pointed to the heirs, and the dead are freed.
 - *No references.*  Page tables, VMAs and mm_structs outlive a grace period, and a walk is one RCU section.
@@ -26,6 +28,7 @@ Data
 - for each context, a remap tree: of page offsets that are not at the address that they say alone, *all* displacements
   at which this address space has them, 0 among them.
 - the highest record, in nearly every process that of the stack, which exec moved, lies in the context, in no node.
+- that 0 is among the displacements is a bit of the record: a VMA that moves needs no array while it is in both places.
 - for each leaf that walks came to: the VMA that begins before it and has its first page, and a tree of those that begin
   in it.  So a VMA is in one tree at most.  The shift of `cow_context` is 0, for 7.3 has the anonymous page offset.
 
@@ -46,6 +49,9 @@ Invariants
   tree if they are wrong.  VMAs do not overlap and do not pass each other, so the order in a tree is right; while bounds
   change, a search may miss, which is the same as not to be there.  A leaf that lies in a VMA which goes is out of the
   page table before that is freed, and needs no word.
+- Wide: who lets a context remember a VMA has it locked, and who takes a VMA out of the address space has it locked for
+  writing, and forgets it before it is freed.  At an exit, entries go before VMAs are freed, and a walk has one under
+  the leaf lock.  A walk checks the address space and the range.
 - End: with the leaf locked, its entry present and a mapcount of 1, nothing else maps the page.  What a fork copies from
   there before the walk's user has the leaf lock is seen by `forks`; what it copies later is as the user left it.
   Entries that wait for a migration are in no mapcount: a walk from a context that a migration holds ends nowhere early.
@@ -91,10 +97,18 @@ from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VM_DONTCOPY, VM_WIPEONFORK
 from rmaplab.rmap.context import CowContext
 from rmaplab.rmap.cow_context import CONTEXT_SHIFT, PGOFF_BIAS, PGOFF_MASK, CowContextRmap, Displaced
 from rmaplab.rmap.interval_tree import IntervalNode, IntervalTree
+from rmaplab.rmap.ksm_places import KsmPlace
 from rmaplab.rmap.remap_tree import RemapTree
 from rmaplab.sync.fields import OF_PAGE
 from rmaplab.sync.locks import Data, SpinLock
-from rmaplab.sync.order import initialised, read_once, smp_load_acquire, smp_store_release, write_once
+from rmaplab.sync.order import (
+    depends,
+    initialised,
+    read_once,
+    smp_load_acquire,
+    smp_store_release,
+    write_once,
+)
 from rmaplab.sync.work import Tally
 
 _LAST_EPOCH: Final = (1 << 19) - 1
@@ -141,6 +155,7 @@ class Line(CowContext):
         self.born = born
         self.forks = 0  # two for each fork that this address space made; odd while it makes one
         self.indices: Final[dict[int, Index]] = {}  # by address >> HALF_SHIFT
+        self.wide: VMA | None = None  # one that got a page in another half than where it begins, or its copy
 
     @property
     def epoch(self) -> int:
@@ -154,8 +169,9 @@ class LineageRmap(CowContextRmap):
 
     name = "lineage"
     vma_fields = 24  # its place in the tree of a leaf: struct rb_node
-    context_fields = 48  # forks, born; the highest record; where the others begin and end
+    context_fields = 56  # forks, born; the wide VMA; the highest record; where the others begin and end
     highest_apart = True
+    home_marked = True
     tries_locks = True
     dead_per_living: ClassVar[int] = 1  # contexts, before those of the dead are collected
 
@@ -395,6 +411,8 @@ class LineageRmap(CowContextRmap):
         line = self.line_of(child.mm)
         if parent is child:
             return  # taken over
+        if parent is self.line_of(parent.mm).wide:
+            self._set_wide(line, child)
         for first, last, offset in self._places(child, bounds_of(child)):
             if offset:  # its tree may not have those at home yet, which are copies of the parent's
                 for other in self._at_home(parent.mm, first, last):
@@ -419,7 +437,10 @@ class LineageRmap(CowContextRmap):
     def geometry_end(self, change: GeometryChange) -> None:
         self._move_records(change)
         for i in range(len(change.vmas)):
-            self._moved_in_indices(change.vmas[i], change.before[i], change.after[i])
+            vma = change.vmas[i]
+            self._moved_in_indices(vma, change.before[i], change.after[i])
+            if self.line_of(vma.mm).wide is vma and vma.start >> HALF_SHIFT == vma.end - 1 >> HALF_SHIFT:
+                self._set_wide(self.line_of(vma.mm), None)
         if change.split_off is not None:
             self._named_beside(change.vmas[0], change.split_off)
         self.context_of(change.vmas[0].mm).moves.write_end()
@@ -495,6 +516,8 @@ class LineageRmap(CowContextRmap):
         mm = vma.mm
         if mm.users == 0:
             return
+        if self.line_of(mm).wide is vma:
+            self._set_wide(self.line_of(mm), None)
         there = _halves(mm, vma.start, vma.end)
         if vma.detached:
             stay = [addr >> LEAF_SHIFT for addr in (vma.start, vma.end) if addr & (LEAF_SIZE - 1)]
@@ -582,6 +605,16 @@ class LineageRmap(CowContextRmap):
             if vma.id not in self._index(line, number, leaf).places:
                 self._name(line, number, leaf, vma)
 
+    def _is_wide(self, vma: VMA, addr: int) -> bool:
+        """Is there no wide VMA yet, and does `vma` begin before the half around `addr`?"""
+        return self.line_of(vma.mm).wide is None and vma.start >> HALF_SHIFT != addr >> HALF_SHIFT
+
+    def _set_wide(self, line: Line, vma: VMA | None) -> None:
+        """Who sets it has the VMA locked, and who takes that VMA out of the address space has it locked for writing."""
+        smp_store_release(self.scheduler, "wide VMA", line, "wide")
+        line.wide = vma
+        self.changed.count += 1
+
     # Folios
 
     def _epoch(self, vma: VMA) -> int:
@@ -590,12 +623,16 @@ class LineageRmap(CowContextRmap):
     def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
         super().folio_mapped(vma, addr, pfn, nr_pages)
         self._has_new_page(vma, addr)
+        if self._is_wide(vma, addr):
+            self._set_wide(self.line_of(vma.mm), vma)
         self.since.v[pfn : pfn + nr_pages] = 0 if self._taking_over else self._epoch(vma)
 
     def folios_mapped(self, vma: VMA, addrs: Int64s, pfns: Int64s) -> None:
         super().folios_mapped(vma, addrs, pfns)
         if (addrs >> HALF_SHIFT == vma.start >> HALF_SHIFT).any():
             self._has_new_page(vma, vma.start)
+        if self._is_wide(vma, int(addrs.max())):
+            self._set_wide(self.line_of(vma.mm), vma)
         self.since.v[pfns] = self._epoch(vma)
 
     def folio_swapped_in(self, vma: VMA, addr: int, pfn: int, exclusive: bool) -> None:
@@ -632,6 +669,24 @@ class LineageRmap(CowContextRmap):
         super().folio_migrated(old, new, nr_pages)
         since = self.since.v
         since[new : new + nr_pages] = since[old : old + nr_pages]
+
+    # KSM
+
+    def ksm_removed(self, mm: MM, addr: int, pfn: int) -> None:
+        self._let_go(self.ksm.remove(pfn, mm, addr))
+
+    def folio_freed(self, pfn: int, nr_pages: int) -> None:
+        self._let_go(self.ksm.freed(pfn))
+
+    def folios_freed(self, pfns: Int64s) -> None:
+        self._let_go(self.ksm.all_freed(pfns))
+
+    def _let_go(self, places: list[KsmPlace]) -> None:
+        """These places held contexts, maybe of the dead: more of them than of the living may be left."""
+        for place in places:
+            self.put(cast(CowContext, place.anchor))
+        if places:
+            self._collect()
 
     # Memory that is there already
 
@@ -837,6 +892,12 @@ class LineageRmap(CowContextRmap):
             then = seen(self.scheduler, vma)
             if then.mm is mm and then.start <= addr < then.end and not then.detached:
                 return vma
+        vma = None if number in line.indices else self._wide(line)
+        if vma is not None:
+            self.searched.count += 1
+            then = seen(self.scheduler, vma)
+            if then.mm is mm and then.start <= addr < then.end and not then.detached:
+                return vma
         for vma in self.vmas_at(mm, addr, addr + 1):
             then = seen(self.scheduler, vma)
             if self.shift_of(vma) is not None and then.start <= addr < then.end:
@@ -844,6 +905,12 @@ class LineageRmap(CowContextRmap):
                     self._missed(line, number, leaf, vma)
                 return vma
         return None
+
+    def _wide(self, line: Line) -> VMA | None:
+        vma = cast("VMA | None", read_once(self.scheduler, "wide VMA", line, "wide", line.wide))
+        if vma is not None:
+            depends(self.scheduler, "wide VMA", vma)
+        return vma
 
     def _said(self, line: Line, leaf: Leaf, number: int, addr: int) -> VMA | None:
         """Which VMA the locked leaf says is at `addr`, in that half: one that begins there, or what comes from before
@@ -940,6 +1007,9 @@ class LineageRmap(CowContextRmap):
                         wrong.append(f"mm {mm.id} has no record that page offset {pgoff:#x} is at home as well")
         for pgoff, offset in sorted(recorded):
             wrong.append(f"mm {mm.id} has a record too many, of page offset {pgoff:#x} at offset {offset:#x}")
+        wide = self.line_of(mm).wide
+        if wide is not None and (wide.mm is not mm or mm.tree.at(wide.start) is not wide):
+            wrong.append(f"mm {mm.id} has a wide VMA that is not there")
         for number, index in self.line_of(mm).indices.items():
             if mm.page_table.leaves.get(number << HALF_SHIFT >> LEAF_SHIFT) is not index.leaf:
                 continue

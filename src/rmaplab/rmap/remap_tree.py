@@ -37,10 +37,14 @@ class Offsets:
 
 class RemapMemory:
     """What the remap trees of one design take: maple nodes and arrays of offsets.  `highest_apart`: the owner of a tree
-    has room for its highest entry, if that is a single offset, which takes no node then."""
+    has room for its highest entry, if that needs no array, which takes no node then.  `home_marked`: that 0 is among
+    the offsets is a bit of the entry, and takes no place in an array."""
 
-    def __init__(self, ledger: Ledger, maple_node_size: int, highest_apart: bool = False) -> None:
+    def __init__(
+        self, ledger: Ledger, maple_node_size: int, highest_apart: bool = False, home_marked: bool = False
+    ) -> None:
         self._ledger: Final = ledger
+        self.home_marked: Final = home_marked
         self.highest_apart: Final = highest_apart
         self.nodes: Final[Pool] = ledger.pool("maple_node", maple_node_size)
         self.visited: Final[Tally] = ledger.tally("remap tree nodes visited")
@@ -122,7 +126,7 @@ class RemapTree:
 
     def apart(self) -> int:
         """How many entries are in no node: one, or none (RemapMemory)."""
-        return 1 if self.memory.highest_apart and self.entries and len(self.entries[-1].values) == 1 else 0
+        return 1 if self.memory.highest_apart and self.entries and not self.entries[-1].room else 0
 
     def frozen(self) -> RemapTree:
         """A copy that stays as it is: what a reader under RCU sees who came before a change."""
@@ -171,10 +175,13 @@ class RemapTree:
 
     def put(self, i: int, values: list[int]) -> None:
         """Entry `i` holds `values` from now on, in an array that just fits a power of two."""
+        placed = len(values)
+        if placed > 1 and self.memory.home_marked and 0 in values:
+            placed -= 1
         room = 0
-        if len(values) > 1:
+        if placed > 1:
             room = 2
-            while room < len(values):
+            while room < placed:
                 room *= 2
         self.store(i, values, room)
 

@@ -34,7 +34,7 @@ from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import FOLIO_KSM, Int64s
 from rmaplab.mm.geometry import Bounds
-from rmaplab.mm.pagetable import PTE_ANON, PTE_KSM, PTE_SHIFT
+from rmaplab.mm.pagetable import LEAF_SHIFT, PTE_ANON, PTE_KSM, PTE_SHIFT
 from rmaplab.mm.reverse_map import Attachment
 from rmaplab.mm.takeover import TakenOver
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, seen
@@ -185,10 +185,10 @@ class UnshareOnRemapRmap(CowContextRmap):
     def _stray_records(self, mm: MM) -> list[str]:
         """Its page table has no entry that is neither where its page says nor known to be odd."""
         said: list[str] = []
-        addrs, entries = mm.page_table.anon_entries()
-        for addr, entry in zip(addrs.tolist(), entries, strict=True):
-            for _, pfn, number in self._elsewhere(addr, np.array([entry])):
+        for leaf_number, leaf in sorted(mm.page_table.leaves.items()):
+            for _, pfn, number in self._elsewhere(leaf_number << LEAF_SHIFT, leaf.v):
                 if (mm, number) not in self.odd.of(pfn):
+                    addr = number << PAGE_SHIFT
                     said.append(f"mm {mm.id} has page {pfn} at {addr:#x}, where nothing says that it is")
         return said
 

@@ -18,6 +18,7 @@ from rmaplab.workloads.aim7 import Aim7
 from rmaplab.workloads.bgsave import BgSave
 from rmaplab.workloads.elf import Elf
 from rmaplab.workloads.forkchain import ForkChain
+from rmaplab.workloads.ksm import Ksm
 from rmaplab.workloads.prefork import Prefork
 from rmaplab.workloads.pressure import Pressure
 from rmaplab.workloads.reclaim import Reclaim
@@ -34,6 +35,7 @@ FAMILIES: Final[dict[str, type[Workload]]] = {
     "bgsave": BgSave,
     "elf": Elf,
     "forkchain": ForkChain,
+    "ksm": Ksm,
     "prefork": Prefork,
     "pressure": Pressure,
     "reclaim": Reclaim,
