@@ -23,7 +23,7 @@ test-verify: install
 
 # Every interleaving of every scenario (docs/races.md), with both designs that keep their promises; then, under weak
 # memory, a part of them, and scenarios of one operation with and without each ordering (docs/memory-model.md).
-# race-weak tries all scenarios of both designs under weak memory.
+# race-weak tries all scenarios of both designs under weak memory, pairs of operations with two preemptions at most.
 test-race: install
 	$(BIN)/rmaplab race --jobs 2
 	$(BIN)/rmaplab race --jobs 2 --memory weak --rmap anon_vma "restore / "
@@ -32,7 +32,7 @@ test-race: install
 	$(BIN)/rmaplab race --barriers cow_context --timelines 0 --limit 100
 
 race-weak: install
-	$(BIN)/rmaplab race --jobs 2 --memory weak
+	$(BIN)/rmaplab race --jobs 2 --memory weak --pairs 2
 
 # Which changes of mm/, rmap/ and sync/locks.py does no check notice?  docs/verification.md judges those that survive.
 test-mutation: $(VENV)/tools

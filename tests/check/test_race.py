@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -325,3 +326,10 @@ def test_no_interleaving_is_no_verdict() -> None:
     verdict = msgspec.structs.replace(run(LOOK, load("anon_vma")), interleavings=0)
     with pytest.raises(NothingLookedAt, match="no interleaving of referenced / exit of the child"):
         _ = verdict.holds
+
+
+def test_pairs_of_operations_may_have_a_bound_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    alone, pair = "restore / munmap", "restore / munmap + fork of the child"
+    status, out, _ = command(capsys, alone, "--rmap", "anon_vma", "--pairs", "0", "--json")
+    bounds = {figures["scenario"]: figures["preemptions"] for figures in json.loads(out)["figures"]}
+    assert status == 0 and bounds[alone] == -1 and bounds[pair] == 0

@@ -41,12 +41,13 @@ DESIGNS: Final = ("anon_vma", "cow_context")  # where nothing else was asked for
 
 
 class Inputs(msgspec.Struct, frozen=True):
-    """What the verdicts depend on.  `preemptions` -1: no bound."""
+    """What the verdicts depend on.  `preemptions` -1: no bound; `pairs` -1: that of the others."""
 
     scenarios: list[str]
     designs: list[str]
     profile: str
     preemptions: int
+    pairs: int
     limit: int
     random: int
     seed: int
@@ -76,6 +77,10 @@ def command(
             help="Preempt at most N times (-1: as often as one likes).",
             hidden=True,
         ),
+    ] = -1,
+    pairs: Annotated[
+        int,
+        typer.Option(min=-1, metavar="N", help="The same, where there are two operations (-1: as others).", hidden=True),
     ] = -1,
     limit: Annotated[
         int, typer.Option(min=0, metavar="N", help="Abandon a scenario after N interleavings (0: never).", hidden=True)
@@ -133,7 +138,7 @@ def command(
     if report is not None:
         check_output(report)
         return _report(scenarios or [], names, designs, jobs, report)
-    inputs = Inputs(names, designs, REFERENCE, preemptions, limit, random, seed, path, memory.value)
+    inputs = Inputs(names, designs, REFERENCE, preemptions, pairs, limit, random, seed, path, memory.value)
     verdicts = _try_all(inputs, jobs)
     wrong = lock_complaints(verdicts)
     holds = judge(len(verdicts), not all(v.holds for v in verdicts) or bool(wrong), "no scenario was tried")
@@ -151,7 +156,7 @@ def _one(work: tuple[int, str, str, Inputs]) -> tuple[int, Verdict]:
         name,
         load(design),
         limit=given.limit,
-        preemptions=given.preemptions,
+        preemptions=given.pairs if given.pairs >= 0 and " + " in name else given.preemptions,
         random=given.random,
         seed=given.seed,
         memory=Model(given.memory),
