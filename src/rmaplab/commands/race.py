@@ -80,7 +80,7 @@ def command(
     ] = -1,
     pairs: Annotated[
         int,
-        typer.Option(min=-1, metavar="N", help="The same, where there are two operations (-1: as others).", hidden=True),
+        typer.Option(min=-1, metavar="N", help="The same, where two operations are (-1: as others).", hidden=True),
     ] = -1,
     limit: Annotated[
         int, typer.Option(min=0, metavar="N", help="Abandon a scenario after N interleavings (0: never).", hidden=True)
