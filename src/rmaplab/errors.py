@@ -43,7 +43,12 @@ def place_outside(error: Exception) -> str:
 
 
 def _outside(frames: Sequence[FrameSummary]) -> list[FrameSummary]:
-    return [frame for frame in frames if not Path(frame.filename).resolve().is_relative_to(_PACKAGE)]
+    return [frame for frame in frames if not _is_ours(Path(frame.filename))]
+
+
+def _is_ours(source: Path) -> bool:
+    """Is it a file of rmaplab?  Compiled modules name theirs as mypyc was given it."""
+    return source.parts[:2] == ("src", "rmaplab") or source.resolve().is_relative_to(_PACKAGE)
 
 
 def _place(frame: FrameSummary) -> str:

@@ -309,7 +309,8 @@ class PteChainRmap(ReverseMap):
         vma = vma_lookup(self.scheduler, mm, addr)
         if vma is not None:  # else munmap() is at it
             first = addr - (page << PAGE_SHIFT)
-            start = seen(self.scheduler, vma).start
+            # An entry is where its pointer says, also while a split takes its place out of the VMA.
+            start = min(seen(self.scheduler, vma).start, addr)
             place = (vma, first if first > start else start)
             if place not in visited:
                 visited.append(place)
