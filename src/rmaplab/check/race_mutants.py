@@ -448,6 +448,8 @@ def outcome(mutant: Mutant, limit: int, preemptions: int = -1) -> Outcome:
     memory = Model(mutant.memory, [mutant.weakened] if mutant.weakened else [])
     found = explore(scene(mutant), limit=limit, preemptions=preemptions, begin=memory.begin)
     for failure in found.failures:
+        if not failure.names:
+            raise failure.error  # the scenario could not be set up, and shows nothing
         name_ordering(failure, scene(mutant), memory)
     return found
 

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from typing import Final, cast
 
+from mypy_extensions import mypyc_attr
+
 from rmaplab.sync.locks import Scheduler
 from rmaplab.sync.order import (
     ACQUIRE,
@@ -58,6 +60,7 @@ class Area:
         self.vm_lock_seq = -1
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class VmaLocks:
     """The functions, under one scheduler."""
 
