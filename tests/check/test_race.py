@@ -11,8 +11,10 @@ import msgspec
 import pytest
 
 from rmaplab.check.race import (
+    Broken,
     Model,
     RaceError,
+    TimelineStep,
     chosen,
     lock_complaints,
     read_path,
@@ -334,3 +336,10 @@ def test_pairs_of_operations_may_have_a_bound_of_their_own(capsys: pytest.Captur
     status, out, _ = command(capsys, alone, "--rmap", "anon_vma", "--pairs", "0", "--json")
     bounds = {figures["scenario"]: figures["preemptions"] for figures in json.loads(out)["figures"]}
     assert status == 0 and bounds[alone] == -1 and bounds[pair] == 0
+
+
+def test_a_name_that_is_wider_than_its_column_is_cut() -> None:
+    step = TimelineStep(1, "read " + "anon_vma" * 20)
+    lines = timeline(Broken("broken", "", [step]), ["a", "b", "c", "d"])
+    assert "".join(line.strip() for line in lines[1:-2]).endswith("anon_vma" * 20) and len(lines) > 5
+    assert max(map(len, lines)) <= 105

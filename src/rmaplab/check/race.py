@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from textwrap import wrap
 from typing import Final
 
 import msgspec
@@ -379,24 +380,12 @@ def timeline(broken: Broken, heads: Sequence[str]) -> list[str]:
         if last >= 0 and step.cpu != last:
             lines.append("")
         last = step.cpu
-        words = step.what
-        first = True
-        while words:
-            part, words = _wrap(words, room)
-            lines.append((f"{number:4} " if first else "     ") + " " * ((room + 2) * step.cpu) + part)
-            first = False
+        parts = wrap(step.what, room, subsequent_indent="  ", break_on_hyphens=False)
+        for i, part in enumerate(parts):
+            lines.append((f"{number:4} " if i == 0 else "     ") + " " * ((room + 2) * step.cpu) + part)
     lines.append("")
     lines.append(f"     {broken.error}")
     return lines
-
-
-def _wrap(words: str, room: int) -> tuple[str, str]:
-    if len(words) <= room:
-        return words, ""
-    cut = words.rfind(" ", 0, room + 1)
-    if cut <= 0:
-        cut = room
-    return words[:cut], "  " + words[cut:].strip()
 
 
 def collect_often() -> None:
