@@ -52,6 +52,18 @@ def test_what_grew_where_it_was_does_so_or_differs_and_an_impossible_event_names
     assert free.differences == []
 
 
+@pytest.mark.parametrize(("prot", "start"), [(3, 2), (1, 1)])
+def test_a_stack_that_could_have_been_written_to_and_failed_did_not_grow(prot: int, start: int) -> None:
+    """Its process may have had a limit.  One that may not be written to has grown before that is refused: mm/mmap.c
+    expand_stack() comes before access_error()."""
+    playing = player()
+    stack = Event("mmap", 1, A + 2 * PAGE, PAGE, prot, 0x132, result=A + 2 * PAGE)
+    below = Event("fault", 1, A + PAGE, PAGE, flags=FAULT_WRITE, result=-errno.EFAULT)
+    playing.play([START[0], stack, below])
+    (vma,) = playing.machine.mm_of(1).tree.overlapping(A, A + 3 * PAGE)
+    assert (vma.start - A) // PAGE == start and playing.differences == []
+
+
 # Not who watches entries, and so is told of each; walks of the last one take long, and it keeps nothing.
 WATCHING = [design for name, design in DESIGNS.items() if not design.watches_entries and name != "page_scan"]
 

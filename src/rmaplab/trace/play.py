@@ -26,7 +26,7 @@ import msgspec
 from rmaplab.mm.abi import MAP_FIXED, MAP_FIXED_NOREPLACE, MREMAP_FIXED
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
-from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, File
+from rmaplab.mm.vma import MM, PAGE_SHIFT, PAGE_SIZE, VM_ACCESS_FLAGS, VM_WRITE, File
 from rmaplab.mm.vmscan import PLACED
 from rmaplab.trace.events import FAULT_WRITE, Event
 from rmaplab.trace.history import FileEntry, Header, parts_of
@@ -256,7 +256,7 @@ class Player:
                 self._row = i + 1
         self._last_length = length
         if result >= 0 or result not in _FROM_OUTSIDE:
-            if result < 0 and op == "fault":
+            if result < 0 and op == "fault" and self._may_touch(pid, addr, flags):
                 self.machine.stack_limit = 0  # that stack did not grow: the process may have had a limit of its own
             try:
                 got = self._do(
@@ -274,6 +274,12 @@ class Player:
                 self.differences.append(Difference(self.played, self.last(), got))
         self.played += nr_events
         return True
+
+    def _may_touch(self, pid: int, addr: int, flags: int) -> bool:
+        """Would a stack that grew down to `addr` allow the access?  If not, it has grown, and the access failed."""
+        process = self.machine.processes.get(pid)
+        above = process.mm.tree.first_after(addr) if process is not None else None
+        return above is not None and above.flags & (VM_WRITE if flags & FAULT_WRITE else VM_ACCESS_FLAGS) != 0
 
     def _turn(self) -> bool:
         """Go on with the next part, if there is one."""
