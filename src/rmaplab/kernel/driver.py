@@ -30,9 +30,11 @@ from rmaplab.kernel.snapshot import Entry, Page, Snapshot
 from rmaplab.mm.abi import (
     CLONE_VM,
     EAGAIN,
+    MADV_COLD,
     MADV_DONTNEED,
     MADV_FREE,
     MADV_PAGEOUT,
+    MAP_LOCKED,
     MAX_MAP_COUNT,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
@@ -103,6 +105,7 @@ class Driver:
         self._scans: Final = scans
         self._orders: Final = range(2, setting.large_folios + 1)
         self._mappings = setting.mappings
+        self._locks = False  # has anything been locked?
         self._allow_large("always")
         self._allow_huge("always")
         guest.write_file(f"{GROUP}/cgroup.procs", "1")  # and so all that it makes: swap knows whose pages it has
@@ -146,9 +149,18 @@ class Driver:
             after = self._look(self.pids.values())
             return [event, *self._placed(before, after), *self._gone_files(before, after)]
         event.result = self._acts[event.op](event)
+        if event.op in ("mlock", "mlockall") or (event.op == "mmap" and event.flags & MAP_LOCKED):
+            self._locks = True
+        if self._locks:
+            self._drain()
         if event.op == "fault" and event.result and event.length > _PAGE:
             return self._page_by_page(event)
         return [event, event] if event.op == "migrate" else [event]  # there and back
+
+    def _drain(self) -> None:
+        """Let the CPU let go of the pages that mlock() or munlock() noted (mm/mlock.c, mm/swap.c lru_add_drain()): as long
+        as it has references to them, a write copies what it would take over."""
+        self.guest.syscall(0, "madvise", self.guest.scratch & -_PAGE, _PAGE, MADV_COLD)
 
     def _allow_large(self, when: str) -> None:
         for order in self._orders:
