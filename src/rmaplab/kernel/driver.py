@@ -158,8 +158,8 @@ class Driver:
         return [event, event] if event.op == "migrate" else [event]  # there and back
 
     def _drain(self) -> None:
-        """Let the CPU let go of the pages that mlock() or munlock() noted (mm/mlock.c, mm/swap.c lru_add_drain()): as long
-        as it has references to them, a write copies what it would take over."""
+        """Let the CPU let go of the pages that mlock() or munlock() noted (mm/swap.c lru_add_drain()): as long as it
+        has references to them, a write copies what it would take over."""
         self.guest.syscall(0, "madvise", self.guest.scratch & -_PAGE, _PAGE, MADV_COLD)
 
     def _allow_large(self, when: str) -> None:
