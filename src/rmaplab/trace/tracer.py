@@ -5,7 +5,8 @@ PTRACE_O_TRACEEXIT stops each task early in do_exit() (kernel/exit.c), while its
 The tracer reads the maps there and lets the task go on; it changes nothing.  A process's address space is
 at its end when its last thread stops, so nothing is read where others have still to come there.  A thread that is
 already in do_exit() when exit_group() kills it does not stop (ptrace_stop() in kernel/signal.c), nor does it change
-anything any more: who has been killed is not waited for, and if it stops all the same, what is read then counts.
+anything any more: who has been killed, or is past that point, is not waited for, and if it stops all the same, what is
+read then counts.
 
 Linux tells a tracer about tasks in the thread that attached, so all of this runs in one thread.
 """
@@ -34,6 +35,8 @@ _GETEVENTMSG: Final = 0x4201
 _GETSIGINFO: Final = 0x4202
 _EVENT_STOP: Final = 128
 _WALL: Final = 0x40000000  # __WALL: threads, too
+_EXITING: Final = 0x4  # PF_EXITING (include/linux/sched.h), which do_exit() sets after it has told the tracer
+_LOOKS: Final = 100  # at threads that may be just before that: the process has called exit_group(), as a rule
 _STOPPING: Final = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -60,14 +63,15 @@ def _pid_of(tid: int) -> int:
     return int(status.partition(b"\nTgid:")[2].split(None, 1)[0])
 
 
-def _is_killed(pid: int, tid: int) -> bool:
-    """Whether task `tid` of process `pid` has been killed, or is gone."""
+def _stops_no_more(pid: int, tid: int) -> bool:
+    """Whether task `tid` of process `pid` has been killed, is past the point where it would stop, or is gone."""
     try:
-        status = Path(f"/proc/{pid}/task/{tid}/status").read_bytes()
+        stat = Path(f"/proc/{pid}/task/{tid}/stat").read_bytes()
     except OSError:
         return True
-    state, pending = (status.partition(field)[2].split(None, 1)[0] for field in (b"\nState:", b"\nSigPnd:"))
-    return state in b"ZX" or int(pending, 16) >> (signal.SIGKILL - 1) & 1 != 0
+    fields = stat.rpartition(b")")[2].split()  # the third and those that follow: Documentation/filesystems/proc.rst
+    state, flags, pending = fields[0], int(fields[6]), int(fields[28])
+    return state in b"ZX" or flags & _EXITING != 0 or pending >> (signal.SIGKILL - 1) & 1 != 0
 
 
 def _is_from_itself(tid: int) -> bool:
@@ -145,7 +149,11 @@ class Tracer:
         pid = _pid_of(tid)
         running = self._running.get(pid, set())
         running.discard(tid)
-        if not all(_is_killed(pid, other) for other in running):
+        for _ in range(_LOOKS if tid == pid else 1):
+            if all(_stops_no_more(pid, other) for other in running):
+                break
+            os.sched_yield()
+        else:
             return
         try:
             rows = maps_of(tid)
