@@ -274,15 +274,17 @@ class CowContextRmap(ContextRmap):
         self.ksm.add(pfn, KsmPlace(vma.mm, addr, context))
 
     def ksm_removed(self, mm: MM, addr: int, pfn: int) -> None:
-        for place in self.ksm.remove(pfn, mm, addr):
-            self.put(cast(CowContext, place.anchor))
+        self.let_go(self.ksm.remove(pfn, mm, addr))
 
     def folio_freed(self, pfn: int, nr_pages: int) -> None:
-        for place in self.ksm.freed(pfn):
-            self.put(cast(CowContext, place.anchor))
+        self.let_go(self.ksm.freed(pfn))
 
     def folios_freed(self, pfns: Int64s) -> None:
-        for place in self.ksm.all_freed(pfns):
+        self.let_go(self.ksm.all_freed(pfns))
+
+    def let_go(self, places: list[KsmPlace]) -> None:
+        """These places held contexts, and are gone."""
+        for place in places:
             self.put(cast(CowContext, place.anchor))
 
     def placed(self) -> list[CowContext]:

@@ -672,19 +672,9 @@ class LineageRmap(CowContextRmap):
 
     # KSM
 
-    def ksm_removed(self, mm: MM, addr: int, pfn: int) -> None:
-        self._let_go(self.ksm.remove(pfn, mm, addr))
-
-    def folio_freed(self, pfn: int, nr_pages: int) -> None:
-        self._let_go(self.ksm.freed(pfn))
-
-    def folios_freed(self, pfns: Int64s) -> None:
-        self._let_go(self.ksm.all_freed(pfns))
-
-    def _let_go(self, places: list[KsmPlace]) -> None:
-        """These places held contexts, maybe of the dead: more of them than of the living may be left."""
-        for place in places:
-            self.put(cast(CowContext, place.anchor))
+    def let_go(self, places: list[KsmPlace]) -> None:
+        """More contexts of the dead than of the living may be left."""
+        super().let_go(places)
         if places:
             self._collect()
 
