@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from rmaplab.commands.frame import run as _main
 from rmaplab.measure.calibration import races
 from rmaplab.measure.calibration.calibrate import COVERED, STAND_INS, START, choose, predict, rows_of, rules
+from rmaplab.measure.calibration.cgroup import Group
 from rmaplab.measure.calibration.errors import CalibrationError
 from rmaplab.measure.calibration.fit import Row, fit
 from rmaplab.measure.calibration.host import PRIMITIVES, Host
@@ -247,9 +248,19 @@ def test_a_profile_that_is_wrong_by_far_fails_the_check(
 
 
 @needs_kernel
+def test_who_may_not_make_a_cgroup_is_not_asked_to_reclaim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Group, "make", lambda: None)
+    with Host() as host:
+        reclaiming = [script for script in choose(FITTED, []) if script.reclaims]
+        assert reclaiming and host.able(reclaiming) == []
+        with pytest.raises(CalibrationError, match="there is no cgroup to reclaim from"):
+            host.times(reclaiming[:1], 1, lambda what, done, total: None, rounds=1)
+
+
+@needs_kernel
 def test_the_kernel_does_all_that_programs_ask_of_it() -> None:
     with Host() as host:
-        scripts = [*choose(FITTED, []), *choose(HELD_OUT, [])]
+        scripts = host.able([*choose(FITTED, []), *choose(HELD_OUT, [])])
         assert all(ns > 0 for ns in host.times(scripts, 1, lambda what, done, total: None, rounds=1))
 
 

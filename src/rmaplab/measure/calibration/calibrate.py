@@ -99,7 +99,7 @@ def is_wanted(name: str, wanted: Sequence[str]) -> bool:
 def rows_of(host: Host, scripts: Sequence[Program], repeats: int, progress: Progress) -> list[Row]:
     """Counts by the model, times by the kernel."""
     counts = []
-    scripts = [script for script in scripts if not script.reclaims or host.group is not None]
+    scripts = host.able(scripts)
     for number, script in enumerate(scripts):
         progress("playing programs on the model", number, len(scripts))
         counts.append(script.counts(rules()))

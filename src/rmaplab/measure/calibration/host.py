@@ -80,6 +80,10 @@ class Host:
         if self.group is not None:
             self.group.remove()
 
+    def able(self, scripts: Sequence[Program]) -> list[Program]:
+        """Those that can be run here: who reclaims does so in a cgroup of our own, which not everybody may make."""
+        return [script for script in scripts if not script.reclaims or self.group is not None]
+
     def times(
         self, scripts: Sequence[Program], repeats: int, progress: Progress, rounds: int = ROUNDS
     ) -> list[float]:
