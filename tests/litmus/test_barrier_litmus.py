@@ -30,6 +30,8 @@ ORDERINGS = {
     "folio_migrate_ksm()": "smp_wmb()",
     "ksm_get_folio()": "smp_rmb()",
     "folio_try_share_anon_rmap_pte()": "smp_mb()",
+    "__folio_try_share_anon_rmap()": "smp_mb()",
+    "gup_must_unshare()": "smp_rmb()",
 }
 
 
