@@ -144,6 +144,7 @@ class Step:
         # On a path: the step before it of its task, and on each of its places, with whose steps were there.
         self.depth: i64 = -1
         self.clock: i64 = 0
+        self.loose: i64 = 0
         self.until: Step | None = None  # of a spin lock's acquisition: its owner's last step under it
         self.before: Step | None = None
         self.prior: Step | None = None
@@ -161,6 +162,10 @@ class Step:
     def loads(self) -> bool:
         """Does it only load?  Who asks for a lock conflicts with whoever takes it, for reading as well."""
         return self.mode == READ or self.kind == ASK
+
+    def may_be_old(self) -> bool:
+        """Could it have come after a store, or a grace period's begin, that it came before, and gone as it went?"""
+        return self.kind == ENTER or (self.location is not None and (self.loads or self.order >= UPDATE))
 
     def depends_on(self, other: Step) -> bool:
         """Can it matter which of the two comes first?"""

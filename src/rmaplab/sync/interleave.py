@@ -139,10 +139,10 @@ def explore(
     begin:         makes an execution, which has the memory model
     """
     outcome = Outcome()
-    strategy: Strategy = All()
+    strategy: Strategy = All(preemptions)
     if reduce:
-        strategy = SourceSets() if preemptions < 0 else WithinBound()
-    search = _Search(strategy, preemptions)
+        strategy = SourceSets() if preemptions < 0 else WithinBound(preemptions)
+    search = _Search(strategy)
     stage = _Stage(scenario, begin, reduce)
     while True:
         failure: Exception | None = None
@@ -337,14 +337,13 @@ def estimate(scenario: Scenario, walks: int, seed: int) -> float:
 
 
 class _Search(Driver):
-    """Depth-first search along one path, with at most `preemptions` preemptions (-1: any number).
+    """Depth-first search along one path.
 
     pruned: the execution was given up
     """
 
-    def __init__(self, strategy: Strategy, preemptions: int) -> None:
+    def __init__(self, strategy: Strategy) -> None:
         self.strategy: Final = strategy
-        self.preemptions: Final = preemptions
         self.stack: Final[list[Node]] = []
         self.pruned = False
         self._depth = 0
@@ -429,26 +428,13 @@ class _Search(Driver):
             if node.chosen >= 0:
                 node.done |= i64(1) << node.chosen
                 self.strategy.left(node)
+            self.strategy.back_to(len(stack) - 1)
             number = node.left()
-            while number >= 0 and not self._within_bound(number):
+            while number >= 0 and not self.strategy.allows(stack, number):
                 node.done |= i64(1) << number
                 number = node.left()
             if number >= 0:
                 node.chosen = number
-                self.strategy.back_to(len(stack) - 1)
                 return True
             stack.pop()
         return False
-
-    def _within_bound(self, number: int) -> bool:
-        """May task `number` go on at the end of the path?"""
-        if self.preemptions < 0:
-            return True
-        taken = 0
-        last = -1
-        for node in self.stack:
-            chosen = number if node is self.stack[-1] else node.chosen
-            if last >= 0 and chosen != last and node.can(last):
-                taken += 1
-            last = chosen
-        return taken <= self.preemptions

@@ -107,9 +107,13 @@ class Past:
 
     A clock says, for each task, the last of its steps that happened before some step or is it, plus one: so many bits
     each, in one number.
+
+    loosely: also keep clocks by which a load does not come before a newer store (`Step.loose`): it could have come
+             after it, and returned the old value
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loosely: bool = False) -> None:
+        self.loosely: Final = loosely
         self.steps: Final[list[Step]] = []
         self._ends: Final[list[Step]] = []  # acquisitions whose `until` was set, by when that was
         self.newest: list[Step | None] = []
@@ -152,24 +156,21 @@ class Past:
             raise RuntimeError(f"a path of {depth} steps of {self._number} tasks is too long")
         step.depth = depth
         step.until = None
-        happened = clock
+        happened = self._known_by(step, clock, False)
+        if self.loosely:
+            before = self.newest[step.task]
+            step.loose = self._with_own(step, self._known_by(step, 0 if before is None else before.loose, True), depth)
         place = step.place
-        if place.tasks & ~own != 0:
-            happened = self._happened(step, place, happened)
         step.prior = cast("Step | None", place.newest)
         step.tasks = place.tasks
         also = step.also
         if also is not None:
-            if also.tasks & ~own != 0 and self._is_on(step, also):
-                happened = self._happened(step, also, happened)
             step.prior_also = cast("Step | None", also.newest)
             step.tasks_also = also.tasks
             also.newest = step
             also.tasks |= own
         full = step.full
         if full is not None:
-            if full.tasks & ~own != 0:
-                happened = self._happened(step, full, happened)
             step.prior_full = cast("Step | None", full.newest)
             step.tasks_full = full.tasks
             full.newest = step
@@ -178,8 +179,7 @@ class Past:
         place.tasks |= own
         if step.mode == POISON or step.mode == DEFER:
             place.poisons += 1
-        shift = task * self._bits
-        step.clock = happened & ~(self._mask << shift) | depth + 1 << shift
+        step.clock = self._with_own(step, happened, depth)
         step.before = self.newest[step.task]
         self.newest[step.task] = step
         self.steps.append(step)
@@ -226,11 +226,34 @@ class Past:
         newest = self.newest[task]
         return 0 if newest is None else newest.clock
 
+    def loosely_known_by(self, step: Step) -> i64:
+        """What happened before `step`, if it comes next, and it, whatever old values loads could have returned."""
+        before = self.newest[step.task]
+        clock = self._known_by(step, 0 if before is None else before.loose, True)
+        return self._with_own(step, clock, len(self.steps))
+
+    def _with_own(self, step: Step, clock: i64, depth: i64) -> i64:
+        """What happened before it, and it."""
+        shift = step.task * self._bits
+        return clock & ~(self._mask << shift) | depth + 1 << shift
+
+    def _known_by(self, step: Step, clock: i64, loosely: bool) -> i64:
+        """What happened before it: what its task knows (`clock`), and what its objects went through."""
+        others: i64 = ~(i64(1) << step.task)
+        place, also, full = step.place, step.also, step.full
+        if place.tasks & others != 0:
+            clock = self._happened(step, place, clock, loosely)
+        if also is not None and also.tasks & others != 0 and self._is_on(step, also):
+            clock = self._happened(step, also, clock, loosely)
+        if full is not None and full.tasks & others != 0:
+            clock = self._happened(step, full, clock, loosely)
+        return clock
+
     def _is_on(self, step: Step, also: Place) -> bool:
         """May earlier steps on its second object be in its way?"""
         return step.also_mode != TOUCH or also.poisons > 0
 
-    def _happened(self, step: Step, place: Place, happened: i64) -> i64:
+    def _happened(self, step: Step, place: Place, happened: i64, loosely: bool) -> i64:
         """`happened`, and all steps at `place` that happened before `step`."""
         unseen: i64 = step.changes - 1
         other = cast("Step | None", place.newest)
@@ -238,10 +261,10 @@ class Past:
             if other.changes <= 0 and step.clashes_at(place, other):
                 if unseen > 0:
                     unseen -= 1
-                else:
+                elif not loosely or not other.may_be_old():
                     if self.since(happened, other.task) <= other.depth:
-                        until = other.until
-                        happened = self.join(happened, other.clock if until is None else until.clock)
+                        last = other if other.until is None else other.until
+                        happened = self.join(happened, last.loose if loosely else last.clock)
                     if self._covers(other, step, place):
                         break
             other = other.earlier(place)

@@ -6,9 +6,7 @@ Aronis, Jonsson, Sagonas: source-DPOR, POPL 2014; after Flanagan and Godefroid, 
 step turns out to race with an earlier one (path.py), some task that can begin the other order is tried where the
 earlier one was taken, unless one that can is tried there anyway.
 
-With a bound on preemptions, orders that this leaves out may be the only ones within the bound.  There every pending
-step is compared, its task is tried at the step that it races with and at the beginning of that block of steps, too,
-and sleep sets are not used (Coons, Musuvathi and McKinley, OOPSLA 2013).
+A bound on preemptions is one on all orders that are the same: the fewest that any of them takes (bound.py).
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from typing import Final
 
 from mypy_extensions import i64
 
+from rmaplab.sync.bound import Blocks
 from rmaplab.sync.execution import Execution, Step
 from rmaplab.sync.path import Node, Past
 
@@ -53,9 +52,28 @@ class Strategy:
     def back_to(self, depth: int) -> None:
         """The steps from `depth` on are to be taken anew."""
 
+    def allows(self, stack: list[Node], number: int) -> bool:
+        """May task `number` go on at the end of the path?"""
+        return True
+
 
 class All(Strategy):
-    """Every order."""
+    """Every order that takes the CPU away from a task that could go on at most `preemptions` times (-1: any number)."""
+
+    def __init__(self, preemptions: int) -> None:
+        self.preemptions: Final = preemptions
+
+    def allows(self, stack: list[Node], number: int) -> bool:
+        if self.preemptions < 0:
+            return True
+        taken = 0
+        last = -1
+        for node in stack:
+            chosen = number if node is stack[-1] else node.chosen
+            if last >= 0 and chosen != last and node.can(last):
+                taken += 1
+            last = chosen
+        return taken <= self.preemptions
 
     def reached(self, stack: list[Node]) -> None:
         node = stack[-1]
@@ -64,11 +82,11 @@ class All(Strategy):
                 node.want(number)
 
 
-class _Reduction(Strategy):
-    """What races on the path decides."""
+class SourceSets(Strategy):
+    """One order of all that are the same: what races on the path decides."""
 
-    def __init__(self) -> None:
-        self.past: Final = Past()
+    def __init__(self, loosely: bool = False) -> None:
+        self.past: Final = Past(loosely)
 
     def begins(self, number: int) -> None:
         self.past.begin(number)
@@ -79,10 +97,6 @@ class _Reduction(Strategy):
 
     def back_to(self, depth: int) -> None:
         self.past.forget(depth)
-
-
-class SourceSets(_Reduction):
-    """One order of all that are the same."""
 
     def clock_of(self, task: int) -> list[int]:
         clock = self.past.clock_of(task)
@@ -158,34 +172,21 @@ class SourceSets(_Reduction):
         return True
 
 
-class WithinBound(_Reduction):
-    """One order of all that are the same, of those within a bound on preemptions.
+class WithinBound(SourceSets):
+    """One order of all that are the same, unless each of them takes more preemptions than the bound.
 
-    The order in which a load comes before a newer store may be beyond the bound.  So a load may return any old value
-    here, also if nothing orders the two (`clock_of`).
+    An order that no other is the same as within the bound may be found only by way of one beyond it.  With `number`
+    tasks, number - 2 preemptions more than the bound make up for that (Marmanis, Kokologiannakis and Vafeiadis, TACAS
+    2023).
     """
 
-    def reached(self, stack: list[Node]) -> None:
-        super().reached(stack)
-        self._compare(stack, stack[-1].steps)
+    def __init__(self, preemptions: int) -> None:
+        super().__init__(True)
+        self.preemptions: Final = preemptions
+        self.blocks: Final = Blocks(self.past)
 
-    def took(self, stack: list[Node], execution: Execution, depth: int) -> None:
-        if depth == len(self.past.steps):
-            step = execution.trace[depth]
-            self.past.add(step, self.past.clock_of(step.task), execution.released)
-
-    def ended(self, stack: list[Node], execution: Execution) -> None:
-        self._compare(stack, [task.pending for task in execution.tasks])
-
-    def _compare(self, stack: list[Node], steps: list[Step | None]) -> None:
-        """Hold the steps that tasks announced against those that were taken."""
-        for number, step in enumerate(steps):
-            if step is None:
-                continue
-            for before in self.past.races(step, self.past.clock_of(number), stack):
-                start = before.depth
-                node = stack[start]
-                node.try_too(number)
-                while start > 0 and stack[start - 1].chosen == node.chosen:
-                    start -= 1
-                stack[start].try_too(number)
+    def allows(self, stack: list[Node], number: int) -> bool:
+        step = stack[-1].steps[number]
+        assert step is not None
+        tasks = len(stack[-1].steps)
+        return self.blocks.fit(step, self.preemptions + max(0, tasks - 2))
