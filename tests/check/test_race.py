@@ -25,12 +25,16 @@ from rmaplab.check.race import (
 )
 from rmaplab.check.race_mutants import SpaceNotKept
 from rmaplab.check.rival_mutants import FreedWithSpace, ListedSpaceFreed
-from rmaplab.check.scenarios import USERS, names
+from rmaplab.check.scenarios import USERS, is_huge, names
+from rmaplab.check.scenes import SCENES, Check, Scene
+from rmaplab.check.world import World
 from rmaplab.commands.frame import main
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import load
 from rmaplab.rmap.context import CowContext
 from rmaplab.rmap.cow_context import CowContextRmap
+from rmaplab.sync.interleave import Execution
+from rmaplab.trace.script import Process
 from rmaplab.verdict import NothingLookedAt
 
 # Scenarios with few interleavings, at least one of each user.
@@ -116,8 +120,21 @@ def test_a_lazy_walk_needs_the_mm_struct_of_its_root(user: str) -> None:
     assert broken.error.endswith("freed that mm_struct")
 
 
+@pytest.mark.parametrize("huge", [True, False])
+def test_what_a_scenes_folios_are_does_not_depend_on_its_name(huge: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def begin(world: World, process: Process, execution: Execution) -> Check:
+        seen.append(world.machine.huge)
+        return None
+
+    monkeypatch.setitem(SCENES, "any name", Scene(begin, huge))
+    run("any name", load("anon_vma"), limit=1)
+    assert {*seen} == {huge}
+
+
 # Designs that keep an object for each page take thousands of steps for 2 MiB.
-ALONE = [name for name in names() if " + " not in name and "2 MiB" not in name]
+ALONE = [name for name in names() if " + " not in name and not is_huge(name)]
 
 
 def broken_with_one_preemption(design: str) -> dict[str, str]:
