@@ -15,7 +15,9 @@ from rmaplab.check.race import (
     Model,
     RaceError,
     TimelineStep,
+    Verdict,
     chosen,
+    kinds,
     lock_complaints,
     read_path,
     run,
@@ -297,6 +299,38 @@ def test_a_mistake_in_a_design_is_named_with_its_line(tmp_path: Path, capsys: py
     line = path.read_text().splitlines().index("        del self.nothing") + 1
     _, out, _ = command(capsys, LOOK, "--rmap", f"{path}:Mistaken")
     assert "AttributeError: " in out and f", in mm_gone(), line {line} of mistaken.py" in out
+
+
+def test_equal_failures_are_shown_once_by_the_shortest_and_json_has_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mistaken.py"
+    path.write_text(OWN + MISTAKEN)
+    of_child, of_parent = "referenced / exit of the child", "referenced / exit of the parent"
+    arguments = (of_child, of_parent, "unmap / exit of the child", "--rmap", f"{path}:Mistaken")
+    _, out, _ = command(capsys, "--json", *arguments)
+    broken = {difference["scenario"]: difference["broken"] for difference in json.loads(out)["differences"]}
+    assert len(broken) > 5 and {of_child, of_parent} < broken.keys()
+    shortest = min(broken, key=lambda name: len(broken[name]["timeline"]))
+    for timelines in ("0", "1"):
+        _, out, _ = command(capsys, *arguments, "--timelines", timelines)
+        said = " ".join(out.split())
+        assert said.count("AttributeError") == 1 and f" {len(broken)} are broken, " in said
+        assert f" s of CPU time {shortest}: " in said
+        assert f"so do {len(broken) - 1} more scenarios:" in said
+        assert " unmap / exit of the child " in said and "; exit of the parent + " in said
+
+
+def test_failures_that_differ_in_more_than_numbers_and_names_are_kinds_of_their_own() -> None:
+    found = run(LOOK, load("anon_vma"))
+
+    def broken(error: str, steps: int) -> Verdict:
+        return msgspec.structs.replace(found, broken=[Broken(error, "", [TimelineStep(0, "step")] * steps)])
+
+    first = broken("restored: address 0x10000000 of mm 1 waits for page 512, says referenced", 3)
+    same = broken("restored: address 0x20000000 of mm 2 waits for page 7, says exit of the child", 2)
+    other = [broken(f"KeyError: 5, in walk(), line {line} of mine.py", 1) for line in (8, 9)]
+    assert kinds([found, first, other[0], same, other[1]]) == [[same, first], [other[0]], [other[1]]]
 
 
 @pytest.mark.parametrize("how", [(), ("--random", "5")])
