@@ -301,6 +301,41 @@ def test_a_mistake_in_a_design_is_named_with_its_line(tmp_path: Path, capsys: py
     assert "AttributeError: " in out and f", in mm_gone(), line {line} of mistaken.py" in out
 
 
+SLEEPY = """
+
+class Sleepy(AnonVmaRmap):
+    name = "sleepy"
+
+    def walk(self, pfn):
+        self.rcu.read_lock()
+        {call}
+        self.rcu.read_unlock()
+        yield from super().walk(pfn)
+
+    def folio_mapped(self, vma, addr, pfn, nr_pages):
+        super().folio_mapped(vma, addr, pfn, nr_pages)
+        self.might_sleep("memory")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "found"),
+    [
+        ("referenced / fork", "self.might_sleep('memory')", "referenced may sleep for memory within an RCU section"),
+        (
+            "first fault below / first fault above",
+            "pass",
+            "first fault below may sleep for memory while it holds page_table_lock, a spin lock",
+        ),
+    ],
+)
+def test_a_design_that_may_sleep_where_nobody_may_is_found(name: str, call: str, found: str, tmp_path: Path) -> None:
+    path = tmp_path / "sleepy.py"
+    path.write_text(OWN + SLEEPY.format(call=call))
+    [broken] = run(name, load(f"{path}:Sleepy")).broken
+    assert broken.error == found
+
+
 def test_equal_failures_are_shown_once_by_the_shortest_and_json_has_all(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

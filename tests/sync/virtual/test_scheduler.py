@@ -91,6 +91,13 @@ def test_nobody_sleeps_with_a_spin_lock_or_in_an_rcu_section() -> None:
         with pytest.raises(Finding, match=r"sleeper sleeps \(rwsem\)"):
             time.run()
 
+        time = on(1)
+        spin, rcu = SpinLock(LockClass("spin"), time), Rcu(Ledger("test"), time)
+        spoil = spin.lock if prepare == "spin" else rcu.read_lock
+        time.spawn("sleeper", partial(one_after_another, spoil, partial(time.might_sleep, "memory")))
+        with pytest.raises(Finding, match=r"sleeper sleeps \(memory\)"):
+            time.run()
+
 
 def random_run(cpus: int, seed: int) -> tuple[int, int, list[int]]:
     """Tasks that do anything at random; what came of it, and in which order each critical section ran."""

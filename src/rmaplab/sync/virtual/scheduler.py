@@ -204,6 +204,11 @@ class VirtualTime(Scheduler):
         lock.state = state
         return state
 
+    def might_sleep(self, what: str) -> None:
+        task = self.core.current
+        if task is not None:
+            task.might_sleep(what)
+
     # RCU, TLBs, and what is no lock
 
     def rcu_enter(self) -> None:
