@@ -376,7 +376,7 @@ def nested_readers(writer: bool) -> Scenario:
 
     def build(execution: Execution) -> Callable[[], None]:
         rwsem = RwSemaphore(LockClass("rwsem"), execution)
-        lock = SpinLock(LockClass("lock"), execution)
+        lock = SpinLock(LockClass("lock", sleeps=True), execution)
 
         def outside() -> None:
             rwsem.down_read()
