@@ -613,9 +613,12 @@ class Execution(Scheduler):
         task = self.current
         if task is not None:
             self.might_sleep(what)
-            task.ready = ready
-            self._announce(task, WAIT, what, subject, READ)
-            task.ready = None
+            self._wait(task, what, subject, ready)
+
+    def _wait(self, task: Task, what: str, subject: object, ready: Callable[[], bool]) -> None:
+        task.ready = ready
+        self._announce(task, WAIT, what, subject, READ)
+        task.ready = None
 
     def chunk(self) -> int:
         return 1 if self.current is not None else 0
