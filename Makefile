@@ -86,7 +86,7 @@ $(VENV)/made:
 # What setuptools left in build/ would be installed again, also where its source is gone.
 $(VENV)/installed: $(VENV)/made $(SOURCES)
 	@rm -rf build/lib* build/bdist*
-	@echo "installing rmaplab into $(VENV) (compiling it takes a minute)"
+	@echo "installing rmaplab into $(VENV) (compiling it takes some minutes)"
 	@mkdir -p build
 	@$(PIP) -vv install --no-build-isolation -c requirements-dev.lock . >build/install.log 2>&1 || \
 	{ tail -n 60 build/install.log >&2; exit 1; }

@@ -346,8 +346,8 @@ def test_a_result_that_the_machine_does_not_give_is_reported_with_its_event(tmp_
     odd.result = -12
     write_history(path, History(Header(recorder="by hand"), [start(1), odd]))
     done = rmaplab("replay", str(path), status=1)
-    assert "event 1: mmap of process 1" in done.stdout
-    assert "-ENOMEM when it was recorded" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "after event 1: mmap of process 1 at 0x7f0000000000 returned -ENOMEM when it was recorded" in said
     assert "\nVerdict   does not hold\n" in done.stdout
 
 
@@ -410,6 +410,14 @@ def test_bad_input_is_one_sentence(
     assert refused(*arguments).startswith(sentence)
 
 
+def test_scale_says_where_it_drew(tmp_path: Path) -> None:
+    plot, trace = tmp_path / "storm.svg", tmp_path / "storm.json"
+    done = rmaplab(
+        "scale", "storm", "rounds=1", "vmas=2", "--cpus", "1", "--plot", str(plot), "--trace", str(trace)
+    )
+    assert done.stderr.splitlines()[-2:] == [f"rmaplab: the picture is {plot}", f"rmaplab: the timeline is {trace}"]
+
+
 def test_a_design_that_breaks_a_rule_on_simulated_cpus_is_one_sentence(tmp_path: Path) -> None:
     design = tmp_path / "twice.py"
     design.write_text(
@@ -424,6 +432,44 @@ def test_a_design_that_breaks_a_rule_on_simulated_cpus_is_one_sentence(tmp_path:
     assert said.startswith("twice on 2 CPUs: ")
     assert "gives back anon_vma root rwsem, which it does not hold, in vma_forked(), line 6 of twice.py." in said
     assert said.endswith(f"What led there: rmaplab race --rmap {design}")
+
+
+RAISES = """
+import random
+from rmaplab.rmap.anon_vma import AnonVmaRmap
+
+class Raises(AnonVmaRmap):
+    name = "raises"
+    def mm_fork_end(self, parent, child):
+        random.choice([])
+"""
+IN_WALK = RAISES.replace("mm_fork_end(self, parent, child)", "walk(self, pfn)")
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "where"),
+    [
+        (RAISES, ["compare", "history.parquet"], "mm_fork_end(), line 8 of raises.py, at event 3: fork pid=1 "),
+        (RAISES, ["replay", "history.parquet"], "mm_fork_end(), line 8 of raises.py, at event 3: fork pid=1 "),
+        (RAISES, ["scale", "history.parquet", "--cpus", "1"], "mm_fork_end(), line 8 of raises.py, at event 3: fork "),
+        (RAISES, ["run", "forkchain", "generations=3"], "mm_fork_end(), line 8 of raises.py, at event 41: fork "),
+        (IN_WALK, ["compare", "history.parquet"], "walk(), line 8 of raises.py, in the check after event 0: exec "),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_design_is_one_sentence_with_its_event(
+    text: str, arguments: list[str], where: str, tmp_path: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("raises.py").write_text(text)
+    said = refused(*arguments, "--rmap", "./raises.py")
+    assert said.startswith(f"raises raised IndexError: Cannot choose from an empty sequence, in {where}")
+
+
+def test_a_design_that_cannot_be_loaded_says_where(tmp_path: Path) -> None:
+    design = tmp_path / "broken.py"
+    design.write_text("def size():\n    return {}['x']\n\n\nSIZE = size()\n")
+    said = refused("compare", "forkchain", "--rmap", str(design))
+    assert said == f"{design}: cannot be loaded (KeyError: 'x', in size(), line 2 of broken.py)"
 
 
 @pytest.mark.parametrize(
@@ -454,9 +500,9 @@ def test_a_recording_of_the_future_is_one_sentence(tmp_path: Path) -> None:
         ),
         ([start(1), leave(2)], "event 1: exit of process 2: there is no process 2"),
         ([start(1), leave(1), leave(1)], "event 2: exit of process 1: there is no process 1"),
-        ([start(1), fork(1, 1)], "event 1: fork of process 1: process 1 cannot fork 1"),
+        ([start(1), fork(1, 1)], "event 1: fork of process 1: there is a process 1 already"),
         ([mmap(1, AREA, 1)], "event 0: mmap of process 1: there is no process 1"),
-        ([Event("exec", 1, addr=1, length=4096)], "event 0: exec of process 1: "),
+        ([Event("exec", 1, addr=1, length=4096)], "event 0: exec of process 1: the stack's start 0x1 is "),
     ],
 )
 def test_an_impossible_event_is_one_sentence(tmp_path: Path, events: list[Event], sentence: str) -> None:

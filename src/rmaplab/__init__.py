@@ -84,6 +84,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "__all__":
+        return __dir__()
     if name == "check":  # the package is the verb
         return import_module("rmaplab.check")
     if name not in _HOME and not name.isupper():
@@ -95,5 +97,5 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     abi = vars(import_module("rmaplab.mm.abi"))
-    return sorted({*globals(), *_HOME, "check", *(name for name in abi if name.isupper())})
+    return sorted([*_HOME, "build_info", "check", *(name for name in abi if name.isupper())])
 

@@ -14,8 +14,8 @@ _PACKAGE: Final = Path(__file__).resolve().parent
 class CannotRun(Exception):
     """What was asked for could not be done; the message is one sentence that says why and what to do.
 
-    The command line prints it and ends with status 2; any other exception is a mistake in a design or in
-    rmaplab, and is shown with its traceback.
+    The command line prints it and ends with status 2, as it does where a user's design raises anything else; what is
+    left is a mistake in rmaplab, and is shown with its traceback.
     """
 
 
@@ -43,12 +43,23 @@ def place_outside(error: Exception) -> str:
 
 
 def _outside(frames: Sequence[FrameSummary]) -> list[FrameSummary]:
-    return [frame for frame in frames if not _is_ours(Path(frame.filename))]
+    """Those of a user's files; where there are none, those of other packages."""
+    foreign = [frame for frame in frames if not is_ours(frame.filename)]
+    return [frame for frame in foreign if not _is_installed(frame.filename)] or foreign
 
 
-def _is_ours(source: Path) -> bool:
+def is_ours(filename: str) -> bool:
     """Is it a file of rmaplab?  Compiled modules name theirs as mypyc was given it."""
+    source = Path(filename)
     return source.parts[:2] == ("src", "rmaplab") or source.resolve().is_relative_to(_PACKAGE)
+
+
+def _is_installed(filename: str) -> bool:
+    """Is it a file of Python's, or of a package that is installed?"""
+    from sysconfig import get_path  # no command needs it that ends well
+
+    places = [get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return filename.startswith("<") or any(Path(filename).is_relative_to(place) for place in places)
 
 
 def _place(frame: FrameSummary) -> str:

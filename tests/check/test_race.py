@@ -15,7 +15,9 @@ from rmaplab.check.race import (
     Model,
     RaceError,
     TimelineStep,
+    Verdict,
     chosen,
+    kinds,
     lock_complaints,
     read_path,
     run,
@@ -25,12 +27,16 @@ from rmaplab.check.race import (
 )
 from rmaplab.check.race_mutants import SpaceNotKept
 from rmaplab.check.rival_mutants import FreedWithSpace, ListedSpaceFreed
-from rmaplab.check.scenarios import USERS, names
+from rmaplab.check.scenarios import USERS, is_huge, names
+from rmaplab.check.scenes import SCENES, Check, Scene
+from rmaplab.check.world import World
 from rmaplab.commands.frame import main
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import load
 from rmaplab.rmap.context import CowContext
 from rmaplab.rmap.cow_context import CowContextRmap
+from rmaplab.sync.interleave import Execution
+from rmaplab.trace.script import Process
 from rmaplab.verdict import NothingLookedAt
 
 # Scenarios with few interleavings, at least one of each user.
@@ -116,8 +122,21 @@ def test_a_lazy_walk_needs_the_mm_struct_of_its_root(user: str) -> None:
     assert broken.error.endswith("freed that mm_struct")
 
 
+@pytest.mark.parametrize("huge", [True, False])
+def test_what_a_scenes_folios_are_does_not_depend_on_its_name(huge: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def begin(world: World, process: Process, execution: Execution) -> Check:
+        seen.append(world.machine.huge)
+        return None
+
+    monkeypatch.setitem(SCENES, "any name", Scene(begin, huge))
+    run("any name", load("anon_vma"), limit=1)
+    assert {*seen} == {huge}
+
+
 # Designs that keep an object for each page take thousands of steps for 2 MiB.
-ALONE = [name for name in names() if " + " not in name and "2 MiB" not in name]
+ALONE = [name for name in names() if " + " not in name and not is_huge(name)]
 
 
 def broken_with_one_preemption(design: str) -> dict[str, str]:
@@ -280,6 +299,73 @@ def test_a_mistake_in_a_design_is_named_with_its_line(tmp_path: Path, capsys: py
     line = path.read_text().splitlines().index("        del self.nothing") + 1
     _, out, _ = command(capsys, LOOK, "--rmap", f"{path}:Mistaken")
     assert "AttributeError: " in out and f", in mm_gone(), line {line} of mistaken.py" in out
+
+
+SLEEPY = """
+
+class Sleepy(AnonVmaRmap):
+    name = "sleepy"
+
+    def walk(self, pfn):
+        self.rcu.read_lock()
+        {call}
+        self.rcu.read_unlock()
+        yield from super().walk(pfn)
+
+    def folio_mapped(self, vma, addr, pfn, nr_pages):
+        super().folio_mapped(vma, addr, pfn, nr_pages)
+        self.might_sleep("memory")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "found"),
+    [
+        ("referenced / fork", "self.might_sleep('memory')", "referenced may sleep for memory within an RCU section"),
+        (
+            "first fault below / first fault above",
+            "pass",
+            "first fault below may sleep for memory while it holds page_table_lock, a spin lock",
+        ),
+    ],
+)
+def test_a_design_that_may_sleep_where_nobody_may_is_found(name: str, call: str, found: str, tmp_path: Path) -> None:
+    path = tmp_path / "sleepy.py"
+    path.write_text(OWN + SLEEPY.format(call=call))
+    [broken] = run(name, load(f"{path}:Sleepy")).broken
+    assert broken.error == found
+
+
+def test_equal_failures_are_shown_once_by_the_shortest_and_json_has_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mistaken.py"
+    path.write_text(OWN + MISTAKEN)
+    of_child, of_parent = "referenced / exit of the child", "referenced / exit of the parent"
+    arguments = (of_child, of_parent, "unmap / exit of the child", "--rmap", f"{path}:Mistaken")
+    _, out, _ = command(capsys, "--json", *arguments)
+    broken = {difference["scenario"]: difference["broken"] for difference in json.loads(out)["differences"]}
+    assert len(broken) > 5 and {of_child, of_parent} < broken.keys()
+    shortest = min(broken, key=lambda name: len(broken[name]["timeline"]))
+    for timelines in ("0", "1"):
+        _, out, _ = command(capsys, *arguments, "--timelines", timelines)
+        said = " ".join(out.split())
+        assert said.count("AttributeError") == 1 and f" {len(broken)} are broken, " in said
+        assert f" s of CPU time {shortest}: " in said
+        assert f"so do {len(broken) - 1} more scenarios:" in said
+        assert " unmap / exit of the child " in said and "; exit of the parent + " in said
+
+
+def test_failures_that_differ_in_more_than_numbers_and_names_are_kinds_of_their_own() -> None:
+    found = run(LOOK, load("anon_vma"))
+
+    def broken(error: str, steps: int) -> Verdict:
+        return msgspec.structs.replace(found, broken=[Broken(error, "", [TimelineStep(0, "step")] * steps)])
+
+    first = broken("restored: address 0x10000000 of mm 1 waits for page 512, says referenced", 3)
+    same = broken("restored: address 0x20000000 of mm 2 waits for page 7, says exit of the child", 2)
+    other = [broken(f"KeyError: 5, in walk(), line {line} of mine.py", 1) for line in (8, 9)]
+    assert kinds([found, first, other[0], same, other[1]]) == [[same, first], [other[0]], [other[1]]]
 
 
 @pytest.mark.parametrize("how", [(), ("--random", "5")])

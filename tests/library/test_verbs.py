@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,15 @@ def test_all_that_is_offered_is_there_and_says_what_it_is() -> None:
         value = getattr(rl, name)
         if not name.startswith("_") and callable(value):
             assert value.__doc__, name
+
+
+def test_what_is_offered_is_what_the_package_lists_and_a_star_brings() -> None:
+    names = {*dir(rl)}
+    assert {"Machine", "compare", "check", "PAGE", "MADV_DONTNEED", "build_info"} < names
+    assert {name for name in names if inspect.ismodule(getattr(rl, name)) or name.startswith("_")} == {"check"}
+    brought: dict[str, object] = {}
+    exec("from rmaplab import *", brought)
+    assert names == {*brought} - {"__builtins__"}
 
 
 def test_the_package_of_checks_is_a_verb_and_a_package() -> None:

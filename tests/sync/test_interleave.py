@@ -11,8 +11,8 @@ import pytest
 from rmaplab.sync.errors import Finding
 from rmaplab.sync.execution import QUEUE
 from rmaplab.sync.interleave import Execution, Scenario, estimate, explore, replay, wander
-from rmaplab.sync.locks import RwSemaphore, SpinLock
-from rmaplab.sync.work import LockClass
+from rmaplab.sync.locks import Rcu, RwSemaphore, SpinLock
+from rmaplab.sync.work import Ledger, LockClass
 
 
 class Cell:
@@ -376,7 +376,7 @@ def nested_readers(writer: bool) -> Scenario:
 
     def build(execution: Execution) -> Callable[[], None]:
         rwsem = RwSemaphore(LockClass("rwsem"), execution)
-        lock = SpinLock(LockClass("lock"), execution)
+        lock = SpinLock(LockClass("lock", sleeps=True), execution)
 
         def outside() -> None:
             rwsem.down_read()
@@ -549,3 +549,32 @@ def test_the_number_of_orders_is_estimated(steps: int) -> None:
 
     exact = comb(2 * steps, steps)
     assert estimate(Scenario("orders", build), 3000, 1) == pytest.approx(exact, rel=0.1)
+
+
+@pytest.mark.parametrize("asleep", ["rwsem", "mutex", "wait", "might_sleep"])
+@pytest.mark.parametrize(
+    ("section", "where"),
+    [("spin", "while it holds spin, a spin lock"), ("rcu", "within an RCU section"), ("semaphore", "")],
+)
+def test_nobody_may_sleep_under_a_spin_lock_or_in_an_rcu_section(asleep: str, section: str, where: str) -> None:
+    """might_sleep(): also where nobody makes it wait."""
+
+    def build(execution: Execution) -> Callable[[], None]:
+        rwsem, mutex = RwSemaphore(LockClass("rwsem"), execution), SpinLock(LockClass("mutex", sleeps=True), execution)
+        enter = {
+            "spin": SpinLock(LockClass("spin"), execution).lock,
+            "semaphore": RwSemaphore(LockClass("outer"), execution).down_read,
+            "rcu": Rcu(Ledger("test"), execution).read_lock,
+        }[section]
+        sleep: Callable[[], object] = {
+            "rwsem": rwsem.down_read,
+            "mutex": mutex.lock,
+            "wait": lambda: execution.wait("wait", rwsem, lambda: True),
+            "might_sleep": lambda: execution.might_sleep("might_sleep"),
+        }[asleep]
+        execution.add("task", lambda: (enter(), sleep()))
+        return nothing
+
+    [failure] = explore(Scenario("sleeper", build)).failures
+    expected = f"task may sleep for {asleep} {where}" if where else "task ends while it holds outer"
+    assert str(failure.error) == expected

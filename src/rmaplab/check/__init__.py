@@ -19,6 +19,8 @@ import sys
 from types import ModuleType
 from typing import Protocol, TypeVar
 
+from rmaplab.errors import CannotRun
+
 _Found = TypeVar("_Found", covariant=True)
 
 
@@ -30,6 +32,8 @@ class _Verb(ModuleType):
     """A module that can be called."""
 
     def __call__(self, machine: _CanBeChecked[_Found]) -> _Found:
+        if not hasattr(machine, "check"):
+            raise CannotRun(f"check(): machine has to be a Machine, not {machine!r}")
         return machine.check()
 
 

@@ -148,6 +148,13 @@ class Checker:
         """All differences that exist now and that the previous check did not list.  Designs are audited where all
         folios are due, and at the `last` check."""
         report = _Report(self.machine, step, event, self.reference.name if self.reference else "")
+        try:
+            return self._differences(report, last)
+        except Exception as error:
+            error.add_note(f"in the check after event {step}" + (f": {event}" if event else ""))
+            raise
+
+    def _differences(self, report: _Report, last: bool) -> list[Difference]:
         truth = Truth(self.machine)
         self.counts.checks += 1
         for sentence in invariants(self.machine, truth):

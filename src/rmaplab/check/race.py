@@ -43,6 +43,7 @@ from rmaplab.sync.weak import WeakExecution
 from rmaplab.verdict import judge
 
 _PART: Final = re.compile(r"(?P<task>\d{1,2})(~(?P<age>\d{1,2}))?x(?P<count>\d{1,6})", re.ASCII)
+_NUMBER: Final = re.compile(r"(?<!line )\b(0x[0-9a-f]+|\d+)\b")  # a line is a place in a design's file
 _PROBES = 40  # random interleavings that the number of all of them is estimated from
 
 
@@ -197,6 +198,22 @@ def lock_complaints(verdicts: Sequence[Verdict]) -> list[str]:
         pairs = {pair for v in verdicts if v.design == design for pair in v.lock_order}
         said += [f"{design}: {complaint}" for complaint in complaints(sorted(pairs))]
     return said
+
+
+def kinds(verdicts: Iterable[Verdict]) -> list[list[Verdict]]:
+    """Those that are broken, by what breaks: sentences that differ in numbers and in what runs on the CPUs alone are
+    equal.  Of each kind the one with the fewest steps comes first."""
+    found: dict[str, list[Verdict]] = {}
+    for v in verdicts:
+        if v.broken:
+            said = v.broken[0].error
+            for task in sorted(v.cpus, key=len, reverse=True):
+                said = re.sub(rf"\b{re.escape(task)}\b", "*", said)
+            found.setdefault(_NUMBER.sub("*", said), []).append(v)
+    for kind in found.values():
+        shortest = min(range(len(kind)), key=lambda i: len(kind[i].broken[0].timeline))
+        kind.insert(0, kind.pop(shortest))
+    return [*found.values()]
 
 
 def cpus(name: str) -> list[str]:

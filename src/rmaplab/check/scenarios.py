@@ -296,6 +296,13 @@ def exists(name: str) -> bool:
     return not any("exit" in word and doers.count(OPERATIONS[word].who) > 1 for word in words)
 
 
+def is_huge(name: str) -> bool:
+    """Has the folio of this scenario 2 MiB?"""
+    if name in SCENES:
+        return SCENES[name].huge
+    return OPERATIONS[name.partition(" / ")[2].split(" + ")[0]].huge
+
+
 def scenario(name: str, design: type[ReverseMap], machine: type[Machine] = Machine) -> Scenario:
     """The scenario of that name, for one design.
 
@@ -308,7 +315,7 @@ def scenario(name: str, design: type[ReverseMap], machine: type[Machine] = Machi
     operations = [OPERATIONS[part] for part in rest.split(" + ")]
 
     def build(execution: Execution) -> Callable[[], None]:
-        huge = operations[0].huge
+        huge = is_huge(name)
         execution.subject = world = World(execution, design, machine, MAX_ORDER if huge else 0)
         parent = world.spawn(1)
         parent.mmap(LEAF_SIZE if huge else 2 * PAGE, at=HOME)
@@ -331,11 +338,11 @@ def _staged(name: str, design: type[ReverseMap], machine: type[Machine]) -> Scen
     """One of SCENES: process 1 has a page at HOME, and the scene says the rest."""
 
     def build(execution: Execution) -> Callable[[], None]:
-        execution.subject = world = World(execution, design, machine, MAX_ORDER if "2 MiB" in name else 0)
+        execution.subject = world = World(execution, design, machine, MAX_ORDER if is_huge(name) else 0)
         process = world.spawn(1)
         process.mmap(PAGE, at=HOME)
         process.write(HOME)
-        its = SCENES[name](world, process, execution)
+        its = SCENES[name].begin(world, process, execution)
         world.events.clear()
 
         def check() -> None:

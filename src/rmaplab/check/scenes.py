@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from rmaplab.check.world import AWAY, HOME, Obligation, World
 from rmaplab.mm.abi import (
@@ -31,6 +31,13 @@ from rmaplab.trace.script import PAGE, READ_WRITE, Process
 
 Check = Callable[[], None] | None  # what has to be true at the end, besides the obligations of all scenarios
 _EXCLUSIVE: Final = PTE_ANON | PTE_EXCLUSIVE
+
+
+class Scene(NamedTuple):
+    """`begin` does the rest of the setting up, and adds the tasks.  `huge`: faults may allocate folios of 2 MiB."""
+
+    begin: Callable[[World, Process, Execution], Check]
+    huge: bool = False
 
 
 def _fork(process: Process) -> None:
@@ -277,20 +284,20 @@ def _moves_and_keeps_the_source(world: World, process: Process, execution: Execu
     return None
 
 
-SCENES: Final[dict[str, Callable[[World, Process, Execution], Check]]] = {
-    "fork / first fault in another thread": _fork_and_first_fault,
-    "first fault below / first fault above": _first_faults_of_neighbours,
-    "write to 2 MiB / read of 2 MiB": _first_faults_of_one_huge_entry,
-    "mmap / fault in another thread": _fault_in_what_is_mapped,
-    "mremap that keeps its source / write": _moves_and_keeps_the_source,
-    "migrate / mprotect that splits, before any fork": _split_before_any_fork,
-    "migrate / mprotect that merges, before any fork": _merge_before_any_fork,
-    "page_idle / munmap + first fault": _found_by_number,
-    "swap_cache_get_folio / munmap + first fault": _found_in_swap_cache,
-    "gup_fast / reclaim": _pinned_without_lock,
-    "gup_fast to read / write_protect_page": _pinned_to_read,
-    "ksmd / migrate": _stable_node,
-    "lock_vma_under_rcu / munmap of its beginning": _vma_changes,
-    "lock_vma_under_rcu / munmap, and mmap of another": _vma_used_again,
-    "lock_vma_under_rcu / munmap, mmap of another, and its exit": _vma_used_again_by_one_that_exits,
+SCENES: Final[dict[str, Scene]] = {
+    "fork / first fault in another thread": Scene(_fork_and_first_fault),
+    "first fault below / first fault above": Scene(_first_faults_of_neighbours),
+    "write to 2 MiB / read of 2 MiB": Scene(_first_faults_of_one_huge_entry, huge=True),
+    "mmap / fault in another thread": Scene(_fault_in_what_is_mapped),
+    "mremap that keeps its source / write": Scene(_moves_and_keeps_the_source),
+    "migrate / mprotect that splits, before any fork": Scene(_split_before_any_fork),
+    "migrate / mprotect that merges, before any fork": Scene(_merge_before_any_fork),
+    "page_idle / munmap + first fault": Scene(_found_by_number),
+    "swap_cache_get_folio / munmap + first fault": Scene(_found_in_swap_cache),
+    "gup_fast / reclaim": Scene(_pinned_without_lock),
+    "gup_fast to read / write_protect_page": Scene(_pinned_to_read),
+    "ksmd / migrate": Scene(_stable_node),
+    "lock_vma_under_rcu / munmap of its beginning": Scene(_vma_changes),
+    "lock_vma_under_rcu / munmap, and mmap of another": Scene(_vma_used_again),
+    "lock_vma_under_rcu / munmap, mmap of another, and its exit": Scene(_vma_used_again_by_one_that_exits),
 }

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, get_type_hints
 
 from rmaplab.commands import VERBS, Verb
-from rmaplab.errors import CannotRun
+from rmaplab.errors import CannotRun, in_a_line, is_ours
 from rmaplab.terminal import say
 
 HOLDS: Final = 0
@@ -79,11 +79,29 @@ def run(arguments: list[str]) -> int:
         return _refuse(f"{where}{error.strerror or error}")
     except MemoryError:
         return _refuse("there is not enough memory for a history of this size")
-    except Exception:  # a mistake in a user's design, or in rmaplab: its author needs to see where
+    except Exception as error:
+        mistake = _mistake_in_design(error)
+        if mistake:
+            return _refuse(mistake)
         import traceback
 
-        traceback.print_exc()
+        traceback.print_exc()  # a mistake in rmaplab, whose author needs to see where
         return COULD_NOT_RUN
+
+
+def _mistake_in_design(error: Exception) -> str:
+    """Which design of a user's raised `error`, where, and at which event, in a sentence; "" if none did."""
+    from rmaplab.mm.reverse_map import ReverseMap
+
+    name = ""
+    step = error.__traceback__
+    while step is not None:
+        frame = step.tb_frame
+        design = None if is_ours(frame.f_code.co_filename) else frame.f_locals.get("self")
+        if isinstance(design, ReverseMap):
+            name = design.name
+        step = step.tb_next
+    return name and ", ".join([f"{name} raised {in_a_line(error)}", *getattr(error, "__notes__", ())])
 
 
 def _write_no_more() -> None:

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 import typer
+from rich.console import Console
 
 from rmaplab.check.barrier_litmus import litmus_tests
 from rmaplab.check.barriers import LIMIT, Barriers, scenes
@@ -21,6 +24,7 @@ from rmaplab.check.race import (
     chosen,
     collect_often,
     cpus,
+    kinds,
     lock_complaints,
     run,
     run_path,
@@ -92,7 +96,7 @@ def command(
     seed: options.Seed = 1,
     timelines: Annotated[
         int,
-        typer.Option(min=0, metavar="N", help="Show the timelines of at most N failures per design.", hidden=True),
+        typer.Option(min=0, metavar="N", help="Show timelines of at most N kinds of failure per design.", hidden=True),
     ] = 1,
     jobs: options.Jobs = 1,
     memory: options.MemoryModel = options.Memory.sc,
@@ -304,19 +308,21 @@ def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, 
                 _verdict(v),
             )
         table.print(out, name)
-        failed = [v for v in verdicts if v.broken]
+        failed = kinds(verdicts)
+        nr_failed = sum(len(kind) for kind in failed)
         out.print()
         print_text(
             f"{name}: {sum(v.holds for v in verdicts)} of {plural(len(verdicts), 'scenario')}"
             f" {'holds' if len(verdicts) == 1 else 'hold'},"
-            f" {len(failed)} {'is' if len(failed) == 1 else 'are'} broken,"
+            f" {nr_failed} {'is' if nr_failed == 1 else 'are'} broken,"
             f" {plural(sum(v.interleavings for v in verdicts), 'interleaving')} tried,"
             f" {sum(v.seconds for v in verdicts):.1f} s of CPU time",
             0,
             out,
         )
         out.print()
-        for v in failed[:timelines]:
+        for kind in failed[:timelines]:
+            v = kind[0]
             out.print(f"{v.scenario}: the first interleaving that breaks an obligation", soft_wrap=True)
             for line in timeline(v.broken[0], v.cpus):
                 out.print(line, soft_wrap=True)
@@ -328,9 +334,11 @@ def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, 
             out.print(f"     again:  rmaplab race {which}", soft_wrap=True)
             if v.broken[0].path:  # else it broke before there was anything to see
                 out.print(f"     see it: rmaplab explore {which} -o race.html", soft_wrap=True)
+            _print_equal(kind[1:], out)
             out.print()
-        for v in failed[timelines:]:
-            out.print(f"{v.scenario}: {v.broken[0].error}", soft_wrap=True)
+        for kind in failed[timelines:]:
+            out.print(f"{kind[0].scenario}: {kind[0].broken[0].error}", soft_wrap=True)
+            _print_equal(kind[1:], out)
         if len(failed) > timelines:
             out.print(f"\n--timelines {len(failed)} shows how each comes about, and how to see it again\n")
         left = sum(not v.broken and not v.random and not v.exhausted for v in verdicts)
@@ -342,6 +350,14 @@ def _print(inputs: Inputs, found: list[Verdict], wrong: list[str], holds: bool, 
         print_fact("Verdict", "not finished: nothing is broken, and not everything was tried", out)
     else:
         print_verdict(holds, out)
+
+
+def _print_equal(others: Sequence[Verdict], out: Console) -> None:
+    """Name the other scenarios that break like one that was shown, by what is on the first CPU."""
+    if others:
+        print_text(f"so {'does' if len(others) == 1 else 'do'} {plural(len(others), 'more scenario')}:", 5, out)
+    for user, equal in groupby(sorted(others, key=lambda v: v.cpus[0]), lambda v: v.cpus[0]):
+        print_text(f"{user} / {'; '.join(' + '.join(v.cpus[1:]) for v in equal)}", 7, out)
 
 
 def _verdict(v: Verdict) -> str:

@@ -33,7 +33,7 @@ from rmaplab.measure.sources import cpu_counts, history_for
 from rmaplab.output import check_output, write_output
 from rmaplab.printable import plural
 from rmaplab.sync.errors import Finding
-from rmaplab.terminal import console
+from rmaplab.terminal import console, say
 from rmaplab.verdict import judge
 
 DESIGNS: Final = ("anon_vma", "cow_context")  # where nothing else was asked for
@@ -128,8 +128,10 @@ def command(
     )
     if plot is not None:
         draw(plot, scaling)
+        say(f"the picture is {plot}")
     if trace is not None:
         write_output(trace, timeline(run.time))
+        say(f"the timeline is {trace}")
     if json:
         print_json("scale", scaling.inputs, scaling.holds, scaling.figures, scaling.differences)
     else:

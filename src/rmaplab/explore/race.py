@@ -11,7 +11,7 @@ and count nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from rmaplab.check.race import SEQUENTIAL, Labels, Model, RaceError, name_ordering, read_path, write_path
@@ -26,7 +26,6 @@ from rmaplab.measure.collect import Aside
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.pagetable import PTE_SHIFT
 from rmaplab.mm.picture import Scope
-from rmaplab.mm.profile import Profile
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.mm.vma import MM
 from rmaplab.printable import plural
@@ -216,17 +215,9 @@ def watching(machine: type[Machine]) -> type[Machine]:
     """`machine`, with walks of the camera hidden from the checker."""
 
     class Watching(machine):  # type: ignore[valid-type, misc]
-        def __init__(
-            self,
-            profile: Profile,
-            designs: Sequence[type[ReverseMap]],
-            leader: int = 0,
-            scheduler: Scheduler | None = None,
-            large_folios: int = 0,
-        ) -> None:
-            assert isinstance(scheduler, Execution)
+        def __init__(self, *what: object, scheduler: Execution, **how: object) -> None:
             self.made: Final[list[MM]] = []
-            super().__init__(profile, designs, leader, Watched(scheduler, self.made), large_folios)
+            super().__init__(*what, scheduler=Watched(scheduler, self.made), **how)
 
         def new_mm(self) -> MM:
             mm: MM = super().new_mm()

@@ -30,6 +30,7 @@ from rmaplab.check.lockstep import Checker, Difference
 from rmaplab.errors import CannotRun
 from rmaplab.explore.camera import maps_folio
 from rmaplab.explore.notebook import Spaces, Structures, look
+from rmaplab.library.arguments import explained_methods
 from rmaplab.library.errors import SystemCallError
 from rmaplab.library.memory import Page, Vma
 from rmaplab.library.places import Place, Walk
@@ -85,6 +86,7 @@ def profile_of(profile: str | Profile) -> Profile:
     return PROFILES[profile]
 
 
+@explained_methods
 class Process(script.Process):
     """A process of a `Machine`.  Each system call is done at once, and raises SystemCallError where it fails."""
 
@@ -156,6 +158,7 @@ class Checked:
         return f"<{verdict}: {looked}{said}>"
 
 
+@explained_methods
 class Machine(script.World):
     """A machine with no process yet, and designs that watch it.
 

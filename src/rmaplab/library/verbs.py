@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rmaplab import workloads
 from rmaplab.errors import CannotRun
+from rmaplab.library.arguments import explained
 from rmaplab.library.machine import DEFAULT_DESIGNS, Checked, Design, Machine, designs_of, profile_of
 from rmaplab.measure import comparison
 from rmaplab.measure.comparison import FOLIOS, Plan, priced
@@ -28,6 +29,7 @@ from rmaplab.workloads import Workload
 Source = History | Workload | Machine | str | os.PathLike[str]
 
 
+@explained
 def history(source: Source) -> History:
     """The history of a source.
 
@@ -43,6 +45,7 @@ def history(source: Source) -> History:
     return open_history(source)
 
 
+@explained
 def workload(name: str, **parameters: object) -> Workload:
     """A built-in history by its name, with parameters; those not given have defaults.
 
@@ -54,6 +57,7 @@ def workload(name: str, **parameters: object) -> Workload:
     return workloads.workload(name, parameters)
 
 
+@explained
 def record(
     command: str | Sequence[str],
     output: str | os.PathLike[str],
@@ -75,6 +79,7 @@ def record(
     return recorder.record(words, output, recorder=tool, check=check, names=names).history
 
 
+@explained
 def compare(
     source: Source,
     designs: Design | Sequence[Design] = DEFAULT_DESIGNS,
@@ -113,6 +118,7 @@ def compare(
     return found if prices is None else priced(found, prices)
 
 
+@explained
 def replay(
     source: Source,
     designs: Design | Sequence[Design] = DEFAULT_DESIGNS,
@@ -136,6 +142,7 @@ def replay(
     return machine
 
 
+@explained
 def check(machine: Machine) -> Checked:
     """Walk every mapped folio in every design, and hold the answers against the page tables.
 

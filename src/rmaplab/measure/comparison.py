@@ -106,9 +106,9 @@ def compare(history: History, plan: Plan, progress: Progress) -> Comparison:
     for doubt in history.header.doubts:
         found.add(Difference("recording", doubt, 0, error=True))
     for result in player.differences:
-        found.add(Difference("result", str(result), result.number, error=True))
+        found.add(Difference("result", result.what, result.number, error=True))
     for geometry in player.geometry:
-        found.add(Difference("geometry", str(geometry), geometry.number, error=True))
+        found.add(Difference("geometry", geometry.what, geometry.number, error=True))
 
     alone = [vma_counts(machine) if design is machine.leader else None for design in machine.designs]
     others: list[Vmas] = []

@@ -257,7 +257,11 @@ class Run:
             if kernel_thread and not {event.pid, event.pid2 or event.pid} <= machine.processes.keys():
                 self._skipped += 1
             else:
-                self._operate(event)
+                try:
+                    self._operate(event)
+                except Exception as error:
+                    error.add_note(f"at event {step.number}: {event}")
+                    raise
             if step.begins is not None:
                 self._begin(step.begins)
             done.add(step.number)

@@ -135,7 +135,7 @@ class Machine(System):
         """
         parent = self.process(pid)
         if child_pid in self.processes:
-            raise HistoryError(f"process {pid} cannot fork {child_pid}: that process exists")
+            raise HistoryError(f"there is a process {child_pid} already: a child has a pid of its own")
         self.syscalls.count += 1
         if flags & CLONE_VM:
             mm = parent.mm

@@ -133,6 +133,14 @@ _VMA_ADVICE: Final = (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_GUARD
 _NOT_MERGEABLE: Final = VM_SHARED | VM_MAYSHARE | VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE
 
 
+def _end_of(start: int, length: int) -> int:
+    """Where the pages of a range end, or -EINVAL (is_valid_madvise())."""
+    if start & ~PAGE_MASK or length > (1 << 64) - PAGE_SIZE:
+        return -EINVAL
+    end = start + page_align(length)
+    return end if end < 1 << 64 else -EINVAL
+
+
 def madvise(system: System, mm: MM, start: int, length: int, advice: int) -> int:
     """madvise(2)."""
     flag_advice = advice in _FLAG_ADVICE
@@ -142,15 +150,9 @@ def madvise(system: System, mm: MM, start: int, length: int, advice: int) -> int
         return -EINVAL
     if not flag_advice and not populating and not guarding and advice not in _RANGE_ADVICE:
         return -EINVAL
-    if start & ~PAGE_MASK:
-        return -EINVAL
-    if length > (1 << 64) - PAGE_SIZE:
-        return -EINVAL
-    end = start + page_align(length)
-    if end >= 1 << 64:
-        return -EINVAL
-    if end == start:
-        return 0
+    end = _end_of(start, length)
+    if end < 0 or end == start:
+        return min(end, 0)
     if flag_advice:
         mm.mmap_lock.down_write()
     else:
@@ -333,13 +335,9 @@ def _remove_guards(mm: MM, start: int, end: int) -> None:
 
 def set_name(system: System, mm: MM, start: int, length: int, name: str) -> int:
     """prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME); "" takes a name away (madvise_set_anon_name())."""
-    if start & ~PAGE_MASK or length > (1 << 64) - PAGE_SIZE:
-        return -EINVAL
-    end = start + page_align(length)
-    if end >= 1 << 64:
-        return -EINVAL
-    if end == start:
-        return 0
+    end = _end_of(start, length)
+    if end < 0 or end == start:
+        return min(end, 0)
     mm.mmap_lock.down_write()
     error = _walk_vmas(system, mm, start, end, _SET_NAME, name)
     write_unlock(mm)

@@ -59,13 +59,26 @@ def attributes_of(vma: VMA) -> Attributes:
     return Attributes(vma.flags, vma.file, vma.policy, vma.uffd, vma.name)
 
 
-def _goes_on(vma: VMA, distance: int, pgoff: int, anon_pgoff: int) -> bool:
-    """Do the page offsets of `vma`, so many pages on, come to these?  Those for anonymous pages are asked about where
-    they are another number and there may be such pages (needs_adjacent_anon_pgoff())."""
-    if vma.pgoff + distance != pgoff:
-        return False
+def _takes_in(
+    system: System,
+    vma: VMA,
+    distance: int,
+    pgoff: int,
+    anon_pgoff: int,
+    attributes: Attributes,
+    source: VMA | None,
+    growing: bool = False,
+) -> bool:
+    """May `vma` take in what has these attributes and begins, or ends, at these page offsets, if its own, so many pages
+    on, come to them?  Those for anonymous pages are asked about where they are another number and there may be such
+    pages (can_vma_merge_left(), can_vma_merge_right(), needs_adjacent_anon_pgoff())."""
     copies = vma.file is not None and vma.flags & (VM_SHARED | VM_MAYWRITE) == VM_MAYWRITE
-    return not copies or vma.anon_pgoff + distance == anon_pgoff
+    return (
+        attributes.match(vma, system.profile)
+        and vma.pgoff + distance == pgoff
+        and (not copies or vma.anon_pgoff + distance == anon_pgoff)
+        and system.can_merge(source, vma, growing)
+    )
 
 
 def _stick(new: Attributes, prev: VMA | None, next: VMA | None) -> None:
@@ -194,17 +207,13 @@ def merge_existing(system: System, vma: VMA, start: int, end: int, new: Attribut
     merge_left = (
         prev is not None
         and prev.end == start
-        and new.match(prev, system.profile)
-        and _goes_on(prev, prev.nr_pages, pgoff, anon_pgoff)
-        and system.can_merge(vma, prev, False)
+        and _takes_in(system, prev, prev.nr_pages, pgoff, anon_pgoff, new, vma)
     )
     next = tree.after(vma) if right_side else None
     merge_right = (
         next is not None
         and next.start == end
-        and new.match(next, system.profile)
-        and _goes_on(next, -nr_pages, pgoff, anon_pgoff)
-        and system.can_merge(vma, next, False)
+        and _takes_in(system, next, -nr_pages, pgoff, anon_pgoff, new, vma)
     )
     if merge_left and merge_right:
         assert prev is not None and next is not None
@@ -281,16 +290,12 @@ def merge_new(
     merge_left = (
         prev is not None
         and prev.end == start
-        and attributes.match(prev, system.profile)
-        and _goes_on(prev, prev.nr_pages, pgoff, anon_pgoff)
-        and system.can_merge(source, prev, growing)
+        and _takes_in(system, prev, prev.nr_pages, pgoff, anon_pgoff, attributes, source, growing)
     )
     merge_right = (
         next is not None
         and next.start == end
-        and attributes.match(next, system.profile)
-        and _goes_on(next, -nr_pages, pgoff, anon_pgoff)
-        and system.can_merge(source, next, growing)
+        and _takes_in(system, next, -nr_pages, pgoff, anon_pgoff, attributes, source, growing)
     )
     if merge_left and merge_right:
         assert prev is not None and next is not None

@@ -55,10 +55,10 @@ def new_address_space(system: System, stack_start: int, stack_len: int, stack_of
     old_end = stack_offset + stack_len
     for what, value in (("start", stack_start), ("length", stack_len), ("page offset", stack_offset)):
         if value & ~PAGE_MASK or value < 0:
-            raise HistoryError(f"exec: the stack's {what} {value:#x} is not a multiple of {PAGE_SIZE}")
+            raise HistoryError(f"the stack's {what} {value:#x} is not a multiple of {PAGE_SIZE}")
     if stack_len == 0 or old_end > TASK_SIZE or end > old_end or stack_start < PAGE_SIZE:
         raise HistoryError(
-            f"exec: a stack at {stack_start:#x}, {stack_len:#x} bytes long, cannot have come from"
+            f"a stack at {stack_start:#x}, {stack_len:#x} bytes long, cannot have come from"
             f" {stack_offset:#x}: it moves down, and fits below {TASK_SIZE:#x}"
         )
     mm = system.new_mm()
@@ -91,7 +91,7 @@ def set_up_stack(system: System, mm: MM, stack_start: int, stack_len: int, start
     if stack.start > stack_start:
         error = grow_down(system, stack, stack_start)
         if error:
-            raise HistoryError(f"exec: the stack cannot grow down to {stack_start:#x}")
+            raise HistoryError(f"the stack cannot grow down to {stack_start:#x}")
     write_unlock(mm)
     mm.total_vm = stack_len >> PAGE_SHIFT
     mm.start_stack = end

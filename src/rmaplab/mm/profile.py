@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Kernel profiles: the rules that differ between kernel versions, and the sizes of objects.
 
-`7.3` is the reference: the kernel that is meant where none is named, and whose rules a profile has where it states no
-other.  Rules that all of them share are not in a profile.
+`7.3` is the reference: the kernel that is meant where none is named.  An older one has the rules of the next newer one
+where it states no other.  Rules that all of them share are not in a profile.
 
 Sources
 - 6.1 and 6.12: the sources of Debian's linux-source-6.1 (6.1.192) and linux-source-6.12 (6.12.117), and the
@@ -31,13 +31,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """One kernel.  A rule is one field, with 7.3's as its default; a kernel that has another says so in `PROFILES`.
+    """One kernel.  A rule is one field, with 7.3's as its default; the newest that has another says so in `PROFILES`.
     A profile for sizes measured elsewhere is `dataclasses.replace(profile, release=..., sizes=...)`."""
 
     name: str
@@ -203,131 +203,33 @@ def _of_fields(values: dict[str, Any]) -> Profile:
 
 REFERENCE: Final = "7.3"
 
-_KNOWN: Final = (
-    Profile(
-        "7.3",
-        "7.3.4",
-        {
-            "vm_area_struct": 192,
-            "mm_struct": 1792,
-            "maple_node": 256,
-            "anon_vma": 96,
-            "anon_vma_chain": 64,
-            "maple_tree": 16,
-        },
-    ),
-    Profile(
-        "7.2",
-        "7.2.13",
-        {
-            "vm_area_struct": 192,
-            "mm_struct": 1792,
-            "maple_node": 256,
-            "anon_vma": 96,
-            "anon_vma_chain": 64,
-            "maple_tree": 16,
-        },
-        anon_pgoff=False,
-        huge_lazyfree=True,
-    ),
-    Profile(
-        "6.18",
-        "6.18.44",
-        {
-            "vm_area_struct": 192,
-            "mm_struct": 1600,
-            "maple_node": 256,
-            "anon_vma": 104,
-            "anon_vma_chain": 64,
-            "maple_tree": 16,
-        },
-        dontunmap_apart=False,
-        remap_reserve=False,
-        anon_pgoff=False,
-        clone_reverses=False,
-        sticky_flags=False,
-        swap_uncaches=False,
-        huge_lazyfree=True,
-        migrated_partly=False,
-        dofork_special=False,
-        moves_under_anon_vma=True,
-    ),
-    Profile(
-        "6.12",
-        "6.12.117",
-        {
-            "vm_area_struct": 176,
-            "vma_lock": 40,
-            "mm_struct": 1408,
-            "maple_node": 256,
-            "anon_vma": 104,
-            "anon_vma_chain": 64,
-            "maple_tree": 16,
-        },
-        relaxed_anon_merge=False,
-        move_many=False,
-        remap_reserve=False,
-        anon_pgoff=False,
-        clone_reverses=False,
-        sticky_flags=False,
-        swap_uncaches=False,
-        mm_ids=False,
-        batches=False,
-        dofork_special=False,
-        guard_regions=False,
-        moves_under_anon_vma=True,
-        madvise_locks_vma=False,
-        huge_zero_replaced=False,
-        reclaims_tables=False,
-    ),
-    Profile(
-        "6.1",
-        "6.1.192",
-        {
-            "vm_area_struct": 152,
-            "mm_struct": 1152,
-            "maple_node": 256,
-            "anon_vma": 104,
-            "anon_vma_chain": 64,
-            "maple_tree": 24,
-        },
-        relaxed_anon_merge=False,
-        upper_first=True,
-        close_forbids_merge=True,
-        unaccount_unprepared=False,
-        stack_nohugepage=False,
-        move_many=False,
-        remap_reserve=False,
-        realigns_moves=False,
-        anon_pgoff=False,
-        clone_reverses=False,
-        sticky_flags=False,
-        thp_placement=False,
-        swap_in_writable=False,
-        swap_uncaches=False,
-        large_swap_in=False,
-        mm_ids=False,
-        batches=False,
-        clean_writable=False,
-        split_to_zero=False,
-        migrated_partly=False,
-        ksm_unshares=False,
-        unmerges_none=False,
-        populates_past_holes=True,
-        dofork_special=False,
-        droppable=False,
-        guard_regions=False,
-        moves_under_anon_vma=True,
-        madvise_locks_vma=False,
-        migration_splits=False,
-        mthp=False,
-        huge_zero_replaced=False,
-        huge_writable=False,
-        huge_split_dirty=False,
-        reclaims_tables=False,
-    ),
-)
-PROFILES: Final[dict[str, Profile]] = {profile.name: profile for profile in _KNOWN}
+_7_3: Final = Profile("7.3", "7.3.4", {
+    "vm_area_struct": 192, "mm_struct": 1792, "maple_node": 256, "anon_vma": 96, "anon_vma_chain": 64, "maple_tree": 16,
+})  # fmt: skip
+_7_2: Final = replace(
+    _7_3, name="7.2", release="7.2.13", anon_pgoff=False, huge_lazyfree=True,
+)  # fmt: skip
+_6_18: Final = replace(
+    _7_2, name="6.18", release="6.18.44", sizes={**_7_2.sizes, "mm_struct": 1600, "anon_vma": 104},
+    dontunmap_apart=False, remap_reserve=False, clone_reverses=False, sticky_flags=False,
+    moves_under_anon_vma=True, swap_uncaches=False, migrated_partly=False, dofork_special=False,
+)  # fmt: skip
+_6_12: Final = replace(
+    _6_18, name="6.12", release="6.12.117",
+    sizes={**_6_18.sizes, "vm_area_struct": 176, "vma_lock": 40, "mm_struct": 1408},
+    relaxed_anon_merge=False, move_many=False, dontunmap_apart=True, madvise_locks_vma=False, mm_ids=False,
+    batches=False, migrated_partly=True, huge_zero_replaced=False, huge_lazyfree=False, reclaims_tables=False,
+    guard_regions=False,
+)  # fmt: skip
+_6_1: Final = replace(
+    _6_12, name="6.1", release="6.1.192",
+    sizes={**_6_18.sizes, "vm_area_struct": 152, "mm_struct": 1152, "maple_tree": 24},
+    upper_first=True, close_forbids_merge=True, unaccount_unprepared=False, stack_nohugepage=False,
+    realigns_moves=False, thp_placement=False, swap_in_writable=False, large_swap_in=False, clean_writable=False,
+    split_to_zero=False, migrated_partly=False, migration_splits=False, ksm_unshares=False, unmerges_none=False,
+    mthp=False, huge_writable=False, huge_split_dirty=False, populates_past_holes=True, droppable=False,
+)  # fmt: skip
+PROFILES: Final = {profile.name: profile for profile in (_7_3, _7_2, _6_18, _6_12, _6_1)}
 
 
 def _ordinal(release: str) -> int | None:

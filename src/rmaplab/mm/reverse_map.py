@@ -328,6 +328,11 @@ class ReverseMap:
         if self.scheduler is not None:
             self.scheduler.touch(what, subject)
 
+    def might_sleep(self, what: str) -> None:
+        """Scheduler.might_sleep()"""
+        if self.scheduler is not None:
+            self.scheduler.might_sleep(what)
+
     # Questions
 
     def keeps_space(self, mm: MM) -> bool:

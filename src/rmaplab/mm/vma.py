@@ -152,7 +152,6 @@ class MM:
         self.write_locked: list[VMA] = []  # VMAs whose locks go with mmap_lock (vma_start_write())
         self.alive = True  # false once exit_mmap() has run
         self.mmap_base = 0x7FFFF7FFF000  # top-down placement starts here
-        self.task_size = TASK_SIZE
         self.start_brk = 0
         self.brk = 0
         self.start_stack = 0

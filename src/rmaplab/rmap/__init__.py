@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from rmaplab.errors import in_a_line
 from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.rmap.anon_vma_lazy import AnonVmaLazyRmap
@@ -118,7 +119,7 @@ def _from_file(path: Path, attribute: str) -> type[ReverseMap]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{path}: cannot be loaded ({in_a_line(error)})") from error
     if attribute:
         if not hasattr(module, attribute):
             raise ValueError(f"{path} has no {attribute!r}: give {path}:Class")

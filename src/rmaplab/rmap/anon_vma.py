@@ -181,9 +181,12 @@ class AnonVmaRmap(ReverseMap):
         anon_vma = self._new_child_anon_vma(inherited)
         anon_vma.num_active_vmas = 1
         fields.anon_vma = anon_vma
+        self._link_child(fields, child, anon_vma, inherited)
+
+    def _link_child(self, fields: VmaFields, vma: VMA, anon_vma: AnonVma, parent: AnonVma) -> None:
         self._lock(anon_vma)
-        self._link(fields, child, anon_vma)
-        inherited.num_children += 1
+        self._link(fields, vma, anon_vma)
+        parent.num_children += 1
         self._unlock(anon_vma)
 
     # Split, merge, move: geometry

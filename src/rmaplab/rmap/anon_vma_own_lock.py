@@ -46,22 +46,11 @@ class AnonVmaOwnLockRmap(AnonVmaRmap):
 
     # Links, one after the other
 
-    def vma_forked(self, parent: VMA, child: VMA) -> None:
-        source = self.fields_of(parent)
-        assert source is not None and source.anon_vma is not None
-        fields = VmaFields(None)
-        child.rmap[self.slot] = fields
-        self._clone(fields, child, source)
-        if fields.anon_vma is not None:
-            self.reused.count += 1
-            return
-        anon_vma = self._new_child_anon_vma(source.anon_vma)
-        anon_vma.num_active_vmas = 1
-        fields.anon_vma = anon_vma
+    def _link_child(self, fields: VmaFields, vma: VMA, anon_vma: AnonVma, parent: AnonVma) -> None:
         self._lock(anon_vma)
-        self._link(fields, child, anon_vma)
+        self._link(fields, vma, anon_vma)
         self._unlock(anon_vma)
-        self._count_child(source.anon_vma, 1)
+        self._count_child(parent, 1)
 
     def _clone(self, fields: VmaFields, vma: VMA, source: VmaFields) -> None:
         own = fields.anon_vma

@@ -295,6 +295,14 @@ class ContextRmap(ReverseMap):
         """The remap tree is about to change, under its lock."""
         smp_store_release(self.scheduler, what, context.remaps, VERSION, 0, context)
 
+    def _forget(self, context: CowContext, first: int, last: int, offset: int) -> None:
+        """Page offsets first..last of `context` are not at `offset` any more."""
+        context.lock.lock()
+        self.records_change(context, "remove record")
+        context.lock.assert_held()
+        context.remaps.remove(first, last, offset)
+        context.lock.unlock()
+
     def shift_of(self, vma: VMA) -> int | None:
         """What to add to vm_pgoff for such a page offset; None if `vma` cannot have pages."""
         raise NotImplementedError

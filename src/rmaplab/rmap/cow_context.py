@@ -191,13 +191,6 @@ class CowContextRmap(ContextRmap):
             context.remaps.add(first, last, offset)
             context.lock.unlock()
 
-    def _forget(self, context: CowContext, first: int, last: int, offset: int) -> None:
-        context.lock.lock()
-        self.records_change(context, "remove record")
-        context.lock.assert_held()
-        context.remaps.remove(first, last, offset)
-        context.lock.unlock()
-
     # Folios
 
     def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:

@@ -40,36 +40,16 @@ from rmaplab.mm.geometry import Bounds, GeometryChange, bounds_of
 from rmaplab.mm.reverse_map import Attachment
 from rmaplab.mm.vma import MM, PAGE_SHIFT, VMA, seen
 from rmaplab.rmap.context import NOT_BELOW, ContextRmap, CowContext
-from rmaplab.rmap.remap_tree import Offsets, RemapTree
+from rmaplab.rmap.remap_tree import RemapTree
 
 _UNSIGNED: Final = (1 << 64) - 1
 _UNWRITTEN: Final = 0  # what an array slot holds that was never written, where the kernel zeroes its heap
 
 
 class RecordTree(RemapTree):
-    """The prototype's remap tree: entries are never joined, and cover more than they are asked to."""
+    """The prototype's remap tree (add_new_remap()): entries are never joined, and cover more than they are asked to."""
 
-    def add(self, first: int, last: int, offset: int) -> None:
-        """add_new_remap(): split what straddles either end, append to what is there, fill the gaps."""
-        self.split(first)
-        self.split(last + 1)
-        i = self.seek(first)
-        at = first
-        while at <= last:
-            if i < len(self.firsts) and self.firsts[i] == at:
-                self._append(i, offset)
-            else:
-                end = last
-                if i < len(self.firsts) and self.firsts[i] <= last:
-                    end = self.firsts[i] - 1
-                self.firsts.insert(i, at)
-                self.lasts.insert(i, end)
-                self.entries.insert(i, Offsets([offset], 0))
-            at = self.lasts[i] + 1
-            i += 1
-        self.account()
-
-    def _append(self, i: int, offset: int) -> None:
+    def append(self, i: int, offset: int) -> None:
         """append_remap_offset(): into an array of twice the room if there is none left, even if the offset
         turns out to be there already."""
         entry = self.entries[i]
@@ -79,6 +59,9 @@ class RecordTree(RemapTree):
         elif len(entry.values) == room:
             room *= 2
         self.store(i, insert_sorted(entry.values, offset), room)
+
+    def join(self, i: int, end: int) -> None:
+        """Entries stay apart."""
 
     def update(self, first: int, last: int, old: int, new: int) -> bool:
         """find_and_remap_existing(): wherever one of the page offsets first..last is at `old`, say `new`.
@@ -198,7 +181,7 @@ class CowContextPrototypeRmap(ContextRmap):
             after = change.after[i]
             offset = _offset(before)
             if change.vmas[i].prepared and offset != 0:
-                self._drop(context, before.anon_pgoff, before.last_anon_pgoff, offset)
+                self._forget(context, before.anon_pgoff, before.last_anon_pgoff, offset)
                 self.records_change(context, "add record")
                 context.remaps.add(after.anon_pgoff, after.last_anon_pgoff, offset)
         if change.split_off is not None:
@@ -229,7 +212,7 @@ class CowContextPrototypeRmap(ContextRmap):
         now = bounds_of(vma)
         offset = _offset(now)
         if vma.detached and offset != 0:
-            self._drop(self.context_of(vma.mm), now.anon_pgoff, now.last_anon_pgoff, offset)
+            self._forget(self.context_of(vma.mm), now.anon_pgoff, now.last_anon_pgoff, offset)
 
     # Records
 
@@ -241,13 +224,6 @@ class CowContextPrototypeRmap(ContextRmap):
             context = self.context_of(vma.mm)
             self.records_change(context, "add record")
             context.remaps.add(now.anon_pgoff, now.last_anon_pgoff, offset)
-
-    def _drop(self, context: CowContext, first: int, last: int, offset: int) -> None:
-        context.lock.lock()
-        self.records_change(context, "remove record")
-        context.lock.assert_held()
-        context.remaps.remove(first, last, offset)
-        context.lock.unlock()
 
     # Folios
 

@@ -96,51 +96,46 @@ class PteChainRmap(ReverseMap):
     # Entries
 
     def entries_added(self, mm: MM, addr: int, entries: Int64s) -> None:
+        self._change(mm, addr, entries, True)
+
+    def entries_removed(self, mm: MM, addr: int, entries: Int64s) -> None:
+        self._change(mm, addr, entries, False)
+
+    def _change(self, mm: MM, addr: int, entries: Int64s, adds: bool) -> None:
+        """Add the pointers of `entries`, from `addr` on, or remove them."""
         first = (cast(int, mm.rmap[self.slot]) << _MM_SHIFT) + (addr >> PAGE_SHIFT)
         if len(entries) == 1:
-            entry = int(entries[0])
-            if entry & (PTE_ANON | PTE_MIGRATION):
-                self._add(entry, first)
+            self._change_one(int(entries[0]), first, adds)
             return
         at = np.flatnonzero((entries & (PTE_ANON | PTE_MIGRATION)) != 0)
         pfns = entries[at] >> PTE_SHIFT
         pointers = at + first
-        rest = self._one_by_one(pfns)
-        if rest is None:
+        if self._one_by_one(pfns):
+            for i in range(len(pfns)):
+                self._change_one(int(entries[at[i]]), int(pointers[i]), adds)
+            return
+        self.lock_class.writes += len(pfns)
+        if adds:
             self.added.count += len(pfns)
-            self.lock_class.writes += len(pfns)
             self.additions.v[pfns] += 1
             fresh = self.direct.v[pfns] == 0
             self.direct.v[pfns[fresh]] = pointers[fresh]
-            rest = np.flatnonzero(~fresh)
-            for i in rest.tolist():
+            for i in np.flatnonzero(~fresh).tolist():
                 self._add_to_chain(int(pfns[i]), int(pointers[i]))
-            return
-        for i in rest.tolist():
-            self._add(int(entries[at[i]]), int(pointers[i]))
-
-    def entries_removed(self, mm: MM, addr: int, entries: Int64s) -> None:
-        first = (cast(int, mm.rmap[self.slot]) << _MM_SHIFT) + (addr >> PAGE_SHIFT)
-        if len(entries) == 1:
-            entry = int(entries[0])
-            if entry & (PTE_ANON | PTE_MIGRATION):
-                self._remove(entry, first)
-            return
-        at = np.flatnonzero((entries & (PTE_ANON | PTE_MIGRATION)) != 0)
-        pfns = entries[at] >> PTE_SHIFT
-        pointers = at + first
-        rest = self._one_by_one(pfns)
-        if rest is None:
+        else:
             self.removed.count += len(pfns)
-            self.lock_class.writes += len(pfns)
             alone = self.direct.v[pfns] == pointers
             self.direct.v[pfns[alone]] = 0
-            rest = np.flatnonzero(~alone)
-            for i in rest.tolist():
+            for i in np.flatnonzero(~alone).tolist():
                 self._remove_from_chain(int(pfns[i]), int(pointers[i]))
+
+    def _change_one(self, entry: int, pointer: int, adds: bool) -> None:
+        if entry & (PTE_ANON | PTE_MIGRATION) == 0:
             return
-        for i in rest.tolist():
-            self._remove(int(entries[at[i]]), int(pointers[i]))
+        if adds:
+            self._add(entry, pointer)
+        else:
+            self._remove(entry, pointer)
 
     def entries_moved(self, mm: MM, old: int, new: int, entries: Int64s) -> None:
         # 2.5 removes a pointer, and adds one.  A walk in between finds none, and would not look again.
@@ -160,12 +155,11 @@ class PteChainRmap(ReverseMap):
                 self.scanned.count += len(chain)
             self.locks.of(pfn).unlock()
 
-    def _one_by_one(self, pfns: Int64s) -> Int64s | None:
-        """None if all pages may be dealt with at once: nobody else is there, none has moved in a migration, and none
-        is among them twice, as only KSM's can be.  Otherwise the numbers of all."""
-        if self.scheduler is None and not self.replaced and not (self.folios.flags.v[pfns] & FOLIO_KSM).any():
-            return None
-        return np.arange(len(pfns), dtype=np.int64)
+    def _one_by_one(self, pfns: Int64s) -> bool:
+        """False if all pages may be dealt with at once: nobody else is there, none has moved in a migration, and none
+        is among them twice, as only KSM's can be."""
+        alone = self.scheduler is None and not self.replaced
+        return not alone or bool((self.folios.flags.v[pfns] & FOLIO_KSM).any())
 
     def _lock_page(self, entry: int) -> int:
         """The page in whose list the entry is, or should be, with its lock."""

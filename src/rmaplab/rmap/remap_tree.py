@@ -78,9 +78,7 @@ class RemapTree:
         at = first
         while at <= last:
             if i < len(self.firsts) and self.firsts[i] == at:
-                entry = self.entries[i]
-                if offset not in entry.values:
-                    self.put(i, sorted([*entry.values, offset]))
+                self.append(i, offset)
             else:
                 end = last
                 if i < len(self.firsts) and self.firsts[i] <= last:
@@ -90,8 +88,14 @@ class RemapTree:
                 self.entries.insert(i, Offsets([offset], 0))
             at = self.lasts[i] + 1
             i += 1
-        self._join(start - 1, i)
+        self.join(start - 1, i)
         self.account()
+
+    def append(self, i: int, offset: int) -> None:
+        """Entry `i` has `offset`, too."""
+        entry = self.entries[i]
+        if offset not in entry.values:
+            self.put(i, sorted([*entry.values, offset]))
 
     def remove(self, first: int, last: int, offset: int) -> None:
         """Page offsets first..last are not at `offset` any more."""
@@ -107,7 +111,7 @@ class RemapTree:
                     continue
                 self.put(i, [value for value in values if value != offset])
             i += 1
-        self._join(start - 1, i)
+        self.join(start - 1, i)
         self.account()
 
     def offsets(self, first: int, last: int) -> list[int]:
@@ -204,7 +208,7 @@ class RemapTree:
         del self.lasts[i]
         del self.entries[i]
 
-    def _join(self, i: int, end: int) -> None:
+    def join(self, i: int, end: int) -> None:
         """Make one of neighbours from entry `i` to entry `end` that touch and say the same."""
         if i < 0:
             i = 0

@@ -23,7 +23,9 @@ began has left.  So only they may still access the object, and only until they l
 come too late, and is an error at once.  So the ends of grace periods need no exploration.
 
 Freed objects are poisoned: a step on one is an error, whatever the step.  So is reliance on a lock (assert_held()) that
-the task does not hold: if the lock covers a single step, no interleaving would show that it is missing.
+the task does not hold: if the lock covers a single step, no interleaving would show that it is missing.  So is anything
+that may sleep (might_sleep(), locks that put who waits to sleep) under a spin lock or in an RCU section, also where
+nobody makes it wait.
 
 Invariants
 - A step's object is known before the step is taken, so conflicts are known exactly.  Code that touches shared state
@@ -235,6 +237,7 @@ class LockState:
     name:  of its class
     place: its own, and `whole`, that of what it is freed with
     tried: somebody who does not wait for it may see that it is held
+    sleeps: who waits for it does
     """
 
     def __init__(self, execution: Execution, lock: Lock, place: Place, whole: Place | None) -> None:
@@ -243,6 +246,7 @@ class LockState:
         self.place: Final = place
         self.whole: Final = whole
         self.tried: Final = isinstance(lock, RwSemaphore) or lock.lock_class.tried
+        self.sleeps: Final = isinstance(lock, RwSemaphore) or lock.lock_class.sleeps
         self.asked: Final = lock.lock_class.asked
         self.writer = -1
         self.readers: Final[list[int]] = []
@@ -401,6 +405,8 @@ class Execution(Scheduler):
                 )
             if len(self.trace) >= len(self.known):
                 self.lock_order.add((class_of(held), state.name))
+        if state.sleeps:
+            self.might_sleep(state.name)
         self._announce_lock(task, ACQUIRE, lock, state, WRITE if write else READ)
         task.held.append((lock, write))
 
@@ -479,6 +485,16 @@ class Execution(Scheduler):
                     return
             how = " for writing" if write and isinstance(lock, RwSemaphore) else ""
             raise Finding(f"{task.name} relies on {class_of(lock)}, which it does not hold{how}")
+
+    def might_sleep(self, what: str) -> None:
+        task = self.current
+        if task is None:
+            return
+        if task.rcu_depth:
+            raise Finding(f"{task.name} may sleep for {what} within an RCU section")
+        for held, _ in task.held:
+            if not self._state(held).sleeps:
+                raise Finding(f"{task.name} may sleep for {what} while it holds {class_of(held)}, a spin lock")
 
     def rcu_enter(self) -> None:
         task = self.current
@@ -601,9 +617,13 @@ class Execution(Scheduler):
     def wait(self, what: str, subject: object, ready: Callable[[], bool]) -> None:
         task = self.current
         if task is not None:
-            task.ready = ready
-            self._announce(task, WAIT, what, subject, READ)
-            task.ready = None
+            self.might_sleep(what)
+            self._wait(task, what, subject, ready)
+
+    def _wait(self, task: Task, what: str, subject: object, ready: Callable[[], bool]) -> None:
+        task.ready = ready
+        self._announce(task, WAIT, what, subject, READ)
+        task.ready = None
 
     def chunk(self) -> int:
         return 1 if self.current is not None else 0

@@ -48,6 +48,9 @@ class Scheduler:
     def assert_held(self, lock: object, write: bool) -> None:
         """The caller relies on `lock`, exclusively if `write`, which it has to hold (lockdep_assert_held())."""
 
+    def might_sleep(self, what: str) -> None:
+        """The caller may sleep, for `what`: it has no spin lock and is in no RCU section (might_sleep())."""
+
     def rcu_enter(self) -> None:
         """A read-side critical section begins."""
 

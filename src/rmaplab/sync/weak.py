@@ -324,7 +324,8 @@ class WeakExecution(Execution):
                     join(self.left[number], view.aside)
 
     def synchronize_rcu(self, what: str) -> None:
-        """A grace period that the caller waits for; full barriers before and after it."""
+        """A grace period that the caller waits for, also where nobody may sleep, which herd allows; full barriers
+        before and after it."""
         task = self.current
         if task is None:
             return
@@ -333,7 +334,7 @@ class WeakExecution(Execution):
         self.rcu_call(what, token)
         number = self.called.index(self.places.of(token))
         waited = self.waited[number]
-        self.wait("the end of a grace period", self.gate, lambda: not waited)
+        self._wait(task, "the end of a grace period", self.gate, lambda: not waited)
         self.over.add(number)
         join(self.memory.tasks[task.number].now, self.left[number])
         self.memory.fence(task.number, ALL, what)

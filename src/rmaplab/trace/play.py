@@ -65,12 +65,16 @@ class Difference(msgspec.Struct, frozen=True):
     event: Event
     got: int
 
-    def __str__(self) -> str:
+    @property
+    def what(self) -> str:
         event = self.event
         return (
-            f"event {self.number}: {event.op} of process {event.pid} at {event.addr:#x} returned "
+            f"{event.op} of process {event.pid} at {event.addr:#x} returned "
             f"{_result(event.result)} when it was recorded and {_result(self.got)} here"
         )
+
+    def __str__(self) -> str:
+        return f"event {self.number}: {self.what}"
 
 
 class GeometryDifference(msgspec.Struct, frozen=True):
@@ -80,8 +84,12 @@ class GeometryDifference(msgspec.Struct, frozen=True):
     pid: int
     difference: MapsDifference
 
+    @property
+    def what(self) -> str:
+        return f"process {self.pid}: {self.difference}"
+
     def __str__(self) -> str:
-        return f"process {self.pid} at event {self.number}: {self.difference}"
+        return f"event {self.number}: {self.what}"
 
 
 def _result(value: int) -> str:
@@ -108,6 +116,9 @@ class _Part:
         self.offset: Final[list[int]] = fields[9]
         self.pid2: Final[list[int]] = fields[10]
         self.result: Final[list[int]] = fields[11]
+
+    def event(self, row: int) -> Event:
+        return Event(*[field[row] for field in self.fields])
 
 
 class Watcher:
@@ -165,6 +176,7 @@ class Player:
         """Play all of `events`.
 
         :raises HistoryError: an event is impossible; the message has its number
+        :raises Exception: a design did; a note has the number and the event
         """
         self.begin(events)
         self.play_to(_ALL)
@@ -211,7 +223,11 @@ class Player:
         count = 0
         if end - row >= _MANY:
             self._watcher.look("fault")
-            count = self.machine.fault_many(self.machine.mm_of(pid), part.addr[row:end], _MANY)
+            try:
+                count = self.machine.fault_many(self.machine.mm_of(pid), part.addr[row:end], _MANY)
+            except Exception as error:
+                error.add_note(f"at event {self.played}, or at one of the {end - row - 1} after it: {part.event(row)}")
+                raise
         if not count:
             self._next_try = row + _MANY
             return False
@@ -267,6 +283,9 @@ class Player:
                 where = f"event {self.played}: {op} of process {pid}: {error}"
                 before = f" (it went another way before: {self.differences[0]})" if self.differences else ""
                 raise HistoryError(f"{where}{before}") from None
+            except Exception as error:
+                error.add_note(f"at event {self.played}: {self.last()}")
+                raise
             if result < 0:
                 self.machine.stack_limit = self._stack_limit
             self._pid = pid if op == "fault" and got == 0 and self._batch else 0
@@ -292,7 +311,7 @@ class Player:
 
     def last(self) -> Event:
         """The last step that was played, as an event."""
-        event = Event(*[field[self._last_row] for field in self._last_part.fields])
+        event = self._last_part.event(self._last_row)
         event.length = self._last_length
         return event
 

@@ -211,11 +211,6 @@ class Space:
         self._starts[i] = start
         return range.end - start
 
-    def allows(self, addr: int, write: bool) -> bool:
-        """May `addr` be accessed?  (x86-64: what may be written or executed may be read.)"""
-        range = self.at(addr)
-        return range is not None and range.prot != 0 and (not write or range.prot & PROT_WRITE != 0)
-
 
 class Process:
     """A process as a recorder sees it: threads in an address space.

@@ -19,18 +19,25 @@ def on(cpus: int, costs: Costs | None = None, slice: int = SLICE) -> VirtualTime
     return VirtualTime(cpus, lambda key: known.get(key, 0.0), slice)
 
 
+def spend(time: VirtualTime, picoseconds: int) -> None:
+    """The task works so long."""
+    task = time.current
+    assert task is not None
+    task.time += picoseconds
+
+
 def holding(time: VirtualTime, lock: SpinLock | RwSemaphore, picoseconds: int, write: bool = True) -> None:
     if isinstance(lock, SpinLock):
         lock.lock()
-        time.spend(picoseconds)
+        spend(time, picoseconds)
         lock.unlock()
     elif write:
         lock.down_write()
-        time.spend(picoseconds)
+        spend(time, picoseconds)
         lock.up_write()
     else:
         lock.down_read()
-        time.spend(picoseconds)
+        spend(time, picoseconds)
         lock.up_read()
 
 

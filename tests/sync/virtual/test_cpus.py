@@ -10,7 +10,7 @@ import pytest
 from rmaplab.sync.locks import RwSemaphore
 from rmaplab.sync.virtual import PICOSECONDS, VirtualTime
 from rmaplab.sync.work import LockClass
-from sync.virtual.simulation import US, on
+from sync.virtual.simulation import US, on, spend
 
 
 def test_who_waits_for_a_cpu_waits_its_turn() -> None:
@@ -21,7 +21,7 @@ def test_who_waits_for_a_cpu_waits_its_turn() -> None:
         def body() -> None:
             for _ in range(10):
                 time.begin("step")
-                time.spend(5 * US)
+                spend(time, 5 * US)
                 time.end()
             ends[name] = time.clock()
 
@@ -39,7 +39,7 @@ def test_who_waits_for_a_cpu_waits_its_turn() -> None:
 def test_a_pinned_task_stays_where_it_is() -> None:
     time = on(2)
     for i in range(4):
-        time.spawn(str(i), lambda: time.spend(10 * US), cpu=1)
+        time.spawn(str(i), lambda: spend(time, 10 * US), cpu=1)
     time.run()
     assert time.ended == 40 * US
     assert time.cpus.all[0].task is None and time.cpus.all[0].idle == 0  # it never had anything to do
@@ -77,15 +77,15 @@ def test_who_gives_a_lock_to_a_sleeper_pays_for_waking_it(waking: int, cpus: int
 
     def writer() -> None:
         lock.down_write()
-        time.spend(10 * US)
+        spend(time, 10 * US)
         lock.up_write()
-        time.spend(5 * US)
+        spend(time, 5 * US)
         other.down_read()  # by now what was done to the first lock has taken place
         other.up_read()
         ended.append(time.clock())
 
     def reader() -> None:
-        time.spend(US)
+        spend(time, US)
         lock.down_read()
         lock.up_read()
 
@@ -108,21 +108,21 @@ def test_who_wakes_a_sleeper_does_so_before_anything_else() -> None:
 
     def writer() -> None:
         lock.down_write()
-        time.spend(10 * US)
+        spend(time, 10 * US)
         lock.up_write()
         lock.down_write()
         got.append(time.clock())
         lock.up_write()
 
     def reader() -> None:
-        time.spend(US)
+        spend(time, US)
         lock.down_read()
-        time.spend(US // 2)
+        spend(time, US // 2)
         lock.up_read()
 
     def bystander() -> None:  # something always comes before what the writer does next
         for _ in range(100):
-            time.spend(US // 2)
+            spend(time, US // 2)
             other.down_read()
             other.up_read()
 

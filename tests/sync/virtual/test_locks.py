@@ -13,7 +13,7 @@ from rmaplab.sync.errors import Finding
 from rmaplab.sync.locks import RwSemaphore, SpinLock
 from rmaplab.sync.virtual import PICOSECONDS, VirtualTime
 from rmaplab.sync.work import Ledger, LockClass, Tally
-from sync.virtual.simulation import US, holding, on, one_after_another, queue, waited
+from sync.virtual.simulation import US, holding, on, one_after_another, queue, spend, waited
 
 FEW = False  # fewer customers, where a bug that shows at once is looked for
 
@@ -77,7 +77,7 @@ def test_tasks_that_compute_and_lock_are_machines_and_a_repairman(machines: int,
 
         def body() -> None:
             for _ in range(rounds):
-                time.spend(int(random.expovariate(1 / (think * service))))
+                spend(time, int(random.expovariate(1 / (think * service))))
                 holding(time, lock, int(random.expovariate(1 / service)))
 
         return body
@@ -147,7 +147,7 @@ def test_what_a_lock_protects_moves_with_it() -> None:
         def visit(nodes: Tally = nodes, lock: SpinLock = lock, time: VirtualTime = time) -> None:
             lock.lock()
             nodes.count += 3
-            time.spend(US)
+            spend(time, US)
             lock.unlock()
 
         time.spawn("one", visit)
@@ -190,10 +190,10 @@ def test_a_spin_lock_is_first_come_first_served() -> None:
     order: list[int] = []
 
     def task(number: int) -> None:
-        time.spend(number * US)
+        spend(time, number * US)
         lock.lock()
         order.append(number)
-        time.spend(20 * US)
+        spend(time, 20 * US)
         lock.unlock()
 
     for number in (3, 1, 4, 0, 5, 2, 7, 6):

@@ -10,7 +10,7 @@ import pytest
 from rmaplab.sync.locks import Rcu, SpinLock
 from rmaplab.sync.virtual import PICOSECONDS
 from rmaplab.sync.work import Ledger, LockClass
-from sync.virtual.simulation import US, holding, on
+from sync.virtual.simulation import US, holding, on, spend
 
 
 @pytest.mark.parametrize("length", [0.0, 500_000.0])
@@ -21,17 +21,17 @@ def test_a_grace_period_waits_for_the_readers_that_were_there(length: float) -> 
 
     def reader(start: int, long: int) -> Callable[[], None]:
         def body() -> None:
-            time.spend(start)
+            spend(time, start)
             rcu.read_lock()
-            time.spend(long)
+            spend(time, long)
             rcu.read_unlock()
 
         return body
 
     def writer() -> None:
-        time.spend(100 * US)
+        spend(time, 100 * US)
         rcu.call("object", "subject", lambda: freed.append(int(time.clock())))
-        time.spend(US)
+        spend(time, US)
 
     time.spawn("before", reader(50 * US, 300 * US))
     time.spawn("after", reader(200 * US, 5000 * US))
@@ -55,7 +55,7 @@ def test_a_grace_period_waits_for_a_reader_that_others_interrupt() -> None:
         rcu.read_unlock()
 
     def writer() -> None:
-        time.spend(50 * US)
+        spend(time, 50 * US)
         rcu.call("object", "subject", lambda: freed.append(int(time.clock())))
 
     time.spawn("reader", reader)

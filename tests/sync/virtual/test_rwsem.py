@@ -9,7 +9,7 @@ from functools import partial
 from rmaplab.sync.locks import RwSemaphore
 from rmaplab.sync.virtual.rwsem import HANDOFF_AFTER
 from rmaplab.sync.work import LockClass
-from sync.virtual.simulation import US, holding, on, one_after_another, waited
+from sync.virtual.simulation import US, holding, on, one_after_another, spend, waited
 
 
 def test_a_stream_of_readers_does_not_starve_a_writer() -> None:
@@ -24,13 +24,13 @@ def test_a_stream_of_readers_does_not_starve_a_writer() -> None:
             holding(time, lock, 100 * US, write=False)
 
     def writer() -> None:
-        time.spend(250 * US)
+        spend(time, 250 * US)
         lock.down_write()
         got.append(time.clock())
         lock.up_write()
 
     for i in range(6):
-        time.spawn(f"reader {i}", partial(one_after_another, partial(time.spend, i * 15 * US), reader))
+        time.spawn(f"reader {i}", partial(one_after_another, partial(spend, time, i * 15 * US), reader))
     time.spawn("writer", writer)
     time.run()
     assert 350 * US < got[0] < HANDOFF_AFTER + 600 * US
@@ -50,7 +50,7 @@ def test_who_is_passed_over_for_long_gets_the_lock_handed() -> None:
 
     def patient() -> None:
         # It comes while the owner sleeps, so it does, too.
-        time.spend(10 * US)
+        spend(time, 10 * US)
         lock.down_write()
         got.append(time.clock())
         lock.up_write()
@@ -58,13 +58,13 @@ def test_who_is_passed_over_for_long_gets_the_lock_handed() -> None:
     def owner() -> None:
         lock.down_write()
         time.sleep_until(100 * US)
-        time.spend(100 * US)
+        spend(time, 100 * US)
         lock.up_write()
 
     time.spawn("owner", owner)
     time.spawn("patient", patient)
     for name in ("greedy", "greedier"):
-        time.spawn(name, partial(one_after_another, partial(time.spend, 120 * US), greedy))
+        time.spawn(name, partial(one_after_another, partial(spend, time, 120 * US), greedy))
     time.run()
     assert HANDOFF_AFTER < got[0] < HANDOFF_AFTER + 1000 * US
 
@@ -76,7 +76,7 @@ def test_a_writer_spins_while_the_owner_runs_and_sleeps_when_it_sleeps() -> None
     def owner(pause: int) -> Callable[[], None]:
         def body() -> None:
             lock.down_write()
-            time.spend(50 * US)
+            spend(time, 50 * US)
             if pause:
                 time.sleep_until(time.clock() + pause)
             lock.up_write()
@@ -84,7 +84,7 @@ def test_a_writer_spins_while_the_owner_runs_and_sleeps_when_it_sleeps() -> None
         return body
 
     def other() -> None:
-        time.spend(US)
+        spend(time, US)
         holding(time, lock, US)
 
     time.spawn("owner", owner(0))
@@ -107,16 +107,16 @@ def test_readers_are_let_in_together_when_a_writer_downgrades() -> None:
 
     def writer() -> None:
         lock.down_write()
-        time.spend(100 * US)
+        spend(time, 100 * US)
         lock.downgrade_write()
-        time.spend(100 * US)
+        spend(time, 100 * US)
         lock.up_read()
 
     def reader() -> None:
-        time.spend(US)
+        spend(time, US)
         lock.down_read()
         inside.append(time.clock())
-        time.spend(100 * US)
+        spend(time, 100 * US)
         lock.up_read()
 
     time.spawn("writer", writer)

@@ -15,7 +15,7 @@ from rmaplab.sync.locks import Rcu, RwSemaphore, SpinLock, Word
 from rmaplab.sync.seqcount import SequenceCount
 from rmaplab.sync.virtual import PICOSECONDS
 from rmaplab.sync.work import Ledger, LockClass
-from sync.virtual.simulation import US, holding, on, one_after_another, queue
+from sync.virtual.simulation import US, holding, on, one_after_another, queue, spend
 
 
 def test_a_reader_of_a_sequence_count_spins_until_it_is_even() -> None:
@@ -25,15 +25,15 @@ def test_a_reader_of_a_sequence_count_spins_until_it_is_even() -> None:
 
     def writer() -> None:
         count.write_begin()
-        time.spend(50 * US)
+        spend(time, 50 * US)
         time.clock()
         lock.lock()  # others get to see it odd
-        time.spend(50 * US)
+        spend(time, 50 * US)
         lock.unlock()
         count.write_end()
 
     def reader() -> None:
-        time.spend(10 * US)
+        spend(time, 10 * US)
         count.read_begin()
         seen.append(time.clock())
 
@@ -52,7 +52,7 @@ def test_a_word_that_cpus_change_in_turn_moves_between_them() -> None:
     def task() -> None:
         for _ in range(10):
             time.point("count", word, True)
-            time.spend(US)
+            spend(time, US)
             time.sleep_until(time.clock() + US)
 
     time.spawn("one", task)
@@ -68,7 +68,7 @@ def test_nobody_can_go_on() -> None:
     def cross(first: SpinLock, second: SpinLock) -> Callable[[], None]:
         def body() -> None:
             first.lock()
-            time.spend(US)
+            spend(time, US)
             second.lock()
 
         return body
@@ -87,8 +87,15 @@ def test_nobody_sleeps_with_a_spin_lock_or_in_an_rcu_section() -> None:
 
         spoil = spin.lock if prepare == "spin" else rcu.read_lock
         time.spawn("holder", partial(holding, time, rwsem, 10 * US))
-        time.spawn("sleeper", partial(one_after_another, spoil, partial(time.spend, US), rwsem.down_read))
+        time.spawn("sleeper", partial(one_after_another, spoil, partial(spend, time, US), rwsem.down_read))
         with pytest.raises(Finding, match=r"sleeper sleeps \(rwsem\)"):
+            time.run()
+
+        time = on(1)
+        spin, rcu = SpinLock(LockClass("spin"), time), Rcu(Ledger("test"), time)
+        spoil = spin.lock if prepare == "spin" else rcu.read_lock
+        time.spawn("sleeper", partial(one_after_another, spoil, partial(time.might_sleep, "memory")))
+        with pytest.raises(Finding, match=r"sleeper sleeps \(memory\)"):
             time.run()
 
 
@@ -116,7 +123,7 @@ def random_run(cpus: int, seed: int) -> tuple[int, int, list[int]]:
             for _ in range(60):
                 time.begin("step")
                 kind = random.randrange(6)
-                time.spend(random.randrange(5 * US))
+                spend(time, random.randrange(5 * US))
                 if kind < 3:
                     locks: list[SpinLock | RwSemaphore] = [*spins, *rwsems, mutex]
                     lock = random.choice(locks)
@@ -128,7 +135,7 @@ def random_run(cpus: int, seed: int) -> tuple[int, int, list[int]]:
                     else:
                         lock.down_read()
                     enter(lock, write, number)
-                    time.spend(random.randrange(10 * US))
+                    spend(time, random.randrange(10 * US))
                     if not (isinstance(lock, SpinLock) and not lock.lock_class.sleeps):
                         if random.randrange(2):
                             holding(time, spins[0], random.randrange(US))
@@ -142,7 +149,7 @@ def random_run(cpus: int, seed: int) -> tuple[int, int, list[int]]:
                     elif random.randrange(3) == 0:
                         inside[id(lock)][0] += 1
                         lock.downgrade_write()
-                        time.spend(random.randrange(10 * US))
+                        spend(time, random.randrange(10 * US))
                         time.clock()
                         inside[id(lock)][0] -= 1
                         lock.up_read()
@@ -150,13 +157,13 @@ def random_run(cpus: int, seed: int) -> tuple[int, int, list[int]]:
                         lock.up_write()
                 elif kind == 3:
                     rcu.read_lock()
-                    time.spend(random.randrange(10 * US))
+                    spend(time, random.randrange(10 * US))
                     rcu.read_unlock()
                 elif kind == 4:
                     rcu.call("thing", body)
                 elif rwsems[0].try_down_read():
                     enter(rwsems[0], False, number)
-                    time.spend(random.randrange(US))
+                    spend(time, random.randrange(US))
                     inside[id(rwsems[0])][False] -= 1
                     rwsems[0].up_read()
                 time.end()

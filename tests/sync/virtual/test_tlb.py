@@ -10,7 +10,7 @@ import pytest
 from rmaplab.sync.locks import CpuMask, SpinLock
 from rmaplab.sync.virtual import VirtualTime
 from rmaplab.sync.work import LockClass
-from sync.virtual.simulation import US, Costs, holding, on
+from sync.virtual.simulation import US, Costs, holding, on, spend
 
 SHOTS: Costs = {"shootdown": 20_000.0, "waking": 5_000.0, "interrupt": 7_000.0}
 
@@ -19,7 +19,7 @@ def computing(time: VirtualTime, ends: list[int]) -> None:
     """10 us, in two parts: who is interrupted meanwhile needs longer."""
     lock = SpinLock(LockClass("own"), time)
     for _ in range(2):
-        time.spend(5 * US)
+        spend(time, 5 * US)
         holding(time, lock, 0)
     ends.append(time.clock())
 
@@ -31,7 +31,7 @@ def test_who_takes_entries_away_interrupts_who_runs_in_the_space_and_waits() -> 
     flusher: list[int] = []
 
     def flush() -> None:
-        time.spend(US)
+        spend(time, US)
         time.flush(space)
         flusher.append(time.clock())
 
@@ -55,7 +55,7 @@ def test_a_process_of_one_thread_interrupts_nobody() -> None:
     ends: list[int] = []
 
     def flush(space: CpuMask) -> None:
-        time.spend(US)
+        spend(time, US)
         time.flush(space, freed_tables=True)
         ends.append(time.clock())
 
@@ -74,7 +74,7 @@ def test_an_idle_cpu_keeps_its_space_and_flushes_by_itself_unless_tables_were_fr
     space = CpuMask()
 
     def flush() -> None:
-        time.spend(US)
+        spend(time, US)
         time.flush(space, freed_tables)
         assert space.cpus == [0]
 
@@ -91,10 +91,10 @@ def test_a_cpu_forgets_a_space_when_it_runs_in_another() -> None:
 
     def execute() -> None:
         time.runs_in(new)
-        time.spend(10 * US)
+        spend(time, 10 * US)
 
     def flush() -> None:
-        time.spend(US)
+        spend(time, US)
         time.flush(old)
 
     time.spawn("process", execute, cpu=0, space=old)
@@ -111,7 +111,7 @@ def test_deferred_flushes_are_one(dirty: bool) -> None:
     taken: list[int] = []
 
     def reclaim() -> None:
-        time.spend(US)
+        spend(time, US)
         for space in (*spaces, spaces[0], CpuMask()):
             time.flush_later(space, dirty)
         taken.append(time.clock())

@@ -96,12 +96,6 @@ class VirtualTime(Scheduler):
         self.work.charge(task)
         return task.time
 
-    def spend(self, picoseconds: int) -> None:
-        """Work that no ledger counts."""
-        task = self.core.current
-        if task is not None:
-            task.time += picoseconds
-
     def begin(self, operation: str) -> None:
         """The task begins an operation, whose latency is to be known."""
         task = self.core.current
@@ -203,6 +197,11 @@ class VirtualTime(Scheduler):
             state = SpinLock(self.core, figures, self._handover)
         lock.state = state
         return state
+
+    def might_sleep(self, what: str) -> None:
+        task = self.core.current
+        if task is not None:
+            task.might_sleep(what)
 
     # RCU, TLBs, and what is no lock
 
