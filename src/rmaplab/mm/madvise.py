@@ -144,10 +144,8 @@ def madvise(system: System, mm: MM, start: int, length: int, advice: int) -> int
         return -EINVAL
     if start & ~PAGE_MASK:
         return -EINVAL
-    if length > (1 << 64) - PAGE_SIZE:
-        return -EINVAL
     end = start + page_align(length)
-    if end >= 1 << 64:
+    if end >> 64:  # it wraps
         return -EINVAL
     if end == start:
         return 0
@@ -333,10 +331,10 @@ def _remove_guards(mm: MM, start: int, end: int) -> None:
 
 def set_name(system: System, mm: MM, start: int, length: int, name: str) -> int:
     """prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME); "" takes a name away (madvise_set_anon_name())."""
-    if start & ~PAGE_MASK or length > (1 << 64) - PAGE_SIZE:
+    if start & ~PAGE_MASK:
         return -EINVAL
     end = start + page_align(length)
-    if end >= 1 << 64:
+    if end >> 64:
         return -EINVAL
     if end == start:
         return 0
