@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from acts import fork, leave, mmap, start, write
-from rmaplab.commands import VERBS
+from rmaplab.commands import VERBS, frame
 from rmaplab.commands.frame import main
 from rmaplab.mm.profile import REFERENCE
 from rmaplab.trace.events import Event
@@ -416,6 +416,24 @@ def test_scale_says_where_it_drew(tmp_path: Path) -> None:
         "scale", "storm", "rounds=1", "vmas=2", "--cpus", "1", "--plot", str(plot), "--trace", str(trace)
     )
     assert done.stderr.splitlines()[-2:] == [f"rmaplab: the picture is {plot}", f"rmaplab: the timeline is {trace}"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("libparquet.so: failed to map segment from shared object"),
+        ImportError("libparquet.so: cannot allocate memory in static TLS block"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_what_finds_no_room_is_one_sentence(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise error
+
+    monkeypatch.setattr(frame, "_job", lambda arguments: fail)
+    monkeypatch.setattr("resource.getrlimit", lambda limit: (512_000_000, 512_000_000))
+    said = refused("replay", "f.parquet")
+    assert said == f"there is not enough memory ({error}); `ulimit -v` allows 500000 KiB"
 
 
 def test_a_design_that_breaks_a_rule_on_simulated_cpus_is_one_sentence(tmp_path: Path) -> None:

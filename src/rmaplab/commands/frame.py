@@ -22,6 +22,7 @@ import importlib
 import inspect
 import io
 import os
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, get_type_hints
@@ -35,6 +36,8 @@ DOES_NOT_HOLD: Final = 1
 COULD_NOT_RUN: Final = 2
 NO_READER: Final = 141  # as a shell says of what SIGPIPE has ended
 
+# Of a library, and of a thread, for which there is no room: neither raises MemoryError.
+_NO_ROOM: Final = ("failed to map segment", "annot allocate memory", "can't start new thread")
 _THREADS: Final = "OPENBLAS_NUM_THREADS"
 _HELP_ALL: Final = "--help-all"
 _STATUS: Final = "Exit status: 0 all holds, 1 something does not, 2 could not run, 141 output cut"
@@ -78,8 +81,10 @@ def run(arguments: list[str]) -> int:
             _write_no_more()
         return _refuse(f"{where}{error.strerror or error}")
     except MemoryError:
-        return _refuse("there is not enough memory for a history of this size")
+        return _refuse(f"there is not enough memory for a history of this size{_limit()}")
     except Exception as error:
+        if isinstance(error, (ImportError, RuntimeError)) and any(what in str(error) for what in _NO_ROOM):
+            return _refuse(f"there is not enough memory ({error}){_limit()}")
         mistake = _mistake_in_design(error)
         if mistake:
             return _refuse(mistake)
@@ -102,6 +107,12 @@ def _mistake_in_design(error: Exception) -> str:
             name = design.name
         step = step.tb_next
     return name and ", ".join([f"{name} raised {in_a_line(error)}", *getattr(error, "__notes__", ())])
+
+
+def _limit() -> str:
+    """How much address space a process may have, if that is limited."""
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return "" if most == resource.RLIM_INFINITY else f"; `ulimit -v` allows {most >> 10} KiB"
 
 
 def _write_no_more() -> None:

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from rmaplab.mm.errors import InvariantError
 from rmaplab.mm.vma import PAGE_SHIFT, VMA
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)  # made and gone with each change
 class Bounds:
     """[start, end) in bytes, and the page offsets of `start` (see VMA), of a VMA at one moment."""
 
@@ -44,6 +47,7 @@ def bounds_of(vma: VMA) -> Bounds:
     return Bounds(vma.start, vma.end, vma.pgoff, vma.anon_pgoff)
 
 
+@mypyc_attr(free_list_len=1)
 class GeometryChange:
     """One change.
 
@@ -77,7 +81,9 @@ class GeometryChange:
     def extent(self) -> tuple[int, int]:
         """[start, end) of all that changes: what is absorbed or split off is within."""
         start, end = self.before[0].start, self.before[0].end
-        for bounds in self.before + self.after:
-            start = min(start, bounds.start)
-            end = max(end, bounds.end)
+        for i in range(len(self.vmas)):
+            before = self.before[i]
+            after = self.after[i]
+            start = min(start, min(before.start, after.start))
+            end = max(end, max(before.end, after.end))
         return start, end

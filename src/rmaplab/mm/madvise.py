@@ -135,10 +135,10 @@ _NOT_MERGEABLE: Final = VM_SHARED | VM_MAYSHARE | VM_SPECIAL | VM_HUGETLB | VM_D
 
 def _end_of(start: int, length: int) -> int:
     """Where the pages of a range end, or -EINVAL (is_valid_madvise())."""
-    if start & ~PAGE_MASK or length > (1 << 64) - PAGE_SIZE:
+    if start & ~PAGE_MASK:
         return -EINVAL
     end = start + page_align(length)
-    return end if end < 1 << 64 else -EINVAL
+    return -EINVAL if end >> 64 else end  # it wraps
 
 
 def madvise(system: System, mm: MM, start: int, length: int, advice: int) -> int:

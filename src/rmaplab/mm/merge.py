@@ -13,6 +13,8 @@ Locking: mmap_lock for writing; the per-VMA locks of all VMAs that change.
 
 from __future__ import annotations
 
+from mypy_extensions import mypyc_attr
+
 from rmaplab.mm import huge_pmd
 from rmaplab.mm.abi import ENOMEM
 from rmaplab.mm.geometry import Bounds, GeometryChange
@@ -31,6 +33,7 @@ from rmaplab.mm.vma import (
 )
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Attributes:
     """What two ranges must share to be one VMA, apart from their place."""
 
@@ -95,7 +98,9 @@ def _carry_out(system: System, change: GeometryChange) -> None:
     """Make the change, between vma_prepare() and vma_complete()."""
     vma = change.vmas[0]
     tree = vma.mm.tree
-    for locked in [*change.vmas, *change.absorbed]:
+    for locked in change.vmas:
+        assert_write_locked(locked)
+    for locked in change.absorbed:
         assert_write_locked(locked)
     if system.huge:
         for changed, after in zip(change.vmas, change.after, strict=True):
@@ -114,7 +119,8 @@ def _carry_out(system: System, change: GeometryChange) -> None:
         changed.pgoff = after.pgoff
         changed.anon_pgoff = after.anon_pgoff
     # A walk of the tree under RCU sees it all change in one store (vma_iter_store()).
-    system.tree_changes(vma.mm, *change.extent())
+    start, end = change.extent()
+    system.tree_changes(vma.mm, start, end)
     for gone in change.absorbed:
         tree.remove(gone)
     for i in range(len(change.vmas) - 1, -1, -1):

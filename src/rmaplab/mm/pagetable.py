@@ -76,6 +76,14 @@ class Leaf:
         numbers: list[int] = found.tolist()
         return numbers
 
+    def having(self, kind: int, first: int, last: int) -> list[int]:
+        """The entries in [first, last) of this kind, or one of these, ascending, as they are now."""
+        if last - first <= _FEW:
+            return [entry for entry in [self.m[i] for i in range(first, last)] if entry & kind]
+        entries = self.v[first:last]
+        found: list[int] = entries[entries & kind != 0].tolist()
+        return found
+
 
 class PageTable:
     """The page table of one address space.  Its leaves are counted in `ledger`.

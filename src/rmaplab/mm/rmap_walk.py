@@ -14,7 +14,7 @@ lock is held while its entries are visited, all in one go.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 from rmaplab.mm import huge_pmd
 from rmaplab.mm.locking import lock_leaf
@@ -136,5 +136,6 @@ def unevictable(system: System, head: int) -> bool:
 def end_walk(walk: Iterator[tuple[VMA, int]]) -> None:
     """Leave the walk, at its end or before: the design gives back what it holds.  Compiled generators that are merely
     dropped do not."""
-    if isinstance(walk, Generator):
-        walk.close()
+    close = getattr(walk, "close", None)
+    if close is not None:
+        close()

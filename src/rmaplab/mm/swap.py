@@ -188,8 +188,7 @@ def read_ahead(system: System, mm: MM, start: int, end: int) -> None:
     """MADV_WILLNEED: what is in swap comes into the swap cache, mapped by nobody (swapin_walk_pmd_entry())."""
     for number in mm.page_table.numbers(start, end):
         _, first, last = mm.page_table.part(number, start, end)
-        entries = mm.page_table.leaves[number].v[first:last]
-        for entry in entries[entries & PTE_SWAP != 0].tolist():
+        for entry in mm.page_table.leaves[number].having(PTE_SWAP, first, last):
             if system.swap[entry >> PTE_SHIFT].cached_pfn == 0:
                 _read_swap(system, [entry >> PTE_SHIFT])
 

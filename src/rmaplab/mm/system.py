@@ -632,11 +632,12 @@ class System:
         folios = self.folios
         nr_pages = folios.nr_pages(head)
         first = self.alloc_slots(nr_pages)
-        written = folios.flags.v[head : head + nr_pages] & FOLIO_WRITTEN != 0
+        written = [folios.flags.m[pfn] & FOLIO_WRITTEN != 0 for pfn in range(head, head + nr_pages)]
+        zeroes = True not in written
         for i in range(nr_pages):
             slot = self.swap[first + i]
-            slot.written = bool(written[i])
-            slot.zeroes = not written.any()
+            slot.written = written[i]
+            slot.zeroes = zeroes
             self.cache(first + i, head + i)
         folios.set_flag(head, FOLIO_DIRTY)
 

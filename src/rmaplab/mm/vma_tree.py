@@ -4,8 +4,8 @@
 Stands for the maple tree (lib/maple_tree.c): find by address, neighbours, ranges, and the highest or
 lowest gap that fits.  The layout is two levels, as in `sortedcontainers`: a list of blocks, each of
 at most 128 VMAs with their start addresses beside them, so that a look-up is two bisections and an
-insertion moves at most a block.  Calls come in pairs, and a call looks at one place several times: a look-up begins
-where the last one ended.  Each block knows the largest gap *before* one of its VMAs, recomputed
+insertion moves at most a block.  Calls come in pairs, and a call looks at one place several times, and beside it: a
+look-up begins where the last one ended.  Each block knows the largest gap *before* one of its VMAs, recomputed
 only where a VMA was added, removed or changed since.
 
 Invariants
@@ -112,15 +112,25 @@ class VMATree(Generic[R]):
         return copy
 
     def _find(self, addr: int) -> int:
-        """Where in block `_i` the last VMA is that starts at or below `addr`; -1, and the first block, if none does."""
+        """Where in block `_i` the last VMA is that starts at or below `addr`; -1, and the first block, if none does.
+        Mostly it is what was found last, or beside that."""
         i = self._i
         if i < len(self._blocks):
             starts = self._blocks[i].starts
+            nr = len(starts)
             j = self._j
-            if j < len(starts) and starts[j] <= addr:
-                j += 1
-                if addr < starts[j] if j < len(starts) else i + 1 == len(self._blocks) or addr < self._first[i + 1]:
-                    return j - 1
+            if j < nr:
+                if addr < starts[j]:
+                    if j > 0 and starts[j - 1] <= addr:
+                        self._j = j - 1
+                        return j - 1
+                else:
+                    j += 1
+                    if j < nr and starts[j] <= addr:
+                        j += 1
+                    if addr < starts[j] if j < nr else i + 1 == len(self._blocks) or addr < self._first[i + 1]:
+                        self._j = j - 1
+                        return j - 1
         i = _last(self._first, addr)
         if i < 0:
             self._i = self._j = 0
@@ -246,10 +256,11 @@ class VMATree(Generic[R]):
         block = self._blocks[i]
         if block.vmas[j] is not vma:
             raise KeyError(f"{vma!r} is not in the tree at {old_start:#x}")
-        block.starts[j] = vma.start
+        if vma.start != old_start:
+            block.starts[j] = vma.start
+            if j == 0:
+                self._first[i] = vma.start
         block.max_gap = -1
-        if j == 0:
-            self._first[i] = vma.start
         if j == len(block.starts) - 1:
             self._stale(i + 1)
 

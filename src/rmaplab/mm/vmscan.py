@@ -15,10 +15,8 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
 from rmaplab.mm import huge_pmd
-from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE, FOLIO_REFERENCED, Int64s
+from rmaplab.mm.folio import FOLIO_DIRTY, FOLIO_LAZYFREE, FOLIO_REFERENCED
 from rmaplab.mm.gup_fast import try_share
 from rmaplab.mm.huge_memory import batch, partly_mapped, split_cut, split_folio
 from rmaplab.mm.pagetable import (
@@ -103,8 +101,13 @@ class _Look(Visit):
 
 def folio_heads(system: System, mm: MM, start: int, end: int) -> list[int]:
     """First pages of the folios mapped in [start, end), each once, in the order of the range."""
-    heads: list[int] = system.folios.head.v[anon_pfns(mm, start, end)].tolist()
-    return list(dict.fromkeys(heads))
+    heads = system.folios.head.m
+    found: dict[int, None] = {}
+    for number in mm.page_table.numbers(start, end):
+        _, first, last = mm.page_table.part(number, start, end)
+        for entry in mm.page_table.leaves[number].having(PTE_ANON, first, last):
+            found[heads[entry >> PTE_SHIFT]] = None
+    return list(found)
 
 
 def swap_out(system: System, mm: MM, start: int, end: int, how: int = 0) -> int:
@@ -288,13 +291,3 @@ def _try_to_unmap(system: System, head: int, slot: int) -> bool:
     unmap = _Unmap(system, head, slot)
     rmap_walk(unmap)
     return unmap.locked
-
-
-def anon_pfns(mm: MM, start: int, end: int) -> Int64s:
-    """The anonymous pages that [start, end) maps, by ascending address."""
-    found: list[Int64s] = []
-    for number in mm.page_table.numbers(start, end):
-        _, first, last = mm.page_table.part(number, start, end)
-        entries = mm.page_table.leaves[number].v[first:last]
-        found.append(entries[(entries & PTE_ANON) != 0] >> PTE_SHIFT)
-    return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)

@@ -573,16 +573,7 @@ class AnonVmaRmap(ReverseMap):
     def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         self.walks.count += 1
         flags: int = self.folios.flags.m[pfn]
-        if flags & FOLIO_KSM:
-            yield from self._walk_ksm(pfn)
-            return
-        anon_vma = self._mapping(pfn)
-        if anon_vma is not None and self.held and anon_vma in self.held.values():
-            rwsem_of(anon_vma).down_read()  # the folio need not be mapped: see rmap_walk_anon_lock()
-        else:
-            anon_vma = self._lock_mapped(pfn)
-        if anon_vma is not None:
-            yield from self._walk_locked(anon_vma, pfn)
+        return self._walk_ksm(pfn) if flags & FOLIO_KSM else self._walk_anon(pfn, None)
 
     def is_mapped(self, pfn: int) -> bool:
         """folio_mapped()"""
@@ -650,8 +641,20 @@ class AnonVmaRmap(ReverseMap):
             return False
         return True
 
-    def _walk_locked(self, anon_vma: AnonVma, pfn: int) -> Iterator[tuple[VMA, int]]:
-        """rmap_walk_anon(), from where its lock is taken; gives it back."""
+    def _lock_for_walk(self, pfn: int) -> AnonVma | None:
+        """rmap_walk_anon_lock()"""
+        anon_vma = self._mapping(pfn)
+        if anon_vma is not None and self.held and anon_vma in self.held.values():
+            rwsem_of(anon_vma).down_read()  # the folio need not be mapped
+            return anon_vma
+        return self._lock_mapped(pfn)
+
+    def _walk_anon(self, pfn: int, anon_vma: AnonVma | None) -> Iterator[tuple[VMA, int]]:
+        """rmap_walk_anon(); `anon_vma`: the folio's, if the caller has locked it already.  Unlocks it."""
+        if anon_vma is None:
+            anon_vma = self._lock_for_walk(pfn)
+        if anon_vma is None:
+            return
         first: int = self.folios.index.m[pfn]
         last = first + self.folios.nr_pages(pfn) - 1
         try:

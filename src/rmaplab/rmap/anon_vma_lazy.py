@@ -464,7 +464,7 @@ class AnonVmaLazyRmap(AnonVmaRmap):
         finally:
             self.rcu.read_unlock()
         if anon_vma is not None and self._lock_referenced(anon_vma):
-            yield from self._walk_locked(anon_vma, pfn)
+            yield from self._walk_anon(pfn, anon_vma)
 
     def _walk_root(self, root: RootVma, pfn: int) -> Iterator[tuple[VMA, int]]:
         """Where the folio is as long as nobody forked: in one address space, at one address."""

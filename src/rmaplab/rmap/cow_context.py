@@ -145,6 +145,8 @@ class CowContextRmap(ContextRmap):
             self._record(vma)
         if change.split_off is not None:
             now += self._places(change.split_off, bounds_of(change.split_off))
+        if not before:
+            return
         now.sort()
         for first, last, offset in before:
             for kept_first, kept_last, kept_offset in now:

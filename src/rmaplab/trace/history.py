@@ -69,6 +69,7 @@ _TYPES: Final[dict[str, type[np.generic]]] = {
     "cpu": np.int16,
 }
 CODE: Final = {op: code for code, op in enumerate(OPS)}
+_NAMES: Final = np.array(OPS, dtype=object)  # by code
 _CHUNK: Final = 1 << 16  # rows kept as objects, at most
 _PART: Final = 1 << 12  # rows turned into objects at a time
 _REWRITE: Final = "Record it again, or copy the file again from where it is intact."
@@ -408,13 +409,18 @@ def parts_of(events: Iterable[Event]) -> Iterator[list[list[Any]]]:
     """Events in order, some at a time, as a list for each field."""
     if isinstance(events, History):
         for start in range(0, len(events), _PART):
-            part = [column[start : start + _PART].tolist() for column in events.columns.values()]
-            part[0] = [OPS[code] for code in part[0]]
-            yield part
+            columns = {name: column[start : start + _PART] for name, column in events.columns.items()}
+            yield [_NAMES[columns.pop("op")].tolist(), *map(_values, columns.values())]
     else:
         part = [list(field) for field in zip(*map(msgspec.structs.astuple, events), strict=True)]
         if part:
             yield part
+
+
+def _values(column: Column) -> list[int]:
+    """What is in a column, of which most are the same all along: those that few operations use."""
+    values: list[int] = column[:1].tolist() * len(column) if (column == column[0]).all() else column.tolist()
+    return values
 
 
 @cache

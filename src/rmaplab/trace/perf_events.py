@@ -77,7 +77,9 @@ _WHO: Final = struct.Struct("<iiQ")  # pid, tid, time: how samples begin; record
 _CLOCK: Final = struct.Struct("<Q")
 _TASKS: Final = struct.Struct("<iiii")
 _MAPPED: Final = struct.Struct("<iiQQQIIQQII")
-_AHEAD, _MOST = 8, 1024  # records that are alike: so many make it worth looking for more, of which so many at a time
+# Records that are alike: so many make it worth looking for more.  These are looked at together, first so many, then so
+# many times more as long as all of them are, up to so many.
+_AHEAD, _FIRST, _TIMES, _MOST = 8, 16, 8, 1024
 # Where an MMAP2 record has header, file and path; and where, and of which type: task, start, length, prot and offset.
 _FILE: Final = (slice(0, 8), slice(40, 64), slice(72, -8))
 _MAPPED_COLUMNS: Final = ((12, np.int32), (16, np.uint64), (24, np.uint64), (64, np.uint32), (32, np.uint64))
@@ -267,10 +269,15 @@ def _column(records: npt.NDArray[np.uint8], offset: int, kind: type[np.generic])
     return np.ascontiguousarray(records[:, offset : offset + size]).view(kind)[:, 0]
 
 
-def _tell_of_one_file(data: bytes, at: int, other: int, length: int) -> bool:
-    """Whether the records at `at`, of `length` bytes, and at `other` do, as far as all in between are so long."""
-    one, another = data[at : at + length], data[other : other + length]
-    return all(one[part] == another[part] for part in _FILE)
+def _tell_of_one_file(data: bytes, at: int, length: int) -> bool:
+    """Whether the record at `at`, of `length` bytes, and the next few do.  The last is the first to tell that they do
+    not."""
+    one = data[at : at + length]
+    for other in range(at + _AHEAD * length, at, -length):
+        another = data[other : other + length]
+        if any(one[part] != another[part] for part in _FILE):
+            return False
+    return True
 
 
 # Time, who takes it, cpu, pid, tid, type | misc << 16, contents.
@@ -310,7 +317,7 @@ class _Decoder:
             kind, misc, length = header(data, at)
             if at + length > size:
                 break
-            if kind == _MMAP2_RECORD and _tell_of_one_file(data, at, at + _AHEAD * length, length):
+            if kind == _MMAP2_RECORD and _tell_of_one_file(data, at, length):
                 alike = self._of_one_file(data, at, length, cpu)
                 records += alike
                 at += len(alike) * length
@@ -331,12 +338,18 @@ class _Decoder:
 
     def _of_one_file(self, data: bytes, at: int, length: int, cpu: int) -> list[tuple[Any, ...]]:
         """Of MMAP2 records of `length` bytes, one after the other from `at` on, those that tell of the same file."""
-        nr_records = min((len(data) - at) // length, _MOST)
-        records: npt.NDArray[np.uint8] = np.frombuffer(data, np.uint8, nr_records * length, at).reshape(-1, length)
-        differs = np.zeros(nr_records, dtype=bool)
-        for part in _FILE:
-            differs |= (records[:, part] != records[0, part]).any(axis=1)
-        other = np.flatnonzero(differs)
+        nr_there = min((len(data) - at) // length, _MOST)
+        nr_records = _FIRST
+        while True:
+            nr_records = min(nr_records, nr_there)
+            records: npt.NDArray[np.uint8] = np.frombuffer(data, np.uint8, nr_records * length, at).reshape(-1, length)
+            differs = np.zeros(nr_records, dtype=bool)
+            for part in _FILE:
+                differs |= (records[:, part] != records[0, part]).any(axis=1)
+            other = np.flatnonzero(differs)
+            if len(other) or nr_records == nr_there:
+                break
+            nr_records *= _TIMES
         records = records[: other[0]] if len(other) else records
         fields = ((length - 8, np.int64), *_MAPPED_COLUMNS)
         columns = [_column(records, offset, kind).tolist() for offset, kind in fields]

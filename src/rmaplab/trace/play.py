@@ -246,16 +246,17 @@ class Player:
         row = self._row
         op = part.op[row]
         self._watcher.look(op)
-        pid = part.pid[row]
-        addr = part.addr[row]
         length = part.length[row]
-        flags = part.flags[row]
         result = part.result[row]
         self._last_part = part
         self._last_row = row
         self._row = row + 1
         nr_events = 1
-        if op == "fault" and result == 0 and self._batch:
+        is_fault = op == "fault"
+        if is_fault and result == 0 and self._batch:
+            pid = part.pid[row]
+            addr = part.addr[row]
+            flags = part.flags[row]
             while self._row < self._part.nr_rows or self._turn():
                 next = self._part
                 i = self._row
@@ -272,15 +273,12 @@ class Player:
                 self._row = i + 1
         self._last_length = length
         if result >= 0 or result not in _FROM_OUTSIDE:
-            if result < 0 and op == "fault" and self._may_touch(pid, addr, flags):
+            if result < 0 and is_fault and self._may_touch(part.pid[row], part.addr[row], part.flags[row]):
                 self.machine.stack_limit = 0  # that stack did not grow: the process may have had a limit of its own
             try:
-                got = self._do(
-                    op, pid, addr, length, part.prot[row], flags, part.addr2[row], part.length2[row], part.file[row],
-                    part.offset[row], part.pid2[row], result,
-                )  # fmt: skip
+                got = self._do(part, row, length)
             except HistoryError as error:
-                where = f"event {self.played}: {op} of process {pid}: {error}"
+                where = f"event {self.played}: {op} of process {part.pid[row]}: {error}"
                 before = f" (it went another way before: {self.differences[0]})" if self.differences else ""
                 raise HistoryError(f"{where}{before}") from None
             except Exception as error:
@@ -288,7 +286,7 @@ class Player:
                 raise
             if result < 0:
                 self.machine.stack_limit = self._stack_limit
-            self._pid = pid if op == "fault" and got == 0 and self._batch else 0
+            self._pid = part.pid[row] if is_fault and got == 0 and self._batch else 0
             if got != result:
                 self.differences.append(Difference(self.played, self.last(), got))
         self.played += nr_events
@@ -320,17 +318,17 @@ class Player:
 
         :raises HistoryError: the event is impossible
         """
-        return self._do(
-            event.op, event.pid, event.addr, event.length, event.prot, event.flags, event.addr2, event.length2,
-            event.file, event.offset, event.pid2, event.result,
-        )  # fmt: skip
+        return self._do(_Part([[value] for value in msgspec.structs.astuple(event)]), 0, event.length)
 
-    def _do(
-        self, op: str, pid: int, addr: int, length: int, prot: int, flags: int, addr2: int, length2: int, file: int,
-        offset: int, pid2: int, result: int,
-    ) -> int:  # fmt: skip
-        """One branch an operation of trace/events.py; those that are frequent come first."""
+    def _do(self, part: _Part, row: int, length: int) -> int:
+        """One branch an operation of trace/events.py; those that are frequent come first.  `length`: of a run of
+        faults, the sum."""
         machine = self.machine
+        op = part.op[row]
+        pid = part.pid[row]
+        addr = part.addr[row]
+        flags = part.flags[row]
+        result = part.result[row]
         if op == "fault":
             return self._fault(machine.mm_of(pid), addr, length, flags & FAULT_WRITE != 0, result)
         if op == "mmap":
@@ -338,31 +336,33 @@ class Player:
             at = None if result < 0 or fixed else result
             if fixed and addr == result:
                 self._allow(result)
-            got = machine.mmap(machine.mm_of(pid), addr, length, prot, flags, self._file(file), offset, at)
+            file = self._file(part.file[row])
+            got = machine.mmap(machine.mm_of(pid), addr, length, part.prot[row], flags, file, part.offset[row], at)
             machine.mmap_min_addr = self._mmap_min_addr
             return got
         if op == "munmap":
             return machine.munmap(machine.mm_of(pid), addr, length)
         if op == "mprotect":
-            return machine.mprotect(machine.mm_of(pid), addr, length, prot)
+            return machine.mprotect(machine.mm_of(pid), addr, length, part.prot[row])
         if op == "madvise":
             return machine.madvise(machine.mm_of(pid), addr, length, flags)
         if op == "brk":
             return machine.brk(machine.mm_of(pid), addr)
         if op == "mremap":
+            addr2 = part.addr2[row]
             fixed = flags & MREMAP_FIXED
             at = None if result < 0 or fixed else result
             if fixed and addr2 == result:
                 self._allow(result)
-            got = machine.mremap(machine.mm_of(pid), addr, length, length2, flags, addr2, at)
+            got = machine.mremap(machine.mm_of(pid), addr, length, part.length2[row], flags, addr2, at)
             machine.mmap_min_addr = self._mmap_min_addr
             return got
         if op == "fork":
-            machine.fork(pid, pid2, flags)
+            machine.fork(pid, part.pid2[row], flags)
         elif op == "exit":
             machine.exit(pid)
         elif op == "exec":
-            machine.exec(pid, addr, length, offset, addr2)
+            machine.exec(pid, addr, length, part.offset[row], part.addr2[row])
         elif op == "mlock":
             return machine.mlock(machine.mm_of(pid), addr, length, flags)
         elif op == "munlock":
@@ -372,12 +372,13 @@ class Player:
         elif op == "munlockall":
             return machine.munlockall(machine.mm_of(pid))
         elif op == "name":
-            if not 0 <= file < len(self._names):
-                raise HistoryError(f"name {file} is not among the history's {len(self._names)} names")
-            return machine.set_name(machine.mm_of(pid), addr, length, self._names[file])
+            name = part.file[row]
+            if not 0 <= name < len(self._names):
+                raise HistoryError(f"name {name} is not among the history's {len(self._names)} names")
+            return machine.set_name(machine.mm_of(pid), addr, length, self._names[name])
         elif op == "swap_out":
             if flags & PLACED:
-                machine.place_in_swap(machine.mm_of(pid), addr, length >> PAGE_SHIFT, offset)
+                machine.place_in_swap(machine.mm_of(pid), addr, length >> PAGE_SHIFT, part.offset[row])
             else:
                 machine.swap_out(machine.mm_of(pid), addr, length >> PAGE_SHIFT, flags)
         elif op == "migrate":
@@ -385,11 +386,11 @@ class Player:
         elif op == "referenced":
             machine.referenced(machine.mm_of(pid), addr, length >> PAGE_SHIFT)
         elif op == "ksm":
-            machine.ksm_merge(machine.mm_of(pid), addr, machine.mm_of(pid2), addr2, flags)
+            machine.ksm_merge(machine.mm_of(pid), addr, machine.mm_of(part.pid2[row]), part.addr2[row], flags)
         elif op == "uffd_move":
-            return machine.uffd_move(machine.mm_of(pid), addr, addr2, length)
+            return machine.uffd_move(machine.mm_of(pid), addr, part.addr2[row], length)
         elif op == "mark":
-            self._mark(pid, offset)
+            self._mark(pid, part.offset[row])
         else:
             raise HistoryError(f"there is no operation {op!r}")
         return 0

@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
@@ -237,8 +238,7 @@ class _Run:
                 raise
             begun = time.monotonic()
             os.kill(child.pid, signal.SIGCONT)
-            # Meanwhile: the history will be written with it.
-            threading.Thread(target=import_module, args=("pyarrow.parquet",), daemon=True).start()
+            _import_meanwhile("pyarrow.parquet")  # the history will be written with it
             self.status = tracer.wait(child.pid) if check else os.waitpid(child.pid, 0)[1]
             self.seconds = time.monotonic() - begun
         self.interrupted = signals.count > 0
@@ -250,6 +250,17 @@ class _Run:
                 f"what was seen could not be kept in {tempfile.gettempdir()}: {error.strerror} "
                 "(set TMPDIR to a directory with more room)"
             ) from None
+
+
+def _import_meanwhile(module: str) -> None:
+    """Whoever needs it later finds out if it cannot be imported."""
+
+    def load() -> None:
+        with suppress(Exception):
+            import_module(module)
+
+    with suppress(RuntimeError):  # no room for a thread
+        threading.Thread(target=load, daemon=True).start()
 
 
 # strace

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What perf's own records tell, however many of them are alike."""
+
+from __future__ import annotations
+
+import random
+import struct
+from typing import Any, cast
+
+import pytest
+
+from rmaplab.trace.collector import Records
+from rmaplab.trace.perf_events import _Decoder
+from rmaplab.trace.timeline import Timeline
+
+Mapped = tuple[int, int, int, int, int, int, int, str, str]  # as Timeline.mapped() is told
+
+
+class Told:
+    """A timeline that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.mappings: list[Mapped] = []
+
+    def mapped(self, *what: Any) -> None:
+        self.mappings.append(cast(Mapped, what))
+
+    def mapped_again(self, time: int, act: object, *what: Any) -> None:
+        self.mappings.append(cast(Mapped, (time, *what)))
+
+
+def record(told: Mapped) -> bytes:
+    """An MMAP2 record (include/uapi/linux/perf_event.h)."""
+    time, _, tid, start, length, prot, offset, path, key = told
+    name = path.encode() if path else b"//anon"
+    inode = int(key.split()[1]) if key else 0
+    body = struct.pack("<iiQQQIIQQII", 1, tid, start, length, offset, 0, 0, inode, 0, prot, 2)
+    body += name + bytes(8 - len(name) % 8) + struct.pack("<iiQ", 1, tid, time)
+    return struct.pack("<IHH", 10, 0, 8 + len(body)) + body
+
+
+@pytest.mark.parametrize("length", [1, 6, 8, 9, 15, 16, 17, 130, 1023, 1024, 1025, 3000])
+def test_runs_of_records_are_told_as_each_alone(length: int) -> None:
+    chosen = random.Random(length)
+    mappings: list[Mapped] = []
+    for i in range(8):
+        # Files of the same length of name, and memory without one: of the next record, or of one some way off.
+        file = [("", ""), ("/bin/a", "00:00 5 0"), ("/bin/b", "00:00 6 0")][i % 3]
+        for _ in range(length if i % 2 else chosen.randint(1, 9)):
+            start = chosen.randrange(1 << 35) << 12
+            mappings.append((len(mappings), 3, chosen.randint(1, 9), start, 4096, chosen.randint(0, 7), start, *file))
+    told = Told()
+    (block,) = _Decoder(cast(Timeline, told), {}).calls(3, bytearray(b"".join(map(record, mappings))))
+    assert isinstance(block, Records)
+    for row in block.rows:
+        row[1](*row)
+    assert told.mappings == mappings
