@@ -368,7 +368,7 @@ def test_reduction_within_a_bound_finds_what_trying_everything_within_it_finds(p
         assert explore(Scenario("mix", build), reduce=reduce, preemptions=preemptions).exhausted
         return seen
 
-    assert outcomes(True) == outcomes(False)
+    assert outcomes(True) >= outcomes(False)
 
 
 def nested_readers(writer: bool) -> Scenario:

@@ -25,7 +25,7 @@ from mypy_extensions import i64
 
 from rmaplab.sync.errors import Finding
 from rmaplab.sync.execution import ACQUIRE, AGE, NEWEST, TRY, Driver, Execution, Step, Task
-from rmaplab.sync.path import NONE, Node
+from rmaplab.sync.path import NONE, Node, preemptions_of
 from rmaplab.sync.snapshot import Snapshot
 from rmaplab.sync.strategy import All, SourceSets, Strategy, WithinBound
 
@@ -94,11 +94,17 @@ def _nothing() -> None:
 
 
 class Failure:
-    """An execution that broke something: what, the path that leads there, and every step on it."""
+    """An execution that broke something: what, the path that leads there, and every step on it.
 
-    def __init__(self, error: Exception, path: list[int], execution: Execution) -> None:
+    preemptions: how often the path takes the CPU away from a task that could go on, where a search found it
+    """
+
+    def __init__(
+        self, error: Exception, path: list[int], execution: Execution, preemptions: int = 0
+    ) -> None:
         self.error: Final = error
         self.path: Final = path
+        self.preemptions: Final = preemptions
         self.trace: Final = list(execution.trace)
         self.names: Final = [task.name for task in execution.tasks]
         self.subject: Final = execution.subject
@@ -168,7 +174,9 @@ def explore(
             outcome.executions += 1
         outcome.lock_order |= execution.lock_order
         if failure is not None:
-            outcome.failures.append(Failure(failure, search.path(len(execution.trace)), execution))
+            path = search.path(len(execution.trace))
+            taken = preemptions_of(search.stack[: len(path)])
+            outcome.failures.append(Failure(failure, path, execution, taken))
         stage.clear(failure is not None)
         if (failure is not None and stop_at_first) or (limit and outcome.executions >= limit):
             break

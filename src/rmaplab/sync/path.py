@@ -100,6 +100,17 @@ class Node:
         return -1
 
 
+def preemptions_of(stack: list[Node]) -> int:
+    """How often a path takes the CPU away from a task that could go on."""
+    taken = 0
+    last = -1
+    for node in stack:
+        if last >= 0 and node.chosen != last and node.can(last):
+            taken += 1
+        last = node.chosen
+    return taken
+
+
 class Past:
     """The steps of a path by depth (a step that queued is one of kind QUEUE).
 

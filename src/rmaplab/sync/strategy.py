@@ -17,7 +17,7 @@ from mypy_extensions import i64
 
 from rmaplab.sync.bound import Blocks
 from rmaplab.sync.execution import Execution, Step
-from rmaplab.sync.path import Node, Past
+from rmaplab.sync.path import Node, Past, preemptions_of
 
 
 class Strategy:
@@ -66,13 +66,9 @@ class All(Strategy):
     def allows(self, stack: list[Node], number: int) -> bool:
         if self.preemptions < 0:
             return True
-        taken = 0
-        last = -1
-        for node in stack:
-            chosen = number if node is stack[-1] else node.chosen
-            if last >= 0 and chosen != last and node.can(last):
-                taken += 1
-            last = chosen
+        taken = preemptions_of(stack[:-1])
+        if len(stack) > 1 and stack[-2].chosen != number and stack[-1].can(stack[-2].chosen):
+            taken += 1
         return taken <= self.preemptions
 
     def reached(self, stack: list[Node]) -> None:
