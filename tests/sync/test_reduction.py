@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 import pytest
 from hypothesis import example, given, settings
@@ -50,6 +50,7 @@ OPERATIONS = (
     "put all",
 )
 Program = list[list[tuple[str, int]]]
+T = TypeVar("T")
 
 
 class Cell:
@@ -294,12 +295,35 @@ class Secretive(Counted):
         return super().changed(begun)
 
 
-def reads_and_writes(
-    program: list[list[str]], kind: type[Plain], begin: type[Execution], *, reduce: bool, preemptions: int = -1
-) -> tuple[set[str], int]:
+# For an execution, what a task does, given its number and its operations, and what there is to be seen at the end.
+Play = Callable[[Execution], tuple[Callable[[int, list[T]], None], Callable[[], str]]]
+
+
+def ends_of(
+    program: list[list[T]], play: Play[T], *, reduce: bool, preemptions: int, limit: int,
+    begin: Callable[[], Execution],
+) -> tuple[set[str], int, set[str]]:  # fmt: skip
+    """What can be seen at the end; of how many executions, -1: too many to try them all; what broke."""
     found: set[str] = set()
 
     def build(execution: Execution) -> Callable[[], None]:
+        task, end = play(execution)
+        for number, operations in enumerate(program):
+            execution.add(f"task {number}", partial(task, number, operations))
+        return lambda: found.add(end())
+
+    outcome = explore(
+        Scenario("made up", build), reduce=reduce, preemptions=preemptions, stop_at_first=False, limit=limit,
+        begin=begin,
+    )  # fmt: skip
+    number = outcome.executions if outcome.exhausted else -1
+    return found, number, {str(failure.error) for failure in outcome.failures}
+
+
+def reads_and_writes(
+    program: list[list[str]], kind: type[Plain], begin: type[Execution], *, reduce: bool, preemptions: int = -1
+) -> tuple[set[str], int]:
+    def play(execution: Execution) -> tuple[Callable[[int, list[str]], None], Callable[[], str]]:
         cells = [Cell(), Cell()]
         note = Cell()
         counted = kind(execution)
@@ -333,16 +357,13 @@ def reads_and_writes(
                         changed = counted.changed(begun)
                     mine.append(found)
 
-        for number, operations in enumerate(program):
-            execution.add(f"task {number}", partial(task, number, operations))
-        return lambda: found.add(f"{sorted(seen.items())} {[cell.value for cell in (*cells, note)]}")
+        return task, lambda: f"{sorted(seen.items())} {[cell.value for cell in (*cells, note)]}"
 
-    outcome = explore(
-        Scenario("sequence counts", build), reduce=reduce, preemptions=preemptions, stop_at_first=False, limit=1000,
-        begin=begin,
-    )  # fmt: skip
-    assert not outcome.failures
-    return found, outcome.executions if outcome.exhausted else -1
+    found, number, broken = ends_of(
+        program, play, reduce=reduce, preemptions=preemptions, limit=1000, begin=begin
+    )
+    assert not broken
+    return found, number
 
 
 of_counts = st.lists(
@@ -401,9 +422,8 @@ def looks_and_changes(
     program: Program, *, apart: bool, reduce: bool = True, preemptions: int = -1, weakened: frozenset[str] = frozenset()
 ) -> tuple[set[str], int]:
     """What readers of a table can see; `apart`: a row is looked at and changed as such, not as the whole table."""
-    found: set[str] = set()
 
-    def build(execution: Execution) -> Callable[[], None]:
+    def play(execution: Execution) -> tuple[Callable[[int, list[tuple[str, int]]], None], Callable[[], str]]:
         table = Table()
         cells = [Cell(), Cell()]
         lock = SpinLock(LockClass("writers"), execution)
@@ -430,16 +450,12 @@ def looks_and_changes(
                     write_once(execution, "store", cells[i], "value")
                     cells[i].value += 1
 
-        for number, operations in enumerate(program):
-            execution.add(f"task {number}", partial(task, number, operations))
-        return lambda: found.add(f"{sorted(seen.items())} {table.rows}")
+        return task, lambda: f"{sorted(seen.items())} {table.rows}"
 
-    outcome = explore(
-        Scenario("rows", build), reduce=reduce, preemptions=preemptions, stop_at_first=False, limit=1000,
-        begin=partial(WeakExecution, weakened),
-    )  # fmt: skip
-    found |= {str(failure.error) for failure in outcome.failures}
-    return found, outcome.executions if outcome.exhausted else -1
+    found, number, broken = ends_of(
+        program, play, reduce=reduce, preemptions=preemptions, limit=1000, begin=partial(WeakExecution, weakened)
+    )
+    return found | broken, number
 
 
 @given(of_rows, st.integers(-1, 2))
@@ -485,9 +501,8 @@ of_cells = st.lists(
 
 def loads_and_stores(program: Program, *, reduce: bool, preemptions: int) -> tuple[set[str], int]:
     """What tasks can load.  A cell is stored to under a lock, or by one task alone."""
-    found: set[str] = set()
 
-    def build(execution: Execution) -> Callable[[], None]:
+    def play(execution: Execution) -> tuple[Callable[[int, list[tuple[str, int]]], None], Callable[[], str]]:
         cells = [Cell(), Cell(), Cell()]
         owned = [Cell(), Cell(), Cell()]
         count = Cell()
@@ -537,16 +552,13 @@ def loads_and_stores(program: Program, *, reduce: bool, preemptions: int) -> tup
             if inside:
                 execution.rcu_leave()
 
-        for number, operations in enumerate(program):
-            execution.add(f"task {number}", partial(task, number, operations))
-        return lambda: found.add(f"{sorted(seen.items())} {[cell.value for cell in (*cells, *owned, count)]}")
+        return task, lambda: f"{sorted(seen.items())} {[cell.value for cell in (*cells, *owned, count)]}"
 
-    outcome = explore(
-        Scenario("cells", build), reduce=reduce, preemptions=preemptions, stop_at_first=False, limit=2000,
-        begin=WeakExecution,
-    )  # fmt: skip
-    assert not outcome.failures
-    return found, outcome.executions if outcome.exhausted else -1
+    found, number, broken = ends_of(
+        program, play, reduce=reduce, preemptions=preemptions, limit=2000, begin=WeakExecution
+    )
+    assert not broken
+    return found, number
 
 
 # Who loads an old value under a lock after the other is through takes no preemption; who loads before it stores does.
