@@ -25,25 +25,20 @@ State = tuple[int, ...]  # for each task, how many of its steps were taken
 
 
 class Blocks:
-    """The steps of a path, by task.
+    """The steps of a path and `last`, which comes next, by task."""
 
-    chains: those of each task; with the step that is asked about, while it is
-    """
-
-    def __init__(self, past: Past) -> None:
+    def __init__(self, past: Past, last: Step) -> None:
         self.past: Final = past
-        self.chains: list[list[Step]] = []
-
-    def fit(self, last: Step, most: int) -> bool:
-        """Does an order of the path and `last`, which comes next, take at most so many preemptions?"""
-        past = self.past
-        chains: list[list[Step]] = [[] for _ in past.newest]
+        self.chains: Final[list[list[Step]]] = [[] for _ in past.newest]
         for step in past.steps:
-            chains[step.task].append(step)
+            self.chains[step.task].append(step)
         last.loose = past.loosely_known_by(last)
         last.depth = len(past.steps)
-        chains[last.task].append(last)
-        self.chains = chains
+        self.chains[last.task].append(last)
+
+    def fit(self, most: int) -> bool:
+        """Does one of the orders take at most so many preemptions?"""
+        chains = self.chains
         begin = tuple([0] * len(chains))
         end = tuple([len(chain) for chain in chains])
         now: list[State] = [begin]

@@ -99,9 +99,7 @@ class Failure:
     preemptions: how often the path takes the CPU away from a task that could go on, where a search found it
     """
 
-    def __init__(
-        self, error: Exception, path: list[int], execution: Execution, preemptions: int = 0
-    ) -> None:
+    def __init__(self, error: Exception, path: list[int], execution: Execution, preemptions: int = 0) -> None:
         self.error: Final = error
         self.path: Final = path
         self.preemptions: Final = preemptions
@@ -175,7 +173,8 @@ def explore(
         outcome.lock_order |= execution.lock_order
         if failure is not None:
             path = search.path(len(execution.trace))
-            taken = preemptions_of(search.stack[: len(path)])
+            stack = search.stack[: len(path)]
+            taken = preemptions_of(stack, stack[-1].chosen) if stack else 0
             outcome.failures.append(Failure(failure, path, execution, taken))
         stage.clear(failure is not None)
         if (failure is not None and stop_at_first) or (limit and outcome.executions >= limit):

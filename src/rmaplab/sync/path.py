@@ -100,14 +100,15 @@ class Node:
         return -1
 
 
-def preemptions_of(stack: list[Node]) -> int:
-    """How often a path takes the CPU away from a task that could go on."""
+def preemptions_of(stack: list[Node], number: int) -> int:
+    """How often a path takes the CPU away from a task that could go on, if `number` goes on at its last state."""
     taken = 0
     last = -1
     for node in stack:
-        if last >= 0 and node.chosen != last and node.can(last):
+        chosen = number if node is stack[-1] else node.chosen
+        if last >= 0 and chosen != last and node.can(last):
             taken += 1
-        last = node.chosen
+        last = chosen
     return taken
 
 
@@ -169,8 +170,7 @@ class Past:
         step.until = None
         happened = self._known_by(step, clock, False)
         if self.loosely:
-            before = self.newest[step.task]
-            step.loose = self._with_own(step, self._known_by(step, 0 if before is None else before.loose, True), depth)
+            step.loose = self.loosely_known_by(step)
         place = step.place
         step.prior = cast("Step | None", place.newest)
         step.tasks = place.tasks
@@ -190,7 +190,7 @@ class Past:
         place.tasks |= own
         if step.mode == POISON or step.mode == DEFER:
             place.poisons += 1
-        step.clock = self._with_own(step, happened, depth)
+        step.clock = self._with_own(step, happened)
         step.before = self.newest[step.task]
         self.newest[step.task] = step
         self.steps.append(step)
@@ -240,13 +240,13 @@ class Past:
     def loosely_known_by(self, step: Step) -> i64:
         """What happened before `step`, if it comes next, and it, whatever old values loads could have returned."""
         before = self.newest[step.task]
-        clock = self._known_by(step, 0 if before is None else before.loose, True)
-        return self._with_own(step, clock, len(self.steps))
+        return self._with_own(step, self._known_by(step, 0 if before is None else before.loose, True))
 
-    def _with_own(self, step: Step, clock: i64, depth: i64) -> i64:
-        """What happened before it, and it."""
+    def _with_own(self, step: Step, clock: i64) -> i64:
+        """What happened before `step`, which comes next, and it."""
         shift = step.task * self._bits
-        return clock & ~(self._mask << shift) | depth + 1 << shift
+        own: i64 = len(self.steps) + 1
+        return clock & ~(self._mask << shift) | own << shift
 
     def _known_by(self, step: Step, clock: i64, loosely: bool) -> i64:
         """What happened before it: what its task knows (`clock`), and what its objects went through."""

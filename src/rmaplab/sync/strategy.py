@@ -64,12 +64,7 @@ class All(Strategy):
         self.preemptions: Final = preemptions
 
     def allows(self, stack: list[Node], number: int) -> bool:
-        if self.preemptions < 0:
-            return True
-        taken = preemptions_of(stack[:-1])
-        if len(stack) > 1 and stack[-2].chosen != number and stack[-1].can(stack[-2].chosen):
-            taken += 1
-        return taken <= self.preemptions
+        return self.preemptions < 0 or preemptions_of(stack, number) <= self.preemptions
 
     def reached(self, stack: list[Node]) -> None:
         node = stack[-1]
@@ -179,10 +174,9 @@ class WithinBound(SourceSets):
     def __init__(self, preemptions: int) -> None:
         super().__init__(True)
         self.preemptions: Final = preemptions
-        self.blocks: Final = Blocks(self.past)
 
     def allows(self, stack: list[Node], number: int) -> bool:
         step = stack[-1].steps[number]
         assert step is not None
         tasks = len(stack[-1].steps)
-        return self.blocks.fit(step, self.preemptions + max(0, tasks - 2))
+        return Blocks(self.past, step).fit(self.preemptions + max(0, tasks - 2))
