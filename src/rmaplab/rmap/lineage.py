@@ -112,8 +112,7 @@ from rmaplab.sync.order import (
 from rmaplab.sync.work import Tally
 
 _LAST_EPOCH: Final = (1 << 19) - 1
-HALF_SHIFT: Final = LEAF_SHIFT - 1
-HALF: Final = 1 << HALF_SHIFT  # bytes that one index covers: half a leaf
+HALF_SHIFT: Final = LEAF_SHIFT - 1  # one index covers half a leaf
 MISSES: Final = 8  # walks that have to look elsewhere before a leaf that has a VMA takes in what they found
 _ANY: Final = -1  # an epoch that no child is too old for
 

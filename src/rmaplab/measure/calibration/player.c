@@ -189,13 +189,14 @@ static long reclaim(char *at, long length)
 {
 	static unsigned char there[8192];
 	const char *name = getenv("RMAPLAB_RECLAIM");
-	const char *what = name && !strcmp(name, "memory.reclaim") ? "1G" : "1";
+	const char *what;
 	long begun, pages = length / PAGE, left = 0, in_vain;
 
 	if (!name) {
 		fprintf(stderr, "there is no cgroup to reclaim from\n");
 		_exit(2);
 	}
+	what = strcmp(name, "memory.reclaim") ? "1" : "1G";
 	tell_group(name, what);
 	begun = worked();
 	tell_group(name, what);
