@@ -33,7 +33,7 @@ view keeps that of a message.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from mypy_extensions import i64
@@ -132,8 +132,11 @@ class TaskView:
         self.last: View = {}  # what came with the last load
 
 
-def join(into: View, other: Mapping[int, int]) -> None:
+def join(into: View, other: View) -> None:
     """Let `into` know what `other` knows."""
+    if not into:
+        into.update(other)
+        return
     for location, oldest in other.items():
         if into.get(location, 0) < oldest:
             into[location] = oldest
