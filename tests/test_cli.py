@@ -529,15 +529,15 @@ def test_an_impossible_event_is_one_sentence(tmp_path: Path, events: list[Event]
     assert refused("replay", str(path)).startswith(sentence)
 
 
-LONG = "compare bgsave pages=2000000 --every 1"
+MINUTES = "compare bgsave pages=2000000 --every 1"
 
 
 @pytest.mark.parametrize(
     ("number", "command"),
     [
-        (signal.SIGINT, LONG),
-        (signal.SIGTERM, LONG),
-        (signal.SIGHUP, LONG),
+        (signal.SIGINT, MINUTES),
+        (signal.SIGTERM, MINUTES),
+        (signal.SIGHUP, MINUTES),
         (signal.SIGINT, "race --barriers anon_vma --jobs 2"),
         (signal.SIGTERM, "verify --mutants --jobs 2"),
     ],

@@ -12,6 +12,7 @@ from rmaplab.sync.errors import Finding
 from rmaplab.sync.execution import QUEUE
 from rmaplab.sync.interleave import Execution, Scenario, estimate, explore, replay, wander
 from rmaplab.sync.locks import Rcu, RwSemaphore, SpinLock
+from rmaplab.sync.order import atomic_inc
 from rmaplab.sync.work import Ledger, LockClass
 
 
@@ -516,8 +517,13 @@ def test_a_part_is_gone_with_the_whole() -> None:
 def test_counting_up_commutes(adders: int, orders: int) -> None:
     def build(execution: Execution) -> Callable[[], None]:
         cell = Cell()
+
+        def add() -> None:
+            atomic_inc(execution, "count", cell, "value")
+            cell.value += 1
+
         for number in range(adders):
-            execution.add(f"adder {number}", lambda: execution.increment("count", cell))
+            execution.add(f"adder {number}", add)
         return nothing
 
     assert explore(Scenario("adders", build)).executions == orders
