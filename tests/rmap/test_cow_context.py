@@ -163,8 +163,7 @@ def test_a_walk_shares_no_lock_with_a_fork_or_a_fault(world: World) -> None:
 
 def test_vmas_below_their_own_page_offset_have_negative_displacements(world: World) -> None:
     process = world.spawn()
-    addr = process.written(2 * PAGE)
-    there = process.mremap(addr, 2 * PAGE, to=0x10000)
+    there = process.mremap(process.written(2 * PAGE), 2 * PAGE, to=0x10000)
     assert world.finds("cow_context", process.pfn(there)) == {(process, there)}
     assert records(world, process)[0][2] < 0
 

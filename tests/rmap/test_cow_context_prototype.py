@@ -142,8 +142,7 @@ def test_open_ksm_pages(world: World) -> None:
 
 def test_finding_1_a_page_that_only_one_process_has_is_missed_once_it_moved(world: World) -> None:
     process = world.spawn()
-    addr = process.written(PAGE)
-    process.mremap(addr, PAGE, to=HIGH)
+    process.mremap(process.written(PAGE), PAGE, to=HIGH)
     assert records(world, process) != []  # it is recorded, but the walk ends before it looks
     assert missed(world, process.pfn(HIGH)) == {(process, HIGH)}
 
@@ -213,8 +212,7 @@ def test_finding_3_two_ranges_of_the_same_page_offsets_the_second_moved_less_far
 
 def test_finding_3_part_of_a_moved_range_that_moves_further_up(world: World) -> None:
     process = world.spawn()
-    addr = process.written(2 * PAGE)
-    process.mremap(addr, 2 * PAGE, to=HIGH)
+    process.mremap(process.written(2 * PAGE), 2 * PAGE, to=HIGH)
     process.fork()
     there = process.mremap(HIGH + PAGE, PAGE, to=2 * HIGH)
     assert missed(world, process.pfn(there)) == {(process, there)}
@@ -224,8 +222,7 @@ def test_finding_4_moving_part_of_a_recorded_range_and_keeping_it_mapped_moves_t
     world: World,
 ) -> None:
     process = world.spawn()
-    addr = process.written(2 * PAGE)
-    process.mremap(addr, 2 * PAGE, to=HIGH)
+    process.mremap(process.written(2 * PAGE), 2 * PAGE, to=HIGH)
     process.fork()
     process.mremap(HIGH, PAGE, to=LOWER, flags=KEEP)
     rest = HIGH + PAGE
@@ -236,8 +233,7 @@ def test_finding_5_the_boundary_between_two_moved_vmas_moves_and_the_range_betwe
     world: World,
 ) -> None:
     process = world.spawn()
-    addr = process.written(3 * PAGE)
-    process.mremap(addr, 3 * PAGE, to=HIGH)
+    process.mremap(process.written(3 * PAGE), 3 * PAGE, to=HIGH)
     process.fork()
     process.mprotect(HIGH + PAGE, 2 * PAGE, PROT_READ)
     process.mprotect(HIGH + PAGE, PAGE, READ_WRITE)
@@ -248,8 +244,7 @@ def test_finding_5_the_boundary_between_two_moved_vmas_moves_and_the_range_betwe
 
 def test_finding_6_a_moved_vma_that_fork_wiped_is_not_recorded_at_its_first_fault(world: World) -> None:
     process = world.spawn()
-    addr = process.written(PAGE)
-    process.mremap(addr, PAGE, to=HIGH)
+    process.mremap(process.written(PAGE), PAGE, to=HIGH)
     process.madvise(HIGH, PAGE, MADV_WIPEONFORK)
     child = process.fork()
     child.write(HIGH)

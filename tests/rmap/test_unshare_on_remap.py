@@ -26,8 +26,7 @@ def family() -> tuple[World, Process, Process, int]:
 def test_a_page_that_moves_alone_gets_its_new_address_and_no_record() -> None:
     world = World("unshare_on_remap")
     process = world.spawn()
-    addr = process.written(PAGE)
-    process.mremap(addr, PAGE, to=AWAY)
+    process.mremap(process.written(PAGE), PAGE, to=AWAY)
     child = process.fork()
     assert world.finds("unshare_on_remap", process.pfn(AWAY)) == {(process, AWAY), (child, AWAY)}
     design = design_of(world)
