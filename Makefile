@@ -28,8 +28,8 @@ test-race: install
 	$(BIN)/rmaplab race --jobs 2
 	$(BIN)/rmaplab race --jobs 2 --memory weak --rmap anon_vma "restore / "
 	$(BIN)/rmaplab race --jobs 2 --memory weak --rmap cow_context "referenced / fork" "unmap / fork" "restore / fork"
-	$(BIN)/rmaplab race --barriers anon_vma --timelines 0
-	$(BIN)/rmaplab race --barriers cow_context --timelines 0 --limit 100
+	$(BIN)/rmaplab race --jobs 2 --barriers anon_vma --timelines 0
+	$(BIN)/rmaplab race --jobs 2 --barriers cow_context --timelines 0 --limit 100
 
 race-weak: install
 	$(BIN)/rmaplab race --jobs 2 --memory weak --pairs 2

@@ -17,7 +17,7 @@ from random import Random
 from time import perf_counter, process_time
 
 import rmaplab
-from rmaplab.check.race import collect_often
+from rmaplab.check.processes import collect_often
 from rmaplab.check.scenarios import scenario
 from rmaplab.check.verify import Plan, run_history
 from rmaplab.measure.cost import load_costs

@@ -529,11 +529,23 @@ def test_an_impossible_event_is_one_sentence(tmp_path: Path, events: list[Event]
     assert refused("replay", str(path)).startswith(sentence)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupt_is_one_sentence(number: signal.Signals) -> None:
-    """While it works."""
+MINUTES = "compare bgsave pages=2000000 --every 1"
+
+
+@pytest.mark.parametrize(
+    ("number", "command"),
+    [
+        (signal.SIGINT, MINUTES),
+        (signal.SIGTERM, MINUTES),
+        (signal.SIGHUP, MINUTES),
+        (signal.SIGINT, "race --barriers anon_vma --jobs 2"),
+        (signal.SIGTERM, "verify --mutants --jobs 2"),
+    ],
+)
+def test_an_interrupt_is_one_sentence(number: signal.Signals, command: str) -> None:
+    """While it works, and while others work for it: stderr is closed when all have ended."""
     with subprocess.Popen(
-        [sys.executable, "-m", "rmaplab", "compare", "bgsave", "pages=2000000", "--every", "1"],
+        [sys.executable, "-m", "rmaplab", *command.split()],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -66,6 +66,12 @@ class Process(script.Process):
         """An access to one page; what the fault returns."""
         return self.at_home.play(Event("fault", self.pid, self.address(addr), PAGE, flags=FAULT_WRITE * write))
 
+    def written(self, length: int, at: int | None = None, file: int = -1, offset: int = 0) -> int:
+        """A mapping whose pages were all written to."""
+        addr = self.mmap(length, at, file=file, offset=offset)
+        self.write(addr, length)
+        return addr
+
     def address(self, addr: int) -> int:
         """`addr` in bytes."""
         return self._origin + addr * self._unit

@@ -80,7 +80,7 @@ def test_designs_hold_under_weak_memory(design: str, scene: str) -> None:
 
 
 def test_orderings_are_told_apart_by_need() -> None:
-    found = barriers(load("anon_vma"), [FIRST_FAULTS])
+    found = barriers("anon_vma", [FIRST_FAULTS])
     assert found.missing == []
     assert {ordering.name for ordering in found.orderings if ordering.needed} == {
         "publish vma->anon_vma",
@@ -109,6 +109,16 @@ def test_the_command_prints_a_table_of_orderings(capsys: pytest.CaptureFixture[s
     assert status.value.code == 2
 
 
+def test_any_number_of_processes_prints_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of scenarios that are left out."""
+    printed = []
+    for jobs in ("1", "2"):
+        with pytest.raises(SystemExit):
+            main(["race", "--barriers", "cow_context_prototype", "first fault", "--limit", "20", "--jobs", jobs])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and "Left out, since they break" in printed[0]
+
+
 def test_needed_orderings_become_litmus_tests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "litmus"
     with pytest.raises(SystemExit) as status:
@@ -126,7 +136,7 @@ def test_needed_orderings_become_litmus_tests(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_what_breaks_anyway_tells_nothing_of_orderings() -> None:
-    found = barriers(load("cow_context_prototype"), ["restore / first fault", "referenced / fork"], 100)
+    found = barriers("cow_context_prototype", ["restore / first fault", "referenced / fork"], 100)
     assert found.broken == ["restore / first fault"] and found.missing == []
     assert "link child context" in {ordering.name for ordering in found.orderings if ordering.needed}
 

@@ -17,7 +17,7 @@ from rmaplab.rmap import DESIGNS
 SHIPPED = {
     "d0e9fe1758f2", "287d97ac0321", "948f017b093a", "38a76013ad80", "d9d332e0874f", "2555283eb40d", "b800c91a0517",
     "fb49c455323f", "fixed early in 2026", "7a3ef208e662", "a8bef8ff6ea1", "b6ac0b3f6013", "362a61ad6119",
-    "f18194275c39", "088b8aa537c2", "657b5146955e", "9bbffee67ffd",
+    "f18194275c39", "088b8aa537c2", "657b5146955e", "9bbffee67ffd", "fixed in 3.16",
 }  # fmt: skip
 
 

@@ -74,11 +74,12 @@ def test_free_marks_pages_that_reclaim_may_drop(model: Space) -> None:
     assert model.entry(1) != "", "written again, it is kept"
 
 
-def test_free_is_for_private_anonymous_memory(space: Space) -> None:
+@pytest.mark.parametrize("advice", [abi.MADV_FREE, abi.MADV_WIPEONFORK])
+def test_some_advice_is_for_private_anonymous_memory(space: Space, advice: int) -> None:
     space.mmap(1, 0, RW, SHARED)
     space.mmap(1, 2, RW, FILE, DISK)
-    assert space.madvise(0, 1, abi.MADV_FREE) == -EINVAL
-    assert space.madvise(2, 1, abi.MADV_FREE) == -EINVAL
+    assert space.madvise(0, 1, advice) == -EINVAL
+    assert space.madvise(2, 1, advice) == -EINVAL
 
 
 def test_a_hole_is_an_error_at_the_end_only(space: Space) -> None:
@@ -137,13 +138,6 @@ def test_wipeonfork_gives_the_child_the_range_without_the_pages(space: Space) ->
     assert not child.vma(2).prepared
     child.write(2)
     assert space.pfn(2) != child.pfn(2)
-
-
-def test_wipeonfork_is_for_private_anonymous_memory(space: Space) -> None:
-    space.mmap(1, 0, RW, SHARED)
-    space.mmap(1, 2, RW, FILE, DISK)
-    assert space.madvise(0, 1, abi.MADV_WIPEONFORK) == -EINVAL
-    assert space.madvise(2, 1, abi.MADV_WIPEONFORK) == -EINVAL
 
 
 def test_keeponfork_takes_wipeonfork_back(space: Space) -> None:

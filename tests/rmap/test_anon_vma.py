@@ -72,8 +72,7 @@ def test_a_neighbours_anon_vma_is_not_shared_if_it_was_forked(world: World) -> N
 
 def test_a_child_links_to_its_ancestors_and_to_an_anon_vma_of_its_own(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     root = anon_vma(world, process, addr)
     child = process.fork()
     own = anon_vma(world, child, addr)
@@ -87,8 +86,7 @@ def test_a_child_links_to_its_ancestors_and_to_an_anon_vma_of_its_own(world: Wor
 
 def test_a_walk_visits_the_parent_before_its_children(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     children = [process.fork() for _ in range(5)]
     assert world.order("anon_vma", process.pfn(addr)) == [process, *children]
 
@@ -106,8 +104,7 @@ def test_fork_takes_the_root_lock_twice_a_vma(world: World) -> None:
 def test_a_line_of_forks_whose_parents_exit_does_not_grow(world: World) -> None:
     # 7a3ef208e662
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     peak = 0
     for _ in range(30):
         child = process.fork()
@@ -121,8 +118,7 @@ def test_a_line_of_forks_whose_parents_exit_does_not_grow(world: World) -> None:
 def test_an_anon_vma_with_two_children_is_not_reused(world: World) -> None:
     # 2555283eb40d: counting VMAs and children together lost a mapping.
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     child = process.fork()
     middle = anon_vma(world, child, addr)
     one = child.fork()
@@ -154,8 +150,7 @@ def test_a_reused_anon_vma_keeps_the_pages_of_its_former_owner_in_sight(world: W
 def test_a_split_clones_the_chain_and_moves_the_keys(kernel: str) -> None:
     world = World("anon_vma", kernel=kernel)
     process = world.spawn()
-    addr = process.mmap(4 * PAGE)
-    process.write(addr, 4 * PAGE)
+    addr = process.written(4 * PAGE)
     child = process.fork()
     child.mprotect(addr + PAGE, PAGE, PROT_READ)
     original = [link.anon_vma for link in fields(world, child, addr + PAGE).chain]
@@ -170,8 +165,7 @@ def test_a_split_clones_the_chain_and_moves_the_keys(kernel: str) -> None:
 
 def test_pages_swapped_in_by_one_of_many_belong_to_the_root(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     child = process.fork()
     child.write(addr)
     child.fork()
@@ -197,8 +191,7 @@ def test_everything_is_freed_when_the_last_process_exits(world: World) -> None:
 
 def test_the_root_stays_as_long_as_one_below_it(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     root = anon_vma(world, process, addr)
     child = process.fork()
     process.munmap(addr, PAGE)
@@ -234,8 +227,7 @@ def test_an_unprepared_range_merges_into_a_prepared_neighbour_unless_that_was_fo
     for kernel in ("6.12", "6.18"):
         world = World("anon_vma", kernel=kernel)
         process = world.spawn()
-        addr = process.mmap(PAGE)
-        process.write(addr)
+        addr = process.written(PAGE)
         process.mmap(PAGE, at=addr + PAGE)
         assert process.vma(addr).nr_pages == 2
         child = process.fork()

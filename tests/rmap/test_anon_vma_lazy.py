@@ -56,8 +56,7 @@ def test_a_child_that_forks_gets_its_own() -> None:
 def test_an_upgrade_links_all_that_were_split_from_the_same_root() -> None:
     world = World("anon_vma_lazy")
     process = world.spawn()
-    addr = process.mmap(3 * PAGE)
-    process.write(addr, 3 * PAGE)
+    addr = process.written(3 * PAGE)
     process.mprotect(addr + PAGE, PAGE, PROT_READ)
     child = process.fork()
     for page in range(3):
@@ -68,8 +67,7 @@ def test_an_upgrade_links_all_that_were_split_from_the_same_root() -> None:
 def test_a_root_vma_is_pinned_by_what_was_split_from_it() -> None:
     world = World("anon_vma_lazy")
     process = world.spawn()
-    addr = process.mmap(2 * PAGE)
-    process.write(addr, 2 * PAGE)
+    addr = process.written(2 * PAGE)
     process.mprotect(addr, PAGE, PROT_READ)  # the upper part is a new VMA
     last = addr + PAGE
     process.munmap(addr, PAGE)
@@ -82,8 +80,7 @@ def test_a_root_vma_is_pinned_by_what_was_split_from_it() -> None:
 def test_a_root_vma_is_pinned_by_children_that_map_its_pages() -> None:
     world = World("anon_vma_lazy")
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     child = process.fork()
     world.process(1).exit()
     assert lazy(world).pinned_pool.live == 2  # with the stack's

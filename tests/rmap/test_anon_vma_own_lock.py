@@ -12,8 +12,7 @@ from rmaplab.rmap.anon_vma import AnonVmaRmap, rwsem_of
 def test_each_anon_vma_has_a_lock_and_a_walk_takes_one() -> None:
     world = World("anon_vma_own_lock")
     parent = world.spawn()
-    addr = parent.mmap(2 * PAGE)
-    parent.write(addr, 2 * PAGE)
+    addr = parent.written(2 * PAGE)
     child = parent.fork()
     child.write(addr)
     design = cast(AnonVmaRmap, world.design("anon_vma_own_lock"))
@@ -28,8 +27,7 @@ def test_each_anon_vma_has_a_lock_and_a_walk_takes_one() -> None:
 def test_a_change_of_bounds_takes_the_locks_of_the_whole_chain() -> None:
     world = World("anon_vma_own_lock")
     process = world.spawn()
-    addr = process.mmap(2 * PAGE)
-    process.write(addr, 2 * PAGE)
+    addr = process.written(2 * PAGE)
     for _ in range(3):
         process = process.fork()
     lock = cast(AnonVmaRmap, world.design("anon_vma_own_lock")).lock_class
@@ -42,8 +40,7 @@ def test_a_change_of_bounds_takes_the_locks_of_the_whole_chain() -> None:
 def test_its_graph_is_that_of_anon_vma() -> None:
     world = World("anon_vma", "anon_vma_own_lock")
     parent = world.spawn()
-    addr = parent.mmap(4 * PAGE)
-    parent.write(addr, 4 * PAGE)
+    addr = parent.written(4 * PAGE)
     child = parent.fork()
     child.munmap(addr + PAGE, PAGE)
     child.fork().write(addr)

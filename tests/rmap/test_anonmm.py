@@ -20,8 +20,7 @@ def anonmm(world: World) -> AnonMMRmap:
 
 def one_page(world: World) -> tuple[Process, int]:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     return process, addr
 
 

@@ -75,8 +75,7 @@ def family(name: str, kernel: str = REFERENCE) -> tuple[World, MM, MM]:
     """A parent with four pages and its child, which has a page of its own among them."""
     world = World(name, kernel=kernel)
     parent = world.spawn()
-    addr = parent.mmap(4 * PAGE)
-    parent.write(addr, 4 * PAGE)
+    addr = parent.written(4 * PAGE)
     child = parent.fork()
     child.write(addr)
     return world, parent.mm, child.mm

@@ -8,11 +8,12 @@ import random
 import pytest
 
 from histories import lockstep, random_history
-from rmap.world import DISK, KEEP, LOW, MOVED, PAGE, READ_WRITE, Process, World
+from rmap.world import DISK, KEEP, LOW, MOVED, PAGE, READ_WRITE, World
 from rmaplab.check.histories import header
 from rmaplab.mm.abi import MADV_DONTFORK, MADV_MERGEABLE, MADV_WIPEONFORK, PROT_EXEC, PROT_READ
 from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
+from rmaplab.mm.reverse_map import ReverseMap
 from rmaplab.rmap import DESIGNS, EXCUSED
 from rmaplab.trace.events import Event
 from rmaplab.trace.play import Player
@@ -29,19 +30,11 @@ def assert_complete(world: World, name: str) -> None:
             assert world.maps(pfn) <= world.finds(name, pfn)
 
 
-def written(world: World, process: Process, pages: int) -> int:
-    """A mapping whose pages are all there."""
-    addr = process.mmap(pages * PAGE)
-    process.write(addr, pages * PAGE)
-    return addr
-
-
 @design
 def test_a_child_forked_after_the_fault_sees_it(name: str) -> None:
     world = World(name)
     parent = world.spawn()
-    addr = parent.mmap(PAGE)
-    parent.write(addr)
+    addr = parent.written(PAGE)
     child = parent.fork()
     assert world.finds(name, parent.pfn(addr)) == {(parent, addr), (child, addr)}
 
@@ -61,8 +54,7 @@ def test_a_page_that_a_child_faulted_is_the_childs_alone(name: str) -> None:
 def test_the_old_page_is_found_in_the_child_after_the_parent_copied_it(name: str) -> None:
     world = World(name)
     parent = world.spawn()
-    addr = parent.mmap(PAGE)
-    parent.write(addr)
+    addr = parent.written(PAGE)
     child = parent.fork()
     parent.write(addr)
     old = child.pfn(addr)
@@ -74,8 +66,7 @@ def test_the_old_page_is_found_in_the_child_after_the_parent_copied_it(name: str
 def test_the_page_is_found_in_the_child_after_the_parent_unmapped_or_exited(name: str) -> None:
     world = World(name)
     parent = world.spawn()
-    addr = parent.mmap(PAGE)
-    parent.write(addr)
+    addr = parent.written(PAGE)
     child = parent.fork()
     grandchild = child.fork()
     parent.munmap(addr, PAGE)
@@ -89,8 +80,7 @@ def test_the_page_is_found_in_the_child_after_the_parent_unmapped_or_exited(name
 def test_a_page_taken_over_by_copy_on_write_belongs_to_the_last_who_mapped_it(name: str) -> None:
     world = World(name)
     parent = world.spawn()
-    addr = parent.mmap(PAGE)
-    parent.write(addr)
+    addr = parent.written(PAGE)
     child = parent.fork()
     parent.munmap(addr, PAGE)
     kept = child.pfn(addr)
@@ -103,8 +93,7 @@ def test_a_page_taken_over_by_copy_on_write_belongs_to_the_last_who_mapped_it(na
 def test_pages_are_found_where_they_were_moved(name: str) -> None:
     world = World(name)
     process = world.spawn()
-    addr = process.mmap(4 * PAGE)
-    process.write(addr, 4 * PAGE)
+    addr = process.written(4 * PAGE)
     process.mremap(addr + PAGE, 2 * PAGE, to=LOW - 0x100000)
     assert_complete(world, name)
     assert world.finds(name, process.pfn(LOW - 0x100000)) == {(process, LOW - 0x100000)}
@@ -117,8 +106,7 @@ def test_pages_are_found_where_they_were_moved(name: str) -> None:
 def test_a_child_may_move_what_it_shares(name: str) -> None:
     world = World(name)
     parent = world.spawn()
-    addr = parent.mmap(3 * PAGE)
-    parent.write(addr, 3 * PAGE)
+    addr = parent.written(3 * PAGE)
     child = parent.fork()
     there = child.mremap(addr, 2 * PAGE, to=LOW + (1 << 30))
     grandchild = child.fork()
@@ -147,8 +135,7 @@ def test_the_stack_that_exec_moved_is_found(name: str) -> None:
 def test_splits_and_merges_keep_every_page_in_sight(name: str) -> None:
     world = World(name)
     process = world.spawn()
-    addr = process.mmap(6 * PAGE)
-    process.write(addr, 6 * PAGE)
+    addr = process.written(6 * PAGE)
     process.fork()
     process.mprotect(addr + 2 * PAGE, 2 * PAGE, PROT_READ)
     assert_complete(world, name)
@@ -161,7 +148,7 @@ def test_splits_and_merges_keep_every_page_in_sight(name: str) -> None:
 def test_the_boundary_between_two_moved_vmas_may_move(name: str) -> None:
     world = World(name)
     process = world.spawn()
-    addr = process.mremap(written(world, process, 6), 6 * PAGE, to=LOW - 0x100000)
+    addr = process.mremap(process.written(6 * PAGE), 6 * PAGE, to=LOW - 0x100000)
     process.fork()
     process.mprotect(addr + 3 * PAGE, 3 * PAGE, PROT_READ)
     process.mprotect(addr + 3 * PAGE, PAGE, READ_WRITE)
@@ -190,8 +177,7 @@ def test_private_file_mappings_that_merge_long_after_one_was_moved_are_found(nam
     """They do until 7.3, where a file's mappings merge only if they were moved alike."""
     world = World("anon_vma", name, kernel="6.12") if name != "anon_vma" else World(name, kernel="6.12")
     process = world.spawn()
-    here = process.mmap(2 * PAGE, file=DISK, offset=2 * PAGE)
-    process.write(here, 2 * PAGE)
+    here = process.written(2 * PAGE, file=DISK, offset=2 * PAGE)
     there = process.mremap(here, 2 * PAGE, to=LOW + (1 << 30))
     # What follows in the file, with other rights, gets a page of its own; then the rights become the same.
     above = process.mmap(2 * PAGE, at=there + 2 * PAGE, prot=READ_WRITE | PROT_EXEC, file=DISK, offset=4 * PAGE)
@@ -206,8 +192,7 @@ def test_private_file_mappings_that_merge_long_after_one_was_moved_are_found(nam
 def test_a_page_swapped_in_by_a_child_first_is_found_in_the_parent_later(name: str) -> None:
     world = World(name)
     parent = world.spawn()
-    addr = parent.mmap(PAGE)
-    parent.write(addr)
+    addr = parent.written(PAGE)
     child = parent.fork()
     grandchild = child.fork()
     assert world.machine.swap_out(parent.mm, addr, 1) == 1
@@ -224,8 +209,7 @@ def test_a_page_swapped_in_by_a_child_first_is_found_in_the_parent_later(name: s
 def test_migration_finds_every_entry_twice(name: str) -> None:
     world = World(name)
     parent = world.spawn()
-    addr = parent.mmap(PAGE)
-    parent.write(addr)
+    addr = parent.written(PAGE)
     child = parent.fork()
     child.mremap(addr, PAGE, to=LOW - 0x100000)
     before = parent.pfn(addr)
@@ -273,7 +257,7 @@ def test_uffdio_move_gives_the_page_another_page_offset(name: str) -> None:
 def test_a_moved_vma_that_fork_wipes_is_found_after_its_first_fault_in_the_child(name: str) -> None:
     world = World(name)
     parent = world.spawn()
-    there = parent.mremap(written(world, parent, 2), 2 * PAGE, to=LOW - 0x100000)
+    there = parent.mremap(parent.written(2 * PAGE), 2 * PAGE, to=LOW - 0x100000)
     parent.madvise(there, 2 * PAGE, MADV_WIPEONFORK)
     child = parent.fork()
     child.write(there)
@@ -285,7 +269,7 @@ def test_a_moved_vma_that_fork_wipes_is_found_after_its_first_fault_in_the_child
 def test_what_fork_does_not_copy_is_not_looked_for(name: str) -> None:
     world = World(name)
     parent = world.spawn()
-    addr = written(world, parent, 1)
+    addr = parent.written(PAGE)
     parent.madvise(addr, PAGE, MADV_DONTFORK)
     parent.fork()
     assert world.finds(name, parent.pfn(addr)) == {(parent, addr)}
@@ -296,7 +280,7 @@ def test_what_fork_does_not_copy_is_not_looked_for(name: str) -> None:
 def test_the_source_of_dontunmap_starts_afresh(name: str, kernel: str) -> None:
     world = World(name, kernel=kernel)
     process = world.spawn()
-    here = process.mremap(written(world, process, 3), 3 * PAGE, to=LOW - 0x100000)
+    here = process.mremap(process.written(3 * PAGE), 3 * PAGE, to=LOW - 0x100000)
     process.mremap(here, 3 * PAGE, to=LOW - 0x200000, flags=KEEP)
     process.write(here, 3 * PAGE)
     process.fork()
@@ -310,8 +294,7 @@ def test_the_source_of_dontunmap_starts_afresh(name: str, kernel: str) -> None:
 def test_parts_of_large_folios_are_found_where_they_went(name: str) -> None:
     world = World(name, large_folios=4)
     process = world.spawn()
-    addr = process.mmap(16 * PAGE, at=LOW)
-    process.write(addr, 16 * PAGE)
+    addr = process.written(16 * PAGE, at=LOW)
     assert world.machine.folios.order.m[process.pfn(addr)] == 4
     child = process.fork()
     child.mremap(addr + 4 * PAGE, 4 * PAGE, to=LOW - 0x100000)
@@ -324,12 +307,9 @@ def test_parts_of_large_folios_are_found_where_they_went(name: str) -> None:
     assert (child, LOW - 0x100000) in places
 
 
-@design
-@pytest.mark.parametrize("kernel", PROFILES)
-@pytest.mark.parametrize("seed", range(4))
-def test_no_entry_is_missed_in_random_histories(name: str, kernel: str, seed: int) -> None:
-    designs = [DESIGNS[name]]
-    history = random_history(random.Random(seed), 120, designs, kernel=kernel)
+def missed(designs: list[type[ReverseMap]], kernel: str, seed: int, events: int) -> list[str]:
+    """What a random history shows."""
+    history = random_history(random.Random(seed), events, designs, kernel=kernel)
     machine = Machine(PROFILES[kernel], designs)
     player = Player(machine, header(), batch=False)
 
@@ -337,22 +317,20 @@ def test_no_entry_is_missed_in_random_histories(name: str, kernel: str, seed: in
         player.do(event)
 
     differences, _ = lockstep(machine, history, play, every=5)
-    assert [d.what for d in differences if d.is_error] == []
+    return [d.what for d in differences if d.is_error]
+
+
+@design
+@pytest.mark.parametrize("kernel", PROFILES)
+@pytest.mark.parametrize("seed", range(4))
+def test_no_entry_is_missed_in_random_histories(name: str, kernel: str, seed: int) -> None:
+    assert missed([DESIGNS[name]], kernel, seed, 120) == []
 
 
 @pytest.mark.parametrize("kernel", PROFILES)
 @pytest.mark.parametrize("seed", range(4))
 def test_cow_context_misses_nothing_while_anon_vma_decides_what_merges(kernel: str, seed: int) -> None:
-    designs = [DESIGNS["anon_vma"], DESIGNS["cow_context"]]
-    history = random_history(random.Random(100 + seed), 150, designs, kernel=kernel)
-    machine = Machine(PROFILES[kernel], designs)
-    player = Player(machine, header(), batch=False)
-
-    def play(_: Machine, event: Event) -> None:
-        player.do(event)
-
-    differences, _ = lockstep(machine, history, play, every=5)
-    assert [d.what for d in differences if d.is_error] == []
+    assert missed([DESIGNS["anon_vma"], DESIGNS["cow_context"]], kernel, 100 + seed, 150) == []
 
 
 @pytest.mark.parametrize("name", DESIGNS)
@@ -360,8 +338,7 @@ def test_a_walk_counts_as_one(name: str) -> None:
     names = ("anon_vma", name) if name != "anon_vma" else (name,)
     world = World(*names)
     parent = world.spawn()
-    addr = parent.mmap(PAGE)
-    parent.write(addr)
+    addr = parent.written(PAGE)
     parent.fork()
     walks = world.design(name).ledger.tallies["walks"]
     before = walks.count

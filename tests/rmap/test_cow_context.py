@@ -57,8 +57,7 @@ def test_nothing_is_recorded_or_allocated_for_vmas_that_stay(world: World) -> No
 
 def test_a_private_file_mapping_needs_no_record(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(4 * PAGE, file=DISK, offset=100 * PAGE)
-    process.write(addr, 4 * PAGE)
+    addr = process.written(4 * PAGE, file=DISK, offset=100 * PAGE)
     process.mprotect(addr + PAGE, PAGE, PROT_READ)
     child = process.fork()
     assert records(world, process) == records(world, child) == []
@@ -75,8 +74,7 @@ def test_the_stack_that_exec_moved_is_recorded(world: World) -> None:
 
 def test_a_record_comes_with_a_move_and_goes_when_the_range_is_home_again(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(4 * PAGE)
-    process.write(addr, 4 * PAGE)
+    addr = process.written(4 * PAGE)
     there = process.mremap(addr + PAGE, 2 * PAGE, to=LOW + (1 << 30))
     first = (addr >> 12) + 1
     assert records(world, process) == [(first, first + 1, (there - addr - PAGE) >> 12)]
@@ -86,8 +84,7 @@ def test_a_record_comes_with_a_move_and_goes_when_the_range_is_home_again(world:
 
 def test_unmapping_part_of_a_moved_range_removes_just_that_from_its_record(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(6 * PAGE)
-    process.write(addr, 6 * PAGE)
+    addr = process.written(6 * PAGE)
     there = process.mremap(addr, 6 * PAGE, to=LOW + (1 << 30))
     process.munmap(there + 2 * PAGE, 2 * PAGE)
     first = addr >> 12
@@ -125,8 +122,7 @@ def test_vmas_merge_only_where_the_anonymous_page_offsets_go_on(world: World) ->
 def test_a_forked_vma_may_grow_over_an_unprepared_one(world: World) -> None:
     # anon_vma forbids it, lest the range come under a lock that is shared; there is no such lock here.
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     child = process.fork()
     child.mmap(PAGE, at=addr + PAGE)
     assert child.vma(addr).nr_pages == 2
@@ -134,8 +130,7 @@ def test_a_forked_vma_may_grow_over_an_unprepared_one(world: World) -> None:
 
 def test_a_dead_parents_context_stays_for_its_children_and_goes_with_them(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    process.written(PAGE)
     child = process.fork()
     grandchild = child.fork()
     pool = design(world).context_pool
@@ -149,8 +144,7 @@ def test_a_dead_parents_context_stays_for_its_children_and_goes_with_them(world:
 
 def test_children_are_visited_newest_first_and_each_before_its_own(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     old = process.fork()
     new = process.fork()
     below_new = new.fork()
@@ -159,8 +153,7 @@ def test_children_are_visited_newest_first_and_each_before_its_own(world: World)
 
 def test_a_walk_shares_no_lock_with_a_fork_or_a_fault(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     process.fork()
     lock = design(world).lock_class
     before = lock.writes
@@ -170,9 +163,7 @@ def test_a_walk_shares_no_lock_with_a_fork_or_a_fault(world: World) -> None:
 
 def test_vmas_below_their_own_page_offset_have_negative_displacements(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(2 * PAGE)
-    process.write(addr, 2 * PAGE)
-    there = process.mremap(addr, 2 * PAGE, to=0x10000)
+    there = process.mremap(process.written(2 * PAGE), 2 * PAGE, to=0x10000)
     assert world.finds("cow_context", process.pfn(there)) == {(process, there)}
     assert records(world, process)[0][2] < 0
 
@@ -205,8 +196,7 @@ def test_records_say_exactly_which_vmas_are_displaced(seed: int, leader: str) ->
 def test_why_a_place_is_missed_tells_a_missing_record_from_all_else() -> None:
     world = World("cow_context")
     parent = world.spawn()
-    home = parent.mmap(PAGE)
-    parent.write(home)
+    home = parent.written(PAGE)
     design = world.design("cow_context")
     assert isinstance(design, CowContextRmap)
     no_record = "the VMA is displaced, and no record says so"

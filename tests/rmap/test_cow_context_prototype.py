@@ -59,8 +59,7 @@ def missed(world: World, pfn: int) -> set[tuple[Process, int]]:
 
 def test_a_page_that_everybody_has_where_its_index_says_is_found(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     page = process.pfn(addr)
     assert world.finds(NAME, page) == {(process, addr)}
     child = process.fork()
@@ -71,8 +70,7 @@ def test_a_page_that_everybody_has_where_its_index_says_is_found(world: World) -
 
 def test_a_shared_page_is_found_where_a_child_moved_it(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     child = process.fork()
     process.fork()
     child.mremap(addr, PAGE, to=HIGH)
@@ -83,8 +81,7 @@ def test_a_shared_page_is_found_where_a_child_moved_it(world: World) -> None:
 
 def test_a_record_is_updated_by_a_second_move_and_gone_when_the_range_is_home(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     process.mremap(addr, PAGE, to=HIGH)
     process.mremap(HIGH, PAGE, to=LOWER)
     assert [offset for _, _, offset in records(world, process)] == [(LOWER - addr) >> 12]
@@ -106,8 +103,7 @@ def test_every_private_file_mapping_with_a_copied_page_is_recorded_in_parent_and
 
 def test_a_walk_also_visits_vmas_that_never_had_an_anonymous_page(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     child = process.fork()
     other = process.fork()
     child.munmap(addr, PAGE)
@@ -123,8 +119,7 @@ def test_a_walk_also_visits_vmas_that_never_had_an_anonymous_page(world: World) 
 
 def test_open_a_shared_page_swapped_in_by_the_child_first(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     child = process.fork()
     world.machine.swap_out(process.mm, addr, 1)
     child.read(addr)
@@ -147,9 +142,7 @@ def test_open_ksm_pages(world: World) -> None:
 
 def test_finding_1_a_page_that_only_one_process_has_is_missed_once_it_moved(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
-    process.mremap(addr, PAGE, to=HIGH)
+    process.mremap(process.written(PAGE), PAGE, to=HIGH)
     assert records(world, process) != []  # it is recorded, but the walk ends before it looks
     assert missed(world, process.pfn(HIGH)) == {(process, HIGH)}
 
@@ -163,15 +156,13 @@ def test_finding_1_so_is_the_stack_of_every_process(world: World) -> None:
 def test_finding_1_so_is_every_copied_page_of_a_private_file_mapping(before: World, world: World) -> None:
     for kernel in (before, world):
         process = kernel.spawn()
-        addr = process.mmap(PAGE, file=DISK)
-        process.write(addr)
+        addr = process.written(PAGE, file=DISK)
         assert missed(kernel, process.pfn(addr)) == ({(process, addr)} if kernel is before else set())
 
 
 def test_finding_2_a_page_is_missed_in_the_child_once_the_parent_copied_it(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     child = process.fork()
     process.write(addr)
     assert missed(world, child.pfn(addr)) == {(child, addr)}
@@ -179,8 +170,7 @@ def test_finding_2_a_page_is_missed_in_the_child_once_the_parent_copied_it(world
 
 def test_finding_2_or_unmapped_it(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     child = process.fork()
     process.munmap(addr, PAGE)
     assert missed(world, child.pfn(addr)) == {(child, addr)}
@@ -189,8 +179,7 @@ def test_finding_2_or_unmapped_it(world: World) -> None:
 def test_finding_2_unmapping_a_page_that_three_share_stops_short_of_the_last() -> None:
     world = World(NAME)
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     first = process.fork()
     second = process.fork()
     second.write(addr)  # visited before `first`, and maps another page
@@ -210,8 +199,7 @@ def test_finding_3_a_smaller_offset_overwrites_the_one_that_it_is_sorted_before(
 
 def test_finding_3_two_ranges_of_the_same_page_offsets_the_second_moved_less_far(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     process.mremap(addr, PAGE, to=HIGH + PAGE)
     process.mmap(PAGE, at=addr)
     process.write(addr)
@@ -224,9 +212,7 @@ def test_finding_3_two_ranges_of_the_same_page_offsets_the_second_moved_less_far
 
 def test_finding_3_part_of_a_moved_range_that_moves_further_up(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(2 * PAGE)
-    process.write(addr, 2 * PAGE)
-    process.mremap(addr, 2 * PAGE, to=HIGH)
+    process.mremap(process.written(2 * PAGE), 2 * PAGE, to=HIGH)
     process.fork()
     there = process.mremap(HIGH + PAGE, PAGE, to=2 * HIGH)
     assert missed(world, process.pfn(there)) == {(process, there)}
@@ -236,9 +222,7 @@ def test_finding_4_moving_part_of_a_recorded_range_and_keeping_it_mapped_moves_t
     world: World,
 ) -> None:
     process = world.spawn()
-    addr = process.mmap(2 * PAGE)
-    process.write(addr, 2 * PAGE)
-    process.mremap(addr, 2 * PAGE, to=HIGH)
+    process.mremap(process.written(2 * PAGE), 2 * PAGE, to=HIGH)
     process.fork()
     process.mremap(HIGH, PAGE, to=LOWER, flags=KEEP)
     rest = HIGH + PAGE
@@ -249,9 +233,7 @@ def test_finding_5_the_boundary_between_two_moved_vmas_moves_and_the_range_betwe
     world: World,
 ) -> None:
     process = world.spawn()
-    addr = process.mmap(3 * PAGE)
-    process.write(addr, 3 * PAGE)
-    process.mremap(addr, 3 * PAGE, to=HIGH)
+    process.mremap(process.written(3 * PAGE), 3 * PAGE, to=HIGH)
     process.fork()
     process.mprotect(HIGH + PAGE, 2 * PAGE, PROT_READ)
     process.mprotect(HIGH + PAGE, PAGE, READ_WRITE)
@@ -262,9 +244,7 @@ def test_finding_5_the_boundary_between_two_moved_vmas_moves_and_the_range_betwe
 
 def test_finding_6_a_moved_vma_that_fork_wiped_is_not_recorded_at_its_first_fault(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
-    process.mremap(addr, PAGE, to=HIGH)
+    process.mremap(process.written(PAGE), PAGE, to=HIGH)
     process.madvise(HIGH, PAGE, MADV_WIPEONFORK)
     child = process.fork()
     child.write(HIGH)
@@ -319,8 +299,7 @@ def test_a_large_folio_is_exclusive_if_all_of_its_pages_are() -> None:
     """The child gave up the first page alone: the walk does not end at the parent."""
     world = World("anon_vma", "cow_context_prototype", large_folios=2)
     parent = world.spawn()
-    addr = parent.mmap(4 * PAGE)
-    parent.write(addr, 4 * PAGE)
+    addr = parent.written(4 * PAGE)
     page = parent.pfn(addr)
     assert world.machine.folios.order.m[page] == 2
     child = parent.fork()

@@ -41,8 +41,7 @@ def named(world: World, process: Process) -> list[int]:
 
 def test_a_walk_for_a_page_that_its_owner_alone_maps_looks_at_one_address_space(world: World) -> None:
     parent = world.spawn()
-    addr = parent.mmap(PAGE)
-    parent.write(addr)
+    addr = parent.written(PAGE)
     children = [parent.fork() for _ in range(5)]
     assert visited(world, parent, addr) == 6
     for child in children:
@@ -52,8 +51,7 @@ def test_a_walk_for_a_page_that_its_owner_alone_maps_looks_at_one_address_space(
 
 def test_who_is_forked_between_two_looks_is_visited(world: World) -> None:
     parent = world.spawn()
-    addr = parent.mmap(PAGE)
-    parent.write(addr)
+    addr = parent.written(PAGE)
     walk = iter(design(world).walk(parent.pfn(addr)))
     assert next(walk)[0].mm is parent.mm  # the only entry
     child = parent.fork()
@@ -92,8 +90,7 @@ def test_of_leaves_that_say_nothing_the_wide_vma_is_thought_of_first(world: Worl
 
 def test_a_vma_that_begins_in_another_leaf_by_now_is_named_anew(world: World) -> None:
     process = world.spawn()
-    addr = process.mmap(PAGE, at=LOW + LEAF)
-    process.write(addr)
+    addr = process.written(PAGE, at=LOW + LEAF)
     list(design(world).walk(process.pfn(addr)))
     index = design(world).line_of(process.mm).indices[addr >> 20]
     assert index.before is None and named(world, process) == [1]

@@ -61,8 +61,7 @@ def test_a_design_is_found_in_a_file_and_runs_on_the_machine(tmp_path: Path) -> 
     assert mine.name == "Mine" and issubclass(mine, ReverseMap)
     world = World("anon_vma", mine)
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     process.fork()
     assert world.finds("Mine", process.pfn(addr)) == set()
 

@@ -21,8 +21,7 @@ from rmaplab.trace.play import Player
 def test_it_visits_only_what_maps_the_page() -> None:
     world = World("page_scan")
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
+    addr = process.written(PAGE)
     child = process.fork()
     old = process.pfn(addr)
     process.write(addr)

@@ -19,8 +19,7 @@ def family(world: World, children: int, pages: int) -> tuple[Process, int]:
     """A process without a stack, and its children, that share so many pages."""
     process = world.spawn()
     process.munmap(process.stack, PAGE)
-    addr = process.mmap(pages * PAGE)
-    process.write(addr, pages * PAGE)
+    addr = process.written(pages * PAGE)
     for _ in range(children):
         process.fork()
     return process, addr

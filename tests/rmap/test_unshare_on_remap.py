@@ -19,17 +19,14 @@ def family() -> tuple[World, Process, Process, int]:
     """A parent and a child with a page that they share."""
     world = World("anon_vma", "unshare_on_remap")
     parent = world.spawn()
-    addr = parent.mmap(PAGE)
-    parent.write(addr)
+    addr = parent.written(PAGE)
     return world, parent, parent.fork(), addr
 
 
 def test_a_page_that_moves_alone_gets_its_new_address_and_no_record() -> None:
     world = World("unshare_on_remap")
     process = world.spawn()
-    addr = process.mmap(PAGE)
-    process.write(addr)
-    process.mremap(addr, PAGE, to=AWAY)
+    process.mremap(process.written(PAGE), PAGE, to=AWAY)
     child = process.fork()
     assert world.finds("unshare_on_remap", process.pfn(AWAY)) == {(process, AWAY), (child, AWAY)}
     design = design_of(world)
@@ -58,8 +55,7 @@ def test_what_was_shared_and_is_no_more_moves_without_a_copy() -> None:
 def test_a_page_that_comes_home_leaves_nothing_behind() -> None:
     world = World("unshare_on_remap")
     process = world.spawn()
-    addr = process.mmap(2 * PAGE)
-    process.write(addr, 2 * PAGE)
+    addr = process.written(2 * PAGE)
     process.mremap(addr, PAGE, to=AWAY)
     process.mremap(AWAY, PAGE, to=addr)
     assert design_of(world).odd.places == {}

@@ -12,6 +12,7 @@ from rmaplab.sync.errors import Finding
 from rmaplab.sync.execution import QUEUE
 from rmaplab.sync.interleave import Execution, Scenario, estimate, explore, replay, wander
 from rmaplab.sync.locks import Rcu, RwSemaphore, SpinLock
+from rmaplab.sync.order import atomic_inc
 from rmaplab.sync.work import Ledger, LockClass
 
 
@@ -309,66 +310,37 @@ def test_a_lock_taken_twice_is_found() -> None:
     assert "waits for itself" in str(explore(Scenario("twice", build)).failures[0].error)
 
 
-def test_reduction_finds_what_trying_everything_finds() -> None:
-    """Three tasks with two steps each over two cells: the outcomes that can be reached are the same."""
+def mixed(rounds: int, reduce: bool, preemptions: int = -1) -> set[tuple[int, int]]:
+    """What three tasks that read and write two cells can leave there."""
+    seen: set[tuple[int, int]] = set()
 
-    def outcomes(reduce: bool) -> set[tuple[int, int]]:
-        seen: set[tuple[int, int]] = set()
+    def build(execution: Execution) -> Callable[[], None]:
+        cells = [Cell(1), Cell(2)]
 
-        def build(execution: Execution) -> Callable[[], None]:
-            cells = [Cell(1), Cell(2)]
-
-            def mix(source: int, target: int, factor: int) -> Callable[[], None]:
-                def body() -> None:
+        def mix(source: int, target: int, factor: int) -> Callable[[], None]:
+            def body() -> None:
+                for _ in range(rounds):
                     value = load(execution, cells[source])
                     store(execution, cells[target], value * factor + 1)
 
-                return body
+            return body
 
-            execution.add("a", mix(0, 1, 2))
-            execution.add("b", mix(1, 0, 3))
-            execution.add("c", mix(0, 0, 5))
+        execution.add("a", mix(0, 1, 2))
+        execution.add("b", mix(1, 0, 3))
+        execution.add("c", mix(0, 0, 5))
+        return lambda: seen.add((cells[0].value, cells[1].value))
 
-            def check() -> None:
-                seen.add((cells[0].value, cells[1].value))
+    assert explore(Scenario("mix", build), reduce=reduce, preemptions=preemptions).exhausted
+    return seen
 
-            return check
 
-        assert explore(Scenario("mix", build), reduce=reduce).exhausted
-        return seen
-
-    assert outcomes(True) == outcomes(False)
+def test_reduction_finds_what_trying_everything_finds() -> None:
+    assert mixed(1, reduce=True) == mixed(1, reduce=False)
 
 
 @pytest.mark.parametrize("preemptions", [0, 1, 2])
 def test_reduction_within_a_bound_finds_what_trying_everything_within_it_finds(preemptions: int) -> None:
-    def outcomes(reduce: bool) -> set[tuple[int, int]]:
-        seen: set[tuple[int, int]] = set()
-
-        def build(execution: Execution) -> Callable[[], None]:
-            cells = [Cell(1), Cell(2)]
-
-            def mix(source: int, target: int, factor: int) -> Callable[[], None]:
-                def body() -> None:
-                    for _ in range(2):
-                        value = load(execution, cells[source])
-                        store(execution, cells[target], value * factor + 1)
-
-                return body
-
-            execution.add("a", mix(0, 1, 2))
-            execution.add("b", mix(1, 0, 3))
-            execution.add("c", mix(0, 0, 5))
-
-            def check() -> None:
-                seen.add((cells[0].value, cells[1].value))
-
-            return check
-
-        assert explore(Scenario("mix", build), reduce=reduce, preemptions=preemptions).exhausted
-        return seen
-
-    assert outcomes(True) >= outcomes(False)
+    assert mixed(2, True, preemptions) >= mixed(2, False, preemptions)
 
 
 def nested_readers(writer: bool) -> Scenario:
@@ -516,8 +488,13 @@ def test_a_part_is_gone_with_the_whole() -> None:
 def test_counting_up_commutes(adders: int, orders: int) -> None:
     def build(execution: Execution) -> Callable[[], None]:
         cell = Cell()
+
+        def add() -> None:
+            atomic_inc(execution, "count", cell, "value")
+            cell.value += 1
+
         for number in range(adders):
-            execution.add(f"adder {number}", lambda: execution.increment("count", cell))
+            execution.add(f"adder {number}", add)
         return nothing
 
     assert explore(Scenario("adders", build)).executions == orders

@@ -9,6 +9,7 @@ histories   random histories that are hard on a reverse map
 verify      thousands of random histories on all CPUs, and the shortest that fails (batching: in runs, one by one)
 mutants     designs and machines that lack one rule each (race_mutants: those that only a race shows)
 mutation    a search for each of them, which finds nothing without it
+processes   work in parts, on all CPUs
 
 The package is a verb of the library, too: `rmaplab.check(machine)` is `machine.check()`.
 """

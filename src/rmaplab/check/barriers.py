@@ -18,11 +18,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from rmaplab.check.processes import side_by_side
 from rmaplab.check.race import SEQUENTIAL, Broken, Model, explain, name_ordering
 from rmaplab.check.scenarios import names, scenario
 from rmaplab.check.scenes import SCENES
 from rmaplab.check.weak_mutants import WEAKENED
-from rmaplab.mm.reverse_map import ReverseMap
+from rmaplab.rmap import load
 from rmaplab.sync.interleave import explore
 
 LIMIT = 2_000  # interleavings of a scenario
@@ -71,9 +72,9 @@ def scenes() -> list[str]:
     return [name for name in names() if " + " not in name or name in SCENES or name in shown]
 
 
-def _try(name: str, design: type[ReverseMap], memory: Model, limit: int) -> tuple[Shown | None, bool]:
+def _try(name: str, design: str, memory: Model, limit: int) -> tuple[Shown | None, bool]:
     """What breaks, and whether nothing was left to try."""
-    what = scenario(name, design)
+    what = scenario(name, load(design))
     outcome = explore(what, limit=limit, begin=memory.begin)
     if outcome.failures:
         failure = outcome.failures[0]
@@ -82,39 +83,57 @@ def _try(name: str, design: type[ReverseMap], memory: Model, limit: int) -> tupl
     return None, outcome.exhausted
 
 
+def _meet(work: tuple[str, str, int]) -> tuple[Shown | None, bool, dict[str, str]]:
+    """What breaks with all orderings in place, whether that breaks anyway, and the orderings that were met."""
+    name, design, limit = work
+    memory = Model("weak")
+    shown, _ = _try(name, design, memory, limit)
+    anyway = shown is not None and _try(name, design, SEQUENTIAL, limit)[0] is not None
+    return shown, anyway, memory.used
+
+
+def _take_away(work: tuple[str, str, list[str], str, int]) -> Ordering:
+    """Try the scenarios in which an ordering is met without it, up to the first that breaks."""
+    ordering, primitive, met, design, limit = work
+    needed: Shown | None = None
+    count = unfinished = 0
+    for name in met:
+        count += 1
+        needed, exhausted = _try(name, design, Model("weak", [ordering]), limit)
+        unfinished += not exhausted
+        if needed is not None:
+            break
+    return Ordering(ordering, primitive, needed, count, unfinished)
+
+
 def barriers(
-    design: type[ReverseMap],
+    design: str,
     tried: Sequence[str],
     limit: int = LIMIT,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    jobs: int = 1,
+    tell: Callable[[int, int, str], None] = lambda done, total, of: None,
 ) -> Barriers:
-    """Take each ordering of `design` away; `tell` is told how many of how many are done."""
-    found: dict[str, str] = {}
+    """Take each ordering of `design` away; `tell` is told how many of how many scenarios and orderings are done."""
+    primitives: dict[str, str] = {}
     met: dict[str, list[str]] = {}  # scenarios in which an ordering is met: others do not change without it
     missing: list[Shown] = []
     broken: list[str] = []
-    for name in tried:
-        memory = Model("weak")
-        shown, _ = _try(name, design, memory, limit)
-        if shown is not None:
-            if _try(name, design, SEQUENTIAL, limit)[0] is not None:
-                broken.append(name)
-            else:
-                missing.append(shown)
-            continue
-        for ordering, primitive in memory.used.items():
-            found[ordering] = primitive
-            met.setdefault(ordering, []).append(name)
-    orderings: list[Ordering] = []
-    for number, (ordering, primitive) in enumerate(sorted(found.items())):
-        tell(number, len(found))
-        needed: Shown | None = None
-        count = unfinished = 0
-        for name in met[ordering]:
-            count += 1
-            needed, exhausted = _try(name, design, Model("weak", [ordering]), limit)
-            unfinished += not exhausted
-            if needed is not None:
-                break
-        orderings.append(Ordering(ordering, primitive, needed, count, unfinished))
-    return Barriers(design.name, orderings, missing, broken)
+    work = [(name, design, limit) for name in tried]
+    found = side_by_side(_meet, work, jobs, lambda done, total: tell(done, total, "scenarios"))
+    for name, (shown, anyway, used) in zip(tried, found, strict=True):
+        if anyway:
+            broken.append(name)
+        elif shown is not None:
+            missing.append(shown)
+        else:
+            primitives |= used
+            for ordering in used:
+                met.setdefault(ordering, []).append(name)
+    orderings = side_by_side(
+        _take_away,
+        [(ordering, primitive, met[ordering], design, limit) for ordering, primitive in sorted(primitives.items())],
+        jobs,
+        lambda done, total: tell(done, total, "orderings"),
+        lambda work: len(work[2]),
+    )
+    return Barriers(load(design).name, orderings, missing, broken)

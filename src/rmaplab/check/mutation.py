@@ -9,9 +9,7 @@ short as possible: a script of events, or a timeline of as few preemptions as it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -19,6 +17,7 @@ from rich.console import Console
 
 from rmaplab.check.lineage_mutants import LINEAGE_MUTANTS
 from rmaplab.check.mutants import MUTANTS, Caught, Mutant, play
+from rmaplab.check.processes import Told, side_by_side
 from rmaplab.check.race import explain, timeline
 from rmaplab.check.race_mutants import RACED, outcome
 from rmaplab.check.rival_mutants import RIVAL_MUTANTS
@@ -127,22 +126,9 @@ def _verdict(
     )  # fmt: skip
 
 
-def look_for_all(
-    jobs: int, told: Callable[[str, int, int], None], numbers: Sequence[int] | None = None
-) -> list[Verdict]:
-    """All mutants, or those with `numbers`, in the order of ALL."""
-    wanted = range(len(ALL)) if numbers is None else numbers
-    verdicts: list[Verdict] = []
-    if jobs == 1:
-        for number in wanted:
-            verdicts.append(look_for(number))
-            told("looking for mutants", len(verdicts), len(wanted))
-        return verdicts
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for verdict in pool.map(look_for, wanted):
-            verdicts.append(verdict)
-            told("looking for mutants", len(verdicts), len(wanted))
-    return verdicts
+def look_for_all(jobs: int, told: Told) -> list[Verdict]:
+    """All mutants, in the order of ALL."""
+    return side_by_side(look_for, range(len(ALL)), jobs, told)
 
 
 # Telling

@@ -7,7 +7,6 @@ of CPU 1, ...) it can be kept, mailed and replayed; shown as a timeline it has a
 
 from __future__ import annotations
 
-import gc
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -403,10 +402,3 @@ def timeline(broken: Broken, heads: Sequence[str]) -> list[str]:
     lines.append("")
     lines.append(f"     {broken.error}")
     return lines
-
-
-def collect_often() -> None:
-    """Run the garbage collector often: each execution leaves a machine full of reference cycles, and keeping many
-    costs more than collecting."""
-    gc.freeze()
-    gc.set_threshold(2_000, 10, 100)

@@ -10,13 +10,12 @@ A timeline is minimal in how often a CPU is taken away, then in its steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
 
+from rmaplab.check.processes import Told, side_by_side
 from rmaplab.check.race import Broken, cpus, explain, timeline
 from rmaplab.check.scenarios import scenario
 from rmaplab.mm.folio import FOLIO_KSM
@@ -194,17 +193,13 @@ def stages(design: type[ReverseMap]) -> tuple[Stage, ...]:
     return STAGES.get(design.name, (Stage(design, "What it breaks"),))
 
 
-def look_for_all(
-    design: str, scenarios: Sequence[str], jobs: int, told: Callable[[int, int], None]
-) -> list[list[Finding]]:
+def look_for_all(design: str, scenarios: Sequence[str], jobs: int, told: Told) -> list[list[Finding]]:
     """The findings of each stage of the design."""
     work = [(design, number, name) for number in range(len(stages(load(design)))) for name in scenarios]
     found: list[list[Finding]] = [[] for _ in stages(load(design))]
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for done, ((_, number, _), finding) in enumerate(zip(work, pool.map(_look, work), strict=True), 1):
-            if finding is not None:
-                found[number].append(finding)
-            told(done, len(work))
+    for (_, number, _), finding in zip(work, side_by_side(_look, work, jobs, told), strict=True):
+        if finding is not None:
+            found[number].append(finding)
     return found
 
 

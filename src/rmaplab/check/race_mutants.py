@@ -124,6 +124,36 @@ class FreedUnderWalk(AnonVmaRmap):
         pass
 
 
+class PutWithinRcu(AnonVmaRmap):
+    """Who drops the last reference may have to sleep for a walk that has the lock."""
+
+    name = "anon_vma, reference that came too late dropped within the RCU section"
+
+    def hold(self, pfn: int) -> None:
+        self.rcu.read_lock()
+        anon_vma: AnonVma | None = self.anon_vmas[self.anchor.m[pfn]]
+        if anon_vma is not None and self.is_mapped(pfn) and self._get(anon_vma):
+            if self.still_mapped(pfn):
+                self.held[pfn] = anon_vma
+            else:
+                self._put(anon_vma)
+        self.rcu.read_unlock()
+
+
+class PreparedWithPage(AnonVmaRmap):
+    """The first page of a VMA needs its anon_vma, and not before; but its page table is locked by then."""
+
+    name = "anon_vma, VMA prepared when its first page is mapped"
+
+    def vma_prepare(self, vma: VMA) -> None:
+        pass
+
+    def folio_mapped(self, vma: VMA, addr: int, pfn: int, nr_pages: int) -> None:
+        if self.fields_of(vma) is None:
+            super().vma_prepare(vma)
+        super().folio_mapped(vma, addr, pfn, nr_pages)
+
+
 def _has_pages(mm: MM) -> bool:
     """Does the page table of `mm` have entries?  Locks each leaf to read it."""
     found = False
@@ -487,6 +517,10 @@ RACED: Final = (
            "mremap that keeps its source / write", "657b5146955e", PreparedBeforeLocked),
     _raced("a VMA of another mm is given back while that mm is held", AnonVmaRmap, AnonVmaRmap,
            "lock_vma_under_rcu / munmap, mmap of another, and its exit", "9bbffee67ffd", SpacesNotHeld),
+    _raced("who drops a reference is in no RCU section", AnonVmaRmap, PutWithinRcu, "migrate / munmap before any fork",
+           "fixed in 3.16"),
+    _raced("a VMA is prepared before its page table is locked", AnonVmaRmap, PreparedWithPage,
+           "first fault below / first fault above"),
     _raced("the parent comes before its child", AnonVmaRmap, ChildFirst, "restore / fork"),
     _raced("fork links the child also where it finds no pages", AnonVmaRmap, ForkedWithoutPages,
            "referenced / fault after madvise + fork of the child"),

@@ -27,8 +27,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Future
 from typing import Final
 
 import msgspec
@@ -38,6 +37,7 @@ from rmaplab.check.coverage import ENOUGH, Reached, missing
 from rmaplab.check.finding import Search
 from rmaplab.check.histories import Author, header
 from rmaplab.check.lockstep import Checker, Counts
+from rmaplab.check.processes import workers
 from rmaplab.errors import in_a_line
 from rmaplab.mm.errors import HistoryError
 from rmaplab.mm.machine import Machine
@@ -343,7 +343,7 @@ def _verify_side_by_side(plan: Plan, begun: float, verified: Verified, told: Tol
     # of processes; a few histories more than there are processes wait, so that none is idle.
     waiting: deque[Future[Ran]] = deque()
     number = 0
-    with ProcessPoolExecutor(plan.jobs, mp_context=get_context("spawn")) as pool:
+    with workers(plan.jobs) as pool:
         while verified.failure is None:
             while len(waiting) < 3 * plan.jobs and (left := _left(plan, number, begun)):
                 waiting.append(pool.submit(run_history, plan, number, left))

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,13 +16,13 @@ from rich.console import Console
 from rmaplab.check.barrier_litmus import litmus_tests
 from rmaplab.check.barriers import LIMIT, Barriers, scenes
 from rmaplab.check.barriers import barriers as barriers_of
+from rmaplab.check.processes import side_by_side
 from rmaplab.check.race import (
     Broken,
     Model,
     RaceError,
     Verdict,
     chosen,
-    collect_often,
     cpus,
     kinds,
     lock_complaints,
@@ -129,14 +129,14 @@ def command(
     """
     if litmus is not None and not barriers:
         raise RaceError("--litmus writes the orderings that --barriers finds: name a design with that, too")
+    jobs = options.cpus_to_use(jobs)
     if barriers:
-        return _barriers(barriers, scenarios or [], limit or LIMIT, timelines, litmus, json)
+        return _barriers(barriers, scenarios or [], limit or LIMIT, jobs, timelines, litmus, json)
     names = chosen(scenarios or [])
     if show_names:
         print("\n".join(names))
         return True
     designs = list(options.designs(rmap, DESIGNS).values())
-    jobs = options.cpus_to_use(jobs)
     if path:
         return _replay(names, designs, path, Model(memory.value))
     if report is not None:
@@ -154,9 +154,9 @@ def command(
     return holds
 
 
-def _one(work: tuple[int, str, str, Inputs]) -> tuple[int, Verdict]:
-    number, name, design, given = work
-    verdict = run(
+def _one(work: tuple[str, str, Inputs]) -> Verdict:
+    name, design, given = work
+    return run(
         name,
         load(design),
         limit=given.limit,
@@ -165,28 +165,14 @@ def _one(work: tuple[int, str, str, Inputs]) -> tuple[int, Verdict]:
         seed=given.seed,
         memory=Model(given.memory),
     )
-    return number, verdict
 
 
 def _try_all(inputs: Inputs, jobs: int) -> list[Verdict]:
-    work = [
-        (number, name, design, inputs)
-        for number, (design, name) in enumerate((d, n) for d in inputs.designs for n in inputs.scenarios)
-    ]
-    verdicts: dict[int, Verdict] = {}
+    work = [(name, design, inputs) for design in inputs.designs for name in inputs.scenarios]
     with Meter() as meter:
-        if jobs == 1:
-            collect_often()
-            for item in work:
-                verdicts[item[0]] = _one(item)[1]
-                meter.tell("interleavings", len(verdicts), len(work), "scenarios")
-        else:
-            work.sort(key=lambda item: -item[1].count("mremap"))  # what takes longest, first
-            with get_context("spawn").Pool(jobs, collect_often) as pool:
-                for number, verdict in pool.imap_unordered(_one, work):
-                    verdicts[number] = verdict
-                    meter.tell("interleavings", len(verdicts), len(work), "scenarios")
-    return [verdicts[number] for number in sorted(verdicts)]
+        return side_by_side(
+            _one, work, jobs, partial(meter.tell, "interleavings", of="scenarios"), lambda item: item[0].count("mremap")
+        )
 
 
 def _report(patterns: list[str], names: list[str], designs: list[str], jobs: int, path: Path) -> bool:
@@ -195,9 +181,7 @@ def _report(patterns: list[str], names: list[str], designs: list[str], jobs: int
         raise RaceError(f"a report is about one design, and here are {len(designs)}: name it with --rmap")
     wanted = names if patterns else [name for name in names if " + " not in name]
     with Meter() as meter:
-        found = look_for_all(
-            designs[0], wanted, jobs, lambda done, total: meter.tell("findings", done, total, "scenarios")
-        )
+        found = look_for_all(designs[0], wanted, jobs, partial(meter.tell, "findings", of="scenarios"))
     words = ["rmaplab race", *(f'"{pattern}"' for pattern in patterns), f"--rmap {designs[0]} --report FILE"]
     write_output(path, markdown(designs[0], found, " ".join(words)))
     for stage, findings in zip(stages(load(designs[0])), found, strict=True):
@@ -227,16 +211,15 @@ class Asked(msgspec.Struct, frozen=True):
     limit: int
 
 
-def _barriers(spec: str, patterns: list[str], limit: int, timelines: int, litmus: Path | None, json: bool) -> bool:
+def _barriers(
+    spec: str, patterns: list[str], limit: int, jobs: int, timelines: int, litmus: Path | None, json: bool
+) -> bool:
     """Which orderings does a design need?  Holds if none is missing."""
     tried = [name for name in scenes() if not patterns or any(pattern in name for pattern in patterns)]
     if not tried:
         raise RaceError(f"no scenario of one operation contains {' or '.join(repr(p) for p in patterns)}")
-    collect_often()
     with Meter() as meter:
-        found = barriers_of(
-            load(spec), tried, limit, lambda done, total: meter.tell("orderings", done, total, "orderings")
-        )
+        found = barriers_of(spec, tried, limit, jobs, partial(meter.tell, "orderings"))
     holds = judge(
         len(tried) - len(found.broken), bool(found.missing), "all scenarios break under sequential consistency as well"
     )

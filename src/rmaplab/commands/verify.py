@@ -108,7 +108,7 @@ def command(
 
 def _look_for_mutants(jobs: int, output: Path | None, json: bool) -> bool:
     with Meter() as meter:
-        verdicts = mutation.look_for_all(jobs, partial(meter.tell, of="mutants"))
+        verdicts = mutation.look_for_all(jobs, partial(meter.tell, "looking for mutants", of="mutants"))
     if output is not None:
         write_output(output, mutation.markdown(verdicts, f"rmaplab verify --mutants -o {output}"))
     holds = judge(len(verdicts), not all(verdict.holds for verdict in verdicts), "no mutant was looked for")

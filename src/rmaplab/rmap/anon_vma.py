@@ -415,6 +415,7 @@ class AnonVmaRmap(ReverseMap):
     def wait_for_walks(self, anon_vma: AnonVma) -> None:
         """A walk that slept for the lock has given its reference up once it had it, and may be at it still.  Who drops
         the last reference sees that the lock is held, as each put_anon_vma() is fully ordered."""
+        self.might_sleep("anon_vma_free()")
         if rwsem_of(anon_vma).is_locked():
             self._lock(anon_vma)
             self._unlock(anon_vma)

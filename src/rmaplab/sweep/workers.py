@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Final
 
+from rmaplab.check.processes import workers
 from rmaplab.sweep.errors import SweepError
 from rmaplab.sweep.points import Outcome, Point, version
 
@@ -50,7 +50,7 @@ def on_this_machine(points: dict[int, Point], find: Callable[[str], str], jobs: 
     while left:
         begun: dict[Future[Outcome | str], int] = {}
         waiting = iter(list(left))
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        with workers(jobs) as pool:
             try:
                 # No more are handed out than are worked on, so that a death can be blamed on one of a few.
                 for number in waiting:
@@ -66,23 +66,6 @@ def on_this_machine(points: dict[int, Point], find: Callable[[str], str], jobs: 
                     if deaths[number] >= DEATHS:
                         del left[number]
                         yield number, f"{DEATHS} processes died while they worked on it (out of memory?)"
-            except BaseException:
-                for process in list(pool._processes.values()):
-                    process.terminate()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def end_with_parent() -> None:
-    """A process whose sweep was killed has nobody to work for: without this it would wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None  # it was spawned
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _submit(pool: ProcessPoolExecutor, point: Point, find: Callable[[str], str]) -> Future[Outcome | str]:

@@ -609,11 +609,6 @@ class Execution(Scheduler):
         task.looks_since = task.acted
         return self.loaded(subject, field, 0)
 
-    def increment(self, what: str, subject: object) -> None:
-        task = self.current
-        if task is not None:
-            self._announce(task, POINT, what, subject, ADD)
-
     def wait(self, what: str, subject: object, ready: Callable[[], bool]) -> None:
         task = self.current
         if task is not None:

@@ -126,10 +126,6 @@ class Scheduler:
     def depends(self, what: str, subject: object) -> None:
         """What the caller loaded last, under the name `what`, led it to `subject`."""
 
-    def increment(self, what: str, subject: object) -> None:
-        """The caller is about to change a count, without looking at what comes of it."""
-        self.point(what, subject, True)
-
     def reuses(self) -> bool:
         """May what is freed be handed out again?"""
         return True

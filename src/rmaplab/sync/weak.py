@@ -325,7 +325,7 @@ class WeakExecution(Execution):
 
     def synchronize_rcu(self, what: str) -> None:
         """A grace period that the caller waits for, also where nobody may sleep, which herd allows; full barriers
-        before and after it."""
+        before and after it.  The machine waits for none: herd judges grace periods by it (tests/litmus)."""
         task = self.current
         if task is None:
             return
