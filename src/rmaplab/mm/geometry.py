@@ -58,12 +58,12 @@ class GeometryChange:
     absorbed:  VMAs whose whole range `vmas[0]` takes in, and which go (remove, remove2)
     """
 
-    def __init__(self, vma: VMA, after: Bounds) -> None:
+    def __init__(self, vma: VMA, after: Bounds, absorbed: list[VMA]) -> None:
         self.vmas: Final = [vma]
         self.before: Final = [bounds_of(vma)]
         self.after: Final = [after]
         self.split_off: VMA | None = None
-        self.absorbed: list[VMA] = []
+        self.absorbed: Final = absorbed
 
     def add(self, vma: VMA, after: Bounds) -> None:
         """The bounds of this VMA change, too."""
