@@ -135,3 +135,20 @@ def test_a_machine_needs_a_design() -> None:
         Machine(PROFILES[REFERENCE], [AnonVmaRmap], leader=1)
     with pytest.raises(HistoryError, match=r"0 \(off\) to 9"):
         Machine(PROFILES[REFERENCE], [AnonVmaRmap], large_folios=10)
+
+
+def test_who_is_asked_for_is_who_there_is_now() -> None:
+    """A process that has just been asked for execs, exits, and its number is another's."""
+    machine = Machine(PROFILES[REFERENCE], [AnonVmaRmap])
+    stack = (0x7FFC_0000_0000, 0x21000, 0x7FFC_0000_0000, 0)
+    first = machine.exec(1, *stack)
+    assert machine.mm_of(1) is first
+    second = machine.exec(1, *stack)
+    assert machine.mm_of(1) is second is not first
+    child = machine.fork(1, 2)
+    assert (machine.mm_of(2), machine.mm_of(1)) == (child, second)
+    machine.exit(1)
+    with pytest.raises(HistoryError, match="there is no process 1: it was never started, or it has exited"):
+        machine.mm_of(1)
+    again = machine.fork(2, 1)
+    assert machine.mm_of(1) is again

@@ -232,7 +232,7 @@ class GeometryWithoutLock(AnonVmaRmap):
 
 def _put_last(design: AnonVmaRmap, vma: VMA) -> None:
     """Remove the VMA from its trees and insert it again."""
-    unchanged = GeometryChange(vma, bounds_of(vma))
+    unchanged = GeometryChange([vma], [bounds_of(vma)], [])
     design.geometry_begin(unchanged)
     design.geometry_end(unchanged)
 

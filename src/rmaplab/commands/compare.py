@@ -77,7 +77,7 @@ class Asked:
         history, source = find()
         plan = Plan(
             designs, options.profile(self.profile, source.kernel), first, self.every, self.folios, self.check,
-            large_folios=self.large_folios, excused=frozenset() if self.rmap else EXCUSED,
+            large_folios=self.large_folios, jobs=options.cpus_to_use(0), excused=frozenset() if self.rmap else EXCUSED,
         )  # fmt: skip
         with Meter() as meter:
             figures = priced(compare(history, plan, meter.tell), costs)

@@ -51,10 +51,11 @@ class Operations(Watcher):
 
     def __init__(self, machine: Machine) -> None:
         ledgers = [design.ledger for design in machine.designs]
-        self._locks: Final = [(ledger.owner, lock) for ledger in ledgers for lock in ledger.locks.values()]
-        self._before: Final = [lock.writes for _, lock in self._locks]
+        self._owners: Final = [ledger.owner for ledger in ledgers for _ in ledger.locks]
+        self._locks: Final = [lock for ledger in ledgers for lock in ledger.locks.values()]
+        self._before: Final = [lock.writes for lock in self._locks]
+        self._counts: Final[list[dict[str, int]]] = [{} for _ in self._locks]  # by operation
         self._op = ""  # of the steps since then
-        self._counts: Final[dict[str, dict[str, dict[str, int]]]] = {}
 
     def look(self, op: str) -> None:
         if op != self._op:
@@ -64,17 +65,18 @@ class Operations(Watcher):
     def _count(self) -> None:
         """What was taken since the last count, `_op` took."""
         before = self._before
-        for i, (owner, lock) in enumerate(self._locks):
+        for i, lock in enumerate(self._locks):
             more = lock.writes - before[i]
             if more:
                 before[i] += more
-                by_op = self._counts.setdefault(owner, {}).setdefault(lock.name, {})
-                by_op[self._op] = by_op.get(self._op, 0) + more
+                counts = self._counts[i]
+                counts[self._op] = counts.get(self._op, 0) + more
 
     def of(self, owner: str) -> dict[str, dict[str, int]]:
         """Exclusive locks of a design, by class and operation."""
         self._count()
-        return self._counts.get(owner, {})
+        each = zip(self._owners, self._locks, self._counts, strict=True)
+        return {lock.name: counts for its, lock, counts in each if its == owner and counts}
 
 
 class _Account:

@@ -58,18 +58,12 @@ class GeometryChange:
     absorbed:  VMAs whose whole range `vmas[0]` takes in, and which go (remove, remove2)
     """
 
-    def __init__(self, vma: VMA, after: Bounds) -> None:
-        self.vmas: Final = [vma]
-        self.before: Final = [bounds_of(vma)]
-        self.after: Final = [after]
+    def __init__(self, vmas: list[VMA], after: list[Bounds], absorbed: list[VMA]) -> None:
+        self.vmas: Final = vmas
+        self.before: Final = [bounds_of(vma) for vma in vmas]
+        self.after: Final = after
         self.split_off: VMA | None = None
-        self.absorbed: list[VMA] = []
-
-    def add(self, vma: VMA, after: Bounds) -> None:
-        """The bounds of this VMA change, too."""
-        self.vmas.append(vma)
-        self.before.append(bounds_of(vma))
-        self.after.append(after)
+        self.absorbed: Final = absorbed
 
     def concerns_prepared(self) -> bool:
         """Is one of the VMAs prepared, so that designs need the event?"""

@@ -79,6 +79,7 @@ class Machine(System):
     ) -> None:
         super().__init__(profile, designs, leader, scheduler, large_folios)
         self.processes: dict[int, Process] = {}
+        self._asked_for: Process | None = None  # the one of these that was asked for last: mostly it is the next
         self.mms: dict[int, MM] = {}  # live address spaces, by id
 
     # Processes
@@ -88,9 +89,12 @@ class Machine(System):
 
         :raises HistoryError: there is none: it was never started, or it has exited
         """
-        process = self.processes.get(pid)
-        if process is None:
-            raise HistoryError(f"there is no process {pid}: it was never started, or it has exited")
+        process = self._asked_for
+        if process is None or process.pid != pid:
+            process = self.processes.get(pid)
+            if process is None:
+                raise HistoryError(f"there is no process {pid}: it was never started, or it has exited")
+            self._asked_for = process
         return process
 
     def mm_of(self, pid: int) -> MM:
@@ -151,6 +155,7 @@ class Machine(System):
         mm = self.process(pid).mm
         self.syscalls.count += 1
         del self.processes[pid]
+        self._asked_for = None
         self._drop(mm)
 
     def _drop(self, mm: MM) -> None:

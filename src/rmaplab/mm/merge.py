@@ -141,7 +141,7 @@ def change_range(system: System, vma: VMA, start: int, end: int, shift: int = 0)
     """Give one VMA that is in its tree new bounds (vma_shrink(), expand_downwards()), and page offsets that are
     greater by `shift`."""
     start_write(vma)
-    _carry_out(system, GeometryChange(vma, Bounds(start, end, vma.pgoff + shift, vma.anon_pgoff + shift)))
+    _carry_out(system, GeometryChange([vma], [Bounds(start, end, vma.pgoff + shift, vma.anon_pgoff + shift)], []))
 
 
 def split(system: System, vma: VMA, addr: int, new_below: bool) -> VMA:
@@ -157,7 +157,7 @@ def split(system: System, vma: VMA, addr: int, new_below: bool) -> VMA:
         new.prepared = True
     start_write(vma)
     start_write(new)
-    change = GeometryChange(vma, rest)
+    change = GeometryChange([vma], [rest], [])
     change.split_off = new
     _carry_out(system, change)
     return new
@@ -185,12 +185,13 @@ def _commit(
     removed: list[VMA],
 ) -> None:  # fmt: skip
     """Give `vma` its new bounds, up to which `neighbour` grows or shrinks, and drop `removed` (commit_merge())."""
-    change = GeometryChange(vma, Bounds(start, end, pgoff, anon_pgoff))
-    if neighbour is not None:
+    bounds = Bounds(start, end, pgoff, anon_pgoff)
+    if neighbour is None:
+        change = GeometryChange([vma], [bounds], removed)
+    else:
         shift = (end - neighbour.start) >> PAGE_SHIFT
-        bounds = Bounds(end, neighbour.end, neighbour.pgoff + shift, neighbour.anon_pgoff + shift)
-        change.add(neighbour, bounds)
-    change.absorbed = removed
+        beside = Bounds(end, neighbour.end, neighbour.pgoff + shift, neighbour.anon_pgoff + shift)
+        change = GeometryChange([vma, neighbour], [bounds, beside], removed)
     _carry_out(system, change)
 
 

@@ -405,12 +405,14 @@ class History:
         }
 
 
-def parts_of(events: Iterable[Event]) -> Iterator[list[list[Any]]]:
-    """Events in order, some at a time, as a list for each field."""
+def parts_of(events: Iterable[Event]) -> Iterator[list[Any]]:
+    """Events in order, some at a time, as a list for each field; of when and where they came about, which nobody needs
+    to play them, as a sequence that makes an object of what is asked for."""
     if isinstance(events, History):
         for start in range(0, len(events), _PART):
             columns = {name: column[start : start + _PART] for name, column in events.columns.items()}
-            yield [_NAMES[columns.pop("op")].tolist(), *map(_values, columns.values())]
+            when = [columns.pop(name).data for name in ("time", "cpu")]
+            yield [_NAMES[columns.pop("op")].tolist(), *map(_values, columns.values()), *when]
     else:
         part = [list(field) for field in zip(*map(msgspec.structs.astuple, events), strict=True)]
         if part:

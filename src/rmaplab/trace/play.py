@@ -101,7 +101,7 @@ def _result(value: int) -> str:
 class _Part:
     """Some events of a history, one after the other, as a list for each field."""
 
-    def __init__(self, fields: list[list[Any]]) -> None:
+    def __init__(self, fields: list[Any]) -> None:
         self.fields: Final = fields
         self.nr_rows: Final = len(fields[0])
         self.op: Final[list[str]] = fields[0]
@@ -156,7 +156,7 @@ class Player:
         self._checkpoints: Final = {checkpoint.number: checkpoint for checkpoint in header.checkpoints}
         self._batch: Final = batch
         self._watcher: Final = Watcher() if watcher is None else watcher
-        self._parts: Iterator[list[list[Any]]] | None = None  # that are left
+        self._parts: Iterator[list[Any]] | None = None  # that are left
         self._part = _Part([[] for _ in Event.__struct_fields__])
         self._row = 0  # of the part: what is played next
         self._last_part = self._part
