@@ -49,9 +49,30 @@ def fail() -> None:
     raise ValueError("for a reason")
 
 
+FORKED: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FORKED are the processes that the test forked; the test runner has others."""
+    FORKED.clear()
+    fork = os.fork
+
+    def noted() -> int:
+        pid = fork()
+        FORKED.append(pid)
+        return pid
+
+    monkeypatch.setattr(os, "fork", noted)
+
+
 def no_child_is_left() -> bool:
+    return all(is_gone(pid) for pid in FORKED)
+
+
+def is_gone(pid: int) -> bool:
     try:
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
         return True
     return False
