@@ -185,7 +185,7 @@ class _Alone:
         self._plan: Final = plan
         self._machine: Final = machine
         self._progress: Final = progress
-        self._waiting: Final = list(range(len(plan.designs))) if plan.alone else []
+        self._waiting: Final = [slot for slot in range(len(plan.designs)) if plan.alone and slot != plan.leader]
         self._begun: Final[dict[int, Beside[_Own]]] = {}
 
     def __enter__(self) -> _Alone:
@@ -200,10 +200,7 @@ class _Alone:
     def is_needed(self, slot: int) -> bool:
         """May its VMAs be others than those that the leader made so far?  Once they may, they may for ever."""
         machine = self._machine
-        design = machine.designs[slot]
-        if design is machine.leader:
-            return False
-        return self.in_doubt or machine.walks.count > 0 or design not in machine.agreeing
+        return self.in_doubt or machine.walks.count > 0 or machine.designs[slot] not in machine.agreeing
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Tells it, and lets those begin for which there is a CPU, as long as this process has work of its own."""
