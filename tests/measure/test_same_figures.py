@@ -90,7 +90,7 @@ WORK = {
     "anon_vma_own_lock": "bd14c9709ebf",
     "anon_vma_lazy": "3b518b1aed10",
     "cow_context": "b32ec8e100c5",
-    "lineage": "89364fe885a1",
+    "lineage": "c31ed70f7099",
     "cow_context_prototype": "7d49086486a6",
     "unshare_on_remap": "0ded97a294a1",
     "anonmm": "8ddd0e5658f1",

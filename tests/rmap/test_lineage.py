@@ -164,3 +164,15 @@ OTHERS = ["munmap", "munmap in the child", "fork", "mremap there and back", "exi
 @pytest.mark.parametrize("other", OTHERS)
 def test_whoever_takes_the_wide_vma_away_meets_no_walk_that_believes_in_it(other: str) -> None:
     assert run(f"referenced / {other}", WideAlone, preemptions=1).holds
+
+
+def test_a_walk_leaves_the_leaf_that_it_looked_at_to_its_user_locked(world: World) -> None:
+    parent = world.spawn()
+    addr = parent.written(PAGE)
+    for _ in range(3):
+        parent.fork()
+    lock = world.machine.ledger.locks["page_table_lock"]
+    before = lock.writes
+    world.machine.referenced(parent.mm, addr, 1)
+    assert world.machine.walk_hits.count == 4
+    assert lock.writes - before == 4

@@ -215,9 +215,9 @@ class EndsAtFirstEntry(LineageRmap):
     name = "lineage, walk that takes each entry for the only one"
 
     def _there(
-        self, line: Line, mm: MM, pfn: int, nr_pages: int, start: int
+        self, line: Line, mm: MM, pfn: int, nr_pages: int, start: int, locking: bool
     ) -> Iterator[tuple[VMA, int, bool]]:
-        for vma, addr, _ in super()._there(line, mm, pfn, nr_pages, start):
+        for vma, addr, _ in super()._there(line, mm, pfn, nr_pages, start, locking):
             yield vma, addr, True
 
 

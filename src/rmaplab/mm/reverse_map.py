@@ -33,7 +33,7 @@ from mypy_extensions import mypyc_attr
 
 from rmaplab.mm.folio import Folios, Int64s
 from rmaplab.mm.geometry import GeometryChange
-from rmaplab.mm.pagetable import LEAF_SHIFT
+from rmaplab.mm.pagetable import LEAF_SHIFT, Leaf
 from rmaplab.mm.picture import Picture
 from rmaplab.mm.profile import Profile
 from rmaplab.mm.takeover import TakenOver
@@ -143,6 +143,7 @@ class ReverseMap:
         self.scheduler: Final = attachment.scheduler
         self.ledger: Final = Ledger(self.name)
         self.spaces: Final[AddressSpaces] = _CountedSpaces(attachment.spaces, self.ledger)
+        self.locked: Leaf | None = None  # what walk_locking() hands over
 
     # Address spaces
 
@@ -363,6 +364,11 @@ class ReverseMap:
         (`finally`).
         """
         raise NotImplementedError(f"{self.name} does not say how to walk")
+
+    def walk_locking(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        """walk() for a caller who takes the leaf lock at each place.  A design that had it already may leave it to him:
+        then `locked` is that leaf, until the caller, who does so at once, sets it to None."""
+        return self.walk(pfn)
 
     def glance(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         """The same for who only looks on, and may leave nothing behind that later walks would find."""

@@ -64,11 +64,16 @@ def rmap_walk(visit: Visit) -> int:
     system = visit.system
     system.walks.count += 1
     system.assert_folio_locked(visit.head)  # rmap_walk_anon()
-    walk = system.leader.walk(visit.head)
+    leader = system.leader
+    walk = leader.walk_locking(visit.head)
     found = 0
     for vma, first in walk:
+        locked = leader.locked
+        leader.locked = None
         system.walk_places.count += 1
         if visit.skips(vma):
+            if locked is not None:
+                locked.lock.unlock()
             continue
         hits = 0
         over = False
@@ -77,7 +82,8 @@ def rmap_walk(visit: Visit) -> int:
         page_table = vma.mm.page_table
         while addr < end and not over:
             stop = min(end, (addr | (LEAF_SIZE - 1)) + 1)
-            leaf = lock_leaf(page_table, addr)
+            leaf = lock_leaf(page_table, addr) if locked is None else locked
+            locked = None
             if leaf is None:
                 if visit.waits and visit.nr_pages == LEAF_ENTRIES:  # sync_with_folio_pmd_zap()
                     page_table.pmd_lock.lock()

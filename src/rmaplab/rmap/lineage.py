@@ -6,8 +6,8 @@ address space that first had it, and a walk goes down the tree of forks.  Seven 
 
 - *Epochs.*  A page knows how many forks its owner had made when it was mapped.  A child that was forked before has no
   entry for it.  So a page that came after its owner's last fork is looked for in one address space.
-- *Entries first.*  A walk looks at the page-table entry, under the leaf lock that its user takes anyway, and asks for
-  the VMA only where the entry is one.  What it hands to its user maps the folio, or did a moment ago.
+- *Entries first.*  A walk looks at the page-table entry, under the leaf lock, which it leaves to its user, and asks for
+  the VMA only where the entry is one.  What it hands to its user maps the folio.
 - *An end.*  The walk ends where it found the only entry, and goes on to the next address space where it found one.
 - *A tree in each leaf.*  The page that holds a leaf of a page table (struct ptdesc) has words that no PTE table uses
   (pt_index, __page_mapping).  In them begins a red-black tree of the VMAs of this range of 2 MiB that walks came to: a
@@ -53,7 +53,7 @@ Invariants
   writing, and forgets it before it is freed.  At an exit, entries go before VMAs are freed, and a walk has one under
   the leaf lock.  A walk checks the address space and the range.
 - End: with the leaf locked, its entry present and a mapcount of 1, nothing else maps the page.  What a fork copies from
-  there before the walk's user has the leaf lock is seen by `forks`; what it copies later is as the user left it.
+  there later is as the walk's user left it; a user who did not get the leaf locked sees by `forks` what came between.
   Entries that wait for a migration are in no mapcount: a walk from a context that a migration holds ends nowhere early.
 - Heirs: what points to a context that made room is in the subtree of its heir.  A grace period after it made room,
   nothing comes to point to it that does not.  So it may be freed, a grace period after all entries below the heir were
@@ -752,10 +752,17 @@ class LineageRmap(CowContextRmap):
                 return
 
     def walk(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        return self._walk(pfn, False)
+
+    def walk_locking(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+        return self._walk(pfn, True)
+
+    def _walk(self, pfn: int, locking: bool) -> Iterator[tuple[VMA, int]]:
+        """`locking`: the leaf of each place stays locked, for the caller."""
         self.walks.count += 1
         flags: int = self.folios.flags.m[pfn]
         if flags & FOLIO_KSM:
-            yield from self._walk_ksm(pfn)
+            yield from self._walk_ksm_at(pfn, locking)
             return
         self.rcu.read_lock()
         try:
@@ -780,7 +787,7 @@ class LineageRmap(CowContextRmap):
                     found = alone = False
                     for offset in self._offsets(context, first, nr_pages):
                         start = (first + offset) << PAGE_SHIFT
-                        for vma, addr, only in self._there(line, mm, pfn, nr_pages, start):
+                        for vma, addr, only in self._there(line, mm, pfn, nr_pages, start, locking):
                             found = True
                             alone = only
                             yield vma, addr
@@ -830,7 +837,9 @@ class LineageRmap(CowContextRmap):
             return [0, *found]  # a part of them may have no record
         return found
 
-    def _there(self, line: Line, mm: MM, pfn: int, nr_pages: int, start: int) -> Iterator[tuple[VMA, int, bool]]:
+    def _there(
+        self, line: Line, mm: MM, pfn: int, nr_pages: int, start: int, locking: bool
+    ) -> Iterator[tuple[VMA, int, bool]]:
         """The VMAs with entries for the folio from `start` on, and whether the entry there is all that maps it."""
         end = start + nr_pages * PAGE_SIZE
         at = start
@@ -851,14 +860,20 @@ class LineageRmap(CowContextRmap):
                 alone = entry & PTE_ANON != 0 and folio_mapcount(self.scheduler, self.folios, pfn) == 1
             else:
                 leaf.lock.looked()
-            leaf.lock.unlock()
-            if vma is not None:
+            if vma is None:
+                leaf.lock.unlock()
+            else:
                 found = True
                 self.places.count += 1
                 then = seen(self.scheduler, vma)
-                yield vma, max(start, then.start), alone
+                first = max(start, then.start)
+                if locking and first >> LEAF_SHIFT == at >> LEAF_SHIFT:
+                    self.locked = leaf
+                else:
+                    leaf.lock.unlock()
+                yield vma, first, alone
                 at = max(then.end, at + PAGE_SIZE)
-            elif at < stop:
+            if vma is None and at < stop:
                 at += PAGE_SIZE  # munmap() took the VMA out, and is about to take the entry away
         if not found:
             self.in_vain.count += 1
@@ -936,23 +951,23 @@ class LineageRmap(CowContextRmap):
         if index.tree.rb_root is None or vma.start >> HALF_SHIFT != number or index.missed > MISSES:
             self._name(line, number, leaf, vma)
 
-    def _walk_ksm(self, pfn: int) -> Iterator[tuple[VMA, int]]:
+    def _walk_ksm_at(self, pfn: int, locking: bool) -> Iterator[tuple[VMA, int]]:
         places = self.ksm.newest_first(pfn)
         self.rcu.read_lock()
         try:
             for place in places:
-                yield from self._ksm_there(cast(Line, place.anchor), pfn, place.addr)
+                yield from self._ksm_there(cast(Line, place.anchor), pfn, place.addr, locking)
             for place in places:
                 for context in self._younger(cast(CowContext, place.anchor), _ANY):
                     if context is not place.anchor:
-                        yield from self._ksm_there(cast(Line, context), pfn, place.addr)
+                        yield from self._ksm_there(cast(Line, context), pfn, place.addr, locking)
         finally:
             self.rcu.read_unlock()
 
-    def _ksm_there(self, line: Line, pfn: int, addr: int) -> Iterator[tuple[VMA, int]]:
+    def _ksm_there(self, line: Line, pfn: int, addr: int, locking: bool) -> Iterator[tuple[VMA, int]]:
         mm = self._space(line)
         if mm is not None:
-            for vma, at, _ in self._there(line, mm, pfn, 1, addr):
+            for vma, at, _ in self._there(line, mm, pfn, 1, addr, locking):
                 yield vma, at
 
     # What the design says of itself
