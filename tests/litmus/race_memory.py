@@ -33,7 +33,7 @@ from litmus.operations import (
 from rmaplab.sync import order
 from rmaplab.sync.interleave import Execution, Scenario, explore
 from rmaplab.sync.locks import SpinLock
-from rmaplab.sync.memory import View, join
+from rmaplab.sync.memory import NOTHING, View, join
 from rmaplab.sync.weak import WeakExecution
 from rmaplab.sync.work import LockClass
 
@@ -162,15 +162,15 @@ class _Run:
     # Dependencies by numbers: a value knows its loads
 
     def loaded(self, number: int) -> frozenset[int]:
-        self.loads.append(dict(self.execution.memory.tasks[number].last))
+        self.loads.append(self.execution.memory.tasks[number].last)
         return frozenset([len(self.loads) - 1])
 
     def leads(self, number: int, location: Value, cell: _Cell) -> None:
         """The loads that an address was computed from lead to its location."""
         if location.after:
-            last: View = {}
+            last = NOTHING
             for load in location.after:
-                join(last, self.loads[load])
+                last = join(last, self.loads[load])
             self.execution.memory.tasks[number].last = last
             order.depends(self.execution, "load", cell)
 

@@ -42,7 +42,9 @@ from rmaplab.sync.errors import Finding
 from rmaplab.sync.fields import EVERYTHING, VERSION, WHOLE, look
 from rmaplab.sync.order import ACQUIRE, ALL, FULL, ONCE, READS, RELEASE
 
-View = dict[int, int]
+View = dict[int, int]  # nobody changes one: who knows more has another (join)
+NOTHING: Final[View] = {}
+_CONTENTS: Final = 1_000_000  # the numbers of what pointers lead to come after those of locations
 _APART: Final = 1 << 40  # places of messages, where others may come between
 _ATOMICS: Final = {
     ACQUIRE: "atomic with _acquire", RELEASE: "atomic with _release", FULL: "fully ordered atomic"
@@ -71,7 +73,7 @@ class Message:
         self.task: Final = task
         self.step: Final = step
         self.what: Final = what
-        self.view: Final = view
+        self.view = view
         self.gone: Final = gone
         self.content: Final = content
         self.first: i64 = 0
@@ -79,14 +81,20 @@ class Message:
 
 
 class Location:
-    """One word of an object that is read or changed without a common lock."""
+    """One word of an object that is read or changed without a common lock: in each execution the same one of the object
+    that has number `key` in it.
 
-    def __init__(self, number: int, subject: object, field: str, index: int) -> None:
+    run: the execution that its messages are of
+    """
+
+    def __init__(self, number: int, key: int, field: str, index: int) -> None:
         self.number: Final = number
-        self.subject: Final = subject
+        self.key: Final = key
         self.field: Final = field
         self.index: Final = index
+        self.subject: object = None
         self.messages: Final[list[Message]] = []
+        self.run = -1
 
     def which(self, age: int, first: i64, last: i64) -> int:
         """The message that is so many older than the newest, of those that tell of elements `first` to `last`."""
@@ -112,7 +120,7 @@ class TaskView:
     """What a task knows.
 
     now:   of each location, the oldest message that it may still load
-    aside: what loads found that were not ordered; smp_rmb() and smp_mb() take it over
+    aside: what loads found that were not ordered, until smp_rmb() or smp_mb() takes it over
     own:   what it stored, and what those messages hand over
     later: what each store that it makes from now on hands over
     through: by the number of an object, what came with pointers to it
@@ -121,25 +129,38 @@ class TaskView:
     """
 
     def __init__(self) -> None:
-        self.now: Final[View] = {}
-        self.aside: Final[View] = {}
-        self.own: Final[View] = {}
-        self.later: Final[View] = {}
+        self.now = NOTHING
+        self.aside = NOTHING
+        self.own = NOTHING
+        self.later = NOTHING
         self.through: Final[dict[int, View]] = {}
-        self.gone: View = {}
-        self.unlocked: View = {}
-        self.met: View = {}
-        self.last: View = {}  # what came with the last load
+        self.gone = NOTHING
+        self.unlocked = NOTHING
+        self.met = NOTHING
+        self.last = NOTHING  # what came with the last load
 
 
-def join(into: View, other: View) -> None:
-    """Let `into` know what `other` knows."""
-    if not into:
-        into.update(other)
-        return
-    for location, oldest in other.items():
-        if into.get(location, 0) < oldest:
-            into[location] = oldest
+def join(one: View, other: View) -> View:
+    """What either knows: mostly one of the two, which knows it all."""
+    if one is other or not other:
+        return one
+    if not one:
+        return other
+    most, rest = (one, other) if len(one) >= len(other) else (other, one)
+    joined = most
+    for location, oldest in rest.items():
+        if joined.get(location, 0) < oldest:
+            if joined is most:
+                joined = dict(most)
+            joined[location] = oldest
+    return joined
+
+
+def _and(view: View, location: int, oldest: int) -> View:
+    """What `view` knows, and that."""
+    known = dict(view)
+    known[location] = oldest
+    return known
 
 
 class Memory:
@@ -155,29 +176,43 @@ class Memory:
         self.racing: Final = racing
         self.used: dict[str, str] = {}
         self.tasks: Final[list[TaskView]] = []
-        self.fences: Final[View] = {}  # what all smp_mb() handed over
+        self.fences = NOTHING  # what all smp_mb() handed over
         self.locks: Final[dict[int, View]] = {}
         self.stored: Final[dict[int, View]] = {}  # by a lock's last holder, before it gave it back
         self._locations: Final[dict[tuple[int, str, int], Location]] = {}
-        self._numbers = 0
+        self._run = 0
+        self._contents = 0
+
+    def again(self) -> None:
+        """Another execution begins: nothing was stored yet, and nobody knows anything."""
+        self._run += 1
+        self._contents = 0
+        self.fences = NOTHING
+        self.locks.clear()
+        self.stored.clear()
+        self.tasks[:] = [TaskView() for _ in self.tasks]
 
     def location(self, subject: object, key: int, field: str, index: int) -> Location:
         """That of the object with this number; its first message is what it holds now."""
         at = (key, field, index)
         found = self._locations.get(at)
         if found is None:
-            found = Location(self._number(), subject, field, index)
-            found.messages.append(Message(found.now(), 0, -1, -1, "", {}, {}))
-            self._locations[at] = found
+            found = self._locations[at] = Location(len(self._locations), key, field, index)
+        self.begin(found, subject)
         return found
+
+    def begin(self, location: Location, subject: object) -> None:
+        """Somebody comes to a location of `subject`, maybe for the first time."""
+        if location.run != self._run:
+            location.run = self._run
+            location.subject = subject
+            location.messages.clear()
+            location.messages.append(Message(location.now(), 0, -1, -1, "", NOTHING, NOTHING))
 
     def met(self, key: int, field: str, index: int) -> Location | None:
         """That of the object with this number, if anybody came to it."""
-        return self._locations.get((key, field, index))
-
-    def _number(self) -> int:
-        self._numbers += 1
-        return self._numbers - 1
+        found = self._locations.get((key, field, index))
+        return found if found is not None and found.run == self._run else None
 
     # Loads
 
@@ -242,23 +277,21 @@ class Memory:
         view = self.tasks[task]
         message = location.messages[number]
         if view.now.get(location.number, 0) < message.at:
-            view.now[location.number] = message.at
+            view.now = _and(view.now, location.number, message.at)
         if order == ACQUIRE:
             self.used[what] = "smp_load_acquire()"
         elif order == ONCE and pointee >= 0:
             self.used[what] = "address dependency"
         weak = what in self.weakened
-        found = view.now if order == ACQUIRE and not weak else view.aside
-        join(found, message.view)
-        join(found, message.gone)
-        self._goes(view, message.gone)
-        last: View = {}
+        handed = join(message.view, message.gone)
+        if order == ACQUIRE and not weak:
+            view.now = join(view.now, handed)
+        else:
+            view.aside = join(view.aside, handed)
+        view.gone = join(view.gone, message.gone)
+        last = NOTHING
         if order >= ONCE and not weak:
-            join(last, message.view)
-            join(last, message.gone)
-            before = view.through.get(key)
-            if before is not None:
-                join(last, before)
+            last = join(handed, view.through.get(key, last))
         view.last = last
         if pointee >= 0:
             self.lead(task, pointee)
@@ -272,7 +305,7 @@ class Memory:
     def lead(self, task: int, pointee: int) -> None:
         """The last load led the task to this object."""
         view = self.tasks[task]
-        join(view.through.setdefault(pointee, {}), view.last)
+        view.through[pointee] = join(view.through.get(pointee, view.last), view.last)
 
     # Stores
 
@@ -305,16 +338,15 @@ class Memory:
         number = len(location.messages) - age
         newest = location.messages[number - 1]
         newest.taken = True
-        found = view.now if order == FULL or order == ACQUIRE else view.aside
-        join(found, newest.view)
-        join(found, newest.gone)
-        self._goes(view, newest.gone)
-        view.last = {}
-        if order >= ONCE:
-            join(view.last, newest.view)
-            join(view.last, newest.gone)
+        handed = join(newest.view, newest.gone)
+        if order == FULL or order == ACQUIRE:
+            view.now = join(view.now, handed)
+        else:
+            view.aside = join(view.aside, handed)
+        view.gone = join(view.gone, newest.gone)
+        view.last = handed if order >= ONCE else NOTHING
         message = self._insert(task, location, number, order == FULL or order == RELEASE, what, step)
-        join(message.view, newest.view)  # a release sequence goes on through atomics
+        message.view = join(message.view, newest.view)  # a release sequence goes on through atomics
         if order == FULL:
             self._mb(view)
         return message
@@ -330,23 +362,24 @@ class Memory:
             at = (messages[number - 1].at + messages[number].at) // 2
         content = -1
         if location.field == VERSION:
-            content = self._number()
-            view.now[content] = view.own[content] = 1
-        handed: View = {}
-        join(handed, view.now if release else view.later)
-        if release:  # it is cumulative: also what loads found that ordered nothing here
-            join(handed, view.aside)
-        handed[location.number] = at
-        view.now[location.number] = at
+            self._contents += 1
+            content = _CONTENTS + self._contents
+            view.now = _and(view.now, content, 1)
+            view.own = _and(view.own, content, 1)
+        view.now = _and(view.now, location.number, at)
+        # A release is cumulative: it hands over what loads found, too, that ordered nothing here.
+        handed = join(view.now, view.aside) if release else view.later
+        if handed.get(location.number, 0) != at:
+            handed = _and(handed, location.number, at)
         message = Message(None, at, task, step, what, handed, view.gone, content)
         messages.insert(number, message)
-        join(view.own, handed)
+        view.own = join(view.own, handed)
         return message
 
     def initialise(self, task: int, location: Location, what: str, step: int) -> None:
         """The location is one of a fresh object, and the task has just stored its first value."""
         del location.messages[:]
-        location.messages.append(Message(UNINITIALISED, 0, task, step, what, {}, {}))
+        location.messages.append(Message(UNINITIALISED, 0, task, step, what, NOTHING, NOTHING))
         self._insert(task, location, 1, False, what, step).value = location.now()
 
     # Fences, locks, grace periods
@@ -359,49 +392,41 @@ class Memory:
         if kind == ALL:
             self._mb(view)
         elif kind == READS:
-            join(view.now, view.aside)
+            view.now = join(view.now, view.aside)
+            view.aside = NOTHING
         else:
-            join(view.later, view.own)
+            view.later = join(view.later, view.own)
 
     def _mb(self, view: TaskView) -> None:
-        join(view.now, view.aside)
-        join(view.now, self.fences)
-        join(self.fences, view.now)
-        join(view.later, view.now)
-        self._goes(view, self.fences)
-
-    def _goes(self, view: TaskView, gone: View) -> None:
-        """What had reached all CPUs before the task found it will have done so before whatever the task stores."""
-        if gone is view.gone or not gone:
-            return
-        if all(view.gone.get(location, 0) >= oldest for location, oldest in gone.items()):
-            return
-        view.gone = dict(view.gone)  # messages have the one before
-        join(view.gone, gone)
+        last = self.fences
+        now = self.fences = view.now = join(join(view.now, view.aside), last)
+        view.aside = NOTHING
+        view.later = now if view.later is last else join(view.later, now)
+        # It has reached all CPUs before whatever the task stores.
+        view.gone = now if view.gone is last else join(view.gone, now)
 
     def acquire(self, task: int, lock: int) -> None:
         """The task took a lock.  All that it does from now on comes after what it did before it last gave one back,
         and its stores after those of the lock's last holder, also for tasks that hold no lock (po-unlock-lock-po in
         linux-kernel.cat)."""
         view = self.tasks[task]
-        join(view.later, view.unlocked)
-        join(view.now, view.met)
+        view.later = join(view.later, view.unlocked)
+        view.now = join(view.now, view.met)
         handed = self.locks.get(lock)
         if handed is not None:
-            join(view.now, handed)
-            join(view.later, self.stored[lock])
+            view.now = join(view.now, handed)
+            view.later = join(view.later, self.stored[lock])
 
     def release(self, task: int, lock: int) -> None:
         """The task gives a lock back."""
         view = self.tasks[task]
-        handed = self.locks.setdefault(lock, {})
-        join(handed, view.now)
-        join(handed, view.aside)
-        view.unlocked = dict(view.own)
-        view.met = dict(view.aside)
-        self.stored[lock] = view.unlocked
+        known = join(view.now, view.aside)
+        self.locks[lock] = join(self.locks.get(lock, known), known)
+        view.unlocked = self.stored[lock] = view.own
+        view.met = view.aside
 
     def take_over(self, task: int, view: View) -> None:
         """What `view` knows has reached all CPUs before whatever the task does from now on."""
-        join(self.tasks[task].now, view)
-        self._goes(self.tasks[task], view)
+        its = self.tasks[task]
+        its.now = join(its.now, view)
+        its.gone = join(its.gone, view)

@@ -39,7 +39,7 @@ from rmaplab.sync.execution import (
     Task,
 )
 from rmaplab.sync.fields import VERSION, WHOLE
-from rmaplab.sync.memory import UNINITIALISED, Location, Memory, Message, TaskView, View, join
+from rmaplab.sync.memory import NOTHING, UNINITIALISED, Location, Memory, Message, TaskView, View, join
 from rmaplab.sync.order import ALL, FULL, ONCE, PLAIN
 from rmaplab.sync.places import Place
 
@@ -55,7 +55,7 @@ class WeakExecution(Execution):
         super().__init__()
         self.weak = True
         self.entire = weakened
-        self.memory = Memory(weakened, racing)
+        self.memory: Final = Memory(weakened, racing)
         self.calls: Final[
             list[tuple[View, int, int]]
         ] = []  # grace periods: what each hands over, who asked, and when
@@ -63,7 +63,7 @@ class WeakExecution(Execution):
         self.synchronous: Final = synchronous
         self.waited: Final[list[list[int]]] = []  # the readers that each still waits for
         self.left: Final[list[View]] = []  # what readers knew that left before it, or that it waited for
-        self.gone: Final[View] = {}  # what all readers knew when they left
+        self.gone = NOTHING  # what all readers knew when they left
         self.gate: Final = object()
         self.full: Final = object()  # stands for all full barriers
         self.over: Final[set[int]] = set()  # those that somebody has waited for
@@ -76,16 +76,12 @@ class WeakExecution(Execution):
 
     def again(self) -> None:
         super().again()
-        used = self.memory.used
-        self.memory = Memory(self.memory.weakened, self.memory.racing)
-        self.memory.used = used
-        for _ in self.tasks:
-            self.memory.tasks.append(TaskView())
+        self.memory.again()
         self.calls.clear()
         self.called.clear()
         self.waited.clear()
         self.left.clear()
-        self.gone.clear()
+        self.gone = NOTHING
         self.over.clear()
         self._unfilled.clear()
 
@@ -113,7 +109,11 @@ class WeakExecution(Execution):
         return self._loaded
 
     def locate(self, step: Step, subject: object, place: Place, field: str, index: int) -> None:
-        step.location = self.memory.location(subject, place.number, field, index)
+        location = step.location
+        if location is None:
+            step.location = self.memory.location(subject, place.number, field, index)
+        else:  # the step of another execution
+            self.memory.begin(location, subject)
         if step.order == UPDATE + FULL and step.what not in self.memory.weakened:
             step.full = self.places.of(self.full)
 
@@ -178,7 +178,7 @@ class WeakExecution(Execution):
         message = location.messages[newest]
         if clock and not self.memory.racing and message.task >= 0 and clock[message.task] <= message.step:
             return [0]
-        key = self._key(location.subject)
+        key = location.key
         if step.order >= UPDATE:
             full = step.order == UPDATE + FULL and step.what not in self.memory.weakened
             return self.memory.sources(task.number, location, key, full, self._succeeds.get(task.number))
@@ -214,7 +214,7 @@ class WeakExecution(Execution):
             pointee = -1
             if location.field != WHOLE and value is not None and not isinstance(value, (int, str)):
                 pointee = self._key(value)
-            key = self._key(location.subject)
+            key = location.key
             if not memory.load(task.number, location, key, number, step.order, step.what, pointee):
                 raise self._too_early(task, step.what, location.field, message)
             self._loaded = location.subject if location.field in (WHOLE, VERSION) and age == 0 else value
@@ -224,13 +224,13 @@ class WeakExecution(Execution):
             return
         number = len(self.trace) - 1
         if step.order >= UPDATE:
-            if not memory.is_there(task.number, location, self._key(location.subject)):
+            if not memory.is_there(task.number, location, location.key):
                 raise self._too_early(task, step.what, location.field, location.messages[1])
             message = location.messages[-1 - age]
             self._loaded = message.value
             succeeds = self._succeeds.get(task.number)
             if succeeds is not None and not succeeds(message.value):
-                key = self._key(location.subject)
+                key = location.key
                 memory.load(task.number, location, key, len(location.messages) - 1 - age, ONCE, step.what, -1)
                 return
             new = memory.update(task.number, location, step.order - UPDATE, step.what, number, age)
@@ -320,8 +320,7 @@ class WeakExecution(Execution):
             for number, readers in enumerate(self.waited):
                 if task.number in readers:
                     readers.remove(task.number)
-                    join(self.left[number], view.now)
-                    join(self.left[number], view.aside)
+                    self.left[number] = join(self.left[number], join(view.now, view.aside))
 
     def synchronize_rcu(self, what: str) -> None:
         """A grace period that the caller waits for, also where nobody may sleep, which herd allows; full barriers
@@ -336,7 +335,8 @@ class WeakExecution(Execution):
         waited = self.waited[number]
         self._wait(task, "the end of a grace period", self.gate, lambda: not waited)
         self.over.add(number)
-        join(self.memory.tasks[task.number].now, self.left[number])
+        its = self.memory.tasks[task.number]
+        its.now = join(its.now, self.left[number])
         self.memory.fence(task.number, ALL, what)
 
     def _take(self, task: Task, age: int) -> bool:
@@ -352,18 +352,16 @@ class WeakExecution(Execution):
                     freed.readers.append(task.number)
                     self.waited[number].append(task.number)
         elif step is not None and step.kind == CALL:
-            told: View = {}
+            told = NOTHING
             name = f"free {step.what}"
             self.memory.used[name] = "call_rcu()"
             if name not in self.memory.weakened:
-                join(told, self.memory.tasks[task.number].now)
-                join(told, self.memory.tasks[task.number].aside)
+                told = join(self.memory.tasks[task.number].now, self.memory.tasks[task.number].aside)
             self.calls.append((told, task.number, len(self.trace)))
             self.called.append(step.place)
-            self.left.append(dict(self.gone))
+            self.left.append(self.gone)
             self.waited.append([reader.number for reader in self.tasks if reader.rcu_depth > 0])
         elif step is not None and step.kind == LEAVE:
             leaving = self.memory.tasks[task.number]
-            join(self.gone, leaving.now)
-            join(self.gone, leaving.aside)
+            self.gone = join(self.gone, join(leaving.now, leaving.aside))
         return super()._take(task, age)
