@@ -387,11 +387,11 @@ class _Search(Driver):
                 steps.append(task.pending)
                 if execution.enabled(task):
                     enabled |= i64(1) << task.number
-            for task in tasks:
-                if task.idle:
-                    self.pruned = True
-                    return -1
             if not enabled:
+                for task in tasks:
+                    if task.idle:
+                        self.pruned = True
+                        return -1
                 waiting = execution.waiting()
                 if waiting:
                     raise Finding("deadlock: " + waiting)
