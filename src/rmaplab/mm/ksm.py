@@ -189,14 +189,12 @@ def break_at(system: System, mm: MM, addr: int) -> int:
 
 def _copied(system: System, vma: VMA, addr: int, pfn: int) -> bool:
     """Does another address space, forked since, map the KSM page at the same address?"""
-    found = False
     walk = system.leader.walk(pfn)
     for other, there in walk:
         if there == addr and other.mm is not vma.mm and _maps(other.mm, addr, pfn):
-            found = True
-            break
-    end_walk(walk)
-    return found
+            end_walk(walk)
+            return True
+    return False
 
 
 def unmerge_range(system: System, vma: VMA, start: int, end: int) -> None:

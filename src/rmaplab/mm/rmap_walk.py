@@ -111,8 +111,8 @@ def rmap_walk(visit: Visit) -> int:
         system.walk_hits.count += hits > 0
         found += hits
         if over or visit.done():
+            end_walk(walk)
             break
-    end_walk(walk)
     return found
 
 
@@ -122,10 +122,8 @@ def places(system: System, head: int) -> list[tuple[VMA, int]]:
     system.walks.count += 1
     size = system.folios.nr_pages(head) << PAGE_SHIFT
     found: list[tuple[VMA, int]] = []
-    walk = system.leader.walk(head)
-    for vma, first in walk:
+    for vma, first in system.leader.walk(head):
         found += [(vma, addr) for addr in range(first, min(vma.end, first + size), PAGE_SIZE)]
-    end_walk(walk)
     return found
 
 
@@ -140,8 +138,8 @@ def unevictable(system: System, head: int) -> bool:
 
 
 def end_walk(walk: Iterator[tuple[VMA, int]]) -> None:
-    """Leave the walk, at its end or before: the design gives back what it holds.  Compiled generators that are merely
-    dropped do not."""
+    """Leave the walk before its end: the design gives back what it holds.  Compiled generators that are merely dropped
+    do not."""
     close = getattr(walk, "close", None)
     if close is not None:
         close()

@@ -207,14 +207,12 @@ def _must_copy(system: System, vma: VMA, pfn: int, pgoff: int) -> bool:
         if system.as_found:
             return False
         there = vma.start + ((pgoff - vma.anon_pgoff) << PAGE_SHIFT)
-        found = False
         walk = system.leader.walk(pfn)
         for known, addr in walk:
             if known.mm is vma.mm and addr == there:
-                found = True
-                break
-        end_walk(walk)
-        return not found
+                end_walk(walk)
+                return False
+        return True
     if not flags & FOLIO_ANON:
         return False
     return system.folios.index.m[pfn] != pgoff or not system.leader.related(vma, pfn)
