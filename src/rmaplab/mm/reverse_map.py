@@ -367,7 +367,8 @@ class ReverseMap:
 
     def walk_locking(self, pfn: int) -> Iterator[tuple[VMA, int]]:
         """walk() for a caller who takes the leaf lock at each place.  A design that had it already may leave it to him:
-        then `locked` is that leaf, until the caller, who does so at once, sets it to None."""
+        then `locked` is that leaf, until the caller, who does so at once, sets it to None.  Who overrides walk()
+        of such a design overrides both."""
         return self.walk(pfn)
 
     def glance(self, pfn: int) -> Iterator[tuple[VMA, int]]:

@@ -862,19 +862,19 @@ class LineageRmap(CowContextRmap):
                 leaf.lock.looked()
             if vma is None:
                 leaf.lock.unlock()
+                if at < stop:
+                    at += PAGE_SIZE  # munmap() took the VMA out, and is about to take the entry away
+                continue
+            found = True
+            self.places.count += 1
+            then = seen(self.scheduler, vma)
+            first = max(start, then.start)
+            if locking and first >> LEAF_SHIFT == at >> LEAF_SHIFT:
+                self.locked = leaf
             else:
-                found = True
-                self.places.count += 1
-                then = seen(self.scheduler, vma)
-                first = max(start, then.start)
-                if locking and first >> LEAF_SHIFT == at >> LEAF_SHIFT:
-                    self.locked = leaf
-                else:
-                    leaf.lock.unlock()
-                yield vma, first, alone
-                at = max(then.end, at + PAGE_SIZE)
-            if vma is None and at < stop:
-                at += PAGE_SIZE  # munmap() took the VMA out, and is about to take the entry away
+                leaf.lock.unlock()
+            yield vma, first, alone
+            at = max(then.end, at + PAGE_SIZE)
         if not found:
             self.in_vain.count += 1
 

@@ -139,6 +139,10 @@ class TaskView:
         self.met = NOTHING
         self.last = NOTHING  # what came with the last load
 
+    def all(self) -> View:
+        """What it knows, and what its loads found."""
+        return join(self.now, self.aside)
+
 
 def join(one: View, other: View) -> View:
     """What either knows: mostly one of the two, which knows it all."""
@@ -368,7 +372,7 @@ class Memory:
             view.own = _and(view.own, content, 1)
         view.now = _and(view.now, location.number, at)
         # A release is cumulative: it hands over what loads found, too, that ordered nothing here.
-        handed = join(view.now, view.aside) if release else view.later
+        handed = view.all() if release else view.later
         if handed.get(location.number, 0) != at:
             handed = _and(handed, location.number, at)
         message = Message(None, at, task, step, what, handed, view.gone, content)
@@ -392,14 +396,14 @@ class Memory:
         if kind == ALL:
             self._mb(view)
         elif kind == READS:
-            view.now = join(view.now, view.aside)
+            view.now = view.all()
             view.aside = NOTHING
         else:
             view.later = join(view.later, view.own)
 
     def _mb(self, view: TaskView) -> None:
         last = self.fences
-        now = self.fences = view.now = join(join(view.now, view.aside), last)
+        now = self.fences = view.now = join(view.all(), last)
         view.aside = NOTHING
         view.later = now if view.later is last else join(view.later, now)
         # It has reached all CPUs before whatever the task stores.
@@ -420,7 +424,7 @@ class Memory:
     def release(self, task: int, lock: int) -> None:
         """The task gives a lock back."""
         view = self.tasks[task]
-        known = join(view.now, view.aside)
+        known = view.all()
         self.locks[lock] = join(self.locks.get(lock, known), known)
         view.unlocked = self.stored[lock] = view.own
         view.met = view.aside

@@ -202,7 +202,7 @@ class WeakExecution(Execution):
         assert location is not None
         memory = self.memory
         if (
-            len(self.trace) > len(self.known)  # else it was looked at when the path was taken before
+            len(self.trace) >= len(self.known)  # else it was looked at when the path was taken before
             and location.field not in (WHOLE, VERSION)
             and location.messages[-1].value != location.now()
         ):
@@ -324,7 +324,7 @@ class WeakExecution(Execution):
             for number, readers in enumerate(self.waited):
                 if task.number in readers:
                     readers.remove(task.number)
-                    self.left[number] = join(self.left[number], join(view.now, view.aside))
+                    self.left[number] = join(self.left[number], view.all())
 
     def synchronize_rcu(self, what: str) -> None:
         """A grace period that the caller waits for, also where nobody may sleep, which herd allows; full barriers
@@ -360,12 +360,11 @@ class WeakExecution(Execution):
             name = f"free {step.what}"
             self.memory.used[name] = "call_rcu()"
             if name not in self.memory.weakened:
-                told = join(self.memory.tasks[task.number].now, self.memory.tasks[task.number].aside)
+                told = self.memory.tasks[task.number].all()
             self.calls.append((told, task.number, len(self.trace)))
             self.called.append(step.place)
             self.left.append(self.gone)
             self.waited.append([reader.number for reader in self.tasks if reader.rcu_depth > 0])
         elif step is not None and step.kind == LEAVE:
-            leaving = self.memory.tasks[task.number]
-            self.gone = join(self.gone, join(leaving.now, leaving.aside))
+            self.gone = join(self.gone, self.memory.tasks[task.number].all())
         return super()._take(task, age)
