@@ -49,7 +49,7 @@ def test_each_kernel_takes_the_programs_and_has_what_they_read(guest: tuple[tupl
     of its process.  A raw tracepoint refuses a program that reads beyond its parameters."""
     version, kernel = guest
     forms = {
-        "followed": (bpf.HASH, 4, 16, 64, bpf.NO_PREALLOC), "lost": (bpf.ARRAY, 4, 8, 1, 0),
+        "followed": (bpf.HASH, 4, bpf_events._KEPT, 64, bpf.NO_PREALLOC), "lost": (bpf.ARRAY, 4, 8, 1, 0),
         "ring": (bpf.RINGBUF, 0, 0, 4096, 0),
     }  # fmt: skip
     maps = {name: call(kernel, bpf._MAP_CREATE, struct.pack("<5I", *form)) for name, form in forms.items()}
@@ -70,8 +70,9 @@ def test_each_kernel_takes_the_programs_and_has_what_they_read(guest: tuple[tupl
 
     group_dead, memcg_path = version >= (6, 16), version < (6, 13)
     for name, text in (
-        ("page_fault_user", bpf_events._fault()),
-        ("page_fault_kernel", bpf_events._fault()),
+        ("page_fault_user", bpf_events._fault(user=True)),
+        ("page_fault_kernel", bpf_events._fault(user=False)),
+        ("mm_page_alloc", bpf_events._ALLOCATE),
         ("sys_exit", bpf_events._return()),
         ("mmap_lock_acquire_returned", bpf_events._lock(2 if memcg_path else 1)),
         ("sched_process_exec", bpf_events._EXECUTE),

@@ -36,7 +36,8 @@ STACK = 0x7FFE00000000
 PAGE = 4096
 RW = PROT_READ | PROT_WRITE
 
-_FORM = [("time", "i8"), ("effect", "i8"), ("cpu", "i8"), ("tid", "i4"), ("number", "i8"), ("result", "i8"),
+_FORM = [("time", "i8"), ("effect", "i8"), ("cpu", "i8"), ("pid", "i4"), ("tid", "i4"), ("number", "i8"),
+         ("result", "i8"),
          *((name, "u8") for name in REGISTERS)]  # fmt: skip
 
 Row = tuple[int, ...]
@@ -49,7 +50,8 @@ def calls_of(rows: list[Row]) -> Calls:
 
 def row(time: int, tid: int, name: str, args: list[int], result: int = 0) -> Row:
     """A call that got its lock just before it returned; the registers beyond its parameters hold leftovers."""
-    return time, time - 3, time % 3, tid, CALLS[name].number, result, *args, *[0xDEADBEEF00000021] * (6 - len(args))
+    args = [*args, *[0xDEADBEEF00000021] * (6 - len(args))]
+    return time, time - 3, time % 3, tid, tid, CALLS[name].number, result, *args
 
 
 def random_call(rng: random.Random, time: int, heap: list[int]) -> Row:
@@ -84,8 +86,8 @@ def started() -> Timeline:
 
 
 def tell_one_by_one(timeline: Timeline, rows: list[Row]) -> None:
-    for time, effect, cpu, tid, number, result, *args in rows:
-        timeline.returned(time, cpu, tid, tid, BY_NUMBER[number], list(args), result, effect)
+    for time, effect, cpu, pid, tid, number, result, *args in rows:
+        timeline.returned(time, cpu, pid, tid, BY_NUMBER[number], list(args), result, effect)
 
 
 def told(rows: list[Row], faults: list[Row], others: list[Row], window: int, columns: bool) -> list[Event]:

@@ -81,9 +81,11 @@ def test_what_is_no_instruction_is_named(line: str) -> None:
 
 # The running kernel
 
-MAPS = {"followed": (bpf.HASH, 4, 16, 16, bpf.NO_PREALLOC), "lost": (bpf.ARRAY, 4, 8, 1, 0)}
+MAPS = {"followed": (bpf.HASH, 4, bpf_events._KEPT, 16, bpf.NO_PREALLOC), "lost": (bpf.ARRAY, 4, 8, 1, 0)}
 PROGRAMS: dict[str, Callable[[], str]] = {
-    "a fault": bpf_events._fault,
+    "a fault": lambda: bpf_events._fault(user=True),
+    "a fault of the kernel's": lambda: bpf_events._fault(user=False),
+    "a page": lambda: bpf_events._ALLOCATE,
     "a lock, before 6.13": lambda: bpf_events._lock(2),
     "a lock": lambda: bpf_events._lock(1),
     "a call": bpf_events._return,
@@ -150,9 +152,10 @@ def test_the_verifier_reads_what_was_written(name: str) -> None:
 
 
 def test_values_of_a_map_are_all_there() -> None:
-    followed = maps()["followed"]
-    assert bpf.values(followed, 4, 16, 16) == b""
+    followed, size = maps()["followed"], bpf_events._KEPT
+    assert bpf.values(followed, 4, size, 16) == b""
     for pid in (5, 9):
-        bpf.update(followed, pid.to_bytes(4, "little"), pid.to_bytes(16, "little"))
-    found = bpf.values(followed, 4, 16, 16)
-    assert sorted(int.from_bytes(found[at : at + 16], "little") for at in (0, 16)) == [5, 9] and len(found) == 32
+        bpf.update(followed, pid.to_bytes(4, "little"), pid.to_bytes(size, "little"))
+    found = bpf.values(followed, 4, size, 16)
+    assert sorted(int.from_bytes(found[at : at + size], "little") for at in (0, size)) == [5, 9]
+    assert len(found) == 2 * size

@@ -11,6 +11,7 @@ import pytest
 
 from rmaplab.trace.collector import Records
 from rmaplab.trace.perf_events import _Decoder
+from rmaplab.trace.reduce import Reducer
 from rmaplab.trace.timeline import Timeline
 
 Mapped = tuple[int, int, int, int, int, int, int, str, str]  # as Timeline.mapped() is told
@@ -55,3 +56,18 @@ def test_runs_of_records_are_told_as_each_alone(length: int) -> None:
     for row in block.rows:
         row[1](*row)
     assert told.mappings == mappings
+
+
+def test_where_programs_watch_they_tell_of_forks() -> None:
+    """FORK is written after the child has its copy, and another thread may have changed the memory in between; the
+    programs know when the lock was taken."""
+    body = struct.pack("<iiiiQ", 7, 5, 7, 5, 100) + struct.pack("<iiQ", 5, 5, 100)
+    timeline, reducer = Timeline(), Reducer()
+    timeline.named(1, 0, 5, 5, "sh", True)
+    (block,) = _Decoder(timeline, {}).calls(3, bytearray(struct.pack("<IHH", 7, 0, 8 + len(body)) + body))
+    assert isinstance(block, Records) and len(block) == 1
+    timeline.flags_of_new_task(50, 0, 5, 7, 17)
+    for row in block.rows:
+        row[1](*row)
+    timeline.tell(reducer)
+    assert [event.time for event in reducer.events if event.op == "fork"] == [50]

@@ -92,6 +92,37 @@ def test_the_machine_ends_with_the_mappings_that_the_kernel_had(
     assert [str(difference) for difference in player.differences] == []
 
 
+def test_what_merges_while_another_thread_touches_it_merges_in_the_machine(tmp_path: Path, recorder: str) -> None:
+    """A thread touches VMAs, one after the other, and another lets them merge with their neighbours: whether they do
+    depends on who has mmap_lock first.  By the times at which faults are taken, hundreds differ on two CPUs."""
+    program = """
+        import ctypes, threading
+        libc = ctypes.CDLL(None)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+        libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        libc.mprotect.argtypes = libc.madvise.argtypes
+        for _ in range(100):
+            start = libc.mmap(None, 257 << 12, 3, 0x22, -1, 0)
+            libc.mprotect(start + (256 << 12), 1 << 12, 0)
+            pages = range(start, start + (256 << 12), 2 << 12)
+            for page in pages:
+                libc.madvise(page, 1 << 12, 16)  # MADV_DONTDUMP: a VMA of its own
+            first = ctypes.c_char.from_address(start)
+            thread = threading.Thread(target=ctypes.memset, args=(start, 1, 256 << 12))
+            thread.start()
+            while first.value == bytes(1):
+                pass
+            for page in pages[1:]:
+                libc.madvise(page, 1 << 12, 17)  # MADV_DODUMP
+            thread.join()
+    """
+    command = [sys.executable, "-S", "-c", textwrap.dedent(program)]
+    player = replayed(record(command, tmp_path / "h", recorder=recorder, check=True).history)
+    assert player.marks == 1
+    assert [str(difference) for difference in player.geometry + player.differences] == []
+
+
 def test_faults_have_their_kind_and_bad_ones_their_result(tmp_path: Path, recorder: str) -> None:
     program = """
         import ctypes, mmap

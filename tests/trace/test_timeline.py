@@ -13,7 +13,7 @@ from rmaplab.mm.machine import Machine
 from rmaplab.mm.profile import PROFILES
 from rmaplab.rmap.anon_vma import AnonVmaRmap
 from rmaplab.trace import elf
-from rmaplab.trace.batches import Faults
+from rmaplab.trace.batches import ALLOCATED, LOCKED, Calls, Changes, Faults
 from rmaplab.trace.calls import CALLS
 from rmaplab.trace.events import Event
 from rmaplab.trace.history import Header
@@ -72,6 +72,60 @@ def test_the_lock_says_whether_a_fork_or_an_unmapping_was_first() -> None:
     timeline.flags_of_new_task(39, 0, 5, 9, 0x11)
     assert [event.op for event in events(timeline)] == ["mmap", "fork", "munmap"]
     assert timeline.locked
+
+
+def fault(tid: int = 5, ip: int = 100) -> tuple[int, int, int]:
+    return tid, 1, ip
+
+
+def locked(tid: int = 5, ip: int = 100) -> tuple[int, int, int]:
+    return tid, LOCKED, ip
+
+
+def page(tid: int = 5, ip: int = 100) -> tuple[int, int, int]:
+    return tid, ALLOCATED, ip
+
+
+@pytest.mark.parametrize(
+    ("seen", "first"),
+    [
+        ({20: fault()}, "fault"),
+        ({20: fault(), 22: locked()}, "fault"),
+        ({20: fault(), 26: locked()}, "mprotect"),
+        ({20: fault(), 22: locked(), 32: locked()}, "fault"),  # the first is the fault's
+        ({20: fault(), 22: locked(), 32: page()}, "fault"),
+        ({20: fault(), 26: page()}, "fault"),  # the other waits for the VMA
+        ({20: fault(), 32: page()}, "mprotect"),
+        ({20: fault(), 32: page(ip=200)}, "fault"),  # of a call's
+        ({20: fault(), 21: fault(ip=200), 32: page()}, "fault"),
+        ({20: fault(), 32: page(tid=8)}, "fault"),
+        ({20: fault(), 22: fault(tid=8), 32: page(), 33: page(tid=8)}, "mprotect"),
+        ({15: locked(), 20: fault()}, "fault"),
+        ({26: fault(), 32: page()}, "mprotect"),
+    ],
+)
+def test_a_fault_happens_when_it_goes_on(seen: dict[int, tuple[int, int, int]], first: str) -> None:
+    """Another thread has the lock from 25 to 30, and changes what lies beside: whether they merge depends on who was
+    first."""
+    timeline = started()
+    mapped(timeline, 10)
+    timeline.new_task(13, 0, 5, 8, CLONE_VM | 0x10000)
+    call(timeline, 8, "mprotect", [A, PAGE, PROT_READ], (24, 25, 30))
+    columns = zip(*((time, 0, tid, A + PAGE, kind, 5, ip) for time, (tid, kind, ip) in seen.items()), strict=True)
+    kinds = (np.int64, np.int16, np.int32, np.uint64, np.int8, np.int32, np.uint64)
+    timeline.touched(Faults(*(np.array(column, dtype=kind) for column, kind in zip(columns, kinds, strict=True))))
+    told = [event for event in events(timeline) if event.op != "mmap"]
+    assert told[0].op == first and told[0].time < told[-1].time
+    nr_faults = sum(kind < LOCKED for _, kind, _ in seen.values())
+    assert sum(event.length for event in told if event.op == "fault") == nr_faults * PAGE
+
+
+def test_a_change_of_another_address_space_is_not_waited_for() -> None:
+    """Process 9 changes its own memory from 25 to 30, and process 5 from 40 to 50."""
+    changes = Changes(Calls.joined([]), [(5, 40, 50), (9, 25, 30)])
+    rows = [(20, 0, 5, A, 1), (60, 0, 5, 0, ALLOCATED), (21, 0, 9, A, 1), (61, 0, 9, 0, ALLOCATED)]
+    faults = Faults.of(sorted(rows)).when_handled(lambda: changes)
+    assert [(row[0], row[2]) for row in faults.rows()] == [(26, 9), (41, 5)]
 
 
 def test_an_executable_stack_is_one_where_it_stays() -> None:

@@ -12,7 +12,7 @@ Invariant: the rows are those that would come of them one by one, in the order i
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -36,7 +36,9 @@ from rmaplab.trace.events import FAULT_WRITE
 from rmaplab.trace.history import CODE, Rows, empty_columns
 from rmaplab.trace.spaces import Process, Range, page_align
 
-__all__ = ["REGISTERS", "Batch", "Calls", "Faults", "Run", "in_order"]
+__all__ = ["ALLOCATED", "LOCKED", "REGISTERS", "Batch", "Calls", "Changes", "Faults", "Run", "in_order"]
+
+LOCKED, ALLOCATED = 3, 4  # what a row of Faults is that is none: see there
 
 REGISTERS: Final = ("di", "si", "dx", "r10", "r8", "r9")  # of a system call's parameters
 
@@ -47,8 +49,9 @@ _PLAIN: Final = (
     _MMAP, _MUNMAP, _BRK, _MREMAP, _MPROTECT, _PKEY_MPROTECT, _MADVISE,
     *(CALLS[name].number for name in ("mlock", "mlock2", "munlock")),
 )  # fmt: skip
-_SEEN: Final = np.dtype([("time", "i8"), ("cpu", "i8"), ("tid", "i4"), ("number", "i8"), ("result", "i8"),
-                         *((name, "u8") for name in REGISTERS)])  # fmt: skip
+_SEEN: Final = np.dtype([("time", "i8"), ("cpu", "i8"), ("pid", "i4"), ("tid", "i4"), ("number", "i8"),
+                         ("result", "i8"), *((name, "u8") for name in REGISTERS)])  # fmt: skip
+_NEVER: Final = np.iinfo(np.int64).max
 _FEW: Final = 128  # faults that are not worth arrays
 _CHUNK: Final = 4096  # faults that become rows at a time
 
@@ -64,7 +67,7 @@ def in_order(times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | slice:
 class Calls:
     """System calls that returned, as columns.
 
-    seen:   has fields time (of the return), cpu, tid, number, result, and REGISTERS
+    seen:   has fields time (of the return), cpu, pid, tid, number, result, and REGISTERS
     effect: when they took effect
     """
 
@@ -107,10 +110,42 @@ class Calls:
         return plain
 
 
+class Changes:
+    """Calls that had mmap_lock for writing, as columns, in the order in which they got it, process by process.
+
+    locked, returned: when they got it, and when they were over
+    """
+
+    def __init__(self, calls: Calls, others: Sequence[tuple[int, int, int]]) -> None:
+        """others: process, and these two, of those that are not among `calls`"""
+        rows = np.array(others, dtype=np.int64).reshape(-1, 3)
+        locking = calls.effect < calls.time
+        pid = np.concatenate([calls.seen["pid"][locking], rows[:, 0]])
+        locked = np.concatenate([calls.effect[locking], rows[:, 1]])
+        order = np.lexsort((locked, pid))
+        self._pid: Final = pid[order]
+        self.locked: Final = locked[order]
+        self.returned: Final = np.concatenate([calls.time[locking], rows[:, 2]])[order]
+
+    def between(
+        self, pid: npt.NDArray[np.int32], after: npt.NDArray[np.int64], before: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """From where to where in the columns those of each `pid` are that got the lock between these times."""
+        start = min(self.locked.min(initial=_NEVER), after.min(initial=_NEVER))
+        span = max(self.locked.max(initial=0), before.max(initial=0)) - start + 1
+        _, rank = np.unique(np.concatenate([self._pid, pid]), return_inverse=True)
+        rank = rank.astype(np.int64) * span - start
+        mine, theirs = rank[: len(self._pid)] + self.locked, rank[len(self._pid) :]
+        return np.searchsorted(mine, theirs + after, side="right"), np.searchsorted(mine, theirs + before)
+
+
 class Faults:
     """Faults as columns, in the order in which they happened.
 
-    write: 0 a read, 1 a write, 2 not known
+    write: 0 a read, 1 a write, 2 not known; no fault, but how task `tid` went on: LOCKED: it got
+           mmap_lock for reading, ALLOCATED: it got a page
+    pid:   the process of task `tid`
+    ip:    the user's instruction; 0: not known, and a lock or page is known to be for the fault before it
     """
 
     def __init__(
@@ -120,12 +155,16 @@ class Faults:
         tid: npt.NDArray[np.int32],
         addr: npt.NDArray[np.uint64],
         write: npt.NDArray[np.int8],
+        pid: npt.NDArray[np.int32] | None = None,
+        ip: npt.NDArray[np.uint64] | None = None,
     ) -> None:
         self.time: Final = time
         self.cpu: Final = cpu
         self.tid: Final = tid
         self.addr: Final = addr
         self.write: Final = write
+        self.pid: Final = tid if pid is None else pid
+        self.ip: Final = np.zeros(len(time), dtype=np.uint64) if ip is None else ip
 
     @classmethod
     def of(cls, rows: Sequence[tuple[int, int, int, int, int]]) -> Faults:
@@ -143,7 +182,7 @@ class Faults:
         return cls(*(np.concatenate(columns) for columns in zip(*(part._columns() for part in parts), strict=True)))
 
     def _columns(self) -> tuple[npt.NDArray[Any], ...]:
-        return self.time, self.cpu, self.tid, self.addr, self.write
+        return self.time, self.cpu, self.tid, self.addr, self.write, self.pid, self.ip
 
     @property
     def effect(self) -> npt.NDArray[np.int64]:
@@ -157,7 +196,35 @@ class Faults:
 
     def rows(self) -> list[tuple[int, int, int, int, int]]:
         """As `of` takes them."""
-        return list(zip(*(column.tolist() for column in self._columns()), strict=True))
+        return list(zip(*(column.tolist() for column in self._columns()[:5]), strict=True))
+
+    def when_handled(self, changes: Callable[[], Changes]) -> Faults:
+        """The faults alone, each when it took effect among `changes` of its address space that began later.
+
+        A fault gives a VMA its anon_vma, by which VMAs that meet merge or do not, only with mmap_lock (mm/memory.c
+        vmf_anon_prepare()).  One that had no need of it gets its page while it holds the VMA's own lock, which a change
+        keeps until it is over (vma_end_write_all()).  So a change was first that got mmap_lock before the fault did, or
+        that was over before the fault got its page.
+        """
+        is_fault = self.write < LOCKED
+        if is_fault.all():
+            return self
+        order = np.lexsort((self.time, self.tid))
+        first, second = order[:-1], order[1:]
+        theirs = (
+            is_fault[first] & ~is_fault[second] & (self.tid[first] == self.tid[second])
+            & (self.ip[first] == self.ip[second])
+        )  # fmt: skip
+        fault, locked = first[theirs], self.write[second[theirs]] == LOCKED
+        time, went_on = self.time.copy(), self.time[second[theirs]]
+        known = changes()
+        begin, end = known.between(self.pid[fault], time[fault], went_on)
+        for i in np.flatnonzero(begin < end).tolist():
+            earlier = np.flatnonzero(locked[i] | (known.returned[begin[i] : end[i]] < went_on[i]))
+            if len(earlier):
+                time[fault[i]] = known.locked[begin[i] + earlier[-1]] + 1
+        faults = Faults(time, *self._columns()[1:])[is_fault]
+        return faults[in_order(faults.time)]
 
 
 class Run:

@@ -4,13 +4,15 @@
 A record of perf's costs the recorded program a microsecond, and each event that a task has is made anew at each fork.
 These programs cost a third of that (docs/decisions.md has the figures): they run in all tasks, look the task up in a
 map of those that are followed, and write one small record for a fault, and one for a call, when it returns, with its
-parameters, its result, and when it got mmap_lock for writing.  perf's own records of what was mapped, executed and
+parameters, its result, and when it got mmap_lock for writing.  A fault of a task that shares its memory with others has
+a second one when it gets mmap_lock for reading, or a page.  perf's own records of what was mapped, executed and
 ended still come from perf_events.py.
 
 The programs read nothing of the kernel's but the parameters of tracepoints and pt_regs, so they need no types, and of
 the program's the limit that it sets (setrlimit(2)):
 
 - page_fault_user and page_fault_kernel (arch/x86/include/asm/trace/exceptions.h): address, pt_regs, error code;
+- mm_page_alloc (include/trace/events/kmem.h): page, order, gfp_flags;
 - sys_exit (include/trace/events/syscalls.h): pt_regs, result;
 - mmap_lock_acquire_returned (include/trace/events/mmap_lock.h): mm, its memcg's path before 6.13, write, success;
 - task_newtask (include/trace/events/task.h): a child is followed before it runs;
@@ -33,7 +35,7 @@ import numpy.typing as npt
 
 from rmaplab.mm.abi import CLONE_VM
 from rmaplab.trace import bpf
-from rmaplab.trace.batches import REGISTERS, Calls, Faults, in_order
+from rmaplab.trace.batches import ALLOCATED, LOCKED, REGISTERS, Calls, Faults, in_order
 from rmaplab.trace.calls import BY_NUMBER, CALLS, LOCKING_ADVICE
 from rmaplab.trace.collector import Block, Records, Stream
 from rmaplab.trace.perf_events import (
@@ -51,6 +53,10 @@ _INITIAL_NAMESPACE: Final = "pid:[4026531836]"  # PROC_PID_INIT_INO
 _MOST_TASKS: Final = 1 << 16  # at a time
 _SET_BPF: Final = 0x40042408  # PERF_EVENT_IOC_SET_BPF
 _FAULT_ERROR_WRITE: Final = 2  # X86_PF_WRITE
+_GOT_LOCK, _GOT_PAGE = 0x7FFFFFFE, 0x7FFFFFFF  # in place of an error code: how a fault went on
+_MOVABLE: Final = 8  # ___GFP_MOVABLE, as pages of users are
+_IP: Final = 128  # where pt_regs have it
+_KEPT: Final = 40  # bytes that are remembered of a task: see _FOLLOWED
 
 _FAULT: Final = np.dtype([("header", "u8"), ("time", "i8"), ("tid", "i4"), ("pid", "i4"), ("address", "u8"),
                           ("error", "u4"), ("cpu", "u4")])  # fmt: skip
@@ -77,7 +83,9 @@ def _with_map(call: str, name: str, key: int, value: int = 0) -> str:
 """
 
 
-# r7: process and task; -8: task; r9: what is remembered of a followed task: when it got a lock last, and before that.
+# r7: process and task; -8: task; r9: what is remembered of a followed task: when it got a lock last, and before that;
+# where the kernel keeps the user's registers, the user's instruction at the last fault that has not gone on, and
+# whether the task shares its memory.
 _FOLLOWED: Final = f"""
     call get_current_pid_tgid
     r7 = r0
@@ -118,7 +126,37 @@ lost:
     {_LEAVE}"""
 
 
-def _fault() -> str:
+def _instruction_to(at: int) -> str:
+    """Where the user is goes to the stack; needs r9."""
+    return f"""
+    r1 = r10
+    r1 += -{at}
+    r2 = 8
+    r3 = *(u64 *)(r9 + 16)
+    r3 += {_IP}
+    call probe_read_kernel  ; 0, where it cannot
+"""
+
+
+def _go_on(how: int) -> str:
+    """A fault goes on, if it is for a fault that the task has what it has; needs r9."""
+    return f"""
+    r8 = *(u64 *)(r9 + 24)
+    if r8 == 0 goto out
+    {_instruction_to(24)}
+    r1 = *(u64 *)(r10 - 24)
+    if r1 != r8 goto out
+    r1 = 0
+    *(u64 *)(r9 + 24) = r1
+    *(u64 *)(r10 - 24) = r1
+    r1 = {how}
+    *(u64 *)(r10 - 16) = r1
+    {_output(32)}"""
+
+
+def _fault(user: bool) -> str:
+    """user: the fault is the user's, so that its registers are the user's"""
+    keep = "r1 = *(u64 *)(r6 + 8)\n*(u64 *)(r9 + 16) = r1" if user else ""
     return f"""
     r6 = r1
     r8 = *(u64 *)(r6 + 0)
@@ -126,6 +164,13 @@ def _fault() -> str:
     r1 >>= 47
     if r1 != 0 goto out  ; the kernel's own memory
     {_FOLLOWED}
+    r1 = *(u64 *)(r9 + 32)
+    if r1 == 0 goto alone
+    {keep}
+    {_instruction_to(24)}
+    r1 = *(u64 *)(r10 - 24)
+    *(u64 *)(r9 + 24) = r1
+alone:
     *(u64 *)(r10 - 24) = r8
     r1 = *(u64 *)(r6 + 16)
     *(u32 *)(r10 - 16) = r1
@@ -137,18 +182,28 @@ def _fault() -> str:
 def _lock(write: int) -> str:
     """write: number of that parameter of the tracepoint"""
     return f"""
-    r2 = *(u64 *)(r1 + {8 * write})
-    r2 &= 255
-    if r2 == 0 goto out
     r2 = *(u64 *)(r1 + {8 * write + 8})
     r2 &= 255
     if r2 == 0 goto out
+    r6 = *(u64 *)(r1 + {8 * write})
+    r6 &= 255
     {_FOLLOWED}
+    if r6 == 0 goto reader
     call ktime_get_ns
     r1 = *(u64 *)(r9 + 0)
     *(u64 *)(r9 + 8) = r1
     *(u64 *)(r9 + 0) = r0
-    {_LEAVE}"""
+    goto out
+reader:
+    {_go_on(_GOT_LOCK)}"""
+
+
+_ALLOCATE: Final = f"""
+    r2 = *(u64 *)(r1 + 16)
+    r2 &= {_MOVABLE}
+    if r2 == 0 goto out
+    {_FOLLOWED}
+    {_go_on(_GOT_PAGE)}"""
 
 
 def _search(numbers: Sequence[int], name: str = "n") -> str:
@@ -218,6 +273,12 @@ def _new_task(pid: int, clone_flags: int) -> str:
     {zeros}
     r8 = *(u32 *)(r6 + {pid})
     *(u32 *)(r10 - 8) = r8
+    r1 = *(u64 *)(r6 + {clone_flags})
+    r1 &= {CLONE_VM}
+    if r1 == 0 goto apart
+    *(u64 *)(r10 - 48) = r1
+    *(u64 *)(r9 + 32) = r1
+apart:
     {_with_map("update", "followed", 8, 80)}
     if r0 != 0 goto lost
     *(u64 *)(r10 - 96) = r8
@@ -243,9 +304,12 @@ _EXECUTE: Final = f"""
     {_with_map("lookup", "followed", 16)}
     if r0 == 0 goto out
     r1 = 0
+    *(u64 *)(r10 - 56) = r1
+    *(u64 *)(r10 - 48) = r1
+    *(u64 *)(r10 - 40) = r1
     *(u64 *)(r10 - 32) = r1
     *(u64 *)(r10 - 24) = r1
-    {_with_map("update", "followed", 8, 32)}
+    {_with_map("update", "followed", 8, 56)}
     {_with_map("delete", "followed", 16)}
     {_LEAVE}"""
 
@@ -291,8 +355,8 @@ class BpfEvents:
         records = PerfEvents(pid, max(size // 4, 4096), timeline, own=True)
         try:
             self._lost: Final = self._keep(bpf.create_map(bpf.ARRAY, 4, 8, 1))
-            self._followed: Final = self._keep(bpf.create_map(bpf.HASH, 4, 16, _MOST_TASKS, bpf.NO_PREALLOC))
-            bpf.update(self._followed, pid.to_bytes(4, "little"), bytes(16))
+            self._followed: Final = self._keep(bpf.create_map(bpf.HASH, 4, _KEPT, _MOST_TASKS, bpf.NO_PREALLOC))
+            bpf.update(self._followed, pid.to_bytes(4, "little"), bytes(_KEPT))
             rings += [bpf.BpfRing(size, _CALL.itemsize), bpf.BpfRing(size, _FAULT.itemsize)]
             maps = {"lost": self._lost, "followed": self._followed, "ring": rings[0].map}
             self._attach(maps, rings[1].map)
@@ -314,22 +378,25 @@ class BpfEvents:
         new, end = Tracepoint(tracefs, "task:task_newtask"), Tracepoint(tracefs, "sched:sched_process_exit")
         followed = {
             "sys_exit": _return(),
-            "mmap_lock_acquire_returned": _lock(2 if "memcg_path" in lock.fields else 1),
             "sched_process_exec": _EXECUTE,
             "sched_process_exit": _end("group_dead" in end.fields),
         }
+        faulting = {
+            "page_fault_user": _fault(user=True),
+            "page_fault_kernel": _fault(user=False),
+            "mm_page_alloc": _ALLOCATE,
+            "mmap_lock_acquire_returned": _lock(2 if "memcg_path" in lock.fields else 1),
+        }
         for name, text in followed.items():
             self._raw(bpf.assemble(text, maps), name)
-        fault = bpf.assemble(_fault(), {**maps, "ring": faults})
-        self._raw(fault, "page_fault_user", "page_fault_kernel")
+        for name, text in faulting.items():
+            self._raw(bpf.assemble(text, {**maps, "ring": faults}), name)
         text = _new_task(new.offset("pid"), new.offset("clone_flags"))
         program = self._keep(bpf.load(bpf.TRACEPOINT, bpf.assemble(text, maps)))
         fcntl.ioctl(self._keep(perf_event_open(new, -1, 0)), _SET_BPF, program)
 
-    def _raw(self, code: bytes, *names: str) -> None:
-        program = self._keep(bpf.load(bpf.RAW_TRACEPOINT, code))
-        for name in names:
-            self._keep(bpf.attach_raw_tracepoint(name, program))
+    def _raw(self, code: bytes, name: str) -> None:
+        self._keep(bpf.attach_raw_tracepoint(name, self._keep(bpf.load(bpf.RAW_TRACEPOINT, code))))
 
     def _keep(self, descriptor: int) -> int:
         self._descriptors.append(descriptor)
@@ -341,7 +408,8 @@ class BpfEvents:
 
     def settled(self, now: int) -> int:
         """When the first of those locks was taken whose calls have no record yet; `now`: none was."""
-        locks = np.frombuffer(bpf.values(self._followed, 4, 16, _MOST_TASKS), dtype=np.uint64)
+        kept = np.frombuffer(bpf.values(self._followed, 4, _KEPT, _MOST_TASKS), dtype=np.uint64)
+        locks = kept.reshape(-1, _KEPT // 8)[:, :2]
         return min(now, int(locks[locks > 0].min(initial=now)))
 
     def close(self) -> None:
@@ -380,8 +448,10 @@ class BpfEvents:
 
     def _faults(self, data: bytearray) -> Sequence[Block]:
         seen = _records(data, _FAULT)
-        write = (seen["error"] & _FAULT_ERROR_WRITE != 0).astype(np.int8)
-        return [Faults(seen["time"], seen["cpu"].astype(np.int16), seen["tid"], seen["address"], write)]
+        error = seen["error"]
+        write = (error & _FAULT_ERROR_WRITE != 0).astype(np.int8)
+        write[error == _GOT_LOCK], write[error == _GOT_PAGE] = LOCKED, ALLOCATED
+        return [Faults(seen["time"], seen["cpu"].astype(np.int16), seen["tid"], seen["address"], write, seen["pid"])]
 
 
 def _records(data: bytearray, kind: np.dtype[np.void]) -> npt.NDArray[np.void]:

@@ -7,8 +7,9 @@ take them; so memory does not grow with the run, and little is left to do when t
 
 Invariant: when a window of time is told, all records of each ring up to its end have been read.  A record may become
 visible in its ring a little after the time that it bears; `_SETTLES` is more than that takes.  Nor does a window go
-beyond a lock whose call has not returned.  What breaks this all the same (a call that returns long after its lock) the
-timeline notices, and the order counts as inferred.
+beyond a lock whose call has not returned; and it ends `_FAULT_WAITS` earlier than what was read, so that how a fault
+went on is known when it is told.  What breaks this all the same (a call that returns long after its lock) the timeline
+notices, and the order counts as inferred.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _WINDOW: Final = 1 << 23  # bytes of a ring that are looked at at a time
 _SETTLES: Final = 100_000_000  # ns
 _PATIENCE: Final = 5_000_000_000  # ns that a call may take from its lock to its record
 _REACHES: Final = 1_000_000_000  # the same, where there is so much to read that locks of late are not looked at
+_FAULT_WAITS: Final = 200_000_000  # ns: longer than a fault takes
 _DRAIN: Final = 50  # ms between two looks at rings that wake nobody
 _NEVER: Final = 1 << 62
 Say = Callable[[str], None]
@@ -219,7 +221,8 @@ class Collector:
                 row[1](*row)
             faults = Faults.joined(touched)
             timeline.touched(faults[in_order(faults.time)])
-            timeline.tell(self._reducer, timeline.settled(min(end + 1, *(stream.waits() for stream in self._streams))))
+            known = min(end + 1 - _FAULT_WAITS, *(stream.waits() for stream in self._streams))
+            timeline.tell(self._reducer, timeline.settled(known))
 
     def stop(self, say: Say = lambda text: None) -> None:
         """Watch no longer; returns when the reducer was told everything.

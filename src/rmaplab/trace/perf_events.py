@@ -5,15 +5,18 @@ Events collected, for a process and all its descendants:
 
 - exceptions:page_fault_user and page_fault_kernel: every fault, with address and kind; the kernel's own faults on
   user addresses (copy_to_user()) are faults of the process, too;
+- mmap_lock:mmap_lock_acquire_returned of readers, and kmem:mm_page_alloc: how a fault went on;
 - raw_syscalls:sys_enter and sys_exit of the calls in calls.py, with registers and results;
 - mmap_lock:mmap_lock_acquire_returned, of writers: the order (timeline.py);
 - task:task_newtask, which has the flags of fork, vfork, clone and clone3;
 - perf's own records: COMM (exec's point of no return), MMAP2 (a VMA made by mmap, by exec's loader, or by the growth of
   a stack), FORK, EXIT, LOST.
 
-Each CPU has two rings.  One has only faults, so all its records are alike, and a NumPy array of records is what it
-holds; millions of faults are never looked at one by one.  The other has the rest.  bpf_events.py uses the second for
-perf's own records alone, and sees the rest with programs of its own, at a third of the cost, but needs more rights.
+Each CPU has four rings.  One has only faults, one only readers' locks and one only pages, so all their records are
+alike, and a NumPy array of records is what each holds; millions of faults are never looked at one by one.  They have
+the user's instruction, by which a lock or a page is known to be for a fault.  The fourth has the rest.
+bpf_events.py uses that for perf's own records alone, and sees the rest with programs of its own, at a third of the
+cost, but needs more rights.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from typing import IO, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rmaplab.trace.batches import Faults, in_order
+from rmaplab.trace.batches import ALLOCATED, LOCKED, Faults, in_order
 from rmaplab.trace.calls import BY_NUMBER
 from rmaplab.trace.collector import Block, Records, Stream
 from rmaplab.trace.reduce import CLONE_THREAD
@@ -44,20 +47,24 @@ __all__ = ["NotPermitted", "PerfEvents", "Tracepoint", "find_tracefs", "perf_eve
 _TRACEFS: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 _FAULTS: Final = ("exceptions:page_fault_user", "exceptions:page_fault_kernel")
 _CALLS: Final = ("raw_syscalls:sys_enter", "raw_syscalls:sys_exit", "task:task_newtask")
+_PAGE: Final = "kmem:mm_page_alloc"
 _LOCK: Final = "mmap_lock:mmap_lock_acquire_returned"
 _FOLLOWED: Final = "||".join(f"id=={number}" for number in sorted(BY_NUMBER))
 _FILTERS: Final = {
     "exceptions:page_fault_kernel": "address<0x800000000000",
+    _PAGE: "gfp_flags&8",  # ___GFP_MOVABLE, as pages of users are
     "raw_syscalls:sys_enter": _FOLLOWED,
     "raw_syscalls:sys_exit": _FOLLOWED,
-    _LOCK: "write==1&&success==1",
 }
+_WRITERS, _READERS = (f"write=={write}&&success==1" for write in (1, 0))  # filters of _LOCK
 
 _SYS_PERF_EVENT_OPEN: Final = 298
 _TYPE_SOFTWARE, _TYPE_TRACEPOINT = 1, 2
 _DUMMY: Final = 9  # PERF_COUNT_SW_DUMMY
 _TIME: Final = 1 << 2  # PERF_SAMPLE_TIME
 _SAMPLE: Final = 1 << 1 | _TIME | 1 << 10  # PERF_SAMPLE_TID, TIME, RAW
+_REGISTERS: Final = 1 << 12  # PERF_SAMPLE_REGS_USER
+_IP: Final = 1 << 8  # of registers: the instruction
 # Bits of perf_event_attr (include/uapi/linux/perf_event.h).
 _INHERIT, _MMAP, _COMM, _TASK, _WATERMARK = 1 << 1, 1 << 8, 1 << 9, 1 << 13, 1 << 14
 _MMAP_DATA, _SAMPLE_ID_ALL, _MMAP2, _COMM_EXEC, _USE_CLOCKID = 1 << 17, 1 << 18, 1 << 23, 1 << 24, 1 << 25
@@ -95,11 +102,14 @@ class NotPermitted(Exception):
 
 
 class Tracepoint:
-    """One of the kernel's tracepoints: number, and where its fields are (events/*/format in tracefs)."""
+    """One of the kernel's tracepoints: number, and where its fields are (events/*/format in tracefs).
 
-    def __init__(self, tracefs: Path, name: str) -> None:
+    filter: which of its events are wanted, in the kernel's notation
+    """
+
+    def __init__(self, tracefs: Path, name: str, filter: str = "") -> None:
         directory = tracefs / "events" / name.replace(":", "/")
-        self.name: Final = name
+        self.filter: Final = filter
         self.number: Final = int((directory / "id").read_text())
         text = (directory / "format").read_text()
         found = re.findall(r"\sfield:[^;]*?(\w+)(?:\[\d+\])?;\s*offset:(\d+);\s*size:(\d+);", text)
@@ -137,7 +147,8 @@ def perf_event_open(
     """
     kind, number = (_TYPE_SOFTWARE, _DUMMY) if point is None else (_TYPE_TRACEPOINT, point.number)
     attr = _ATTR.pack(
-        kind, _ATTR.size, number, 1, sample, 0, flags, wakeup, 0, 0, 0, 0, 0, 0, _CLOCK_MONOTONIC, 0, 0, 0, 0
+        kind, _ATTR.size, number, 1, sample, 0, flags, wakeup, 0, 0, 0, 0, _IP if sample & _REGISTERS else 0, 0,
+        _CLOCK_MONOTONIC, 0, 0, 0, 0,
     )
     descriptor: int = _libc.syscall(_SYS_PERF_EVENT_OPEN, attr, pid, cpu, -1, _CLOEXEC)
     if descriptor < 0:
@@ -177,7 +188,7 @@ class PerfRing:
 class PerfEvents:
     """What process `pid` and its descendants do, from now, for a Collector.
 
-    size:     bytes of each ring, of which there are two a CPU
+    size:     bytes of each ring, of which there are four a CPU
     timeline: is told what is in them
     own:      perf's own records only
 
@@ -190,38 +201,43 @@ class PerfEvents:
         points: dict[str, Tracepoint] = {}
         if not own:
             tracefs = find_tracefs()
-            points |= {name: Tracepoint(tracefs, name) for name in (*_FAULTS, *_CALLS)}
+            names = (*_FAULTS, _PAGE, *_CALLS)
+            points |= {name: Tracepoint(tracefs, name, _FILTERS.get(name, "")) for name in names}
             try:
-                points[_LOCK] = Tracepoint(tracefs, _LOCK)
+                points |= {which: Tracepoint(tracefs, _LOCK, which) for which in (_WRITERS, _READERS)}
             except OSError:
                 pass  # a kernel older than 5.11: the order is inferred
         decoder = _Decoder(timeline, points)
         try:
             for cpu in _online_cpus():
-                calls: list[Tracepoint | None] = [points[name] for name in (*_CALLS, _LOCK) if name in points]
+                calls: list[Tracepoint | None] = [points[name] for name in (*_CALLS, _WRITERS) if name in points]
                 ring = self._ring(pid, cpu, size, calls or [None], _RECORDS | _SAMPLE_ID_ALL)
                 self.streams.append(Stream(ring, partial(decoder.calls, cpu)))
-                if not own:
-                    ring = self._ring(pid, cpu, size, [points[name] for name in _FAULTS], 0)
-                    self.streams.append(Stream(ring, partial(decoder.faults, cpu)))
+                for which, kind in ((_FAULTS, 0), ((_READERS,), LOCKED), ((_PAGE,), ALLOCATED)):
+                    alike = [points[name] for name in which if name in points]
+                    if alike:
+                        ring = self._ring(pid, cpu, size, alike, 0, _SAMPLE | _REGISTERS)
+                        self.streams.append(Stream(ring, partial(decoder.faults, cpu, kind)))
         except OSError as error:
             self.close()
             raise NotPermitted(_reason(error)) from None
 
-    def _ring(self, pid: int, cpu: int, size: int, points: Sequence[Tracepoint | None], flags: int) -> PerfRing:
-        """A ring, with events that write to it; `flags`: of the first."""
+    def _ring(
+        self, pid: int, cpu: int, size: int, points: Sequence[Tracepoint | None], flags: int, sample: int = _SAMPLE
+    ) -> PerfRing:
+        """A ring, with events that write to it; `flags`: of the first; `sample`: what samples have."""
         ring: PerfRing | None = None
         for point in points:
             flags |= _INHERIT | _WATERMARK | _USE_CLOCKID
-            descriptor = perf_event_open(point, pid, cpu, flags, _TIME if point is None else _SAMPLE, size // 4)
+            descriptor = perf_event_open(point, pid, cpu, flags, _TIME if point is None else sample, size // 4)
             self._descriptors.append(descriptor)
             if ring is None:
                 ring = PerfRing(descriptor, size)
                 flags &= ~_RECORDS
             else:
                 fcntl.ioctl(descriptor, _SET_OUTPUT, ring.descriptor)
-            if point is not None and point.name in _FILTERS:
-                fcntl.ioctl(descriptor, _SET_FILTER, _FILTERS[point.name].encode() + b"\0")
+            if point is not None and point.filter:
+                fcntl.ioctl(descriptor, _SET_FILTER, point.filter.encode() + b"\0")
         assert ring is not None
         return ring
 
@@ -304,8 +320,8 @@ class _Decoder:
         self._new_pid: Final = new.offset("pid")
         self._clone_flags: Final = new.offset("clone_flags")
         self._acts.update({enter.number: self._entered, leave.number: self._left, new.number: self._flags})
-        if _LOCK in points:
-            self._acts[points[_LOCK].number] = self._locked
+        if _WRITERS in points:
+            self._acts[points[_WRITERS].number] = self._locked
 
     def calls(self, cpu: int, part: bytearray) -> Sequence[Block]:
         """What a ring of calls held."""
@@ -363,7 +379,7 @@ class _Decoder:
         if kind == _MMAP2_RECORD:
             _, _, start, length, offset, _, _, _, _, prot, _ = _MAPPED.unpack_from(data)
             timeline.mapped(time, cpu, tid, start, length, prot, offset, *_file(data))
-        elif kind == _FORK:
+        elif kind == _FORK and self._acts:  # a source with programs of its own knows when the lock was taken
             child_pid, parent_pid, child, parent = _TASKS.unpack_from(data)
             timeline.new_task(time, cpu, parent, child, CLONE_THREAD if child_pid == parent_pid else 0)
         elif kind == _EXIT:
@@ -397,31 +413,40 @@ class _Decoder:
     def _locked(self, time: int, act: object, cpu: int, pid: int, tid: int, kind: int, data: bytes) -> None:
         self._timeline.lock(time, tid)
 
-    def faults(self, cpu: int, data: bytearray) -> Sequence[Block]:
-        """What a ring of faults held."""
-        pieces: list[npt.NDArray[np.uint8]] = []
+    def faults(self, cpu: int, how: int, data: bytearray) -> Sequence[Block]:
+        """What a ring of faults held, or of `how` they went on."""
+        pieces: list[Faults] = []
         at, size = 0, len(data)
         while at + 8 <= size:
             kind, _, length = _HEADER.unpack_from(data, at)
             if at + length > size:
                 break
             if kind == _SAMPLE_RECORD:
-                # As many as are alike: all, unless something was lost in between.
+                # As many as are alike: all, unless something was lost in between, or a task has no registers.
                 nr_records = (size - at) // length
                 piece = np.frombuffer(bytes(data[at : at + nr_records * length]), dtype=np.uint8)
                 piece = piece.reshape(nr_records, length)
                 other = np.flatnonzero((piece[:, :8] != piece[0, :8]).any(axis=1))
-                pieces.append(piece[: other[0]] if len(other) else piece)
-                length *= len(pieces[-1])
+                piece = piece[: other[0]] if len(other) else piece
+                pieces.append(self._faults_of(piece, cpu, how))
+                length *= len(piece)
             elif kind in (_LOST, _LOST_SAMPLES):
                 self._timeline.lost += struct.unpack_from("<Q", data, at + (16 if kind == _LOST else 8))[0]
             at += length
         del data[:at]
-        return [self._faults_of(np.concatenate(pieces), cpu)] if pieces else []
+        faults = Faults.joined(pieces)
+        return [faults[in_order(faults.time)]]
 
-    def _faults_of(self, records: npt.NDArray[np.uint8], cpu: int) -> Faults:
+    def _faults_of(self, records: npt.NDArray[np.uint8], cpu: int, how: int) -> Faults:
+        nr_records, length = records.shape
+        cpus = np.full(nr_records, cpu, dtype=np.int16)
+        time, pid, tid = (_column(records, *field) for field in ((16, np.int64), (8, np.int32), (12, np.int32)))
+        addr, ip = np.zeros((2, nr_records), dtype=np.uint64)
+        registers = _RAW + int(_column(records, _RAW - 4, np.uint32)[0])  # of which sort, and the instruction
+        if registers + 16 <= length:
+            ip = _column(records, registers + 8, np.uint64)
+        if how:
+            return Faults(time, cpus, tid, addr, np.full(nr_records, how, dtype=np.int8), pid, ip)
+        addr = _column(records, self._address, np.uint64)
         write = (_column(records, self._error_code, np.int64) & _FAULT_ERROR_WRITE != 0).astype(np.int8)
-        cpus = np.full(len(records), cpu, dtype=np.int16)
-        time, tid = _column(records, 16, np.int64), _column(records, 12, np.int32)
-        faults = Faults(time, cpus, tid, _column(records, self._address, np.uint64), write)
-        return faults[in_order(faults.time)]
+        return Faults(time, cpus, tid, addr, write, pid, ip)

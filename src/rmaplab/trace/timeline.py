@@ -3,8 +3,9 @@
 
 A source (bpf_events.py and perf_events.py read the kernel's ring buffers, perf_text.py what `perf script` printed)
 reports what it saw and when: calls entered and left, faults, tasks made and gone, programs executed, and what was
-mapped.  A fault happens when it is seen.  A call takes effect somewhere between its entry and its exit, and meanwhile
-other threads of its address space may do something, or a fork on another CPU copy what they still have.
+mapped.  A fault happens when it is taken, or after what another thread changed meanwhile (Faults.when_handled()).  A
+call takes effect somewhere between its entry and its exit, and meanwhile other threads of its address space may do
+something, or a fork on another CPU copy what they still have.
 
 - Known: a task that changes an address space, or copies it (dup_mmap() in mm/mmap.c), holds its mmap_lock for
   writing.  The tracepoint mmap_lock:mmap_lock_acquire_returned says when a call got it, which is the order among all
@@ -22,6 +23,7 @@ flags, which the same parent hits right after it, adds the flags.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -30,7 +32,7 @@ import numpy.typing as npt
 from rmaplab.mm.abi import CLONE_VM, PROT_READ, PROT_WRITE
 from rmaplab.mm.vma import PAGE_SIZE
 from rmaplab.trace import elf
-from rmaplab.trace.batches import Calls, Faults
+from rmaplab.trace.batches import Calls, Changes, Faults
 from rmaplab.trace.calls import Call
 from rmaplab.trace.history import Header
 from rmaplab.trace.reduce import Backing, Reducer
@@ -141,6 +143,7 @@ class Timeline:
         self._seen: list[tuple[int, int, int, int, _Seen]] = []  # time, number, cpu, tid, what
         self._plain: list[Calls] = []
         self._faults: list[Faults] = []
+        self._changes: list[tuple[int, int, int]] = []  # process, when it got mmap_lock, when it was over
         self._calls: dict[int, _Entered] = {}  # by tid
         self._mapped: dict[int, _Mapped] = {}  # by tid
         self._execs: dict[int, _Exec] = {}  # by tid
@@ -150,7 +153,7 @@ class Timeline:
     # What a source says
 
     def touched(self, faults: Faults) -> None:
-        """Faults, with times that ascend."""
+        """Faults, and pages that they got, with times that ascend."""
         if len(faults):
             self._faults.append(faults)
 
@@ -192,6 +195,8 @@ class Timeline:
         self.locked = True
         self._execs.pop(tid, None)
         mapped = self._mapped.pop(tid, None)
+        if locked:
+            self._changes.append((pid, locked, time))
         if call.op in _OWN_RECORDS or self._is_noted(call, registers):
             return
         if mapped is not None and not 0 < locked < mapped.time:
@@ -217,8 +222,12 @@ class Timeline:
         self._execs.pop(tid, None)
         entered = self._calls.pop(tid, None)
         mapped = self._mapped.pop(tid, None)
-        if entered is None or entered.call is not call or call.op in _OWN_RECORDS:
+        if entered is None or entered.call is not call:
             return  # entered before the recording began
+        if entered.locked:
+            self._changes.append((pid, entered.effect, time))
+        if call.op in _OWN_RECORDS:
+            return
         if mapped is not None and entered.locked and mapped.time < entered.effect:
             mapped = None
         returned = _Returned(call, entered.args, result, mapped)
@@ -314,6 +323,7 @@ class Timeline:
         self._seen.sort()  # no two have the same number
         seen, calls, faults = self._seen, Calls.joined(self._plain), Faults.joined(self._faults)
         self._seen, self._plain, self._faults = [], [], []
+        faults = faults.when_handled(partial(Changes, calls, self._changes))
         if until is not None:
             self._told = max(self._told, until)
             nr_seen = next((i for i, item in enumerate(seen) if item[0] >= until), len(seen))
@@ -322,6 +332,7 @@ class Timeline:
             if nr_calls < len(calls):
                 calls, self._plain = calls[:nr_calls], [calls[nr_calls:]]
             faults, self._faults = faults[:nr_faults], [faults[nr_faults:]]
+            self._changes = [change for change in self._changes if change[1] >= until]
         batch = reducer.batch(calls, faults)
         times: npt.NDArray[np.int64] = np.array([item[0] for item in seen], dtype=np.int64)
         before = np.searchsorted(calls.effect, times).tolist(), np.searchsorted(faults.time, times).tolist()
