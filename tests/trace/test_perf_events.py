@@ -46,9 +46,11 @@ def test_runs_of_records_are_told_as_each_alone(length: int) -> None:
     mappings: list[Mapped] = []
     for i in range(8):
         # Files of the same length of name, and memory without one: of the next record, or of one some way off.
-        file = [("", ""), ("/bin/a", "00:00 5 0"), ("/bin/b", "00:00 6 0")][i % 3]
+        files = [("", ""), ("/bin/a", "00:00 5 0"), ("/bin/b", "00:00 6 0")]
+        file = files[i % 3]
         for _ in range(length if i % 2 else chosen.randint(1, 9)):
             start = chosen.randrange(1 << 35) << 12
+            file = chosen.choice(files) if i == 5 else file
             mappings.append((len(mappings), 3, chosen.randint(1, 9), start, 4096, chosen.randint(0, 7), start, *file))
     told = Told()
     (block,) = _Decoder(cast(Timeline, told), {}).calls(3, bytearray(b"".join(map(record, mappings))))

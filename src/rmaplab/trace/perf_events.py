@@ -84,11 +84,11 @@ _WHO: Final = struct.Struct("<iiQ")  # pid, tid, time: how samples begin; record
 _CLOCK: Final = struct.Struct("<Q")
 _TASKS: Final = struct.Struct("<iiii")
 _MAPPED: Final = struct.Struct("<iiQQQIIQQII")
-# Records that are alike: so many make it worth looking for more.  These are looked at together, first so many, then so
+# Records of one length: so many make it worth looking for more.  These are looked at together, first so many, then so
 # many times more as long as all of them are, up to so many.
 _AHEAD, _FIRST, _TIMES, _MOST = 8, 16, 8, 1024
-# Where an MMAP2 record has header, file and path; and where, and of which type: task, start, length, prot and offset.
-_FILE: Final = (slice(0, 8), slice(40, 64), slice(72, -8))
+# Where an MMAP2 record has file and path; and where, and of which type: task, start, length, prot and offset.
+_FILE: Final = (slice(40, 64), slice(72, -8))
 _MAPPED_COLUMNS: Final = ((12, np.int32), (16, np.uint64), (24, np.uint64), (64, np.uint32), (32, np.uint64))
 _RAW: Final = 28  # where a sample's tracepoint data begin: header, who, size
 
@@ -285,17 +285,6 @@ def _column(records: npt.NDArray[np.uint8], offset: int, kind: type[np.generic])
     return np.ascontiguousarray(records[:, offset : offset + size]).view(kind)[:, 0]
 
 
-def _tell_of_one_file(data: bytes, at: int, length: int) -> bool:
-    """Whether the record at `at`, of `length` bytes, and the next few do.  The last is the first to tell that they do
-    not."""
-    one = data[at : at + length]
-    for other in range(at + _AHEAD * length, at, -length):
-        another = data[other : other + length]
-        if any(one[part] != another[part] for part in _FILE):
-            return False
-    return True
-
-
 # Time, who takes it, cpu, pid, tid, type | misc << 16, contents.
 _Record = tuple[int, Callable[..., None], int, int, int, int, bytes]
 
@@ -333,8 +322,8 @@ class _Decoder:
             kind, misc, length = header(data, at)
             if at + length > size:
                 break
-            if kind == _MMAP2_RECORD and _tell_of_one_file(data, at, length):
-                alike = self._of_one_file(data, at, length, cpu)
+            if kind == _MMAP2_RECORD and data.startswith(data[at : at + 8], at + _AHEAD * length):
+                alike = self._alike(data, at, length, cpu)
                 records += alike
                 at += len(alike) * length
                 continue
@@ -352,25 +341,26 @@ class _Decoder:
         times = np.array([record[0] for record in records], dtype=np.int64)
         return [Records(records, times, times)]
 
-    def _of_one_file(self, data: bytes, at: int, length: int, cpu: int) -> list[tuple[Any, ...]]:
-        """Of MMAP2 records of `length` bytes, one after the other from `at` on, those that tell of the same file."""
+    def _alike(self, data: bytes, at: int, length: int, cpu: int) -> list[tuple[Any, ...]]:
+        """Of MMAP2 records of `length` bytes, one after the other from `at` on, as many as there are."""
         nr_there = min((len(data) - at) // length, _MOST)
         nr_records = _FIRST
         while True:
             nr_records = min(nr_records, nr_there)
             records: npt.NDArray[np.uint8] = np.frombuffer(data, np.uint8, nr_records * length, at).reshape(-1, length)
-            differs = np.zeros(nr_records, dtype=bool)
-            for part in _FILE:
-                differs |= (records[:, part] != records[0, part]).any(axis=1)
-            other = np.flatnonzero(differs)
+            other = np.flatnonzero((records[:, :8] != records[0, :8]).any(axis=1))
             if len(other) or nr_records == nr_there:
                 break
             nr_records *= _TIMES
         records = records[: other[0]] if len(other) else records
+        named = np.concatenate([records[:, part] for part in _FILE], axis=1)
+        names: list[bytes] = named.view(f"V{named.shape[1]}")[:, 0].tolist()
+        which = {name: at + i * length for i, name in enumerate(names)}  # one of each file
+        files = {name: _file(data[start + 8 : start + length]) for name, start in which.items()}
         fields = ((length - 8, np.int64), *_MAPPED_COLUMNS)
         columns = [_column(records, offset, kind).tolist() for offset, kind in fields]
-        act, file = self._timeline.mapped_again, _file(data[at + 8 : at + length])
-        return [(time, act, cpu, *rest, *file) for time, *rest in zip(*columns, strict=True)]
+        act = self._timeline.mapped_again
+        return [(time, act, cpu, *rest, *files[name]) for name, time, *rest in zip(names, *columns, strict=True)]
 
     def _record(self, time: int, act: object, cpu: int, pid: int, tid: int, kind: int, data: bytes) -> None:
         """Tell of one of perf's own records."""
