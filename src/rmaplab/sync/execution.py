@@ -372,6 +372,13 @@ class Execution(Scheduler):
             if isinstance(each, Lock):
                 self._states.append(self._state(each))
 
+    def mark(self) -> i64:
+        """How far what a memory model keeps of an execution has come."""
+        return 0
+
+    def keep(self, mark: i64) -> None:
+        """The steps that led up to this mark in the last execution are taken again."""
+
     def again(self) -> None:
         """Another run is to begin, with all objects as they were (snapshot.py)."""
         for task in self.tasks:
@@ -472,7 +479,7 @@ class Execution(Scheduler):
             return False
         state = self._state(lock)
         step = Step(task.number, ASK, state.name, lock, state.place, WRITE, state.whole, task.rcu_depth > 0)
-        self.locate(step, state, state.place, "held", 0)
+        self.locate(step, state, lock, "held", 0)
         task.pending = step
         self._pause(task)
         return bool(self.loaded(state, "held", 0))
@@ -638,7 +645,7 @@ class Execution(Scheduler):
 
     def _known(self, task: Task) -> Step | None:
         """What the task announced here when the path was taken before."""
-        depth = len(self.trace)
+        depth: i64 = len(self.trace)
         return self.known[depth][task.number] if depth < len(self.known) else None
 
     def _announce_lock(self, task: Task, kind: int, lock: object, state: LockState, mode: int) -> None:
@@ -709,7 +716,7 @@ class Execution(Scheduler):
         step.changes = 0
         step.note = ""
         if self.weak:
-            self.locate(step, subject, self.places.of(subject), field, index)
+            self.locate(step, subject, subject, field, index)
         task.pending = step
         self._pause(task)
         return step
@@ -752,8 +759,8 @@ class Execution(Scheduler):
     def _settle(self) -> None:
         """A task has come to its next step, or to its end."""
 
-    def locate(self, step: Step, subject: object, place: Place, field: str, index: int) -> None:
-        """`step` is about a field of the object that has this place."""
+    def locate(self, step: Step, subject: object, whole: object, field: str, index: int) -> None:
+        """`step` is about a field of `subject`, which is `whole`, or tells of it."""
 
     def ages(self, task: Task, clock: list[int]) -> list[int]:
         """How old the value may be that the task's next step loads: 0 is the newest.  `clock`: for each task, how many

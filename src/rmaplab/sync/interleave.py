@@ -353,8 +353,8 @@ class _Search(Driver):
         self.strategy: Final = strategy
         self.stack: Final[list[Node]] = []
         self.pruned = False
-        self._depth = 0
-        self._followed = 0  # steps of the path that are taken again
+        self._depth: i64 = 0
+        self._followed: i64 = 0  # steps of the path that are taken again
 
     def path(self, length: int) -> list[int]:
         """The first `length` steps of the last run: tasks, and how old the values are that they load (AGE)."""
@@ -366,6 +366,7 @@ class _Search(Driver):
         self._depth = 0
         self._followed = max(0, len(self.stack) - 1)
         execution.known = [node.steps for node in self.stack]
+        execution.keep(self.stack[-1].mark if self.stack else 0)
 
     def end(self, execution: Execution) -> None:
         """It is over, maybe by a step that broke something: another order may break something else."""
@@ -376,7 +377,7 @@ class _Search(Driver):
         """Follow the path, then go on to the end."""
         stack = self.stack
         strategy = self.strategy
-        depth = self._depth
+        depth: i64 = self._depth
         if depth > self._followed:
             strategy.took(stack, execution, depth - 1)
         tasks = execution.tasks
@@ -396,7 +397,7 @@ class _Search(Driver):
                 if waiting:
                     raise Finding("deadlock: " + waiting)
                 return -1
-            node = Node(steps, enabled, strategy.asleep(stack, steps))
+            node = Node(steps, enabled, strategy.asleep(stack, steps), execution.mark())
             node.choose(stack[-1].chosen if stack else -1)
             stack.append(node)
             if node.chosen < 0:
@@ -407,14 +408,14 @@ class _Search(Driver):
             node = stack[depth]
             task = tasks[node.chosen]
             before, now = node.steps[node.chosen], task.pending
-            if before is None or now is None or not now.is_again(before):
+            if before is None or now is None or not now.is_again(before) or execution.mark() != node.mark:
                 raise RuntimeError(
                     f"step {depth + 1}, of {task.name}, is not what it was after the same steps before"
                 )
-        number = node.chosen
+        number: i64 = node.chosen
         if not node.ages:
             node.ages = (
-                execution.ages(execution.tasks[number], strategy.clock_of(number))
+                execution.ages(tasks[number], strategy.clock_of(number))
                 if execution.weak
                 else NEWEST
             )

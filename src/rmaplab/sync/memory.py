@@ -160,15 +160,11 @@ def join(one: View, other: View) -> View:
     return joined
 
 
-def _and(view: View, location: int, oldest: int) -> View:
-    """What `view` knows, and that."""
-    known = dict(view)
-    known[location] = oldest
-    return known
-
-
 class Memory:
     """All locations, and what each task knows of them.
+
+    Most of a search is steps that are taken again, with the views that they led to before.  So views that are made are
+    written down, in the order in which they are made (`mark`), and those of steps that are the same are only read.
 
     weakened: names of orderings that are taken away
     racing:   stores to one location that nothing orders are no mistake
@@ -186,11 +182,56 @@ class Memory:
         self._locations: Final[dict[tuple[int, str, int], Location]] = {}
         self._run = 0
         self._contents = 0
+        self._views: Final[list[View]] = []
+        self._next: i64 = 0  # the view that is made next
+        self._same: i64 = 0  # the views up to there are as in the last execution
+
+    def mark(self) -> i64:
+        """How many views were made in this execution."""
+        return self._next
+
+    def keep(self, mark: i64) -> None:
+        """What led to the first `mark` views of the last execution happens again in this one."""
+        self._same = min(mark, len(self._views))
+
+    def _write(self, view: View) -> View:
+        """A new view was made."""
+        if self._next < len(self._views):
+            self._views[self._next] = view
+        else:
+            self._views.append(view)
+        self._next += 1
+        return view
+
+    def _read(self) -> View:
+        """The next view, which is the same as in the last execution."""
+        self._next += 1
+        return self._views[self._next - 1]
+
+    def join(self, one: View, other: View) -> View:
+        """What either knows."""
+        return self._read() if self._next < self._same else self._write(join(one, other))
+
+    def _join_newer(self, one: View, old: View, new: View) -> View:
+        """What `one` and `new` know, which knows what `old` does."""
+        if self._next < self._same:
+            return self._read()
+        return self._write(new if one is old else join(one, new))
+
+    def _and(self, view: View, location: int, oldest: int) -> View:
+        """What `view` knows, and that."""
+        if self._next < self._same:
+            return self._read()
+        known = dict(view)
+        known[location] = oldest
+        return self._write(known)
 
     def again(self) -> None:
         """Another execution begins: nothing was stored yet, and nobody knows anything."""
         self._run += 1
         self._contents = 0
+        self._next = 0
+        self._same = 0
         self.fences = NOTHING
         self.locks.clear()
         self.stored.clear()
@@ -281,21 +322,21 @@ class Memory:
         view = self.tasks[task]
         message = location.messages[number]
         if view.now.get(location.number, 0) < message.at:
-            view.now = _and(view.now, location.number, message.at)
+            view.now = self._and(view.now, location.number, message.at)
         if order == ACQUIRE:
             self.used[what] = "smp_load_acquire()"
         elif order == ONCE and pointee >= 0:
             self.used[what] = "address dependency"
         weak = what in self.weakened
-        handed = join(message.view, message.gone)
+        handed = self.join(message.view, message.gone)
         if order == ACQUIRE and not weak:
-            view.now = join(view.now, handed)
+            view.now = self.join(view.now, handed)
         else:
-            view.aside = join(view.aside, handed)
-        view.gone = join(view.gone, message.gone)
+            view.aside = self.join(view.aside, handed)
+        view.gone = self.join(view.gone, message.gone)
         last = NOTHING
         if order >= ONCE and not weak:
-            last = join(handed, view.through.get(key, last))
+            last = self.join(handed, view.through.get(key, last))
         view.last = last
         if pointee >= 0:
             self.lead(task, pointee)
@@ -309,7 +350,7 @@ class Memory:
     def lead(self, task: int, pointee: int) -> None:
         """The last load led the task to this object."""
         view = self.tasks[task]
-        view.through[pointee] = join(view.through.get(pointee, view.last), view.last)
+        view.through[pointee] = self.join(view.through.get(pointee, view.last), view.last)
 
     # Stores
 
@@ -342,15 +383,15 @@ class Memory:
         number = len(location.messages) - age
         newest = location.messages[number - 1]
         newest.taken = True
-        handed = join(newest.view, newest.gone)
+        handed = self.join(newest.view, newest.gone)
         if order == FULL or order == ACQUIRE:
-            view.now = join(view.now, handed)
+            view.now = self.join(view.now, handed)
         else:
-            view.aside = join(view.aside, handed)
-        view.gone = join(view.gone, newest.gone)
+            view.aside = self.join(view.aside, handed)
+        view.gone = self.join(view.gone, newest.gone)
         view.last = handed if order >= ONCE else NOTHING
         message = self._insert(task, location, number, order == FULL or order == RELEASE, what, step)
-        message.view = join(message.view, newest.view)  # a release sequence goes on through atomics
+        message.view = self.join(message.view, newest.view)  # a release sequence goes on through atomics
         if order == FULL:
             self._mb(view)
         return message
@@ -368,16 +409,16 @@ class Memory:
         if location.field == VERSION:
             self._contents += 1
             content = _CONTENTS + self._contents
-            view.now = _and(view.now, content, 1)
-            view.own = _and(view.own, content, 1)
-        view.now = _and(view.now, location.number, at)
+            view.now = self._and(view.now, content, 1)
+            view.own = self._and(view.own, content, 1)
+        view.now = self._and(view.now, location.number, at)
         # A release is cumulative: it hands over what loads found, too, that ordered nothing here.
-        handed = view.all() if release else view.later
+        handed = self.join(view.now, view.aside) if release else view.later
         if handed.get(location.number, 0) != at:
-            handed = _and(handed, location.number, at)
+            handed = self._and(handed, location.number, at)
         message = Message(None, at, task, step, what, handed, view.gone, content)
         messages.insert(number, message)
-        view.own = join(view.own, handed)
+        view.own = self.join(view.own, handed)
         return message
 
     def initialise(self, task: int, location: Location, what: str, step: int) -> None:
@@ -396,41 +437,41 @@ class Memory:
         if kind == ALL:
             self._mb(view)
         elif kind == READS:
-            view.now = view.all()
+            view.now = self.join(view.now, view.aside)
             view.aside = NOTHING
         else:
-            view.later = join(view.later, view.own)
+            view.later = self.join(view.later, view.own)
 
     def _mb(self, view: TaskView) -> None:
         last = self.fences
-        now = self.fences = view.now = join(view.all(), last)
+        now = self.fences = view.now = self.join(self.join(view.now, view.aside), last)
         view.aside = NOTHING
-        view.later = now if view.later is last else join(view.later, now)
+        view.later = self._join_newer(view.later, last, now)
         # It has reached all CPUs before whatever the task stores.
-        view.gone = now if view.gone is last else join(view.gone, now)
+        view.gone = self._join_newer(view.gone, last, now)
 
     def acquire(self, task: int, lock: int) -> None:
         """The task took a lock.  All that it does from now on comes after what it did before it last gave one back,
         and its stores after those of the lock's last holder, also for tasks that hold no lock (po-unlock-lock-po in
         linux-kernel.cat)."""
         view = self.tasks[task]
-        view.later = join(view.later, view.unlocked)
-        view.now = join(view.now, view.met)
+        view.later = self.join(view.later, view.unlocked)
+        view.now = self.join(view.now, view.met)
         handed = self.locks.get(lock)
         if handed is not None:
-            view.now = join(view.now, handed)
-            view.later = join(view.later, self.stored[lock])
+            view.now = self.join(view.now, handed)
+            view.later = self.join(view.later, self.stored[lock])
 
     def release(self, task: int, lock: int) -> None:
         """The task gives a lock back."""
         view = self.tasks[task]
-        known = view.all()
-        self.locks[lock] = join(self.locks.get(lock, known), known)
+        known = self.join(view.now, view.aside)
+        self.locks[lock] = self.join(self.locks.get(lock, known), known)
         view.unlocked = self.stored[lock] = view.own
         view.met = view.aside
 
     def take_over(self, task: int, view: View) -> None:
         """What `view` knows has reached all CPUs before whatever the task does from now on."""
         its = self.tasks[task]
-        its.now = join(its.now, view)
-        its.gone = join(its.gone, view)
+        its.now = self.join(its.now, view)
+        its.gone = self.join(its.gone, view)

@@ -45,21 +45,23 @@ class Node:
     enabled:   those that can go on
     asleep:    those with whose steps nothing is left to try from here
     backtrack: those to be tried, in this order; `done`: those of them that were
+    mark:      how far the execution had come (Execution.mark())
     ages:      of the chosen one, how old the values may be that it loads (none: not asked yet); `age`: which is tried
     """
 
-    def __init__(self, steps: list[Step | None], enabled: i64, asleep: i64) -> None:
+    def __init__(self, steps: list[Step | None], enabled: i64, asleep: i64, mark: i64) -> None:
         self.steps: Final = steps
+        self.mark: Final[i64] = mark
         self.enabled: Final[i64] = enabled
         self.asleep: i64 = asleep
         self.backtrack: Final[list[int]] = []
         self.wanted: i64 = 0  # the same as `backtrack`
         self.done: i64 = 0
-        self.chosen = -1
+        self.chosen: i64 = -1
         self.ages = NONE
-        self.age = 0
+        self.age: i64 = 0
 
-    def choose(self, last: int) -> None:
+    def choose(self, last: i64) -> None:
         """Have the task that went on `last` go on if that can be, else the first that can."""
         able: i64 = self.enabled & ~self.asleep
         if able:

@@ -22,6 +22,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from mypy_extensions import i64
+
 from rmaplab.sync.errors import Finding
 from rmaplab.sync.execution import (
     ADD,
@@ -85,6 +87,12 @@ class WeakExecution(Execution):
         self.over.clear()
         self._unfilled.clear()
 
+    def mark(self) -> i64:
+        return self.memory.mark()
+
+    def keep(self, mark: i64) -> None:
+        self.memory.keep(mark)
+
     def add(self, name: str, body: Callable[[], object]) -> None:
         super().add(name, body)
         self.memory.tasks.append(TaskView())
@@ -108,10 +116,10 @@ class WeakExecution(Execution):
     def loaded(self, subject: object, field: str, index: int) -> object:
         return self._loaded
 
-    def locate(self, step: Step, subject: object, place: Place, field: str, index: int) -> None:
+    def locate(self, step: Step, subject: object, whole: object, field: str, index: int) -> None:
         location = step.location
         if location is None:
-            step.location = self.memory.location(subject, place.number, field, index)
+            step.location = self.memory.location(subject, self._key(whole), field, index)
         else:  # the step of another execution
             self.memory.begin(location, subject)
         if step.order == UPDATE + FULL and step.what not in self.memory.weakened:
