@@ -4,13 +4,17 @@
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 from time import sleep
 from typing import IO, Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rmaplab.trace import collector
+from rmaplab.trace.batches import Mappings
 from rmaplab.trace.calls import CALLS
 from rmaplab.trace.collector import Block, Collector, Records, Stream
 from rmaplab.trace.reduce import Reducer
@@ -165,3 +169,59 @@ def test_what_takes_long_after_the_end_says_how_far_it_is() -> None:
     said: list[str] = []
     collector.stop(said.append)
     assert said[0] == "putting 0 MiB of events in order: 100%" and len(said) <= 3
+
+
+FILES = [("", ""), ("[heap]", ""), ("/bin/a", "00:00 5 0"), ("/bin/b", "00:00 6 0")]
+acts = st.lists(
+    st.tuples(
+        st.sampled_from(["mapped"] * 6 + ["mmap", "mprotect", "exec", "runs", "gone"]),
+        st.integers(1, 3),  # of which task
+        st.integers(0, len(FILES) - 1),
+        st.integers(0, 40),  # how long before its return a call got the lock; 0: never
+    ),
+    max_size=60,
+)
+
+
+@given(acts)
+def test_mappings_in_columns_tell_what_they_tell_one_by_one(acts: list[tuple[str, int, int, int]]) -> None:
+    def begin() -> Timeline:
+        timeline = Timeline()
+        timeline.named(1, 0, 1, 1, "sh", True)
+        timeline.running(1)
+        for tid in (2, 3):
+            timeline.flags_of_new_task(tid, 0, 1, tid, 17)
+        return timeline
+
+    def say(method: Callable[..., None], known: list[Any], *row: Any) -> None:
+        method(*known)
+
+    def told(timeline: Timeline) -> list[Any]:
+        reducer = Reducer()
+        timeline.tell(reducer)
+        return list(reducer.events)
+
+    alone, columns = begin(), begin()
+    rows: list[Any] = []
+    mappings: list[tuple[int, ...]] = []
+    for number, (act, tid, file, held) in enumerate(acts):
+        time, start = 100 + 10 * number, (number + 1) << 20
+        if act == "mapped":
+            alone.mapped(time, 0, tid, start, 4096, 3, 0, *FILES[file])
+            mappings.append((time, 0, tid, start, 4096, 3, 0, file))
+            continue
+        says: dict[str, tuple[Any, ...]] = {
+            "exec": ("named", time, 0, tid, tid, "b", True),
+            "runs": ("running", tid),
+            "gone": ("gone", time, 0, tid),
+            "mmap": ("returned", time, 0, tid, tid, CALLS["mmap"], [0, 4096, 3, 2, 3, 0], start, held and time - held),
+            "mprotect": (
+                "returned", time, 0, tid, tid, CALLS["mprotect"], [start, 8192, 3], -13, held and time - held
+            ),
+        }  # fmt: skip
+        name, *known = says[act]
+        getattr(alone, name)(*known)
+        rows.append((time, partial(say, getattr(columns, name), known)))
+    matrix = np.array(mappings, dtype=np.int64).reshape(-1, 8).T
+    collector._say(columns, rows, Mappings(matrix, FILES))
+    assert told(columns) == told(alone)

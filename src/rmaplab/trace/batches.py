@@ -36,7 +36,7 @@ from rmaplab.trace.events import FAULT_WRITE
 from rmaplab.trace.history import CODE, Rows, empty_columns
 from rmaplab.trace.spaces import Process, Range, page_align
 
-__all__ = ["ALLOCATED", "LOCKED", "REGISTERS", "Batch", "Calls", "Changes", "Faults", "Run", "in_order"]
+__all__ = ["ALLOCATED", "LOCKED", "REGISTERS", "Batch", "Calls", "Changes", "Faults", "Mappings", "Run", "in_order"]
 
 LOCKED, ALLOCATED = 3, 4  # what a row of Faults is that is none: see there
 
@@ -225,6 +225,47 @@ class Faults:
                 time[fault[i]] = known.locked[begin[i] + earlier[-1]] + 1
         faults = Faults(time, *self._columns()[1:])[is_fault]
         return faults[in_order(faults.time)]
+
+
+class Mappings:
+    """VMAs that were made or changed, as columns, in the order of time.
+
+    columns: time, cpu, tid, start, length, prot, offset, and which of `files`
+    files:   path and key of each
+    """
+
+    def __init__(self, columns: npt.NDArray[np.int64], files: Sequence[tuple[str, str]]) -> None:
+        self.columns: Final = columns
+        self.files: Final = files
+        self.time: Final[npt.NDArray[np.int64]] = columns[0]
+        self.effect: Final = self.time
+
+    @classmethod
+    def joined(cls, parts: Sequence[Mappings]) -> Mappings:
+        """All of `parts`, in the order of time."""
+        columns = [np.empty((8, 0), dtype=np.int64)]
+        files: list[tuple[str, str]] = []
+        for part in parts:
+            columns.append(part.columns.copy())
+            columns[-1][7] += len(files)
+            files += part.files
+        both = np.concatenate(columns, axis=1)
+        return cls(both[:, in_order(both[0])], files)
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    def __getitem__(self, which: slice | npt.NDArray[Any]) -> Mappings:
+        return Mappings(self.columns[:, which], self.files)
+
+    def last_of_each(self) -> Mappings:
+        """Of each task the last."""
+        _, place = np.unique(self.columns[2, ::-1], return_index=True)
+        return self[np.sort(len(self) - 1 - place)]
+
+    def rows(self) -> list[tuple[int, int, int, int, int, int, int, str, str]]:
+        """Of time, cpu, tid, start, length, prot, offset, path and key."""
+        return [(*what, *self.files[file]) for *what, file in zip(*self.columns.tolist(), strict=True)]
 
 
 class Run:

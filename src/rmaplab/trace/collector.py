@@ -26,7 +26,7 @@ from typing import IO, Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rmaplab.trace.batches import Calls, Faults, in_order
+from rmaplab.trace.batches import Calls, Faults, Mappings, in_order
 from rmaplab.trace.reduce import Reducer
 from rmaplab.trace.timeline import Timeline
 
@@ -77,7 +77,7 @@ class Records:
         return Records(self.rows[which], self.time[which], self.effect[which])
 
 
-Block = Records | Calls | Faults  # in the order of time
+Block = Records | Calls | Faults | Mappings  # in the order of time
 
 
 class Stream:
@@ -209,16 +209,17 @@ class Collector:
             end = min(stream.known for stream in self._streams)
             rows: list[Any] = []
             touched: list[Faults] = []
+            mapped: list[Mappings] = []
             for block in [block for stream in self._streams for block in stream.take(end)]:
                 if isinstance(block, Calls):
                     timeline.called(block)
                 elif isinstance(block, Faults):
                     touched.append(block)
+                elif isinstance(block, Mappings):
+                    mapped.append(block)
                 else:
                     rows += block.rows
-            rows.sort(key=lambda row: row[0])
-            for row in rows:
-                row[1](*row)
+            _say(timeline, rows, Mappings.joined(mapped))
             faults = Faults.joined(touched)
             timeline.touched(faults[in_order(faults.time)])
             known = min(end + 1 - _FAULT_WAITS, *(stream.waits() for stream in self._streams))
@@ -255,3 +256,17 @@ class Collector:
                 say(f"putting {size >> 20} MiB of events in order: {done / size:.0%}")
         if self._failure is not None:
             raise self._failure
+
+
+def _say(timeline: Timeline, rows: list[Any], mappings: Mappings) -> None:
+    """Say all of them, in the order of time; `rows` as those of Records, in any order."""
+    rows.sort(key=lambda row: row[0])
+    times = np.array([row[0] for row in rows], dtype=np.int64)
+    at = 0
+    for row, place in zip(rows, np.searchsorted(mappings.time, times).tolist(), strict=True):
+        if at < place:
+            timeline.mapped_all(mappings[at:place])
+            at = place
+        row[1](*row)
+    if at < len(mappings):
+        timeline.mapped_all(mappings[at:])

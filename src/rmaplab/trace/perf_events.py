@@ -36,7 +36,7 @@ from typing import IO, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from rmaplab.trace.batches import ALLOCATED, LOCKED, Faults, in_order
+from rmaplab.trace.batches import ALLOCATED, LOCKED, Faults, Mappings, in_order
 from rmaplab.trace.calls import BY_NUMBER
 from rmaplab.trace.collector import Block, Records, Stream
 from rmaplab.trace.reduce import CLONE_THREAD
@@ -285,6 +285,31 @@ def _column(records: npt.NDArray[np.uint8], offset: int, kind: type[np.generic])
     return np.ascontiguousarray(records[:, offset : offset + size]).view(kind)[:, 0]
 
 
+def _alike(data: bytes, at: int, length: int, cpu: int) -> Mappings:
+    """Of MMAP2 records of `length` bytes, one after the other from `at` on, as many as there are."""
+    nr_there = min((len(data) - at) // length, _MOST)
+    nr_records = _FIRST
+    while True:
+        nr_records = min(nr_records, nr_there)
+        records: npt.NDArray[np.uint8] = np.frombuffer(data, np.uint8, nr_records * length, at).reshape(-1, length)
+        other = np.flatnonzero((records[:, :8] != records[0, :8]).any(axis=1))
+        if len(other) or nr_records == nr_there:
+            break
+        nr_records *= _TIMES
+    records = records[: other[0]] if len(other) else records
+    columns = np.empty((8, len(records)), dtype=np.int64)
+    columns[1] = cpu
+    fields: list[tuple[int, type[np.generic]]] = [(length - 8, np.int64), *_MAPPED_COLUMNS]
+    for i, (offset, kind) in zip((0, 2, 3, 4, 5, 6), fields, strict=True):
+        columns[i] = _column(records, offset, kind)
+    named = np.concatenate([records[:, part] for part in _FILE], axis=1)
+    names: list[bytes] = named.view(f"V{named.shape[1]}")[:, 0].tolist() if (named != named[0]).any() else [b""]
+    starts = {name: at + i * length for i, name in enumerate(names)}  # one of each file
+    number = {name: i for i, name in enumerate(starts)}
+    columns[7] = [number[name] for name in names]
+    return Mappings(columns, [_file(data[start + 8 : start + length]) for start in starts.values()])
+
+
 # Time, who takes it, cpu, pid, tid, type | misc << 16, contents.
 _Record = tuple[int, Callable[..., None], int, int, int, int, bytes]
 
@@ -316,16 +341,16 @@ class _Decoder:
         """What a ring of calls held."""
         header, who, clock = _HEADER.unpack_from, _WHO.unpack_from, _CLOCK.unpack_from
         data = bytes(part)
-        records: list[Any] = []
+        records: list[_Record] = []
+        mapped: list[Mappings] = []
         at, size = 0, len(data)
         while at + 8 <= size:
             kind, misc, length = header(data, at)
             if at + length > size:
                 break
             if kind == _MMAP2_RECORD and data.startswith(data[at : at + 8], at + _AHEAD * length):
-                alike = self._alike(data, at, length, cpu)
-                records += alike
-                at += len(alike) * length
+                mapped.append(_alike(data, at, length, cpu))
+                at += len(mapped[-1]) * length
                 continue
             if kind == _SAMPLE_RECORD:
                 pid, tid, time = who(data, at + 8)
@@ -339,28 +364,7 @@ class _Decoder:
         del part[:at]
         records.sort(key=lambda record: record[0])
         times = np.array([record[0] for record in records], dtype=np.int64)
-        return [Records(records, times, times)]
-
-    def _alike(self, data: bytes, at: int, length: int, cpu: int) -> list[tuple[Any, ...]]:
-        """Of MMAP2 records of `length` bytes, one after the other from `at` on, as many as there are."""
-        nr_there = min((len(data) - at) // length, _MOST)
-        nr_records = _FIRST
-        while True:
-            nr_records = min(nr_records, nr_there)
-            records: npt.NDArray[np.uint8] = np.frombuffer(data, np.uint8, nr_records * length, at).reshape(-1, length)
-            other = np.flatnonzero((records[:, :8] != records[0, :8]).any(axis=1))
-            if len(other) or nr_records == nr_there:
-                break
-            nr_records *= _TIMES
-        records = records[: other[0]] if len(other) else records
-        named = np.concatenate([records[:, part] for part in _FILE], axis=1)
-        names: list[bytes] = named.view(f"V{named.shape[1]}")[:, 0].tolist()
-        which = {name: at + i * length for i, name in enumerate(names)}  # one of each file
-        files = {name: _file(data[start + 8 : start + length]) for name, start in which.items()}
-        fields = ((length - 8, np.int64), *_MAPPED_COLUMNS)
-        columns = [_column(records, offset, kind).tolist() for offset, kind in fields]
-        act = self._timeline.mapped_again
-        return [(time, act, cpu, *rest, *files[name]) for name, time, *rest in zip(names, *columns, strict=True)]
+        return [Records(records, times, times), Mappings.joined(mapped)]
 
     def _record(self, time: int, act: object, cpu: int, pid: int, tid: int, kind: int, data: bytes) -> None:
         """Tell of one of perf's own records."""

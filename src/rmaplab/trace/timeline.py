@@ -32,7 +32,7 @@ import numpy.typing as npt
 from rmaplab.mm.abi import CLONE_VM, PROT_READ, PROT_WRITE
 from rmaplab.mm.vma import PAGE_SIZE
 from rmaplab.trace import elf
-from rmaplab.trace.batches import Calls, Changes, Faults
+from rmaplab.trace.batches import Calls, Changes, Faults, Mappings
 from rmaplab.trace.calls import Call
 from rmaplab.trace.history import Header
 from rmaplab.trace.reduce import Backing, Reducer
@@ -210,13 +210,6 @@ class Timeline:
         if entered is not None and not entered.locked:
             entered.effect, entered.locked = time, True
 
-    def mapped_again(
-        self, time: int, act: object, cpu: int, tid: int, start: int, length: int, prot: int, offset: int, path: str,
-        key: str,
-    ) -> None:  # fmt: skip
-        """As `mapped`, of a row that says who takes it."""
-        self.mapped(time, cpu, tid, start, length, prot, offset, path, key)
-
     def leave(self, time: int, cpu: int, pid: int, tid: int, call: Call, result: int) -> None:
         """Task `tid` of process `pid` returns from `call`."""
         self._execs.pop(tid, None)
@@ -299,6 +292,13 @@ class Timeline:
         if entered is not None and not entered.locked:
             entered.effect = time
         self._mapped[tid] = _Mapped(time, start, length, prot, offset, backing)
+
+    def mapped_all(self, mappings: Mappings) -> None:
+        """As `mapped` for each of them; nothing else was said meanwhile."""
+        if not self._execs and not self._calls:
+            mappings = mappings.last_of_each()  # only what a call mapped last is asked for
+        for row in mappings.rows():
+            self.mapped(*row)
 
     # What a reducer is told
 
