@@ -5,12 +5,13 @@ Hypothesis draws the same examples in every run, so that a failure is one for ev
 many more, other ones each time, and is for a night: HYPOTHESIS_PROFILE=long.
 
 Ctrl-C is listened to, also where the tests themselves run in the background of a shell, which has it ignored:
-programs under test inherit that.
+programs under test inherit that.  Where SIGHUP is ignored, it stays so for nohup's sake, and tests of it are skipped.
 """
 
 import os
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,3 +30,12 @@ settings.register_profile(
     max_examples=2000,
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        return
+    for item in items:
+        case = getattr(item, "callspec", None)
+        if case is not None and any(value is signal.SIGHUP or value == "SIGHUP" for value in case.params.values()):
+            item.add_marker(pytest.mark.skip("SIGHUP is ignored here, as nohup has it"))
